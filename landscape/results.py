@@ -1,0 +1,179 @@
+"""The schema of results: labelled arrays with units and provenance, saved whole or not at all.
+
+A measurement is an `xarray.Dataset`. Every variable carries `units` and `long_name`; everything that
+is needed to repeat it is one JSON string, `attrs["provenance"]`. Measurements of several runs are
+combined along `run`, with `variant`, `seed` and `setting` as coordinates of it (studies are ragged:
+a dense variant x seed cube would be mostly padding).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from landscape.errors import LandscapeError
+from landscape.storage import write_atomically
+
+SCHEMA = 1
+
+DIMENSIONS: Mapping[str, str] = {
+    "run": "one training: setting x variant x seed",
+    "variant": "a named SAM recipe",
+    "seed": "initial weights and data order",
+    "epoch": "passes over the training data, counted from 1",
+    "step": "optimizer steps, counted from 0",
+    "rank": "eigenvalues in descending order",
+    "probe": "random vectors of a stochastic estimate",
+    "node": "quadrature nodes of a spectral density",
+    "alpha": "coordinate along the first direction",
+    "beta": "coordinate along the second direction",
+    "direction": "directions of a slice",
+    "tensor": "named parameters in registration order",
+    "bin": "bins of a histogram",
+    "lag": "steps between two masks",
+    "pair": "two masks that are compared",
+    "rho": "radius of a perturbation",
+    "example": "rows of the data",
+    "batch": "mini-batches",
+    "percentile": "quantile levels in [0, 1]",
+    "parameter": "coordinates of theta",
+}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Values with the words a figure needs: dimensions, units ("1" if none), and a long name."""
+
+    dims: tuple[str, ...] | str
+    values: Any
+    units: str
+    long_name: str
+
+
+def make(
+    measurement: str,
+    variables: Mapping[str, Variable],
+    *,
+    coords: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any],
+) -> xr.Dataset:
+    """Build a result; coordinates may be arrays, (dims, array) pairs, or `Variable`s."""
+    data = {name: _as_xarray(variable) for name, variable in variables.items()}
+    labels = {
+        name: _as_xarray(value) if isinstance(value, Variable) else value
+        for name, value in (coords or {}).items()
+    }
+    attrs = {
+        "measurement": measurement,
+        "landscape_schema": SCHEMA,
+        "provenance": json.dumps(dict(provenance), sort_keys=True, default=_jsonable),
+    }
+    return validate(xr.Dataset(data, coords=labels, attrs=attrs))
+
+
+def _as_xarray(variable: Variable) -> xr.Variable:
+    attrs = {"units": variable.units, "long_name": variable.long_name}
+    return xr.Variable(variable.dims, np.asarray(variable.values), attrs)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def provenance(ds: xr.Dataset) -> dict[str, Any]:
+    """Provenance of a result; for a combined one, a list under "runs"."""
+    return json.loads(ds.attrs["provenance"])
+
+
+def validate(ds: xr.Dataset) -> xr.Dataset:
+    """Return `ds` or say which rule of the schema it breaks."""
+    if ds.attrs.get("landscape_schema") != SCHEMA:
+        raise LandscapeError(
+            f"Result schema {ds.attrs.get('landscape_schema')} found where {SCHEMA} is read; "
+            f"measure again with this version."
+        )
+    unknown = sorted(str(dim) for dim in ds.dims if dim not in DIMENSIONS)
+    if unknown:
+        raise LandscapeError(
+            f"Unknown dimension {', '.join(unknown)}; known: {', '.join(DIMENSIONS)}."
+        )
+    for name, variable in ds.data_vars.items():
+        missing = [key for key in ("units", "long_name") if key not in variable.attrs]
+        if missing:
+            raise LandscapeError(f"Variable {name!r} has no {' and no '.join(missing)}.")
+    return ds
+
+
+def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
+    """Stack results of several runs along `run`; each part is (labels of the run, result).
+
+    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`. Other
+    coordinates are joined by name; what a run does not have is NaN.
+    """
+    if not parts:
+        raise LandscapeError("No results to combine: no run has this measurement yet.")
+    names = {ds.attrs["measurement"] for _, ds in parts}
+    if len(names) != 1:
+        raise LandscapeError(f"Results of different measurements cannot be combined: {names}.")
+    modes = {str(provenance(ds).get("bn")) for _, ds in parts}
+    if len(modes) != 1:
+        raise LandscapeError(
+            f"Results of {names.pop()} in BatchNorm modes {sorted(modes)} cannot share an axis; "
+            f"measure all runs in one mode."
+        )
+    stacked = xr.concat(
+        [ds.drop_attrs(deep=False) for _, ds in parts],
+        dim="run",
+        join="outer",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        combine_attrs="override",
+    )
+    keys = list(dict.fromkeys(key for labels, _ in parts for key in labels))
+    for key in keys:
+        values = [labels.get(key) for labels, _ in parts]
+        stacked = stacked.assign_coords({key: ("run", _column(values))})
+    stacked.attrs = {
+        "measurement": names.pop(),
+        "landscape_schema": SCHEMA,
+        "provenance": json.dumps({"runs": [provenance(ds) for _, ds in parts]}),
+    }
+    return validate(stacked)
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if any(isinstance(value, str) for value in values):
+        return np.array(["" if value is None else value for value in values], dtype=object)
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def save(ds: xr.Dataset, path: Path) -> Path:
+    """Write a result atomically as netCDF 4."""
+    validate(ds)
+    return write_atomically(path, lambda temporary: ds.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read a result into memory; a missing, foreign or half-copied file is named and refused."""
+    path = Path(path)
+    if not path.exists():
+        raise LandscapeError(f"{path} does not exist; measure first.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as ds:
+            return validate(ds.load())
+    except LandscapeError as error:
+        raise LandscapeError(f"{path}: {error}") from None
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise LandscapeError(
+            f"{path} is not a whole result file ({type(error).__name__}: {error}). "
+            f"Remove it and measure again."
+        ) from None
