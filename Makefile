@@ -1,0 +1,55 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything they need goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= studies/demo
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo quick test slow lint figures newcomer clean
+.DEFAULT_GOAL := demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d found; landscape needs 3.11 or newer: make PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -m venv $(VENV) || { echo 'Could not make a virtual environment with $(PYTHON); on Debian and Ubuntu: apt install python3-venv'; rm -rf $(VENV); exit 1; }
+
+# A stamp each, so that a second `make demo` starts at once.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (once, about a minute) ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/landscape demo --out $(OUT)
+
+quick: $(VENV)/.installed
+	@$(BIN)/landscape demo --quick --out $(OUT)-quick
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow or gpu"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+# Redraw the committed figures from the small data beside them.
+figures: $(VENV)/.installed
+	@for script in analysis_scripts/fig_*.py; do echo $$script; $(BIN)/python $$script || exit 1; done
+
+# What a stranger does: fresh clone, new folder, empty pip cache, the two commands of the README.
+newcomer:
+	@folder=$$(mktemp -d) && git clone --quiet . $$folder/landscape && cd $$folder/landscape && \
+	  export PIP_CACHE_DIR=$$folder/pip-cache && \
+	  ( time $(MAKE) demo ) && ( time $(MAKE) demo ) && ( time $(MAKE) test ) && \
+	  echo "newcomer: all three commands passed in $$folder"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
