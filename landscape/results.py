@@ -1,9 +1,9 @@
 """The schema of results: labelled arrays with units and provenance, saved whole or not at all.
 
-A measurement is an `xarray.Dataset`. Every variable carries `units` and `long_name`; everything that
-is needed to repeat it is one JSON string, `attrs["provenance"]`. Measurements of several runs are
-combined along `run`, with `variant`, `seed` and `setting` as coordinates of it (studies are ragged:
-a dense variant x seed cube would be mostly padding).
+A measurement is an `xarray.Dataset`. Every variable carries `units` and `long_name`; everything
+that is needed to repeat it is one JSON string, `attrs["provenance"]`. Measurements of several runs
+are combined along `run`, with `variant`, `seed` and `setting` as coordinates of it (studies are
+ragged: a dense variant x seed cube would be mostly padding).
 """
 
 import json

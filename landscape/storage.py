@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Call `write(temporary)` beside `path`, fsync, rename: readers see the old file or the new one."""
+    """Call `write(temporary)` beside `path`, fsync, rename: readers see the old or the new file."""
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
