@@ -115,8 +115,10 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
 def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
     """Stack results of several runs along `run`; each part is (labels of the run, result).
 
-    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`. Other
-    coordinates are joined by name; what a run does not have is NaN.
+    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`; a label
+    whose name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
+    `run_<name>`. Other coordinates are joined by name; what a run does not have is
+    NaN.
     """
     if not parts:
         raise LandscapeError("No results to combine: no run has this measurement yet.")
@@ -139,9 +141,11 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
         combine_attrs="override",
     )
     keys = list(dict.fromkeys(key for labels, _ in parts for key in labels))
+    taken = {str(name) for name in (*stacked.variables, *stacked.dims)} - {"run"}
     for key in keys:
         values = [labels.get(key) for labels, _ in parts]
-        stacked = stacked.assign_coords({key: ("run", _column(values))})
+        name = f"run_{key}" if key in taken else key
+        stacked = stacked.assign_coords({name: ("run", _column(values))})
     stacked.attrs = {
         "measurement": names.pop(),
         "landscape_schema": SCHEMA,

@@ -84,7 +84,7 @@ def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
 
 
 def geometric_mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
-    """exp of the mean logarithm with its t-interval, for positive quantities of any scale.
+    """Exp of the mean logarithm with its t-interval, for positive quantities of any scale.
 
     Values that are not positive have no logarithm; they count as missing.
     """

@@ -145,3 +145,17 @@ def test_foreign_folders_and_other_versions_are_refused(tmp_path):
     (tmp_path / "resolved.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(LandscapeError, match="made with study format 99; this version reads"):
         storage.StudyFolder(tmp_path).check()
+
+
+def test_labels_of_runs_never_replace_what_was_measured():
+    ds = results.make(
+        "sharpness",
+        {"one_step": Variable("rho", [1.0, 2.0], "nats", "loss increase")},
+        coords={"rho": [0.1, 0.2]},
+        provenance={"bn": "eval"},
+    )
+    labels = [{"run": name, "rho": 0.4, "seed": 0} for name in ("a", "b")]
+    both = results.combine([(label, ds) for label in labels])
+    assert both.rho.values.tolist() == [0.1, 0.2]
+    assert both.run_rho.values.tolist() == [0.4, 0.4]
+    assert both.seed.dims == ("run",)
