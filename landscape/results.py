@@ -115,7 +115,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
 def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
     """Stack results of several runs along `run`; each part is (labels of the run, result).
 
-    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`; a label
+    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`; one
     whose name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
     `run_<name>`. Other coordinates are joined by name; what a run does not have is
     NaN.
