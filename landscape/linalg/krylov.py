@@ -1,0 +1,127 @@
+"""An orthonormal Krylov basis that survives breakdown, kept orthogonal to given vectors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Eigenpairs of the projected operator: values ascending, residual estimates, coefficients."""
+
+    values: Tensor
+    residuals: Tensor
+    coefficients: Tensor
+    scale: float
+
+
+class Krylov:
+    """Lanczos recurrence with full reorthogonalization in the complement of `locked` (n, size).
+
+    `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
+    space became invariant it continues from a random vector orthogonal to all that is there.
+    """
+
+    def __init__(
+        self,
+        matvec: Callable[[Tensor], Tensor],
+        size: int,
+        *,
+        locked: Tensor,
+        scale: float,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        device: torch.device,
+        start: Tensor | None = None,
+    ) -> None:
+        self.matvec, self.size, self.generator = matvec, size, generator
+        self.num_locked, self.scale = len(locked), scale
+        # One array holds locked vectors and basis, so that a projection is two products.
+        self.rows = torch.empty((self.num_locked + 16, size), dtype=dtype, device=device)
+        self.rows[: self.num_locked] = locked
+        self.alpha: list[Tensor] = []
+        self.beta: list[Tensor] = []
+        self.exhausted = size == self.num_locked
+        self.num_settled = 0
+        self.put(self.num_locked, self.fresh() if start is None else self.orthogonal(start))
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha)
+
+    def put(self, row: int, vector: Tensor) -> None:
+        if row >= len(self.rows):
+            more = torch.empty_like(self.rows[: max(16, len(self.rows) // 2)])
+            self.rows = torch.cat([self.rows, more])
+        self.rows[row] = vector
+
+    def project(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Remove the first rows from w; twice, since once loses orthogonality on clusters."""
+        Q = self.rows[:num_rows]
+        first = Q @ w
+        w = torch.addmv(w, Q.T, first, alpha=-1)
+        second = Q @ w
+        return torch.addmv(w, Q.T, second, alpha=-1), first + second
+
+    def orthogonal(self, vector: Tensor) -> Tensor:
+        given = vector.to(self.rows).reshape(-1)
+        w, _ = self.project(given, self.num_locked + self.num_steps)
+        return w / torch.linalg.vector_norm(w)
+
+    def fresh(self) -> Tensor:
+        drawn = torch.randn(self.size, generator=self.generator, device=self.generator.device,
+                            dtype=self.rows.dtype)  # fmt: skip
+        return self.orthogonal(self.orthogonal(drawn.to(self.rows)))
+
+    def step(self) -> None:
+        row = self.num_locked + self.num_steps
+        w = self.matvec(self.rows[row].clone()).to(self.rows)
+        w, overlaps = self.project(w, row + 1)
+        beta = torch.linalg.vector_norm(w)
+        self.alpha.append(overlaps[row])
+        self.beta.append(beta)
+        self.put(row + 1, w / beta)
+
+    def settle(self) -> Ritz:
+        alpha = torch.stack(self.alpha).to("cpu", torch.float64)
+        beta = torch.stack(self.beta).to("cpu", torch.float64)
+        eps = torch.finfo(self.rows.dtype).eps
+        room = self.size - self.num_locked
+        for j in range(self.num_settled, len(alpha)):
+            if not torch.isfinite(alpha[j]) or not torch.isfinite(beta[j]):
+                raise LandscapeError(
+                    f"The operator's product number {j + 1} is not finite; check the loss and its "
+                    f"derivatives at this theta, or use float64."
+                )
+            self.scale = max(self.scale, abs(float(alpha[j])), float(beta[j]))
+            if float(beta[j]) <= 10 * eps * self.scale or j + 1 == room:
+                alpha, beta = alpha[: j + 1], beta[: j + 1].clone()
+                beta[j] = 0.0
+                self.restart(j + 1, room)
+                break
+        self.num_settled = len(alpha)
+        T = torch.diag(alpha)
+        if len(alpha) > 1:
+            T += torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
+        values, Y = torch.linalg.eigh(T)
+        scale = max(self.scale, float(values.abs().max()))
+        return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale)
+
+    def restart(self, num_steps: int, room: int) -> None:
+        """Forget what came after an invariant subspace and continue outside of it."""
+        self.alpha, self.beta = self.alpha[:num_steps], self.beta[:num_steps]
+        self.beta[-1] = torch.zeros_like(self.beta[-1])
+        if num_steps >= room:
+            self.exhausted = True
+        else:
+            self.put(self.num_locked + num_steps, self.fresh())
+
+    def combine(self, ritz: Ritz, chosen: Tensor) -> Tensor:
+        """Ritz vectors (len(chosen), size) of norm 1."""
+        Y = ritz.coefficients[:, chosen].T.to(self.rows)
+        basis = self.rows[self.num_locked : self.num_locked + Y.shape[1]]
+        return Y @ basis

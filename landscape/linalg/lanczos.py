@@ -1,0 +1,254 @@
+"""Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.linalg.krylov import Krylov, Ritz
+
+Which = Literal["largest", "smallest", "both", "magnitude"]
+WHICH = ("largest", "smallest", "both", "magnitude")
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True)
+class EigenPairs:
+    """Eigenvalues in descending order with what is known of their error.
+
+    For each i some exact eigenvalue lies within residual_norms[i] = ‖Hv_i - λ_i v_i‖ of values[i]
+    (H symmetric, ‖v_i‖ = 1). `converged[i]` claims two things: that residual is at most
+    tolerance · max|λ|, and `complete`, that no eigenvalue which belongs to the answer was passed
+    over. `num_matvecs` counts all products, those of the residuals and of the search included.
+    """
+
+    values: Float[Tensor, "k"]
+    vectors: Float[Tensor, "k P"]
+    residual_norms: Float[Tensor, "k"]
+    converged: Bool[Tensor, "k"]
+    num_matvecs: int
+    complete: bool
+
+
+def top(
+    matvec: Callable[[Tensor], Tensor],
+    size: int,
+    *,
+    k: int,
+    generator: torch.Generator,
+    which: Which = "largest",
+    tolerance: float | None = None,
+    max_matvecs: int | None = None,
+    failure_probability: float = 0.01,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    start: Float[Tensor, "P"] | None = None,
+) -> EigenPairs:
+    """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
+
+    which: "largest" and "smallest" by value, "magnitude" by |λ|, "both" takes ⌈k/2⌉ from the upper
+    and ⌊k/2⌋ from the lower end. A first Krylov space runs until the k wanted residual estimates are
+    at most tolerance · max|λ| (default 1e-6 in float64, 1e-4 in float32). One starting vector shows
+    one copy of a multiple eigenvalue, so the complement of the pairs found is then searched from
+    fresh random vectors until the probability that it still hides one is below
+    `failure_probability` (Kuczyński & Woźniakowski 1992, doi:10.1137/0613066, Theorem 4.2); 1 skips
+    the search. `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the
+    exact residuals.
+
+    Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, or a product
+    that is not finite.
+    """
+    limit = max(300, 30 * k) if max_matvecs is None else max_matvecs
+    _check_request(k, size, which, limit)
+    search = _Search(
+        matvec=matvec,
+        size=size,
+        k=k,
+        which=which,
+        tolerance=TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance,
+        limit=limit,
+        delta=failure_probability,
+        generator=generator,
+        dtype=dtype,
+        device=torch.device(device),
+    )
+    return search.run(start)
+
+
+def _check_request(k: int, size: int, which: str, limit: int) -> None:
+    if which not in WHICH:
+        raise LandscapeError(f"which={which!r} asked; possible are {', '.join(WHICH)}.")
+    if k < 1:
+        raise LandscapeError(f"k={k} eigenpairs asked; ask for at least 1.")
+    if k >= size:
+        raise LandscapeError(
+            f"k={k} eigenpairs asked of an operator of size P={size}; k must be at most "
+            f"{size - 1}. For the whole spectrum build the dense matrix."
+        )
+    if k > limit:
+        raise LandscapeError(
+            f"k={k} eigenpairs asked of max_matvecs={limit} products; raise max_matvecs to more "
+            f"than {k} or lower k."
+        )
+
+
+def _wanted(values: Tensor, k: int, which: str) -> Tensor:
+    """Indices of the wanted among `values`, in descending order of value."""
+    order = torch.argsort(values, descending=True)
+    if which == "largest":
+        return order[:k]
+    if which == "smallest":
+        return order[-k:]
+    if which == "both":
+        upper = -(-k // 2)
+        return torch.cat([order[:upper], order[len(order) - (k - upper) :]])
+    by_size = torch.argsort(values.abs(), descending=True)[:k]
+    return by_size[torch.argsort(values[by_size], descending=True)]
+
+
+@dataclass
+class _Search:
+    matvec: Callable[[Tensor], Tensor]
+    size: int
+    k: int
+    which: str
+    tolerance: float
+    limit: int
+    delta: float
+    generator: torch.Generator
+    dtype: torch.dtype
+    device: torch.device
+
+    def run(self, start: Tensor | None) -> EigenPairs:
+        self.used, self.scale = 0, 0.0
+        self.values = torch.empty(0, dtype=torch.float64)
+        self.vectors = torch.empty((0, self.size), dtype=self.dtype, device=self.device)
+        self.extend(self.krylov(start), self.settled)
+        complete = self.delta >= 1
+        while not complete and self.used < self.limit and len(self.values) < self.size:
+            self.found_none = False
+            self.extend(self.krylov(None), self.searched)
+            complete = self.found_none
+        return self.finish(complete or len(self.values) == self.size)
+
+    def krylov(self, start: Tensor | None) -> Krylov:
+        return Krylov(
+            self.matvec,
+            self.size,
+            locked=self.vectors,
+            scale=self.scale,
+            generator=self.generator,
+            dtype=self.dtype,
+            device=self.device,
+            start=start,
+        )
+
+    def extend(self, space: Krylov, enough: Callable[[Ritz, bool], bool]) -> None:
+        """Grow a Krylov space until `enough`, then keep the wanted of old and new pairs."""
+        due, room = max(1, self.k - len(self.values)), self.size - len(self.values)
+        while True:
+            while space.num_steps < min(due, room):
+                space.step()
+                self.used += 1
+            ritz = space.settle()
+            self.scale = max(self.scale, ritz.scale)
+            # Even a spent budget has to yield k pairs, which a breakdown may have shortened.
+            spent = self.used >= self.limit and len(self.values) + len(ritz.values) >= self.k
+            if enough(ritz, space.exhausted) or spent:
+                break
+            due = len(ritz.values) + max(2, len(ritz.values) // 8)
+            due = max(len(ritz.values) + 1, min(due, len(ritz.values) + self.limit - self.used))
+        self.keep(space, ritz)
+
+    def settled(self, ritz: Ritz, exhausted: bool) -> bool:
+        chosen = _wanted(ritz.values, self.k, self.which)
+        enough = len(chosen) == self.k
+        return exhausted or (
+            enough and bool((ritz.residuals[chosen] <= 0.5 * self.tolerance * self.scale).all())
+        )
+
+    def searched(self, ritz: Ritz, exhausted: bool) -> bool:
+        """Whether the complement shows no wanted pair (`found_none`), or shows one converged."""
+        tolerance = self.tolerance * self.scale
+        merged = torch.cat([self.values, ritz.values])
+        chosen = _wanted(merged, self.k, self.which)
+        fresh = chosen[chosen >= len(self.values)] - len(self.values)
+        bars = self.bars()
+        beats = [
+            index
+            for index in fresh.tolist()
+            if any(sign * (float(ritz.values[index]) - bar) > tolerance for sign, bar in bars)
+        ]
+        if beats:
+            self.found_none = False
+            return exhausted or all(
+                float(ritz.residuals[index]) <= 0.5 * tolerance for index in beats
+            )
+        self.found_none = exhausted or all(
+            self.unlikely(ritz, sign, bar, tolerance) for sign, bar in bars
+        )
+        return self.found_none
+
+    def bars(self) -> list[tuple[int, float]]:
+        """(side, value that an overlooked eigenvalue would have to pass) of the current answer."""
+        values = self.values
+        if self.which == "largest":
+            return [(1, float(values.min()))]
+        if self.which == "smallest":
+            return [(-1, float(values.max()))]
+        if self.which == "magnitude":
+            smallest = float(values.abs().min())
+            return [(1, smallest), (-1, -smallest)]
+        upper = -(-self.k // 2)
+        ends = [(1, float(values[:upper].min()))]
+        return [*ends, (-1, float(values[upper:].max()))] if self.k > upper else ends
+
+    def unlikely(self, ritz: Ritz, sign: int, bar: float, tolerance: float) -> bool:
+        values = sign * ritz.values
+        best = int(values.argmax())
+        if float(ritz.residuals[best]) <= 0.5 * tolerance:
+            return True
+        lowest = min(float(values.min()), float((sign * self.values).min()))
+        spread = sign * bar - lowest
+        if spread <= 0:
+            return False
+        gap = (sign * bar - float(values[best])) / spread
+        bound = 1.648 * math.sqrt(self.size)
+        steps = 2 * len(values) - 1
+        return gap > 0 and bound * math.exp(-math.sqrt(min(gap, 1.0)) * steps) <= self.delta
+
+    def keep(self, space: Krylov, ritz: Ritz) -> None:
+        merged = torch.cat([self.values, ritz.values])
+        chosen = _wanted(merged, self.k, self.which)
+        old = chosen[chosen < len(self.values)]
+        new = chosen[chosen >= len(self.values)] - len(self.values)
+        vectors = torch.cat([self.vectors[old.to(self.device)], space.combine(ritz, new)])
+        values = torch.cat([self.values[old], ritz.values[new]])
+        order = torch.argsort(values, descending=True)
+        self.values, self.vectors = values[order], vectors[order.to(self.device)]
+
+    def finish(self, complete: bool) -> EigenPairs:
+        """Rayleigh-Ritz on the pairs found, with one product each for the exact residuals."""
+        V = self.vectors
+        V = torch.linalg.qr(V.T.to(torch.float64)).Q.T.to(self.dtype)
+        HV = torch.stack([self.matvec(v).to(self.dtype) for v in V])
+        small = (V @ HV.T).to("cpu", torch.float64)
+        values, turn = torch.linalg.eigh((small + small.T) / 2)
+        values, turn = values.flip(0), turn.flip(1)
+        turn = turn.T.to(V)
+        V, HV = turn @ V, turn @ HV
+        residuals = torch.linalg.vector_norm(HV - values.to(V)[:, None] * V, dim=1)
+        bound = self.tolerance * max(self.scale, float(values.abs().max()))
+        return EigenPairs(
+            values=values.to(V),
+            vectors=V,
+            residual_norms=residuals,
+            converged=(residuals <= bound) & complete,
+            num_matvecs=self.used + len(V),
+            complete=complete,
+        )
