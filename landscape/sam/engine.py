@@ -1,0 +1,153 @@
+"""One ascent of a variant, shared by the optimizer and by counterfactuals, and Fisher information."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
+from landscape.sam.passes import batch_size, frozen_statistics, select
+from landscape.sam.variant import MaskEntry, Point, State, Variant
+
+SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tensors that are trained: names, kinds, owning modules and parameters, in model order."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    modules: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+
+    @staticmethod
+    def of(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None) -> "Trained":
+        """All trainable tensors of the model, or those among `parameters`."""
+        model = unwrap(model)
+        layout = ParamLayout.of(model)
+        by_name = dict(model.named_parameters())
+        wanted = None if parameters is None else {id(p) for p in parameters}
+        infos = [i for i in layout.tensors if wanted is None or id(by_name[i.name]) in wanted]
+        return Trained(
+            tuple(i.name for i in infos),
+            tuple(i.kind for i in infos),
+            tuple(i.module for i in infos),
+            tuple(by_name[i.name] for i in infos),
+        )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel or `torch.compile`."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+@dataclass
+class Ascent:
+    """Where a variant climbs: e and mask per tensor of the point (None: not perturbed; all)."""
+
+    e: list[Tensor | None]
+    mask: list[MaskEntry] | None
+    rho: float | Tensor
+
+
+def new_slots() -> dict[str, State]:
+    """Empty state for every slot."""
+    return {name: {} for name in SLOTS}
+
+
+def ascend(variant: Variant, point: Point, slots: dict[str, State]) -> Ascent:
+    """Source → radius → selector → geometry at one point; tensors of radius 0 take no part."""
+    if point.scales is not None and 0 in point.scales:
+        keep = [i for i, s in enumerate(point.scales) if s != 0]
+        part = ascend(variant, point.only(keep), slots)
+        e: list[Tensor | None] = [None] * len(point.names)
+        mask: list[MaskEntry] = [False] * len(point.names)
+        for j, i in enumerate(keep):
+            e[i] = part.e[j]
+            mask[i] = True if part.mask is None else part.mask[j]
+        return Ascent(e, mask, part.rho)
+    u = variant.source(point, slots["source"])
+    rho = variant.radius(point, slots["radius"])
+    mask = variant.selector(point, u, slots["selector"])
+    _check_mask(variant, point, mask)
+    return Ascent(variant.geometry(point, u, mask, rho), mask, rho)
+
+
+def _check_mask(variant: Variant, point: Point, mask: list[MaskEntry] | None) -> None:
+    if mask is None:
+        return
+    if len(mask) != len(point.names):
+        raise LandscapeError(
+            f"the selector of {variant.name!r} returned {len(mask)} masks for {len(point.names)} "
+            "tensors; return one per tensor of the point, or None for all."
+        )
+    if all(m is False for m in mask):
+        raise LandscapeError(
+            f"variant {variant.name!r} selects no tensor of this model "
+            f"(kinds {sorted(set(point.kinds))}); nothing would be perturbed: choose another "
+            "selector or variant."
+        )
+    for name, m, w in zip(point.names, mask, point.weights, strict=True):
+        if isinstance(m, Tensor) and m.shape != w.shape:
+            raise LandscapeError(
+                f"the mask of {name!r} has shape {tuple(m.shape)} and the tensor "
+                f"{tuple(w.shape)}: it belongs to another model."
+            )
+
+
+def squared_gradients(
+    model: nn.Module,
+    trained: Trained,
+    losses: Callable[[Any], Tensor],
+    data: Any,
+    num_samples: int,
+    *,
+    generator: torch.Generator,
+    mode: str = "eval",
+    contaminated: bool = False,
+    shuffle: bool = True,
+) -> dict[str, Tensor]:
+    """Diagonal empirical Fisher information: mean over examples of (∂ loss_i / ∂ w)², per tensor.
+
+    num_samples examples are drawn without replacement by `generator`, or the first ones are taken
+    (shuffle=False). contaminated=True adds the gradient that lies in `.grad` to the first example's,
+    as released. Mode, running statistics (unless contaminated) and `.grad` are put back.
+    """
+    size = batch_size(data)
+    if num_samples > size:
+        raise LandscapeError(
+            f"num_samples={num_samples} Fisher examples were asked and the data given to "
+            f"set_fisher_data hold {size}; lower num_samples or give more."
+        )
+    order = torch.randperm(size, generator=generator) if shuffle else torch.arange(size)
+    parameters = list(trained.parameters)
+    grads = [p.grad for p in parameters]
+    modes = {m: m.training for m in model.modules()}
+    total = [torch.zeros_like(p) for p in parameters]
+    model.train(mode == "train")
+    try:
+        with frozen_statistics(model, not contaminated), torch.enable_grad():
+            for count, i in enumerate(order[:num_samples].tolist()):
+                loss = losses(select(data, slice(i, i + 1)))
+                loss = (loss[0] if isinstance(loss, tuple) else loss).sum()
+                sample = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for t, g, left in zip(total, sample, grads, strict=True):
+                    if contaminated and count == 0 and left is not None:
+                        g = left if g is None else left + g
+                    if g is not None:
+                        t.addcmul_(g, g)
+    finally:
+        for m, training in modes.items():
+            m.training = training
+    torch._foreach_div_(total, num_samples)
+    return dict(zip(trained.names, total, strict=True))

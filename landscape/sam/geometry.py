@@ -1,0 +1,166 @@
+"""Geometry: from a direction, a mask and a radius to the perturbation e."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.sam.variant import (
+    MaskEntry,
+    Point,
+    apply_mask,
+    check_choice,
+    tensor_norms,
+    total_norm,
+)
+
+SCOPES = ("global", "full", "tensor", "raw", "none")
+METRICS = ("identity", "elementwise", "layerwise")
+MATCHES = ("radius", "loss_increase")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """e = rho T² f / (‖T f‖ + eps), f = mask * u; for p = inf e = rho T sign(f).
+
+    metric: T = 1 ("identity"), |w| + eta ("elementwise", arXiv:2102.11600), ‖w_i‖ (1 + eta)
+    ("layerwise", released SAM-ON code), or a function of the Point returning T per tensor (None
+    for T = 1). metric_on: "weights" applies T to tensors whose name contains "weight" (T = 1
+    elsewhere, Samsung's ASAM), "all" to every tensor.
+    scope: the norm is taken over what is perturbed ("global": the T-norm of e is rho), over the
+    unmasked u ("full": SSAM), per tensor ("tensor": ZSharp's released code), over g1 ("raw":
+    GCSAM's released code), or not at all ("none").
+    one_d: under scope "tensor", tensors of ndim <= 1 take u rho / ‖g1‖ ("raw", released ZSharp) or
+    their own norm ("same"). An empty mask of a tensor falls back to the raw form, as released.
+    match: "radius", or "loss_increase": rescaled so that g1·e = rho ‖g1‖, SAM's own first-order
+    increase.
+    """
+
+    metric: str | Callable[[Point], list[Tensor | None]] = "identity"
+    metric_on: str = "all"
+    eta: float = 0.0
+    p: float = 2.0
+    scope: str = "global"
+    eps: float = 1e-12
+    one_d: str = "raw"
+    match: str = "radius"
+
+    def __post_init__(self) -> None:
+        if not callable(self.metric):
+            check_choice(self.metric, METRICS, "metric")
+        check_choice(self.metric_on, ("weights", "all"), "metric_on")
+        check_choice(self.p, (2.0, math.inf), "p")
+        check_choice(self.scope, SCOPES, "norm scope")
+        check_choice(self.match, MATCHES, "equal")
+        if self.eta < 0 or math.isnan(self.eta):
+            raise LandscapeError(f"eta={self.eta} was asked; the metric |w| + eta needs eta >= 0.")
+
+    def __call__(
+        self, point: Point, u: list[Tensor], mask: list[MaskEntry] | None, rho: float | Tensor
+    ) -> list[Tensor | None]:
+        """The perturbation per tensor, None where a tensor is not perturbed."""
+        metric = self.metric_of(point)
+        f = apply_mask(u, mask)
+        if self.p == math.inf:
+            signs = [None if x is None else x.sign() for x in f]
+            e = scale(weigh(signs, metric), rho)
+        elif self.scope == "tensor":
+            e = self._per_tensor(point, u, f, metric, rho)
+        else:
+            factor = self._factor(point, u, f, metric, rho)
+            e = scale(weigh(weigh(f, metric), metric), factor)
+        if self.match == "loss_increase":
+            e = match_loss_increase(point, e, rho)
+        if point.scales is not None:
+            e = [x if s == 1 or x is None else x * s for x, s in zip(e, point.scales, strict=True)]
+        return e
+
+    def metric_of(self, point: Point) -> list[Tensor | None] | None:
+        """T at w per tensor, None where it is 1."""
+        if callable(self.metric):
+            return self.metric(point)
+        if self.metric == "identity":
+            return None
+        on = [self.metric_on == "all" or "weight" in name for name in point.names]
+        if self.metric == "elementwise":
+            return [
+                (w.detach().abs() + self.eta if self.eta else w.detach().abs()) if use else None
+                for w, use in zip(point.weights, on, strict=True)
+            ]
+        return [
+            torch.linalg.vector_norm(w.detach()) * (1 + self.eta) if use else None
+            for w, use in zip(point.weights, on, strict=True)
+        ]
+
+    def _factor(self, point, u, f, metric, rho):
+        if self.scope == "none":
+            return rho
+        if self.scope == "raw" or (metric is None and self._is_raw(point, u, f)):
+            norm = point.norm
+        else:
+            taken = weigh(u if self.scope == "full" else f, metric)
+            norm = total_norm(tensor_norms([x for x in taken if x is not None]))
+        return rho / (norm + self.eps)
+
+    @staticmethod
+    def _is_raw(point, u, f) -> bool:
+        return u is point.gradients and all(a is b for a, b in zip(f, u, strict=True))
+
+    def _per_tensor(self, point, u, f, metric, rho):
+        raw = rho / (point.norm + self.eps)
+        e: list[Tensor | None] = []
+        for i, x in enumerate(f):
+            t = None if metric is None else metric[i]
+            if x is None:
+                e.append(None)
+            elif x.ndim <= 1 and self.one_d == "raw":
+                e.append(x * raw)
+            else:
+                tx = x if t is None else t * x
+                norm = torch.linalg.vector_norm(tx)
+                direction = tx if t is None else t * tx
+                # Released code: a tensor whose filter keeps nothing is perturbed unfiltered.
+                filtered = direction * (rho / (norm + self.eps))
+                e.append(torch.where(norm > 0, filtered, u[i] * raw))
+        return e
+
+
+def weigh(tensors, metric):
+    """Each tensor times its metric entry; None stays None and a None metric is 1."""
+    if metric is None:
+        return list(tensors)
+    return [x if x is None or t is None else x * t for x, t in zip(tensors, metric, strict=True)]
+
+
+def scale(tensors, factor):
+    """All tensors times one scalar (number or 0-d tensor), in one multi-tensor operation."""
+    live = [x for x in tensors if x is not None]
+    if not live:
+        return list(tensors)
+    if isinstance(factor, Tensor):
+        scaled = iter(torch._foreach_mul(live, factor.to(live[0].dtype)))
+    else:
+        scaled = iter(torch._foreach_mul(live, factor))
+    return [None if x is None else next(scaled) for x in tensors]
+
+
+def inner(a, b) -> Tensor:
+    """<a, b> over the tensors that both lists have."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return torch.zeros(())
+    return torch.stack([torch.sum(x * y, dtype=_accumulate(x)) for x, y in pairs]).sum()
+
+
+def _accumulate(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def match_loss_increase(point: Point, e: list[Tensor | None], rho: float | Tensor):
+    """E rescaled so that g1·e = rho ‖g1‖; left alone where g1·e is not positive."""
+    gain = inner(point.gradients, e)
+    factor = torch.where(gain > 0, rho * point.norm / gain, torch.ones_like(gain))
+    return scale(e, factor)

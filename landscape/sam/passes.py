@@ -1,0 +1,163 @@
+"""Forward and backward passes: closures, per-example losses, BatchNorm and random state."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+
+
+def select(batch: Any, index: Any) -> Any:
+    """The examples `index` (slice or index tensor) of a tensor, tuple, list or dict of tensors."""
+    if isinstance(batch, dict):
+        return type(batch)({k: select(v, index) for k, v in batch.items()})
+    if isinstance(batch, (tuple, list)):
+        parts = [select(v, index) for v in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(index, Tensor) and isinstance(batch, Tensor):
+        index = index.to(batch.device)
+    return batch[index]
+
+
+def batch_size(batch: Any) -> int:
+    """The number of examples in a batch."""
+    if isinstance(batch, dict):
+        return batch_size(next(iter(batch.values())))
+    if isinstance(batch, (tuple, list)):
+        return batch_size(batch[0])
+    return len(batch)
+
+
+@dataclass
+class Passes:
+    """How one step gets losses and gradients: a closure, or per-example losses of a batch."""
+
+    parameters: Sequence[nn.Parameter]
+    closure: Callable[[], Tensor] | None = None
+    losses: Callable[[Any], Any] | None = None
+    batch: Any = None
+    scaler: Any = None
+    extra_loss: Callable[[Any, Any], Tensor] | None = None
+
+    def backward(
+        self,
+        *,
+        batch: Any = None,
+        weights: Tensor | None = None,
+        only: Sequence[bool] | None = None,
+    ) -> Tensor:
+        """One forward and backward pass; fills `.grad` and returns the detached mean loss.
+
+        batch: other examples than this step's; weights (B,): factors of the per-example losses
+        before their mean; only: the tensors whose gradients are wanted.
+        """
+        for p in self.parameters:
+            p.grad = None
+        with torch.enable_grad(), _requires_grad_only(self.parameters, only):
+            if self.closure is not None:
+                loss = self._run_closure()
+            else:
+                loss = self._run_losses(self.batch if batch is None else batch, weights)
+        if all(p.grad is None for p in self.parameters):
+            raise LandscapeError(
+                "no parameter has a gradient after the pass; the closure must run loss.backward() "
+                "(and must not set gradients to None after it), and the loss must depend on the "
+                "optimizer's parameters."
+            )
+        if self.scaler is not None:
+            inverse = 1.0 / self.scaler.scale(torch.ones((), device=self.parameters[0].device))
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad.mul_(inverse.to(p.grad.device, p.grad.dtype))
+        return loss
+
+    def _run_closure(self) -> Tensor:
+        loss = self.closure()
+        if loss is None:
+            raise LandscapeError(
+                "the closure returned None; it must run the backward pass and return the loss."
+            )
+        return loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss)
+
+    def _run_losses(self, batch: Any, weights: Tensor | None) -> Tensor:
+        values, outputs = self.per_example(batch)
+        loss = values.mean() if weights is None else (weights * values).mean()
+        total = loss
+        if self.extra_loss is not None:
+            total = loss + self.extra_loss(outputs, batch)
+        (total if self.scaler is None else self.scaler.scale(total)).backward()
+        return loss.detach()
+
+    def per_example(self, batch: Any) -> tuple[Tensor, Any]:
+        """losses(batch) -> (B,), with the outputs when it returns (losses, outputs)."""
+        result = self.losses(batch)
+        values, outputs = result if isinstance(result, tuple) else (result, None)
+        if not isinstance(values, Tensor) or values.ndim != 1:
+            got = (
+                f"a tensor of shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
+            raise LandscapeError(
+                f"losses(batch) returned {got}; step(losses, batch) needs one loss per example, "
+                "shape (B,) (use reduction='none'), or call step(closure)."
+            )
+        return values, outputs
+
+
+@contextlib.contextmanager
+def _requires_grad_only(
+    parameters: Sequence[nn.Parameter], only: Sequence[bool] | None
+) -> Iterator[None]:
+    """Let autograd compute the gradients of some parameters only."""
+    off = [] if only is None else [p for p, o in zip(parameters, only, strict=True) if not o]
+    off = [p for p in off if p.requires_grad]
+    for p in off:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in off:
+            p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
+    """Undo what the block does to running statistics, `num_batches_tracked` included.
+
+    `momentum` is left alone: setting it to 0 still counts batches, changes cumulative averages
+    (momentum=None), and freezes the layer for good when entered twice.
+    """
+    if not active:
+        yield
+        return
+    buffers = [
+        b
+        for m in model.modules()
+        if getattr(m, "running_mean", None) is not None
+        for b in m.buffers(recurse=False)
+    ]
+    saved = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, s in zip(buffers, saved, strict=True):
+                b.copy_(s)
+
+
+def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The global random state of the CPU and of `device`."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

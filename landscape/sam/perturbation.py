@@ -1,0 +1,272 @@
+"""What a variant perturbed, or would perturb: computed from references, only when asked."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.sam.engine import (
+    Ascent,
+    Trained,
+    ascend,
+    new_slots,
+    squared_gradients,
+    unwrap,
+)
+from landscape.sam.geometry import inner
+from landscape.sam.passes import Passes, batch_size, frozen_statistics, rng_state, set_rng_state
+from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
+
+
+@dataclass
+class Perturbation:
+    """The perturbation e of one step; every property is computed on first use.
+
+    names, shapes: all trained tensors. perturbed: e where a tensor was perturbed, else None.
+    masks: per tensor True, False or a bool tensor; None when the variant selects everything.
+    g1, g2: gradients at w and w + e where they were computed. loss_clean, loss_perturbed: 0-d, in
+    the units of the loss (equal when the step did not climb). rho: the radius asked of the step.
+    climbed: whether the step had an ascent. note: how state was found for a counterfactual.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    perturbed: list[Tensor | None]
+    masks: list[MaskEntry] | None
+    g1: list[Tensor | None]
+    g2: list[Tensor | None]
+    loss_clean: Tensor
+    loss_perturbed: Tensor
+    rho: float | Tensor
+    climbed: bool = True
+    note: str = ""
+
+    @cached_property
+    def e(self) -> dict[str, Tensor]:
+        """Perturbation per tensor, zeros where it was not perturbed."""
+        filled = [
+            self._zero.expand(shape) if e is None else e
+            for e, shape in zip(self.perturbed, self.shapes, strict=True)
+        ]
+        return dict(zip(self.names, filled, strict=True))
+
+    @cached_property
+    def mask(self) -> dict[str, Tensor]:
+        """Selected coordinates per tensor, bool."""
+        entries: Sequence[MaskEntry] = self.masks or [e is not None for e in self.perturbed]
+        full = [
+            torch.tensor(m, device=self._zero.device).expand(shape) if isinstance(m, bool) else m
+            for m, shape in zip(entries, self.shapes, strict=True)
+        ]
+        return dict(zip(self.names, full, strict=True))
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """‖e‖, the effective radius, 0-d."""
+        return total_norm(self._norms).to(self._zero.device)
+
+    @cached_property
+    def energy_share(self) -> dict[str, Tensor]:
+        """‖e_l‖²/‖e‖² per tensor, summing to 1; all 0 when e = 0."""
+        squares = torch.stack(self._norms).square()
+        total = squares.sum()
+        shares = torch.where(total > 0, squares / total, squares)
+        return dict(zip(self.names, shares.unbind(), strict=True))
+
+    @cached_property
+    def density(self) -> dict[str, Tensor]:
+        """Share of selected coordinates per tensor."""
+        return {n: m.to(torch.float32).mean() for n, m in self.mask.items()}
+
+    @cached_property
+    def cosine(self) -> Tensor:
+        """cos(g1, g2) over the tensors that have both; NaN when there was no second pass."""
+        both = [(a, b) for a, b in zip(self.g1, self.g2) if a is not None and b is not None]
+        if not both:
+            return torch.full((), torch.nan)
+        g1, g2 = map(list, zip(*both, strict=True))
+        return inner(g1, g2) / (total_norm(tensor_norms(g1)) * total_norm(tensor_norms(g2)))
+
+    @cached_property
+    def _norms(self) -> list[Tensor]:
+        return [self._zero if e is None else n for e, n in zip(self.perturbed, self._found)]
+
+    @property
+    def _found(self) -> list[Tensor]:
+        norms = iter(tensor_norms([e for e in self.perturbed if e is not None]))
+        return [self._zero if e is None else next(norms) for e in self.perturbed]
+
+    @cached_property
+    def _zero(self) -> Tensor:
+        like = next((t for t in (*self.perturbed, *self.g1) if t is not None), self.loss_clean)
+        return torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+def spread(values: Sequence[Any], where: Sequence[int], size: int, fill: Any = None) -> list[Any]:
+    """A list of length `size` with values[j] at where[j]."""
+    out = [fill] * size
+    for i, value in zip(where, values, strict=True):
+        out[i] = value
+    return out
+
+
+def perturb(
+    variant: Variant,
+    model: nn.Module,
+    losses: Callable[[Any], Tensor],
+    batch: Any,
+    *,
+    seed: int,
+    state: dict[str, State] | None = None,
+    epoch: int = 0,
+    total_epochs: int | None = None,
+) -> Perturbation:
+    """The perturbation e that `variant` would make here: at the model's weights, on this batch.
+
+    losses(batch) -> (B,) per-example losses, or a scalar. The variant's own slots run, its gate
+    does not: the question is where it would climb. state: slot state of a live optimizer (masks,
+    averages; `SAM.counterfactual` passes its own), used as a copy. Without state, an average starts
+    with this gradient, SSAM-F's mask comes from a fresh Fisher information over this batch's
+    examples (all of them when there are fewer than num_samples) and SSAM-D's is its random initial
+    one; `note` says so. The model, its buffers, `.grad`, mode and random state are bit-identical
+    afterwards, whatever is raised. Cost: 2 gradients, plus the Fisher examples.
+    """
+    trained = Trained.of(model)
+    return counterfactual(
+        variant,
+        model,
+        trained,
+        losses,
+        batch,
+        state=state,
+        seed=seed,
+        epoch=epoch,
+        total_epochs=total_epochs,
+    )
+
+
+def counterfactual(
+    variant: Variant,
+    model: nn.Module,
+    trained: Trained,
+    losses: Callable[[Any], Tensor],
+    batch: Any,
+    *,
+    seed: int,
+    state: dict[str, State] | None = None,
+    epoch: int = 0,
+    total_epochs: int | None = None,
+    momentum: Callable[[str], Tensor | None] | None = None,
+) -> Perturbation:
+    """`perturb` over the given tensors, with a base optimizer's momentum."""
+    parameters = list(trained.parameters)
+    device = parameters[0].device
+    grads = [p.grad for p in parameters]
+    rng = rng_state(device)
+    slots = copy.deepcopy(state) if state is not None else new_slots()
+    passes = Passes(parameters, losses=_per_example(losses), batch=batch)
+    old: list[Tensor] = []
+    climbed: list[nn.Parameter] = []
+    try:
+        with frozen_statistics(unwrap(model)), torch.no_grad():
+            loss1 = passes.backward()
+            g1 = [p.grad for p in parameters]
+            live = [i for i, g in enumerate(g1) if g is not None]
+            point = _point(trained, live, g1, device, seed, epoch, total_epochs, momentum)
+            point.loss = loss1
+            point.fisher = _batch_fisher(model, trained, losses, batch, point)
+            active = getattr(variant.selector, "active", None)
+            if active is not None:
+                active(
+                    names=trained.names, kinds=trained.kinds, modules=trained.modules,
+                    state=slots["selector"], generator=point.host_generator,
+                )  # fmt: skip
+            ascent = ascend(variant, point, slots)
+            e = spread(ascent.e, live, len(parameters))
+            climbed = [p for p, x in zip(parameters, e, strict=True) if x is not None]
+            old = [p.detach().clone() for p in climbed]
+            torch._foreach_add_(climbed, [x for x in e if x is not None])
+            loss2 = passes.backward()
+            g2 = [p.grad for p in parameters]
+    finally:
+        with torch.no_grad():
+            if old:
+                torch._foreach_copy_(climbed, old)
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = g
+        set_rng_state(rng, device)
+    return Perturbation(
+        names=trained.names,
+        shapes=tuple(p.shape for p in parameters),
+        perturbed=e,
+        masks=_spread_mask(ascent, live, len(parameters)),
+        g1=g1,
+        g2=g2,
+        loss_clean=loss1,
+        loss_perturbed=loss2,
+        rho=ascent.rho,
+        note="live state" if state is not None else "no state: averages and masks start here",
+    )
+
+
+def _spread_mask(ascent: Ascent, live: Sequence[int], size: int) -> list[MaskEntry]:
+    mask = [True] * len(live) if ascent.mask is None else ascent.mask
+    return spread(mask, live, size, False)
+
+
+def _per_example(losses: Callable[[Any], Tensor]) -> Callable[[Any], Any]:
+    """A scalar loss passes for one example."""
+
+    def call(batch: Any) -> Any:
+        result = losses(batch)
+        if isinstance(result, Tensor) and result.ndim == 0:
+            return result[None]
+        return result
+
+    return call
+
+
+def _point(
+    trained: Trained,
+    live: Sequence[int],
+    g1: Sequence[Tensor | None],
+    device: torch.device,
+    seed: int,
+    epoch: int,
+    total_epochs: int | None,
+    momentum: Callable[[str], Tensor | None] | None,
+):
+    generator = torch.Generator(device).manual_seed(seed)
+    host = generator if device.type == "cpu" else torch.Generator().manual_seed(seed)
+    return Point(
+        names=tuple(trained.names[i] for i in live),
+        kinds=tuple(trained.kinds[i] for i in live),
+        modules=tuple(trained.modules[i] for i in live),
+        weights=[trained.parameters[i] for i in live],
+        gradients=[g1[i] for i in live],
+        generator=generator,
+        host_generator=host,
+        epoch=epoch,
+        total_epochs=total_epochs,
+        momentum=momentum,
+        scratch={"counterfactual": True},
+    )
+
+
+def _batch_fisher(
+    model: nn.Module, trained: Trained, losses: Callable[[Any], Tensor], batch: Any, point: Point
+):
+    def fisher(num_samples: int, **options: Any) -> dict[str, Tensor]:
+        if options.get("contaminated"):
+            options["contaminated"] = False  # no step has left a gradient here
+        count = min(num_samples, batch_size(batch))
+        return squared_gradients(
+            unwrap(model), trained, losses, batch, count,
+            generator=point.host_generator, **options,
+        )  # fmt: skip
+
+    return fisher

@@ -1,0 +1,242 @@
+"""Selectors: which coordinates are perturbed.
+
+A selector is called as selector(point, u, state) after the first pass. It may define
+`active(names, kinds, modules, state, generator) -> list[bool]`, called before the first pass: the
+tensors that can be selected at all, so that the engine computes no other first-pass gradient.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.sam.variant import MaskEntry, Point, State, intersect, total_norm
+
+ONE_D = ("dense", "none")
+
+
+def everything(point: Point, u: list[Tensor], state: State) -> None:  # noqa: ARG001
+    """All coordinates of all tensors."""
+    return
+
+
+def kept_count(size: int, percentile: float) -> int:
+    """(n - 1) - ⌊α (n - 1)⌋: entries strictly above the linear α-quantile, without ties."""
+    return size - 1 - math.floor(percentile * (size - 1))
+
+
+def above_quantile(values: Tensor, percentile: float) -> Tensor:
+    """Values > their linearly interpolated `percentile`-quantile, as a bool mask.
+
+    An entry exceeds the interpolated quantile exactly when it exceeds the order statistic
+    ⌊α (n - 1)⌋ below it, so one k-th value suffices and sizes beyond 2**24, where
+    `torch.quantile` raises, are no exception.
+    """
+    flat = values.reshape(-1)
+    n = flat.numel()
+    rank = math.floor(percentile * (n - 1))
+    if flat.is_cuda:  # kthvalue sorts a 1-D tensor in one block there
+        threshold = torch.topk(flat, n - rank, sorted=False).values.min()
+    else:
+        threshold = torch.kthvalue(flat, rank + 1).values
+    return values > threshold
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Bool mask of the `count` largest entries; ties are broken by position, never exceeded."""
+    flat = values.reshape(-1)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    if count > 0:
+        mask[torch.topk(flat, count, sorted=False).indices] = True
+    return mask.view(values.shape)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Per tensor of ndim > 1, entries with |z| above its `percentile`-quantile (arXiv:2505.02369).
+
+    z = (g - mean g) / std g. The quantile of |z| scales with 1/std, so the mask is the top
+    1 - percentile of |u - mean u|: neither the biased std nor its eps can change it, and
+    they are not computed. Kept per tensor, without ties: (n - 1) - ⌊α (n - 1)⌋.
+    one_d: tensors of ndim <= 1 are unfiltered ("dense", released) or not perturbed ("none").
+    """
+
+    percentile: float = 0.95
+    one_d: str = "dense"
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Mask per tensor."""
+        dense = self.one_d == "dense"
+        return [
+            above_quantile((x - x.mean()).abs(), self.percentile) if x.ndim > 1 else dense
+            for x in u
+        ]
+
+
+@dataclass(frozen=True)
+class TopGradient:
+    """The share `density` of largest |u|, per tensor or over all tensors (scope="global")."""
+
+    density: float = 0.05
+    one_d: str = "none"
+    scope: str = "tensor"
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Mask per tensor."""
+        return _by_score([x.abs() for x in u], self.density, self.one_d, self.scope)
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniformly random share `density` of the coordinates, drawn anew every step.
+
+    resample: "step" | "epoch" | "never".
+    """
+
+    density: float = 0.05
+    one_d: str = "none"
+    scope: str = "tensor"
+    resample: str = "step"
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
+        """Mask per tensor; kept in `state["mask"]` unless drawn every step."""
+        drawn = state.get("epoch")
+        if self.resample == "step":
+            return self._draw(point, u)
+        if drawn is None or (self.resample == "epoch" and drawn != point.epoch):
+            state["mask"] = dict(zip(point.names, self._draw(point, u), strict=True))
+            state["epoch"] = point.epoch
+        return [state["mask"][name] for name in point.names]
+
+    def _draw(self, point: Point, u: list[Tensor]) -> list[MaskEntry]:
+        scores = [
+            torch.rand(x.shape, generator=point.generator, device=point.generator.device).to(
+                x.device
+            )
+            for x in u
+        ]
+        return _by_score(scores, self.density, self.one_d, self.scope)
+
+
+def _by_score(scores: list[Tensor], density: float, one_d: str, scope: str) -> list[MaskEntry]:
+    count = lambda n: max(1, round(density * n))  # noqa: E731
+    if scope == "tensor":
+        return [
+            largest(s, count(s.numel())) if s.ndim > 1 or one_d == "same" else one_d == "dense"
+            for s in scores
+        ]
+    chosen = [i for i, s in enumerate(scores) if s.ndim > 1 or one_d == "same"]
+    masks: list[MaskEntry] = [one_d == "dense"] * len(scores)
+    if chosen:
+        flat = torch.cat([scores[i].reshape(-1) for i in chosen])
+        parts = largest(flat, count(flat.numel())).split([scores[i].numel() for i in chosen])
+        for i, part in zip(chosen, parts, strict=True):
+            masks[i] = part.view(scores[i].shape)
+    return masks
+
+
+@dataclass(frozen=True)
+class NormLayers:
+    """Weight and bias of normalization layers (arXiv:2306.04226), or with complement=True all else.
+
+    match="type": the tensor belongs to a normalization module; "name": its qualified name contains
+    "norm" or "bn", as in the released code, which also catches what is nested in a module called
+    norm* and misses layers named otherwise.
+    """
+
+    complement: bool = False
+    match: str = "type"
+
+    def active(self, names: Sequence[str], kinds: Sequence[str], **_: object) -> list[bool]:
+        """Which tensors are perturbed; known before the first pass."""
+        if self.match == "type":
+            norm = [kind == "norm" for kind in kinds]
+        else:
+            norm = ["norm" in name or "bn" in name for name in names]
+        if not any(norm):
+            where = "module type" if self.match == "type" else "name containing 'norm' or 'bn'"
+            raise LandscapeError(
+                f"SAM-ON perturbs normalization layers and this model has none by {where} "
+                f"(its {len(names)} tensors are of kinds {sorted(set(kinds))}); use a model with "
+                "BatchNorm, LayerNorm, GroupNorm, InstanceNorm or RMSNorm, or another variant."
+            )
+        chosen = [n != self.complement for n in norm]
+        if not any(chosen):
+            raise LandscapeError("no_norm=True leaves no tensor: all belong to norm layers.")
+        return chosen
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Whole tensors."""
+        return self.active(point.names, point.kinds)
+
+
+@dataclass(frozen=True)
+class TopLayers:
+    """The layers with the largest gradient norms (LAGNP, arXiv:2503.14205, our reading).
+
+    layer: "module" (a module and all parameters it owns) or "tensor". count layers are kept, or
+    the share `fraction` of all layers, rounded up. every: steps between two selections.
+    smoothing: weight of the past in an exponential average of the norms, 0 for none.
+    """
+
+    count: int | None = None
+    fraction: float = 0.5
+    layer: str = "module"
+    every: int = 1
+    smoothing: float = 0.0
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Whole tensors; the choice and the averages live in `state`."""
+        owners = list(point.modules) if self.layer == "module" else list(point.names)
+        groups: dict[str, list[Tensor]] = {}
+        for owner, norm in zip(owners, point.norms, strict=True):
+            groups.setdefault(owner, []).append(norm)
+        scores = torch.stack([total_norm(norms) for norms in groups.values()])
+        if self.smoothing and "scores" in state and len(state["scores"]) == len(scores):
+            scores = self.smoothing * state["scores"] + (1 - self.smoothing) * scores
+        if self.smoothing:
+            state["scores"] = scores
+        if state.get("chosen") is None or state["age"] % self.every == 0:
+            k = self.count if self.count is not None else math.ceil(self.fraction * len(groups))
+            top = torch.topk(scores, min(max(k, 1), len(groups))).indices.tolist()
+            state["chosen"] = [name for i, name in enumerate(groups) if i in set(top)]
+            state["age"] = 0
+        state["age"] += 1
+        return [owner in state["chosen"] for owner in owners]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Whole tensors of the given kinds (`landscape.params.KINDS`)."""
+
+    kinds: tuple[str, ...]
+
+    def active(self, names: Sequence[str], kinds: Sequence[str], **_: object) -> list[bool]:  # noqa: ARG002
+        """Which tensors are perturbed."""
+        chosen = [kind in self.kinds for kind in kinds]
+        if not any(chosen):
+            raise LandscapeError(
+                f"kinds={self.kinds} select no tensor; this model has {sorted(set(kinds))}."
+            )
+        return chosen
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Whole tensors."""
+        return self.active(point.names, point.kinds)
+
+
+@dataclass(frozen=True)
+class Intersection:
+    """Coordinates that all selectors choose, each looking at the same u."""
+
+    selectors: tuple[Callable[..., list[MaskEntry] | None], ...]
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry] | None:
+        """The intersected mask."""
+        mask = None
+        for i, selector in enumerate(self.selectors):
+            mask = intersect(mask, selector(point, u, state.setdefault(str(i), {})))
+        return mask

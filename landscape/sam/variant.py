@@ -1,0 +1,186 @@
+"""A SAM variant is a row of slots; this module names the slots and what they may read."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+
+# A mask entry is True or False for a whole tensor, or a bool tensor of the parameter's shape.
+MaskEntry = bool | Tensor
+State = dict[str, Any]
+
+NEEDS = ("per_example_losses", "logits", "indices", "previous_batch", "fisher_data", "epochs")
+
+
+@dataclass
+class Point:
+    """What the slots of one step may read; lists run over the tensors that have a gradient.
+
+    names, kinds, modules: name, kind (`landscape.params.KINDS`) and owning module of each tensor;
+    weights: the parameters themselves, at w; gradients: g1, the first-pass gradient, never altered;
+    scales: radius of a tensor relative to the variant's rho (from `rho` in its parameter group);
+    step, epoch, total_epochs: counters (total_epochs is None until `begin_epoch` said it);
+    lr: learning rate of the first group; loss: first-pass loss; generator lives on the weights'
+    device, host_generator on the CPU; momentum(i): the base optimizer's momentum or None;
+    fisher(num_samples, ...): squared per-example gradients, None when no data were given;
+    scratch: what slots hand to each other within one step.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    modules: tuple[str, ...]
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    generator: torch.Generator
+    host_generator: torch.Generator
+    scales: list[float] | None = None
+    step: int = 0
+    epoch: int = 0
+    total_epochs: int | None = None
+    lr: float = 0.0
+    loss: Tensor | None = None
+    momentum: Callable[[str], Tensor | None] | None = None
+    fisher: Callable[..., dict[str, Tensor]] | None = None
+    scratch: State = field(default_factory=dict)
+    _norms: list[Tensor] | None = None
+
+    @property
+    def norms(self) -> list[Tensor]:
+        """‖g1‖ per tensor, computed once."""
+        if self._norms is None:
+            self._norms = tensor_norms(self.gradients)
+        return self._norms
+
+    @property
+    def norm(self) -> Tensor:
+        """‖g1‖ over all tensors with a gradient, 0-d."""
+        return total_norm(self.norms)
+
+    def only(self, keep: Sequence[int]) -> "Point":
+        """The same point, seen through the tensors `keep`."""
+        take = lambda items: [items[i] for i in keep]  # noqa: E731
+        return replace(
+            self,
+            names=tuple(take(self.names)),
+            kinds=tuple(take(self.kinds)),
+            modules=tuple(take(self.modules)),
+            weights=take(self.weights),
+            gradients=take(self.gradients) if self.gradients else [],
+            scales=None if self.scales is None else take(self.scales),
+            _norms=None if self._norms is None else take(self._norms),
+        )
+
+
+def tensor_norms(tensors: Sequence[Tensor], p: float = 2.0) -> list[Tensor]:
+    """ℓp norm of each tensor, accumulated in at least float32."""
+    if not tensors:
+        return []
+    if tensors[0].dtype in (torch.float16, torch.bfloat16):
+        return list(torch._foreach_norm(list(tensors), p, dtype=torch.float32))
+    return list(torch._foreach_norm(list(tensors), p))
+
+
+def total_norm(norms: Sequence[Tensor]) -> Tensor:
+    """ℓ2 norm of a list of norms, on the first one's device; () and 0 for an empty list."""
+    if not norms:
+        return torch.zeros(())
+    device = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+
+
+def apply_mask(tensors: Sequence[Tensor], mask: Sequence[MaskEntry] | None) -> list[Tensor | None]:
+    """Each tensor times its mask; None where a whole tensor is off."""
+    if mask is None:
+        return list(tensors)
+    return [
+        (t if m else None) if isinstance(m, bool) else t * m
+        for t, m in zip(tensors, mask, strict=True)
+    ]
+
+
+def intersect(a: list[MaskEntry] | None, b: list[MaskEntry] | None) -> list[MaskEntry] | None:
+    """Coordinates that both masks select."""
+    if a is None or b is None:
+        return b if a is None else a
+
+    def both(x: MaskEntry, y: MaskEntry) -> MaskEntry:
+        if isinstance(x, bool):
+            return y if x else False
+        if isinstance(y, bool):
+            return x if y else False
+        return x & y
+
+    return [both(x, y) for x, y in zip(a, b, strict=True)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One SAM variant: source → selector → geometry × radius, gate, evaluate, correction, loss_term.
+
+    source(point, state) -> list[Tensor]                    the direction u from g1 and memory
+    selector(point, u, state) -> list[bool | Tensor] | None the coordinates; None selects all
+    geometry(point, u, mask, rho) -> list[Tensor | None]    the perturbation e
+    radius(point, state) -> float | Tensor                  rho of this step
+    gate(point, state) -> bool                              False: the base optimizer steps with g1
+    evaluate                                                where and with which data pass 2 runs
+    correction(point, g1, g2, state) -> list[Tensor]        the gradient given to the base optimizer
+    loss_term(point, logits, batch, state) -> Tensor        added to the loss (SAF, MESA)
+
+    Slots are plain functions, or frozen dataclasses that can be called and may define the hooks
+    named in `landscape.sam.engine`. `state` is one dict per slot, saved by `SAM.state_dict()`.
+    needs: what a call of `SAM.step` must offer, a subset of `NEEDS`.
+    """
+
+    name: str
+    source: Callable[..., list[Tensor]]
+    selector: Callable[..., list[MaskEntry] | None]
+    geometry: Callable[..., list[Tensor | None]]
+    radius: Callable[..., float | Tensor]
+    gate: Callable[..., bool]
+    evaluate: Any
+    correction: Callable[..., list[Tensor]]
+    loss_term: Callable[..., Tensor] | None = None
+    needs: frozenset[str] = frozenset()
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.needs - set(NEEDS))
+        if unknown:
+            raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
+
+
+def check_rho(rho: float, name: str = "rho") -> float:
+    """Rho as a float, or a LandscapeError."""
+    if not isinstance(rho, (int, float)) or isinstance(rho, bool):
+        raise LandscapeError(f"{name}={rho!r} is not a number; give a radius {name} >= 0.")
+    if math.isnan(rho) or math.isinf(rho) or rho < 0:
+        raise LandscapeError(f"{name}={rho} was asked; a radius is finite and {name} >= 0.")
+    return float(rho)
+
+
+def check_fraction(value: float, name: str, *, zero: bool = True) -> float:
+    """A number in [0, 1] (or (0, 1] when zero=False), or a LandscapeError with the likely meaning."""
+    bounds = f"[0, 1]" if zero else "(0, 1]"  # noqa: F541
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise LandscapeError(f"{name}={value!r} is not a number in {bounds}.")
+    if 1 < value <= 100:
+        raise LandscapeError(
+            f"{name}={value} is outside {bounds}: did you mean {name}={value / 100:g}?"
+        )
+    if not 0 <= value <= 1 or (value == 0 and not zero):
+        raise LandscapeError(f"{name}={value} is outside {bounds}.")
+    return float(value)
+
+
+def check_choice(value: Any, choices: Sequence[Any], name: str) -> Any:
+    """`value` if it is one of `choices`, or a LandscapeError that lists them."""
+    if value not in choices:
+        raise LandscapeError(
+            f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}."
+        )
+    return value
