@@ -152,25 +152,29 @@ class NormLayers:
 
     def active(self, names: Sequence[str], kinds: Sequence[str], **_: object) -> list[bool]:
         """Which tensors are perturbed; known before the first pass."""
-        if self.match == "type":
-            norm = [kind == "norm" for kind in kinds]
-        else:
-            norm = ["norm" in name or "bn" in name for name in names]
-        if not any(norm):
-            where = "module type" if self.match == "type" else "name containing 'norm' or 'bn'"
+        chosen = self._chosen(names, kinds)
+        if any(chosen):
+            return chosen
+        if self.complement:
             raise LandscapeError(
-                f"SAM-ON perturbs normalization layers and this model has none by {where} "
-                f"(its {len(names)} tensors are of kinds {sorted(set(kinds))}); use a model with "
-                "BatchNorm, LayerNorm, GroupNorm, InstanceNorm or RMSNorm, or another variant."
+                f"no_norm=True leaves nothing to perturb: all {len(names)} tensors belong to "
+                "normalization layers."
             )
-        chosen = [n != self.complement for n in norm]
-        if not any(chosen):
-            raise LandscapeError("no_norm=True leaves no tensor: all belong to norm layers.")
-        return chosen
+        where = "module type" if self.match == "type" else "a name containing 'norm' or 'bn'"
+        raise LandscapeError(
+            f"SAM-ON perturbs normalization layers and this model has none by {where} "
+            f"(its {len(names)} tensors are of kinds {sorted(set(kinds))}); use a model with "
+            "BatchNorm, LayerNorm, GroupNorm, InstanceNorm or RMSNorm, or another variant."
+        )
+
+    def _chosen(self, names: Sequence[str], kinds: Sequence[str]) -> list[bool]:
+        if self.match == "type":
+            return [(kind == "norm") != self.complement for kind in kinds]
+        return [("norm" in n or "bn" in n) != self.complement for n in names]
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
-        return self.active(point.names, point.kinds)
+        return self._chosen(point.names, point.kinds)
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ class Kinds:
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
-        return self.active(point.names, point.kinds)
+        return [kind in self.kinds for kind in point.kinds]
 
 
 @dataclass(frozen=True)

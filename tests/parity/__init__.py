@@ -1,0 +1,1 @@
+"""Reference trajectories of the published optimizers, and the runner that compares ours to them."""
