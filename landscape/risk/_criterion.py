@@ -1,0 +1,158 @@
+"""Any loss as per-example losses, or as a declared mean over the rows it is given."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.errors import LandscapeError
+
+_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+
+
+class Criterion:
+    """`loss(output, target)` with the reduction taken out of it.
+
+    `per_example` is False for a callable declared reduction="mean". Trailing axes of unreduced
+    losses (time steps, pixels, output units) are averaged, or summed if the criterion's own
+    reduction is "sum" or "batchmean".
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Tensor],
+        reduction: str | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        if not callable(loss):
+            raise LandscapeError(
+                f"loss is a {type(loss).__name__}; give a callable loss(output, target), such as "
+                f"torch.nn.CrossEntropyLoss()."
+            )
+        if reduction not in (None, "none", "mean"):
+            raise LandscapeError(
+                f"reduction={reduction!r} declared; possible are None, 'none' (per-example losses) "
+                f"and 'mean' (mean over the rows given)."
+            )
+        self.name = _name(loss)
+        self.per_example = reduction != "mean"
+        self.is_classifier = isinstance(loss, _CLASS_LOSSES) or loss in _CLASS_FUNCTIONS
+        self.ignore_index = getattr(loss, "ignore_index", -100)
+        own = getattr(loss, "reduction", None)
+        if self.per_example and isinstance(own, str):
+            loss = copy.deepcopy(loss)
+            loss.reduction = "none"
+        elif self.per_example and own is None and _takes_reduction(loss):
+            loss = functools.partial(loss, reduction="none")
+        if isinstance(loss, nn.Module):
+            loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype).requires_grad_(False)
+        self.sums = own in ("sum", "batchmean")
+        self.loss = loss
+
+    def __call__(self, output: Any, target: Any, count: int) -> Tensor:
+        """Losses (count,), or the mean over the rows () if that is what was declared."""
+        output = logits_of(output)
+        try:
+            losses = self.loss(output, target)
+        except IndexError as error:
+            raise LandscapeError(
+                f"{self.name} failed on the targets ({error}); class targets must lie within the "
+                f"number of outputs, {_shape(output)}."
+            ) from error
+        if not isinstance(losses, Tensor):
+            raise LandscapeError(
+                f"{self.name} returned a {type(losses).__name__}; it must return a tensor of "
+                f"{count} losses, one per example."
+            )
+        if not self.per_example:
+            if losses.numel() != 1:
+                raise LandscapeError(
+                    f"{self.name} is declared reduction='mean' but returned shape "
+                    f"{tuple(losses.shape)}; return one number, or drop the declaration."
+                )
+            return losses.reshape(())
+        if losses.ndim == 0 or losses.shape[0] != count:
+            raise LandscapeError(
+                f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return one "
+                f"loss per example, or declare reduction='mean' if it is their mean."
+            )
+        rest = losses.flatten(1) if losses.ndim > 1 else losses[:, None]
+        return rest.sum(1) if self.sums else rest.mean(1)
+
+    def check_targets(self, output: Any, target: Any, start: int) -> None:
+        """Refuse class targets outside of 0..C-1, where the loss is known to index with them."""
+        output = logits_of(output)
+        if not (
+            self.is_classifier
+            and isinstance(output, Tensor)
+            and isinstance(target, Tensor)
+            and output.ndim >= 2
+            and not target.is_floating_point()
+        ):
+            return
+        classes = output.shape[1]
+        bad = ((target < 0) | (target >= classes)) & (target != self.ignore_index)
+        if bool(bad.any()):
+            row = start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+            value = int(target[bad][0])
+            raise LandscapeError(
+                f"Target {value} of example {row} is out of range: the model has {classes} outputs, "
+                f"so targets are 0..{classes - 1}. Use a model with more outputs or mend the "
+                f"labels."
+            )
+
+
+def logits_of(output: Any) -> Any:
+    """The tensor that a loss takes: `.logits` of a Hugging Face output, else the output itself."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    return output
+
+
+def errors_of(output: Any, target: Any) -> Tensor | None:
+    """Wrong predictions (B,), argmax against class or probability targets; None for other tasks.
+
+    A row with a NaN output counts as wrong.
+    """
+    output = logits_of(output)
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.ndim == 2):
+        return None
+    if output.shape[1] < 2:
+        return None
+    if target.is_floating_point() and target.shape == output.shape:
+        target = target.argmax(1)
+    if target.is_floating_point() or target.shape != output.shape[:1]:
+        return None
+    return (output.argmax(1) != target) | output.isnan().any(1)
+
+
+def _takes_reduction(loss: Callable[..., Any]) -> bool:
+    try:
+        return "reduction" in inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _name(loss: Any) -> str:
+    name = getattr(loss, "__qualname__", type(loss).__name__)
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    return f"{name}(label_smoothing={smoothing})" if smoothing else name
+
+
+def _shape(output: Any) -> str:
+    return (
+        f"outputs of shape {tuple(output.shape)}" if isinstance(output, Tensor) else "its outputs"
+    )

@@ -1,0 +1,116 @@
+"""A private copy of a model that is evaluated at any theta, under controlled numerics."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
+from landscape.risk._batchnorm import BatchNormControl
+from landscape.risk._data import Batch
+
+
+class Network:
+    """Copy of the caller's model in evaluation mode; nothing that is done here reaches the caller."""
+
+    def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+        try:
+            self.model = copy.deepcopy(model)
+        except Exception as error:
+            raise LandscapeError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); keep "
+                f"no tensors that are part of a graph as attributes of the model."
+            ) from error
+        self.layout = ParamLayout.of(self.model)
+        self.model._apply(lambda t: t.to(device=device, dtype=_real_or_complex(t, dtype)))
+        self.model.eval()
+        named = dict(self.model.named_parameters())
+        self.theta = self.layout.flatten(named).detach().clone()
+        self.sites = self._sites([named[name] for name in self.layout.names])
+        self.model.requires_grad_(False)
+        self.batchnorm = BatchNormControl(self.model)
+        self.clones_inputs = False
+        self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+
+    def _sites(self, tensors: Sequence[nn.Parameter]) -> list[list[tuple[dict[str, Any], str]]]:
+        """Where each trainable tensor is kept; a tied one in several modules."""
+        places: dict[int, list[tuple[dict[str, Any], str]]] = {id(t): [] for t in tensors}
+        for module in self.model.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in places:
+                    places[id(parameter)].append((module._parameters, name))
+        return [places[id(t)] for t in tensors]
+
+    @contextlib.contextmanager
+    def at(self, theta: Tensor) -> Iterator[None]:
+        """Parameters are views of theta within; differentiable with respect to it."""
+        kept = [[store[name] for store, name in sites] for sites in self.sites]
+        try:
+            for sites, tensor in zip(
+                self.sites, self.layout.unflatten(theta).values(), strict=True
+            ):
+                for store, name in sites:
+                    store[name] = tensor
+            yield
+        finally:
+            for sites, old in zip(self.sites, kept, strict=True):
+                for (store, name), tensor in zip(sites, old, strict=True):
+                    store[name] = tensor
+
+    def __call__(self, batch: Batch) -> Any:
+        self.batchnorm.begin()
+        if self.clones_inputs:
+            batch = batch.mapped(torch.clone)
+        return self.model(*batch.args, **batch.kwargs)
+
+
+@contextlib.contextmanager
+def numerics(
+    device: torch.device, *, second: bool = False, recurrent: bool = False
+) -> Iterator[None]:
+    """Full precision, no autocast, no fused inference paths; kernels that differentiate twice."""
+    precision = torch.get_float32_matmul_precision()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if precision != "highest":
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        if fastpath:
+            stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+            torch.backends.mha.set_fastpath_enabled(False)
+        if device.type == "cuda":
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=torch.backends.cudnn.enabled and not (second and recurrent),
+                    benchmark=torch.backends.cudnn.benchmark,
+                    deterministic=torch.backends.cudnn.deterministic,
+                    allow_tf32=False,
+                )
+            )
+        if second:
+            stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel or DistributedDataParallel."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def _real_or_complex(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
