@@ -12,6 +12,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from landscape.errors import LandscapeError
+from landscape.sam.family import (
+    async_sam,
+    esam,
+    focal_sam,
+    gcsam,
+    gsam,
+    looksam,
+    mesa,
+    msam,
+    saf,
+    sampa,
+    sl_sam,
+    stable_sam,
+    wsam,
+)
 from landscape.sam.geometry import Geometry
 from landscape.sam.optimizer import SAM
 from landscape.sam.perturbation import Perturbation, perturb
@@ -32,7 +47,8 @@ from landscape.sam.recipes import (
 from landscape.sam.variant import Point, Variant
 
 _RECIPES = (
-    sgd, sam, asam, fsam, ssam_f, ssam_d, sam_on, zsharp, lagnp, gnp, random_mask, topk_gradient,
+    sgd, sam, asam, fsam, ssam_f, ssam_d, sam_on, zsharp, lagnp, gnp, gsam, gcsam, stable_sam, esam,
+    looksam, sampa, async_sam, msam, sl_sam, wsam, focal_sam, saf, mesa, random_mask, topk_gradient,
 )  # fmt: skip
 
 
@@ -56,7 +72,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Variant:
 
 
 __all__ = [
-    "SAM", "Geometry", "Perturbation", "Point", "Variant", "asam", "fsam", "gnp", "lagnp", "make",
-    "perturb", "random_mask", "recipes", "sam", "sam_on", "sgd", "ssam_d", "ssam_f",
-    "topk_gradient", "zsharp",
+    "SAM", "Geometry", "Perturbation", "Point", "Variant", "asam", "async_sam", "esam", "focal_sam",
+    "fsam", "gcsam", "gnp", "gsam", "lagnp", "looksam", "make", "mesa", "msam", "perturb",
+    "random_mask", "recipes", "saf", "sam", "sam_on", "sampa", "sgd", "sl_sam", "ssam_d", "ssam_f",
+    "stable_sam", "topk_gradient", "wsam", "zsharp",
 ]  # fmt: skip

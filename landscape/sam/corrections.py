@@ -193,4 +193,4 @@ class AddClean:
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""
         clean = point.scratch["clean"]
-        return [clean[n] + g for n, g in zip(point.names, g2, strict=True)]
+        return [g if clean[n] is None else clean[n] + g for n, g in zip(point.names, g2)]

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.passes import Passes
+from landscape.sam.passes import Passes, batch_size, select
 from landscape.sam.variant import Point, State, check_choice
 
 OFF = ("clean", "none")
@@ -36,3 +37,129 @@ class SameBatch:
     def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 2, at w + e."""
         return passes.backward(only=only)
+
+
+@dataclass(frozen=True)
+class LossRise:
+    """Pass 2 on the examples whose loss rose most from w to w + e (ESAM, arXiv:2110.03141 §3.2).
+
+    The rise comes from a forward pass of the batch at w + e. int(gamma B) examples are kept, or as
+    released (strict=True) those strictly above the int(gamma B)-th largest rise, one fewer.
+    """
+
+    gamma: float = 0.5
+    strict: bool = True
+
+    def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """Pass 1 on the whole batch; keeps the losses per example."""
+        loss = passes.backward(only=only)
+        point.scratch["losses"] = passes.values
+        return loss
+
+    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """Pass 2 on the chosen examples; returns their mean loss."""
+        if self.gamma >= 0.99:
+            return passes.backward(only=only)
+        values, _ = passes.per_example(passes.batch)
+        rise = values.detach() - point.scratch["losses"]
+        count = int(self.gamma * len(rise)) - int(self.strict)
+        if count < 1:
+            raise LandscapeError(
+                f"gamma={self.gamma} keeps no example of a batch of {len(rise)}; raise gamma or "
+                "the batch size."
+            )
+        chosen = torch.topk(rise, count).indices.sort().values
+        return passes.backward(batch=select(passes.batch, chosen), only=only)
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """SAMPa's two passes (arXiv:2410.10683 Alg. 1), here one after the other.
+
+    Pass 1 on this batch at y = x - lr h, h the first-pass gradient of the step before; pass 2 on
+    the previous batch at x + e. base_terms=True adds, as released, the base SGD's momentum and
+    weight decay to y once it has a momentum buffer; the paper's y has none.
+    The previous batch is part of the state.
+    """
+
+    base_terms: bool = True
+
+    def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:
+        """The gradient at y, on this batch."""
+        h = state.get("h")
+        if h is None:
+            return passes.backward(only=only)
+        parameters = list(passes.parameters)
+        old = [p.detach().clone() for p in parameters]
+        try:
+            for name, p in zip(point.scratch["names"], parameters, strict=True):
+                if name in h:
+                    p.sub_(self._look_ahead(point, name, p, h[name]), alpha=point.lr)
+            return passes.backward(only=only)
+        finally:
+            torch._foreach_copy_(parameters, old)
+
+    def _look_ahead(self, point: Point, name: str, p: Tensor, h: Tensor) -> Tensor:
+        buffer = point.momentum(name)
+        if not self.base_terms or buffer is None:
+            return h
+        group = point.group(name)
+        return h + group.get("momentum", 0.0) * buffer + group.get("weight_decay", 0.0) * p
+
+    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:
+        """The perturbed gradient, on the previous batch."""
+        state["h"] = dict(zip(point.names, point.gradients, strict=True))
+        previous = state.get("batch", passes.batch)
+        state["batch"] = passes.batch
+        return passes.backward(batch=previous, only=only)
+
+
+@dataclass(frozen=True)
+class AscentFraction:
+    """Pass 1 on the first share `fraction` of the batch only (Async-SAM's b'/b)."""
+
+    fraction: float = 1.0
+
+    def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """Pass 1 on the leading examples."""
+        if self.fraction >= 1:
+            return passes.backward(only=only)
+        count = max(1, int(self.fraction * batch_size(passes.batch)))
+        return passes.backward(batch=select(passes.batch, slice(0, count)), only=only)
+
+    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """Pass 2 on the whole batch."""
+        return passes.backward(only=only)
+
+
+@dataclass(frozen=True)
+class ClassWeighted:
+    """Climb on mean(c_y l), descend mean((1 - c_y) l) at w and mean(c_y l) at w + e (Focal-SAM).
+
+    c_k = sharpness (1 - n_k/N)^flat_gamma, n_k training examples of class k (arXiv:2505.01660).
+    targets: position of the labels in a batch (index of a tuple or key of a dict).
+    """
+
+    class_counts: tuple[int, ...]
+    sharpness: float = 0.5
+    flat_gamma: float = 1.0
+    targets: int | str = 1
+
+    def shares(self, passes: Passes) -> Tensor:
+        """c_y per example of the batch, (B,)."""
+        y = passes.batch[self.targets]
+        counts = torch.tensor(self.class_counts, dtype=torch.float64)
+        c = self.sharpness * (1 - counts / counts.sum()) ** self.flat_gamma
+        like = next(iter(passes.parameters))
+        return c.to(like.device, like.dtype)[y.to(like.device)]
+
+    def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """Two gradients from one forward pass; the ascent one is g1."""
+        with torch.enable_grad():
+            loss, clean = passes.split_backward(self.shares(passes))
+        point.scratch["clean"] = dict(zip(point.scratch["names"], clean, strict=True))
+        return loss
+
+    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+        """The weighted gradient at w + e; returns the weighted loss."""
+        return passes.backward(weights=self.shares(passes), only=only)

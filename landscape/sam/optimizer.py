@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from landscape.errors import LandscapeError
 from landscape.sam import saved
 from landscape.sam.engine import Trained, ascend, new_slots, squared_gradients, unwrap
+from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import (
     Passes,
     batch_size,
@@ -312,7 +313,9 @@ class SAM(Optimizer):
             live = list(range(len(parameters)))
             return self._point(live, []), [None] * len(parameters), live
         point = self._point([], [])
+        point.scratch["names"] = self.trained.names
         with frozen_statistics(self.model, self.bn == "second"), self._unsynced():
+            self._add_loss_term(passes, point)
             loss = variant.evaluate.first(
                 passes, point, self.slots["evaluate"], self._restrict_first()
             )
@@ -321,6 +324,21 @@ class SAM(Optimizer):
         full = self._point(live, [g1[i] for i in live])
         full.loss, full.scratch = loss, point.scratch
         return full, g1, live
+
+    def _add_loss_term(self, passes: Passes, point: Point) -> None:
+        term, state = self.variant.loss_term, self.slots["loss_term"]
+        if term is None:
+            return
+        before = getattr(term, "before_pass", None)
+        if before is not None:
+            with frozen_statistics(self.model):
+                before(point, passes, state)
+
+        def extra(outputs: Any, batch: Any) -> Tensor:
+            check_outputs(outputs)
+            return term(point, outputs, batch, state)
+
+        passes.extra_loss = extra
 
     def _restrict_first(self) -> list[bool] | None:
         """Which first-pass gradients are worth computing, None for all."""
@@ -415,7 +433,7 @@ class SAM(Optimizer):
             self._guarded_base_step(finite)
         else:
             self.base.step()
-        for slot in ("correction", "selector", "evaluate"):
+        for slot in ("correction", "selector", "loss_term"):
             hook = getattr(getattr(self.variant, slot), "after_step", None)
             if hook is not None:
                 hook(point, self.slots[slot])
@@ -488,6 +506,7 @@ class SAM(Optimizer):
             total_epochs=self.total_epochs,
             lr=float(self.base.param_groups[0].get("lr", 0.0)),
             momentum=self._momentum,
+            group=self._group,
             fisher=None if self._fisher_data is None else self._fisher,
         )
 
@@ -512,6 +531,10 @@ class SAM(Optimizer):
         p = self.trained.parameters[self.trained.names.index(name)]
         state = self.base.state.get(p, {})
         return state.get("momentum_buffer", state.get("exp_avg"))
+
+    def _group(self, name: str) -> dict[str, Any]:
+        p = self.trained.parameters[self.trained.names.index(name)]
+        return next(g for g in self.base.param_groups if any(q is p for q in g["params"]))
 
     def _fisher(self, num_samples: int, **options: Any) -> dict[str, Tensor]:
         losses, data, shuffle = self._fisher_data

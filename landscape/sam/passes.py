@@ -75,6 +75,27 @@ class Passes:
                     p.grad.mul_(inverse.to(p.grad.device, p.grad.dtype))
         return loss
 
+    def split_backward(self, share: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of mean(share l) into `.grad` and of mean((1 - share) l), from one forward.
+
+        Returns the plain mean loss and the second gradient.
+        """
+        values, _ = self.per_example(self.batch)
+        self.values = values.detach()
+        scaled = values if self.scaler is None else self.scaler.scale(values)
+        parameters = list(self.parameters)
+        rest = torch.autograd.grad(
+            ((1 - share) * scaled).mean(), parameters, retain_graph=True, allow_unused=True
+        )
+        main = torch.autograd.grad((share * scaled).mean(), parameters, allow_unused=True)
+        if self.scaler is not None:
+            inverse = 1.0 / self.scaler.scale(torch.ones((), device=values.device))
+            main = [g if g is None else g * inverse.to(g.dtype) for g in main]
+            rest = [g if g is None else g * inverse.to(g.dtype) for g in rest]
+        for p, g in zip(parameters, main, strict=True):
+            p.grad = g
+        return values.detach().mean(), list(rest)
+
     def _run_closure(self) -> Tensor:
         loss = self.closure()
         if loss is None:
@@ -85,6 +106,7 @@ class Passes:
 
     def _run_losses(self, batch: Any, weights: Tensor | None) -> Tensor:
         values, outputs = self.per_example(batch)
+        self.values = values.detach()
         loss = values.mean() if weights is None else (weights * values).mean()
         total = loss
         if self.extra_loss is not None:

@@ -138,8 +138,8 @@ def ssam_f(
     check_fraction(sparsity, "sparsity")
     check_choice(mask_init, ("zeros", "ones"), "mask_init")
     check_choice(fisher_mode, (None, "eval", "train"), "fisher_mode")
-    _check_count(update_freq, "update_freq")
-    _check_count(num_samples, "num_samples")
+    check_count(update_freq, "update_freq")
+    check_count(num_samples, "num_samples")
     mask = FisherMask(sparsity, update_freq, num_samples, mask_init, official_quirks, fisher_mode)
     geometry = Geometry(scope="full", eps=1e-7)
     return row("ssam_f", rho, selector=mask, geometry=geometry, needs=("fisher_data", "epochs"))
@@ -168,7 +168,7 @@ def ssam_d(
     check_fraction(drop_rate, "drop_rate")
     check_choice(drop_strategy, strategies, "drop_strategy")
     check_choice(growth_strategy, strategies, "growth_strategy")
-    _check_count(update_freq, "update_freq")
+    check_count(update_freq, "update_freq")
     mask = DynamicMask(
         sparsity, drop_rate, drop_strategy, growth_strategy, update_freq, official_quirks
     )
@@ -271,9 +271,9 @@ def lagnp(
     """
     check_choice(layer, ("module", "tensor"), "layer")
     check_fraction(fraction, "fraction", zero=False)
-    _check_count(every, "every")
+    check_count(every, "every")
     if num_layers is not None:
-        _check_count(num_layers, "num_layers")
+        check_count(num_layers, "num_layers")
     check_fraction(smoothing, "smoothing")
     return row(
         "lagnp",
@@ -351,6 +351,7 @@ def _check_mask_options(density: float, one_d: str, scope: str, equal: str) -> N
     check_choice(equal, MATCHES, "equal")
 
 
-def _check_count(value: int, name: str) -> None:
+def check_count(value: int, name: str) -> None:
+    """Refuse what is not a whole number >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or math.isnan(value):
         raise LandscapeError(f"{name}={value!r} was asked; give a whole number >= 1.")

@@ -26,7 +26,8 @@ class Point:
     scales: radius of a tensor relative to the variant's rho (from `rho` in its parameter group);
     step, epoch, total_epochs: counters (total_epochs is None until `begin_epoch` said it);
     lr: learning rate of the first group; loss: first-pass loss; generator lives on the weights'
-    device, host_generator on the CPU; momentum(i): the base optimizer's momentum or None;
+    device, host_generator on the CPU; momentum(name): the base optimizer's momentum or None;
+    group(name): the tensor's parameter group in the base optimizer;
     fisher(num_samples, ...): squared per-example gradients, None when no data were given;
     scratch: what slots hand to each other within one step.
     """
@@ -45,6 +46,7 @@ class Point:
     lr: float = 0.0
     loss: Tensor | None = None
     momentum: Callable[[str], Tensor | None] | None = None
+    group: Callable[[str], dict[str, Any]] | None = None
     fisher: Callable[..., dict[str, Tensor]] | None = None
     scratch: State = field(default_factory=dict)
     _norms: list[Tensor] | None = None

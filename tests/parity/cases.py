@@ -1,6 +1,7 @@
 """Which variant, with which options, each reference trajectory was made by."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,52 @@ def _zsharp(hp, arrays, problem):
     return sam.zsharp(hp["rho"], percentile=hp["alpha"], norm_scope="tensor")
 
 
+def _gsam(hp, arrays, problem):
+    variant = sam.gsam(1.0, alpha=hp["alpha"], adaptive=hp.get("adaptive", False))
+    return replace(variant, radius=lambda point, state: float(arrays["RHO"][point.step]))
+
+
+def _gcsam(hp, arrays, problem):
+    return sam.gcsam(hp["rho"])
+
+
+def _stable(hp, arrays, problem):
+    return sam.stable_sam(
+        hp["rho"],
+        normalized=not hp.get("unnormalised", False),
+        adaptive=hp.get("adaptive", False),
+    )
+
+
+def _esam(hp, arrays, problem):
+    variant = sam.esam(hp["rho"], beta=hp["beta"], gamma=hp["gamma"])
+    draws = random.Random(0)
+
+    def drawn(probabilities, generator):
+        return [draws.random() <= p for p in probabilities.tolist()]
+
+    return replace(variant, selector=replace(variant.selector, draw=drawn))
+
+
+def _sl_sam(hp, arrays, problem):
+    variant = sam.sl_sam(hp["rho"], share=hp["s"])
+    drawn = np.concatenate([arrays["MASK_USED_BITS"][:1], arrays["MASK_AFTER_BITS"]])
+    masks = iter(np.unpackbits(drawn, axis=1)[:, : len(problem.flat())])
+
+    def stored(probabilities, generator):
+        return [bool(m.all()) for m in problem.unflatten(next(masks)).values()]
+
+    return replace(variant, selector=replace(variant.selector, draw=stored))
+
+
+def _sampa(hp, arrays, problem):
+    return sam.sampa(hp["rho"], lmbda=hp["og"])
+
+
+def _wsam(hp, arrays, problem):
+    return sam.wsam(hp["rho"], gamma=hp["gamma"], decouple=hp["decouple"])
+
+
 def _sgd(hp, arrays, problem):
     return sam.sgd()
 
@@ -114,6 +161,14 @@ BUILDERS = (
     ("ssamd_", _ssam_d),
     ("zsharp_off", _sam()),
     ("zsharp_", _zsharp),
-    ("po_sam_gc", lambda hp, a, p: None),
+    ("gsam", _gsam),
+    ("po_gsam", _gsam),
+    ("gcsam", _gcsam),
+    ("po_sam_gc", _gcsam),
     ("po_sam", _sam()),
+    ("po_wsam", _wsam),
+    ("stable", _stable),
+    ("esam", _esam),
+    ("slsam", _sl_sam),
+    ("sampa", _sampa),
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from landscape import sam
@@ -60,10 +61,10 @@ def trajectory(meta, arrays, problem: Problem, variant) -> dict[str, np.ndarray]
     base = make_base(meta["base"], hp, model)
     bn = "first" if "pass1" in meta.get("bn", "pass1") else "both"
     optimizer = sam.SAM(model, base, variant, seed=0, bn=bn)
-    criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=hp.get("smoothing", 0.0))
+    smoothing = hp.get("smoothing", 0.0)
 
-    def losses(batch):
-        return criterion(model(batch[0]), batch[1])
+    def losses(batch):  # noqa: ANN001, ANN202
+        return smoothed_loss(model(batch[0]), batch[1], smoothing)
 
     optimizer.set_fisher_data(losses, (problem.x, problem.y), shuffle=False)
     if "MASK0" in arrays:
@@ -75,9 +76,19 @@ def trajectory(meta, arrays, problem: Problem, variant) -> dict[str, np.ndarray]
         if "LR" in arrays:
             for group in base.param_groups:
                 group["lr"] = float(arrays["LR"][step])
+        record.before(optimizer)
         loss = optimizer.step(losses, batch)
         record.add(optimizer, loss)
     return record.arrays()
+
+
+def smoothed_loss(logits: torch.Tensor, y: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """KL divergence from 1 - s on the class and s/(C - 1) on each other one, per example."""
+    if smoothing == 0:
+        return F.cross_entropy(logits, y, reduction="none")
+    target = torch.full_like(logits, smoothing / (logits.shape[1] - 1))
+    target.scatter_(1, y[:, None], 1 - smoothing)
+    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
 
 
 def make_base(name: str, hp: dict, model: nn.Module) -> torch.optim.Optimizer:
@@ -109,10 +120,20 @@ class Record:
         self.rows["ENORM"].append(float(p.norm))
         self.rows["E"].append(flatten(p.e))
         self.rows["USED"].append(np.packbits(flatten(p.mask)))
-        after = optimizer.slots["selector"].get("mask", p.mask)
+        state = optimizer.slots["selector"]
+        after = state.get("mask", p.mask)
+        if "live" in state:  # whole tensors, drawn for the next step
+            live = zip(p.mask.items(), state["live"], strict=True)
+            after = {name: torch.full_like(m, on) for (name, m), on in live}
         self.rows["AFTER"].append(np.packbits(flatten(after)))
-        if "probabilities" in optimizer.slots["selector"]:
-            self.rows["PROB"].append(optimizer.slots["selector"]["probabilities"].numpy().copy())
+
+    def before(self, optimizer) -> None:  # noqa: ANN001
+        """Probabilities are stored as they are before each step."""
+        share = getattr(optimizer.variant.selector, "share", None)
+        if share is not None:
+            start = torch.full((len(optimizer.trained.names),), share, dtype=torch.float64)
+            now = optimizer.slots["selector"].get("probabilities", start)
+            self.rows["PROB"].append(now.numpy().copy())
 
     def arrays(self) -> dict[str, np.ndarray]:
         rows = self.rows

@@ -1,0 +1,104 @@
+"""Selectors that draw whole tensors: ESAM's Bernoulli draw and SL-SAM's bandit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.sam.variant import MaskEntry, Point, State
+
+Draw = Callable[[Tensor, torch.Generator], list[bool]]
+
+
+def bernoulli(probabilities: Tensor, generator: torch.Generator) -> list[bool]:
+    """Independent draws per tensor, repeated until one is chosen."""
+    while True:
+        drawn = torch.rand(len(probabilities), generator=generator, dtype=torch.float64)
+        chosen = (drawn < probabilities).tolist()
+        if any(chosen):
+            return chosen
+
+
+def _in_state(point: Point, state: State) -> list[MaskEntry]:
+    live = dict(zip(state["names"], state["live"], strict=True))
+    return [live[name] for name in point.names]
+
+
+@dataclass(frozen=True)
+class RandomTensors:
+    """Each tensor with probability beta, drawn after every step; the first step has all (ESAM)."""
+
+    beta: float = 0.6
+    draw: Draw = bernoulli
+
+    def active(self, names: Sequence[str], state: State, **_: object) -> list[bool]:
+        """The tensors drawn for this step."""
+        if "live" not in state:
+            state["names"], state["live"] = list(names), [True] * len(names)
+        return list(state["live"])
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Whole tensors."""
+        return _in_state(point, state)
+
+    def after_step(self, point: Point, state: State) -> None:
+        """Draw the next step's tensors."""
+        probabilities = torch.full((len(state["names"]),), self.beta, dtype=torch.float64)
+        state["live"] = self.draw(probabilities, point.host_generator)
+
+
+@dataclass(frozen=True)
+class Bandit:
+    """Tensors with probabilities p_k learned from their gradient norms (SL-SAM).
+
+    p_k starts at `share`. After a step with first-pass norms n_k of the drawn tensors and
+    L = max n_k: loss_k = (L/c)² - (n_k/p_k)², minus its minimum; p_k ← p_k exp(-c loss_k/p_k), then
+    projected onto sum p = share K, p <= 1 by scaling the smaller ones; c = 1e-3. Only drawn
+    tensors are perturbed and updated.
+    """
+
+    share: float = 0.5
+    rate: float = 1e-3
+    draw: Draw = bernoulli
+
+    def active(
+        self, names: Sequence[str], state: State, generator: torch.Generator, **_: object
+    ) -> list[bool]:
+        """The tensors drawn for this step."""
+        if "live" not in state:
+            state["names"] = list(names)
+            state["probabilities"] = torch.full((len(names),), self.share, dtype=torch.float64)
+            state["live"] = self.draw(state["probabilities"], generator)
+        return list(state["live"])
+
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Whole tensors."""
+        return _in_state(point, state)
+
+    def after_step(self, point: Point, state: State) -> None:
+        """Update the probabilities from the first-pass norms and draw the next step's tensors."""
+        p = state["probabilities"]
+        where = [state["names"].index(name) for name in point.names]
+        norms = torch.stack(point.norms).double().cpu()
+        largest = norms.max()
+        loss = (largest / self.rate) ** 2 - (norms / p[where]) ** 2
+        loss = loss - loss.min()
+        weights = p.clone()
+        weights[where] = p[where] * torch.exp(-self.rate * loss / p[where])
+        state["probabilities"] = project(weights, self.share * len(p)).clamp(1e-8, 1.0)
+        state["live"] = self.draw(state["probabilities"], point.host_generator)
+
+
+def project(weights: Tensor, total: float) -> Tensor:
+    """weights scaled to sum to `total` with none above 1: the largest are set to 1 until they fit."""
+    order = torch.argsort(weights, descending=True)
+    ranked = weights[order]
+    rest = ranked.flip(0).cumsum(0).flip(0)  # sum of the entries from rank i on
+    for i in range(len(ranked)):
+        factor = (total - i) / rest[i]
+        if factor * ranked[i] <= 1:
+            break
+    out = ranked * factor
+    out[:i] = 1.0
+    return torch.empty_like(weights).index_copy_(0, order, out)

@@ -1,0 +1,106 @@
+"""Terms added to the loss: trajectory losses, which flatten without climbing.
+
+A loss term is called as loss_term(point, logits, batch, state) with gradients enabled; the hook
+`before_pass(point, passes, state)` runs before the forward pass, `after_step(point, state)` after
+the base step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.sam.passes import Passes
+from landscape.sam.variant import Point, State
+
+
+def _divergence(past: Tensor, now: Tensor, tau: float) -> Tensor:
+    """tau² mean_i KL(softmax(past/tau) ‖ softmax(now/tau)), in nats."""
+    p, q = F.log_softmax(past / tau, dim=-1), F.log_softmax(now / tau, dim=-1)
+    return tau**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+@dataclass(frozen=True)
+class PastOutputs:
+    """Divergence from the outputs `delay` epochs ago (SAF, arXiv:2205.14083 Eq. 6).
+
+    A bank holds delay + 1 epochs of logits per training example: N (delay + 1) C numbers.
+    num_examples: N. indices: position of the examples' indices in a batch.
+    """
+
+    num_examples: int
+    weight: float = 0.3
+    tau: float = 5.0
+    delay: int = 2
+    start_epoch: int = 5
+    end_epoch: int = 300
+    indices: int | str = 2
+
+    def __call__(self, point: Point, logits: Tensor, batch: Any, state: State) -> Tensor:
+        """The term; writes this epoch's logits into the bank."""
+        rows = batch[self.indices].to(logits.device)
+        if "bank" not in state:
+            shape = (self.num_examples, self.delay + 1, logits.shape[-1])
+            state["bank"] = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
+        slots = self.delay + 1
+        if not point.scratch.get("banked"):  # a second pass, at w + e, leaves the bank alone
+            state["bank"][rows, point.epoch % slots] = logits.detach()
+            point.scratch["banked"] = True
+        if not self.start_epoch < point.epoch < self.end_epoch:
+            return logits.new_zeros(())
+        past = state["bank"][rows, (point.epoch - self.delay) % slots]
+        return self.weight * _divergence(past, logits, self.tau)
+
+
+@dataclass(frozen=True)
+class AveragedWeights:
+    """Divergence from the outputs of an exponential average of the weights (MESA, same paper)."""
+
+    weight: float = 0.8
+    tau: float = 5.0
+    decay: float = 0.9998
+    start_epoch: int = 5
+    end_epoch: int = 300
+
+    def before_pass(self, point: Point, passes: Passes, state: State) -> None:
+        """Forward pass at the averaged weights, kept for the term."""
+        names, parameters = point.scratch["names"], list(passes.parameters)
+        if "average" not in state:
+            state["average"] = {
+                n: p.detach().clone() for n, p in zip(names, parameters, strict=True)
+            }
+        if not self.start_epoch < point.epoch < self.end_epoch:
+            return
+        old = [p.detach().clone() for p in parameters]
+        try:
+            torch._foreach_copy_(parameters, [state["average"][n] for n in names])
+            with torch.no_grad():
+                _, outputs = passes.per_example(passes.batch)
+        finally:
+            torch._foreach_copy_(parameters, old)
+        check_outputs(outputs)
+        point.scratch["averaged_outputs"] = outputs
+
+    def __call__(self, point: Point, logits: Tensor, batch: Any, state: State) -> Tensor:  # noqa: ARG002
+        """The term."""
+        past = point.scratch.get("averaged_outputs")
+        if past is None:
+            return logits.new_zeros(())
+        return self.weight * _divergence(past, logits, self.tau)
+
+    def after_step(self, point: Point, state: State) -> None:
+        """Move the average towards the new weights."""
+        average = [state["average"][n] for n in point.names]
+        torch._foreach_lerp_(average, [w.detach() for w in point.weights], 1 - self.decay)
+
+
+def check_outputs(outputs: Any) -> None:
+    """Refuse a loss term whose call brings no outputs."""
+    if not isinstance(outputs, Tensor):
+        raise LandscapeError(
+            "this variant's loss term needs the model's outputs; let losses(batch) return "
+            "(losses, logits)."
+        )
