@@ -292,6 +292,17 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def broaden(nodes: ArrayLike, weights: ArrayLike, grid: ArrayLike, *, sigma: float) -> np.ndarray:
+    """sum_i w_i N(x; node_i, sigma²): a density on `grid` from quadrature nodes and weights.
+
+    nodes, weights: (..., k), weights summing to 1 along the last axis. Returns (..., len(grid)) in
+    units of 1/node. sigma: the width that a point mass is drawn with.
+    """
+    nodes, weights = np.asarray(nodes, float), np.asarray(weights, float)
+    z = (np.asarray(grid, float) - nodes[..., None]) / sigma
+    return np.nansum(weights[..., None] * stats.norm.pdf(z), axis=-2) / sigma
+
+
 def hierarchical_difference(
     correct_a: ArrayLike,
     correct_b: ArrayLike,

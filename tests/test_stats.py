@@ -171,3 +171,11 @@ def test_hierarchical_interval_is_wider_than_seeds_alone():
     assert (ci.high - ci.low) / 2 == pytest.approx(expected, rel=0.1)
     with pytest.raises(LandscapeError, match="one shape"):
         stats.hierarchical_difference(a, b[:2], seed=0)
+
+
+def test_a_broadened_spectrum_is_a_density_around_its_nodes():
+    grid = np.linspace(-2, 5, 2001)
+    density = stats.broaden([[0.0, 3.0]], [[0.75, 0.25]], grid, sigma=0.05)
+    assert density.shape == (1, 2001)
+    assert np.trapezoid(density[0], grid) == pytest.approx(1.0, abs=1e-9)
+    assert np.trapezoid(density[0] * grid, grid) == pytest.approx(0.75, abs=1e-9)

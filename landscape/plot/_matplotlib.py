@@ -1,0 +1,276 @@
+"""Drawings to matplotlib figures, without pyplot and without changing global settings."""
+
+from functools import singledispatch
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.contour import QuadContourSet
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from landscape.plot import style
+from landscape.plot.drawing import (
+    Axis,
+    Band,
+    Bars,
+    Contours,
+    Drawing,
+    Label,
+    Line,
+    Matrix,
+    Panel,
+    Points,
+    Rule,
+    log_ticks,
+    short,
+)
+
+_SYMBOLS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle": "^",
+    "cross": "P",
+    "x": "X",
+    "bar": "|",
+    "none": "",
+}
+_DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
+
+
+def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
+    """Draw at `width` (a venue's name or inches), ready for `save`."""
+    inches = style.inches(width)
+    rows, columns = drawing.grid(inches)
+    with rc_context(style.RC):
+        labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
+        height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
+        figure = Figure(figsize=(inches, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
+        whole = columns == drawing.columns
+        ratios = list(drawing.widths) if drawing.widths and whole else None
+        share = {"all": "all", "": False}
+        grid = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            sharex=share.get(drawing.share_x, "col"),
+            sharey=share.get(drawing.share_y, "row"),
+            width_ratios=ratios,
+        )
+        for panel, ax in zip(drawing.panels, grid.flat, strict=False):
+            _panel(panel, ax, figure)
+        _label_once(drawing, grid, columns)
+        for ax in list(grid.flat)[len(drawing.panels) :]:
+            ax.remove()
+        if drawing.legend:
+            _legend(figure, grid, inches)
+    return figure
+
+
+def _legend_names(panel: Panel) -> list[str]:
+    return [mark.name for mark in panel.marks if getattr(mark, "legend", False)]
+
+
+def _legend_columns(names: list[str], inches: float) -> int:
+    longest = max((len(name) for name in names), default=1)
+    return max(1, min(len(names), int(inches / (0.30 + 0.052 * longest))))
+
+
+def _legend_height(drawing: Drawing, names: list[str], inches: float) -> float:
+    if not drawing.legend or not names:
+        return 0.0
+    return 0.14 * -(-len(names) // _legend_columns(names, inches)) + 0.08
+
+
+def _legend(figure: Figure, grid: np.ndarray, inches: float) -> None:
+    entries: dict[str, object] = {}
+    for ax in grid.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        columns = _legend_columns(list(entries), inches)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
+    """Shared axes are named at the left and at the bottom only."""
+    count = len(drawing.panels)
+    for index, ax in enumerate(list(grid.flat)[:count]):
+        last = index + columns >= count
+        if drawing.share_x:
+            ax.tick_params(labelbottom=last)
+            ax.set_xlabel(ax.get_xlabel() if last else "")
+        if drawing.share_y and index % columns:
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
+
+
+def _panel(panel: Panel, ax: Axes, figure: Figure) -> None:
+    _axis(panel.x, ax, "x")
+    _axis(panel.y, ax, "y")
+    if panel.title:
+        ax.set_title(panel.title)
+    for mark in panel.marks:
+        mappable = _draw(mark, ax)
+        if isinstance(mappable, AxesImage | QuadContourSet):
+            _colorbar(mark, mappable, ax, figure)
+
+
+def _colorbar(mark: Matrix | Contours, mappable: object, ax: Axes, figure: Figure) -> None:
+    ax.grid(False)
+    if isinstance(mark, Contours):
+        # One bar serves all panels: they have the same levels.
+        if not figure.axes.index(ax):
+            axes = [other for other in figure.axes if other.get_label() != "<colorbar>"]
+            bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
+            ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
+            bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            bar.set_label(Axis(mark.name, mark.units).title)
+        return
+    bar = figure.colorbar(mappable, ax=ax, pad=0.02, fraction=0.046)
+    bar.set_label(Axis(mark.name, mark.units).title)
+    bar.outline.set_visible(False)
+
+
+def _axis(axis: Axis, ax: Axes, which: str) -> None:
+    ax.set(**{f"{which}label": axis.title})
+    target = ax.xaxis if which == "x" else ax.yaxis
+    if axis.log:
+        ax.set(**{f"{which}scale": "log"})
+        target.set_minor_locator(NullLocator())
+        target.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    if axis.limits is not None:
+        ax.set(**{f"{which}lim": axis.limits})
+        if axis.log:
+            target.set_major_locator(FixedLocator(log_ticks(*axis.limits)))
+    if axis.ticks is not None:
+        target.set_major_locator(FixedLocator([position for position, _ in axis.ticks]))
+        labels = {round(position, 6): text for position, text in axis.ticks}
+        target.set_major_formatter(FuncFormatter(lambda value, _: labels.get(round(value, 6), "")))
+        ax.tick_params(axis=which, length=0)
+        if which == "y":
+            ax.grid(False, axis="y")
+    elif not axis.log:
+        target.set_major_locator(MaxNLocator(5 if which == "y" else 4))
+
+
+@singledispatch
+def _draw(mark: object, ax: Axes) -> object:
+    raise TypeError(f"no way to draw {type(mark).__name__} on {ax}")
+
+
+@_draw.register
+def _(mark: Points, ax: Axes) -> None:
+    hollow = np.zeros(len(mark.x), bool) if mark.hollow is None else np.asarray(mark.hollow)
+    for ends, horizontal in (((mark.x_low, mark.x_high), True), ((mark.y_low, mark.y_high), False)):
+        if ends[0] is not None:
+            draw = ax.hlines if horizontal else ax.vlines
+            across = mark.y if horizontal else mark.x
+            draw(across, ends[0], ends[1], color=mark.color, lw=0.9, alpha=mark.opacity, zorder=2.5)
+    label = mark.name if mark.legend else None
+    for chosen, face in ((~hollow, mark.color), (hollow, "white")):
+        if not chosen.any() and (face == "white" or hollow.any()):
+            continue
+        ax.plot(
+            np.where(chosen, mark.x, np.nan),
+            np.where(chosen, mark.y, np.nan),
+            linestyle="none",
+            marker=_SYMBOLS[mark.symbol],
+            markersize=mark.size,
+            markerfacecolor=face,
+            markeredgecolor=mark.color if face == "white" or mark.symbol == "bar" else "white",
+            markeredgewidth=0.8 if face == "white" or mark.symbol == "bar" else 0.4,
+            alpha=mark.opacity,
+            label=label,
+            zorder=3 if mark.size > 3.5 else 2.8,
+        )
+        label = None
+
+
+@_draw.register
+def _(mark: Line, ax: Axes) -> None:
+    label = mark.name if mark.legend else None
+    ax.plot(
+        mark.x, mark.y, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=mark.width,
+        alpha=mark.opacity, label=label,
+    )  # fmt: skip
+
+
+@_draw.register
+def _(mark: Band, ax: Axes) -> None:
+    ax.fill_between(mark.x, mark.low, mark.high, color=mark.color, alpha=mark.opacity, linewidth=0)
+
+
+@_draw.register
+def _(mark: Bars, ax: Axes) -> None:
+    look = (
+        {"facecolor": "none", "edgecolor": style.INK, "linewidth": 0.6}
+        if mark.outline
+        else {"color": mark.color, "linewidth": 0}
+    )
+    ax.barh(
+        mark.y, np.asarray(mark.x) - mark.base, height=mark.thickness, left=mark.base,
+        label=mark.name if mark.legend else None, **look,
+    )  # fmt: skip
+
+
+@_draw.register
+def _(mark: Rule, ax: Axes) -> None:
+    line = ax.axvline if mark.axis == "x" else ax.axhline
+    line(mark.value, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=0.8, zorder=1.5)
+    if mark.text:
+        place = (
+            {"xy": (mark.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -1),
+             "va": "top", "ha": "left"}
+            if mark.axis == "x"
+            else {"xy": (1, mark.value), "xycoords": ("axes fraction", "data"), "xytext": (-1, 1),
+                  "va": "bottom", "ha": "right"}
+        )  # fmt: skip
+        ax.annotate(mark.text, textcoords="offset points", fontsize=5.5, color=mark.color, **place)
+
+
+@_draw.register
+def _(mark: Matrix, ax: Axes) -> AxesImage:
+    cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
+    low, high = mark.limits
+    image = ax.imshow(mark.values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    ax.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(mark.values):
+        if np.isfinite(value):
+            dark = abs(value - (low + high) / 2) > 0.33 * (high - low)
+            ax.text(
+                column, row, f"{value:.{mark.digits}f}", ha="center", va="center", fontsize=5.5,
+                color="white" if dark else style.INK,
+            )  # fmt: skip
+    return image
+
+
+@_draw.register
+def _(mark: Contours, ax: Axes) -> QuadContourSet:
+    low, high = mark.levels[0], mark.levels[-1]
+    values = np.clip(mark.values.T, low, high)
+    norm = LogNorm(low, high)
+    filled = ax.contourf(
+        mark.x, mark.y, values, levels=mark.levels, norm=norm, cmap=style.SEQUENTIAL
+    )
+    ax.contour(
+        mark.x, mark.y, values, levels=mark.levels, colors="white", linewidths=0.3, alpha=0.6
+    )
+    ax.set_aspect("equal")
+    ax.plot([0], [0], marker="+", color="white", markersize=4, markeredgewidth=0.8)
+    return filled
+
+
+@_draw.register
+def _(mark: Label, ax: Axes) -> None:
+    shift = {"left": 3, "right": -3, "center": 0}[mark.anchor]
+    ax.annotate(
+        mark.text, (mark.x, mark.y), xytext=(shift, 0), textcoords="offset points",
+        ha=mark.anchor, va="center", fontsize=5.5, color=mark.color,
+    )  # fmt: skip

@@ -1,0 +1,361 @@
+"""Drawings to plotly figures: the twins of the static ones, with hover labels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.basedatatypes import BasePlotlyType
+from plotly.subplots import make_subplots
+
+from landscape.plot import style
+from landscape.plot.drawing import (
+    Axis,
+    Band,
+    Bars,
+    Contours,
+    Drawing,
+    Label,
+    Line,
+    Matrix,
+    Panel,
+    Points,
+    Rule,
+    log_ticks,
+    short,
+)
+
+# plotly 7 offers an upload of the figure unless it is told not to.
+CONFIG: dict[str, object] = {
+    "showSendToCloud": False,
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg"},
+}
+_SYMBOLS = {
+    "circle": "circle",
+    "square": "square",
+    "diamond": "diamond",
+    "triangle": "triangle-up",
+    "cross": "cross",
+    "x": "x",
+    "bar": "line-ns",
+    "none": "circle",
+}
+_DASHES = {"solid": "solid", "dash": "dash", "dot": "dot"}
+_PIXELS_PER_INCH = 150
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
+    """Draw with the columns that `width` allows; the page decides on the pixels across."""
+    rows, columns = drawing.grid(style.inches(width))
+    whole = columns == drawing.columns and drawing.widths
+    top, bottom = 34, 56 + _legend_pixels(drawing)
+    height = int(rows * max(drawing.panel_height * _PIXELS_PER_INCH, 150)) + top + bottom
+    plot = height - top - bottom
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        shared_xaxes={"all": "all", "grid": "columns"}.get(drawing.share_x, False),
+        shared_yaxes={"all": "all", "grid": "rows"}.get(drawing.share_y, False),
+        column_widths=list(drawing.widths) if whole else None,
+        subplot_titles=[panel.title for panel in drawing.panels],
+        horizontal_spacing=(0.02 if drawing.share_y else 0.08) if columns > 1 else 0,
+        vertical_spacing=min((44 if drawing.share_x else 78) / plot, 0.9 / max(rows - 1, 1)),
+    )
+    named: set[str] = set()
+    for index, panel in enumerate(drawing.panels):
+        row, column = divmod(index, columns)
+        for mark in panel.marks:
+            _draw(mark, _Place(figure, panel, row + 1, column + 1, named))
+        last = index + columns >= len(drawing.panels)
+        _axis(figure, panel.x, "x", row, column, bool(drawing.share_x) and not last)
+        _axis(figure, panel.y, "y", row, column, bool(drawing.share_y) and column > 0)
+    figure.update_annotations(font_size=12.5)
+    figure.update_layout(
+        height=height,
+        margin={"l": 10, "r": 10, "t": top, "b": bottom},
+        font={"family": _FONT, "size": 12, "color": style.INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=drawing.legend,
+        legend={"orientation": "h", "x": 0, "y": -48 / plot, "yanchor": "top", "itemwidth": 30},
+        hoverlabel={"font": {"family": _FONT, "size": 12}},
+        dragmode="zoom",
+        barmode="overlay",
+        meta={"name": drawing.name, "title": drawing.title, "caption": drawing.caption},
+    )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def _legend_pixels(drawing: Drawing) -> int:
+    names = {
+        mark.name
+        for panel in drawing.panels
+        for mark in panel.marks
+        if getattr(mark, "legend", False)
+    }
+    return 22 * -(-len(names) // 5) if drawing.legend else 0
+
+
+def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidden: bool) -> None:
+    update = figure.update_xaxes if which == "x" else figure.update_yaxes
+    options: dict[str, object] = {
+        "title": {"text": "" if hidden else axis.title, "standoff": 6},
+        "showticklabels": not hidden,
+        "type": "log" if axis.log else "linear",
+        "gridcolor": style.GRID,
+        "linecolor": style.MUTED,
+        "showline": True,
+        "zeroline": False,
+    }
+    if axis.limits is not None:
+        ends = [math.log10(end) for end in axis.limits] if axis.log else list(axis.limits)
+        options["range"] = ends
+        if axis.log:
+            options["tickvals"] = log_ticks(*axis.limits)
+            options["ticktext"] = [short(tick) for tick in log_ticks(*axis.limits)]
+    if axis.ticks is not None:
+        options["tickvals"] = [position for position, _ in axis.ticks]
+        options["ticktext"] = [text for _, text in axis.ticks]
+        options["showgrid"] = False
+    update(row=row + 1, col=column + 1, **options)
+
+
+def _single(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    # Half the size of the page; six digits are more than a screen shows.
+    return np.asarray(values, dtype=np.float32)
+
+
+def _hover(panel: Panel) -> str:
+    x = "%{x}" if panel.x.ticks is None else ""
+    y = "%{y}" if panel.y.ticks is None else ""
+    lines = [
+        f"{axis.label}: {place} {'' if axis.units == '1' else axis.units}".strip()
+        for axis, place in ((panel.x, x), (panel.y, y))
+        if place and axis.label
+    ]
+    return "<br>".join(lines)
+
+
+def _legend(mark: Points | Line | Bars, named: set[str]) -> dict[str, object]:
+    show = mark.legend and mark.name not in named
+    named.add(mark.name) if show else None
+    return {"name": mark.name, "legendgroup": mark.name, "showlegend": show}
+
+
+def _rgba(color: str, opacity: float) -> str:
+    red, green, blue = (int(color[index : index + 2], 16) for index in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One panel of a figure, and the names that its legend has so far."""
+
+    figure: go.Figure
+    panel: Panel
+    row: int
+    col: int
+    named: set[str]
+
+    def add(self, trace: BasePlotlyType) -> None:
+        self.figure.add_trace(trace, row=self.row, col=self.col)
+
+
+@singledispatch
+def _draw(mark: object, at: _Place) -> None:
+    raise TypeError(f"no way to draw {type(mark).__name__} at {at.row}, {at.col}")
+
+
+@_draw.register
+def _(mark: Points, at: _Place) -> None:
+    hollow = np.zeros(len(mark.x), bool) if mark.hollow is None else np.asarray(mark.hollow)
+    symbol = _SYMBOLS[mark.symbol]
+    errors = {
+        f"error_{axis}": {
+            "type": "data",
+            "symmetric": False,
+            "array": _single(np.asarray(high) - centre),
+            "arrayminus": _single(centre - np.asarray(low)),
+            "thickness": 1.4,
+            "width": 0,
+            "color": _rgba(mark.color, mark.opacity),
+        }
+        for axis, centre, low, high in (
+            ("x", np.asarray(mark.x), mark.x_low, mark.x_high),
+            ("y", np.asarray(mark.y), mark.y_low, mark.y_high),
+        )
+        if low is not None
+    }
+    text = list(mark.hover) if mark.hover is not None else None
+    head = f"<b>{mark.name}</b><br>" + ("%{text}<br>" if text else "")
+    at.add(
+        go.Scatter(
+            x=_single(mark.x),
+            y=_single(mark.y),
+            mode="markers",
+            marker={
+                "symbol": [f"{symbol}-open" if empty else symbol for empty in hollow]
+                if hollow.any()
+                else symbol,
+                "size": 0.1 if mark.symbol == "none" else 1.8 * mark.size,
+                "color": mark.color,
+                "opacity": mark.opacity,
+                "line": {"width": 1.6 if mark.symbol == "bar" else 0.6, "color": mark.color},
+            },
+            text=text,
+            hovertemplate=head + _hover(at.panel) + "<extra></extra>",
+            **errors,
+            **_legend(mark, at.named),
+        )
+    )
+
+
+@_draw.register
+def _(mark: Line, at: _Place) -> None:
+    at.add(
+        go.Scatter(
+            x=_single(mark.x),
+            y=_single(mark.y),
+            mode="lines",
+            line={"color": mark.color, "dash": _DASHES[mark.dash], "width": 1.5 * mark.width},
+            opacity=mark.opacity,
+            hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",
+            **_legend(mark, at.named),
+        )
+    )
+
+
+@_draw.register
+def _(mark: Band, at: _Place) -> None:
+    x = np.asarray(mark.x)
+    keep = np.isfinite(mark.low) & np.isfinite(mark.high)
+    around = np.concatenate([x[keep], x[keep][::-1]])
+    edge = np.concatenate([np.asarray(mark.high)[keep], np.asarray(mark.low)[keep][::-1]])
+    at.add(
+        go.Scatter(
+            x=_single(around),
+            y=_single(edge),
+            mode="lines",
+            fill="toself",
+            line={"width": 0},
+            fillcolor=_rgba(mark.color, mark.opacity),
+            hoverinfo="skip",
+            name=mark.name,
+            legendgroup=mark.name,
+            showlegend=False,
+        )
+    )
+
+
+@_draw.register
+def _(mark: Bars, at: _Place) -> None:
+    fill = "rgba(0,0,0,0)" if mark.outline else mark.color
+    border = {"color": style.INK if mark.outline else mark.color, "width": 1 if mark.outline else 0}
+    at.add(
+        go.Bar(
+            x=_single(np.asarray(mark.x) - mark.base),
+            y=_single(mark.y),
+            base=mark.base,
+            width=mark.thickness,
+            orientation="h",
+            marker={"color": fill, "line": border},
+            hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",
+            **_legend(mark, at.named),
+        )
+    )
+
+
+@_draw.register
+def _(mark: Rule, at: _Place) -> None:
+    add = at.figure.add_vline if mark.axis == "x" else at.figure.add_hline
+    options: dict[str, object] = {mark.axis: mark.value}
+    if mark.text:
+        options |= {
+            "annotation_text": mark.text,
+            "annotation_position": "top right",
+            "annotation_font": {"size": 10, "color": mark.color},
+        }
+    options["line"] = {"color": mark.color, "dash": _DASHES[mark.dash], "width": 1}
+    add(row=at.row, col=at.col, exclude_empty_subplots=False, **options)
+
+
+@_draw.register
+def _(mark: Matrix, at: _Place) -> None:
+    text = [
+        [f"{value:.{mark.digits}f}" if np.isfinite(value) else "" for value in line]
+        for line in mark.values
+    ]
+    at.add(
+        go.Heatmap(
+            x=np.arange(len(mark.columns)),
+            y=np.arange(len(mark.rows)),
+            z=_single(mark.values),
+            zmin=mark.limits[0],
+            zmax=mark.limits[1],
+            colorscale="RdBu_r" if mark.diverging else "Cividis",
+            text=text,
+            texttemplate="%{text}",
+            customdata=[[f"{r} and {c}" for c in mark.columns] for r in mark.rows],
+            hovertemplate="%{customdata}<br>" + f"{mark.name}: %{{text}}<extra></extra>",
+            name=mark.name,
+            showscale=not at.named & {mark.name},
+            colorbar={"title": {"text": Axis(mark.name, mark.units).title}, "thickness": 12},
+        )
+    )
+    at.named.add(mark.name)
+
+
+@_draw.register
+def _(mark: Contours, at: _Place) -> None:
+    levels = np.log10(mark.levels)
+    ticks = levels[:: max(1, len(levels) // 6)]
+    at.add(
+        go.Contour(
+            x=_single(mark.x),
+            y=_single(mark.y),
+            z=_single(np.log10(np.clip(mark.values.T, mark.levels[0], mark.levels[-1]))),
+            customdata=_single(mark.values.T),
+            zmin=levels[0],
+            zmax=levels[-1],
+            contours={
+                "start": levels[0],
+                "end": levels[-1],
+                "size": levels[1] - levels[0],
+                "coloring": "heatmap",
+            },
+            line={"width": 0.5, "color": "rgba(255,255,255,0.6)"},
+            colorscale="Cividis",
+            name=mark.name,
+            showscale=mark.name not in at.named,
+            hovertemplate="%{x:.2f}, %{y:.2f}<br>"
+            + f"{mark.name}: %{{customdata:.4g}} {mark.units}<extra></extra>",
+            colorbar={
+                "title": {"text": Axis(mark.name, mark.units).title, "side": "right"},
+                "tickvals": list(ticks),
+                "ticktext": [short(10**tick) for tick in ticks],
+                "thickness": 12,
+            },
+        )
+    )
+    at.named.add(mark.name)
+
+
+@_draw.register
+def _(mark: Label, at: _Place) -> None:
+    at.figure.add_annotation(
+        x=math.log10(mark.x) if at.panel.x.log else mark.x,
+        y=math.log10(mark.y) if at.panel.y.log else mark.y,
+        text=mark.text,
+        showarrow=False,
+        xanchor=mark.anchor,
+        xshift={"left": 6, "right": -6, "center": 0}[mark.anchor],
+        font={"color": mark.color, "size": 11},
+    )

@@ -1,0 +1,200 @@
+"""What a figure shows, apart from how it is rendered: marks on panels, with labels and units.
+
+A `Drawing` is data. `static.render` and `interactive.render` turn it into matplotlib and plotly.
+Positions are data coordinates; categories are integers with tick labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A labelled axis; units "1" are not written. `ticks` names positions (categories)."""
+
+    label: str = ""
+    units: str = "1"
+    log: bool = False
+    limits: tuple[float, float] | None = None
+    ticks: tuple[tuple[float, str], ...] | None = None
+
+    @property
+    def title(self) -> str:
+        """The label with its units in brackets."""
+        return self.label if self.units in ("", "1") else f"{self.label} ({self.units})"
+
+
+@dataclass(frozen=True)
+class Points:
+    """Markers with optional intervals [x_low, x_high] and [y_low, y_high]; hollow ones are open."""
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str
+    color: str
+    symbol: str = "circle"
+    hollow: np.ndarray | None = None
+    x_low: np.ndarray | None = None
+    x_high: np.ndarray | None = None
+    y_low: np.ndarray | None = None
+    y_high: np.ndarray | None = None
+    size: float = 4.5
+    opacity: float = 1.0
+    legend: bool = True
+    hover: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A polyline."""
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str
+    color: str
+    dash: Literal["solid", "dash", "dot"] = "solid"
+    width: float = 1.2
+    opacity: float = 1.0
+    legend: bool = True
+
+
+@dataclass(frozen=True)
+class Band:
+    """The region low <= y <= high."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    name: str
+    color: str
+    opacity: float = 0.18
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars of length x at rows y, starting at `base`; outlined ones are not filled."""
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str
+    color: str
+    thickness: float = 0.7
+    base: float = 0.0
+    outline: bool = False
+    legend: bool = True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A straight line across the panel at x (vertical) or y (horizontal) = value."""
+
+    axis: Literal["x", "y"]
+    value: float
+    name: str = ""
+    dash: Literal["solid", "dash", "dot"] = "dash"
+    color: str = "#555555"
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A heat map of values (rows, columns), annotated; diverging ones are centred at 0."""
+
+    values: np.ndarray
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    name: str
+    units: str
+    limits: tuple[float, float]
+    diverging: bool = True
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Contours:
+    """Filled contours of values (x, y) at `levels`, which are logarithmically spaced."""
+
+    x: np.ndarray
+    y: np.ndarray
+    values: np.ndarray
+    levels: np.ndarray
+    name: str
+    units: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text at a point of the data."""
+
+    x: float
+    y: float
+    text: str
+    color: str = "#222222"
+    anchor: Literal["left", "right", "center"] = "left"
+
+
+Mark = Points | Line | Band | Bars | Rule | Matrix | Contours | Label
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Marks on one pair of axes."""
+
+    x: Axis
+    y: Axis
+    marks: tuple[Mark, ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Panels in reading order on a grid of at most `columns`, with the words that go with them.
+
+    `panel_height` is in inches at print size; `share_x`/`share_y` give all panels ("all") or the
+    panels of one column/row ("grid") the same axis and label it once.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    columns: int = 1
+    panel_height: float = 1.6
+    narrowest: float = 1.2
+    share_x: Literal["", "all", "grid"] = ""
+    share_y: Literal["", "all", "grid"] = ""
+    legend: bool = True
+    widths: tuple[float, ...] = field(default=())
+
+    def grid(self, width: float) -> tuple[int, int]:
+        """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""
+        columns = max(1, min(self.columns, len(self.panels), int(width / self.narrowest)))
+        while self.columns % columns and self.share_y == "grid":
+            columns -= 1
+        return -(-len(self.panels) // columns), columns
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Decades within the limits; 1-2-5 where less than two and a half decades are shown."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    span = np.log10(high / low)
+    steps = (1, 2, 5) if span < 1.3 else (1, 3) if span < 2.5 else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+    stride = -(-len(inside) // 6)
+    return inside[::stride] if inside else [low, high]
+
+
+def short(value: float) -> str:
+    """A tick label with three significant digits at most: 0.001, 30, 2e4."""
+    if value == 0 or not np.isfinite(value):
+        return "0" if value == 0 else ""
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

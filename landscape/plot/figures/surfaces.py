@@ -1,0 +1,115 @@
+"""Slices and planes of the loss around a solution."""
+
+import numpy as np
+import xarray as xr
+
+from landscape import stats
+from landscape.plot import runs
+from landscape.plot.drawing import Axis, Band, Contours, Drawing, Line, Mark, Panel
+from landscape.plot.runs import Variant
+
+_WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))
+_PER_ROW = 3
+
+
+def loss_slice(
+    ds: xr.Dataset,
+    other: xr.Dataset | None = None,
+    *,
+    setting: str | None = None,
+    references: tuple[str, ...] = ("sgd", "sam"),
+) -> Drawing:
+    """Loss along random directions in two windows; a second BatchNorm mode in its own columns.
+
+    ds, other: loss_slice in two modes (other may be None). Each row holds the references and up to
+    three variants, so that lines can be told apart.
+    """
+    modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]
+    ids = [v.id for v in runs.variants(modes[0])]
+    common = [name for name in references if name in ids]
+    rest = [name for name in ids if name not in common]
+    per_row = -(-len(rest) // max(1, -(-len(rest) // _PER_ROW)))
+    groups = [rest[i : i + per_row] for i in range(0, len(rest), max(per_row, 1))] or [[]]
+    panels = [
+        _slice_panel(part, [*common, *group], width, title)
+        for group in groups
+        for part in modes
+        for width, title in _WINDOWS
+    ]
+    directions = modes[0].sizes["direction"]
+    bands = (
+        f"Mean over {directions} directions and {runs.seed_count(modes[0])}; band: 95 % t-interval "
+        "over seeds of the mean over directions"
+        if max(v.ds.sizes["run"] for v in runs.variants(modes[0])) > 1
+        else f"Mean over {directions} directions; band: its 95 % t-interval over directions (one "
+        "seed)"
+    )
+    return Drawing(
+        "loss_slice",
+        "Loss along random directions",
+        f"{bands}. All models share the directions, normalized per filter to each model's own "
+        "weights, so α = 1 is a different distance in each. Frozen BatchNorm statistics (eval) "
+        "exaggerate the rise; the two modes must not be compared with each other.",
+        tuple(panels),
+        columns=2 * len(modes),
+        panel_height=1.3,
+        share_x="grid",
+    )
+
+
+def _slice_panel(ds: xr.Dataset, names: list[str], width: float, title: str) -> Panel:
+    ds = ds.sel(alpha=slice(-width - 1e-9, width + 1e-9))
+    marks: list[Mark] = []
+    for v in runs.variants(ds):
+        if v.id in names:
+            marks += _slice_curve(v)
+    mode = runs.provenance(ds, "bn")
+    limits = (-width, width)
+    return Panel(Axis("α", limits=limits), Axis("loss", "nats"), tuple(marks), f"{mode}, {title}")
+
+
+def _slice_curve(v: Variant) -> list[Mark]:
+    loss = v.ds.loss.transpose("run", "direction", "alpha").values
+    table = loss.mean(axis=1) if loss.shape[0] > 1 else loss[0]
+    cis = [stats.mean_ci(column) for column in table.T]
+    x = np.asarray(v.ds.alpha.values, float)
+    estimate, low, high = (
+        np.array([getattr(ci, key) for ci in cis]) for key in ("estimate", "low", "high")
+    )
+    return [Band(x, low, high, v.label, v.color), Line(x, estimate, v.label, v.color)]
+
+
+def loss_plane(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
+    """Loss on a random plane through each model of the first seed; all share the levels."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "loss")
+    finite = ds.loss.where(np.isfinite(ds.loss) & (ds.loss > 0))
+    low, high = float(finite.min()), float(finite.max())
+    if not high > low:
+        low, high = (low or 1.0) * 0.9, (low or 1.0) * 1.1
+    ticks = np.geomspace(low, high, levels)
+    panels = []
+    for v in runs.variants(ds):
+        one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
+        mark = Contours(
+            np.asarray(one.alpha.values, float), np.asarray(one.beta.values, float),
+            one.loss.values, ticks, "loss", "nats",
+        )  # fmt: skip
+        panels.append(Panel(Axis("α"), Axis("β"), (mark,), v.label))
+    cosine = float(np.abs(ds.axis_cosine).max()) if "axis_cosine" in ds else np.nan
+    clipped = bool((~np.isfinite(ds.loss)).any())
+    return Drawing(
+        "loss_plane",
+        "Loss on a random plane",
+        "Illustration, not evidence: two random directions miss almost all curvature, and the "
+        "picture changes with the directions. First seed only; all models share the directions "
+        f"(normalized per filter) and the levels. Cosine of the axes at most {cosine:.2f}. "
+        f"BatchNorm mode {runs.provenance(ds, 'bn')}."
+        + (" Blank: the loss is not finite there." if clipped else ""),
+        tuple(panels),
+        columns=4,
+        panel_height=1.3,
+        share_x="all",
+        share_y="all",
+        legend=False,
+    )

@@ -1,0 +1,105 @@
+"""Picking runs out of results: by setting, by variant, by seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from landscape import results
+from landscape.errors import LandscapeError
+from landscape.plot import style
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant of a study with its runs: `ds` has dimension `run`, one entry per seed."""
+
+    id: str
+    label: str
+    color: str
+    symbol: str
+    ds: xr.Dataset
+
+
+def as_runs(ds: xr.Dataset) -> xr.Dataset:
+    """Return `ds` with a `run` dimension; a single result becomes one run without a name."""
+    if "run" in ds.dims:
+        return ds
+    single = ds.expand_dims("run", create_index_for_new_dim=False)
+    labels = {"run": "", "variant": "this model", "label": "This model", "setting": "", "seed": 0}
+    return single.assign_coords({key: ("run", [value]) for key, value in labels.items()})
+
+
+def settings(ds: xr.Dataset) -> list[str]:
+    """Settings in the order of the study."""
+    return list(dict.fromkeys(str(name) for name in as_runs(ds).setting.values))
+
+
+def in_setting(ds: xr.Dataset, setting: str | None) -> xr.Dataset:
+    """Runs of one setting; with several present one must be named."""
+    ds = as_runs(ds)
+    known = settings(ds)
+    if setting is None:
+        if len(known) > 1:
+            raise LandscapeError(
+                f"The result holds the settings {', '.join(known)}; say which one with setting=..."
+            )
+        return ds
+    if setting not in known:
+        raise LandscapeError(f"Unknown setting {setting!r}; the result has {', '.join(known)}.")
+    return ds.isel(run=np.flatnonzero(ds.setting.values == setting))
+
+
+def variants(ds: xr.Dataset) -> Iterator[Variant]:
+    """Variants in the order of the study, with the colour and symbol that each keeps everywhere."""
+    names = list(dict.fromkeys(str(name) for name in ds.variant.values))
+    for position, name in enumerate(names):
+        runs = ds.isel(run=np.flatnonzero(ds.variant.values == name))
+        color, symbol = style.variant(name, position)
+        yield Variant(name, str(runs.label.values[0]), color, symbol, runs)
+
+
+def first_seeds(ds: xr.Dataset) -> xr.Dataset:
+    """The run of the lowest seed of each variant."""
+    keep = []
+    for name in dict.fromkeys(ds.variant.values):
+        index = np.flatnonzero(ds.variant.values == name)
+        keep.append(index[np.argmin(ds.seed.values[index])])
+    return ds.isel(run=keep)
+
+
+def seed_count(ds: xr.Dataset) -> str:
+    """How many seeds: "5 seeds", "3 to 5 seeds"."""
+    counts = [v.ds.sizes["run"] for v in variants(ds)]
+    low, high = min(counts), max(counts)
+    many = f"{high} seed{'s' if high > 1 else ''}"
+    return many if low == high else f"{low} to {many}"
+
+
+def provenance(ds: xr.Dataset, key: str) -> str:
+    """What all runs say about `key`; several answers are joined, none is ""."""
+    entry = results.provenance(ds)
+    found = [part.get(key) for part in entry.get("runs", [entry])]
+    return ", ".join(dict.fromkeys(str(value) for value in found if value is not None))
+
+
+def units(ds: xr.Dataset, name: str) -> str:
+    """Units of a variable."""
+    return str(ds[name].attrs.get("units", "1"))
+
+
+def require(ds: xr.Dataset, *names: str) -> None:
+    """Say which variables a figure needs that the result does not have."""
+    missing = [name for name in names if name not in ds.variables]
+    if missing:
+        raise LandscapeError(
+            f"This figure needs {', '.join(missing)}; the result is "
+            f"{ds.attrs.get('measurement', 'unknown')} with {', '.join(map(str, ds.data_vars))}."
+        )
+
+
+def order_by(items: Sequence[Variant], values: Sequence[float]) -> list[Variant]:
+    """Variants from the smallest value to the largest, NaN first."""
+    keyed = [(-np.inf if np.isnan(value) else value) for value in values]
+    return [items[index] for index in np.argsort(keyed, kind="stable")]
