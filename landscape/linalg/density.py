@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.linalg.krylov import Krylov
+from landscape.linalg._krylov import Krylov
 from landscape.linalg.trace import rademacher
 
 
@@ -16,8 +16,8 @@ from landscape.linalg.trace import rademacher
 class Quadrature:
     """Nodes and weights per probe: (1/P)·tr f(H) ≈ Σ_j weights[i, j]·f(nodes[i, j]) for each i.
 
-    The weights of a probe sum to 1; a probe whose space was invariant before num_steps fills up with
-    nodes of weight 0.
+    The weights of a probe sum to 1; a probe whose space was invariant before num_steps fills up
+    with nodes of weight 0.
     """
 
     nodes: Float[Tensor, "probe node"]

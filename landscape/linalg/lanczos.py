@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.linalg.krylov import Krylov, Ritz
+from landscape.linalg._krylov import Krylov, Ritz
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH = ("largest", "smallest", "both", "magnitude")
@@ -52,10 +52,10 @@ def top(
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
     which: "largest" and "smallest" by value, "magnitude" by |λ|, "both" takes ⌈k/2⌉ from the upper
-    and ⌊k/2⌋ from the lower end. A first Krylov space runs until the k wanted residual estimates are
-    at most tolerance · max|λ| (default 1e-6 in float64, 1e-4 in float32). One starting vector shows
-    one copy of a multiple eigenvalue, so the complement of the pairs found is then searched from
-    fresh random vectors until the probability that it still hides one is below
+    and ⌊k/2⌋ from the lower end. A first Krylov space runs until the k wanted residual estimates
+    are at most tolerance · max|λ| (default 1e-6 in float64, 1e-4 in float32). One starting vector
+    shows one copy of a multiple eigenvalue, so the complement of the pairs found is then searched
+    from fresh random vectors until the probability that it still hides one is below
     `failure_probability` (Kuczyński & Woźniakowski 1992, doi:10.1137/0613066, Theorem 4.2); 1 skips
     the search. `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the
     exact residuals.

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 
+_KNOWN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
 
 class Reached(Exception):  # noqa: N818
     """Ends a forward pass at the layer whose statistics are being gathered."""
@@ -27,15 +29,40 @@ class BatchNormControl:
     def __init__(self, model: nn.Module) -> None:
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
         self.names = {id(module): name for name, module in self.layers.items()}
-        self.mode = "eval"
+        self.own = [n for n, m in self.layers.items() if type(m).forward not in _KNOWN_FORWARDS]
+        self.reset()
         self.begin()
-        self.statistics: list[tuple[Tensor, Tensor]] = []
-        self.gathered: _Moments | None = None
-        for module in self.layers.values():
-            module.forward = self._forward_of(module)  # type: ignore[method-assign]
+        for name, module in self.layers.items():
+            if name not in self.own:
+                module.forward = self._forward_of(module)  # type: ignore[method-assign]
 
     def __bool__(self) -> bool:
         return bool(self.layers)
+
+    def reset(self) -> None:
+        """Frozen running statistics; called after every use."""
+        self.mode, self.purpose = "eval", "eval"
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self.gathered: _Moments | None = None
+
+    def gather(self, purpose: str) -> None:
+        """Start to gather statistics of the whole set for `purpose`, site after site."""
+        self.mode, self.purpose, self.statistics = "fixed", purpose, []
+
+    def refuse_mode(self, mode: str) -> None:
+        """Say which layer cannot be put in this mode."""
+        for name, layer in self.layers.items():
+            if mode == "eval" and layer.running_mean is None:
+                raise LandscapeError(
+                    f"bn='eval' asked, but BatchNorm layer {name!r} keeps no running statistics; "
+                    f"use bn='full_batch' or bn='recalibrate'."
+                )
+        if mode != "eval" and self.own:
+            kind = type(self.layers[self.own[0]]).__name__
+            raise LandscapeError(
+                f"bn={mode!r} asked, but layer {self.own[0]!r} ({kind}) has a forward of its own, "
+                f"whose statistics cannot be taken over; use bn='eval' or a plain BatchNorm."
+            )
 
     def begin(self) -> None:
         """Called before every forward pass."""
@@ -78,19 +105,13 @@ class BatchNormControl:
         )
 
     def _enter(self, module: _BatchNorm) -> None:
-        if self.wanted == "recalibrate" and id(module) in self.called:
+        if "recalibrate" in (self.mode, self.purpose) and id(module) in self.called:
             raise LandscapeError(
                 f"BatchNorm layer {self.names[id(module)]!r} is called twice in a forward pass, so "
                 f"its one set of running statistics cannot be re-estimated layer by layer; use "
                 f"bn='eval' or bn='full_batch'."
             )
         self.called.add(id(module))
-
-    @property
-    def wanted(self) -> str:
-        return self.purpose if self.mode == "fixed" else self.mode
-
-    purpose = "full_batch"
 
     def pass_until_site(self, forward: Callable[[], object]) -> bool:
         """Run `forward` to the next site without statistics; False if there is none."""
@@ -107,13 +128,13 @@ class BatchNormControl:
 
     def _too_few(self, module: _BatchNorm) -> LandscapeError:
         return LandscapeError(
-            f"BatchNorm layer {self.names[id(module)]!r} sees one value per channel; its statistics "
-            f"need at least two examples. Give more data, or use bn='eval'."
+            f"BatchNorm layer {self.names[id(module)]!r} sees one value per channel; its "
+            f"statistics need at least two examples. Give more data, or use bn='eval'."
         )
 
 
 class _Moments:
-    """Mean and variance per channel over batches, merged in float64 (Chan, Golub & LeVeque 1979)."""
+    """Mean and variance per channel over batches, merged in float64 (Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self.count = 0

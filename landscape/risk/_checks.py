@@ -9,83 +9,79 @@ from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch
-from landscape.risk._network import numerics
 
 if TYPE_CHECKING:
-    from landscape.risk._empirical import EmpiricalRisk
+    from landscape.risk._engine import Engine
 
 _ROWS = 32
 
 
-def run(risk: "EmpiricalRisk") -> bool:
-    """Try a few rows: targets, shapes, determinism, independence. True if the model draws numbers."""
-    shared = risk._shared
-    chunk = shared.examples.chunks[0]
-    batch = chunk.rows(0, min(_ROWS, chunk.count)).mapped(lambda t: t.to(risk.device))
-    batch = batch.mapped(torch.clone)
+def run(engine: "Engine") -> None:
+    """Try a few rows: targets, shapes, determinism, independence."""
+    chunk = engine.examples.chunks[0]
+    batch = chunk.rows(0, min(_ROWS, chunk.count)).mapped(lambda t: t.to(engine.device))
     before = torch.get_rng_state()
-    first = _losses(risk, batch)
-    second = _losses(risk, batch)
-    if not torch.equal(first, second) and not first.isnan().any():
+    first = _losses(engine, batch, check_targets=True)
+    second = _losses(engine, batch)
+    slack = 1e-12 if engine.dtype == torch.float64 else 1e-6
+    if not torch.allclose(first, second, rtol=slack, atol=slack, equal_nan=True):
         raise LandscapeError(
             f"The loss differs between two passes over the same {batch.count} examples; "
-            f"{_noisy_module(risk, batch)} is not deterministic in evaluation mode. Remove its "
+            f"{_noisy_module(engine, batch)} is not deterministic in evaluation mode. Remove its "
             f"randomness."
         )
-    _refuse_coupling(risk, batch, first)
-    return not torch.equal(before, torch.get_rng_state())
+    _refuse_coupling(engine, batch, first)
+    engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
 
 
-def _losses(risk: "EmpiricalRisk", batch: Batch) -> Tensor:
-    shared = risk._shared
+def _losses(engine: "Engine", batch: Batch, *, check_targets: bool = False) -> Tensor:
+    batch = batch.mapped(torch.clone)
     versions = [leaf._version for leaf in batch.leaves()]
-    with numerics(risk.device), torch.no_grad(), shared.network.at(risk.theta), risk._bn_scope():
-        output = shared.network(batch)
-        for chunk in shared.examples.chunks:
-            shared.criterion.check_targets(output, chunk.targets, chunk.start)
-        losses = shared.criterion(output, batch.targets, batch.count)
-    # The layers that follow must not alter the data of later passes.
+    with engine.evaluating(engine.network.theta):
+        output = engine.network(batch)
+        for chunk in engine.examples.chunks if check_targets else ():
+            engine.criterion.check_targets(output, chunk.targets, chunk.start)
+        losses = engine.criterion(output, batch.targets, batch.count)
+    # A first layer that works in place would alter the data of all later passes.
     if versions != [leaf._version for leaf in batch.leaves()]:
-        shared.network.clones_inputs = True
+        engine.network.clones_inputs = True
     return losses
 
 
-def _refuse_coupling(risk: "EmpiricalRisk", batch: Batch, losses: Tensor) -> None:
+def _refuse_coupling(engine: "Engine", batch: Batch, losses: Tensor) -> None:
     """Sums over batches mean something only if an example's loss does not depend on its company."""
-    couples = risk.has_batchnorm and risk.bn != "eval"
-    if couples or batch.count < 2 or not risk._shared.criterion.per_example:
+    if engine.couples or batch.count < 2 or not engine.criterion.per_example:
         return
-    alone = _losses(risk, batch.rows(0, 1))
-    slack = 1e-8 if risk.dtype == torch.float64 else 1e-3
+    alone = _losses(engine, batch.rows(0, 1))
+    slack = 1e-8 if engine.dtype == torch.float64 else 1e-3
     if not torch.allclose(alone, losses[:1], rtol=slack, atol=slack, equal_nan=True):
         raise LandscapeError(
             f"The loss of the first example is {float(alone[0]):.6g} alone and "
-            f"{float(losses[0]):.6g} among {batch.count}; a layer or the loss mixes examples, so no "
-            f"mean over examples exists. Remove the mixing, or declare reduction='mean'."
+            f"{float(losses[0]):.6g} among {batch.count}; a layer or the loss mixes examples, so "
+            f"no mean over examples exists. Remove the mixing, or declare reduction='mean'."
         )
 
 
-def _noisy_module(risk: "EmpiricalRisk", batch: Batch) -> str:
+def _noisy_module(engine: "Engine", batch: Batch) -> str:
     """The first module to finish with equal inputs and unequal outputs in two passes."""
     passes: list[list[tuple[str, Any, Any]]] = []
-    shared = risk._shared
     for _ in range(2):
         calls: list[tuple[str, Any, Any]] = []
         handles = [
             module.register_forward_hook(_recorder(calls, name))
-            for name, module in shared.network.model.named_modules()
+            for name, module in engine.network.model.named_modules()
         ]
         try:
-            _losses(risk, batch)
+            _losses(engine, batch)
         finally:
             for handle in handles:
                 handle.remove()
         passes.append(calls)
     for (name, seen, gave), (_, seen2, gave2) in zip(*passes, strict=False):
         if _equal(seen, seen2) and not _equal(gave, gave2):
-            kind = type(shared.network.model.get_submodule(name)).__name__
+            kind = type(engine.network.model.get_submodule(name)).__name__
             return f"module {name!r} ({kind})" if name else f"{kind}.forward"
-    return f"the loss {shared.criterion.name}"
+    return f"the loss {engine.criterion.name}"
 
 
 def _recorder(calls: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:
@@ -106,14 +102,12 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     )
 
 
-def non_finite_error(
-    risk: "EmpiricalRisk", theta: Tensor, loss: Tensor, what: str
-) -> LandscapeError:
+def non_finite_error(engine: "Engine", theta: Tensor, loss: Tensor, what: str) -> LandscapeError:
     """Say where the first NaN or infinity is: theta, an example, or only the derivative."""
     bad_theta = (~torch.isfinite(theta)).nonzero()
     if len(bad_theta):
         at = int(bad_theta[0])
-        name = next(info.name for info in risk.layout.tensors if at < info.stop)
+        name = next(info.name for info in engine.network.layout.tensors if at < info.stop)
         return LandscapeError(
             f"{what} asked at a theta with {len(bad_theta)} values that are not finite, the first "
             f"in {name!r}; measure at a finite theta."
@@ -124,12 +118,12 @@ def non_finite_error(
             f"square root, norm or logarithm at 0, or use dtype=torch.float64."
         )
     return LandscapeError(
-        f"{what} asked where the loss is {float(loss)}: {_first_bad(risk, theta)}. Lower the "
+        f"{what} asked where the loss is {float(loss)}: {_first_bad(engine, theta)}. Lower the "
         f"distance from the trained weights, mend the data, or use dtype=torch.float64."
     )
 
 
-def _first_bad(risk: "EmpiricalRisk", theta: Tensor) -> str:
+def _first_bad(engine: "Engine", theta: Tensor) -> str:
     bad: list[str] = []
 
     def visit(batch: Batch, _output: Any, losses: Tensor) -> None:
@@ -138,36 +132,30 @@ def _first_bad(risk: "EmpiricalRisk", theta: Tensor) -> str:
             row, value = int(rows[0]), float(losses.reshape(-1)[int(rows[0])])
             single = losses.ndim > 0
             place = f"example {batch.start + row}" if single else f"examples from {batch.start}"
-            bad.append(f"first {value} at {place} of {risk.num_examples}")
+            bad.append(f"first {value} at {place} of {engine.examples.num_examples}")
 
-    risk._visit(theta, visit)
+    engine.visit(theta, visit)
     return bad[0] if bad else "each example is finite, their sum is not"
 
 
-def second_derivative_error(
-    risk: "EmpiricalRisk", theta: Tensor, error: RuntimeError
-) -> RuntimeError:
+def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError) -> RuntimeError:
     """LandscapeError for an operation without second derivative; other errors pass unchanged."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return LandscapeError(
-            f"A Hessian product ran out of memory ({error}); lower batch_size or memory."
-        )
     text = str(error)
     signs = ("is not implemented", "twice", "does not support", "double backward", "create_graph")
-    blamed = [] if isinstance(error, LandscapeError) else _not_twice(risk, theta)
-    if isinstance(error, LandscapeError) or not (blamed or any(sign in text for sign in signs)):
+    blamed = _not_twice(engine, theta)
+    if not (blamed or any(sign in text for sign in signs)):
         return error
     names = f"{', '.join(blamed)} cannot" if blamed else "An operation of the model or loss cannot"
     return LandscapeError(
-        f"{names} be differentiated twice ({text.splitlines()[0]}); replace it by torch operations, "
-        f"or use measurements without Hessian products (losses, slices, sharpness)."
+        f"{names} be differentiated twice ({text.splitlines()[0]}); replace it by torch "
+        f"operations, or use measurements without Hessian products (losses, slices, sharpness)."
     )
 
 
-def _not_twice(risk: "EmpiricalRisk", theta: Tensor) -> list[str]:
+def _not_twice(engine: "Engine", theta: Tensor) -> list[str]:
     """Leaf modules whose own second derivative fails on the inputs they get."""
-    shared, calls = risk._shared, {}
-    model = shared.network.model
+    calls: dict[str, tuple[Any, ...]] = {}
+    model = engine.network.model
     leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
 
     def keep(name: str) -> Callable[..., None]:
@@ -177,15 +165,15 @@ def _not_twice(risk: "EmpiricalRisk", theta: Tensor) -> list[str]:
         return hook
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaves]
-    batch = shared.examples.chunks[0].rows(0, min(2, shared.examples.chunks[0].count))
-    batch = batch.mapped(lambda leaf: leaf.to(risk.device))
+    batch = engine.examples.chunks[0].rows(0, min(2, engine.examples.chunks[0].count))
+    batch = batch.mapped(lambda leaf: leaf.to(engine.device))
     try:
-        with numerics(risk.device), torch.no_grad(), shared.network.at(theta), risk._bn_scope():
-            shared.network(batch)
+        with engine.evaluating(theta):
+            engine.network(batch)
     finally:
         for handle in handles:
             handle.remove()
-    with numerics(risk.device, second=True), torch.enable_grad(), risk._bn_scope():
+    with engine.differentiating(2):
         return [
             f"module {name!r} ({type(module).__name__})"
             for name, module in leaves

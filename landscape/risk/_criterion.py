@@ -81,8 +81,8 @@ class Criterion:
             return losses.reshape(())
         if losses.ndim == 0 or losses.shape[0] != count:
             raise LandscapeError(
-                f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return one "
-                f"loss per example, or declare reduction='mean' if it is their mean."
+                f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return "
+                f"one loss per example, or declare reduction='mean' if it is their mean."
             )
         rest = losses.flatten(1) if losses.ndim > 1 else losses[:, None]
         return rest.sum(1) if self.sums else rest.mean(1)
@@ -104,9 +104,9 @@ class Criterion:
             row = start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
             value = int(target[bad][0])
             raise LandscapeError(
-                f"Target {value} of example {row} is out of range: the model has {classes} outputs, "
-                f"so targets are 0..{classes - 1}. Use a model with more outputs or mend the "
-                f"labels."
+                f"Target {value} of example {row} is out of range: the model has {classes} "
+                f"outputs, so targets are 0..{classes - 1}. Use a model with more outputs or mend "
+                f"the labels."
             )
 
 

@@ -1,11 +1,11 @@
 """EmpiricalRisk: the mean loss over a fixed set of examples as a function of theta."""
 
-import contextlib
 import copy
+import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,12 +16,11 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _memory
 from landscape.risk._criterion import Criterion, errors_of, logits_of
-from landscape.risk._data import Batch, Examples, collect, kept_rng
-from landscape.risk._network import Network, numerics, unwrapped
+from landscape.risk._data import Batch, collect, kept_rng
+from landscape.risk._engine import FORWARD, GRADIENT, PRODUCT, Engine, Notes
+from landscape.risk._network import Network, unwrapped
 
 BNMode = Literal["eval", "full_batch", "recalibrate"]
-BN_MODES = ("eval", "full_batch", "recalibrate")
-FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,6 @@ class Evaluation:
     losses: Float[Tensor, "N"] | None
 
 
-@dataclass
-class _Shared:
-    """What a risk has in common with its twins of other BatchNorm modes."""
-
-    network: Network
-    criterion: Criterion
-    examples: Examples
-    device: torch.device
-    dtype: torch.dtype
-    memory: int
-    uses_rng: bool = False
-    cost: float = 0.0
-    graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
-
-
 class EmpiricalRisk:
     """L(theta) = (1/N)·Σ_i loss(model(x_i; theta), y_i) + ½·weight_decay·‖theta‖².
 
@@ -56,7 +40,7 @@ class EmpiricalRisk:
     leaves the caller's model, RNG and numeric settings as they were. Dropout is off.
 
     data: a DataLoader, a Dataset, one batch, or a list of batches of any sizes; a batch is
-    (inputs, targets) or a dict with the targets under "labels", "label", "targets", "target" or "y".
+    (inputs, targets) or a dict with the targets under "labels", "label", "targets", "target", "y".
     loss: any criterion; one with a `reduction` (attribute or argument) is evaluated with "none",
     its class weights included; trailing axes are averaged (summed if its reduction is "sum").
     Another callable returns per-example losses, or the mean over its rows if declared
@@ -95,45 +79,52 @@ class EmpiricalRisk:
             network = Network(inner, device=place, dtype=dtype)
             criterion = Criterion(loss, reduction, device=place, dtype=dtype)
             examples = collect(data, network.model.forward, device=place, dtype=dtype)
-        if memory is None:
-            memory = _memory.default(place)
-        self._shared = _Shared(network, criterion, examples, place, dtype, memory)
-        self._batch_size, self._weight_decay = batch_size, float(weight_decay)
-        self._bn = self._checked_mode(bn)
+        self._engine = Engine(
+            network=network,
+            criterion=criterion,
+            examples=examples,
+            device=place,
+            dtype=dtype,
+            memory=_memory.default(place) if memory is None else memory,
+            batch_size=batch_size,
+            bn=bn,
+            notes=Notes(),
+        )
+        self._weight_decay = float(weight_decay)
         with kept_rng():
-            self._shared.uses_rng = _checks.run(self)
+            _checks.run(self._engine)
 
     # What it is -------------------------------------------------------------------------------
 
     @property
     def theta(self) -> Float[Tensor, "P"]:
         """The model's own parameters, flat (P,); a fresh copy."""
-        return self._shared.network.theta.clone()
+        return self._engine.network.theta.clone()
 
     @property
     def layout(self) -> ParamLayout:
         """Names, shapes and kinds of the coordinates of theta."""
-        return self._shared.network.layout
+        return self._engine.network.layout
 
     @property
     def num_examples(self) -> int:
         """N."""
-        return self._shared.examples.num_examples
+        return self._engine.examples.num_examples
 
     @property
     def device(self) -> torch.device:
         """Where everything is computed."""
-        return self._shared.device
+        return self._engine.device
 
     @property
     def dtype(self) -> torch.dtype:
         """torch.float32 or torch.float64."""
-        return self._shared.dtype
+        return self._engine.dtype
 
     @property
     def bn(self) -> str:
         """BatchNorm mode."""
-        return self._bn
+        return self._engine.bn
 
     @property
     def weight_decay(self) -> float:
@@ -143,22 +134,22 @@ class EmpiricalRisk:
     @property
     def has_batchnorm(self) -> bool:
         """Whether the BatchNorm mode matters."""
-        return bool(self._shared.network.batchnorm)
+        return bool(self._engine.network.batchnorm)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the model's buffers (running statistics), which belong to the risk."""
-        return {k: v.clone() for k, v in self._shared.network.model.named_buffers()}
+        return {k: v.clone() for k, v in self._engine.network.model.named_buffers()}
 
     @property
     def cost(self) -> float:
         """Gradient-equivalents spent so far, together with the risks that share its data."""
-        return self._shared.cost
+        return self._engine.notes.cost
 
     def with_bn(self, mode: BNMode) -> "EmpiricalRisk":
         """The risk of another BatchNorm mode; shares model copy, data and cost counter."""
         twin = copy.copy(self)
-        twin._bn = self._checked_mode(mode)
+        twin._engine = dataclasses.replace(self._engine, bn=mode)
         return twin
 
     def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
@@ -169,10 +160,10 @@ class EmpiricalRisk:
     def provenance(self) -> dict[str, Any]:
         """What must be known to read a number of this risk, as JSON types."""
         return {
-            "bn": self._bn,
+            "bn": self._engine.bn,
             "num_examples": self.num_examples,
             "num_parameters": self.layout.num_parameters,
-            "loss": self._shared.criterion.name,
+            "loss": self._engine.criterion.name,
             "weight_decay": self._weight_decay,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
@@ -185,7 +176,9 @@ class EmpiricalRisk:
         """L(theta) in nats (for cross-entropy), (); NaN stays NaN. Cost 1/3."""
         theta = self._as_theta(theta)
         sums: list[Tensor] = []
-        self._visit(theta, lambda batch, _, losses: sums.append(self._sum(losses, batch)))
+        self._engine.visit(
+            theta, lambda batch, _, losses: sums.append(self._engine.sum(losses, batch))
+        )
         return self._mean(sums, theta)
 
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:
@@ -193,13 +186,13 @@ class EmpiricalRisk:
 
         Raises LandscapeError for a loss declared reduction="mean".
         """
-        if not self._shared.criterion.per_example:
+        if not self._engine.criterion.per_example:
             raise LandscapeError(
-                f"losses of single examples asked, but {self._shared.criterion.name} is declared "
+                f"losses of single examples asked, but {self._engine.criterion.name} is declared "
                 f"reduction='mean'; give a loss that returns one value per example."
             )
         parts: list[Tensor] = []
-        self._visit(self._as_theta(theta), lambda _b, _o, losses: parts.append(losses))
+        self._engine.visit(self._as_theta(theta), lambda _b, _o, losses: parts.append(losses))
         return torch.cat(parts)
 
     def outputs(self, theta: Float[Tensor, "P"]) -> Shaped[Tensor, "N *C"]:
@@ -215,7 +208,7 @@ class EmpiricalRisk:
                 )
             parts.append(output)
 
-        self._visit(self._as_theta(theta), visit)
+        self._engine.visit(self._as_theta(theta), visit)
         return torch.cat(parts)
 
     def error_rate(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
@@ -226,7 +219,7 @@ class EmpiricalRisk:
         rate = self.evaluate(theta).error_rate
         if rate is None:
             raise LandscapeError(
-                f"error_rate asked of {self._shared.criterion.name}, but outputs and targets are "
+                f"error_rate asked of {self._engine.criterion.name}, but outputs and targets are "
                 f"not those of a classifier (outputs (N, C), class targets (N,)); use losses."
             )
         return rate
@@ -239,16 +232,16 @@ class EmpiricalRisk:
         wrong: list[Tensor | None] = []
 
         def visit(batch: Batch, output: Any, losses: Tensor) -> None:
-            sums.append(self._sum(losses, batch))
+            sums.append(self._engine.sum(losses, batch))
             parts.append(losses)
             errors = errors_of(output, batch.targets)
             wrong.append(None if errors is None else errors.sum())
 
-        self._visit(theta, visit)
+        self._engine.visit(theta, visit)
         rate = None
         if all(count is not None for count in wrong):
             rate = torch.stack(wrong).sum().to(self.dtype) / self.num_examples  # type: ignore[arg-type]
-        losses = torch.cat(parts) if self._shared.criterion.per_example else None
+        losses = torch.cat(parts) if self._engine.criterion.per_example else None
         return Evaluation(self._mean(sums, theta), rate, losses)
 
     # Derivatives ------------------------------------------------------------------------------
@@ -264,13 +257,13 @@ class EmpiricalRisk:
         self._refuse_derivative("gradient")
         theta = self._as_theta(theta)
         total, sums = torch.zeros_like(theta), []
-        for batch in self._graph_batches(order=1):
+        for batch in self._engine.graph_batches(order=1):
             leaf = theta.clone().requires_grad_()
-            with self._differentiating(1):
-                loss = self._loss_graph(leaf, batch)
+            with self._engine.differentiating(1):
+                loss = self._engine.loss_graph(leaf, batch)
                 total += torch.autograd.grad(loss, leaf)[0]
             sums.append(loss.detach().double())
-        self._spend(GRADIENT)
+        self._engine.spend(GRADIENT)
         gradient = total / self.num_examples + self._weight_decay * theta
         loss = self._mean(sums, theta)
         self._refuse_non_finite(theta, loss, gradient, "gradient")
@@ -285,11 +278,11 @@ class EmpiricalRisk:
         self._refuse_derivative("hvp")
         theta, rows = self._as_theta(theta), self._as_vectors(V)
         total, sums = torch.zeros_like(rows), []
-        for batch in self._graph_batches(order=2):
-            loss, leaf, gradient = self._gradient_graph(theta, batch)
+        for batch in self._engine.graph_batches(order=2):
+            loss, leaf, gradient = self._engine.gradient_graph(theta, batch)
             sums.append(loss)
-            total += self._products(gradient, leaf, rows, keep=False)
-        self._spend(GRADIENT + PRODUCT * len(rows))
+            total += self._engine.products(gradient, leaf, rows, keep=False)
+        self._engine.spend(GRADIENT + PRODUCT * len(rows))
         product = total / self.num_examples + self._weight_decay * rows
         self._refuse_non_finite(theta, self._mean(sums, theta), product, "Hessian product")
         return product.reshape(V.shape)
@@ -297,8 +290,8 @@ class EmpiricalRisk:
     def linearized_hvp(self, theta: Float[Tensor, "P"]) -> "LinearizedHVP":
         """V ↦ ∇²L(theta)·v with the graph of the gradient kept, for many products at one theta.
 
-        Graphs are kept up to `memory` bytes; the examples beyond are rebuilt at each product. Cost 1,
-        then 2 a product (3 for the rebuilt share).
+        Graphs are kept up to `memory` bytes; the examples beyond are rebuilt at each product. Cost
+        1, then 2 a product (3 for the rebuilt share).
         """
         self._refuse_derivative("linearized_hvp")
         return LinearizedHVP(self, self._as_theta(theta))
@@ -314,8 +307,8 @@ class EmpiricalRisk:
                 else f"type {type(theta).__name__}"
             )
             raise LandscapeError(
-                f"theta of {found} given; this model has P={size} trainable parameters, so theta is "
-                f"a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
+                f"theta of {found} given; this model has P={size} trainable parameters, so theta "
+                f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
             )
         with torch.inference_mode(False):
             theta = theta.clone() if theta.is_inference() else theta
@@ -343,128 +336,10 @@ class EmpiricalRisk:
         return mean.to(self.dtype)
 
     def _spend(self, cost: float) -> None:
-        self._shared.cost += cost
-
-    def _rows(self) -> int:
-        return self._batch_size or _memory.default_rows(self._shared.examples)
-
-    def _visit(self, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None]) -> None:
-        """One pass without derivatives: visit(batch, output, losses) for all examples in order."""
-        shared, control = self._shared, self._shared.network.batchnorm
-        with (
-            _maybe_kept_rng(shared.uses_rng),
-            numerics(shared.device),
-            torch.no_grad(),
-            shared.network.at(theta),
-            self._bn_scope(),
-        ):
-            size = self._rows()
-            if control and self._bn != "eval":
-                whole = _memory.fits_one_pass(self)
-                size = self.num_examples if whole else size
-                if not whole:
-                    self._gather_statistics(size)
-            for batch in shared.examples.cut(size):
-                output = shared.network(batch)
-                visit(batch, output, shared.criterion(output, batch.targets, batch.count))
-        self._spend(FORWARD)
-
-    def _gather_statistics(self, size: int) -> None:
-        """Statistics of the whole set for one BatchNorm site after another, each from one pass."""
-        network = self._shared.network
-        control = network.batchnorm
-        control.mode, control.purpose, control.statistics = "fixed", self._bn, []
-        while True:
-            for batch in self._shared.examples.cut(size):
-                if not control.pass_until_site(lambda b=batch: network(b)):
-                    return
-            self._spend(FORWARD)
-            control.close_site()
-
-    def _graph_batches(self, order: int) -> Iterator[Batch]:
-        """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
-        if self._bn == "full_batch" and self.has_batchnorm:
-            _memory.refuse_large_graph(self, order)
-            return self._shared.examples.cut(self.num_examples)
-        return self._shared.examples.cut(self._batch_size or _memory.graph_rows(self, order))
-
-    @contextlib.contextmanager
-    def _differentiating(self, order: int) -> Iterator[None]:
-        shared = self._shared
-        with (
-            _maybe_kept_rng(shared.uses_rng),
-            numerics(shared.device, second=order > 1, recurrent=shared.network.recurrent),
-            torch.enable_grad(),
-        ):
-            yield
-
-    @contextlib.contextmanager
-    def _bn_scope(self) -> Iterator[None]:
-        control = self._shared.network.batchnorm
-        control.mode = self._bn
-        try:
-            yield
-        finally:
-            control.mode, control.statistics, control.gathered = "eval", [], None
-
-    def _loss_graph(self, leaf: Tensor, batch: Batch) -> Tensor:
-        """Σ of losses over the batch as a function of the leaf theta."""
-        shared = self._shared
-        with shared.network.at(leaf), self._bn_scope():
-            output = shared.network(batch)
-            losses = shared.criterion(output, batch.targets, batch.count)
-        loss = losses.sum() if losses.ndim else losses * batch.count
-        if not loss.requires_grad:
-            raise LandscapeError(
-                f"The loss does not depend on any of the {self.layout.num_parameters} trainable "
-                f"parameters; look for torch.no_grad() or detach() in the model or the loss."
-            )
-        return loss
-
-    def _gradient_graph(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = theta.clone().requires_grad_()
-        try:
-            with self._differentiating(2):
-                loss = self._loss_graph(leaf, batch)
-                (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(self, theta, error) from error
-        return loss.detach().double(), leaf, gradient
-
-    def _loss_only(self, theta: Tensor, batch: Batch) -> Tensor:
-        shared = self._shared
-        with numerics(shared.device), torch.no_grad(), shared.network.at(theta), self._bn_scope():
-            output = shared.network(batch)
-            return self._sum(shared.criterion(output, batch.targets, batch.count), batch)
-
-    def _products(self, gradient: Tensor, leaf: Tensor, rows: Tensor, *, keep: bool) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(rows)
-        products = []
-        try:
-            with self._differentiating(2):
-                for i, v in enumerate(rows):
-                    retain = keep or i + 1 < len(rows)
-                    products += torch.autograd.grad(
-                        gradient, leaf, v, retain_graph=retain, materialize_grads=True
-                    )
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(self, leaf.detach(), error) from error
-        return torch.stack(products)
-
-    def _checked_mode(self, mode: str) -> str:
-        if mode not in BN_MODES:
-            raise LandscapeError(f"bn={mode!r} asked; possible are {', '.join(BN_MODES)}.")
-        for name, layer in self._shared.network.batchnorm.layers.items():
-            if mode == "eval" and layer.running_mean is None:
-                raise LandscapeError(
-                    f"bn='eval' asked, but BatchNorm layer {name!r} keeps no running statistics; "
-                    f"use bn='full_batch' or bn='recalibrate'."
-                )
-        return mode
+        self._engine.notes.cost += cost
 
     def _refuse_derivative(self, what: str) -> None:
-        if self._bn == "recalibrate":
+        if self._engine.bn == "recalibrate":
             raise LandscapeError(
                 f"{what} asked with bn='recalibrate', which gives losses only (statistics are "
                 f"re-estimated outside of the graph); use risk.with_bn('eval') or "
@@ -474,7 +349,7 @@ class EmpiricalRisk:
     def _refuse_non_finite(self, theta: Tensor, loss: Tensor, value: Tensor, what: str) -> None:
         if bool(torch.isfinite(loss) & torch.isfinite(value).all()):
             return
-        raise _checks.non_finite_error(self, theta, loss, what)
+        raise _checks.non_finite_error(self._engine, theta, loss, what)
 
 
 class LinearizedHVP:
@@ -484,43 +359,39 @@ class LinearizedHVP:
         self._risk, self._theta = risk, theta
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._rebuilt: list[Batch] = []
-        room, sums = float(risk._shared.memory), []
-        for batch in risk._graph_batches(order=2):
-            need = _memory.graph_bytes(risk, batch.count, order=2)
+        engine, sums = risk._engine, []
+        room = float(engine.memory)
+        for batch in engine.graph_batches(order=2):
+            need = _memory.graph_bytes(engine, batch.count, order=2)
             if need <= room:
-                loss, leaf, gradient = risk._gradient_graph(theta, batch)
+                loss, leaf, gradient = engine.gradient_graph(theta, batch)
                 self._kept.append((leaf, gradient))
                 room -= need
             else:
-                loss = risk._loss_only(theta, batch)
+                loss = engine.loss_only(theta, batch)
                 self._rebuilt.append(batch)
                 room = 0.0
             sums.append(loss)
         self.num_kept = risk.num_examples - sum(b.count for b in self._rebuilt)
         share = self.num_kept / risk.num_examples
-        risk._spend(share * GRADIENT + (1 - share) * FORWARD)
+        engine.spend(share * GRADIENT + (1 - share) * FORWARD)
         self._rebuild_cost = (1 - share) * GRADIENT
         gradients = torch.stack([g.detach().sum() for _, g in self._kept] or [theta.sum() * 0])
         risk._refuse_non_finite(theta, risk._mean(sums, theta), gradients, "gradient")
 
     def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
-        risk, rows = self._risk, self._risk._as_vectors(V)
+        risk, engine = self._risk, self._risk._engine
+        rows = risk._as_vectors(V)
         total = torch.zeros_like(rows)
         for leaf, gradient in self._kept:
-            total += risk._products(gradient, leaf, rows, keep=True)
+            total += engine.products(gradient, leaf, rows, keep=True)
         for batch in self._rebuilt:
-            _, leaf, gradient = risk._gradient_graph(self._theta, batch)
-            total += risk._products(gradient, leaf, rows, keep=False)
-        risk._spend(PRODUCT * len(rows) + self._rebuild_cost)
+            _, leaf, gradient = engine.gradient_graph(self._theta, batch)
+            total += engine.products(gradient, leaf, rows, keep=False)
+        engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
         product = total / risk.num_examples + risk._weight_decay * rows
         return product.reshape(V.shape)
-
-
-@contextlib.contextmanager
-def _maybe_kept_rng(needed: bool) -> Iterator[None]:
-    with kept_rng() if needed else contextlib.nullcontext():
-        yield
 
 
 def _check_options(batch_size: int | None, weight_decay: float, memory: int | None) -> None:

@@ -16,7 +16,7 @@ from landscape.risk._data import Batch
 
 
 class Network:
-    """Copy of the caller's model in evaluation mode; nothing that is done here reaches the caller."""
+    """Copy of the caller's model in evaluation mode; what is done here never reaches the caller."""
 
     def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
         try:
