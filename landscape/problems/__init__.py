@@ -1,0 +1,11 @@
+"""Datasets and models by name, and your own by "package.module:callable"."""
+
+from landscape.problems.data import DATA, DataSplits, Split, load_data
+from landscape.problems.models import MODELS, make_loss, make_model
+from landscape.problems.noise import NOISE_KINDS, flip_labels
+from landscape.problems.own import WeightsReport, import_object, load_weights
+
+__all__ = [
+    "DATA", "MODELS", "NOISE_KINDS", "DataSplits", "Split", "WeightsReport", "flip_labels",
+    "import_object", "load_data", "load_weights", "make_loss", "make_model",
+]  # fmt: skip

@@ -1,0 +1,135 @@
+"""Models by name, with the parameter counts of the literature, and reproducible initial weights."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.problems.own import call_with_accepted, import_object
+from landscape.problems.resnet import resnet18, resnet20
+from landscape.problems.vit import vit_tiny
+
+
+def cnn(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Three 3x3 convolutions (16, 32, 64; strides 1, 2, 2) with BatchNorm and ReLU, mean, linear.
+
+    24 058 parameters on 1x8x8 inputs with 10 classes. input_shape: (channels, height, width).
+    """
+    widths, strides = (16, 32, 64), (1, 2, 2)
+    layers: list[nn.Module] = []
+    before = _shape("cnn", input_shape, 3, "(channels, height, width)")[0]
+    for width, stride in zip(widths, strides, strict=True):
+        layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)]
+        layers += [nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, Mean((2, 3)), nn.Linear(before, num_classes))
+
+
+def cnn1d(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """The 1-D CNN of MNIST-1D (arXiv:2011.14439) with BatchNorm: 25 channels, strides 2, linear.
+
+    5 285 parameters on 1x40 inputs with 10 classes: the paper's 5 210 less 75 convolution biases
+    plus 150 of BatchNorm. input_shape: (channels, length).
+    """
+    before, length = _shape("cnn1d", input_shape, 2, "(channels, length)")
+    layers: list[nn.Module] = []
+    for kernel in (5, 3, 3):
+        layers += [nn.Conv1d(before, 25, kernel, 2, 1, bias=False), nn.BatchNorm1d(25), nn.ReLU()]
+        before, length = 25, (length + 2 - kernel) // 2 + 1
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * length, num_classes))
+
+
+def mlp(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 100, ReLU: 15 210 parameters on MNIST-1D (arXiv:2011.14439)."""
+    size = math.prod(input_shape)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(size, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )  # fmt: skip
+
+
+class Mean(nn.Module):
+    """Average over some axes."""
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, ...) -> (n, c)."""
+        return x.mean(self.axes)
+
+    def extra_repr(self) -> str:
+        """The axes."""
+        return str(self.axes)
+
+
+def _shape(model: str, found: tuple[int, ...], ndim: int, wanted: str) -> tuple[int, ...]:
+    if len(found) != ndim:
+        raise LandscapeError(
+            f"model={model!r} takes inputs {wanted} and the data have shape {tuple(found)}; choose "
+            f"another of {', '.join(MODELS)}."
+        )
+    return tuple(found)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "cnn1d": cnn1d,
+    "mlp": mlp,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "vit": vit_tiny,
+}
+_IMAGES = ("resnet18", "resnet20", "vit")
+
+
+def make_model(
+    name: str, *, num_classes: int, input_shape: tuple[int, ...], seed: int
+) -> nn.Module:
+    """A model in train mode on the CPU, its initial weights a function of `seed` alone.
+
+    name: one of `MODELS`, or "package.module:callable", called with those of num_classes,
+    input_shape and seed that it accepts. The global random state is as before afterwards.
+    """
+    if ":" not in name and name not in MODELS:
+        raise LandscapeError(
+            f"model={name!r} is unknown; choose one of {', '.join(MODELS)}, or give "
+            f"'package.module:callable'."
+        )
+    if name in _IMAGES:
+        _shape(name, input_shape, 3, "(channels, height, width)")
+    make = MODELS[name] if name in MODELS else import_object(name)
+    options = {"num_classes": num_classes, "input_shape": tuple(input_shape), "seed": seed}
+    # Constructors draw from the global generator: lend it to them, seeded, and put it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = call_with_accepted(make, options)
+    if not isinstance(model, nn.Module):
+        raise LandscapeError(f"{name} returned {type(model).__name__} and not a torch.nn.Module.")
+    return model.train()
+
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "mse": nn.MSELoss,
+}
+
+
+def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The criterion loss(output, target), a mean: one of `LOSSES`, or your own.
+
+    "package.module:callable" names either the criterion itself or a class or factory without
+    arguments that makes one.
+    """
+    if name in LOSSES:
+        return LOSSES[name]()
+    if ":" not in name:
+        raise LandscapeError(
+            f"loss={name!r} is unknown; choose one of {', '.join(LOSSES)}, or give "
+            f"'package.module:callable'."
+        )
+    found = import_object(name)
+    return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
