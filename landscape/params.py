@@ -136,7 +136,7 @@ class ParamLayout:
         lead = theta.shape[:-1]
         parts = torch.split(theta, [info.numel for info in self.tensors], dim=-1)
         return {
-            info.name: part.view(*lead, *info.shape)
+            info.name: part.view((*lead, *info.shape))
             for info, part in zip(self.tensors, parts, strict=True)
         }
 

@@ -1,8 +1,9 @@
 """Mergeable summaries of long streams: moments, histograms, bit-packed masks and their overlap.
 
 One formula, one place: the measurements and the recorder of a training both use these. Every
-summary of a whole equals the merge of the summaries of its parts, in any order and for any split, so
-that a tensor of 10^8 elements, a hundred batches or four processes cost one pass and bounded memory.
+summary of a whole equals the merge of the summaries of its parts, in any order and for any split,
+so that a tensor of 10^8 elements, a hundred batches or four processes cost one pass and bounded
+memory.
 Numpy only; torch tensors are accepted and copied to the host.
 """
 
@@ -337,11 +338,11 @@ class Overlap:
 
     @property
     def kappa(self) -> np.ndarray:
-        """Cohen's kappa 2(o - E) / (K + M - 2E); 0 at chance, NaN where all or none are selected.
+        """Cohen's kappa 2(o - E) / (K + M - 2E), 0 at chance; (o/K - d) / (1 - d) for density d.
 
-        For equal density d it is (o/K - d) / (1 - d).
+        NaN where one mask selects all or nothing: chance then explains any overlap.
         """
-        return _kappa(self.common, self.first + self.second, self.expected_common)
+        return _kappa(self.common, self.first + self.second, self.expected_common, self.variance)
 
     @property
     def z_score(self) -> np.ndarray:
@@ -379,8 +380,8 @@ class PooledOverlap:
 
     @property
     def kappa(self) -> np.ndarray:
-        """2(o - E) / (K + M - 2E) with the stratified E."""
-        return _kappa(self.common, self.selected, self.expected_common)
+        """2(o - E) / (K + M - 2E) with the stratified E; NaN where no tensor can tell."""
+        return _kappa(self.common, self.selected, self.expected_common, self.variance)
 
     @property
     def z_score(self) -> np.ndarray:
@@ -400,10 +401,8 @@ def _expected_jaccard(selected: Any, mean: Any, variance: Any) -> np.ndarray:
     return _ratio(mean, union) + _ratio(selected * variance, union**3)
 
 
-def _kappa(common: Any, selected: Any, expected: Any) -> np.ndarray:
-    # Rounding of KM/N may leave a denominator of 1e-17 where both masks are full.
-    room = np.asarray(selected - 2 * expected, dtype=np.float64)
-    room = np.where(np.abs(room) <= 1e-12 * np.maximum(selected, 1), 0.0, room)
+def _kappa(common: Any, selected: Any, expected: Any, variance: Any) -> np.ndarray:
+    room = np.where(np.asarray(variance) > 0, selected - 2 * expected, 0.0)
     return _ratio(2 * (common - expected), room)
 
 

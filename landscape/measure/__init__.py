@@ -1,0 +1,30 @@
+"""Measurements: pure functions (risk, theta, *, options, seed) -> `xarray.Dataset`.
+
+Each works at any flat theta of the risk's model, alters nothing, draws from its own seed, and
+returns labelled values with units and provenance (`landscape.results`).
+"""
+
+from landscape.measure.crosscheck import PyHessian, crosscheck
+from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
+from landscape.measure.generalization import generalization
+from landscape.measure.masks import mask_overlap, mask_persistence
+from landscape.measure.perturbation import perturbation
+from landscape.measure.sharpness import sharpness
+from landscape.measure.surface import loss_plane, loss_slice
+from landscape.measure.zscores import gradient_zscores
+
+__all__ = [
+    "PyHessian",
+    "crosscheck",
+    "generalization",
+    "gradient_zscores",
+    "hessian_trace",
+    "loss_plane",
+    "loss_slice",
+    "mask_overlap",
+    "mask_persistence",
+    "perturbation",
+    "sharpness",
+    "spectral_density",
+    "top_eigenvalues",
+]

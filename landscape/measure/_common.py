@@ -1,0 +1,133 @@
+"""What every measurement shares: checks of theta, provenance, coordinates of tensors."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape import results
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk
+from landscape.streams import host
+
+
+class Measuring:
+    """One measurement under way: theta checked, cost and CPU seconds counted, the result made.
+
+    Seconds are of this process's CPU, the cost is in gradient-equivalents of the risk.
+    """
+
+    def __init__(self, name: str, risk: EmpiricalRisk, theta: Tensor) -> None:
+        self.name, self.risk = name, risk
+        self.theta = check_theta(risk, theta)
+        self._cost, self._seconds = risk.cost, time.process_time()
+
+    def finite_loss(self) -> Tensor:
+        """Loss at theta; a measurement around a point without a finite loss says so at once."""
+        return self.check_loss(self.risk.loss(self.theta))
+
+    def check_loss(self, loss: Tensor) -> Tensor:
+        """The loss, refused if it is NaN or infinite."""
+        if not math.isfinite(float(loss)):
+            raise LandscapeError(
+                f"{self.name} was asked at parameters whose loss is {float(loss)} on "
+                f"{self.risk.num_examples} examples (bn={self.risk.bn!r}); it needs a finite loss. "
+                f"Check the checkpoint and the scaling of the inputs."
+            )
+        return loss
+
+    def result(
+        self,
+        variables: Mapping[str, Variable],
+        *,
+        coords: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any],
+    ) -> xr.Dataset:
+        """The Dataset, with the risk's provenance, the options and the cost."""
+        provenance = {
+            **self.risk.provenance(),
+            "theta_sha256": self.risk.fingerprint(self.theta),
+            "cost_gradients": round(float(self.risk.cost - self._cost), 2),
+            "cpu_seconds": round(time.process_time() - self._seconds, 3),
+            **options,
+        }
+        return results.make(self.name, variables, coords=coords, provenance=provenance)
+
+
+def check_theta(risk: EmpiricalRisk, theta: Tensor) -> Tensor:
+    """Theta on the risk's device and in its dtype; refused if of another model or not finite."""
+    expected = risk.layout.num_parameters
+    if theta.shape != (expected,):
+        raise LandscapeError(
+            f"theta has shape {tuple(theta.shape)} where the model has P = {expected} trainable "
+            f"parameters; pass a flat vector, such as risk.theta."
+        )
+    theta = theta.detach().to(device=risk.device, dtype=risk.dtype)
+    if not bool(torch.isfinite(theta).all()):
+        bad = int((~torch.isfinite(theta)).sum())
+        raise LandscapeError(
+            f"{bad} of {expected} parameters are NaN or infinite; the checkpoint diverged. "
+            f"Measure an earlier one."
+        )
+    return theta
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """The value, or an error that prints every choice."""
+    if value not in choices:
+        raise LandscapeError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
+    return value
+
+
+def check_count(name: str, value: int, least: int) -> int:
+    """The count, or an error that prints the least one."""
+    if value < least:
+        raise LandscapeError(f"{name}={value} was asked; {name} must be at least {least}.")
+    return value
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own: the global ones are never touched."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def normal_draws(
+    seed: int, num: int, like: Float[Tensor, "P"], *, offset: int = 0
+) -> Float[Tensor, "num P"]:
+    """Standard normal rows, the same for every dtype and device: drawn in float64 on the CPU."""
+    source = generator(seed + 1_000_003 * offset)
+    rows = torch.empty(num, like.numel(), dtype=like.dtype, device=like.device)
+    for row in rows:
+        row.copy_(torch.randn(like.numel(), generator=source, dtype=torch.float64))
+    return rows
+
+
+def split(layout: ParamLayout, theta: Tensor) -> list[Tensor]:
+    """Flat pieces of theta, one per tensor in registration order (views)."""
+    return [theta[tensor.start : tensor.stop] for tensor in layout.tensors]
+
+
+def tensor_coords(layout: ParamLayout) -> dict[str, Any]:
+    """Coordinates along `tensor`: name, kind, size and number of axes."""
+    tensors = layout.tensors
+    return {
+        "tensor": np.array([tensor.name for tensor in tensors], dtype=object),
+        "kind": ("tensor", np.array([tensor.kind for tensor in tensors], dtype=object)),
+        "size": ("tensor", np.array([tensor.numel for tensor in tensors])),
+        "ndim": ("tensor", np.array([len(tensor.shape) for tensor in tensors])),
+    }
+
+
+def numbers(values: Any) -> np.ndarray:
+    """A float64 array of tensors, numbers or lists of 0-d tensors."""
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
+        values = torch.stack([value.detach() for value in values])
+    return host(values).astype(np.float64)

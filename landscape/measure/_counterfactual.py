@@ -1,0 +1,58 @@
+"""What each variant would do at one theta, on one seeded batch of a risk's data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landscape import sam
+from landscape.measure._common import check_choice, check_count, generator
+from landscape.measure._inside import RowLosses, model_at
+from landscape.risk import EmpiricalRisk
+
+BATCH_BN = ("batch", "eval")
+
+
+class Counterfactual:
+    """One model at theta and one batch, on which variants are asked what they would perturb."""
+
+    def __init__(
+        self, risk: EmpiricalRisk, theta: Tensor, *, batch_size: int, bn: str, seed: int
+    ) -> None:
+        check_count("batch_size", batch_size, 1)
+        check_choice("bn", bn, BATCH_BN)
+        self.risk, self.seed = risk, seed
+        self.batch_size = min(batch_size, risk.num_examples)
+        order = torch.randperm(risk.num_examples, generator=generator(seed))
+        self.rows = order[: self.batch_size]
+        self.model = model_at(risk, theta)
+        for module in self.model.modules():
+            # Dropout and the like stay off: the answer must not depend on a draw.
+            if bn == "batch" and isinstance(module, _BatchNorm):
+                module.train()
+        self.losses = RowLosses(risk, self.model)
+
+    def perturb(
+        self, variant: sam.Variant, *, state: dict[str, Any] | None = None
+    ) -> sam.Perturbation:
+        """The variant's perturbation here."""
+        return sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=self.seed)
+
+    def flat(self, named: dict[str, Tensor]) -> Tensor:
+        """Named tensors as one flat vector."""
+        return self.risk.layout.flatten(named)
+
+    def flat_mask(self, made: sam.Perturbation) -> Tensor:
+        """The selected coordinates, (P,) bool."""
+        return self.flat(made.mask)
+
+    def flat_gradient(self, made: sam.Perturbation) -> Tensor:
+        """The gradient of the batch, zero where a tensor has none."""
+        filled = {
+            name: torch.zeros(shape, dtype=self.risk.dtype, device=self.risk.device)
+            if gradient is None
+            else gradient
+            for name, shape, gradient in zip(made.names, made.shapes, made.g1, strict=True)
+        }
+        return self.flat(filled)

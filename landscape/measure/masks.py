@@ -1,0 +1,148 @@
+"""Which coordinates variants select, compared with each other and with chance."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape import results, sam
+from landscape.errors import LandscapeError
+from landscape.measure._common import Measuring, tensor_coords
+from landscape.measure._counterfactual import Counterfactual
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk
+from landscape.streams import Overlap, PackedMasks
+from landscape.streams import persistence as pair_by_lag
+
+LAGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def mask_overlap(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    variants: Mapping[str, sam.Variant],
+    batch_size: int = 64,
+    bn: str = "batch",
+    states: Mapping[str, dict[str, Any]] | None = None,
+    seed: int,
+) -> xr.Dataset:
+    """Overlap of the masks that several variants would use at one theta, on one seeded batch.
+
+    Per pair and tensor: jaccard = o/(K+M-o), expected_jaccard under independence with the sizes
+    fixed (hypergeometric; d/(2-d) for equal density d), kappa = 2(o-E)/(K+M-2E), the overlap
+    corrected for chance, and z_score = (o-E)/sqrt(Var). *_all(pair): over all tensors against the
+    stratified null, where expectation and variance are sums over tensors. Two masks that select all
+    or nothing of a tensor cannot be told from chance there: NaN. Coordinates of a filter are
+    correlated, so read kappa as the effect and z_score as a gate only. Cost: 2 gradients of the
+    batch per variant.
+    """
+    if len(variants) < 2:
+        raise LandscapeError(
+            f"mask_overlap got {len(variants)} variant; it compares two or more, by name."
+        )
+    measuring = Measuring("mask_overlap", risk, theta)
+    measuring.finite_loss()
+    here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
+    masks = {
+        name: PackedMasks.of(
+            here.perturb(variant, state=None if states is None else states.get(name)).mask
+        )
+        for name, variant in variants.items()
+    }
+    pairs = list(itertools.combinations(masks, 2))
+    each = [masks[a].overlap(masks[b]) for a, b in pairs]
+    variables = overlap_variables(_stack(each), ("pair", "tensor"))
+    coords = {
+        **tensor_coords(risk.layout),
+        "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
+        "first": ("pair", np.array([a for a, _ in pairs], dtype=object)),
+        "second": ("pair", np.array([b for _, b in pairs], dtype=object)),
+    }
+    options = {
+        "variants": {name: variant.name for name, variant in variants.items()},
+        "batch_size": here.batch_size,
+        "batch_bn": bn,
+        "null": "hypergeometric, stratified over tensors",
+        "seed": seed,
+    }
+    return measuring.result(variables, coords=coords, options=options)
+
+
+def mask_persistence(
+    snapshots: Sequence[tuple[int, PackedMasks]],
+    *,
+    lags: Iterable[int] = LAGS,
+    provenance: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Overlap of a training's own masks `lag` steps apart: jaccard(lag), expected_jaccard, kappa.
+
+    snapshots: (step, masks) recorded at any steps; each lag pools all its pairs and tensors against
+    the stratified null. num_pairs(lag) says how many pairs of snapshots a value rests on.
+    """
+    found, overlaps = pair_by_lag(snapshots, lags)
+    if not len(found):
+        steps = sorted(step for step, _ in snapshots)
+        raise LandscapeError(
+            f"{len(steps)} mask snapshots at steps {steps[:6]} hold no two that are "
+            f"{', '.join(map(str, sorted(set(lags))[:6]))} steps apart; record more snapshots "
+            f"or ask for lags that occur."
+        )
+    pooled = [_pairs_as_strata(overlap).pooled() for overlap in overlaps]
+    variables = {
+        name: Variable("lag", np.array([float(getattr(p, name)) for p in pooled]), "1", long_name)
+        for name, long_name in _LONG.items()
+        if name != "z_score"
+    }
+    variables["num_pairs"] = Variable(
+        "lag", np.array([overlap.size.shape[0] for overlap in overlaps]), "1", "Pairs of snapshots"
+    )
+    coords = {"lag": Variable("lag", found, "steps", "Steps between two masks")}
+    return results.make(
+        "mask_persistence",
+        variables,
+        coords=coords,
+        provenance={"num_snapshots": len(snapshots), **(provenance or {})},
+    )
+
+
+_LONG = {
+    "jaccard": "Jaccard index",
+    "expected_jaccard": "Jaccard index expected by chance",
+    "kappa": "Overlap above chance, κ",
+    "z_score": "Overlap above chance in standard deviations of the null",
+}
+
+
+def overlap_variables(overlap: Overlap, dims: tuple[str, str]) -> dict[str, Variable]:
+    """The overlap's statistics per tensor, and pooled over tensors with the suffix `_all`."""
+    pooled = overlap.pooled()
+    each = {
+        name: Variable(dims, getattr(overlap, name), "1", long_name)
+        for name, long_name in _LONG.items()
+    }
+    every = {
+        f"{name}_all": Variable(dims[:1], getattr(pooled, name), "1", f"{long_name}, all tensors")
+        for name, long_name in _LONG.items()
+    }
+    return each | every
+
+
+def _stack(overlaps: Sequence[Overlap]) -> Overlap:
+    return Overlap(
+        *(
+            np.stack([getattr(overlap, field) for overlap in overlaps])
+            for field in ("size", "first", "second", "common")
+        )
+    )
+
+
+def _pairs_as_strata(overlap: Overlap) -> Overlap:
+    """All (pair, tensor) counts on one axis: the null of a lag is a sum over both."""
+    return Overlap(
+        *(getattr(overlap, field).reshape(-1) for field in ("size", "first", "second", "common"))
+    )

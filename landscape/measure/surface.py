@@ -1,0 +1,236 @@
+"""Loss along lines and over planes through theta, exactly as direct evaluation would give it."""
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape import plane as planes
+from landscape.errors import LandscapeError
+from landscape.measure._common import Measuring, check_count, numbers
+from landscape.plane import Plane
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk
+
+
+def loss_slice(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    directions: Plane | None = None,
+    num_directions: int = 8,
+    normalize: str = "filter",
+    one_d: str = "zero",
+    radius: float = 1.0,
+    points: int = 21,
+    alphas: Float[np.ndarray, "a"] | None = None,
+    bn: str = "recalibrate",
+    name: str = "loss_slice",
+    seed: int,
+) -> xr.Dataset:
+    """L(theta + alpha d_i) for alpha in [-radius, radius] along several directions d_i.
+
+    loss(direction, alpha) in nats and error_rate(direction, alpha), each equal to direct evaluation
+    of the risk there; alpha is in units of the direction, whose absolute length is
+    direction_norm(direction). center_loss is the loss at theta, which every line holds at alpha =
+    0; theta_norm tells the absolute scale of filter-normalized directions.
+    directions: a `Plane` at theta (say of eigenvectors); else random ones of `seed`, the same draws
+    for every model, normalized to this one (arXiv:1712.09913, section 4). alphas: own grid instead.
+    bn="recalibrate" re-estimates BatchNorm's running statistics at every point; "eval" keeps those
+    of the checkpoint, as the original did. NaN and infinity are kept as they are.
+    Cost: num_directions * (points - 1) + 1 forward passes over the data, twice with recalibration.
+    """
+    own = risk.with_bn(bn)
+    measuring = Measuring(name, own, theta)
+    grid = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
+    center = _Center(measuring)
+    if directions is None:
+        directions = planes.random(
+            own,
+            measuring.theta,
+            num_directions=num_directions,
+            normalize=normalize,
+            one_d=one_d,
+            seed=seed,
+        )
+    line = _at(directions, measuring.theta)
+    shape = (len(line.directions), len(grid))
+    losses, errors = np.full(shape, np.nan), np.full(shape, np.nan)
+    for i in range(shape[0]):
+        for j, alpha in enumerate(grid):
+            coordinates = [0.0] * i + [float(alpha)]
+            losses[i, j], errors[i, j] = center.evaluate(line, coordinates, again=i == 0)
+    center.check(losses[:, grid == 0])
+
+    dims = ("direction", "alpha")
+    variables = {
+        "loss": Variable(dims, losses, "nats", "Loss"),
+        "error_rate": Variable(dims, errors, "1", "Error rate"),
+        "direction_norm": Variable("direction", numbers(line.norms), "1", "Length ‖d‖"),
+        "center_loss": Variable((), center.loss, "nats", "Loss of the checkpoint"),
+        "theta_norm": Variable((), _norm(measuring.theta), "1", "Parameter norm ‖θ‖"),
+    }
+    coords = {
+        "alpha": Variable("alpha", grid, "‖d‖", "Position α along the direction"),
+        "direction": np.array(line.labels, dtype=object),
+    }
+    return measuring.result(
+        variables, coords=coords, options={**line.provenance(), "seed": seed, "bn": own.bn}
+    )
+
+
+def loss_plane(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    directions: Plane | None = None,
+    normalize: str = "filter",
+    one_d: str = "zero",
+    radius: float = 1.0,
+    points: int = 21,
+    alphas: Float[np.ndarray, "a"] | None = None,
+    betas: Float[np.ndarray, "b"] | None = None,
+    bn: str = "recalibrate",
+    name: str = "loss_plane",
+    seed: int,
+) -> xr.Dataset:
+    """L(theta + alpha d_1 + beta d_2) on a grid that holds theta itself at (0, 0).
+
+    loss(alpha, beta) in nats and error_rate(alpha, beta), each equal to direct evaluation of the
+    risk there. axis_cosine is the cosine of the two axes (random ones are not orthogonalized, since
+    that would break their filter norms); alpha_norm, beta_norm their absolute lengths.
+    directions, normalize, one_d, bn, alphas, betas: as for `loss_slice`. A random plane
+    illustrates; it is not evidence: the spread over directions is as large as that between
+    variants. Cost: points² forward passes over the data, twice with recalibration.
+    """
+    own = risk.with_bn(bn)
+    measuring = Measuring(name, own, theta)
+    first = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
+    second = _grid("beta", radius, points) if betas is None else _own_grid("beta", betas)
+    center = _Center(measuring)
+    if directions is None:
+        directions = planes.random(
+            own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
+        )
+    if len(directions.directions) != 2:
+        raise LandscapeError(
+            f"A plane with {len(directions.directions)} directions was given; loss_plane draws "
+            f"two. Pass a Plane of two directions, or use loss_slice."
+        )
+    surface = _at(directions, measuring.theta)
+    losses, errors = np.full((2, len(first), len(second)), np.nan)
+    for i, alpha in enumerate(first):
+        for j, beta in enumerate(second):
+            coordinates = [float(alpha), float(beta)]
+            losses[i, j], errors[i, j] = center.evaluate(surface, coordinates, again=True)
+    center.check(losses[np.ix_(first == 0, second == 0)])
+
+    dims = ("alpha", "beta")
+    lengths = numbers(surface.norms)
+    variables = {
+        "loss": Variable(dims, losses, "nats", "Loss"),
+        "error_rate": Variable(dims, errors, "1", "Error rate"),
+        "center_loss": Variable((), center.loss, "nats", "Loss of the checkpoint"),
+        "axis_cosine": Variable((), float(surface.cosines[0, 1]), "1", "Cosine of the two axes"),
+        "alpha_norm": Variable((), lengths[0], "1", "Length of the first axis"),
+        "beta_norm": Variable((), lengths[1], "1", "Length of the second axis"),
+        "theta_norm": Variable((), _norm(measuring.theta), "1", "Parameter norm ‖θ‖"),
+    }
+    coords = {
+        "alpha": Variable("alpha", first, "‖d₁‖", f"α along {surface.labels[0]}"),
+        "beta": Variable("beta", second, "‖d₂‖", f"β along {surface.labels[1]}"),
+    }
+    return measuring.result(
+        variables, coords=coords, options={**surface.provenance(), "seed": seed, "bn": own.bn}
+    )
+
+
+class _Center:
+    """The checkpoint's own values, computed once and on the grid, which must agree."""
+
+    def __init__(self, measuring: Measuring) -> None:
+        self.measuring = measuring
+        evaluation = measuring.risk.evaluate(measuring.theta)
+        self.loss = float(measuring.check_loss(evaluation.loss))
+        self.error_rate = _float(evaluation.error_rate)
+
+    def evaluate(
+        self, line: Plane, coordinates: list[float], *, again: bool
+    ) -> tuple[float, float]:
+        """Loss and error rate there; the centre is evaluated `again` or taken as known."""
+        if not again and not any(coordinates):
+            return self.loss, self.error_rate
+        evaluation = self.measuring.risk.evaluate(line.point(*coordinates))
+        return float(evaluation.loss), _float(evaluation.error_rate)
+
+    def check(self, values: np.ndarray) -> None:
+        """The grid's centre against the checkpoint's loss."""
+        dtype = self.measuring.risk.dtype
+        allowed = 100 * torch.finfo(dtype).eps * max(abs(self.loss), 1.0)
+        worst = np.abs(values - self.loss).max()
+        if not worst <= allowed:
+            raise LandscapeError(
+                f"The centre of {self.measuring.name} differs from the checkpoint's loss "
+                f"{self.loss:.9g} by {worst:.3g}; only {allowed:.1g} can be rounding. The risk is "
+                f"not a deterministic function of theta: turn off what draws or keeps state."
+            )
+
+
+def _float(value: Tensor | float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _norm(theta: Tensor) -> float:
+    return float(torch.linalg.vector_norm(theta))
+
+
+def _at(directions: Plane, theta: Tensor) -> Plane:
+    """The plane in the dtype and on the device of theta; refused if its origin is elsewhere."""
+    if directions.origin.shape != theta.shape:
+        raise LandscapeError(
+            f"The directions have {directions.origin.numel()} coordinates and the model P = "
+            f"{theta.numel()}; make them from a checkpoint of the same architecture."
+        )
+    if not torch.equal(directions.origin.to(theta), theta):
+        raise LandscapeError(
+            "The plane's origin is not theta; measure at plane.origin, or make the plane at theta."
+        )
+    return Plane(
+        theta,
+        directions.directions.to(theta),
+        directions.kind,
+        directions.labels,
+        directions.details,
+    )
+
+
+def _grid(axis: str, radius: float, points: int) -> np.ndarray:
+    check_count("points", points, 3)
+    if points % 2 == 0:
+        raise LandscapeError(
+            f"points={points} along {axis} leaves out {axis} = 0, the checkpoint itself; "
+            f"use an odd number such as {points + 1}."
+        )
+    if not 0 < radius < float("inf"):
+        raise LandscapeError(
+            f"radius={radius} along {axis} gives a range of no width; use a number above 0."
+        )
+    # Mirrored, so that 0 is exact and the grid symmetric to the last bit.
+    half = radius * np.arange(1, points // 2 + 1) / (points // 2)
+    return np.concatenate([-half[::-1], [0.0], half])
+
+
+def _own_grid(axis: str, values: np.ndarray) -> np.ndarray:
+    grid = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not np.isfinite(grid).all() or len(np.unique(grid)) != len(grid) or len(grid) < 2:
+        raise LandscapeError(
+            f"The grid along {axis} must hold two or more different finite values; "
+            f"{len(grid)} were given with {len(np.unique(grid))} different ones."
+        )
+    if not (grid == 0).any():
+        raise LandscapeError(
+            f"The grid along {axis} from {grid.min():g} to {grid.max():g} leaves out {axis} = 0, "
+            f"the checkpoint itself; add 0 to it."
+        )
+    return np.sort(grid)

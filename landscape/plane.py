@@ -1,0 +1,351 @@
+"""Lines and planes through parameter space: an origin and directions, shared between models.
+
+Random directions come from the seed alone: the same normal draws serve every model of one
+architecture and are then normalized to each model's own weights, so that slices of different
+variants can be compared (arXiv:1712.09913, section 4).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout, TensorInfo
+from landscape.risk import EmpiricalRisk
+
+NORMALIZATIONS = ("filter", "layer", "global", "none")
+ONE_D = ("zero", "random")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The points origin + sum_i c_i d_i; `directions` is (m, P), `details` says how it was made.
+
+    Coordinates c are in units of the directions as they are (a direction of norm 3 has a unit of
+    3).
+    """
+
+    origin: Float[Tensor, "P"]
+    directions: Float[Tensor, "m P"]
+    kind: str
+    labels: tuple[str, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.directions.ndim != 2 or self.directions.shape[1:] != self.origin.shape:
+            raise LandscapeError(
+                f"Directions of shape {tuple(self.directions.shape)} do not fit an origin of shape "
+                f"{tuple(self.origin.shape)}; give directions of shape (m, {self.origin.numel()})."
+            )
+        for label, norm in zip(self.labels, self.norms.tolist(), strict=True):
+            if not norm > 0 or norm == float("inf"):
+                raise LandscapeError(
+                    f"Direction {label!r} of a {self.kind} plane has norm {norm}; a direction "
+                    f"needs a finite norm above 0, so choose another one."
+                )
+
+    @property
+    def norms(self) -> Float[Tensor, "m"]:
+        """Absolute length of each direction."""
+        return torch.linalg.vector_norm(self.directions, dim=1)
+
+    @property
+    def cosines(self) -> Float[Tensor, "m m"]:
+        """Cosine between each pair of directions."""
+        unit = self.directions.double() / self.norms.double()[:, None]
+        return unit @ unit.T
+
+    def point(self, *coordinates: float) -> Float[Tensor, "P"]:
+        """Parameters at the coordinates; fewer coordinates than directions leave the rest at 0."""
+        point = self.origin.clone()
+        for coordinate, direction in zip(coordinates, self.directions, strict=False):
+            # 0 * inf and the sign of zero must not disturb the centre.
+            if coordinate != 0:
+                point.add_(direction, alpha=float(coordinate))
+        return point
+
+    def coordinates(self, theta: Float[Tensor, "P"]) -> tuple[Float[Tensor, "m"], float]:
+        """Least-squares coordinates of theta in float64, and its distance from the plane."""
+        basis = self.directions.double()
+        offset = (theta - self.origin).double()
+        solved = torch.linalg.lstsq(basis @ basis.T, (basis @ offset)[:, None]).solution[:, 0]
+        return solved, float(torch.linalg.vector_norm(offset - solved @ basis))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of origin and directions, 16 hex digits: which plane a figure shows."""
+        digest = hashlib.sha256()
+        for part in (self.origin, self.directions):
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say about its plane."""
+        return {
+            "plane": self.kind,
+            "directions": list(self.labels),
+            "plane_sha256": self.fingerprint(),
+            **self.details,
+        }
+
+
+# --- random directions -------------------------------------------------------------------------
+
+
+def random(
+    model: EmpiricalRisk | nn.Module | ParamLayout,
+    theta: Float[Tensor, "P"],
+    *,
+    num_directions: int,
+    normalize: str = "filter",
+    one_d: str = "zero",
+    reference: Float[Tensor, "P"] | None = None,
+    seed: int,
+) -> Plane:
+    """Directions d ~ N(0, I), each normalized against theta (arXiv:1712.09913, section 4).
+
+    normalize="filter": d_f <- d_f ‖w_f‖ / ‖d_f‖ for every filter f (see `Filters`); "layer": the
+    same per tensor; "global": ‖d‖ = ‖theta‖; "none": raw draws. one_d="zero" leaves biases and norm
+    parameters alone (as the figures of that paper); "random" treats each as one filter.
+    reference: normalize against these weights instead of theta (one radius for all models).
+    Draw i depends on `seed` and i alone; it is made in float64 on the CPU for every dtype and
+    device. model: a risk or a module; a bare layout cannot tell transposed convolutions.
+    """
+    _choice("normalize", normalize, NORMALIZATIONS)
+    _choice("one_d", one_d, ONE_D)
+    if num_directions < 1:
+        raise LandscapeError(
+            f"num_directions={num_directions} was asked; a slice needs one or more."
+        )
+    weights = theta if reference is None else reference
+    if weights.shape != theta.shape:
+        raise LandscapeError(
+            f"The reference has {weights.numel()} parameters and the model {theta.numel()}; "
+            f"give weights of the same architecture."
+        )
+    rule = Filters.of(model)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.empty(num_directions, theta.numel(), dtype=theta.dtype, device=theta.device)
+    for row in rows:
+        draw = torch.randn(theta.numel(), generator=generator, dtype=torch.float64)
+        row.copy_(rule.normalized(draw.to(theta), weights, normalize=normalize, one_d=one_d))
+    labels = tuple(f"random {i + 1}" for i in range(num_directions))
+    details = {
+        "normalize": normalize,
+        "one_d": one_d,
+        "plane_seed": seed,
+        "reference": "own weights" if reference is None else "given weights",
+    }
+    return Plane(theta, rows, "random", labels, details)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is rescaled as a whole, for every tensor of a layout.
+
+    Convolutions (grouped and depthwise too) and linear layers, fused QKV among them: one output
+    channel, index 0. Transposed convolutions: one output channel of one group, index 1
+    (`transposed` maps their names to the number of groups). Embeddings: one row. Other tensors:
+    index 0 after leading axes of length 1 are dropped, so that a positional embedding (1, n, d) has
+    n filters. 1-D tensors: one filter.
+    """
+
+    layout: ParamLayout
+    transposed: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: EmpiricalRisk | nn.Module | ParamLayout) -> "Filters":
+        """The rule for a risk's model, a module, or a bare layout without transposed ones."""
+        if isinstance(model, ParamLayout):
+            return cls(model)
+        module = model if isinstance(model, nn.Module) else model._engine.network.model
+        layout = ParamLayout.of(module) if isinstance(model, nn.Module) else model.layout
+        modules = dict(module.named_modules())
+        transposed = {
+            tensor.name: owner.groups
+            for tensor in layout.tensors
+            if isinstance(owner := modules.get(tensor.module), _ConvTransposeNd)
+            and tensor.kind == "conv"
+        }
+        return cls(layout, transposed)
+
+    def rows(self, tensor: TensorInfo, flat: Float[Tensor, "n"]) -> Float[Tensor, "f m"]:
+        """The tensor's values, one row per filter."""
+        if is_one_d(tensor):
+            return flat[None]
+        if tensor.name in self.transposed:
+            split = self._split(tensor)
+            return flat.view(split).transpose(1, 2).reshape(split[0] * split[2], -1)
+        return flat.view(_squeezed(tensor)[0], -1)
+
+    def flat(self, tensor: TensorInfo, rows: Float[Tensor, "f m"]) -> Float[Tensor, "n"]:
+        """Inverse of `rows`."""
+        if tensor.name in self.transposed and not is_one_d(tensor):
+            groups, inputs, outputs, *kernel = self._split(tensor)
+            return rows.view(groups, outputs, inputs, *kernel).transpose(1, 2).reshape(-1)
+        return rows.reshape(-1)
+
+    def _split(self, tensor: TensorInfo) -> tuple[int, ...]:
+        groups = self.transposed[tensor.name]
+        inputs, outputs, *kernel = tensor.shape
+        return (groups, inputs // groups, outputs, *kernel)
+
+    def normalized(
+        self,
+        direction: Float[Tensor, "P"],
+        weights: Float[Tensor, "P"],
+        *,
+        normalize: str = "filter",
+        one_d: str = "zero",
+    ) -> Float[Tensor, "P"]:
+        """The direction rescaled against the weights, as `random` says; zero filters stay zero."""
+        scaled = torch.zeros_like(direction)
+        for tensor in self.layout.tensors:
+            if one_d == "zero" and is_one_d(tensor):
+                continue
+            span = slice(tensor.start, tensor.stop)
+            draw, weight = direction[span], weights[span]
+            if normalize == "filter":
+                rows = _rescaled(self.rows(tensor, draw), self.rows(tensor, weight))
+                scaled[span] = self.flat(tensor, rows)
+            elif normalize == "layer":
+                scaled[span] = _rescaled(draw[None], weight[None])[0]
+            else:
+                scaled[span] = draw
+        if normalize == "global":
+            scaled = _rescaled(scaled[None], weights[None])[0]
+        return scaled
+
+
+def is_one_d(tensor: TensorInfo) -> bool:
+    """Whether a tensor has one axis (bias, norm, class token) and is left alone by default."""
+    return len(_squeezed(tensor)) <= 1
+
+
+def _squeezed(tensor: TensorInfo) -> tuple[int, ...]:
+    shape = list(tensor.shape)
+    while tensor.kind not in ("conv", "linear", "embedding") and len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return tuple(shape)
+
+
+def _rescaled(draw: Tensor, weight: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(draw, dim=1, keepdim=True)
+    target = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    return torch.where(length > 0, draw * (target / torch.where(length > 0, length, 1)), 0)
+
+
+# --- directions that mean something ------------------------------------------------------------
+
+
+def through(
+    a: Float[Tensor, "P"],
+    b: Float[Tensor, "P"],
+    c: Float[Tensor, "P"],
+    *,
+    labels: tuple[str, str, str] = ("a", "b", "c"),
+) -> Plane:
+    """The plane with a at (0, 0), b at (1, 0) and c at (0, 1); its axes are oblique in general."""
+    directions = torch.stack([b - a, c - a])
+    names = tuple(f"{labels[0]} to {label}" for label in labels[1:])
+    plane = Plane(a, directions, "through", names, {"points": list(labels)})
+    cosine = abs(float(plane.cosines[0, 1]))
+    if cosine > 1 - 1e-10:
+        raise LandscapeError(
+            f"The points {', '.join(labels)} lie on one line (|cosine| = {cosine:.12f}); "
+            f"three points that span a plane are needed, or plane.interpolation for two."
+        )
+    return plane
+
+
+def interpolation(
+    a: Float[Tensor, "P"], b: Float[Tensor, "P"], *, labels: tuple[str, str] = ("a", "b")
+) -> Plane:
+    """The line with a at 0 and b at 1."""
+    details = {"points": list(labels)}
+    return Plane(a, (b - a)[None], "interpolation", (f"{labels[0]} to {labels[1]}",), details)
+
+
+def eigenvectors(
+    theta: Float[Tensor, "P"],
+    vectors: Float[Tensor, "m P"],
+    *,
+    gradient: Float[Tensor, "P"] | None = None,
+) -> Plane:
+    """Unit eigenvectors as axes, so that coordinates are distances.
+
+    An eigenvector has no sign: with `gradient`, each is turned so that gᵀv >= 0.
+    """
+    units = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    if gradient is not None:
+        units = units * torch.where(units @ gradient < 0, -1.0, 1.0).to(units)[:, None]
+    labels = tuple(f"eigenvector {i + 1}" for i in range(len(units)))
+    return Plane(theta, units, "eigenvectors", labels)
+
+
+def gradient(theta: Float[Tensor, "P"], direction: Float[Tensor, "P"]) -> Plane:
+    """The line along the normalized gradient; its coordinate is a distance."""
+    norm = torch.linalg.vector_norm(direction)
+    return Plane(theta, (direction / norm)[None], "gradient", ("gradient",))
+
+
+def perturbations(
+    theta: Float[Tensor, "P"], named: dict[str, Float[Tensor, "P"]], *, orthogonalize: bool = False
+) -> Plane:
+    """One unit direction per variant: the loss along what each really perturbs.
+
+    orthogonalize: Gram-Schmidt in the order given, for a plane of two of them with square axes.
+    """
+    rows: list[Tensor] = []
+    for e in named.values():
+        row = e / torch.linalg.vector_norm(e)
+        # Twice: once loses orthogonality when two perturbations nearly agree.
+        for _ in range(2 if orthogonalize else 0):
+            for other in rows:
+                row = row - (row @ other) * other
+            row = row / torch.linalg.vector_norm(row)
+        rows.append(row)
+    details = {"orthogonalized": orthogonalize}
+    return Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
+
+
+def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int = 2) -> Plane:
+    """Principal directions of w_t - w_T over the checkpoints, origin at the last one, w_T.
+
+    Uncentred SVD, so that the plane holds the origin and explained shares refer to the distances
+    from it. Directions are unit vectors, pointing towards the first checkpoint. `details` carries
+    explained_share per direction, coordinates (T, m) and the residual distance of every checkpoint.
+    """
+    last = checkpoints[-1]
+    offsets = torch.stack([w - last for w in checkpoints]).double()
+    rank = min(num_directions, len(checkpoints) - 1)
+    if rank < num_directions:
+        raise LandscapeError(
+            f"{num_directions} directions asked of {len(checkpoints)} checkpoints; "
+            f"give at least {num_directions + 1} checkpoints."
+        )
+    # Snapshot method: the T x T Gram matrix instead of an SVD of T x P.
+    values, vectors = torch.linalg.eigh(offsets @ offsets.T)
+    order = torch.argsort(values, descending=True)[:rank]
+    axes = vectors[:, order].T @ offsets
+    axes = axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True).clamp_min(1e-300)
+    axes = axes * torch.where(axes @ offsets[0] < 0, -1.0, 1.0)[:, None]
+    coordinates = offsets @ axes.T
+    residual = torch.linalg.vector_norm(offsets - coordinates @ axes, dim=1)
+    details = {
+        "explained_share": (values[order] / values.clamp_min(0).sum()).tolist(),
+        "coordinates": coordinates.tolist(),
+        "residual": residual.tolist(),
+    }
+    labels = tuple(f"principal {i + 1}" for i in range(rank))
+    return Plane(last, axes.to(last), "trajectory", labels, details)
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise LandscapeError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
