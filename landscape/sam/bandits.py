@@ -91,7 +91,7 @@ class Bandit:
 
 
 def project(weights: Tensor, total: float) -> Tensor:
-    """weights scaled to sum to `total` with none above 1: the largest are set to 1 until they fit."""
+    """Weights scaled to sum to `total`, the largest set to 1 until none is above it."""
     order = torch.argsort(weights, descending=True)
     ranked = weights[order]
     rest = ranked.flip(0).cumsum(0).flip(0)  # sum of the entries from rank i on

@@ -21,7 +21,7 @@ Gradients = list[Tensor]
 
 @dataclass(frozen=True)
 class Descent:
-    """Gd = g2 (arXiv:2010.01412 Eq. 3, second-order term dropped)."""
+    """Descent gd = g2 (arXiv:2010.01412 Eq. 3, second-order term dropped)."""
 
     needs_g1 = False
 
@@ -32,7 +32,7 @@ class Descent:
 
 @dataclass(frozen=True)
 class Blend:
-    """Gd = (1 - alpha) g1 + alpha g2 (GNP, arXiv:2202.03599 Eq. 13).
+    """Descent gd = (1 - alpha) g1 + alpha g2 (GNP, arXiv:2202.03599 Eq. 13).
 
     unit_g1=True blends g1/‖g1‖ instead, the released code's default against its own paper.
     """
@@ -53,7 +53,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class SurrogateGap:
-    """Gd = g2 - alpha g1⊥, g1⊥ the part of g1 orthogonal to g2 (GSAM, arXiv:2203.08065 Alg. 1)."""
+    """Descent gd = g2 - alpha g1⊥, g1⊥ orthogonal to g2 (GSAM, arXiv:2203.08065 Alg. 1)."""
 
     alpha: float = 0.4
     eps: float = 1e-12
@@ -70,7 +70,7 @@ class SurrogateGap:
 
 @dataclass(frozen=True)
 class Stable:
-    """Gd = g2 ‖g1‖/‖g2‖ (arXiv:2401.07250).
+    """Descent gd = g2 ‖g1‖/‖g2‖ (arXiv:2401.07250).
 
     weighted=True takes both norms of |w| g, the second at w + e, as the released adaptive form.
     """
@@ -98,7 +98,7 @@ class Stable:
 
 @dataclass(frozen=True)
 class CentredDescent:
-    """Gd = g2 centred per output unit, as GCSAM's paper has it (its code leaves g2)."""
+    """Descent gd = g2 centred per output unit, as GCSAM's paper has it (its code leaves g2)."""
 
     needs_g1 = False
 
@@ -109,7 +109,7 @@ class CentredDescent:
 
 @dataclass(frozen=True)
 class Weighted:
-    """Gd = a g2 + (1 - a) g1, a = gamma/(1 - gamma) (WSAM, arXiv:2305.15817 Alg. 1).
+    """Descent gd = a g2 + (1 - a) g1, a = gamma/(1 - gamma) (WSAM, arXiv:2305.15817 Alg. 1).
 
     decouple=True: the base optimizer steps with g1, then w -= lr a (g2 - g1), lr of the first
     group. max_norm clips g2 before the blend.
@@ -160,7 +160,7 @@ class Reuse:
     needs_g1 = True
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:
-        """Gd = g2; gv is kept in `state`."""
+        """Return g2; gv is kept in `state`."""
         if self.scope == "global":
             n1 = total_norm(tensor_norms(g1))
             along = [inner(g1, g2) / (n1.square() + self.eps**2)] * len(g1)
@@ -186,7 +186,7 @@ class Reuse:
 
 @dataclass(frozen=True)
 class AddClean:
-    """Gd = gA + g2, gA left by the evaluate slot in the scratch (Focal-SAM)."""
+    """Descent gd = gA + g2, gA left by the evaluate slot in the scratch (Focal-SAM)."""
 
     needs_g1 = False
 

@@ -1,4 +1,4 @@
-"""One ascent of a variant, shared by the optimizer and by counterfactuals, and Fisher information."""
+"""One ascent of a variant, for the optimizer and for counterfactuals, and Fisher information."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
-from landscape.sam.passes import batch_size, frozen_statistics, select
+from landscape.sam.passes import Statistics, batch_size, select
 from landscape.sam.variant import MaskEntry, Point, State, Variant
 
 SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
@@ -120,8 +120,8 @@ def squared_gradients(
     """Diagonal empirical Fisher information: mean over examples of (∂ loss_i / ∂ w)², per tensor.
 
     num_samples examples are drawn without replacement by `generator`, or the first ones are taken
-    (shuffle=False). contaminated=True adds the gradient that lies in `.grad` to the first example's,
-    as released. Mode, running statistics (unless contaminated) and `.grad` are put back.
+    (shuffle=False). contaminated=True adds the gradient that lies in `.grad` to the first
+    example's, as released. Mode, running statistics (unless contaminated) and `.grad` are put back.
     """
     size = batch_size(data)
     if num_samples > size:
@@ -136,7 +136,7 @@ def squared_gradients(
     total = [torch.zeros_like(p) for p in parameters]
     model.train(mode == "train")
     try:
-        with frozen_statistics(model, not contaminated), torch.enable_grad():
+        with Statistics(model).frozen(not contaminated), torch.enable_grad():
             for count, i in enumerate(order[:num_samples].tolist()):
                 loss = losses(select(data, slice(i, i + 1)))
                 loss = (loss[0] if isinstance(loss, tuple) else loss).sum()

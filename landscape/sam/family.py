@@ -20,7 +20,7 @@ def gsam(
     lr_max: float | None = None,
     lr_min: float = 0.0,
 ) -> Variant:
-    """`gd = g2 - alpha (g1 - <g1, ĝ2> ĝ2)`, e as SAM (arXiv:2203.08065 Alg. 1).
+    """Descent gd = g2 - alpha (g1 - <g1, ĝ2> ĝ2), e as SAM (arXiv:2203.08065 Alg. 1).
 
     The part of g1 orthogonal to g2 is ascended, which closes the surrogate gap
     L(w + e) - L(w) without changing the perturbed loss to first order. alpha = 0 is SAM.
@@ -48,7 +48,7 @@ def gsam(
 
 
 def gcsam(rho: float = 0.05, *, norm_of: str = "raw", centre_descent: bool = False) -> Variant:
-    """`e = rho u/‖g1‖`, u = g1 centred per output unit (arXiv:2501.11584).
+    """Ascent e = rho u/‖g1‖, u = g1 centred per output unit (arXiv:2501.11584).
 
     Tensors of ndim > 1 lose their mean over all dimensions but the first. Released code (default)
     divides by the norm of the uncentred gradient, so ‖e‖ < rho, and descends g2; the paper is read
@@ -66,7 +66,7 @@ def gcsam(rho: float = 0.05, *, norm_of: str = "raw", centre_descent: bool = Fal
 
 
 def stable_sam(rho: float = 0.05, *, normalized: bool = True, adaptive: bool = False) -> Variant:
-    """`gd = g2 ‖g1‖/‖g2‖`, e as SAM, or rho g1 with normalized=False (arXiv:2401.07250).
+    """Descent gd = g2 ‖g1‖/‖g2‖, e as SAM, or rho g1 with normalized=False (arXiv:2401.07250).
 
     The descent gradient keeps the size of the gradient at w, which steadies training at large rho.
     adaptive=True weighs e and both norms by |w|, the second at w + e, as released.
@@ -121,15 +121,16 @@ def looksam(rho: float = 0.1, *, k: int = 10, alpha: float = 0.7, scope: str = "
 
 
 def sampa(rho: float = 0.1, *, lmbda: float = 0.2, base_terms: bool = True) -> Variant:
-    """`gd = (1 - lmbda) ∇L_{t-1}(x + e) + lmbda h'`, e = rho h/‖h‖ (arXiv:2410.10683 Alg. 1).
+    """Descent gd = (1 - lmbda) ∇L_{t-1}(x + e) + lmbda h', e = rho h/‖h‖ (arXiv:2410.10683 Alg. 1).
 
     h is the gradient that the step before took at its own y; h' = ∇L_t(y), y = x - lr h. Both
-    gradients are independent of each other, hence parallel on two devices; here one after the other.
-    base_terms: y also takes the base SGD's momentum and weight decay, as released (default); the
-    paper's y does not. Released code with lmbda = 0 never perturbs, since it recovers h by dividing by
-    lmbda; here h is carried, so lmbda = 0 is the paper's SAMPa-0. The first step has e = 0 and takes
-    its own batch twice. The reported loss is that at y. Needs step(losses, batch): the previous
-    batch is kept, also in `state_dict()`. Published: rho 0.1, lmbda 0.2. Evidence: parity.
+    gradients are independent of each other, hence parallel on two devices; here one after the
+    other. base_terms: y also takes the base SGD's momentum and weight decay, as released (default);
+    the paper's y does not. Released code with lmbda = 0 never perturbs, since it recovers h by
+    dividing by lmbda; here h is carried, so lmbda = 0 is the paper's SAMPa-0. The first step has e
+    = 0 and takes its own batch twice. The reported loss is that at y. Needs step(losses, batch):
+    the previous batch is kept, also in `state_dict()`. Published: rho 0.1, lmbda 0.2. Evidence:
+    parity.
     """
     check_fraction(lmbda, "lmbda")
     return row(
@@ -143,10 +144,10 @@ def sampa(rho: float = 0.1, *, lmbda: float = 0.2, base_terms: bool = True) -> V
 
 
 def async_sam(rho: float = 0.05, *, fraction: float = 1.0) -> Variant:
-    """`e = rho g_{t-1}/‖g_{t-1}‖`, gd = g2; g_{t-1} the clean gradient of the step before.
+    """Ascent e = rho g_{t-1}/‖g_{t-1}‖, gd = g2; g_{t-1} the clean gradient of the step before.
 
-    Asynchronous SAM (arXiv:2503.11147) computes the ascent gradient on a slower device, on the share
-    `fraction` of the batch, while the descent runs; here both run in one process, so the
+    Asynchronous SAM (arXiv:2503.11147) computes the ascent gradient on a slower device, on the
+    share `fraction` of the batch, while the descent runs; here both run in one process, so the
     trajectory is the method's and the time is SAM's. The first step has e = 0 (our reading).
     fraction < 1 needs step(losses, batch). Evidence: equation; no code was released.
     """
@@ -161,7 +162,7 @@ def async_sam(rho: float = 0.05, *, fraction: float = 1.0) -> Variant:
 
 
 def msam(rho: float = 0.3) -> Variant:
-    """`e = -rho v/‖v‖`, gd = g2, v the base optimizer's momentum (arXiv:2401.12033).
+    """Ascent e = -rho v/‖v‖, gd = g2, v the base optimizer's momentum (arXiv:2401.12033).
 
     No first pass: one forward and one backward per step, and the loss returned is that at w + e.
     v is torch's momentum_buffer (or Adam's exp_avg); a base without momentum is never perturbed.
@@ -195,11 +196,11 @@ def wsam(
     decouple: bool = True,
     max_norm: float | None = None,
 ) -> Variant:
-    """`gd = a g2 + (1 - a) g1`, a = gamma/(1 - gamma), e as SAM (arXiv:2305.15817 Alg. 1).
+    """Descent gd = a g2 + (1 - a) g1, a = gamma/(1 - gamma), e as SAM (arXiv:2305.15817 Alg. 1).
 
     decouple=True (default): the base optimizer steps with g1 and the sharpness a (g2 - g1) is
-    descended afterwards with the plain learning rate. max_norm clips g2 first. gamma = 0.5 coupled is
-    SAM, gamma = 0 the base. Cost: as SAM; two copies. Evidence: parity (third-party code).
+    descended afterwards with the plain learning rate. max_norm clips g2 first. gamma = 0.5 coupled
+    is SAM, gamma = 0 the base. Cost: as SAM; two copies. Evidence: parity (third-party code).
     """
     return row("wsam", rho, correction=corrections.Weighted(gamma, decouple, max_norm))
 
@@ -212,12 +213,12 @@ def focal_sam(
     flat_gamma: float = 1.0,
     targets: int | str = 1,
 ) -> Variant:
-    """`gd = ∇mean((1 - c) l)(w) + ∇mean(c l)(w + e)`, e along ∇mean(c l)(w) (arXiv:2505.01660).
+    """Descent gd = ∇mean((1 - c) l)(w) + ∇mean(c l)(w + e), e along ∇mean(c l)(w).
 
-    c_k = sharpness (1 - n_k/N)^flat_gamma: rare classes (class_counts n_k of the training set) are
-    flattened more. targets: where the labels are in a batch. Needs per-example losses.
-    Published: sharpness 0.5, flat_gamma 1, rho 0.2 (CIFAR-LT). Cost: 2 forward, 3 backward.
-    Evidence: equation.
+    Focal-SAM (arXiv:2505.01660), c_k = sharpness (1 - n_k/N)^flat_gamma: rare classes (class_counts
+    n_k of the training set) are flattened more. targets: where the labels are in a batch. Needs
+    per-example losses. Published: sharpness 0.5, flat_gamma 1, rho 0.2 (CIFAR-LT). Cost: 2 forward,
+    3 backward. Evidence: equation.
     """
     counts = tuple(int(n) for n in class_counts)
     if not counts or min(counts) < 0 or sum(counts) == 0:
@@ -244,7 +245,7 @@ def saf(
     end_epoch: int = 300,
     indices: int | str = 2,
 ) -> Variant:
-    """`L + weight tau² KL(past outputs/tau ‖ outputs/tau)`: SAF, no ascent (arXiv:2205.14083 Eq. 6).
+    """Loss L + weight tau² KL(past outputs/tau ‖ outputs/tau): SAF (arXiv:2205.14083 Eq. 6).
 
     The past outputs of each training example are those `delay` epochs ago, for start_epoch < epoch
     < end_epoch. losses(batch) returns (losses, logits); `indices`: where the examples' numbers in
@@ -266,7 +267,7 @@ def mesa(
     start_epoch: int = 5,
     end_epoch: int = 300,
 ) -> Variant:
-    """`L + weight tau² KL(averaged model's outputs/tau ‖ outputs/tau)`: MESA (arXiv:2205.14083 §4.3).
+    """Loss L + weight tau² KL(average's outputs/tau ‖ outputs/tau): MESA (arXiv:2205.14083).
 
     The averaged model is an exponential average of the weights (decay), run on the same batch with
     the model's own mode; running statistics are left alone. losses(batch) returns (losses,

@@ -24,7 +24,7 @@ MATCHES = ("radius", "loss_increase")
 
 @dataclass(frozen=True)
 class Geometry:
-    """e = rho T² f / (‖T f‖ + eps), f = mask * u; for p = inf e = rho T sign(f).
+    """Ascent e = rho T² f / (‖T f‖ + eps), f = mask * u; for p = inf e = rho T sign(f).
 
     metric: T = 1 ("identity"), |w| + eta ("elementwise", arXiv:2102.11600), ‖w_i‖ (1 + eta)
     ("layerwise", released SAM-ON code), or a function of the Point returning T per tensor (None

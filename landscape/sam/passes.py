@@ -147,29 +147,55 @@ def _requires_grad_only(
             p.requires_grad_(True)
 
 
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
-    """Undo what the block does to running statistics, `num_batches_tracked` included.
+class Statistics:
+    """Running statistics of a model's normalization layers, saved and put back.
 
     `momentum` is left alone: setting it to 0 still counts batches, changes cumulative averages
-    (momentum=None), and freezes the layer for good when entered twice.
+    (momentum=None), and freezes a layer for good when it is done twice.
     """
-    if not active:
-        yield
-        return
-    buffers = [
-        b
-        for m in model.modules()
-        if getattr(m, "running_mean", None) is not None
-        for b in m.buffers(recurse=False)
-    ]
-    saved = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for b, s in zip(buffers, saved, strict=True):
-                b.copy_(s)
+
+    def __init__(self, model: nn.Module) -> None:
+        self._where = [
+            (m, name)
+            for m in model.modules()
+            if getattr(m, "running_mean", None) is not None
+            for name, b in m.named_buffers(recurse=False)
+            if b is not None
+        ]
+        self._saved: list[Tensor] = []
+
+    def _buffers(self) -> list[Tensor]:
+        return [m._buffers[name] for m, name in self._where]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Remember all buffers, `num_batches_tracked` included."""
+        buffers = self._buffers()
+        if len(self._saved) != len(buffers):
+            self._saved = [torch.empty_like(b) for b in buffers]
+        if buffers:
+            torch._foreach_copy_(self._saved, buffers)
+
+    @torch.no_grad()
+    def restore(self, unless: Tensor | None = None) -> None:
+        """Put them back; where the 0-d bool `unless` is true, leave them as they are."""
+        buffers = self._buffers()
+        if unless is not None:
+            for b, s in zip(buffers, self._saved, strict=True):
+                b.copy_(torch.where(unless.to(b.device), b, s))
+        elif buffers:
+            torch._foreach_copy_(buffers, self._saved)
+
+    @contextlib.contextmanager
+    def frozen(self, active: bool = True) -> Iterator[None]:
+        """Undo what the block does to them."""
+        if active:
+            self.save()
+        try:
+            yield
+        finally:
+            if active:
+                self.restore()
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

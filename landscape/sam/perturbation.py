@@ -18,7 +18,7 @@ from landscape.sam.engine import (
     unwrap,
 )
 from landscape.sam.geometry import inner
-from landscape.sam.passes import Passes, batch_size, frozen_statistics, rng_state, set_rng_state
+from landscape.sam.passes import Passes, Statistics, batch_size, rng_state, set_rng_state
 from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
 
 
@@ -172,7 +172,7 @@ def counterfactual(
     old: list[Tensor] = []
     climbed: list[nn.Parameter] = []
     try:
-        with frozen_statistics(unwrap(model)), torch.no_grad():
+        with Statistics(unwrap(model)).frozen(), torch.no_grad():
             loss1 = passes.backward()
             g1 = [p.grad for p in parameters]
             live = [i for i, g in enumerate(g1) if g is not None]

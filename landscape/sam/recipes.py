@@ -57,12 +57,12 @@ def sgd() -> Variant:
 
 
 def sam(rho: float = 0.05, *, eps: float = 1e-12) -> Variant:
-    """E = rho g1/(‖g1‖ + eps), gd = g2 (arXiv:2010.01412 Eq. 2 with p = 2).
+    """Ascent e = rho g1/(‖g1‖ + eps), gd = g2 (arXiv:2010.01412 Eq. 2 with p = 2).
 
     All tensors, biases and norm layers included; ‖e‖ = rho. Published: rho 0.05 (CIFAR-10), 0.1-0.2
-    (CIFAR-100). The paper's JAX code has the L2 penalty inside the loss, so that e contains it; here,
-    as in every PyTorch code, weight decay belongs to the base optimizer alone.
-    Cost: 2 forward, 2 backward; one copy of the weights. Evidence: parity.
+    (CIFAR-100). The paper's JAX code has the L2 penalty inside the loss, so that e contains it;
+    here, as in every PyTorch code, weight decay belongs to the base optimizer alone. Cost: 2
+    forward, 2 backward; one copy of the weights. Evidence: parity.
     """
     return row("sam", rho, geometry=Geometry(eps=eps))
 
@@ -70,13 +70,14 @@ def sam(rho: float = 0.05, *, eps: float = 1e-12) -> Variant:
 def asam(
     rho: float = 0.5, *, eta: float = 0.01, bias_metric: str = "one", eps: float = 1e-16
 ) -> Variant:
-    """E = rho T² g1/(‖T g1‖ + eps), gd = g2 (arXiv:2102.11600 Eq. 3 and 8, p = 2).
+    """Ascent e = rho T² g1/(‖T g1‖ + eps), gd = g2 (arXiv:2102.11600 Eq. 3 and 8, p = 2).
 
     bias_metric="one" (default, the authors' code): T = |w| + eta for tensors whose name contains
-    "weight", BatchNorm's scale included, and T = 1 for the others. "abs": T = |w| for all tensors and
-    no eta, the form of a widely used reimplementation; the two directions differ (cosine 0.5-0.8),
-    so rho must be tuned anew: 2.0 there, 0.5 (CIFAR-10) and 1.0 (CIFAR-100) for "one".
-    The authors' class has eta 0.01 and their script 0.0. ‖e‖ is not rho: ‖T⁻¹ e‖ is. Evidence: parity.
+    "weight", BatchNorm's scale included, and T = 1 for the others. "abs": T = |w| for all tensors
+    and no eta, the form of a widely used reimplementation; the two directions differ (cosine
+    0.5-0.8), so rho must be tuned anew: 2.0 there, 0.5 (CIFAR-10) and 1.0 (CIFAR-100) for "one".
+    The authors' class has eta 0.01 and their script 0.0. ‖e‖ is not rho: ‖T⁻¹ e‖ is. Evidence:
+    parity.
     """
     check_choice(bias_metric, BIAS_METRICS, "bias_metric")
     plain = bias_metric == "abs"
@@ -99,13 +100,14 @@ def fsam(
     adaptive: bool = False,
     eps: float = 1e-12,
 ) -> Variant:
-    """E = rho u/(‖u‖ + eps), u = g1 - sigma M, M = lmbda M + (1 - lmbda) g1 (arXiv:2403.12350).
+    """Ascent e = rho u/(‖u‖ + eps), u = g1 - sigma M: Friendly SAM (arXiv:2403.12350).
 
-    Friendly SAM: the average M stands for the full gradient, u for the batch's noise.
-    ema_order: "code" (default) subtracts M before it takes in g1, "paper" after; with sigma = 1 both
-    give the same e after normalization. ema_init: M starts at the first gradient ("grad", released:
-    default) or at 0. adaptive: the metric |w| on all tensors. Published: rho 0.1 (CIFAR-10), 0.2
-    (CIFAR-100), sigma 1, lmbda 0.6-0.95. Cost: as SAM; two copies of the weights. Evidence: parity.
+    M = lmbda M + (1 - lmbda) g1: the average M stands for the full gradient, u for the batch's
+    noise. ema_order: "code" (default) subtracts M before it takes in g1, "paper" after; with sigma
+    = 1 both give the same e after normalization. ema_init: M starts at the first gradient ("grad",
+    released: default) or at 0. adaptive: the metric |w| on all tensors. Published: rho 0.1
+    (CIFAR-10), 0.2 (CIFAR-100), sigma 1, lmbda 0.6-0.95. Cost: as SAM; two copies of the weights.
+    Evidence: parity.
     """
     check_choice(ema_order, ("code", "paper"), "ema_order")
     check_choice(ema_init, ("grad", "zero"), "ema_init")
@@ -125,15 +127,16 @@ def ssam_f(
     official_quirks: bool = False,
     fisher_mode: str | None = None,
 ) -> Variant:
-    """E = m rho g1/(‖g1‖ + 1e-7), m the 1 - sparsity largest Fisher entries (arXiv:2210.05177 Alg. 2).
+    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m by Fisher information (arXiv:2210.05177 Alg. 2).
 
-    The norm is that of the whole gradient and the mask comes after it, so ‖e‖ <= rho. The Fisher
-    information of num_samples examples is refreshed per `update_freq` epochs after the first base
-    step; call `set_fisher_data` and `begin_epoch`. Released code starts with an empty mask (one
-    step without perturbation), keeps train mode and adds the last batch's gradient to the first
-    example's: official_quirks=True does so too; our default is a clean Fisher in eval mode.
-    Published: CIFAR-10 rho 0.1, sparsity 0.5, 16 samples. Cost: as SAM, and num_samples gradients per
-    refresh. Evidence: parity (with the quirks).
+    m keeps the share 1 - sparsity of largest entries. The norm is that of the whole gradient and
+    the mask comes after it, so ‖e‖ <= rho. The Fisher information of num_samples examples is
+    refreshed per `update_freq` epochs after the first base step; call `set_fisher_data` and
+    `begin_epoch`. Released code starts with an empty mask (one step without perturbation), keeps
+    train mode and adds the last batch's gradient to the first example's: official_quirks=True does
+    so too; our default is a clean Fisher in eval mode. Published: CIFAR-10 rho 0.1, sparsity 0.5,
+    16 samples. Cost: as SAM, and num_samples gradients per refresh. Evidence: parity (with the
+    quirks).
     """
     check_fraction(sparsity, "sparsity")
     check_choice(mask_init, ("zeros", "ones"), "mask_init")
@@ -155,7 +158,7 @@ def ssam_d(
     update_freq: int = 1,
     official_quirks: bool = False,
 ) -> Variant:
-    """E = m rho g1/(‖g1‖ + 1e-7), m a mask that drops and grows (arXiv:2210.05177 Alg. 3).
+    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m a mask that drops and grows (arXiv:2210.05177 Alg. 3).
 
     Per `update_freq` epochs a cosine-annealed share of the live coordinates with the smallest drop
     score is replaced by masked ones with the largest growth score; ‖e‖ <= rho as for `ssam_f`.
@@ -190,14 +193,14 @@ def sam_on(
 ) -> Variant:
     """SAM or ASAM on the weights and biases of normalization layers alone (arXiv:2306.04226 §3).
 
-    The norm is that of the perturbed tensors, so ‖e‖ = rho (metric="identity").
-    metric: "identity", "elementwise" |w| + eta, "layerwise" ‖w_i‖(1 + eta) (the code's form; the
-    paper's is ‖w_i‖ + eta), for tensors named "weight", or also the biases with normalize_bias.
-    p=math.inf: e = rho T sign(g1). no_norm=True perturbs everything else. match="type" (default)
-    finds norm layers by module type; "name", as released, by "norm" or "bn" in the tensor's name, which
-    misses layers named otherwise and takes what is nested in a module called norm*.
-    start_epoch, end_epoch: outside them the base optimizer alone. The first backward pass computes
-    the norm layers' gradients only. Published: WRN-28-10, elementwise, rho 10. Evidence: parity.
+    The norm is that of the perturbed tensors, so ‖e‖ = rho (metric="identity"). metric: "identity",
+    "elementwise" |w| + eta, "layerwise" ‖w_i‖(1 + eta) (the code's form; the paper's is ‖w_i‖ +
+    eta), for tensors named "weight", or also the biases with normalize_bias. p=math.inf: e = rho T
+    sign(g1). no_norm=True perturbs everything else. match="type" (default) finds norm layers by
+    module type; "name", as released, by "norm" or "bn" in the tensor's name, which misses layers
+    named otherwise and takes what is nested in a module called norm*. start_epoch, end_epoch:
+    outside them the base optimizer alone. The first backward pass computes the norm layers'
+    gradients only. Published: WRN-28-10, elementwise, rho 10. Evidence: parity.
     """
     check_choice(match, ("type", "name"), "match")
     geometry = Geometry(
@@ -226,16 +229,16 @@ def zsharp(
     one_d: str = "dense",
     equal: str = "radius",
 ) -> Variant:
-    """E = rho f/‖f‖, f = g1 · 1[|z| > Q_percentile(|z|)] per tensor of ndim > 1 (arXiv:2505.02369).
+    """Ascent e = rho f/‖f‖, f = g1 · 1[|z| > Q(|z|)] per tensor (arXiv:2505.02369).
 
-    z = (g1 - mean)/std over the tensor; the raw gradient is kept, not z. Tensors of ndim <= 1 are
-    unfiltered (one_d="dense", released) or unperturbed ("none").
-    norm_scope="global" (default, as we read the paper): one norm, ‖e‖ = rho. "tensor" (released
-    code): every tensor of ndim > 1 is scaled to rho on its own and the others by the whole
-    gradient's norm, so that ‖e‖ = rho √(K + s1), K tensors of ndim > 1 and s1 the others' share of
-    ‖g1‖²: a radius 4-8 times SAM's on a ResNet at equal rho. Published: percentile 0.95, rho 0.05,
-    Adam. equal="loss_increase": see `topk_gradient`. Cost: as SAM and one order statistic per
-    tensor. Evidence: parity (norm_scope="tensor").
+    z = (g1 - mean)/std over each tensor of ndim > 1, Q its `percentile`-quantile; the raw gradient
+    is kept, not z. Tensors of ndim <= 1 are unfiltered (one_d="dense", released) or unperturbed
+    ("none"). norm_scope="global" (default, as we read the paper): one norm, ‖e‖ = rho. "tensor"
+    (released code): every tensor of ndim > 1 is scaled to rho on its own and the others by the
+    whole gradient's norm, so that ‖e‖ = rho √(K + s1), K tensors of ndim > 1 and s1 the others'
+    share of ‖g1‖²: a radius 4-8 times SAM's on a ResNet at equal rho. Published: percentile 0.95,
+    rho 0.05, Adam. equal="loss_increase": see `topk_gradient`. Cost: as SAM and one order statistic
+    per tensor. Evidence: parity (norm_scope="tensor").
     """
     check_fraction(percentile, "percentile")
     check_choice(norm_scope, ("global", "tensor"), "norm_scope")
@@ -259,15 +262,16 @@ def lagnp(
     smoothing: float = 0.0,
     unit: bool = True,
 ) -> Variant:
-    """gd_i = (1 - alpha) g1_i + alpha g2_i in the selected layers, g1_i elsewhere (arXiv:2503.14205).
+    """Descent (1 - alpha) g1 + alpha g2 in the selected layers, g1 elsewhere (arXiv:2503.14205).
 
-    Layer-wise gradient norm penalty, **our reading**: the layers of largest ‖g1_l‖ are selected and
-    e = rho g1_{w'}/‖g1_{w'}‖ on them alone. The source leaves open, so each is an option: how many
-    (num_layers, or `fraction` of all layers: 0.5), what a layer is (layer="module": a module with the
-    parameters it owns, norm modules their own; or "tensor"), how often they are chosen (every
-    steps: 1), whether norms are averaged (smoothing: 0), and whether e is normalized (unit=True, as in
-    GNP; False: e = rho g1_{w'}). alpha and rho are GNP's. The second backward pass computes the
-    selected layers' gradients only. Cost: 2 forward, 1 backward and part of another.
+    LAGNP, layer-wise gradient norm penalty, **our reading**: the layers of largest ‖g1_l‖ are
+    selected and e = rho g1_{w'}/‖g1_{w'}‖ on them alone. The source leaves open, so each is an
+    option: how many (num_layers, or `fraction` of all layers: 0.5), what a layer is
+    (layer="module": a module with the parameters it owns, norm modules their own; or "tensor"), how
+    often they are chosen (every steps: 1), whether norms are averaged (smoothing: 0), and whether e
+    is normalized (unit=True, as in GNP; False: e = rho g1_{w'}). alpha and rho are GNP's. The
+    second backward pass computes the selected layers' gradients only. Cost: 2 forward, 1 backward
+    and part of another.
     """
     check_choice(layer, ("module", "tensor"), "layer")
     check_fraction(fraction, "fraction", zero=False)
@@ -286,7 +290,7 @@ def lagnp(
 
 
 def gnp(rho: float = 0.1, *, alpha: float = 0.8, unit_g1: bool = False) -> Variant:
-    """Gd = (1 - alpha) g1 + alpha g2, e as SAM (arXiv:2202.03599 Eq. 13).
+    """Descent gd = (1 - alpha) g1 + alpha g2, e as SAM (arXiv:2202.03599 Eq. 13).
 
     The released code's default blends g1/‖g1‖ (unit_g1=True) against its own paper; ours is the
     paper's. alpha = 1 is SAM. Published: alpha 0.8, rho 0.1 (CIFAR), 0.05 (ImageNet).
@@ -304,12 +308,12 @@ def random_mask(
     resample: str = "step",
     equal: str = "radius",
 ) -> Variant:
-    """E = rho f/‖f‖, f = g1 on a uniformly random share `density` of the coordinates: the control.
+    """Ascent e = rho f/‖f‖, f = g1 on a random share `density` of the coordinates: the control.
 
-    What a variant's mask is worth is its difference to this one at equal radius (‖e‖ = rho) or, with
-    equal="loss_increase", at equal first-order loss increase g1·e = rho ‖g1‖.
-    one_d: tensors of ndim <= 1 are unperturbed ("none") or unfiltered ("dense"); scope: the share
-    is taken per tensor or over all ("global"); resample: "step", "epoch" or "never".
+    What a variant's mask is worth is its difference to this one at equal radius (‖e‖ = rho) or,
+    with equal="loss_increase", at equal first-order loss increase g1·e = rho ‖g1‖. one_d: tensors
+    of ndim <= 1 are unperturbed ("none") or unfiltered ("dense"); scope: the share is taken per
+    tensor or over all ("global"); resample: "step", "epoch" or "never".
     """
     _check_mask_options(density, one_d, scope, equal)
     check_choice(resample, ("step", "epoch", "never"), "resample")
@@ -330,7 +334,7 @@ def topk_gradient(
     scope: str = "tensor",
     equal: str = "radius",
 ) -> Variant:
-    """E = rho f/‖f‖, f = g1 on the share `density` of largest |g1|: the control for ZSharp.
+    """Ascent e = rho f/‖f‖, f = g1 on the share `density` of largest |g1|: the control for ZSharp.
 
     equal="loss_increase" rescales e so that g1·e = rho ‖g1‖, SAM's own first-order loss increase,
     and ‖e‖ > rho. one_d, scope: as for `random_mask`.

@@ -21,7 +21,7 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
         "step": optimizer.step_count,
         "epoch": optimizer.epoch,
         "total_epochs": optimizer.total_epochs,
-        "epoch_begun": optimizer._epoch_begun,
+        "epoch_begun": optimizer.epoch_begun,
         "skipped": optimizer.num_skipped,
     }
     if optimizer.host_generator is not optimizer.generator:
@@ -55,9 +55,9 @@ def load_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
     if "host_generator" in state and optimizer.host_generator is not optimizer.generator:
         optimizer.host_generator.set_state(state["host_generator"].cpu())
     optimizer.step_count, optimizer.epoch = state["step"], state["epoch"]
-    optimizer.total_epochs, optimizer._epoch_begun = state["total_epochs"], state["epoch_begun"]
-    optimizer._skipped = state["skipped"]
-    optimizer._last = None
+    optimizer.total_epochs, optimizer.epoch_begun = state["total_epochs"], state["epoch_begun"]
+    optimizer.skipped = state["skipped"]
+    optimizer.last = None
     optimizer._adopt_base()
 
 
@@ -93,8 +93,8 @@ def _check_shapes(value: Any, shapes: dict[str, torch.Size]) -> None:
         name = (wrong or foreign)[0]
         here = f"shape {tuple(shapes[name])}" if name in shapes else "no such tensor"
         raise LandscapeError(
-            f"the saved state holds {name!r} of shape {tuple(named[name].shape)} and this model has "
-            f"{here}: it was saved with another model."
+            f"the saved state holds {name!r} of shape {tuple(named[name].shape)} and this model "
+            f"has {here}: it was saved with another model."
         )
     for v in value.values():
         _check_shapes(v, shapes)

@@ -9,13 +9,13 @@ from landscape.sam.variant import Point, State
 
 
 def gradient(point: Point, state: State) -> list[Tensor]:  # noqa: ARG001
-    """U = g1 (arXiv:2010.01412 Eq. 2)."""
+    """Direction u = g1 (arXiv:2010.01412 Eq. 2)."""
     return point.gradients
 
 
 @dataclass(frozen=True)
 class Friendly:
-    """u = g1 - sigma * M, with M an exponential average of past batch gradients (arXiv:2403.12350).
+    """Direction u = g1 - sigma * M, M an exponential average of past gradients (arXiv:2403.12350).
 
     order="code": M is used before it takes in g1, as released; "paper": after. With sigma = 1 the
     two differ by the factor lmbda only, which normalization removes. init: M before the first
@@ -70,10 +70,12 @@ def centred(g: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Stale:
-    """u = the gradient of the previous step, zero at the first (Async-SAM, arXiv:2503.11147)."""
+    """Direction u = g of the previous step, zero at the first (Async-SAM, arXiv:2503.11147)."""
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:
         """U per tensor; keeps g1 in `state["previous"]` for the next step."""
+        if "previous" not in state and point.scratch.get("counterfactual"):
+            return point.gradients  # where the next step would climb, were this the one before
         previous = state.get("previous", {})
         u = [
             previous[n] if n in previous else torch.zeros_like(g)
@@ -86,7 +88,7 @@ class Stale:
 
 @dataclass(frozen=True)
 class Momentum:
-    """u = -v, v the base optimizer's momentum, zero while it has none (MSAM, arXiv:2401.12033).
+    """Direction u = -v, v the base optimizer's momentum or zero (MSAM, arXiv:2401.12033).
 
     No first pass is made: `first_pass` tells the engine so.
     """

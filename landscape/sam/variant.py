@@ -122,7 +122,7 @@ def intersect(a: list[MaskEntry] | None, b: list[MaskEntry] | None) -> list[Mask
 
 @dataclass(frozen=True)
 class Variant:
-    """One SAM variant: source → selector → geometry × radius, gate, evaluate, correction, loss_term.
+    """One SAM variant: source → selector → geometry × radius, gate, and how the gradient is used.
 
     source(point, state) -> list[Tensor]                    the direction u from g1 and memory
     selector(point, u, state) -> list[bool | Tensor] | None the coordinates; None selects all
@@ -166,8 +166,8 @@ def check_rho(rho: float, name: str = "rho") -> float:
 
 
 def check_fraction(value: float, name: str, *, zero: bool = True) -> float:
-    """A number in [0, 1] (or (0, 1] when zero=False), or a LandscapeError with the likely meaning."""
-    bounds = f"[0, 1]" if zero else "(0, 1]"  # noqa: F541
+    """A number in [0, 1], or (0, 1] when zero=False; else a LandscapeError."""
+    bounds = "[0, 1]" if zero else "(0, 1]"
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise LandscapeError(f"{name}={value!r} is not a number in {bounds}.")
     if 1 < value <= 100:

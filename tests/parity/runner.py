@@ -63,7 +63,7 @@ def trajectory(meta, arrays, problem: Problem, variant) -> dict[str, np.ndarray]
     optimizer = sam.SAM(model, base, variant, seed=0, bn=bn)
     smoothing = hp.get("smoothing", 0.0)
 
-    def losses(batch):  # noqa: ANN001, ANN202
+    def losses(batch):
         return smoothed_loss(model(batch[0]), batch[1], smoothing)
 
     optimizer.set_fisher_data(losses, (problem.x, problem.y), shuffle=False)
@@ -127,7 +127,7 @@ class Record:
             after = {name: torch.full_like(m, on) for (name, m), on in live}
         self.rows["AFTER"].append(np.packbits(flatten(after)))
 
-    def before(self, optimizer) -> None:  # noqa: ANN001
+    def before(self, optimizer) -> None:
         """Probabilities are stored as they are before each step."""
         share = getattr(optimizer.variant.selector, "share", None)
         if share is not None:

@@ -1,0 +1,64 @@
+"""What a SAM optimizer refuses, and how it says so."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from landscape.errors import LandscapeError
+from landscape.sam.engine import Trained, unwrap
+from landscape.sam.variant import Variant
+
+BY_BATCH = frozenset({"per_example_losses", "logits", "indices", "previous_batch"})
+
+
+def check_belongs(model: nn.Module, trained: Trained, parameters: Sequence[nn.Parameter]) -> None:
+    """The base optimizer's parameters must be this model's, and some of them trainable."""
+    own = {id(p) for p in unwrap(model).parameters()}
+    foreign = [i for i, p in enumerate(parameters) if id(p) not in own]
+    if foreign:
+        shapes = [tuple(parameters[i].shape) for i in foreign[:3]]
+        raise LandscapeError(
+            f"{len(foreign)} of the base optimizer's {len(parameters)} parameters do not belong to "
+            f"the model (the first of shapes {shapes}); build the base optimizer from "
+            "model.parameters() of this model."
+        )
+    if not trained.names:
+        raise LandscapeError(
+            "the base optimizer holds no trainable parameter of this model; nothing can be trained."
+        )
+
+
+def check_unchanged(base: Optimizer, ids: tuple[int, ...]) -> None:
+    """The parameter set is fixed when the optimizer is made."""
+    if tuple(id(p) for g in base.param_groups for p in g["params"]) == ids:
+        return
+    now = sum(len(g["params"]) for g in base.param_groups)
+    raise LandscapeError(
+        f"the parameter set changed between steps (it was {len(ids)} tensors, now {now} or "
+        "others); make a new SAM for the new parameters."
+    )
+
+
+def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epochs: bool) -> None:
+    """A call must offer what the variant needs."""
+    needs, name = variant.needs, variant.name
+    by_batch = set(needs & BY_BATCH)
+    if getattr(variant.evaluate, "micro_batches", 1) > 1:
+        by_batch.add("per_example_losses")
+    if by_batch and not has_batch:
+        raise LandscapeError(
+            f"variant {name!r} needs {', '.join(sorted(by_batch))}, which step(closure) cannot "
+            "offer; call step(losses, batch) with losses(batch) -> (B,)"
+            + (" and the model's outputs, (losses, logits)." if "logits" in needs else ".")
+        )
+    if "fisher_data" in needs and not has_fisher:
+        raise LandscapeError(
+            f"variant {name!r} needs fisher_data; call optimizer.set_fisher_data(losses, data) "
+            "before the first step."
+        )
+    if "epochs" in needs and not has_epochs:
+        raise LandscapeError(
+            f"variant {name!r} changes per epoch and has not been told of any; call "
+            "optimizer.begin_epoch(epoch, total_epochs=...) when each epoch begins."
+        )

@@ -1,0 +1,299 @@
+"""One step of the optimizer: g1, the climb, g2, the descent gradient, the base step."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.sam.engine import Ascent, ascend
+from landscape.sam.loss_terms import check_outputs
+from landscape.sam.passes import Passes, batch_size, rng_state, select, set_rng_state
+from landscape.sam.perturbation import Perturbation, spread
+from landscape.sam.schedule import always
+from landscape.sam.sources import gradient
+from landscape.sam.variant import Point, tensor_norms, total_norm
+
+Gradients = list[Tensor | None]  # over all trained tensors
+Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
+
+
+@dataclass
+class First:
+    """After pass 1: the point, g1 over all tensors, and which of them have a gradient."""
+
+    point: Point
+    g1: Gradients
+    live: list[int]
+    rng: Any = None
+
+
+def whole_batch(optimizer: Any, passes: Passes) -> Tensor:
+    """A step on the gradient of the whole batch."""
+    optimizer.statistics_start.save()
+    point, finite = descent_gradient(optimizer, passes)
+    finish(optimizer, point, finite)
+    return point.loss
+
+
+def micro_batches(optimizer: Any, passes: Passes, parts: int) -> Tensor:
+    """m-sharpness: the descent gradient averaged over `parts` equal parts of the batch."""
+    size, batch = batch_size(passes.batch), passes.batch
+    if size < parts:
+        raise LandscapeError(
+            f"micro_batches={parts} were asked of a batch of {size} examples; lower it or enlarge "
+            "the batch."
+        )
+    optimizer.statistics_start.save()
+    bounds = [round(i * size / parts) for i in range(parts + 1)]
+    total: Gradients = [None] * len(optimizer.trained.names)
+    loss, finite, point = torch.zeros((), device=optimizer.device), True, None
+    for a, b in pairwise(bounds):
+        passes.batch = select(batch, slice(a, b))
+        point, ok = descent_gradient(optimizer, passes)
+        finite = _and(finite, ok)
+        loss = loss + point.loss * ((b - a) / size)
+        for i, p in enumerate(optimizer.trained.parameters):
+            if p.grad is not None:
+                part = p.grad * ((b - a) / size)
+                total[i] = part if total[i] is None else total[i].add_(part)
+    for p, g in zip(optimizer.trained.parameters, total, strict=True):
+        p.grad = g
+    finish(optimizer, point, finite)
+    return loss
+
+
+def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
+    """Leave gd in `.grad`; returns the point and whether all gradients were finite."""
+    variant, slots = optimizer.variant, optimizer.slots
+    first = _first_pass(optimizer, passes)
+    point = first.point
+    finite = _finite(point.norm) if point.gradients else True
+    if finite is False:
+        _remember(optimizer, first)
+        return point, False
+    if isinstance(finite, Tensor) and variant.source is not gradient:
+        # Without waiting for the device: an infinite gradient must not enter the averages.
+        point.gradients = [torch.where(finite, g, 0.0) for g in point.gradients]
+    if variant.gate(point, slots["gate"]):
+        return _climb(optimizer, passes, first, finite)
+    off = getattr(variant.correction, "off", None)
+    if off is not None:
+        gd = off(point, point.gradients, slots["correction"])
+        for i, g in zip(first.live, gd, strict=True):
+            optimizer.trained.parameters[i].grad = g
+    _remember(optimizer, first)
+    return point, finite
+
+
+def _first_pass(optimizer: Any, passes: Passes) -> First:
+    variant, parameters = optimizer.variant, optimizer.trained.parameters
+    rng = rng_state(optimizer.device) if optimizer.same_rng_both_passes else None
+    if not getattr(variant.source, "first_pass", True):
+        live = list(range(len(parameters)))
+        return First(optimizer.point(live, []), [None] * len(parameters), live, rng)
+    if optimizer.bn == "second":
+        optimizer.statistics_first.save()
+    bare = optimizer.point([], [])
+    bare.scratch["names"] = optimizer.trained.names
+    model = optimizer.model
+    local = not optimizer.sync_perturbation and hasattr(model, "no_sync")
+    with model.no_sync() if local else contextlib.nullcontext():
+        _add_loss_term(optimizer, passes, bare)
+        only = _restricted(optimizer)
+        loss = variant.evaluate.first(passes, bare, optimizer.slots["evaluate"], only)
+    g1 = [p.grad for p in parameters]
+    live = [i for i, g in enumerate(g1) if g is not None]
+    point = optimizer.point(live, [g1[i] for i in live])
+    point.loss, point.scratch = loss, bare.scratch
+    return First(point, g1, live, rng)
+
+
+def _add_loss_term(optimizer: Any, passes: Passes, point: Point) -> None:
+    term, state = optimizer.variant.loss_term, optimizer.slots["loss_term"]
+    if term is None:
+        return
+    before = getattr(term, "before_pass", None)
+    if before is not None:
+        with optimizer.statistics_second.frozen():
+            before(point, passes, state)
+
+    def extra(outputs: Any, batch: Any) -> Tensor:
+        check_outputs(outputs)
+        return term(point, outputs, batch, state)
+
+    passes.extra_loss = extra
+
+
+def _restricted(optimizer: Any) -> list[bool] | None:
+    """Which first-pass gradients are worth computing, None for all."""
+    variant, trained = optimizer.variant, optimizer.trained
+    active = getattr(variant.selector, "active", None)
+    if active is None:
+        return None
+    chosen = active(
+        names=trained.names,
+        kinds=trained.kinds,
+        modules=trained.modules,
+        state=optimizer.slots["selector"],
+        generator=optimizer.host_generator,
+    )
+    reads_all = (
+        getattr(variant.correction, "needs_g1", True)
+        or variant.gate is not always
+        or getattr(variant.geometry, "scope", "global") in ("full", "raw")
+    )
+    unused = getattr(variant.evaluate, "off", "clean") == "none"
+    return chosen if unused or not reads_all else None
+
+
+def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tuple[Point, Finite]:
+    """Perturb, run pass 2, restore by copy whatever is raised, and correct."""
+    variant, slots, parameters = optimizer.variant, optimizer.slots, optimizer.trained.parameters
+    ascent = ascend(variant, first.point, slots)
+    e = spread(ascent.e, first.live, len(parameters))
+    climbed = [p for p, x in zip(parameters, e, strict=True) if x is not None]
+    after = rng_state(optimizer.device) if first.rng is not None else None
+    if optimizer.bn == "second" and first.point.gradients:
+        optimizer.statistics_first.restore()
+    old = [p.detach().clone() for p in climbed]
+    try:
+        if climbed:
+            torch._foreach_add_(climbed, [x for x in e if x is not None])
+        _hook(variant.selector, "after_ascent", first.point, slots["selector"])
+        if first.rng is not None:
+            set_rng_state(first.rng, optimizer.device)
+        loss2 = _second_pass(optimizer, passes, first, e)
+        g2 = [p.grad for p in parameters]
+        both = [i for i in first.live if g2[i] is not None]
+        pair = first.point.only([first.live.index(i) for i in both])
+        taken = [g2[i] for i in both]
+        _hook(
+            variant.correction, "before_restore", pair, pair.gradients, taken, slots["correction"]
+        )
+    finally:
+        if old:
+            torch._foreach_copy_(climbed, old)
+        if after is not None:
+            set_rng_state(after, optimizer.device)
+    if first.point.loss is None:
+        first.point.loss = pair.loss = loss2
+    finite = _and(finite, _all_finite(g2))
+    _remember(optimizer, first, ascent, g2, loss2)
+    if finite is False:
+        return first.point, False
+    gd = variant.correction(pair, pair.gradients, taken, slots["correction"])
+    for i, g in zip(both, gd, strict=True):
+        parameters[i].grad = g
+    if getattr(variant.evaluate, "partial", False) and variant.evaluate.off == "clean":
+        for p, g in zip(parameters, first.g1, strict=True):
+            p.grad = g if p.grad is None else p.grad
+    return pair, finite
+
+
+def _second_pass(optimizer: Any, passes: Passes, first: First, e: Gradients) -> Tensor:
+    evaluate = optimizer.variant.evaluate
+    only = [x is not None for x in e] if getattr(evaluate, "partial", False) else None
+    # A variant without a first pass has this one alone to update running statistics.
+    keep = optimizer.bn == "first" and bool(first.point.gradients)
+    with optimizer.statistics_second.frozen(keep):
+        return evaluate.second(passes, first.point, optimizer.slots["evaluate"], only)
+
+
+def _hook(slot: Any, name: str, *arguments: Any) -> None:
+    hook = getattr(slot, name, None)
+    if hook is not None:
+        hook(*arguments)
+
+
+def finish(optimizer: Any, point: Point, finite: Finite) -> None:
+    """Clip, step the base optimizer unless a gradient was not finite, and run the hooks."""
+    if finite is False:
+        optimizer.skipped = optimizer.skipped + 1
+        optimizer.statistics_start.restore()
+        if optimizer.scaler is not None:
+            _scaled_step(optimizer)  # lets the scaler see the overflow and lower its scale
+        return
+    if optimizer.clip_norm is not None:
+        nn.utils.clip_grad_norm_(optimizer.trained.parameters, optimizer.clip_norm)
+    if isinstance(finite, Tensor):
+        optimizer.skipped = optimizer.skipped + (~finite).long()
+        optimizer.statistics_start.restore(unless=finite)
+    if optimizer.scaler is not None:
+        _scaled_step(optimizer)
+    elif isinstance(finite, Tensor):
+        _guarded_step(optimizer, finite)
+    else:
+        optimizer.base.step()
+    for slot in ("correction", "selector", "loss_term"):
+        _hook(getattr(optimizer.variant, slot), "after_step", point, optimizer.slots[slot])
+    optimizer.step_count += 1
+
+
+def _scaled_step(optimizer: Any) -> None:
+    factor = optimizer.scaler.scale(torch.ones((), device=optimizer.device))
+    for p in optimizer.trained.parameters:
+        if p.grad is not None:
+            p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
+    optimizer.scaler.step(optimizer.base)
+
+
+def _guarded_step(optimizer: Any, finite: Tensor) -> None:
+    """On CUDA: skip without asking the device whether to."""
+    base = optimizer.base
+    if all(g.get("fused") for g in base.param_groups):
+        base.found_inf = (~finite).float()
+        try:
+            base.step()
+        finally:
+            del base.found_inf
+        return
+    for p in optimizer.trained.parameters:
+        if p.grad is not None:
+            p.grad = torch.where(finite, p.grad, 0.0)
+    base.step()
+
+
+def _finite(norm: Tensor) -> Finite:
+    finite = torch.isfinite(norm)
+    return finite if norm.is_cuda else bool(finite)
+
+
+def _all_finite(gradients: Iterable[Tensor | None]) -> Finite:
+    norms = tensor_norms([g for g in gradients if g is not None])
+    return _finite(total_norm(norms)) if norms else True
+
+
+def _and(a: Finite, b: Finite) -> Finite:
+    return a & b if isinstance(a, Tensor) or isinstance(b, Tensor) else a and b
+
+
+def _remember(
+    optimizer: Any,
+    first: First,
+    ascent: Ascent | None = None,
+    g2: Gradients | None = None,
+    loss2: Tensor | None = None,
+) -> None:
+    if not optimizer.keep_perturbation:
+        return
+    size, live = len(optimizer.trained.names), first.live
+    e, mask = [], []
+    if ascent is not None:
+        e, mask = ascent.e, ascent.mask or [True] * len(live)
+    optimizer.last = Perturbation(
+        names=optimizer.trained.names,
+        shapes=tuple(p.shape for p in optimizer.trained.parameters),
+        perturbed=spread(e, live if e else [], size),
+        masks=spread(mask, live if mask else [], size, False),
+        g1=first.g1,
+        g2=g2 or [None] * size,
+        loss_clean=first.point.loss,
+        loss_perturbed=first.point.loss if loss2 is None else loss2,
+        rho=ascent.rho if ascent else 0.0,
+        climbed=ascent is not None,
+    )
