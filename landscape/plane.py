@@ -134,6 +134,11 @@ def random(
     for row in rows:
         draw = torch.randn(theta.numel(), generator=generator, dtype=torch.float64)
         row.copy_(rule.normalized(draw.to(theta), weights, normalize=normalize, one_d=one_d))
+    if one_d == "zero" and all(is_one_d(tensor) for tensor in rule.layout.tensors):
+        raise LandscapeError(
+            f"one_d='zero' leaves nothing of the {len(rule.layout.tensors)} trainable tensors, "
+            f"which all have one axis; use one_d='random'."
+        )
     labels = tuple(f"random {i + 1}" for i in range(num_directions))
     details = {
         "normalize": normalize,

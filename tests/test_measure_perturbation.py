@@ -102,7 +102,18 @@ def test_batch_statistics_are_what_the_optimizer_sees(risk):
 
 
 def test_every_variant_of_the_demo_can_be_asked(risk):
-    for name in ["sgd", "sam", "asam", "fsam", "ssam_f", "ssam_d", "sam_on", "zsharp", "lagnp", "random_mask"]:
+    for name in [
+        "sgd",
+        "sam",
+        "asam",
+        "fsam",
+        "ssam_f",
+        "ssam_d",
+        "sam_on",
+        "zsharp",
+        "lagnp",
+        "random_mask",
+    ]:
         options = {} if name == "sgd" else {"rho": 0.1}
         ds = measure.perturbation(risk, risk.theta, variant=sam.make(name, options), seed=0)
         if name == "sgd":

@@ -136,7 +136,7 @@ def test_nan_and_infinity_far_from_the_checkpoint_are_kept():
 def test_bad_grids_planes_and_centres_are_refused():
     risk, _ = cnn_risk()
     theta = risk.theta
-    with pytest.raises(LandscapeError, match=r"points=20 along alpha leaves out alpha = 0.*odd.*21"):
+    with pytest.raises(LandscapeError, match=r"points=20 along alpha leaves out alpha = 0.*21"):
         measure.loss_slice(risk, theta, points=20, seed=0)
     with pytest.raises(LandscapeError, match="points must be at least 3"):
         measure.loss_plane(risk, theta, points=1, seed=0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from landscape import LandscapeError, ParamLayout, plane
-from tests.measure_problems import cnn, cnn_risk
+from tests.measure_problems import cnn, cnn_risk, quadratic
 
 
 def rows_of(layout, flat, name):
@@ -194,7 +194,7 @@ def test_bad_planes_are_refused():
         plane.interpolation(a, a)
     with pytest.raises(LandscapeError, match="do not fit an origin"):
         plane.Plane(a, torch.ones(1, 4), "x", ("x",))
-    with pytest.raises(LandscapeError, match="3 directions asked of 2 checkpoints; give at least 4"):
+    with pytest.raises(LandscapeError, match="3 directions asked of 2 checkpoints"):
         plane.trajectory([a, 2 * a], num_directions=3)
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):
@@ -203,5 +203,8 @@ def test_bad_planes_are_refused():
         plane.random(risk, risk.theta, num_directions=1, one_d="copy", seed=0)
     with pytest.raises(LandscapeError, match="num_directions=0"):
         plane.random(risk, risk.theta, num_directions=0, seed=0)
+    flat, _, _ = quadratic([1.0, 2.0])
+    with pytest.raises(LandscapeError, match="leaves nothing of the 1 trainable tensors"):
+        plane.random(flat, flat.theta, num_directions=1, seed=0)
     with pytest.raises(LandscapeError, match="same architecture"):
         plane.random(risk, risk.theta, num_directions=1, reference=risk.theta[:3], seed=0)

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import sam
 from landscape.measure._common import check_choice, check_count, generator
-from landscape.measure._inside import RowLosses, model_at
+from landscape.measure._inside import RowLosses, model_at, spend
 from landscape.risk import EmpiricalRisk
 
 BATCH_BN = ("batch", "eval")
@@ -36,7 +36,8 @@ class Counterfactual:
     def perturb(
         self, variant: sam.Variant, *, state: dict[str, Any] | None = None
     ) -> sam.Perturbation:
-        """The variant's perturbation here."""
+        """The variant's perturbation here; two gradients of the batch."""
+        spend(self.risk, 2 * self.batch_size / self.risk.num_examples)
         return sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=self.seed)
 
     def flat(self, named: dict[str, Tensor]) -> Tensor:

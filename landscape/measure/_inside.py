@@ -59,9 +59,6 @@ def targets_of(risk: EmpiricalRisk) -> Tensor:
     return torch.cat([chunk.targets for chunk in risk._engine.examples.chunks]).to(risk.device)
 
 
-def as_one_batch(risk: EmpiricalRisk) -> tuple[tuple, dict, Tensor] | None:
-    """(args, kwargs, targets) of all examples, or None where their shapes differ."""
-    chunks = risk._engine.examples.chunks
-    if len(chunks) != 1:
-        return None
-    return chunks[0].mapped(lambda leaf: leaf.to(risk.device)).tree()
+def spend(risk: EmpiricalRisk, gradients: float) -> None:
+    """Count what was computed beside the risk in its gradient-equivalents."""
+    risk._engine.spend(gradients)

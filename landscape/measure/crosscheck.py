@@ -37,8 +37,9 @@ def crosscheck(
     that power iteration can find). PyHessian's eigenvalue comes without a bound and stops when two
     Rayleigh quotients agree to 1e-3; ours is within residual_norm of an eigenvalue. Its trace stops
     by itself when the running mean moves less than 1e-3, and after two probes whenever that mean is
-    negative: read pyhessian_trace_probes (asked: num_probes). *_stderr are over probes.
-    Cost: about num_probes + max_iterations Hessian products there, num_probes + 30 here.
+    negative: read pyhessian_trace_probes (asked: num_probes). *_stderr are over probes. On a CPU
+    one seed gives both the same probes, so that without such a stop the two traces differ by
+    rounding. Cost: about num_probes + max_iterations Hessian products there, num_probes + 30 here.
     """
     check_count("num_probes", num_probes, 2)
     check_count("max_iterations", max_iterations, 2)

@@ -35,12 +35,13 @@ def generalization(
     ece: expected calibration error of the last split given, sum_b (n_b/N) |accuracy_b -
     confidence_b| over `num_bins` equal bins of the largest probability (arXiv:1706.04599, Eq. 3);
     confidence_gap is the signed mean, confidence - accuracy. test_correct(example): bool, for
-    paired tests over examples. Cost: one forward pass per split.
+    paired tests over examples. Cost: two forward passes per split (the
+    provenance counts those over the training data).
     """
     _check_splits(risks)
     check_count("num_bins", num_bins, 1)
-    seen = {split: _predictions(risk, theta) for split, risk in risks.items()}
     measuring = Measuring("generalization", risks["train"], theta)
+    seen = {split: _predictions(risk, theta) for split, risk in risks.items()}
     variables: dict[str, Variable] = {}
     values: dict[str, float] = {}
     for split, (loss, probabilities, targets) in seen.items():
