@@ -42,6 +42,9 @@ class Passes:
     batch: Any = None
     scaler: Any = None
     extra_loss: Callable[[Any, Any], Tensor] | None = None
+    micro_batch: int | None = None  # examples per forward and backward pass; None: all at once
+    selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
+    unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
 
     def backward(
         self,
@@ -57,11 +60,15 @@ class Passes:
         """
         for p in self.parameters:
             p.grad = None
-        with torch.enable_grad(), _requires_grad_only(self.parameters, only):
+        wanted = only if self.selective else None
+        with torch.enable_grad(), _requires_grad_only(self.parameters, wanted):
             if self.closure is not None:
                 loss = self._run_closure()
             else:
                 loss = self._run_losses(self.batch if batch is None else batch, weights)
+        if only is not None and not self.selective:
+            for p, o in zip(self.parameters, only, strict=True):
+                p.grad = p.grad if o else None
         if all(p.grad is None for p in self.parameters):
             raise LandscapeError(
                 "no parameter has a gradient after the pass; the closure must run loss.backward() "
@@ -80,23 +87,34 @@ class Passes:
 
         Returns the plain mean loss and the second gradient.
         """
-        values, _ = self.per_example(self.batch)
-        self.values = values.detach()
-        scaled = values if self.scaler is None else self.scaler.scale(values)
         parameters = list(self.parameters)
-        rest = torch.autograd.grad(
-            ((1 - share) * scaled).mean(), parameters, retain_graph=True, allow_unused=True
-        )
-        main = torch.autograd.grad((share * scaled).mean(), parameters, allow_unused=True)
+        main: list[Tensor | None] = [None] * len(parameters)
+        rest, kept = list(main), []
+        for part, fraction in self._parts(self.batch):
+            values, _ = self._forward(select(self.batch, part) if part else self.batch)
+            kept.append(values.detach())
+            scaled = (
+                values * fraction if self.scaler is None else self.scaler.scale(values * fraction)
+            )
+            c = share[part] if part else share
+            for total, weights, again in ((rest, 1 - c, True), (main, c, False)):
+                loss = (weights * scaled).mean()
+                found = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
+                total[:] = [
+                    g if t is None else t if g is None else t + g
+                    for t, g in zip(total, found, strict=True)
+                ]
+        self.values = torch.cat(kept)
         if self.scaler is not None:
-            inverse = 1.0 / self.scaler.scale(torch.ones((), device=values.device))
+            inverse = 1.0 / self.scaler.scale(torch.ones((), device=self.values.device))
             main = [g if g is None else g * inverse.to(g.dtype) for g in main]
             rest = [g if g is None else g * inverse.to(g.dtype) for g in rest]
         for p, g in zip(parameters, main, strict=True):
             p.grad = g
-        return values.detach().mean(), list(rest)
+        return self.values.mean(), rest
 
     def _run_closure(self) -> Tensor:
+        torch.clear_autocast_cache()
         loss = self.closure()
         if loss is None:
             raise LandscapeError(
@@ -105,17 +123,46 @@ class Passes:
         return loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss)
 
     def _run_losses(self, batch: Any, weights: Tensor | None) -> Tensor:
-        values, outputs = self.per_example(batch)
-        self.values = values.detach()
-        loss = values.mean() if weights is None else (weights * values).mean()
-        total = loss
-        if self.extra_loss is not None:
-            total = loss + self.extra_loss(outputs, batch)
-        (total if self.scaler is None else self.scaler.scale(total)).backward()
-        return loss.detach()
+        kept, total = [], 0.0
+        parts = self._parts(batch)
+        for i, (part, fraction) in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.unsynced():
+                examples = select(batch, part) if part else batch
+                values, outputs = self._forward(examples)
+                kept.append(values.detach())
+                factors = weights[part] if part and weights is not None else weights
+                loss = values.mean() if factors is None else (factors * values).mean()
+                total = total + loss.detach() * fraction if part else loss.detach()
+                if self.extra_loss is not None:
+                    loss = loss + self.extra_loss(outputs, examples)
+                loss = loss * fraction if part else loss
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.values = torch.cat(kept) if len(kept) > 1 else kept[0]
+        return total
+
+    def _parts(self, batch: Any) -> list[tuple[slice | None, float]]:
+        """Slices of the batch with their share of it; (None, 1) for the whole."""
+        size = batch_size(batch) if self.micro_batch else 0
+        if not self.micro_batch or size <= self.micro_batch:
+            return [(None, 1.0)]
+        starts = range(0, size, self.micro_batch)
+        ends = [min(a + self.micro_batch, size) for a in starts]
+        return [(slice(a, b), (b - a) / size) for a, b in zip(starts, ends, strict=True)]
 
     def per_example(self, batch: Any) -> tuple[Tensor, Any]:
         """losses(batch) -> (B,), with the outputs when it returns (losses, outputs)."""
+        parts = [self._forward(select(batch, p) if p else batch) for p, _ in self._parts(batch)]
+        if len(parts) == 1:
+            return parts[0]
+        outputs = [o for _, o in parts]
+        together = torch.cat(outputs) if isinstance(outputs[0], Tensor) else None
+        return torch.cat([values for values, _ in parts]), together
+
+    def _forward(self, batch: Any) -> tuple[Tensor, Any]:
+        # Within one autocast region, weights cast to half precision are cached: without this the
+        # second pass would run at w instead of w + e.
+        torch.clear_autocast_cache()
         result = self.losses(batch)
         values, outputs = result if isinstance(result, tuple) else (result, None)
         if not isinstance(values, Tensor) or values.ndim != 1:

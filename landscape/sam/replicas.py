@@ -1,0 +1,83 @@
+"""Several processes, compiled models, mixed precision: what the passes must know about them."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from landscape.errors import LandscapeError
+from landscape.sam.variant import Variant
+
+
+def replicated(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel around or inside a `torch.compile`d model, if there is one."""
+    model = getattr(model, "_orig_mod", model)
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
+def unsynced(model: nn.Module) -> Any:
+    """A context in which backward passes leave each replica its own gradient."""
+    replica = replicated(model)
+    return contextlib.nullcontext() if replica is None else replica.no_sync()
+
+
+def all_gradients_at_once(model: nn.Module) -> bool:
+    """Whether a backward pass must compute all gradients or none.
+
+    A replica's reducer waits for every parameter that it was built with, and a compiled model is
+    compiled anew for every set of parameters that need a gradient.
+    """
+    compiled = any(
+        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod")
+        for m in model.modules()
+    )
+    return compiled or replicated(model) is not None
+
+
+def own_gradients(model: nn.Module, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients that the next backward pass does not overwrite.
+
+    With gradient_as_bucket_view=True they are views of buffers that it fills again.
+    """
+    replica = replicated(model)
+    if replica is None or not replica.gradient_as_bucket_view:
+        return list(gradients)
+    return [None if g is None else g.clone() for g in gradients]
+
+
+def mean_over_replicas(model: nn.Module, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Each tensor averaged over all processes, in one message per dtype and device."""
+    replica = replicated(model)
+    out = list(tensors)
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, t in enumerate(out):
+        if t is not None:
+            groups.setdefault((t.dtype, t.device), []).append(i)
+    for where in groups.values():
+        flat = torch.cat([out[i].reshape(-1) for i in where])
+        dist.all_reduce(flat, group=replica.process_group)
+        flat /= dist.get_world_size(replica.process_group)
+        for i, part in zip(where, flat.split([out[i].numel() for i in where]), strict=True):
+            out[i] = part.view(out[i].shape)
+    return out
+
+
+def all_agree(model: nn.Module, answer: bool | Tensor, device: torch.device) -> bool | Tensor:
+    """Whether the answer is True in all processes; a tensor stays one and does not wait."""
+    flag = torch.as_tensor(answer, device=device).to(torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=replicated(model).process_group)
+    return flag.bool() if isinstance(answer, Tensor) else bool(flag)
+
+
+def check_local(model: nn.Module, variant: Variant) -> None:
+    """Refuse local perturbations where replicas would train different tensors."""
+    if replicated(model) is not None and getattr(variant.evaluate, "partial", False):
+        raise LandscapeError(
+            f"variant {variant.name!r} updates the tensors that it selects, and with "
+            "sync_perturbation=False every replica would select its own and drift away; use "
+            "sync_perturbation=True."
+        )
