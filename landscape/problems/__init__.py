@@ -1,11 +1,13 @@
 """Datasets and models by name, and your own by "package.module:callable"."""
 
-from landscape.problems.data import DATA, DataSplits, Split, load_data
+from landscape.problems.data import DATA, load_data
 from landscape.problems.models import MODELS, make_loss, make_model
 from landscape.problems.noise import NOISE_KINDS, flip_labels
 from landscape.problems.own import WeightsReport, import_object, load_weights
+from landscape.problems.splits import DataSplits, Split, as_splits
 
 __all__ = [
-    "DATA", "MODELS", "NOISE_KINDS", "DataSplits", "Split", "WeightsReport", "flip_labels",
+    "DATA", "MODELS", "NOISE_KINDS", "DataSplits", "Split", "WeightsReport", "as_splits",
+    "flip_labels",
     "import_object", "load_data", "load_weights", "make_loss", "make_model",
 ]  # fmt: skip

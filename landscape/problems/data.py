@@ -1,20 +1,19 @@
 """Data by name: whole splits in memory, as tensors."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.problems.cifar import read_cifar
 from landscape.problems.noise import CIFAR10_PAIRS, flip_labels
-from landscape.problems.own import import_object
+from landscape.problems.own import call_with_accepted, import_object
+from landscape.problems.splits import DataSplits, Split, as_splits
 
 DATA = ("digits", "mnist1d", "cifar10", "cifar100")
 SPLITS = {
@@ -23,49 +22,6 @@ SPLITS = {
     "cifar10": (45000, 5000, 10000),
     "cifar100": (45000, 5000, 10000),
 }
-
-
-@dataclass(frozen=True)
-class Split:
-    """Inputs x (n, ...) float32, labels y (n,) int64 as seen, and y_clean without label noise."""
-
-    x: Tensor
-    y: Tensor
-    y_clean: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def wrong(self) -> Tensor:
-        """Which labels are noise, bool (n,)."""
-        return self.y != self.y_clean
-
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device."""
-        return Split(self.x.to(device), self.y.to(device), self.y_clean.to(device))
-
-
-@dataclass(frozen=True)
-class DataSplits:
-    """Train, validation and test data of one problem; `provenance` is JSON-able."""
-
-    train: Split
-    val: Split
-    test: Split
-    num_classes: int
-    name: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return tuple(self.train.x.shape[1:])
-
-    def to(self, device: torch.device | str) -> "DataSplits":
-        """The same data on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return replace(self, **moved)
 
 
 def load_data(
@@ -82,18 +38,17 @@ def load_data(
 
     name: "digits" (1 797 scans, 1x8x8, of scikit-learn), "mnist1d" (arXiv:2011.14439, 1x40,
     generated with its published seed), "cifar10", "cifar100" (3x32x32, from data_dir), or
-    "package.module:callable" of yours, called with those of data_dir, label_noise, noise_kind,
-    seed and splits that it accepts; it returns a DataSplits or three (x, y) pairs.
+    "package.module:callable" of yours, called with those of data_dir, label_noise, noise_kind, seed
+    and splits that it accepts; it returns what `as_splits` reads, its label noise made by itself.
     label_noise: share of training and validation labels replaced (see `flip_labels`); test labels
     are clean. seed: of the stratified split and of the noise, so that all trainings share the
     data. splits: numbers of training, validation and test examples. verify=False reads CIFAR files
     whose checksum is not the published one. No global random state is altered.
     """
     if ":" in name:
-        return _own_data(
-            name, data_dir=data_dir, label_noise=label_noise, noise_kind=noise_kind, seed=seed,
-            splits=splits,
-        )  # fmt: skip
+        options = {"data_dir": data_dir, "label_noise": label_noise, "noise_kind": noise_kind}
+        made = call_with_accepted(import_object(name), options | {"seed": seed, "splits": splits})
+        return as_splits(made, name=name)
     if name not in DATA:
         raise LandscapeError(
             f"data={name!r} is unknown; choose one of {', '.join(DATA)}, or give "
@@ -216,55 +171,3 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = x.mean(axis=axes, keepdims=True, dtype=np.float64)
     std = x.std(axis=axes, keepdims=True, dtype=np.float64)
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-def _own_data(name: str, **options: Any) -> DataSplits:
-    from landscape.problems.own import call_with_accepted
-
-    made = call_with_accepted(import_object(name), options)
-    if isinstance(made, DataSplits):
-        return made
-    if not isinstance(made, (tuple, list)) or len(made) != 3:
-        raise LandscapeError(
-            f"{name} returned {type(made).__name__}; return a DataSplits, or three (x, y) pairs "
-            f"for training, validation and test."
-        )
-    parts = [_own_split(name, part) for part in made]
-    highest = max(int(part.y.max()) for part in parts)
-    if min(int(part.y.min()) for part in parts) < 0:
-        raise LandscapeError(f"{name} has a negative label; classes are counted from 0.")
-    noise = float(options["label_noise"])
-    if noise:
-        parts = [
-            _own_noise(part, noise, options["noise_kind"], highest + 1, (options["seed"], k))
-            for k, part in enumerate(parts[:2])
-        ] + parts[2:]
-    said = {"data": name, "splits": [len(part) for part in parts], "label_noise": noise,
-            "noise_kind": options["noise_kind"], "data_seed": options["seed"],
-            "wrong_labels": [int(part.wrong.sum()) for part in parts]}  # fmt: skip
-    return DataSplits(*parts, num_classes=highest + 1, name=name, provenance=said)
-
-
-def _own_split(name: str, part: Any) -> Split:
-    if isinstance(part, Split):
-        return part
-    if not isinstance(part, (tuple, list)) and hasattr(part, "__getitem__"):
-        part = torch.utils.data.default_collate([part[i] for i in range(len(part))])
-    try:
-        x, y = (torch.as_tensor(value) for value in part)
-    except (TypeError, ValueError, RuntimeError):
-        raise LandscapeError(
-            f"{name} returned a part that is neither a pair (x, y) of arrays nor a dataset of "
-            f"such examples."
-        ) from None
-    if len(x) != len(y) or len(x) == 0:
-        raise LandscapeError(
-            f"{name} returned {len(x)} inputs and {len(y)} labels; give as many of each, and some."
-        )
-    y = y.long()
-    return Split(x.float() if not x.is_floating_point() else x, y, y.clone())
-
-
-def _own_noise(part: Split, rate: float, kind: str, classes: int, key: tuple[int, int]) -> Split:
-    noisy = _noisy("", part.y_clean.numpy(), rate, kind, classes, key, False)
-    return replace(part, y=torch.from_numpy(noisy))

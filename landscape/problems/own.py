@@ -107,8 +107,8 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
     """Copy the tensors of a .safetensors, .pt or .pth file into the model, all or none.
 
     The file is never executed (`weights_only=True`). Wrappings as `state_dict`, `model` or `net`
-    and prefixes as `module.` or `_orig_mod.` are undone and said in the report. Missing and unexpected
-    names and other shapes raise one LandscapeError that lists them; only BatchNorm's
+    and prefixes as `module.` or `_orig_mod.` are undone and said in the report. Missing and
+    unexpected names and other shapes raise one LandscapeError that lists them; only BatchNorm's
     `num_batches_tracked` may be missing.
     """
     path = Path(path)

@@ -1,0 +1,111 @@
+"""What goes into a training, made uniform and checked before the first step."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.problems import DataSplits, Split
+from landscape.training.options import TrainingOptions
+
+
+def check_data(data: DataSplits, options: TrainingOptions, device: torch.device) -> None:
+    """Refuse data or a device that cannot be trained on."""
+    if options.amp != "off" and device.type != "cuda":
+        raise LandscapeError(
+            f"amp={options.amp!r} was asked on {device}; mixed precision needs a CUDA device: use "
+            f"amp='off' or another device."
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LandscapeError(f"device={device} was asked and no CUDA device is here; use cpu.")
+    if len(data.train) < 2:
+        raise LandscapeError(
+            f"{data.name} has {len(data.train)} training example; give at least 2."
+        )
+    x = data.train.x
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise LandscapeError(
+            f"The training inputs of {data.name} hold NaN or infinity; clean them."
+        )
+
+
+def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    """criterion(output, y) -> (B,): a criterion with a reduction is copied and set to "none"."""
+    plain = type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.ignore_index < 0
+    if loss is None or plain:
+        smoothing = options.label_smoothing or getattr(loss, "label_smoothing", 0.0)
+        return lambda output, y: F.cross_entropy(
+            output, y, reduction="none", label_smoothing=smoothing
+        )
+    if options.label_smoothing:
+        raise LandscapeError(
+            f"label_smoothing={options.label_smoothing} belongs to the cross-entropy and the loss "
+            f"is {type(loss).__name__}; put it into the loss, or set it to 0."
+        )
+    if hasattr(loss, "reduction"):
+        loss = copy.deepcopy(loss)
+        loss.reduction = "none"
+
+    def values(output: Tensor, y: Tensor) -> Tensor:
+        found = loss(output, y)
+        if found.ndim == 0:
+            raise LandscapeError(
+                f"The loss {getattr(loss, '__name__', type(loss).__name__)} returned one number for "
+                f"{len(output)} examples; return one loss per example, or give it a `reduction`."
+            )
+        return found.flatten(1).mean(1) if found.ndim > 1 else found
+
+    return values
+
+
+def logits(output: Any) -> Tensor:
+    """The tensor of a model that returns more than one."""
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def cast(data: DataSplits, dtype: torch.dtype) -> DataSplits:
+    """Data with floating-point numbers of another precision."""
+
+    def of(values: Tensor) -> Tensor:
+        return values.to(dtype) if values.is_floating_point() else values
+
+    parts = [
+        None if part is None else Split(of(part.x), of(part.y), of(part.y_clean))
+        for part in (data.train, data.val, data.test)
+    ]
+    return DataSplits(*parts, data.num_classes, data.name, data.provenance)
+
+
+@torch.no_grad()
+def check_output(model: nn.Module, data: DataSplits) -> None:
+    """One forward pass in eval mode: a wrong model or label is named before training."""
+    x, y = data.train.x[:2], data.train.y
+    model.eval()
+    try:
+        output = logits(model(x))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LandscapeError(
+            f"{type(model).__name__} cannot take inputs of shape {tuple(x.shape)} from {data.name} "
+            f"({str(error).splitlines()[0]}); choose a model for such data."
+        ) from error
+    finally:
+        model.train()
+    if not bool(output.isfinite().all()):
+        raise LandscapeError(
+            f"{type(model).__name__} returns NaN or infinity at its initial weights; check them."
+        )
+    if not y.is_floating_point() and y.ndim == 1:
+        highest, width = int(y.max()), output.shape[1] if output.ndim > 1 else math.nan
+        if not width > highest:
+            raise LandscapeError(
+                f"{type(model).__name__} returns outputs of shape {tuple(output.shape)} and "
+                f"{data.name} has the label {highest}; a model of {data.num_classes} classes "
+                f"returns (n, {data.num_classes})."
+            )

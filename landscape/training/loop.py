@@ -1,0 +1,291 @@
+"""The training loop: one epoch after the other, each a function of the checkpoint before it."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape import storage
+from landscape.problems import DataSplits, Split, load_weights
+from landscape.sam import SAM, Variant
+from landscape.training import checkpoint
+from landscape.training.batches import NOISE, batches, derived_seed
+from landscape.training.inputs import cast, check_data, check_output, logits, per_example
+from landscape.training.options import RecorderOptions, TrainingOptions, plain
+from landscape.training.recorder import Recorder
+
+Record = dict[str, Any]
+_CHUNK = 1024  # examples of one forward pass of an evaluation
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended.
+
+    status: "finished", or "diverged" when the loss of a step was not finite (`message` says which);
+    weights: checkpoints/final.safetensors, None when diverged; history: one record per epoch;
+    seconds of training steps alone, over all sessions of a resumed training.
+    """
+
+    status: str
+    message: str
+    epochs: int
+    steps: int
+    seconds: float
+    history: list[Record]
+    weights: Path | None
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs were trained."""
+        return self.status == "finished"
+
+
+def train(
+    model: nn.Module,
+    data: DataSplits,
+    variant: Variant,
+    options: TrainingOptions,
+    *,
+    seed: int,
+    folder: Path,
+    recorder: RecorderOptions = RecorderOptions(),  # noqa: B008 - frozen
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[Record], None] | None = None,
+) -> TrainingResult:
+    """Train `model` in place with `variant`, or continue what a killed call left in `folder`.
+
+    Batches, augmentation and dropout are functions of (seed, epoch): variants of one seed meet the
+    same data in the same order, and a resumed training ends with the same numbers, bit for bit on
+    the CPU at equal thread count. loss(output, target): cross-entropy by default; another has a
+    `reduction` attribute or returns one loss per example. progress is called with each epoch's
+    record: epoch (from 1), train_loss (mean of the first passes), val_loss, val_accuracy, lr (of
+    the epoch's last step), seconds, num_skipped (steps without a finite gradient).
+    Written: history.jsonl, snapshots/, checkpoints/ (see `Recorder`, `checkpoint`).
+    """
+    folder, device = Path(folder), torch.device(device)
+    check_data(data, options, device)
+    done = _ended(folder, model, device)
+    if done is not None:
+        return done
+    session = _Session(model, data, variant, options, seed, folder, recorder, loss, device)
+    return session.run(progress)
+
+
+def _ended(folder: Path, model: nn.Module, device: torch.device) -> TrainingResult | None:
+    """The result of a training that had ended, its weights put into the model."""
+    if not checkpoint.outcome_path(folder).exists():
+        return None
+    ended = storage.read_json(checkpoint.outcome_path(folder))
+    weights = None
+    model.to(device)
+    if ended["status"] == "finished":
+        weights = checkpoint.final_path(folder)
+        load_weights(model, weights)
+    history, _ = storage.read_lines(folder / "history.jsonl")
+    parts = {k: ended[k] for k in ("status", "message", "epochs", "steps", "seconds")}
+    return TrainingResult(**parts, history=history, weights=weights, folder=folder)
+
+
+class _DivergenceError(Exception):
+    """The loss of a step was not finite."""
+
+
+class _Session:
+    """One call of `train`."""
+
+    def __init__(self, model, data, variant, options, seed, folder, recorder, loss, device):
+        self.model, self.options, self.seed, self.folder = model, options, seed, folder
+        self.device = device
+        self.data = data.to(device)
+        model.to(device)
+        self.criterion = per_example(loss, options)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        if dtype is not None and dtype != data.train.x.dtype:
+            self.data = cast(self.data, dtype)
+        check_output(model, self.data)
+        self.scaler = torch.amp.GradScaler("cuda") if options.amp == "fp16" else None
+        self.optimizer = SAM(
+            model,
+            options.optimizer(p for p in model.parameters() if p.requires_grad),
+            variant,
+            seed=derived_seed(seed, 0, NOISE),
+            bn=options.bn,
+            clip_norm=options.clip_norm or None,
+            scaler=self.scaler,
+        )
+        self.wants_logits = "logits" in variant.needs
+        train = self.data.train
+        if "fisher_data" in variant.needs:
+            self.optimizer.set_fisher_data(self.losses, (train.x, train.y))
+        self.per_epoch = options.steps_per_epoch(len(train))
+        self.steps = options.epochs * self.per_epoch
+        self.recorder = Recorder(folder / "snapshots", recorder, self.optimizer, self.steps)
+        said = {
+            "variant": variant.name,
+            "seed": seed,
+            "data": data.name,
+            "num_examples": len(train),
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            **plain(options),
+        }
+        self.identity = json.dumps(said, sort_keys=True)
+        self.seconds = 0.0
+
+    def losses(self, batch: Any) -> Any:
+        """Per-example losses (B,) of a batch, with the outputs where the variant reads them."""
+        x, y = batch[0], batch[1]
+        with self._autocast():
+            output = logits(self.model(x))
+            values = self.criterion(output, y)
+        return (values, output) if self.wants_logits else values
+
+    def _autocast(self):
+        if self.options.amp == "off":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.options.amp == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def run(self, progress: Callable[[Record], None] | None) -> TrainingResult:
+        """All epochs that are left."""
+        first = self._resume()
+        try:
+            for epoch in range(first, self.options.epochs):
+                record = self._epoch(epoch)
+                storage.append_line(self.folder / "history.jsonl", record)
+                self.recorder.flush(epoch + 1)
+                self._save(epoch + 1)
+                if progress is not None:
+                    progress(record)
+        except _DivergenceError as error:
+            return self._end("diverged", str(error))
+        return self._end("finished", "")
+
+    def _resume(self) -> int:
+        """Epochs done before; whatever was written after the last checkpoint is removed."""
+        state = checkpoint.load(self.folder, self.model)
+        epoch = 0
+        if state is not None:
+            checkpoint.check_identity(self.folder, state["identity"], self.identity)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
+            epoch, self.seconds = state["epoch"], state["seconds"]
+        self.recorder.forget_after(epoch, epoch * self.per_epoch)
+        if (self.folder / "history.jsonl").exists():
+            storage.truncate_lines(
+                self.folder / "history.jsonl", lambda record: record.get("epoch", 0) <= epoch
+            )
+        return epoch
+
+    def _save(self, epoch: int) -> None:
+        state = {
+            "identity": self.identity,
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+        }
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        checkpoint.save(
+            self.folder, self.model, state, epoch=epoch, keep_every=self.options.keep_every
+        )
+
+    def _epoch(self, epoch: int) -> Record:
+        self.model.train()
+        self.optimizer.begin_epoch(epoch, total_epochs=self.options.epochs)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        seen, began = 0, time.perf_counter()
+        with _own_randomness(derived_seed(self.seed, epoch, NOISE), self.device):
+            source = batches(self.data.train, self.options, seed=self.seed, epoch=epoch)
+            for index, batch in enumerate(source):
+                step = epoch * self.per_epoch + index
+                total += self._step(step, batch) * len(batch[1])
+                seen += len(batch[1])
+        mean = float(total) / seen  # waits for the device, before the clock is read
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        if not math.isfinite(mean):  # on CUDA, where single steps are not waited for
+            raise _DivergenceError(f"diverged in epoch {epoch + 1}: the training loss is {mean}")
+        val_loss, val_accuracy = self._evaluate(self.data.val)
+        return {
+            "epoch": epoch + 1,
+            "train_loss": mean,
+            "val_loss": _json(val_loss),
+            "val_accuracy": _json(val_accuracy),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+            "num_skipped": self.optimizer.num_skipped,
+        }
+
+    def _step(self, step: int, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        lr = self.options.learning_rate(step, self.steps, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        value = self.optimizer.step(self.losses, batch)
+        if self.scaler is not None:
+            self.scaler.update()
+        if self.device.type == "cpu" and not math.isfinite(value):
+            raise _DivergenceError(f"diverged at step {step}: the training loss is {float(value)}")
+        self.recorder.record(step)
+        return value
+
+    @torch.no_grad()
+    def _evaluate(self, split: Split | None) -> tuple[float, float]:
+        """Mean loss and accuracy in eval mode; NaN without data, or without classes."""
+        if split is None:
+            return math.nan, math.nan
+        self.model.eval()
+        loss, right = 0.0, 0.0
+        for x, y in zip(split.x.split(_CHUNK), split.y.split(_CHUNK), strict=True):
+            output = logits(self.model(x))
+            loss += float(self.criterion(output, y).double().sum())
+            right += math.nan if y.is_floating_point() else int((output.argmax(1) == y).sum())
+        self.model.train()
+        return loss / len(split), right / len(split)
+
+    def _end(self, status: str, message: str) -> TrainingResult:
+        if message:
+            message += (
+                f" under {json.loads(self.identity)['variant']!r} with lr={self.options.lr:g}; "
+                f"lower lr or rho, or add warmup."
+            )
+        history, _ = storage.read_lines(self.folder / "history.jsonl")
+        outcome = {
+            "status": status,
+            "message": message,
+            "epochs": len(history),
+            "steps": len(history) * self.per_epoch,
+            "seconds": self.seconds,
+        }
+        said = {"format": checkpoint.FORMAT, **outcome, **json.loads(self.identity)}
+        storage.write_json(
+            checkpoint.outcome_path(self.folder),
+            said | outcome | {"epochs_asked": self.options.epochs},
+        )
+        weights = checkpoint.final_path(self.folder) if status == "finished" else None
+        return TrainingResult(**outcome, history=history, weights=weights, folder=self.folder)
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device):
+    """Dropout draws from the global generators: lend them, seeded, and put them back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None

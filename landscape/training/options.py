@@ -1,0 +1,156 @@
+"""Choices of a training, checked once; learning rate and base optimizer that follow from them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from landscape.errors import LandscapeError
+
+SCHEDULES = ("cosine", "step", "constant")
+BASES = ("sgd", "adam", "adamw")
+AUGMENTATIONS = ("none", "crop_flip")
+AMP = ("off", "bf16", "fp16")
+BN = ("first", "second", "both")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained; every field is a number, a word or a list of numbers.
+
+    epochs; batch_size; lr; momentum, nesterov (SGD); betas, eps (Adam); weight_decay, in the base
+    optimizer. schedule, per step t of T after `warmup` epochs of linear rise: "cosine"
+    lr (1 + cos(π t / T)) / 2, "step" lr times `decay` at each share of T in `milestones`, "constant".
+    label_smoothing: of the cross-entropy. base: "sgd", "adam", "adamw". augment: "crop_flip" shifts
+    images by up to 4 pixels (padded with the mean colour) and mirrors half of them. bn: the pass
+    whose batch updates BatchNorm's running statistics. amp: autocast on CUDA, "bf16" or "fp16"
+    (with loss scaling). clip_norm: largest ‖g‖ given to the base optimizer, 0 for none.
+    keep_every: keep the weights of every so many epochs (0: the last ones alone).
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    milestones: Sequence[float] = (0.3, 0.6, 0.8)
+    decay: float = 0.2
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    base: str = "sgd"
+    augment: str = "none"
+    bn: str = "first"
+    amp: str = "off"
+    clip_norm: float = 0.0
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("schedule", SCHEDULES), ("base", BASES), ("augment", AUGMENTATIONS), ("amp", AMP),
+            ("bn", BN),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise LandscapeError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of "
+                    f"{', '.join(map(repr, choices))}."
+                )
+        self._whole("epochs", 1)
+        self._whole("batch_size", 1)
+        self._whole("keep_every", 0)
+        for name in ("lr", "weight_decay", "warmup", "clip_norm", "eps"):
+            self._within(name, 0.0, math.inf)
+        for name in ("momentum", "label_smoothing", "decay"):
+            self._within(name, 0.0, 1.0)
+        if self.warmup > self.epochs:
+            raise LandscapeError(
+                f"warmup={self.warmup} epochs were asked of epochs={self.epochs}; lower warmup."
+            )
+        if self.base == "sgd" and self.nesterov and self.momentum == 0:
+            raise LandscapeError("nesterov=True needs momentum > 0 and momentum=0 was given.")
+        for name in ("betas", "milestones"):  # lists come from TOML
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def _whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise LandscapeError(
+                f"{name}={value!r} was asked; a whole number >= {least} is possible."
+            )
+
+    def _within(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high or math.isinf(value):
+            bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
+            raise LandscapeError(f"{name}={value!r} was asked; a number {bounds} is possible.")
+
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Batches of an epoch; a last batch of one example is left out (BatchNorm needs two)."""
+        whole, rest = divmod(num_examples, self.batch_size)
+        return max(1, whole + (rest > 1 or (rest == 1 and self.batch_size == 1)))
+
+    def learning_rate(self, step: int, steps: int, per_epoch: int) -> float:
+        """Learning rate of `step` (from 0) of `steps`."""
+        rise = round(self.warmup * per_epoch)
+        if step < rise:
+            return self.lr * (step + 1) / rise
+        share = (step - rise) / max(1, steps - rise)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+        if self.schedule == "step":
+            return self.lr * self.decay ** sum(step >= round(m * steps) for m in self.milestones)
+        return self.lr
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The base optimizer."""
+        parameters = list(parameters)
+        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.base == "sgd":
+            return torch.optim.SGD(
+                parameters, momentum=self.momentum, nesterov=self.nesterov, fused=True, **common
+            )
+        make = torch.optim.Adam if self.base == "adam" else torch.optim.AdamW
+        return make(parameters, betas=tuple(self.betas), eps=self.eps, fused=True, **common)
+
+
+@dataclass(frozen=True)
+class RecorderOptions:
+    """What is kept of every step, and of some steps.
+
+    scalars: per step both losses, ‖e‖, rho, cos(g1, g2), and per tensor energy share and density.
+    snapshots: number of stretches of the training at whose start, and 1, 2, 4, ... steps after
+    it, the masks (one bit a coordinate) and histograms of the gradient's z-scores are kept.
+    """
+
+    scalars: bool = True
+    snapshots: int = 4
+
+    def __post_init__(self) -> None:
+        if isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int):
+            raise LandscapeError(
+                f"snapshots={self.snapshots!r} is not a whole number; 0 keeps none."
+            )
+        if self.snapshots < 0:
+            raise LandscapeError(f"snapshots={self.snapshots} was asked; 0 keeps none, 4 is usual.")
+
+    def steps(self, total: int) -> frozenset[int]:
+        """Steps of which a snapshot is kept: k total/n + {0, 1, 2, 4, ...}, and the last one."""
+        if self.snapshots == 0:
+            return frozenset()
+        starts = [k * total // self.snapshots for k in range(self.snapshots)]
+        reach = max(1, total // self.snapshots)
+        offsets = [0, *(2**i for i in range(reach.bit_length()) if 2**i < reach)]
+        return frozenset({a + b for a in starts for b in offsets if a + b < total} | {total - 1})
+
+
+def plain(options: TrainingOptions) -> dict[str, Any]:
+    """Fields as JSON has them."""
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
