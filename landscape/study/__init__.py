@@ -1,0 +1,13 @@
+"""A study: many runs, measured alike, from one TOML file to results on disk.
+
+from landscape import study
+plan = study.load(Path("study.toml"))
+summary = study.run(plan, Path("studies/mine"), study.Options(workers=2))
+"""
+
+from landscape.study.demo import demo_text
+from landscape.study.reading import load, parse
+from landscape.study.running import Options, Summary, reopen, run
+from landscape.study.spec import Study
+
+__all__ = ["Options", "Study", "Summary", "demo_text", "load", "parse", "reopen", "run"]

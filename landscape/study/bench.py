@@ -1,0 +1,216 @@
+"""A run on the bench: its model, its data, and the fixed examples it is measured on."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from landscape import problems, sam, training
+from landscape.errors import LandscapeError
+from landscape.risk import EmpiricalRisk
+from landscape.study import code
+from landscape.study.jobs import Job
+from landscape.study.spec import Problem, Run
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@lru_cache(maxsize=4)
+def load_data(problem: Problem, base: Path) -> problems.DataSplits:
+    """The data of a problem, read once per worker."""
+    options = {
+        "data_dir": problem.data_dir and str(base / problem.data_dir),
+        "label_noise": problem.label_noise,
+        "noise_kind": problem.noise_kind,
+        "seed": problem.data_seed,
+    }
+    if not code.is_callable_name(problem.data):
+        return problems.load_data(problem.data, **options)
+    with code.importable(base):
+        make = problems.import_object(problem.data)
+        accepts = inspect.signature(make).parameters
+        if problem.label_noise and "label_noise" not in accepts:
+            raise LandscapeError(
+                f"label_noise = {problem.label_noise} was asked of {problem.data}, which has no "
+                f"argument label_noise; make the noise in that callable and return (x, y, y_clean)."
+            )
+        made = make(**{key: value for key, value in options.items() if key in accepts})
+    if isinstance(made, (tuple, list)) and len(made) in (2, 3) and not _is_part(made[0]):
+        made = {"train": made}  # one (inputs, targets) pair
+    return problems.as_splits(made, name=problem.data)
+
+
+def _is_part(value: Any) -> bool:
+    """Whether `value` is a split rather than an array of inputs."""
+    return isinstance(value, (tuple, list)) or not hasattr(value, "shape")
+
+
+def make_model(run: Run, data: problems.DataSplits, base: Path) -> nn.Module:
+    """The model of a run, with the initial weights of its seed."""
+    with code.importable(base):
+        return problems.make_model(
+            run.problem.model,
+            num_classes=data.num_classes,
+            input_shape=data.input_shape,
+            seed=run.seed,
+        ).to(DTYPES[run.dtype])
+
+
+def make_loss(run: Run, base: Path) -> Any:
+    """The loss of a run, loss(output, target)."""
+    with code.importable(base):
+        return problems.make_loss(run.problem.loss)
+
+
+def train(job: Job, progress: Callable[[float], None]) -> None:
+    """Train a run in its folder, or continue it where it stopped."""
+    run = job.run
+    data = load_data(run.problem, job.base)
+    options = training.TrainingOptions(**run.training)
+    result = training.train(
+        make_model(run, data, job.base),
+        data,
+        sam.make(run.recipe, dict(run.options)),
+        options,
+        seed=run.seed,
+        folder=job.folder,
+        loss=make_loss(run, job.base),
+        device=job.device,
+        progress=lambda record: progress(record["epoch"] / options.epochs),
+    )
+    if not result.finished:
+        raise LandscapeError(result.message)
+
+
+class Bench:
+    """What a measurement may ask of a finished run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.run, self.seed = job, job.run, job.spec.seed
+        self._risks: dict[Any, EmpiricalRisk] = {}
+
+    @cached_property
+    def data(self) -> Any:
+        """The splits."""
+        return load_data(self.run.problem, self.job.base)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model with the weights of the checkpoint."""
+        model = make_model(self.run, self.data, self.job.base)
+        path = self.run.weights or self.job.folder / "checkpoints" / "final.safetensors"
+        problems.load_weights(model, Path(path))
+        return model.to(self.job.device)
+
+    @property
+    def theta(self) -> Tensor:
+        """Parameters of the checkpoint, (P,)."""
+        return self.risk().theta
+
+    @cached_property
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """The fixed examples: a stratified subset of the split, the same for every run."""
+        split = getattr(self.data, self.job.spec.split)
+        if split is None:
+            raise LandscapeError(
+                f"[measure] split = {self.job.spec.split!r}: the data {self.run.problem.data!r} "
+                f"have no such split."
+            )
+        rows = stratified(split.y, self.job.spec.examples, seed=self.seed)
+        return split.x[rows], split.y[rows]
+
+    def risk(self) -> EmpiricalRisk:
+        """Mean loss over the fixed examples, made once."""
+        if "fixed" not in self._risks:
+            self._risks["fixed"] = self._risk(*self.examples, bn=self.job.spec.bn)
+        return self._risks["fixed"]
+
+    def _risk(self, x: Tensor, y: Tensor, *, bn: str) -> EmpiricalRisk:
+        return EmpiricalRisk(
+            self.model,
+            make_loss(self.run, self.job.base),
+            (x, y),
+            bn=bn,
+            device=torch.device(self.job.device),
+            dtype=DTYPES[self.run.dtype],
+        )
+
+    def split_risks(self) -> dict[str, EmpiricalRisk]:
+        """One risk per split that the data have, over all of its examples."""
+        splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
+        return {
+            name: self._risk(split.x, split.y, bn="eval")
+            for name, split in splits.items()
+            if split is not None and len(split.y)
+        }
+
+    def clean_targets(self) -> Tensor | None:
+        """True classes of the training examples, where they are known and differ."""
+        split = self.data.train
+        if split.y_clean is None or torch.equal(split.y_clean, split.y):
+            return None
+        return split.y_clean
+
+    def variant(self) -> sam.Variant:
+        """The variant the run was trained with."""
+        return sam.make(self.run.recipe, dict(self.run.options))
+
+    def counterfactuals(self, names: Sequence[str]) -> Mapping[str, sam.Variant]:
+        """Variants of the study, or recipes with their defaults, by name."""
+        own = {v.name: (v.recipe, v.options) for v in self.job.variants}
+        known = [*own, *sam.recipes()]
+        for name in names:
+            if name not in known:
+                raise LandscapeError(
+                    f"mask_overlap: unknown variant {name!r}; possible: {', '.join(known)}."
+                )
+        pairs = {name: own.get(name, (name, {})) for name in names}
+        return {name: sam.make(recipe, dict(options)) for name, (recipe, options) in pairs.items()}
+
+    def slots(self) -> dict[str, Any] | None:
+        """Masks and averages of the run's optimizer at its last step; None if there are none."""
+        path = self.job.folder / "checkpoints" / "last.pt"
+        if self.run.weights is not None or not path.exists():
+            return None
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        base = training.TrainingOptions(**self.run.training).optimizer(parameters)
+        optimizer = sam.SAM(self.model, base, self.variant())
+        state = torch.load(path, map_location=self.job.device, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        return optimizer.slots
+
+    def at_most(self, batch_size: int) -> int:
+        """A batch size that the fixed examples allow."""
+        return min(batch_size, len(self.examples[1]))
+
+    def history(self, name: str) -> xr.Dataset | None:
+        """What the training recorded, as one result; None for weights from elsewhere."""
+        if self.run.weights is not None:
+            return None
+        return training.consolidate(self.job.folder).get(name)
+
+
+def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:
+    """Rows of `count` examples with the classes in proportion (largest remainders), in data order.
+
+    Targets that are not classes are drawn uniformly. All rows when count >= N.
+    """
+    total = len(y)
+    if count >= total:
+        return torch.arange(total)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if y.is_floating_point() or y.ndim != 1:
+        return order[:count].sort().values
+    classes, sizes = torch.unique(y, return_counts=True)
+    exact = sizes.double() * count / total
+    take = exact.floor().long()
+    rest = (exact - take).argsort(descending=True, stable=True)[: count - int(take.sum())]
+    take[rest] += 1
+    shuffled = y[order]
+    rows = [order[shuffled == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]
+    return torch.cat(rows).sort().values

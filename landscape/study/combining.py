@@ -1,0 +1,72 @@
+"""Results of all runs, one file per measurement, remade only when a part has changed."""
+
+import math
+
+from landscape import results, storage
+from landscape.storage import StudyFolder
+from landscape.study import jobs
+from landscape.study.spec import Run, Study, fingerprint
+
+
+def combine_all(study: Study, place: StudyFolder) -> list[str]:
+    """Combine every measurement over the runs that have it; names of the files that were written.
+
+    A file of a measurement that the study no longer asks for is removed: its parts stay in the runs.
+    """
+    written = []
+    index_path = place.results / "index.json"
+    index = storage.read_json(index_path) if index_path.exists() else {}
+    wanted = {measurement.name for measurement in study.measure.measurements}
+    for name in sorted(wanted):
+        parts = _parts(study, place, name)
+        path = place.results / f"{name}.nc"
+        mark = fingerprint([_mark(study, place, run, name) for run in parts], length=16)
+        if not parts:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or index.get(name) != mark:
+            _combine(place, name, parts)
+            written.append(name)
+        index[name] = mark
+    for path in place.results.glob("*.nc"):
+        if path.stem not in wanted:
+            path.unlink()
+    index = {name: mark for name, mark in index.items() if name in wanted}
+    if not index_path.exists() or storage.read_json(index_path) != index:
+        storage.write_json(index_path, index)
+    return written
+
+
+def _parts(study: Study, place: StudyFolder, name: str) -> list[Run]:
+    """Runs with a result made with the options that the study asks for now."""
+    runs = []
+    for run in study.runs:
+        wanted = {m.name: study.measure.key(m) for m in study.measurements_of(run)}
+        folder = place.run(run.run_id)
+        if (
+            name in wanted
+            and jobs.is_measured(folder, name, wanted[name])
+            and jobs.result_path(folder, name).exists()
+        ):
+            runs.append(run)
+    return runs
+
+
+def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:
+    stat = jobs.result_path(place.run(run.run_id), name).stat()
+    return [run.labels, stat.st_size, stat.st_mtime_ns]
+
+
+def _combine(place: StudyFolder, name: str, runs: list[Run]) -> None:
+    parts = []
+    for run in runs:
+        folder = place.run(run.run_id)
+        labels = {**run.labels, "train_seconds": train_seconds(run, place)}
+        parts.append((labels, results.load(jobs.result_path(folder, name))))
+    results.save(results.combine(parts), place.results / f"{name}.nc")
+
+
+def train_seconds(run: Run, place: StudyFolder) -> float:
+    """Seconds spent in training epochs, over all attempts that ended up in the history."""
+    records, _ = storage.read_lines(place.run(run.run_id) / "history.jsonl")
+    seconds = [record["seconds"] for record in records if record.get("seconds") is not None]
+    return float(sum(seconds)) if seconds else math.nan

@@ -1,0 +1,179 @@
+"""One run, start to end, in a worker: train, measure, and leave whole files behind.
+
+Each step is skipped when its file is there and was made with the same options, so that a killed job
+continues where it stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landscape import results, storage
+from landscape.errors import LandscapeError
+from landscape.study.spec import Measurement, MeasureSpec, Run, VariantSpec
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know about one run."""
+
+    run: Run
+    folder: Path
+    base: Path
+    measurements: tuple[tuple[Measurement, str], ...]  # with the key its result must carry
+    variants: tuple[VariantSpec, ...]  # of the whole study: masks are compared between variants
+    spec: MeasureSpec
+    device: str
+    threads: int
+    train: bool = True
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job did."""
+
+    trained: bool
+    measured: tuple[str, ...]
+    seconds: float
+
+
+def is_trained(run: Run, folder: Path) -> bool:
+    """Whether the weights of this run are there."""
+    return run.weights is not None or (folder / "checkpoints" / "final.safetensors").exists()
+
+
+def result_path(folder: Path, name: str) -> Path:
+    """Where a run's measurement lies."""
+    return folder / "results" / f"{name}.nc"
+
+
+def is_measured(folder: Path, name: str, key: str) -> bool:
+    """Whether the result is there, whole, with these options; an empty one counts."""
+    done = _measured_keys(folder)
+    return done.get(name) == key
+
+
+def expected_cost(job: Job) -> float:
+    """Rough relative cost of what is missing, for the time left: passes of training, and measuring."""
+    train, todo = missing(job)
+    return training_cost(job.run) * train + 1.5 * len(todo) + 0.1
+
+
+def training_cost(run: Run) -> float:
+    """Gradients per step times epochs."""
+    passes = 1 if run.recipe == "sgd" else 2
+    return float(passes * run.training["epochs"])
+
+
+def _measured_keys(folder: Path) -> dict[str, str]:
+    records, _ = storage.read_lines(folder / "measured.jsonl")
+    keys = {}
+    for record in records:
+        path = result_path(folder, record["name"])
+        # An empty result (SGD has no masks) leaves a line and no file.
+        if record.get("empty") or path.exists():
+            keys[record["name"]] = record["key"]
+    return keys
+
+
+def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
+    """(must be trained, measurements to be made) of a job."""
+    train = job.train and not is_trained(job.run, job.folder)
+    if not job.measure:
+        return train, []
+    keys = _measured_keys(job.folder)
+    return train, [(m, key) for m, key in job.measurements if keys.get(m.name) != key]
+
+
+def do(job: Job, report: Report) -> Outcome:
+    """Train and measure one run."""
+    began = time.monotonic()
+    train, todo = missing(job)
+    _write_spec(job)
+    trained = False
+    if train:
+        _train(job, report)
+        trained = True
+    elif job.measure and not is_trained(job.run, job.folder):
+        raise LandscapeError(
+            f"{job.run.run_id} has not been trained; `landscape run` trains and measures it."
+        )
+    measured = _measure(job, todo, report, trained=trained) if todo else ()
+    if not missing(job)[1] and job.measure:
+        storage.write_json(
+            job.folder / "done.json",
+            {"run": job.run.run_id, "measurements": {m.name: key for m, key in job.measurements}},
+        )
+    return Outcome(trained, tuple(measured), time.monotonic() - began)
+
+
+def _write_spec(job: Job) -> None:
+    path = job.folder / "spec.json"
+    spec = {
+        "run": job.run.run_id,
+        **job.run.decisive,
+        "variant": job.run.variant,
+        "label": job.run.label,
+        "setting": job.run.setting,
+        "weights": job.run.weights,
+        "threads": job.threads,
+        "device": job.device,
+    }
+    spec = json.loads(json.dumps(spec, default=str))
+    if not path.exists() or storage.read_json(path) != spec:
+        storage.write_json(path, spec)
+
+
+def _train(job: Job, report: Report) -> None:
+    from landscape.study import bench
+
+    share = _training_share(job)
+
+    def progress(fraction: float) -> None:
+        report(share * fraction, "training")
+
+    report(0.0, "training")
+    bench.train(job, progress)
+
+
+def _training_share(job: Job) -> float:
+    cost = training_cost(job.run)
+    return cost / (cost + 1.5 * len(job.measurements) * job.measure + 0.1)
+
+
+def _measure(
+    job: Job, todo: list[tuple[Measurement, str]], report: Report, *, trained: bool
+) -> list[str]:
+    from landscape.study import measuring
+    from landscape.study.bench import Bench
+
+    start = _training_share(job) if trained else 0.0
+    bench = Bench(job)
+    done = []
+    for index, (measurement, key) in enumerate(todo):
+        report(start + (1 - start) * index / len(todo), measurement.name.replace("_", " "))
+        try:
+            ds = measuring.measure_run(bench, measurement.name, measurement.options)
+        except LandscapeError as error:
+            raise LandscapeError(f"{measurement.name}: {error}") from error
+        # Void the old line first: a kill between file and line must not leave a wrong pair.
+        storage.append_line(job.folder / "measured.jsonl", {"name": measurement.name, "key": ""})
+        if ds is None:
+            result_path(job.folder, measurement.name).unlink(missing_ok=True)
+        else:
+            results.save(_signed(ds, measurement, key), result_path(job.folder, measurement.name))
+        line: dict[str, Any] = {"name": measurement.name, "key": key, "empty": ds is None}
+        storage.append_line(job.folder / "measured.jsonl", line)
+        done.append(measurement.name)
+    return done
+
+
+def _signed(ds: Any, measurement: Measurement, key: str) -> Any:
+    own = results.provenance(ds) | {"options": dict(measurement.options), "key": key}
+    return ds.assign_attrs(provenance=json.dumps(own, sort_keys=True))

@@ -1,0 +1,459 @@
+"""Read a study file; every mistake is named with what is possible instead.
+
+Paths and "package.module:callable" names are looked up relative to the study file. A variant without
+a table of its own is the recipe of that name with the options given by the axes or the entry.
+"""
+
+import difflib
+import inspect
+import itertools
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from landscape.errors import LandscapeError
+from landscape.study import code, toml
+from landscape.study.spec import (
+    METRICS,
+    Comparisons,
+    Measurement,
+    MeasureSpec,
+    Problem,
+    Run,
+    Setting,
+    Study,
+    VariantSpec,
+)
+
+DTYPES = ("float32", "float64")
+TOP_KEYS = (
+    "name", "question", "dtype", "problem", "training", "settings", "variants", "grid", "run",
+    "measure", "comparisons",
+)  # fmt: skip
+PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
+RUN_KEYS = ("variant", "setting", "seed", "weights", "label", "model", "data", "loss", "training")
+MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
+COMPARISON_KEYS = ("metric", "setting", "references")
+SPLITS = ("train", "val", "test")
+
+
+def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> Study:
+    """Read a study file; `overrides` are "training.epochs=5"-like lines that win over the file."""
+    path = Path(path)
+    if path.is_dir():
+        raise LandscapeError(f"{path} is a folder; give the study file, a .toml.")
+    if not path.exists():
+        raise LandscapeError(
+            f"{path} does not exist. `landscape demo --print-study > study.toml` prints one to "
+            f"start from."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LandscapeError(f"{path} is not a text file ({error.reason}).") from None
+    try:
+        return parse(text, base=path.parent.absolute(), overrides=overrides, dtype=dtype)
+    except LandscapeError as error:
+        raise LandscapeError(f"{path}: {error}") from None
+
+
+def parse(
+    text: str, *, base: Path, overrides: Sequence[str] = (), dtype: str | None = None
+) -> Study:
+    """Turn the text of a study file into a checked `Study`."""
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise LandscapeError(f"not valid TOML: {error}.") from None
+    overrides = [*overrides, *([f'dtype="{dtype}"'] if dtype else [])]
+    for line in overrides:
+        _override(given, line)
+    _check_keys("the study file", given, TOP_KEYS)
+    given.setdefault("name", base.name)
+    dtype = given.get("dtype", "float32")
+    _choice("dtype", dtype, DTYPES)
+    reader = _Reader(given, base, dtype)
+    runs = reader.runs()
+    study = Study(
+        name=str(given["name"]),
+        question=str(given.get("question", "")),
+        base=base,
+        text=_with_overrides(given, overrides) if overrides else text,
+        settings=tuple(reader.settings.values()),
+        variants=tuple(
+            v for v in reader.variants.values() if any(r.variant == v.name for r in runs)
+        ),
+        runs=runs,
+        measure=_measure(given.get("measure", {})),
+        comparisons=reader.comparisons(runs),
+        dtype=dtype,
+    )
+    return study
+
+
+def _with_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """The file as it was run, so that the study's folder can be continued without the flags."""
+    flags = " ".join(f"--set {line}" for line in overrides)
+    return f"# Written by landscape: a study file with {flags}\n" + toml.dumps(given)
+
+
+class _Reader:
+    """The tables of one file that refer to each other: settings, variants, runs."""
+
+    def __init__(self, given: Mapping[str, Any], base: Path, dtype: str) -> None:
+        self.given, self.base, self.dtype = given, base, dtype
+        problem = _table("[problem]", given.get("problem", {}), PROBLEM_KEYS)
+        self.problem = Problem(**problem)
+        self.training = _training("[training]", given.get("training", {}))
+        self.settings = self._settings(given.get("settings", {}))
+        self.variants = self._variants(given.get("variants", {}))
+
+    def _settings(self, tables: Mapping[str, Any]) -> dict[str, Setting]:
+        if not tables:
+            return {"default": Setting("default", "", self.problem)}
+        settings = {}
+        for name, table in tables.items():
+            where = f"[settings.{name}]"
+            _table(where, table, (*PROBLEM_KEYS, "title", "training"))
+            problem = {key: value for key, value in table.items() if key in PROBLEM_KEYS}
+            settings[name] = Setting(
+                name=name,
+                title=str(table.get("title", name)),
+                problem=replace(self.problem, **problem),
+                training=_training(where, table.get("training", {})),
+            )
+        for setting in settings.values():
+            _check_problem(f"[settings.{setting.name}]", setting.problem)
+        return settings
+
+    def _variants(self, tables: Mapping[str, Any]) -> dict[str, VariantSpec]:
+        variants = {}
+        for name, table in tables.items():
+            where = f"[variants.{name}]"
+            if not isinstance(table, Mapping):
+                raise LandscapeError(f"{where} must be a table, not {table!r}.")
+            recipe = table.get("recipe", name)
+            _choice(f"{where} recipe", recipe, recipe_names())
+            reserved = ("recipe", "label", "training")
+            options = {key: value for key, value in table.items() if key not in reserved}
+            _check_keys(where, options, recipe_options(recipe), extra=reserved)
+            training = _training(where, table.get("training", {}))
+            label = str(table.get("label", name))
+            variants[name] = VariantSpec(name, recipe, label, options, training)
+        return variants
+
+    def variant(self, where: str, name: Any) -> VariantSpec:
+        """The variant called `name`; a recipe's own name needs no table."""
+        if name in self.variants:
+            return self.variants[name]
+        if name in recipe_names():
+            self.variants[name] = VariantSpec(name, name, name)
+            return self.variants[name]
+        _choice(f"{where} variant", name, [*self.variants, *recipe_names()])
+        raise AssertionError  # _choice has raised
+
+    def setting(self, where: str, name: Any) -> Setting:
+        """The setting called `name`; the first one when none is named."""
+        if name is None:
+            return next(iter(self.settings.values()))
+        _choice(f"{where} setting", name, list(self.settings))
+        return self.settings[name]
+
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of the grids and single entries, in the order of the file."""
+        grids = self.given.get("grid", [])
+        entries = self.given.get("run", [])
+        runs = []
+        for grid in [grids] if isinstance(grids, Mapping) else grids:
+            runs += self._grid("[grid]", grid)
+        for number, entry in enumerate([entries] if isinstance(entries, Mapping) else entries, 1):
+            runs.append(self._entry(f"[[run]] number {number}", entry))
+        if not runs:
+            raise LandscapeError(
+                "the study file has no runs; add a [grid] table (variant=[...] seed=[...]) or "
+                "[[run]] entries."
+            )
+        seen: dict[str, Run] = {}
+        for run in runs:
+            other = seen.setdefault(run.run_id, run)
+            if other is not run and other != run:
+                raise LandscapeError(
+                    f"two runs differ in name only: {run.run_id} is in settings "
+                    f"{other.setting!r} and {run.setting!r}; remove one of them."
+                )
+        return tuple(seen.values())
+
+    def _grid(self, where: str, grid: Any) -> Iterable[Run]:
+        if not isinstance(grid, Mapping):
+            raise LandscapeError(f"{where} must be a table of axes, not {grid!r}.")
+        axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+        empty = [key for key, values in axes.items() if not values]
+        if empty:
+            raise LandscapeError(f"{where} axis {empty[0]!r} is empty; give at least one value.")
+        if "variant" not in axes:
+            raise LandscapeError(f"{where} names no variant; add variant=[...].")
+        variants = [self.variant(where, name) for name in axes.pop("variant")]
+        settings = [self.setting(where, name) for name in axes.pop("setting", [None])]
+        seeds = axes.pop("seed", [0])
+        trainable = [key for key in axes if key in training_defaults()]
+        options = [key for key in axes if key not in trainable]
+        possible = {key for variant in variants for key in recipe_options(variant.recipe)}
+        known = ["variant", "setting", "seed", *training_defaults(), *sorted(possible)]
+        for key in options:
+            if key not in possible:
+                raise LandscapeError(_unknown(f"{where} has no axis", key, known))
+        for setting, variant, seed in itertools.product(settings, variants, seeds):
+            # A variant without the option meets that axis once: SGD has no rho to vary.
+            own = [key for key in options if key in recipe_options(variant.recipe)]
+            for values in itertools.product(*(axes[key] for key in [*trainable, *own])):
+                chosen = dict(zip([*trainable, *own], values, strict=True))
+                training = {key: chosen[key] for key in trainable}
+                yield self._run(
+                    where, setting, variant, seed, training, {key: chosen[key] for key in own}
+                )
+
+    def _entry(self, where: str, entry: Any) -> Run:
+        if not isinstance(entry, Mapping):
+            raise LandscapeError(f"{where} must be a table, not {entry!r}.")
+        if "variant" not in entry:
+            raise LandscapeError(f'{where} names no variant; add variant="...".')
+        variant = self.variant(where, entry["variant"])
+        setting = self.setting(where, entry.get("setting"))
+        options = {key: value for key, value in entry.items() if key not in RUN_KEYS}
+        _check_keys(where, options, recipe_options(variant.recipe), extra=RUN_KEYS)
+        problem = {key: entry[key] for key in ("model", "data", "loss") if key in entry}
+        setting = replace(setting, problem=replace(setting.problem, **problem))
+        run = self._run(
+            where,
+            setting,
+            replace(variant, label=str(entry.get("label", variant.label))),
+            entry.get("seed", 0),
+            _training(where, entry.get("training", {})),
+            options,
+            weights=entry.get("weights"),
+        )
+        return run
+
+    def _run(
+        self,
+        where: str,
+        setting: Setting,
+        variant: VariantSpec,
+        seed: Any,
+        training: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        weights: str | None = None,
+    ) -> Run:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
+        _check_problem(where, setting.problem)
+        chosen = recipe_options(variant.recipe) | dict(variant.options) | dict(options)
+        missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise LandscapeError(
+                f"{where} variant {variant.name!r} (recipe {variant.recipe}) needs "
+                f"{' and '.join(missing)}; add it to [variants.{variant.name}] or as an axis."
+            )
+        check_recipe(f"[variants.{variant.name}]", variant.recipe, chosen)
+        merged = {
+            **training_defaults(), **self.training, **setting.training, **variant.training,
+            **training,
+        }  # fmt: skip
+        check_training(f"{where} variant {variant.name!r}", merged)
+        path = None
+        if weights is not None:
+            path = str((self.base / weights).absolute()) if weights else None
+            if path is None or not Path(path).is_file():
+                raise LandscapeError(f"{where} weights file {weights!r} does not exist ({path}).")
+        return Run(
+            variant=variant.name,
+            label=variant.label,
+            setting=setting.name,
+            seed=seed,
+            problem=setting.problem,
+            recipe=variant.recipe,
+            options=chosen,
+            training=merged,
+            dtype=self.dtype,
+            weights=path,
+            code=code.fingerprints(setting.problem, self.base, path),
+        )
+
+    def comparisons(self, runs: Collection[Run]) -> Comparisons | None:
+        """The declared comparisons, checked against the runs that the study has."""
+        table = self.given.get("comparisons")
+        if table is None:
+            return None
+        _table("[comparisons]", table, COMPARISON_KEYS)
+        metric = table.get("metric", "test_accuracy")
+        _choice("[comparisons] metric", metric, METRICS)
+        setting = self.setting("[comparisons]", table.get("setting"))
+        present = list(dict.fromkeys(r.variant for r in runs if r.setting == setting.name))
+        references = table.get("references", ["sgd"])
+        for name in references if isinstance(references, list) else [references]:
+            _choice("[comparisons] reference", name, present)
+        return Comparisons(metric, setting.name, tuple(references))
+
+
+# --- what is possible, asked of the floors that own it ---------------------------------------------
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes of `landscape.sam`."""
+    from landscape import sam
+
+    return tuple(sam.recipes())
+
+
+def recipe_options(recipe: str) -> dict[str, Any]:
+    """Options of a recipe with their defaults (`inspect.Parameter.empty` where one is required)."""
+    from landscape import sam
+
+    return {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in inspect.signature(sam.recipes()[recipe]).parameters.items()
+    }
+
+
+def check_recipe(where: str, recipe: str, options: Mapping[str, Any]) -> None:
+    """Build the variant once, so that a radius below 0 is refused before hours of training."""
+    from landscape import sam
+
+    try:
+        sam.make(recipe, dict(options))
+    except LandscapeError as error:
+        raise LandscapeError(f"{where} {error}") from None
+    except TypeError as error:
+        raise LandscapeError(
+            f"{where} recipe {recipe} does not accept {options}: {error}."
+        ) from None
+
+
+def training_defaults() -> dict[str, Any]:
+    """Every training option with its default."""
+    from landscape import training
+
+    return asdict(training.TrainingOptions())
+
+
+def check_training(where: str, options: Mapping[str, Any]) -> None:
+    """Build the training options once: wrong values are named before anything starts."""
+    from landscape import training
+
+    try:
+        training.TrainingOptions(**options)
+    except LandscapeError as error:
+        raise LandscapeError(f"{where} {error}") from None
+    except TypeError as error:
+        raise LandscapeError(f"{where} training options: {error}.") from None
+
+
+def _training(where: str, table: Any) -> dict[str, Any]:
+    name = where if where == "[training]" else f"{where} training"
+    return dict(_table(name, table, tuple(training_defaults())))
+
+
+def _measure(table: Mapping[str, Any]) -> MeasureSpec:
+    from landscape.study import measuring
+
+    options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    common = {key: value for key, value in table.items() if key not in options}
+    _check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measuring.MEASUREMENTS))
+    known = tuple(measuring.MEASUREMENTS)
+    for name in options:
+        if name not in known:
+            raise LandscapeError(_unknown("[measure] has no measurement", name, known))
+    names = common.get("measurements", known)
+    if not isinstance(names, (list, tuple)):
+        raise LandscapeError(f"[measure] measurements must be a list, not {names!r}.")
+    for name in names:
+        _choice("[measure] measurement", name, known)
+    unused = [name for name in options if name not in names]
+    if unused:
+        raise LandscapeError(
+            f"[measure.{unused[0]}] has options, but {unused[0]!r} is not in `measurements`; "
+            f"add it there or remove the table."
+        )
+    examples = common.get("examples", 256)
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+        raise LandscapeError(f"[measure] examples = {examples!r} is not a whole number from 1 on.")
+    _choice("[measure] split", common.get("split", "train"), SPLITS)
+    _choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
+    return MeasureSpec(
+        examples=examples,
+        split=common.get("split", "train"),
+        bn=common.get("bn", "eval"),
+        seed=common.get("seed", 0),
+        measurements=tuple(_measurement(name, options.get(name, {})) for name in names),
+    )
+
+
+def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
+    from landscape.study import measuring
+
+    defaults = measuring.options_of(name)
+    _check_keys(f"[measure.{name}]", table, defaults, extra=("first_seed_only",))
+    given = {key: value for key, value in table.items() if key != "first_seed_only"}
+    first = table.get("first_seed_only", name in measuring.FIRST_SEED_ONLY)
+    if not isinstance(first, bool):
+        raise LandscapeError(f"[measure.{name}] first_seed_only = {first!r} is not true or false.")
+    return Measurement(name, defaults | given, first)
+
+
+# --- saying what is wrong --------------------------------------------------------------------------
+
+
+def _check_problem(where: str, problem: Problem) -> None:
+    noise = problem.label_noise
+    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
+        raise LandscapeError(f"{where} label_noise = {noise!r} is not a share between 0 and 1.")
+    _choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
+    code.check_names(where, problem)
+
+
+def _table(where: str, table: Any, allowed: Collection[str]) -> Mapping[str, Any]:
+    if not isinstance(table, Mapping):
+        raise LandscapeError(f"{where} must be a table, not {table!r}.")
+    _check_keys(where, table, allowed)
+    return table
+
+
+def _check_keys(
+    where: str, given: Iterable[str], allowed: Collection[str], *, extra: Collection[str] = ()
+) -> None:
+    for key in given:
+        if key not in allowed and key not in extra:
+            raise LandscapeError(_unknown(f"{where} has no entry", key, [*allowed, *extra]))
+
+
+def _choice(what: str, value: Any, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise LandscapeError(_unknown(f"{what}: unknown", value, list(choices)))
+
+
+def _unknown(what: str, key: Any, possible: Sequence[str]) -> str:
+    possible = list(dict.fromkeys(possible))
+    close = difflib.get_close_matches(str(key), possible, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{what} {key!r}.{hint} Possible: {', '.join(possible) or 'none'}."
+
+
+def _override(given: dict[str, Any], line: str) -> None:
+    """Apply "a.b=value" (value as in TOML; bare words are strings)."""
+    path, separator, value = line.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not separator or not all(keys):
+        raise LandscapeError(f"--set {line!r} is not of the form table.key=value.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table = given
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise LandscapeError(f"--set {line!r}: {key!r} is not a table of the study file.")
+    table[keys[-1]] = parsed

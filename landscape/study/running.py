@@ -1,0 +1,342 @@
+"""A study from file to results on disk: what is missing is made, what is there is kept."""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import landscape
+from landscape import storage
+from landscape.errors import LandscapeError
+from landscape.storage import STUDY_FORMAT, StudyFolder
+from landscape.study import combining, jobs
+from landscape.study.jobs import Job
+from landscape.study.pool import Event, run_jobs
+from landscape.study.progress import Progress
+from landscape.study.reading import parse
+from landscape.study.spec import Run, Study
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run; nothing here decides what is measured.
+
+    workers: processes, None for one per CPU core (one per study on a GPU), 0 for this process.
+    threads: of torch in each worker. train, measure: which halves are wanted.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    threads: int = 1
+    train: bool = True
+    measure: bool = True
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What happened: runs by name; `failed` with the reason of each."""
+
+    folder: StudyFolder
+    done: tuple[str, ...]
+    kept: tuple[str, ...]  # were there already
+    failed: dict[str, str]
+    stale: tuple[str, ...]  # runs of an earlier study file, left where they are
+    combined: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """Counts in words."""
+        parts = [f"{len(self.done)} runs done"] if self.done else []
+        parts += [f"{len(self.kept)} were there already"] if self.kept else []
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        return ", ".join(parts) + "."
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "folder": str(self.folder.root),
+            "done": list(self.done),
+            "kept": list(self.kept),
+            "failed": dict(self.failed),
+            "stale": list(self.stale),
+            "results": sorted(str(path) for path in self.folder.results.glob("*.nc")),
+        }
+
+    def has_results(self) -> bool:
+        """Whether there is anything to report."""
+        return any(self.folder.results.glob("*.nc"))
+
+    def checkpoints(self) -> list[Path]:
+        """Weights of the runs that this call trained or found."""
+        names = [*self.done, *self.kept]
+        paths = [self.folder.run(n) / "checkpoints" / "final.safetensors" for n in names]
+        return [path for path in paths if path.exists()]
+
+
+def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
+    """Train and measure what is missing in `folder`, then combine the results.
+
+    A failed run is reported and the others go on. Raises KeyboardInterrupt after the workers have
+    stopped; calling again resumes.
+    """
+    place = StudyFolder(Path(folder).absolute())
+    _check_folder(place, study)
+    _check_counts(options)
+    device = resolve_device(options.device)
+    workers = options.workers
+    if workers is None:
+        workers = 1 if device.startswith("cuda") else usable_cores()
+    with _alone(place):
+        all_jobs = [_job(study, run, place, device, options) for run in study.runs]
+        todo = [job for job in all_jobs if _has_work(job)]
+        storage.write_text(place.study_toml, study.text)
+        _write_resolved(study, place, device, options)
+        events = _work(todo, workers, options)
+        names = [job.run.run_id for job in todo]
+        failed = {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
+        combined = combining.combine_all(study, place) if options.measure else ()
+    return Summary(
+        folder=place,
+        done=tuple(name for name in names if name not in failed),
+        kept=tuple(job.run.run_id for job in all_jobs if job not in todo),
+        failed=failed,
+        stale=stale_runs(study, place),
+        combined=tuple(combined),
+    )
+
+
+def _has_work(job: Job) -> bool:
+    train, todo = jobs.missing(job)
+    return train or bool(todo)
+
+
+def _work(todo: list[Job], workers: int, options: Options) -> list[Event]:
+    if not todo:
+        return []
+    names = [job.run.run_id for job in todo]
+    weights = [jobs.expected_cost(job) for job in todo]
+    with Progress(names, weights=weights, quiet=options.quiet) as progress:
+        return run_jobs(
+            jobs.do, todo, workers=workers, threads=options.threads, listen=progress.hear
+        )
+
+
+def _job(study: Study, run: Run, place: StudyFolder, device: str, options: Options) -> Job:
+    spec = study.measure
+    return Job(
+        run=run,
+        folder=place.run(run.run_id),
+        base=study.base,
+        measurements=tuple((m, spec.key(m)) for m in study.measurements_of(run)),
+        variants=study.variants,
+        spec=spec,
+        device=device,
+        threads=options.threads,
+        train=options.train and run.weights is None,
+        measure=options.measure,
+    )
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resolve_device(device: str) -> str:
+    """ "auto", "cpu", "cuda" or "cuda:1" as a device that is there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise LandscapeError(f"--device {device!r} is unknown; use auto, cpu, cuda or cuda:0.")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise LandscapeError(
+                f"--device {device!r}: torch {torch.__version__} sees {count} CUDA devices. "
+                f"Use --device cpu."
+            )
+    return device
+
+
+def _check_counts(options: Options) -> None:
+    if options.workers is not None and options.workers < 0:
+        raise LandscapeError(
+            f"--workers {options.workers} is below 0; 0 works in this process, 2 in two others."
+        )
+    if options.threads < 1:
+        raise LandscapeError(f"--threads {options.threads} is below 1.")
+
+
+def _check_folder(place: StudyFolder, study: Study) -> None:
+    """An empty folder, or one that this study made."""
+    if place.root.exists() and not place.root.is_dir():
+        raise LandscapeError(f"--out {place.root} is a file; give a folder.")
+    if not place.root.exists() or not any(place.root.iterdir()):
+        return
+    if not place.resolved.exists() and _only_our_beginnings(place):
+        return
+    if not place.resolved.exists():
+        raise LandscapeError(
+            f"{place.root} holds other files and no resolved.json, so it is not a study folder. "
+            f"Give a new folder with --out."
+        )
+    found = place.check().get("name")
+    if found != study.name:
+        raise LandscapeError(
+            f"{place.root} holds the study {found!r}, and the study file is {study.name!r}. "
+            f"Give another folder with --out, or the study the same name to continue it."
+        )
+
+
+def _only_our_beginnings(place: StudyFolder) -> bool:
+    # Killed between study.toml and resolved.json.
+    return {path.name for path in place.root.iterdir()} <= {"study.toml", ".lock"}
+
+
+@contextlib.contextmanager
+def _alone(place: StudyFolder) -> Iterator[None]:
+    """Hold the study folder: two processes training one run would undo each other."""
+    with storage.writing(place.root):
+        place.root.mkdir(parents=True, exist_ok=True)
+        handle = (place.root / ".lock").open("a+")
+    with handle:
+        try:
+            import fcntl
+        except ImportError:  # not on this system; the user is trusted
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LandscapeError(
+                f"{place.root} is being worked on by another landscape process; wait for it or "
+                f"stop it."
+            ) from None
+        yield
+
+
+def stale_runs(study: Study, place: StudyFolder) -> tuple[str, ...]:
+    """Runs in the folder that the study file no longer asks for; kept aside, not in the results."""
+    if not place.runs.is_dir():
+        return ()
+    wanted = {run.run_id for run in study.runs}
+    return tuple(
+        sorted(p.name for p in place.runs.iterdir() if p.is_dir() and p.name not in wanted)
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that the numbers rest on."""
+    from importlib.metadata import version
+
+    packages = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "pyhessian")
+    return {
+        "landscape": landscape.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
+    """Every choice spelled out: what a reader of the results needs to know."""
+    first = {run.variant: run for run in reversed(study.runs)}
+    return {
+        "format": STUDY_FORMAT,
+        "name": study.name,
+        "question": study.question,
+        "base": str(study.base),
+        "versions": versions(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": threads,
+        "device": device,
+        "dtype": study.dtype,
+        "settings": {
+            s.name: {"title": s.title, **asdict(s.problem), "training": dict(s.training)}
+            for s in study.settings
+        },
+        "variants": {
+            v.name: {
+                "label": v.label,
+                "recipe": v.recipe,
+                "options": dict(first[v.name].options),
+                "training": dict(v.training),
+                "order": order,
+            }
+            for order, v in enumerate(study.variants)
+        },
+        "comparisons": None if study.comparisons is None else asdict(study.comparisons),
+        "measure": {
+            "examples": study.measure.examples,
+            "split": study.measure.split,
+            "bn": study.measure.bn,
+            "seed": study.measure.seed,
+            "measurements": {
+                m.name: {**m.options, "first_seed_only": m.first_seed_only}
+                for m in study.measure.measurements
+            },
+        },
+        "runs": [
+            {
+                **run.labels,
+                "recipe": run.recipe,
+                "weights": run.weights,
+                "first_seed": study.first_seed(run),
+                "options": dict(run.options),
+                "training": None if run.weights else dict(run.training),
+                "measurements": [m.name for m in study.measurements_of(run)],
+            }
+            for run in study.runs
+        ],
+    }
+
+
+def _write_resolved(study: Study, place: StudyFolder, device: str, options: Options) -> None:
+    value = _finite(resolved(study, device, options.threads))
+    # Written only when something changed: the report is made anew when this file is newer.
+    if not place.resolved.exists() or storage.read_json(place.resolved) != value:
+        storage.write_json(place.resolved, value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity (p=inf of SAM-ON) and no tuples: spell them as JSON reads them back."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not abs(value) < sys.float_info.max:
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None = None) -> Study:
+    """The study of an existing folder, read from its own study.toml."""
+    place = StudyFolder(Path(folder).absolute())
+    found = place.check()
+    if not place.study_toml.exists():
+        raise LandscapeError(f"{place.root} has no study.toml; run it from the study file.")
+    text = place.study_toml.read_text(encoding="utf-8")
+    # Relative paths in the file were meant from where it lay, which resolved.json remembers.
+    return parse(text, base=Path(found["base"]), overrides=overrides, dtype=dtype)
+
+
+def report_is_fresh(place: StudyFolder) -> bool:
+    """Whether the report is newer than the results and than the code that writes it."""
+    if not place.report.exists():
+        return False
+    package = Path(landscape.__file__).parent
+    sources = [place.resolved, *place.results.glob("*.nc"), package / "stats.py"]
+    for folder in ("report", "plot"):
+        sources += [path for path in (package / folder).rglob("*") if path.suffix != ".pyc"]
+    made = place.report.stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns <= made for path in sources if path.is_file())

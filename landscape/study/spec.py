@@ -1,0 +1,181 @@
+"""What a study is, once its file has been read: runs, measurements, comparisons.
+
+A run's name ends in a hash of everything that decides its numbers (problem, recipe and its options,
+training options, seed, arithmetic, the weights file or user code where there are any) and of nothing
+else: a new title keeps the results, a new rho makes a new run.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+METRICS = (
+    "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss",
+    "accuracy_gap", "loss_gap", "clean_train_accuracy", "mislabelled_fit",
+    "mislabelled_recovered", "ece",
+)  # fmt: skip
+
+
+def fingerprint(value: Any, *, length: int = 8) -> str:
+    """First `length` hexadecimal digits of the SHA-256 of canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data, model and loss: names of ours, or "package.module:callable" of yours."""
+
+    data: str = "digits"
+    model: str = "cnn"
+    loss: str = "cross_entropy"
+    label_noise: float = 0.0
+    noise_kind: str = "symmetric"
+    data_seed: int = 0
+    data_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A version of the problem that all variants meet, e.g. with label noise."""
+
+    name: str
+    title: str
+    problem: Problem
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """A recipe of `landscape.sam` with its options, under the name the study gives it."""
+
+    name: str
+    recipe: str
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, or one checkpoint trained elsewhere (`weights`)."""
+
+    variant: str
+    label: str
+    setting: str
+    seed: int
+    problem: Problem
+    recipe: str
+    options: Mapping[str, Any]
+    training: Mapping[str, Any]
+    dtype: str = "float32"
+    weights: str | None = None
+    code: Mapping[str, str] = field(default_factory=dict)  # sha256 of weights file and user modules
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Everything that decides the numbers; where files lie is left out."""
+        problem = {key: value for key, value in asdict(self.problem).items() if key != "data_dir"}
+        parts = {
+            "problem": problem,
+            "recipe": self.recipe,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "code": dict(self.code),
+        }
+        # A finished checkpoint has no training of ours; epochs in [training] must not rename it.
+        return parts | ({} if self.weights else {"training": dict(self.training)})
+
+    @property
+    def run_id(self) -> str:
+        """<variant>-s<seed>-<hash of `decisive`>."""
+        return f"{self.variant}-s{self.seed}-{fingerprint(self.decisive)}"
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Coordinates of this run in combined results."""
+        return {
+            "run": self.run_id,
+            "variant": self.variant,
+            "label": self.label,
+            "setting": self.setting,
+            "seed": self.seed,
+            "rho": self.options.get("rho", 0.0 if self.recipe == "sgd" else None),
+            "lr": None if self.weights else self.training.get("lr"),
+            "batch_size": None if self.weights else self.training.get("batch_size"),
+        }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement with all its options spelled out."""
+
+    name: str
+    options: Mapping[str, Any]
+    first_seed_only: bool = False
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What is measured, and the fixed examples it is measured on."""
+
+    examples: int
+    split: str
+    bn: str
+    seed: int
+    measurements: tuple[Measurement, ...]
+
+    def key(self, measurement: Measurement) -> str:
+        """Fingerprint of the options behind a result: a result with another key is measured again."""
+        common = (self.examples, self.split, self.bn, self.seed)
+        return fingerprint([measurement.name, dict(measurement.options), common], length=16)
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The comparisons declared before the numbers are seen; all others are exploratory."""
+
+    metric: str
+    setting: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked."""
+
+    name: str
+    question: str
+    base: Path  # relative paths and user modules are looked up here
+    text: str  # the file as it was given
+    settings: tuple[Setting, ...]
+    variants: tuple[VariantSpec, ...]
+    runs: tuple[Run, ...]
+    measure: MeasureSpec
+    comparisons: Comparisons | None
+    dtype: str = "float32"
+
+    def first_seed(self, run: Run) -> bool:
+        """Whether `run` has the lowest seed of its setting, variant and options."""
+        same = [
+            other.seed
+            for other in self.runs
+            if (other.setting, other.variant, other.options, other.training)
+            == (run.setting, run.variant, run.options, run.training)
+        ]
+        return run.seed == min(same)
+
+    def measurements_of(self, run: Run) -> tuple[Measurement, ...]:
+        """The measurements that this run gets."""
+        first = self.first_seed(run)
+        return tuple(m for m in self.measure.measurements if first or not m.first_seed_only)
