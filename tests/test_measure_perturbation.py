@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, LandscapeError, measure, sam
+from landscape import EmpiricalRisk, LandscapeError, measure, results, sam
 from landscape.streams import PackedMasks
-from tests.measure_problems import cnn_risk, fingerprint, images, same
+from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
 
 @pytest.fixture
@@ -99,6 +99,21 @@ def test_batch_statistics_are_what_the_optimizer_sees(risk):
         assert float(ds["perturbation_norm"].sel(tensor=name)) == pytest.approx(expected, rel=1e-9)
     increase = float(made.loss_perturbed - made.loss_clean)
     assert float(ds["loss_increase"]) == pytest.approx(increase, rel=1e-9)
+
+
+def test_f_sam_climbs_along_what_the_batch_adds_to_the_mean_gradient(risk):
+    """u = g_B - sigma * mean over batches, arXiv:2403.12350, when no average was recorded."""
+    variant = sam.fsam(rho=0.1, sigma=1.0)
+    ds = measure.perturbation(risk, risk.theta, variant=variant, batch_size=20, bn="eval", seed=0)
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:20]
+    x, y = images(40)
+    batch = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x[rows], y[rows]))
+    u = batch.gradient(risk.theta) - risk.gradient(risk.theta)
+    for tensor in risk.layout.tensors:
+        expected = 0.1 * float(u[tensor.start : tensor.stop].norm() / u.norm())
+        found = float(ds["perturbation_norm"].sel(tensor=tensor.name))
+        assert found == pytest.approx(expected, rel=1e-8)
+    assert "mean gradient" in results.provenance(ds)["note"]
 
 
 def test_every_variant_of_the_demo_can_be_asked(risk):

@@ -1,5 +1,6 @@
 """What each variant would do at one theta, on one seeded batch of a risk's data."""
 
+import functools
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from landscape import sam
 from landscape.measure._common import check_choice, check_count, generator
 from landscape.measure._inside import RowLosses, model_at, spend
 from landscape.risk import EmpiricalRisk
+from landscape.sam.engine import new_slots
+from landscape.sam.sources import Friendly
 
 BATCH_BN = ("batch", "eval")
 
@@ -32,13 +35,39 @@ class Counterfactual:
             if bn == "batch" and isinstance(module, _BatchNorm):
                 module.train()
         self.losses = RowLosses(risk, self.model)
+        self._order = order
 
     def perturb(
         self, variant: sam.Variant, *, state: dict[str, Any] | None = None
     ) -> sam.Perturbation:
-        """The variant's perturbation here; two gradients of the batch."""
+        """The variant's perturbation here; two gradients of the batch.
+
+        Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
+        gradients over all batches of the data, which is what it estimates.
+        """
         spend(self.risk, 2 * self.batch_size / self.risk.num_examples)
-        return sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=self.seed)
+        note = None
+        whole = self.batch_size == self.risk.num_examples
+        if state is None and isinstance(variant.source, Friendly) and not whole:
+            state = new_slots() | {"source": {"ema": dict(self._mean_gradient)}}
+            note = "no state: the average is the mean gradient over all batches"
+        made = sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=self.seed)
+        made.note = note or made.note
+        return made
+
+    @functools.cached_property
+    def _mean_gradient(self) -> dict[str, Tensor]:
+        """Mean over batches of the gradient in the mode of the step, by name."""
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        total = {name: torch.zeros_like(p) for name, p in trained.items()}
+        for rows in self._order.split(self.batch_size):
+            loss = self.losses(rows).mean()
+            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            for name, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient * (len(rows) / len(self._order))
+        spend(self.risk, 1.0)
+        return total
 
     def flat(self, named: dict[str, Tensor]) -> Tensor:
         """Named tensors as one flat vector."""

@@ -32,8 +32,9 @@ def perturbation(
     Scalars: rho, rho_eff = ‖e‖, radius_ratio = ‖e‖/rho, total_density, loss_increase on the batch
     (in the mode of the step) and loss_increase_full on the whole risk (in the risk's mode), nats.
     bn="batch": the batch's own statistics, as the optimizer sees it; "eval": running statistics.
-    state: slot state of a live optimizer (averages, masks); without it an average starts with this
-    gradient and masks are drawn here. Cost: 2 gradients of the batch, 2 losses of the risk.
+    state: slot state of a live optimizer (averages, masks); without it F-SAM's average is the mean
+    gradient over all batches of the data, and masks are drawn here (`note` in the provenance).
+    Cost: 2 gradients of the batch, 2 losses of the risk.
     """
     measuring = Measuring("perturbation", risk, theta)
     theta = measuring.theta
