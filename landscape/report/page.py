@@ -1,0 +1,248 @@
+"""The page: figures, words and tables put together as HTML, with a Markdown twin."""
+
+import datetime
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from landscape.plot import figures, interactive, runs, static
+from landscape.plot.drawing import Drawing
+from landscape.report import words
+from landscape.report.crosscheck import crosscheck
+from landscape.report.evidence import comparisons, table
+from landscape.report.findings import answer
+from landscape.report.study import Study
+from landscape.storage import StudyFolder, slug, write_text
+
+FORMATS = ("png", "pdf")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One figure of the report: its drawing, its setting, and the stem of its files."""
+
+    drawing: Drawing
+    setting: str
+    stem: str
+
+    @property
+    def spec(self) -> Markup:
+        """The plotly figure as JSON that is safe inside a script element."""
+        text = interactive.render(self.drawing, width=7.2).to_json()
+        return Markup(text.replace("<", "\\u003c"))
+
+    @property
+    def columns(self) -> int:
+        """Columns of panels at the width of a page."""
+        return self.drawing.grid(7.2)[1]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures under one heading."""
+
+    title: str
+    figures: tuple[Shown, ...]
+
+
+_SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Outcome", ("headline", "flatness_vs_accuracy")),
+    ("Is it flatter?", ("top_eigenvalues", "hessian_trace", "sharpness", "spectral_density")),
+    ("What is perturbed?", ("perturbation", "energy_over_time", "gradient_zscores",
+                            "mask_overlap", "mask_persistence", "perturbation_over_time")),
+    ("The surface around the solution", ("loss_slice", "loss_plane")),
+    ("Training", ("history",)),
+)  # fmt: skip
+
+
+def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Any:
+    """Write report.html, report.md and figures/ of a study; return the path of the page.
+
+    The page is self-contained: it opens from disk without a network. `formats`: static figures
+    beside it (png is what the Markdown twin shows).
+    """
+    study = Study.read(folder)
+    sections = [_section(study, title, names) for title, names in _SECTIONS]
+    sections = [section for section in sections if section.figures]
+    _save([shown for section in sections for shown in section.figures], folder, formats)
+    made = comparisons(study)
+    context = {
+        "study": study,
+        "resolved": study.resolved,
+        "name": study.resolved.get("name") or folder.root.name,
+        "question": study.resolved.get("question") or "What do these models do differently?",
+        "answer": answer(study, made),
+        "tables": [table(study, made, setting) for setting in study.settings],
+        "sections": sections,
+        "crosscheck": crosscheck(study),
+        "measured": list(_how_measured(study)),
+        "facts": list(_facts(study)),
+        "runs": study.resolved.get("runs", []),
+        "options": [
+            (v.get("label", key), v.get("recipe", ""), _options(v.get("options") or {}))
+            for key, v in (study.resolved.get("variants") or {}).items()
+        ],
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    environment = Environment(
+        loader=PackageLoader("landscape.report", "templates"),
+        autoescape=lambda name: bool(name) and "html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["slug"] = slug
+    extras = {"plotly": Markup(get_plotlyjs()), "config": Markup(json.dumps(interactive.CONFIG))}
+    write_text(
+        folder.root / "report.md", environment.get_template("report.md.j2").render(**context)
+    )
+    page = environment.get_template("report.html.j2").render(**context, **extras)
+    return write_text(folder.report, page)
+
+
+def write_figures(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> list[Any]:
+    """Write the static figures of a study to its figures/ folder; return their paths."""
+    study = Study.read(folder)
+    shown = [
+        figure for title, names in _SECTIONS for figure in _section(study, title, names).figures
+    ]
+    return _save(shown, folder, formats)
+
+
+def _save(shown: list[Shown], folder: StudyFolder, formats: tuple[str, ...]) -> list[Any]:
+    paths = []
+    for figure in shown:
+        drawn = static.render(figure.drawing, width=5.5)
+        paths += [
+            static.save(drawn, folder.figures / f"{figure.stem}.{suffix}") for suffix in formats
+        ]
+    return paths
+
+
+def _section(study: Study, title: str, names: tuple[str, ...]) -> Section:
+    makers = _makers(study)
+    shown = []
+    for setting in study.settings:
+        for name in names:
+            needs, make = makers[name]
+            if all(study.has(need, setting) for need in needs):
+                drawing = make(setting)
+                stem = name if len(study.settings) == 1 else f"{name}-{slug(setting)}"
+                if any(panel.marks for panel in drawing.panels):
+                    shown.append(Shown(drawing, setting, stem))
+    return Section(title, tuple(shown))
+
+
+def _makers(study: Study) -> dict[str, tuple[tuple[str, ...], Callable[[str], Drawing]]]:
+    """Figure -> (measurements without which there is none, how to draw it in one setting)."""
+
+    def one(name: str, make: Callable[..., Drawing]) -> tuple[tuple[str], Callable[[str], Drawing]]:
+        return (name,), lambda setting: make(study.data[name], setting=setting)
+
+    def maybe(name: str, setting: str) -> xr.Dataset | None:
+        return study.data[name] if study.has(name, setting) else None
+
+    def with_base(make: Callable[..., Drawing], name: str) -> Callable[[str], Drawing]:
+        return lambda s: make(study.data[name], setting=s, reference=study.references(s)[0])
+
+    def references(setting: str) -> tuple[str, ...]:
+        return tuple(study.references(setting))
+
+    data = study.data
+    return {
+        "headline": (
+            ("generalization",),
+            lambda s: figures.headline(
+                data["generalization"], setting=s, metric=study.metric, references=references(s)
+            ),
+        ),
+        "flatness_vs_accuracy": (
+            ("generalization",),
+            lambda s: figures.flatness_vs_accuracy(
+                data["generalization"],
+                maybe("top_eigenvalues", s),
+                maybe("sharpness", s),
+                setting=s,
+                metric=study.metric,
+            ),
+        ),
+        "top_eigenvalues": one("top_eigenvalues", figures.top_eigenvalues),
+        "hessian_trace": one("hessian_trace", figures.hessian_trace),
+        "sharpness": (("sharpness",), with_base(figures.sharpness, "sharpness")),
+        "spectral_density": (
+            ("spectral_density",),
+            with_base(figures.spectral_density, "spectral_density"),
+        ),
+        "perturbation": one("perturbation", figures.perturbation),
+        "energy_over_time": one("perturbation_history", figures.energy_over_time),
+        "perturbation_over_time": one("perturbation_history", figures.perturbation_over_time),
+        "gradient_zscores": one("gradient_zscores", figures.gradient_zscores),
+        "mask_overlap": (
+            ("mask_overlap",),
+            lambda s: figures.mask_overlap(
+                data["mask_overlap"], setting=s, references=references(s)
+            ),
+        ),
+        "mask_persistence": one("mask_persistence", figures.mask_persistence),
+        "loss_slice": (
+            ("loss_slice",),
+            lambda s: figures.loss_slice(
+                data["loss_slice"],
+                maybe("loss_slice_eval", s),
+                setting=s,
+                references=references(s),
+            ),
+        ),
+        "loss_plane": one("loss_plane", figures.loss_plane),
+        "history": one("history", figures.history),
+    }
+
+
+def _how_measured(study: Study) -> Iterator[tuple[str, str]]:
+    """Each measurement with its BatchNorm mode, examples, precision and seed."""
+    for name, ds in study.data.items():
+        parts = [
+            f"{text} {value}"
+            for key, text in (
+                ("bn", "BatchNorm"),
+                ("num_examples", "N ="),
+                ("dtype", ""),
+                ("normalize", "normalized per"),
+                ("num_matvecs", "products"),
+                ("tolerance", "tolerance"),
+                ("percentile", "percentile"),
+            )
+            if (value := runs.provenance(ds, key)) and len(value) < 60
+        ]
+        if study.first_seed_only(name):
+            parts.append("one seed per variant")
+        yield name.replace("_", " "), ", ".join(part.strip() for part in parts)
+
+
+def _facts(study: Study) -> Iterator[tuple[str, str]]:
+    """Versions, threads, device and size of the study."""
+    resolved = study.resolved
+    versions = resolved.get("versions") or {}
+    if versions:
+        yield "Versions", ", ".join(f"{key} {value}" for key, value in versions.items())
+    for key in ("device", "dtype", "threads"):
+        if key in resolved:
+            yield key.capitalize(), str(resolved[key])
+    listed = resolved.get("runs", [])
+    if listed:
+        yield "Runs", words.count(len(listed), "run")
+    if "problem" in resolved:
+        problem = resolved["problem"]
+        yield "Problem", _options(problem) if isinstance(problem, dict) else str(problem)
+    if "training" in resolved and isinstance(resolved["training"], dict):
+        yield "Training", _options(resolved["training"])
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in options.items() if value is not None)

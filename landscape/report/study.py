@@ -1,0 +1,161 @@
+"""A study as the report reads it: what was asked, run, measured, and what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from landscape import results
+from landscape.errors import LandscapeError
+from landscape.plot import runs
+from landscape.plot.figures.outcome import middle, pair_by_seed
+from landscape.storage import StudyFolder
+
+EXPECTED = (
+    "generalization", "top_eigenvalues", "hessian_trace", "sharpness", "perturbation",
+    "gradient_zscores", "loss_slice", "loss_slice_eval", "loss_plane", "mask_overlap",
+    "mask_persistence", "history", "perturbation_history", "crosscheck", "spectral_density",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """resolved.json and every combined result of a study folder."""
+
+    folder: StudyFolder
+    resolved: dict[str, Any]
+    data: dict[str, xr.Dataset]
+
+    @classmethod
+    def read(cls, folder: StudyFolder) -> "Study":
+        """Read a study folder; one without any result is refused."""
+        resolved = folder.check()
+        names = sorted(path.stem for path in folder.results.glob("*.nc"))
+        data = {name: runs.as_runs(results.load(folder.results / f"{name}.nc")) for name in names}
+        if not data:
+            raise LandscapeError(
+                f"{folder.root} has no results yet, so there is nothing to report. "
+                f"`landscape run` or `landscape measure` makes them."
+            )
+        return cls(folder, resolved, data)
+
+    @cached_property
+    def settings(self) -> list[str]:
+        """Settings that have results, the one of the declared comparisons first."""
+        declared = list(self.resolved.get("settings") or {})
+        found = [name for ds in self.data.values() for name in runs.settings(ds)]
+        present = list(dict.fromkeys([*(s for s in declared if s in found), *found]))
+        primary = (self.comparisons or {}).get("setting")
+        return sorted(present, key=lambda name: name != primary)
+
+    @property
+    def comparisons(self) -> dict[str, Any]:
+        """What was declared as the primary comparisons, possibly nothing."""
+        return self.resolved.get("comparisons") or {}
+
+    @property
+    def metric(self) -> str:
+        """The variable of `generalization` that is compared."""
+        return str(self.comparisons.get("metric", "test_accuracy"))
+
+    @cached_property
+    def recipes(self) -> dict[str, str]:
+        """Variant id to recipe."""
+        known = self.resolved.get("variants") or {}
+        found = {str(v) for ds in self.data.values() for v in ds.variant.values}
+        return {v: str((known.get(v) or {}).get("recipe", v)) for v in [*known, *sorted(found)]}
+
+    def title(self, setting: str) -> str:
+        """The words for a setting."""
+        return str(((self.resolved.get("settings") or {}).get(setting) or {}).get("title", setting))
+
+    def has(self, name: str, setting: str) -> bool:
+        """Whether a measurement has runs in a setting."""
+        return name in self.data and setting in runs.settings(self.data[name])
+
+    def get(self, name: str, setting: str) -> xr.Dataset | None:
+        """One measurement in one setting."""
+        return runs.in_setting(self.data[name], setting) if self.has(name, setting) else None
+
+    def variants(self, setting: str) -> list[runs.Variant]:
+        """Variants of a setting, from the measurement that has most runs."""
+        present = [ds for name in self.data if (ds := self.get(name, setting)) is not None]
+        if not present:
+            return []
+        return list(runs.variants(max(present, key=lambda ds: ds.sizes["run"])))
+
+    def references(self, setting: str) -> list[str]:
+        """Reference variants: the declared ones, else the first of recipes sgd and sam."""
+        present = [v.id for v in self.variants(setting)]
+        declared = [str(name) for name in self.comparisons.get("references", [])]
+        if not declared:
+            for recipe in ("sgd", "sam"):
+                declared += [v for v in present if self.recipes.get(v) == recipe][:1]
+        return [name for name in declared if name in present] or present[:1]
+
+    def values(self, name: str, variable: str, setting: str, **at: float) -> dict[str, xr.Dataset]:
+        """Variant id to a dataset with `variable` along `run`, at the given coordinates."""
+        ds = self.get(name, setting)
+        if ds is None or variable not in ds:
+            return {}
+        picked = ds[[variable]].sel({k: v for k, v in at.items() if k in ds.dims}, method="nearest")
+        return {v.id: v.ds for v in runs.variants(picked)}
+
+    @cached_property
+    def radius(self) -> float:
+        """The radius at which sharpness is tabulated: the middle of the measured ones."""
+        return middle(self.data["sharpness"].rho.values) if "sharpness" in self.data else np.nan
+
+    def paired(
+        self, per_variant: dict[str, xr.Dataset], a: str, b: str, variable: str
+    ) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Seeds that variants a and b share and their values."""
+        if a not in per_variant or b not in per_variant:
+            return [], np.array([]), np.array([])
+        return pair_by_seed(per_variant[a], per_variant[b], variable)
+
+    @cached_property
+    def gaps(self) -> list[str]:
+        """What is missing, in words: unfinished runs, unmeasured ones, values that are not finite."""
+        listed = [str(run["run"]) for run in self.resolved.get("runs", [])]
+        anywhere = {str(run) for ds in self.data.values() for run in ds.run.values}
+        gaps = [f"Run {run} has no results." for run in listed if run not in anywhere]
+        for name, ds in self.data.items():
+            here = {str(run) for run in ds.run.values}
+            absent = [run for run in listed if run in anywhere and run not in here]
+            if absent and not self.first_seed_only(name):
+                gaps.append(f"{name}: not measured for {_some(absent)}.")
+        for name, variable in (("generalization", "test_loss"), ("top_eigenvalues", "eigenvalue")):
+            if name in self.data and variable in self.data[name]:
+                table = self.data[name][variable]
+                finite = np.isfinite(table).all([dim for dim in table.dims if dim != "run"])
+                bad = [str(run) for run in table.run.values[~finite.values]]
+                if bad:
+                    gaps.append(f"{name}: {variable.replace('_', ' ')} is not finite in "
+                                f"{_some(bad)} (diverged); means leave these out.")  # fmt: skip
+        return gaps
+
+    @property
+    def not_measured(self) -> list[str]:
+        """Measurements that no run has."""
+        return [name.replace("_", " ") for name in EXPECTED if name not in self.data]
+
+    def first_seed_only(self, name: str) -> bool:
+        """Whether a measurement was made for one seed per variant where the study has more."""
+        return all(
+            v.ds.sizes["run"] == 1
+            for setting in runs.settings(self.data[name])
+            for v in runs.variants(runs.in_setting(self.data[name], setting))
+        )
+
+    def mode(self, name: str) -> str:
+        """BatchNorm mode of a measurement."""
+        return runs.provenance(self.data[name], "bn") if name in self.data else ""
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,71 @@
+"""Numbers and lists as words: sensible digits, a real minus sign, intervals, and p-values."""
+
+import math
+from collections.abc import Sequence
+
+from landscape.stats import Interval
+
+MISSING = "–"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without trailing noise: 0.0123, 4.56, 123, 1.2e-5."""
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 10 ** max(digits, 4):
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        text = f"{value:.{decimals}f}"
+    else:
+        text = f"{value:.{max(digits - 2, 0)}e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", "−")
+
+
+def trimmed(value: float) -> str:
+    """A number that a person chose: 0.4, not 0.400."""
+    return MISSING if not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
+
+
+def percent(value: float, decimals: int = 1) -> str:
+    """A share as a percentage without the sign: 0.8834 -> 88.3."""
+    return MISSING if not math.isfinite(value) else f"{100 * value:.{decimals}f}"
+
+
+def points(value: float, decimals: int = 1) -> str:
+    """A signed difference of shares in percentage points: 0.021 -> +2.1."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{100 * value:+.{decimals}f}"
+    # A difference that rounds to nothing has no sign.
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p-value: p = 0.013, p < 0.001, or that there is none."""
+    if not math.isfinite(p):
+        return "no p"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def interval(ci: Interval, write: object = number) -> str:
+    """[low, high] with the writer of the estimate, or nothing where there is no interval."""
+    return f"[{write(ci.low)}, {write(ci.high)}]" if ci.known else ""  # type: ignore[operator]
+
+
+def listing(items: Sequence[str]) -> str:
+    """A, B and C."""
+    items = list(items)
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """One run, 2 runs."""
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """First letter upper-case, but λ stays λ."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
