@@ -4,6 +4,7 @@ Each works at any flat theta of the risk's model, alters nothing, draws from its
 returns labelled values with units and provenance (`landscape.results`).
 """
 
+from landscape.measure.alignment import alignment, enrichment
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.generalization import generalization
@@ -15,7 +16,9 @@ from landscape.measure.zscores import gradient_zscores
 
 __all__ = [
     "PyHessian",
+    "alignment",
     "crosscheck",
+    "enrichment",
     "generalization",
     "gradient_zscores",
     "hessian_trace",

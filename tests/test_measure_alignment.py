@@ -1,0 +1,140 @@
+"""Alignment and enrichment on Hessians whose eigenvectors are known, against simulated chance."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape import EmpiricalRisk, LandscapeError, measure, sam
+from landscape.measure.alignment import _matched, empirical_fisher
+from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
+
+
+class Two(nn.Module):
+    """Two tensors of 2 x 3; the loss is a diagonal quadratic in both."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+        self.b = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return x @ torch.cat([self.a.reshape(-1), self.b.reshape(-1)])
+
+
+def diagonal(values):
+    """L = ½ sum_i values_i w_i², so that H = diag(values) and g = values * w."""
+    values = torch.tensor(values, dtype=torch.float64)
+    x = torch.diag((len(values) * values).sqrt())
+    return EmpiricalRisk(
+        Two(), lambda o, t: 0.5 * (o - t) ** 2, (x, torch.zeros(len(x), dtype=torch.float64))
+    )
+
+
+VALUES = [9.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 4.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3]
+
+
+def test_alignment_with_known_eigenvectors():
+    """V = {e_0, e_6}; g = values, so its energy there is (81 + 16)/(81 + 16 + 1 + ...)."""
+    risk = diagonal(VALUES)
+    ds = measure.alignment(
+        risk, risk.theta, variants={"SAM": sam.sam(rho=0.1)}, k=2, batch_size=12, seed=0
+    )
+    g = np.array(VALUES)
+    share = (g[0] ** 2 + g[6] ** 2) / (g**2).sum()
+    for name in ("gradient", "SAM"):
+        at = ds.sel(direction=name)
+        assert float(at["captured"]) == pytest.approx(share)
+        np.testing.assert_allclose(
+            at["cosine_squared"], [g[0] ** 2 / (g**2).sum(), g[6] ** 2 / (g**2).sum()]
+        )
+        assert float(at["rayleigh"]) == pytest.approx((g**3).sum() / (g**2).sum())
+        assert float(at["expected_isotropic"]) == pytest.approx(2 / 12)
+        assert float(at["expected_matched"]) == pytest.approx(1 / 6)
+        assert float(at["enrichment"]) == pytest.approx(share * 6)
+
+
+def test_matched_null_is_the_mean_of_random_directions_with_that_energy_per_tensor():
+    risk, _ = cnn_risk()
+    g = torch.Generator().manual_seed(0)
+    P = risk.theta.numel()
+    V = torch.linalg.qr(torch.randn(P, 3, generator=g, dtype=torch.float64)).Q.T
+    V = V * torch.linspace(0.1, 2, P)  # uneven over tensors
+    e = torch.randn(P, generator=g, dtype=torch.float64)
+    for tensor in risk.layout.tensors:
+        e[tensor.start : tensor.stop] *= 3.0 if tensor.kind == "norm" else 0.2
+    e /= e.norm()
+    draws = torch.randn(4000, P, generator=g, dtype=torch.float64)
+    for tensor in risk.layout.tensors:
+        span = slice(tensor.start, tensor.stop)
+        scale = e[span].norm() / draws[:, span].norm(dim=1, keepdim=True)
+        draws[:, span] *= scale
+    captured = (draws @ V.T).square().sum(1)
+    expected = float(_matched(risk.layout, e[None], V)[0])
+    error = float(captured.std()) / 4000**0.5
+    assert expected == pytest.approx(float(captured.mean()), abs=4 * error)
+
+
+def test_norm_only_perturbations_are_judged_against_their_own_energy():
+    risk, model = cnn_risk(n=40)
+    before = fingerprint(model)
+    variants = {"SAM-ON": sam.sam_on(rho=0.1), "SGD": sam.sgd()}
+    ds = measure.alignment(risk, risk.theta, variants=variants, k=3, seed=0)
+    assert float(ds["expected_matched"].sel(direction="SAM-ON")) > float(
+        ds["expected_isotropic"].sel(direction="SAM-ON")
+    )
+    assert np.isnan(ds["captured"].sel(direction="SGD"))
+    assert ds["converged"].all()
+    same(before, fingerprint(model))
+
+
+def test_enrichment_of_known_masks():
+    """top-|g| of density 1/3 keeps the two largest of six in both tensors: 9, 2 and 4, 1."""
+    values = [9.0, 2.0, 1e-3, 1e-3, 1e-3, 1e-3, 4.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3]
+    risk = diagonal(values)
+    variants = {"top": sam.topk_gradient(rho=0.1, density=1 / 3), "all": sam.sam(rho=0.1)}
+    ds = measure.enrichment(
+        risk, risk.theta, variants=variants, k=2, batch_size=12, num_probes=2, seed=0
+    )
+    top = ds.sel(direction="top")
+    assert float(top["captured_eigenspace"]) == pytest.approx(1.0)
+    assert float(top["expected_eigenspace"]) == pytest.approx(1 / 3)
+    assert float(top["enrichment_eigenspace"]) == pytest.approx(3.0)
+    # The diagonal of a diagonal matrix is exact with any probe.
+    assert float(top["captured_hessian_diagonal"]) == pytest.approx(16 / sum(values))
+    assert float(top["enrichment_weight"]) == pytest.approx(1.0)
+    for name in ("eigenspace", "hessian_diagonal", "fisher", "weight"):
+        assert float(ds[f"enrichment_{name}"].sel(direction="all")) == pytest.approx(1.0)
+
+
+def test_random_masks_are_not_enriched():
+    risk, _ = cnn_risk(n=40)
+    variants = {f"random {i}": sam.random_mask(rho=0.1, density=0.3) for i in range(2)}
+    found = [
+        float(
+            measure.enrichment(risk, risk.theta, variants=variants, k=1, num_probes=4, seed=seed)[
+                "enrichment_fisher"
+            ][0]
+        )
+        for seed in range(8)
+    ]
+    assert np.mean(found) == pytest.approx(1.0, abs=4 * np.std(found) / 8**0.5 + 0.02)
+
+
+def test_fisher_is_the_mean_squared_gradient_of_single_examples():
+    risk, _ = cnn_risk(n=6)
+    x, y = images(6)
+    each = [
+        EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x[i : i + 1], y[i : i + 1])) for i in range(6)
+    ]
+    expected = torch.stack([r.gradient(risk.theta).square() for r in each]).mean(0)
+    found = empirical_fisher(risk, risk.theta, num_examples=10, seed=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_no_variant_is_refused():
+    risk, _ = cnn_risk()
+    with pytest.raises(LandscapeError, match="alignment got no variant"):
+        measure.alignment(risk, risk.theta, variants={}, seed=0)
+    with pytest.raises(LandscapeError, match="enrichment got no variant"):
+        measure.enrichment(risk, risk.theta, variants={}, seed=0)
