@@ -63,11 +63,16 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Variant:
     if name not in known:
         raise LandscapeError(f"recipe {name!r} is unknown; choose one of {', '.join(known)}.")
     options = dict(options or {})
-    possible = list(inspect.signature(known[name]).parameters)
+    signature = inspect.signature(known[name]).parameters
+    possible = list(signature)
     unknown = [o for o in options if o not in possible]
     if unknown:
         have = f"its options are {', '.join(possible)}" if possible else "it has no options"
         raise LandscapeError(f"recipe {name!r} has no option {', '.join(unknown)}; {have}.")
+    empty = inspect.Parameter.empty
+    missing = [o for o, p in signature.items() if p.default is empty and o not in options]
+    if missing:
+        raise LandscapeError(f"recipe {name!r} needs a value for {', '.join(missing)}.")
     return known[name](**options)
 
 

@@ -1,0 +1,233 @@
+"""Every refusal of landscape.sam: what was asked, what is possible, what to do."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from landscape import sam
+from landscape.errors import LandscapeError
+from landscape.sam import schedule
+from landscape.sam.evaluate import SameBatch
+from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, sgd, step, weights
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sam.sam(-0.1), r"rho=-0.1 was asked; a radius is finite and rho >= 0"),
+        (lambda: sam.sam(math.nan), r"rho=nan was asked"),
+        (lambda: sam.zsharp(math.inf), r"rho=inf was asked"),
+        (lambda: sam.sam("0.1"), r"rho='0.1' is not a number"),
+        (lambda: sam.zsharp(percentile=95), r"percentile=95 .* did you mean percentile=0.95\?"),
+        (lambda: sam.zsharp(percentile=-0.1), r"percentile=-0.1 is outside \[0, 1\]"),
+        (lambda: sam.zsharp(percentile=math.nan), r"percentile=nan is outside"),
+        (lambda: sam.zsharp(norm_scope="layer"), r"norm_scope='layer' is unknown.*'tensor'"),
+        (lambda: sam.zsharp(one_d="x"), r"one_d='x' is unknown; choose one of 'dense', 'none'"),
+        (lambda: sam.ssam_f(sparsity=1.2), r"sparsity=1.2 is outside"),
+        (lambda: sam.ssam_d(sparsity=-1), r"sparsity=-1 is outside"),
+        (lambda: sam.ssam_d(growth_strategy="best"), r"growth_strategy='best' is unknown"),
+        (lambda: sam.ssam_f(num_samples=0), r"num_samples=0 was asked; give a whole number >= 1"),
+        (lambda: sam.random_mask(density=0), r"density=0 is outside \(0, 1\]"),
+        (lambda: sam.topk_gradient(density=5), r"density=5 .*did you mean density=0.05"),
+        (lambda: sam.asam(bias_metric="no"), r"bias_metric='no' is unknown.*'one', 'abs'"),
+        (lambda: sam.asam(eta=-1.0), r"eta=-1.0 was asked.*eta >= 0"),
+        (lambda: sam.fsam(ema_order="x"), r"ema_order='x' is unknown.*'code', 'paper'"),
+        (lambda: sam.sam_on(p=3), r"p=3.0 is unknown; choose one of 2.0, inf"),
+        (lambda: sam.sam_on(metric="x"), r"metric='x' is unknown.*'layerwise'"),
+        (lambda: sam.gsam(rho_min=0.1), r"give both to tie rho"),
+        (lambda: sam.wsam(gamma=1.0), r"gamma=1 makes WSAM's weight .* infinite"),
+        (lambda: sam.looksam(k=0), r"k=0 was asked"),
+        (lambda: sam.focal_sam(class_counts=()), r"class_counts=\(\) were given"),
+        (lambda: schedule.WithLearningRate(0.2, 0.1, 0.0), r"lr_max=0.0 must exceed lr_min=0.0"),
+        (lambda: SameBatch(micro_batches=0), r"micro_batches=0"),
+        (lambda: SameBatch(off="x"), r"off='x' is unknown"),
+        (lambda: sam.make("zharp"), r"recipe 'zharp' is unknown; choose one of sgd, sam, .*zsharp"),
+        (
+            lambda: sam.make("zsharp", {"alpha": 0.9}),
+            r"recipe 'zsharp' has no option alpha; its options are rho, percentile, norm_scope",
+        ),
+        (lambda: sam.make("sgd", {"rho": 1}), r"recipe 'sgd' has no option rho; it has no options"),
+        (lambda: sam.make("saf"), r"recipe 'saf' needs a value for num_examples"),
+        (
+            lambda: dataclasses.replace(sam.sam(), needs=frozenset({"luck"})),
+            r"needs=\['luck'\] of variant 'sam'; one of \['per_example_losses'",
+        ),
+    ],
+)  # fmt: skip
+def test_options(make, message):
+    with pytest.raises(LandscapeError, match=message):
+        make()
+
+
+def test_every_recipe_can_be_made_by_name_with_its_defaults_stated():
+    assert sam.make("zsharp", {"rho": 0.1, "percentile": 0.9}) == sam.zsharp(0.1, percentile=0.9)
+    assert list(sam.recipes())[:4] == ["sgd", "sam", "asam", "fsam"]
+
+
+def test_sam_on_needs_norm_layers():
+    model = nn.Linear(3, 2)
+    optimizer = sam.SAM(model, sgd(model), sam.sam_on(0.1))
+    with pytest.raises(
+        LandscapeError, match=r"has none by module type .*kinds \['bias', 'linear'\]"
+    ):
+        optimizer.step(lambda: model(torch.ones(1, 3)).sum())
+    model = nn.BatchNorm1d(3)
+    optimizer = sam.SAM(model, sgd(model), sam.sam_on(0.1, no_norm=True))
+    with pytest.raises(LandscapeError, match="no_norm=True leaves nothing to perturb"):
+        optimizer.step(lambda: model(torch.ones(2, 3)).sum())
+
+
+def test_a_variant_that_selects_nothing_says_so():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    optimizer = sam.SAM(model, sgd(model), sam.zsharp(0.1, one_d="none"))
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def closure():
+        loss = model(x).square().mean() + model(x).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(LandscapeError, match=r"'zsharp' selects no tensor .*kinds \['norm'\]"):
+        optimizer.step(closure)
+
+
+def test_closures():
+    model = cnn()
+    optimizer = ready(model, sam.sam(0.1))
+    with pytest.raises(LandscapeError, match=r"must run loss.backward\(\)"):
+        optimizer.step(lambda: losses_of(model)(batch()).mean())
+
+    def silent():
+        losses_of(model)(batch()).mean().backward()
+
+    with pytest.raises(LandscapeError, match="the closure returned None"):
+        optimizer.step(silent)
+    with pytest.raises(LandscapeError, match=r"call step\(closure\)"):
+        optimizer.step(None)
+    with pytest.raises(LandscapeError, match=r"a tensor of shape \(\).*one loss per example"):
+        optimizer.step(lambda b: losses_of(model)(b).mean(), batch())
+    with pytest.raises(LandscapeError, match=r"losses\(batch\) returned float"):
+        optimizer.step(lambda b: 1.0, batch())
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (sam.esam(0.1), r"'esam' needs per_example_losses.*step\(losses, batch\)"),
+        (sam.sampa(0.1), r"'sampa' needs previous_batch"),
+        (sam.saf(num_examples=4), r"'saf' needs indices, logits.*\(losses, logits\)"),
+        (
+            dataclasses.replace(sam.sam(0.1), evaluate=SameBatch(micro_batches=2)),
+            r"'sam' needs per_example_losses",
+        ),
+    ],
+)
+def test_needs_that_a_closure_cannot_meet(variant, message):
+    model = cnn()
+    with pytest.raises(LandscapeError, match=message):
+        ready(model, variant).step(closure_of(model, batch()))
+
+
+def test_needs_of_data_epochs_and_outputs():
+    model = cnn()
+    with pytest.raises(LandscapeError, match=r"'ssam_f' needs fisher_data; call .*set_fisher_data"):
+        sam.SAM(model, sgd(model), sam.ssam_f()).step(closure_of(model, batch()))
+    with pytest.raises(LandscapeError, match=r"'ssam_d' changes per epoch.*begin_epoch"):
+        sam.SAM(model, sgd(model), sam.ssam_d()).step(closure_of(model, batch()))
+    optimizer = sam.SAM(model, sgd(model), sam.ssam_d())
+    optimizer.begin_epoch(0)
+    before = weights(model)
+    with pytest.raises(LandscapeError, match="total_epochs"):
+        optimizer.step(closure_of(model, batch()))
+    assert same(before, weights(model))
+    with pytest.raises(
+        LandscapeError, match=r"num_samples=128 Fisher examples were asked.*hold 16"
+    ):
+        step(ready(model, sam.ssam_f(num_samples=128)), batch())
+    with pytest.raises(LandscapeError, match=r"let losses\(batch\) return \(losses, logits\)"):
+        ready(model, sam.saf(num_examples=16)).step(losses_of(model), batch())
+    cosine = dataclasses.replace(sam.sam(0.1), radius=schedule.Cosine(0.1))
+    with pytest.raises(LandscapeError, match="cosine radius needs the length"):
+        sam.SAM(model, sgd(model), cosine).step(closure_of(model, batch()))
+    many = dataclasses.replace(sam.sam(0.1), evaluate=SameBatch(micro_batches=40))
+    with pytest.raises(LandscapeError, match="micro_batches=40 were asked of a batch of 16"):
+        step(ready(model, many), batch())
+    with pytest.raises(LandscapeError, match=r"gamma=0.01 keeps no example of a batch of 16"):
+        step(ready(model, sam.esam(0.1, gamma=0.01)), batch())
+
+
+def test_parameters_of_another_model():
+    with pytest.raises(
+        LandscapeError, match=r"9 of the base optimizer's 9 parameters do not belong"
+    ):
+        sam.SAM(cnn(), sgd(cnn()), sam.sam())
+    model = cnn().requires_grad_(False)
+    with pytest.raises(LandscapeError, match=r"trainable"):
+        sam.SAM(model, sgd(model), sam.sam())
+
+
+def test_a_changed_parameter_set():
+    model = cnn()
+    optimizer = ready(model, sam.sam(0.1))
+    step(optimizer, batch())
+    with pytest.raises(LandscapeError, match="the parameter set of a SAM optimizer is fixed"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    optimizer.base.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(LandscapeError, match="it was 9 tensors, now 10"):
+        step(optimizer, batch())
+
+
+def test_a_group_rho_needs_a_rho_to_relate_to():
+    model = cnn()
+    base = torch.optim.SGD([{"params": list(model.parameters()), "rho": 0.1}], lr=0.1)
+    with pytest.raises(LandscapeError, match="parameter group sets rho and variant 'sgd'"):
+        step(ready(model, sam.sgd(), base), batch())
+
+
+def test_saved_states():
+    model = cnn()
+    optimizer = ready(model, sam.ssam_d(0.1))
+    step(optimizer, batch())
+    state = optimizer.state_dict()
+    with pytest.raises(
+        LandscapeError, match=r"belongs to variant 'ssam_d' and this optimizer runs 'sam'"
+    ):
+        ready(cnn(), sam.sam(0.1)).load_state_dict(state)
+    with pytest.raises(LandscapeError, match="not the state of a SAM optimizer"):
+        optimizer.load_state_dict({"state": {}})
+    with pytest.raises(LandscapeError, match="has format 9 and this version reads 1"):
+        optimizer.load_state_dict(state | {"format": 9})
+    other = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False))
+    with pytest.raises(LandscapeError, match=r"'0.weight' of shape \(4, 1, 3, 3\).*another model"):
+        sam.SAM(other, sgd(other), sam.ssam_d(0.1)).load_state_dict(state)
+    missing = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
+    with pytest.raises(LandscapeError, match="no such tensor"):
+        sam.SAM(missing, sgd(missing), sam.ssam_d(0.1)).load_state_dict(state)
+
+
+def test_a_mask_of_another_model_or_of_the_wrong_length():
+    model = cnn()
+    wrong = dataclasses.replace(
+        sam.sam(0.1),
+        selector=lambda point, u, state: [torch.ones(3, dtype=torch.bool) for _ in u],
+    )
+    with pytest.raises(LandscapeError, match=r"mask of '0.weight' has shape \(3,\)"):
+        step(ready(model, wrong), batch())
+    short = dataclasses.replace(sam.sam(0.1), selector=lambda point, u, state: [True])
+    with pytest.raises(LandscapeError, match="returned 1 masks for 9 tensors"):
+        step(ready(model, short), batch())
+
+
+def test_there_is_no_perturbation_before_the_first_step_or_when_it_is_not_kept():
+    model = cnn()
+    optimizer = ready(model, sam.sam(0.1), keep_perturbation=False)
+    with pytest.raises(LandscapeError, match="keep_perturbation=False"):
+        _ = optimizer.perturbation
+    optimizer = ready(model, sam.sam(0.1))
+    with pytest.raises(LandscapeError, match="no step has been taken yet"):
+        _ = optimizer.perturbation
+    with pytest.raises(LandscapeError, match="bn='third' is unknown; choose one of 'first'"):
+        sam.SAM(model, sgd(model), sam.sam(), bn="third")
