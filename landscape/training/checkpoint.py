@@ -62,7 +62,7 @@ def save(
 def finish(
     folder: Path, model: nn.Module, outcome: dict[str, Any], *, epoch: int, keep_every: int
 ) -> None:
-    """Write how the training ended, with the weights if it finished; `last.pt` stays for its masks."""
+    """Write how the training ended, and its weights if it finished; `last.pt` stays."""
     finished = outcome["status"] == "finished"
     if finished:
         save_weights(model, final_path(folder), {"epoch": epoch})

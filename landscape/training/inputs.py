@@ -29,9 +29,7 @@ def check_data(data: DataSplits, options: TrainingOptions, device: torch.device)
         )
     x = data.train.x
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise LandscapeError(
-            f"The training inputs of {data.name} hold NaN or infinity; clean them."
-        )
+        raise LandscapeError(f"The training inputs of {data.name} are not all finite; clean them.")
 
 
 def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor], Tensor]:
@@ -55,8 +53,8 @@ def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor
         found = loss(output, y)
         if found.ndim == 0:
             raise LandscapeError(
-                f"The loss {getattr(loss, '__name__', type(loss).__name__)} returned one number for "
-                f"{len(output)} examples; return one loss per example, or give it a `reduction`."
+                f"The loss {getattr(loss, '__name__', type(loss).__name__)} returned one number for"
+                f" {len(output)} examples; return one loss per example, or give it a `reduction`."
             )
         return found.flatten(1).mean(1) if found.ndim > 1 else found
 

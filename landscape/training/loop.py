@@ -214,7 +214,7 @@ class _Session:
         seconds = time.perf_counter() - began
         self.seconds += seconds
         if not math.isfinite(mean):  # on CUDA, where single steps are not waited for
-            raise _DivergenceError(f"diverged in epoch {epoch + 1}: the training loss is {mean}")
+            raise _DivergenceError(f"diverged in epoch {epoch + 1}: the training loss was {mean}")
         val_loss, val_accuracy = self._evaluate(self.data.val)
         return {
             "epoch": epoch + 1,
@@ -234,7 +234,7 @@ class _Session:
         if self.scaler is not None:
             self.scaler.update()
         if self.device.type == "cpu" and not math.isfinite(value):
-            raise _DivergenceError(f"diverged at step {step}: the training loss is {float(value)}")
+            raise _DivergenceError(f"diverged at step {step}: the training loss was {float(value)}")
         self.recorder.record(step)
         return value
 
@@ -266,10 +266,12 @@ class _Session:
             "steps": len(history) * self.per_epoch,
             "seconds": self.seconds,
         }
-        said = {"format": checkpoint.FORMAT, **outcome, **json.loads(self.identity)}
-        storage.write_json(
-            checkpoint.outcome_path(self.folder),
-            said | outcome | {"epochs_asked": self.options.epochs},
+        checkpoint.finish(
+            self.folder,
+            self.model,
+            outcome | {"training": json.loads(self.identity)},
+            epoch=len(history),
+            keep_every=self.options.keep_every,
         )
         weights = checkpoint.final_path(self.folder) if status == "finished" else None
         return TrainingResult(**outcome, history=history, weights=weights, folder=self.folder)

@@ -23,7 +23,8 @@ class TrainingOptions:
 
     epochs; batch_size; lr; momentum, nesterov (SGD); betas, eps (Adam); weight_decay, in the base
     optimizer. schedule, per step t of T after `warmup` epochs of linear rise: "cosine"
-    lr (1 + cos(π t / T)) / 2, "step" lr times `decay` at each share of T in `milestones`, "constant".
+    lr (1 + cos(π t / T)) / 2, "step" lr times `decay` at each share of T in `milestones`,
+    "constant".
     label_smoothing: of the cross-entropy. base: "sgd", "adam", "adamw". augment: "crop_flip" shifts
     images by up to 4 pixels (padded with the mean colour) and mirrors half of them. bn: the pass
     whose batch updates BatchNorm's running statistics. amp: autocast on CUDA, "bf16" or "fp16"
