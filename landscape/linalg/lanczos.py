@@ -64,13 +64,15 @@ def top(
     that is not finite.
     """
     limit = max(300, 30 * k) if max_matvecs is None else max_matvecs
+    tolerance = TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance
     _check_request(k, size, which, limit)
+    _check_numbers(tolerance, failure_probability, start, size)
     search = _Search(
         matvec=matvec,
         size=size,
         k=k,
         which=which,
-        tolerance=TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance,
+        tolerance=tolerance,
         limit=limit,
         delta=failure_probability,
         generator=generator,
@@ -95,6 +97,23 @@ def _check_request(k: int, size: int, which: str, limit: int) -> None:
             f"k={k} eigenpairs asked of max_matvecs={limit} products; raise max_matvecs to more "
             f"than {k} or lower k."
         )
+
+
+def _check_numbers(tolerance: float, probability: float, start: Tensor | None, size: int) -> None:
+    if not 0 < tolerance < 1:
+        raise LandscapeError(
+            f"tolerance={tolerance} asked; residuals are compared with tolerance · max|λ|, so it "
+            f"lies between 0 and 1."
+        )
+    if not 0 < probability <= 1:
+        raise LandscapeError(
+            f"failure_probability={probability} asked; it lies above 0 (certainty would take all "
+            f"products) and at most at 1 (no search for copies)."
+        )
+    if start is not None and start.shape != (size,):
+        raise LandscapeError(f"start has shape {tuple(start.shape)}; it must be ({size},).")
+    if start is not None and not bool(start.any()):
+        raise LandscapeError("start is zero; give another vector, or none for a random one.")
 
 
 def _wanted(values: Tensor, k: int, which: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Stochastic trace of an operator, with the samples kept so that an error can be stated."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -47,3 +48,48 @@ def rademacher(
     """Independent ±1, drawn on the generator's device so that a seed means the same everywhere."""
     bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
     return (bits * 2 - 1).to(device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Estimate of a trace, its standard error over the probes of the remainder, and the cost."""
+
+    value: Float[Tensor, ""]
+    stderr: Float[Tensor, ""]
+    num_matvecs: int
+
+
+def hutchpp(
+    matvec: Matvec,
+    size: int,
+    *,
+    num_matvecs: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Trace:
+    """Hutch++: tr H = tr QᵀHQ + tr (I-QQᵀ)H(I-QQᵀ), the first exact, the second by Hutchinson.
+
+    Q spans H applied to a third of the probes, so the error falls as 1/num_matvecs for positive
+    semidefinite H; Hutchinson's falls as its square root. Below some 30 products plain Hutchinson
+    is better. `stderr` is that of the remainder's samples, given Q. Meyer, Musco, Musco & Woodruff
+    2021, arXiv:2010.09649, Algorithm 1.
+    """
+    if num_matvecs < 6:
+        raise LandscapeError(
+            f"num_matvecs={num_matvecs} asked; Hutch++ needs at least 6 (2 for the sketch, 2 for "
+            f"its exact part, 2 for an error)."
+        )
+    options = {"generator": generator, "dtype": dtype, "device": device}
+    rank = min(num_matvecs // 3, size)
+    sketch = torch.stack([matvec(rademacher((size,), **options)) for _ in range(rank)])
+    Q = torch.linalg.qr(sketch.to(dtype).T).Q.T
+    known = torch.stack([q @ matvec(q) for q in Q]).sum()
+    samples = []
+    for _ in range(num_matvecs - 2 * rank):
+        v = rademacher((size,), **options)
+        v = v - Q.T @ (Q @ v)
+        samples.append(v @ matvec(v))
+    rest = torch.stack(samples)
+    stderr = rest.std() / len(rest) ** 0.5
+    return Trace(known + rest.mean(), stderr, num_matvecs)

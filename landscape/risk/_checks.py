@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from landscape.risk._engine import Engine
 
 _ROWS = 32
+# How torch words that an operation has no second derivative.
+_SIGNS = ("is not implemented", "twice", "once_differentiable", "does not support",
+          "double backward")  # fmt: skip
 
 
 def run(engine: "Engine") -> None:
@@ -141,15 +144,37 @@ def _first_bad(engine: "Engine", theta: Tensor) -> str:
 def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError) -> RuntimeError:
     """LandscapeError for an operation without second derivative; other errors pass unchanged."""
     text = str(error)
-    signs = ("is not implemented", "twice", "does not support", "double backward", "create_graph")
     blamed = _not_twice(engine, theta)
-    if not (blamed or any(sign in text for sign in signs)):
+    if not (blamed or any(sign in text for sign in _SIGNS)):
         return error
     names = f"{', '.join(blamed)} cannot" if blamed else "An operation of the model or loss cannot"
     return LandscapeError(
         f"{names} be differentiated twice ({text.splitlines()[0]}); replace it by torch "
         f"operations, or use measurements without Hessian products (losses, slices, sharpness)."
     )
+
+
+def refuse_cut_graph(engine: "Engine", theta: Tensor, gradient: Tensor) -> None:
+    """A once-differentiable function ends the graph with a node that never runs: a silent zero."""
+    if engine.bn in engine.notes.modes_twice:
+        return
+    if _has_error_node(gradient):
+        error = RuntimeError("a function is marked once_differentiable")
+        raise second_derivative_error(engine, theta, error)
+    engine.notes.modes_twice.add(engine.bn)
+
+
+def _has_error_node(tensor: Tensor) -> bool:
+    seen, open_nodes = set(), [tensor.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        open_nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 def _not_twice(engine: "Engine", theta: Tensor) -> list[str]:
@@ -193,6 +218,8 @@ def _fails_twice(module: nn.Module, args: tuple[Any, ...]) -> bool:
         grads = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
         total = sum(g.square().sum() for g in grads)
         if total.requires_grad:
+            if _has_error_node(total):
+                return True
             torch.autograd.grad(total, wanted, materialize_grads=True)
     except RuntimeError:
         return True

@@ -32,6 +32,10 @@ class Evaluation:
     losses: Float[Tensor, "N"] | None
 
 
+# Tensors made under inference_mode cannot be differentiated later.
+_normal_tensors = torch.inference_mode(False)
+
+
 class EmpiricalRisk:
     """L(theta) = (1/N)·Σ_i loss(model(x_i; theta), y_i) + ½·weight_decay·‖theta‖².
 
@@ -58,6 +62,7 @@ class EmpiricalRisk:
     product 2 with its graph kept and 3 when rebuilt.
     """
 
+    @_normal_tensors
     def __init__(
         self,
         model: nn.Module,
@@ -75,10 +80,9 @@ class EmpiricalRisk:
         _check_options(batch_size, weight_decay, memory)
         inner = unwrapped(model)
         place, dtype = _placement(inner, device, dtype)
-        with torch.inference_mode(False):
-            network = Network(inner, device=place, dtype=dtype)
-            criterion = Criterion(loss, reduction, device=place, dtype=dtype)
-            examples = collect(data, network.model.forward, device=place, dtype=dtype)
+        network = Network(inner, device=place, dtype=dtype)
+        criterion = Criterion(loss, reduction, device=place, dtype=dtype)
+        examples = collect(data, network.model.forward, device=place, dtype=dtype)
         self._engine = Engine(
             network=network,
             criterion=criterion,
@@ -172,6 +176,7 @@ class EmpiricalRisk:
 
     # Values -----------------------------------------------------------------------------------
 
+    @_normal_tensors
     def loss(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """L(theta) in nats (for cross-entropy), (); NaN stays NaN. Cost 1/3."""
         theta = self._as_theta(theta)
@@ -181,6 +186,7 @@ class EmpiricalRisk:
         )
         return self._mean(sums, theta)
 
+    @_normal_tensors
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:
         """Loss of each example (N,) in the order of the data, without weight decay. Cost 1/3.
 
@@ -195,6 +201,7 @@ class EmpiricalRisk:
         self._engine.visit(self._as_theta(theta), lambda _b, _o, losses: parts.append(losses))
         return torch.cat(parts)
 
+    @_normal_tensors
     def outputs(self, theta: Float[Tensor, "P"]) -> Shaped[Tensor, "N *C"]:
         """Model outputs (logits) of all examples in the order of the data. Cost 1/3."""
         parts: list[Tensor] = []
@@ -211,6 +218,7 @@ class EmpiricalRisk:
         self._engine.visit(self._as_theta(theta), visit)
         return torch.cat(parts)
 
+    @_normal_tensors
     def error_rate(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """Share of examples with argmax(output) ≠ target, (); a NaN output is wrong. Cost 1/3.
 
@@ -224,6 +232,7 @@ class EmpiricalRisk:
             )
         return rate
 
+    @_normal_tensors
     def evaluate(self, theta: Float[Tensor, "P"]) -> Evaluation:
         """Loss, error rate (None if not a classifier) and losses in one pass. Cost 1/3."""
         theta = self._as_theta(theta)
@@ -246,10 +255,12 @@ class EmpiricalRisk:
 
     # Derivatives ------------------------------------------------------------------------------
 
+    @_normal_tensors
     def gradient(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         """∇L(theta) (P,). Cost 1. Raises LandscapeError where loss or gradient is not finite."""
         return self.loss_and_gradient(theta)[1]
 
+    @_normal_tensors
     def loss_and_gradient(
         self, theta: Float[Tensor, "P"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "P"]]:
@@ -269,6 +280,7 @@ class EmpiricalRisk:
         self._refuse_non_finite(theta, loss, gradient, "gradient")
         return loss, gradient
 
+    @_normal_tensors
     def hvp(self, theta: Float[Tensor, "P"], V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Hessian-vector products ∇²L(theta)·v for V (P,) or each row of V (k, P), same shape.
 
@@ -287,6 +299,7 @@ class EmpiricalRisk:
         self._refuse_non_finite(theta, self._mean(sums, theta), product, "Hessian product")
         return product.reshape(V.shape)
 
+    @_normal_tensors
     def linearized_hvp(self, theta: Float[Tensor, "P"]) -> "LinearizedHVP":
         """V ↦ ∇²L(theta)·v with the graph of the gradient kept, for many products at one theta.
 
@@ -310,9 +323,8 @@ class EmpiricalRisk:
                 f"theta of {found} given; this model has P={size} trainable parameters, so theta "
                 f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
             )
-        with torch.inference_mode(False):
-            theta = theta.clone() if theta.is_inference() else theta
-            return theta.detach().to(device=self.device, dtype=self.dtype)
+        theta = theta.clone() if theta.is_inference() else theta
+        return theta.detach().to(device=self.device, dtype=self.dtype)
 
     def _as_vectors(self, V: Tensor) -> Tensor:
         size = self.layout.num_parameters
@@ -321,9 +333,8 @@ class EmpiricalRisk:
             raise LandscapeError(
                 f"V of shape {found} given; a Hessian product takes ({size},) or (k, {size})."
             )
-        with torch.inference_mode(False):
-            V = V.clone() if V.is_inference() else V
-            return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
+        V = V.clone() if V.is_inference() else V
+        return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
 
     def _sum(self, losses: Tensor, batch: Batch) -> Tensor:
         losses = losses.detach().double()
@@ -379,6 +390,7 @@ class LinearizedHVP:
         gradients = torch.stack([g.detach().sum() for _, g in self._kept] or [theta.sum() * 0])
         risk._refuse_non_finite(theta, risk._mean(sums, theta), gradients, "gradient")
 
+    @_normal_tensors
     def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
         risk, engine = self._risk, self._risk._engine
@@ -422,7 +434,19 @@ def _placement(
         )
     if device is None:
         device = first.device if first is not None else "cpu"
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise LandscapeError(f"device={device!s} asked, but torch finds no CUDA device; use 'cpu'.")
-    return place, dtype
+    return _usable(device), dtype
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise LandscapeError(
+            f"device={device!r} asked; possible are 'cpu', 'cuda' and 'cuda:0' and so on."
+        ) from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise LandscapeError(
+            f"device={device!s} asked, but torch finds {torch.cuda.device_count()} CUDA devices; "
+            f"use 'cpu' or one of those."
+        )
+    return place

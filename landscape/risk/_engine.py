@@ -24,6 +24,7 @@ class Notes:
 
     cost: float = 0.0
     uses_rng: bool = False
+    modes_twice: set[str] = field(default_factory=set)
     graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
 
 
@@ -148,6 +149,7 @@ class Engine:
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
         except RuntimeError as error:
             raise _checks.second_derivative_error(self, theta, error) from error
+        _checks.refuse_cut_graph(self, theta, gradient)
         return loss.detach().double(), leaf, gradient
 
     def loss_only(self, theta: Tensor, batch: Batch) -> Tensor:

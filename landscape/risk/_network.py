@@ -77,7 +77,6 @@ def numerics(
     precision = torch.get_float32_matmul_precision()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if precision != "highest":
             stack.callback(torch.set_float32_matmul_precision, precision)

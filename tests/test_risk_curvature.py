@@ -1,0 +1,159 @@
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.linalg import lanczos
+from landscape.risk import EmpiricalRisk
+from tests.risk_problems import F64, PROBLEMS, dense_hessian, problem, randn, rng, settled
+
+CASES = [(name, bn) for name in PROBLEMS for bn in ("eval", "full_batch")]
+
+
+def by_hand(model, data, bn):
+    """Mean cross-entropy at theta by functional_call on the caller's model, math kernels."""
+    x, y = data
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and bn == "full_batch":
+            module.train()
+            module.momentum = 0.0
+
+    def function(theta):
+        parts = theta.split([s.numel() for s in shapes])
+        named = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        with sdpa_kernel([SDPBackend.MATH]):
+            return nn.functional.cross_entropy(functional_call(model, named, (x,)), y)
+
+    return function
+
+
+@pytest.mark.parametrize(("name", "bn"), CASES)
+def test_loss_gradient_and_hessian_agree_with_autograd_by_hand(name, bn):
+    model, data = problem(name)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, bn=bn)
+    function, theta = by_hand(model, data, bn), risk.theta
+    torch.testing.assert_close(risk.loss(theta), function(theta).detach(), rtol=1e-12, atol=0)
+    H = dense_hessian(function, theta)
+    leaf = theta.clone().requires_grad_()
+    gradient = torch.autograd.grad(function(leaf), leaf)[0]
+    torch.testing.assert_close(risk.gradient(theta), gradient, rtol=0, atol=1e-12)
+    eye = torch.eye(len(theta), dtype=F64)
+    torch.testing.assert_close(risk.hvp(theta, eye), H, rtol=0, atol=1e-10)
+    torch.testing.assert_close(risk.linearized_hvp(theta)(eye), H, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "bn"), CASES)
+def test_top_five_eigenvalues_agree_with_the_dense_hessian_within_the_stated_bound(name, bn):
+    model, data = problem(name)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, bn=bn)
+    exact = torch.linalg.eigvalsh(dense_hessian(by_hand(model, data, bn), risk.theta)).flip(0)
+    product = risk.linearized_hvp(risk.theta)
+    pairs = lanczos.top(product, len(exact), k=5, generator=rng())
+    assert pairs.converged.all()
+    torch.testing.assert_close(pairs.values, exact[:5], rtol=0, atol=1e-6 * float(exact[0]))
+    nearest = (pairs.values[:, None] - exact[None]).abs().min(1).values
+    assert (nearest <= pairs.residual_norms + 1e-12).all()
+
+
+@pytest.mark.parametrize(("name", "bn"), CASES)
+def test_hessian_agrees_with_differences_of_the_gradient(name, bn):
+    model, data = problem(name)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, bn=bn)
+    theta, v, h = risk.theta, randn(risk.layout.num_parameters, seed=8), 1e-5
+    difference = (risk.gradient(theta + h * v) - risk.gradient(theta - h * v)) / (2 * h)
+    torch.testing.assert_close(risk.hvp(theta, v), difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_products_are_symmetric_and_linear(name):
+    model, data = problem(name)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, batch_size=5)
+    theta = risk.theta
+    u, v = (randn(len(theta), seed=s) for s in (1, 2))
+    Hu, Hv, both = risk.hvp(theta, torch.stack([u, v, 2 * u - v]))
+    torch.testing.assert_close(u @ Hv, v @ Hu, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(both, 2 * Hu - Hv, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(risk.hvp(theta, v), Hv, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("memory", [1, 60_000, None])
+def test_kept_and_rebuilt_graphs_give_the_same_product(memory):
+    model, data = problem("cnn_bn", n=24)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, batch_size=4, memory=memory)
+    theta, V = risk.theta, randn(2, risk.layout.num_parameters, seed=3)
+    product = risk.linearized_hvp(theta)
+    kept = {1: 0, None: 24}
+    if memory in kept:
+        assert product.num_kept == kept[memory]
+    else:
+        assert 0 < product.num_kept < 24
+    torch.testing.assert_close(product(V), risk.hvp(theta, V), rtol=0, atol=1e-12)
+    torch.testing.assert_close(product(V[0]), risk.hvp(theta, V)[0], rtol=0, atol=1e-12)
+
+
+def test_estimated_memory_of_a_kept_graph_is_that_of_its_saved_tensors():
+    model, data = problem("cnn_bn", n=24)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    from landscape.risk import _memory
+
+    stated = _memory.graph_bytes(risk._engine, 24, order=2)
+    counted = _memory._saved_bytes(risk._engine, next(risk._engine.examples.cut(24)), 2)
+    assert stated == pytest.approx(counted, rel=0.05)
+
+
+def test_cost_is_counted_in_gradients():
+    model, data = problem("mlp_bn")
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    theta, v = risk.theta, randn(risk.layout.num_parameters)
+
+    def spent(call):
+        before = risk.cost
+        result = call()
+        return result, pytest.approx(risk.cost - before)
+
+    assert spent(lambda: risk.loss(theta))[1] == 1 / 3
+    assert spent(lambda: risk.gradient(theta))[1] == 1
+    assert spent(lambda: risk.hvp(theta, v))[1] == 3
+    assert spent(lambda: risk.hvp(theta, torch.stack([v, v])))[1] == 5
+    product, cost = spent(lambda: risk.linearized_hvp(theta))
+    assert cost == 1
+    assert spent(lambda: product(v))[1] == 2
+    assert spent(lambda: risk.with_bn("recalibrate").loss(theta))[1] == 1 / 3
+
+
+def test_affine_layer_norm_has_the_right_second_derivative():
+    # A composition of forward over jacrev gets this wrong on torch 2.13; reverse over reverse not.
+    model = settled(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)))
+    data = (randn(9, 3), torch.randint(0, 2, (9,), generator=rng(1)))
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    theta, v, h = risk.theta, randn(risk.layout.num_parameters, seed=2), 1e-5
+    difference = (risk.gradient(theta + h * v) - risk.gradient(theta - h * v)) / (2 * h)
+    torch.testing.assert_close(risk.hvp(theta, v), difference, rtol=1e-6, atol=1e-8)
+
+
+def test_a_linear_risk_has_zero_hessian():
+    model = settled(nn.Linear(3, 1))
+    risk = EmpiricalRisk(model, lambda o, _: o.squeeze(1), (randn(4, 3), torch.zeros(4)))
+    v = randn(4, seed=1)
+    assert torch.equal(risk.hvp(risk.theta, v), torch.zeros(4, dtype=F64))
+    assert torch.equal(risk.linearized_hvp(risk.theta)(v), torch.zeros(4, dtype=F64))
+
+
+def test_recurrent_networks_have_second_derivatives():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    data = (randn(6, 4, 2), torch.randint(0, 2, (6,), generator=rng(1)))
+    risk = EmpiricalRisk(settled(Recurrent()), nn.CrossEntropyLoss(), data)
+    theta, v, h = risk.theta, randn(risk.layout.num_parameters, seed=2), 1e-5
+    difference = (risk.gradient(theta + h * v) - risk.gradient(theta - h * v)) / (2 * h)
+    torch.testing.assert_close(risk.hvp(theta, v), difference, rtol=1e-6, atol=1e-8)
