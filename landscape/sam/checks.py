@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
@@ -26,6 +27,25 @@ def check_belongs(model: nn.Module, trained: Trained, parameters: Sequence[nn.Pa
     if not trained.names:
         raise LandscapeError(
             "the base optimizer holds no trainable parameter of this model; nothing can be trained."
+        )
+
+
+def check_base(base: Optimizer) -> None:
+    """The base optimizer must step with the gradient that it is given."""
+    if isinstance(base, torch.optim.LBFGS):
+        raise LandscapeError(
+            "LBFGS evaluates the loss itself, several times per step, and cannot step with a given "
+            "descent gradient; use another base optimizer."
+        )
+
+
+def check_dense(names: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
+    """Norms and masks are of dense gradients."""
+    sparse = [n for n, g in zip(names, gradients, strict=True) if g is not None and g.is_sparse]
+    if sparse:
+        raise LandscapeError(
+            f"the gradient of {sparse[0]!r} is sparse, which no ascent can use; make its embedding "
+            "with sparse=False."
         )
 
 
@@ -61,4 +81,20 @@ def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epoc
         raise LandscapeError(
             f"variant {name!r} changes per epoch and has not been told of any; call "
             "optimizer.begin_epoch(epoch, total_epochs=...) when each epoch begins."
+        )
+
+
+def check_micro_batch(micro_batch: int, variant: Variant, *, has_batch: bool) -> None:
+    """Micro-batches need a batch to cut, and losses that are sums over examples."""
+    if not isinstance(micro_batch, int) or isinstance(micro_batch, bool) or micro_batch < 1:
+        raise LandscapeError(f"micro_batch={micro_batch!r} was asked; give a whole number >= 1.")
+    if not has_batch:
+        raise LandscapeError(
+            f"micro_batch={micro_batch} needs step(losses, batch); in step(closure) let the "
+            "closure run several backward passes."
+        )
+    if variant.loss_term is not None:
+        raise LandscapeError(
+            f"variant {variant.name!r} adds a term over the whole batch's outputs to the loss and "
+            "cannot run in micro-batches; leave micro_batch out."
         )

@@ -1,6 +1,8 @@
 """The optimizer: any torch optimizer, stepped with the gradient that a variant makes."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
-from landscape.sam import saved, stepping
-from landscape.sam.checks import check_belongs, check_needs, check_unchanged
+from landscape.sam import replicas, saved, stepping
+from landscape.sam.checks import (
+    check_base,
+    check_belongs,
+    check_micro_batch,
+    check_needs,
+    check_unchanged,
+)
 from landscape.sam.engine import Trained, new_slots, squared_gradients, unwrap
 from landscape.sam.passes import Passes, Statistics
 from landscape.sam.perturbation import Perturbation, counterfactual
@@ -35,15 +43,37 @@ class SAM(Optimizer):
 
     bn: the pass that updates running statistics, "first" (default), "second" or "both".
     same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
-    clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; both
-    gradients are unscaled before any norm or blend, and you call `scaler.update()` after the step.
-    sync_perturbation=False: under DistributedDataParallel the first pass keeps its local gradient.
+    clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; a closure
+    runs scaler.scale(loss).backward(), losses(batch) are scaled here. Both gradients are unscaled
+    before any norm or blend; call `scaler.update()` after the step.
+    sync_perturbation=False: under DistributedDataParallel every process climbs along the gradient
+    of its own examples (m-sharpness, m = examples per process) and descends with the mean;
+    averages and masks then differ between processes.
     keep_perturbation: keep e, g1 and g2 of the last step for `perturbation` (2-3 copies of the
     weights until the next step); False saves that memory.
 
     A step with a non-finite gradient is skipped and counted in `num_skipped`; weights, momentum and
     averages stay as they were. On CUDA nothing waits for the device: a fused base optimizer is told
     (`found_inf`), any other gets a zero gradient for that step.
+    Gradients add up in a closure that runs several backward passes, or call
+    step(losses, batch, micro_batch=32): one e for the whole batch, 32 examples in memory.
+
+    Loops that step by themselves put `backward` where loss.backward() was. In Lightning:
+
+        def training_step(self, batch, batch_idx):              # automatic_optimization = False
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            def closure():
+                loss = self.compute_loss(batch); self.manual_backward(loss); return loss
+            self.log("loss", optimizer.step(closure))
+
+    In a Hugging Face Trainer (which then clips, calls optimizer.step() and model.zero_grad()):
+
+        class SAMTrainer(Trainer):
+            def training_step(self, model, inputs, num_items_in_batch=None):
+                def closure():
+                    return super(SAMTrainer, self).training_step(model, inputs, num_items_in_batch)
+                return sam_optimizer.backward(closure)
+
     Every variant that refreshes something per epoch needs `begin_epoch`. No global random state is
     used: masks come from generators seeded with `seed`, which `state_dict()` carries.
     """
@@ -63,18 +93,24 @@ class SAM(Optimizer):
         keep_perturbation: bool = True,
     ) -> None:
         check_choice(bn, BN_POLICIES, "bn")
+        check_base(base)
         self.model, self.base, self.variant = model, base, variant
         self.bn, self.same_rng_both_passes = bn, same_rng_both_passes
         self.clip_norm, self.scaler = clip_norm, scaler
         self.sync_perturbation, self.keep_perturbation = sync_perturbation, keep_perturbation
+        self.local = not sync_perturbation and replicas.replicated(model) is not None
+        if self.local:
+            replicas.check_local(model, variant)
         parameters = _parameters(base)
         self.trained = Trained.of(model, parameters)
         check_belongs(model, self.trained, parameters)
         self._ids = tuple(map(id, parameters))
+        self._trainable = [p.requires_grad for p in parameters]
         self.device = self.trained.parameters[0].device
         self.generator = torch.Generator(self.device).manual_seed(seed)
         on_host = self.device.type == "cpu"
         self.host_generator = self.generator if on_host else torch.Generator().manual_seed(seed)
+        self._all_at_once = replicas.all_gradients_at_once(model)
         self.slots = new_slots()
         self.statistics_start, self.statistics_first, self.statistics_second = (
             Statistics(model) for _ in range(3)
@@ -84,11 +120,29 @@ class SAM(Optimizer):
         self.skipped: int | Tensor = 0
         self._fisher_data: tuple[Callable[[Any], Tensor], Any, bool] | None = None
         self.last: Perturbation | None = None
-        super().__init__(base.param_groups, {})
-        self._adopt_base()
+        self._pending: Point | None = None  # of a gradient that `backward` left in .grad
+        self._scaled: _Held | None = None
+        self._used: _Held | None = None
+        self._made = False
+        super().__init__(base.param_groups, base.defaults)
+        self._made = True
 
-    def _adopt_base(self) -> None:
-        self.param_groups, self.state = self.base.param_groups, self.base.state
+    # The base optimizer's own, also after its load_state_dict has replaced them.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: Any) -> None: ...
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state per parameter."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: Any) -> None: ...
 
     # ---------------------------------------------------------------- what a training loop calls
 
@@ -115,32 +169,107 @@ class SAM(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients; each pass does so itself."""
+        self._pending = None
         self.base.zero_grad(set_to_none=set_to_none)
 
-    def step(self, closure: Callable[..., Any], batch: Any = _CLOSURE_FORM) -> Tensor:  # type: ignore[override]
-        """One step, `step(closure)` or `step(losses, batch)`: the loss at w, 0-d, detached."""
-        if closure is None or not callable(closure):
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[..., Any] | None = None,
+        batch: Any = _CLOSURE_FORM,
+        *,
+        micro_batch: int | None = None,
+    ) -> Tensor | None:
+        """One step, `step(closure)` or `step(losses, batch)`: the loss at w, 0-d, detached.
+
+        micro_batch: examples per forward and backward pass; e and gd are those of the whole batch.
+        `step()` after `backward(...)` steps with the gradient in `.grad` and returns None.
+        """
+        if closure is None and self._pending is not None:
+            return self._step_with_gradient()
+        passes = self._passes(closure, batch, micro_batch)
+        with torch.no_grad():
+            loss, point, finite = stepping.descend(self, passes)
+            stepping.finish(self, point, finite, scaled=True)
+        return loss
+
+    def backward(
+        self,
+        closure: Callable[..., Any],
+        batch: Any = _CLOSURE_FORM,
+        *,
+        micro_batch: int | None = None,
+    ) -> Tensor:
+        """Add gd to `.grad` where loss.backward() would add g1; returns the loss at w.
+
+        For loops that accumulate, clip and step by themselves. Calls add up until the step or
+        zero_grad, each with its own e. Then `step()` without arguments; with a scaler, in whose
+        units `.grad` is, `scaler.unscale_(optimizer)`, clipping and `scaler.step(optimizer)` as for
+        any optimizer.
+        """
+        passes = self._passes(closure, batch, micro_batch)
+        parameters = self.trained.parameters
+        if self._used is not None and self._used == _first_gradient(parameters):
+            for p in parameters:  # stepped with before; never a part of the next gradient
+                p.grad = None
+        with torch.no_grad():
+            loss, self._pending = stepping.accumulate(self, passes)
+        scaled = self.scaler is not None and self.scaler.is_enabled()
+        self._used, self._scaled = None, _first_gradient(parameters) if scaled else None
+        return loss
+
+    def _step_with_gradient(self) -> None:
+        if self._scaled is not None and self._scaled == _first_gradient(self.trained.parameters):
+            raise LandscapeError(
+                "the gradient in .grad is still in the scaler's units; call scaler.step(optimizer) "
+                "instead of optimizer.step()."
+            )
+        point, self._pending, self._scaled = self._pending, None, None
+        with torch.no_grad():
+            stepping.finish(self, point, stepping.gradients_finite(self), scaled=False)
+        self._used = _first_gradient(self.trained.parameters)
+
+    def _passes(self, closure: Callable[..., Any] | None, batch: Any, micro_batch: Any) -> Passes:
+        """The two passes of a call, after all checks."""
+        has_batch = batch is not _CLOSURE_FORM
+        if not callable(closure):
             raise LandscapeError(
                 "SAM.step needs the loss at w and at w + e: call step(closure) with a function "
                 "that runs forward and backward and returns the loss, or step(losses, batch)."
             )
-        check_unchanged(self.base, self._ids)
+        self._check_parameters()
         check_needs(
             self.variant,
-            has_batch=batch is not _CLOSURE_FORM,
+            has_batch=has_batch,
             has_fisher=self._fisher_data is not None,
             has_epochs=self.epoch_begun,
         )
-        parameters = self.trained.parameters
-        if batch is _CLOSURE_FORM:
-            passes = Passes(parameters, closure=closure, scaler=self.scaler)
-        else:
-            passes = Passes(parameters, losses=closure, batch=batch, scaler=self.scaler)
-        parts = getattr(self.variant.evaluate, "micro_batches", 1)
-        with torch.no_grad():
-            if parts > 1:
-                return stepping.micro_batches(self, passes, parts)
-            return stepping.whole_batch(self, passes)
+        if micro_batch is not None:
+            check_micro_batch(micro_batch, self.variant, has_batch=has_batch)
+        model = self.model
+        many = replicas.replicated(model) is not None
+        return Passes(
+            self.trained.parameters,
+            closure=None if has_batch else closure,
+            losses=closure if has_batch else None,
+            batch=batch if has_batch else None,
+            scaler=self.scaler,
+            micro_batch=micro_batch,
+            selective=not self._all_at_once,
+            unsynced=partial(replicas.unsynced, model) if many else contextlib.nullcontext,
+            averaged=partial(replicas.mean_over_replicas, model) if many else None,
+        )
+
+    def _check_parameters(self) -> None:
+        """The set is fixed; freezing and unfreezing its members between steps is not."""
+        check_unchanged(self.base, self._ids)
+        parameters = _parameters(self.base)
+        trainable = [p.requires_grad for p in parameters]
+        if trainable != self._trainable:
+            self.trained = Trained.of(self.model, parameters)
+            check_belongs(self.model, self.trained, parameters)
+            self._trainable = trainable
+            for p in parameters:
+                p.grad = p.grad if p.requires_grad else None
 
     @property
     def perturbation(self) -> Perturbation:
@@ -195,14 +324,13 @@ class SAM(Optimizer):
         """Continue exactly where `state_dict()` was taken, bit for bit at equal thread count."""
         saved.load_state_dict(self, state_dict)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: ARG002
         """Called by torch while the optimizer is made; afterwards the parameter set is fixed."""
-        if hasattr(self, "state") and getattr(self, "param_groups", None) is self.base.param_groups:
+        if self._made:
             raise LandscapeError(
                 "the parameter set of a SAM optimizer is fixed; add the group to the base "
                 "optimizer and make a new SAM."
             )
-        self.param_groups.append(param_group)
 
     # ------------------------------------------------------------------- what slots may read
 
@@ -259,6 +387,26 @@ class SAM(Optimizer):
             unwrap(self.model), self.trained, losses, data, num_samples,
             generator=self.host_generator, shuffle=shuffle, **options,
         )  # fmt: skip
+
+
+class _Held:
+    """A gradient tensor as it was: equal while nothing has replaced or altered it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Held)
+            and self.tensor is other.tensor
+            and self.version == other.version
+        )
+
+    __hash__ = None
+
+
+def _first_gradient(parameters: Sequence[nn.Parameter]) -> _Held | None:
+    return next((_Held(p.grad) for p in parameters if p.grad is not None), None)
 
 
 def _parameters(base: Optimizer) -> list[nn.Parameter]:

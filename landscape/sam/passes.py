@@ -45,6 +45,7 @@ class Passes:
     micro_batch: int | None = None  # examples per forward and backward pass; None: all at once
     selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
     unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
+    averaged: Callable[[Sequence[Tensor | None]], list[Tensor | None]] | None = None  # over them
 
     def backward(
         self,
@@ -91,11 +92,11 @@ class Passes:
         main: list[Tensor | None] = [None] * len(parameters)
         rest, kept = list(main), []
         for part, fraction in self._parts(self.batch):
-            values, _ = self._forward(select(self.batch, part) if part else self.batch)
+            with self.unsynced():
+                values, _ = self._forward(select(self.batch, part) if part else self.batch)
             kept.append(values.detach())
-            scaled = (
-                values * fraction if self.scaler is None else self.scaler.scale(values * fraction)
-            )
+            scaled = values * fraction
+            scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
             c = share[part] if part else share
             for total, weights, again in ((rest, 1 - c, True), (main, c, False)):
                 loss = (weights * scaled).mean()
@@ -109,6 +110,8 @@ class Passes:
             inverse = 1.0 / self.scaler.scale(torch.ones((), device=self.values.device))
             main = [g if g is None else g * inverse.to(g.dtype) for g in main]
             rest = [g if g is None else g * inverse.to(g.dtype) for g in rest]
+        if self.averaged is not None:  # a replica's reducer does not see torch.autograd.grad
+            main, rest = self.averaged(main), self.averaged(rest)
         for p, g in zip(parameters, main, strict=True):
             p.grad = g
         return self.values.mean(), rest

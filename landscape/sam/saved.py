@@ -58,7 +58,7 @@ def load_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
     optimizer.total_epochs, optimizer.epoch_begun = state["total_epochs"], state["epoch_begun"]
     optimizer.skipped = state["skipped"]
     optimizer.last = None
-    optimizer._adopt_base()
+    optimizer._pending = None
 
 
 def _containers(value: Any) -> Any:

@@ -1,16 +1,20 @@
 """One step of the optimizer: g1, the climb, g2, the descent gradient, the base step."""
 
 import contextlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam import replicas
+from landscape.sam.checks import check_dense
 from landscape.sam.engine import Ascent, ascend
+from landscape.sam.geometry import scale
 from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import Passes, batch_size, rng_state, select, set_rng_state
 from landscape.sam.perturbation import Perturbation, spread
@@ -20,6 +24,8 @@ from landscape.sam.variant import Point, tensor_norms, total_norm
 
 Gradients = list[Tensor | None]  # over all trained tensors
 Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
+
+log = logging.getLogger("landscape.sam")
 
 
 @dataclass
@@ -32,15 +38,37 @@ class First:
     rng: Any = None
 
 
-def whole_batch(optimizer: Any, passes: Passes) -> Tensor:
-    """A step on the gradient of the whole batch."""
+def descend(optimizer: Any, passes: Passes) -> tuple[Tensor, Point, Finite]:
+    """Leave gd of the batch in `.grad`; the loss at w, the point, whether all was finite."""
+    parts = getattr(optimizer.variant.evaluate, "micro_batches", 1)
     optimizer.statistics_start.save()
+    if parts > 1:
+        return _micro_batches(optimizer, passes, parts)
     point, finite = descent_gradient(optimizer, passes)
-    finish(optimizer, point, finite)
-    return point.loss
+    return point.loss, point, finite
 
 
-def micro_batches(optimizer: Any, passes: Passes, parts: int) -> Tensor:
+def accumulate(optimizer: Any, passes: Passes) -> tuple[Tensor, Point]:
+    """Add gd to what is in `.grad`, in the scaler's units when there is one."""
+    parameters, scaler = optimizer.trained.parameters, optimizer.scaler
+    earlier = [p.grad for p in parameters]
+    loss, point, finite = descend(optimizer, passes)
+    factor = None if scaler is None else _scale_factor(optimizer, finite)
+    if isinstance(finite, Tensor) and factor is None:
+        factor = torch.where(finite, 1.0, torch.inf)
+    if finite is False:
+        optimizer.statistics_start.restore()
+        if scaler is not None and _all_finite(earlier):  # step() will not be called
+            optimizer.skipped = optimizer.skipped + 1
+    for p, before in zip(parameters, earlier, strict=True):
+        if p.grad is not None and factor is not None:
+            p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
+        if before is not None:
+            p.grad = before if p.grad is None else before + p.grad
+    return loss, point
+
+
+def _micro_batches(optimizer: Any, passes: Passes, parts: int) -> tuple[Tensor, Point, Finite]:
     """m-sharpness: the descent gradient averaged over `parts` equal parts of the batch."""
     size, batch = batch_size(passes.batch), passes.batch
     if size < parts:
@@ -48,7 +76,6 @@ def micro_batches(optimizer: Any, passes: Passes, parts: int) -> Tensor:
             f"micro_batches={parts} were asked of a batch of {size} examples; lower it or enlarge "
             "the batch."
         )
-    optimizer.statistics_start.save()
     bounds = [round(i * size / parts) for i in range(parts + 1)]
     total: Gradients = [None] * len(optimizer.trained.names)
     loss, finite, point = torch.zeros((), device=optimizer.device), True, None
@@ -63,8 +90,7 @@ def micro_batches(optimizer: Any, passes: Passes, parts: int) -> Tensor:
                 total[i] = part if total[i] is None else total[i].add_(part)
     for p, g in zip(optimizer.trained.parameters, total, strict=True):
         p.grad = g
-    finish(optimizer, point, finite)
-    return loss
+    return loss, point, finite
 
 
 def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
@@ -73,14 +99,21 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
     first = _first_pass(optimizer, passes)
     point = first.point
     finite = _finite(point.norm) if point.gradients else True
+    if optimizer.local:
+        finite = replicas.all_agree(optimizer.model, finite, optimizer.device)
     if finite is False:
         _remember(optimizer, first)
         return point, False
     if isinstance(finite, Tensor) and variant.source is not gradient:
         # Without waiting for the device: an infinite gradient must not enter the averages.
         point.gradients = [torch.where(finite, g, 0.0) for g in point.gradients]
-    if variant.gate(point, slots["gate"]):
+    is_open = variant.gate(point, slots["gate"])
+    if optimizer.local and variant.gate is not always:
+        is_open = replicas.all_agree(optimizer.model, bool(is_open), optimizer.device)
+    if is_open:
         return _climb(optimizer, passes, first, finite)
+    if optimizer.local:
+        _average_first(optimizer, first)
     off = getattr(variant.correction, "off", None)
     if off is not None:
         gd = off(point, point.gradients, slots["correction"])
@@ -88,6 +121,15 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
             optimizer.trained.parameters[i].grad = g
     _remember(optimizer, first)
     return point, finite
+
+
+def _average_first(optimizer: Any, first: First) -> None:
+    """Replicas climbed along their own g1; what they descend with is the mean over them."""
+    first.g1 = replicas.mean_over_replicas(optimizer.model, first.g1)
+    first.point.gradients = [first.g1[i] for i in first.live]
+    first.point._norms = None
+    for p, g in zip(optimizer.trained.parameters, first.g1, strict=True):
+        p.grad = g
 
 
 def _first_pass(optimizer: Any, passes: Passes) -> First:
@@ -100,14 +142,14 @@ def _first_pass(optimizer: Any, passes: Passes) -> First:
         optimizer.statistics_first.save()
     bare = optimizer.point([], [])
     bare.scratch["names"] = optimizer.trained.names
-    model = optimizer.model
-    local = not optimizer.sync_perturbation and hasattr(model, "no_sync")
-    with model.no_sync() if local else contextlib.nullcontext():
+    local = optimizer.local
+    with replicas.unsynced(optimizer.model) if local else contextlib.nullcontext():
         _add_loss_term(optimizer, passes, bare)
         only = _restricted(optimizer)
         loss = variant.evaluate.first(passes, bare, optimizer.slots["evaluate"], only)
-    g1 = [p.grad for p in parameters]
+    g1 = replicas.own_gradients(optimizer.model, [p.grad for p in parameters])
     live = [i for i, g in enumerate(g1) if g is not None]
+    check_dense(optimizer.trained.names, g1)
     point = optimizer.point(live, [g1[i] for i in live])
     point.loss, point.scratch = loss, bare.scratch
     return First(point, g1, live, rng)
@@ -157,6 +199,8 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     ascent = ascend(variant, first.point, slots)
     e = spread(ascent.e, first.live, len(parameters))
     climbed = [p for p, x in zip(parameters, e, strict=True) if x is not None]
+    if optimizer.local and getattr(variant.correction, "needs_g1", True):
+        _average_first(optimizer, first)
     after = rng_state(optimizer.device) if first.rng is not None else None
     if optimizer.bn == "second" and first.point.gradients:
         optimizer.statistics_first.restore()
@@ -186,6 +230,10 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     _remember(optimizer, first, ascent, g2, loss2)
     if finite is False:
         return first.point, False
+    if isinstance(finite, Tensor) and getattr(variant.correction, "needs_g1", True):
+        # Without waiting for the device: nothing infinite may reach what a correction keeps.
+        pair.gradients = [torch.where(finite, g, 0.0) for g in pair.gradients]
+        taken = [torch.where(finite, g, 0.0) for g in taken]
     gd = variant.correction(pair, pair.gradients, taken, slots["correction"])
     for i, g in zip(both, gd, strict=True):
         parameters[i].grad = g
@@ -210,21 +258,26 @@ def _hook(slot: Any, name: str, *arguments: Any) -> None:
         hook(*arguments)
 
 
-def finish(optimizer: Any, point: Point, finite: Finite) -> None:
-    """Clip, step the base optimizer unless a gradient was not finite, and run the hooks."""
+def finish(optimizer: Any, point: Point, finite: Finite, *, scaled: bool) -> None:
+    """Clip, step the base optimizer unless a gradient was not finite, and run the hooks.
+
+    scaled: the gradient has yet to pass through the scaler's own step.
+    """
+    scaled = scaled and optimizer.scaler is not None
     if finite is False:
         optimizer.skipped = optimizer.skipped + 1
         optimizer.statistics_start.restore()
-        if optimizer.scaler is not None:
-            _scaled_step(optimizer)  # lets the scaler see the overflow and lower its scale
+        _report(optimizer)
+        if scaled:
+            _scaled_step(optimizer, finite)  # lets the scaler see the overflow, lower its scale
         return
     if optimizer.clip_norm is not None:
-        nn.utils.clip_grad_norm_(optimizer.trained.parameters, optimizer.clip_norm)
+        _clip(optimizer.trained.parameters, optimizer.clip_norm)
     if isinstance(finite, Tensor):
         optimizer.skipped = optimizer.skipped + (~finite).long()
         optimizer.statistics_start.restore(unless=finite)
-    if optimizer.scaler is not None:
-        _scaled_step(optimizer)
+    if scaled:
+        _scaled_step(optimizer, finite)
     elif isinstance(finite, Tensor):
         _guarded_step(optimizer, finite)
     else:
@@ -234,8 +287,46 @@ def finish(optimizer: Any, point: Point, finite: Finite) -> None:
     optimizer.step_count += 1
 
 
-def _scaled_step(optimizer: Any) -> None:
+def gradients_finite(optimizer: Any) -> Finite:
+    """Whether all of `.grad` is finite."""
+    return _all_finite([p.grad for p in optimizer.trained.parameters])
+
+
+def _report(optimizer: Any) -> None:
+    """Say which step was skipped and why, at the 1st, 2nd, 4th, 8th ... time."""
+    count = optimizer.num_skipped
+    expected = optimizer.scaler is not None and optimizer.scaler.is_enabled()
+    if expected or count & (count - 1):  # a scaler finds its scale by such steps
+        return
+    named = zip(optimizer.trained.names, optimizer.trained.parameters, strict=True)
+    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    log.warning(
+        "step %d skipped (%d so far): the gradient of %s is not finite.",
+        optimizer.step_count + count - 1,
+        count,
+        ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else ""),
+    )
+
+
+def _clip(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """New tensors: `.grad` may be the g2 that `perturbation` shows."""
+    live = [p for p in parameters if p.grad is not None]
+    norm = total_norm(tensor_norms([p.grad for p in live]))
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for p, g in zip(live, scale([p.grad for p in live], factor), strict=True):
+        p.grad = g
+
+
+def _scale_factor(optimizer: Any, finite: Finite) -> Tensor:
+    """The scaler's scale, infinite for a step that it must refuse."""
     factor = optimizer.scaler.scale(torch.ones((), device=optimizer.device))
+    if isinstance(finite, Tensor):
+        return torch.where(finite, factor, torch.inf)
+    return factor if finite else torch.full_like(factor, torch.inf)
+
+
+def _scaled_step(optimizer: Any, finite: Finite) -> None:
+    factor = _scale_factor(optimizer, finite)
     for p in optimizer.trained.parameters:
         if p.grad is not None:
             p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
