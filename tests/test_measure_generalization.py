@@ -62,6 +62,25 @@ def test_calibration_error_by_hand():
     assert float(ds["confidence_gap"]) == pytest.approx(0.8 - 0.75)
 
 
+def test_calibration_scores_by_hand():
+    """Two bins are used; p = (.95, .025, .025) right and wrong, (.65, .175, .175) right twice."""
+    risk = risk_of([0, 0, 1, 1], [0, 1, 1, 1], confidence=[0.95, 0.95, 0.65, 0.65])
+    ds = measure.calibration(risk, risk.theta, num_bins=10)
+    assert float(ds["ece"]) == pytest.approx(0.5 * 0.45 + 0.5 * 0.35)
+    np.testing.assert_allclose(ds["count"].values[[6, 9]], [2, 2])
+    np.testing.assert_allclose(ds["accuracy"].values[[6, 9]], [1.0, 0.5])
+    np.testing.assert_allclose(ds["confidence"].values[[6, 9]], [0.65, 0.95])
+    assert np.isnan(ds["accuracy"].values[0])
+    nll = -(np.log(0.95) + np.log(0.025) + 2 * np.log(0.65)) / 4
+    assert float(ds["nll"]) == pytest.approx(nll)
+    brier = [0.05**2 + 2 * 0.025**2, 0.95**2 + 0.975**2 + 0.025**2]
+    brier += 2 * [0.35**2 + 2 * 0.175**2]
+    assert float(ds["brier"]) == pytest.approx(np.mean(brier))
+    entropy = [-(p * np.log(p) + 2 * (1 - p) / 2 * np.log((1 - p) / 2)) for p in (0.95, 0.65)]
+    assert float(ds["entropy"]) == pytest.approx(np.mean(entropy))
+    assert float(ds["confidence_gap"]) == pytest.approx(0.8 - 0.75)
+
+
 def test_without_noise_there_is_nothing_to_memorize():
     train = risk_of([0, 1], [0, 1])
     ds = measure.generalization({"train": train}, train.theta)

@@ -1,5 +1,6 @@
 """Counterfactual perturbations and masks against what each variant is defined to do."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, LandscapeError, measure, results, sam
+from landscape import EmpiricalRisk, LandscapeError, measure, plane, results, sam
+from landscape.measure.masks import filter_null
 from landscape.streams import PackedMasks
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
@@ -185,6 +187,44 @@ def test_overlap_of_variants_against_chance(risk):
     for name in ("jaccard_all", "expected_jaccard_all", "kappa_all", "z_score_all"):
         assert ds[name].dims == ("pair",)
     assert abs(float(ds["z_score_all"][3])) < 4
+
+
+def test_filter_null_has_the_moments_of_random_permutations():
+    risk, _ = cnn_risk()
+    rule = plane.Filters.of(risk)
+    g = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(risk.theta.numel(), generator=g) < 0.3 for _ in range(2))
+    # Whole filters on: what the hypergeometric null takes for many independent coordinates.
+    info = next(t for t in risk.layout.tensors if t.name == "3.weight")
+    for mask in (first, second):
+        mask[info.start : info.start + 72] = True
+    found = filter_null(rule, first, second)
+    for tensor, (mean, variance) in zip(risk.layout.tensors, found, strict=True):
+        span = slice(tensor.start, tensor.stop)
+        shape = tensor.shape if tensor.ndim > 1 else (-1, 1)
+        a, b = (mask[span].view(shape).flatten(1) for mask in (first, second))
+        orders = list(itertools.permutations(range(len(a))))
+        overlaps = [float((a & b[list(order)]).sum()) for order in orders]
+        assert mean == pytest.approx(np.mean(overlaps))
+        assert variance == pytest.approx(np.var(overlaps), abs=1e-9)
+
+
+def test_overlap_of_whole_filters_is_significant_only_for_the_hypergeometric_null():
+    """3 of 6 filters each, two in common: likely for filters, not for single weights."""
+    risk, _ = cnn_risk()
+    info = next(t for t in risk.layout.tensors if t.name == "3.weight")
+    masks = []
+    for chosen in ([0, 1, 2], [1, 2, 3]):
+        mask = torch.zeros(risk.theta.numel(), dtype=torch.bool)
+        mask[info.start : info.stop].view(6, -1)[chosen] = True
+        masks.append(mask)
+    overlap = PackedMasks.of({"w": masks[0][info.start : info.stop]}).overlap(
+        PackedMasks.of({"w": masks[1][info.start : info.stop]})
+    )
+    assert overlap.z_score[0] > 4
+    index = [t.name for t in risk.layout.tensors].index("3.weight")
+    mean, variance = filter_null(plane.Filters.of(risk), *masks)[index]
+    assert (72 - mean) / variance**0.5 < 1.5
 
 
 def test_overlap_needs_two_variants(risk):

@@ -5,6 +5,7 @@ returns labelled values with units and provenance (`landscape.results`).
 """
 
 from landscape.measure.alignment import alignment, enrichment
+from landscape.measure.calibration import calibration
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.generalization import generalization
@@ -17,6 +18,7 @@ from landscape.measure.zscores import gradient_zscores
 __all__ = [
     "PyHessian",
     "alignment",
+    "calibration",
     "crosscheck",
     "enrichment",
     "generalization",

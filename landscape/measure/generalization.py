@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count
-from landscape.measure._inside import targets_of
+from landscape.measure.calibration import calibration_error, predictions
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -41,7 +40,9 @@ def generalization(
     _check_splits(risks)
     check_count("num_bins", num_bins, 1)
     measuring = Measuring("generalization", risks["train"], theta)
-    seen = {split: _predictions(risk, theta) for split, risk in risks.items()}
+    seen = {
+        split: (float(risk.loss(theta)), *predictions(risk, theta)) for split, risk in risks.items()
+    }
     variables: dict[str, Variable] = {}
     values: dict[str, float] = {}
     for split, (loss, probabilities, targets) in seen.items():
@@ -85,19 +86,6 @@ def _check_splits(risks: Mapping[str, EmpiricalRisk]) -> None:
         )
 
 
-def _predictions(risk: EmpiricalRisk, theta: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Loss, class probabilities (N, C) in float64, targets (N,)."""
-    outputs = risk.outputs(theta)
-    targets = targets_of(risk)
-    if outputs.ndim != 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1]:
-        raise LandscapeError(
-            f"Outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(targets.shape)} ({targets.dtype}) are no classification; generalization needs "
-            f"logits (N, C) and class numbers (N,)."
-        )
-    return float(risk.loss(theta)), torch.softmax(outputs.double(), dim=1), targets
-
-
 def _label_noise(
     train: tuple[float, Tensor, Tensor], clean_targets: Tensor | None
 ) -> dict[str, Variable]:
@@ -133,15 +121,8 @@ def _calibration(
     probabilities: Tensor, targets: Tensor, num_bins: int, title: str
 ) -> dict[str, Variable]:
     confidence, predicted = probabilities.max(1)
-    correct = (predicted == targets).double()
-    index = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gap = torch.zeros(num_bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, index, correct - confidence)
+    error, gap = calibration_error(confidence, (predicted == targets).double(), num_bins)
     return {
-        "ece": Variable(
-            (), float(gap.abs().sum() / len(targets)), "1", f"Calibration error, {title}"
-        ),
-        "confidence_gap": Variable(
-            (), float((confidence - correct).mean()), "1", f"Confidence − accuracy, {title}"
-        ),
+        "ece": Variable((), error, "1", f"Calibration error, {title}"),
+        "confidence_gap": Variable((), gap, "1", f"Confidence − accuracy, {title}"),
     }

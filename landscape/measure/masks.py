@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape import results, sam
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, tensor_coords
 from landscape.measure._counterfactual import Counterfactual
+from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 from landscape.streams import Overlap, PackedMasks
@@ -38,8 +39,10 @@ def mask_overlap(
     corrected for chance, and z_score = (o-E)/sqrt(Var). *_all(pair): over all tensors against the
     stratified null, where expectation and variance are sums over tensors. Two masks that select all
     or nothing of a tensor cannot be told from chance there: NaN. Coordinates of a filter are
-    correlated, so read kappa as the effect and z_score as a gate only. Cost: 2 gradients of the
-    batch per variant.
+    correlated, so that z_score overstates significance: z_score_filter and expected_jaccard_filter
+    are against the second mask with its filters (output channels) permuted as wholes, moments exact
+    (Hoeffding 1951); what is shared by position within a filter counts as chance there. Read kappa
+    as the effect, the scores as gates. Cost: 2 gradients of the batch per variant.
     """
     if len(variants) < 2:
         raise LandscapeError(
@@ -48,15 +51,19 @@ def mask_overlap(
     measuring = Measuring("mask_overlap", risk, theta)
     measuring.finite_loss()
     here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
-    masks = {
-        name: PackedMasks.of(
-            here.perturb(variant, state=None if states is None else states.get(name)).mask
+    flat = {
+        name: here.flat_mask(
+            here.perturb(variant, state=None if states is None else states.get(name))
         )
         for name, variant in variants.items()
     }
+    masks = {name: PackedMasks.of(risk.layout.unflatten(mask)) for name, mask in flat.items()}
     pairs = list(itertools.combinations(masks, 2))
-    each = [masks[a].overlap(masks[b]) for a, b in pairs]
-    variables = overlap_variables(_stack(each), ("pair", "tensor"))
+    overlap = _stack([masks[a].overlap(masks[b]) for a, b in pairs])
+    rule = Filters.of(risk)
+    moments = np.array([filter_null(rule, flat[a], flat[b]) for a, b in pairs])
+    variables = overlap_variables(overlap, ("pair", "tensor"))
+    variables |= _filter_variables(overlap, moments[..., 0], moments[..., 1])
     coords = {
         **tensor_coords(risk.layout),
         "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
@@ -67,10 +74,57 @@ def mask_overlap(
         "variants": {name: variant.name for name, variant in variants.items()},
         "batch_size": here.batch_size,
         "batch_bn": bn,
-        "null": "hypergeometric, stratified over tensors",
+        "null": "hypergeometric, stratified over tensors; *_filter: filters permuted",
         "seed": seed,
     }
     return measuring.result(variables, coords=coords, options=options)
+
+
+def filter_null(
+    rule: Filters, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]
+) -> list[tuple[float, float]]:
+    """Mean and variance per tensor of o when the filters of `second` are permuted at random.
+
+    With O_ij = |A_i and B_j| over the F filters: E[o] = sum_ij O_ij / F and Var[o] = sum_ij (O_ij -
+    O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951, Theorem 2). The elements of a
+    1-D tensor are its filters.
+    """
+    moments = []
+    for tensor in rule.layout.tensors:
+        span = slice(tensor.start, tensor.stop)
+        A, B = (rule.rows(tensor, mask[span]).float() for mask in (first, second))
+        if is_one_d(tensor):
+            A, B = A.T, B.T
+        overlaps = (A @ B.T).double()
+        mean = float(overlaps.sum()) / len(A)
+        centred = overlaps - overlaps.mean(0, keepdim=True)
+        centred = centred - centred.mean(1, keepdim=True)
+        variance = float(centred.square().sum()) / (len(A) - 1) if len(A) > 1 else 0.0
+        moments.append((mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0))
+    return moments
+
+
+def _filter_variables(
+    overlap: Overlap, mean: np.ndarray, variance: np.ndarray
+) -> dict[str, Variable]:
+    """Scores against permuted filters; mean and variance are (pair, tensor)."""
+    dims = ("pair", "tensor")
+    selected = overlap.first + overlap.second
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(variance > 0, (overlap.common - mean) / np.sqrt(variance), np.nan)
+        every = variance.sum(-1)
+        pooled = (overlap.common - mean).sum(-1) / np.sqrt(every)
+        jaccard = np.where(selected > 0, mean / (selected - mean), np.nan)
+    long_name = "Overlap above that of permuted filters in standard deviations"
+    return {
+        "expected_jaccard_filter": Variable(
+            dims, jaccard, "1", "Jaccard index expected with permuted filters"
+        ),
+        "z_score_filter": Variable(dims, score, "1", long_name),
+        "z_score_filter_all": Variable(
+            dims[:1], np.where(every > 0, pooled, np.nan), "1", f"{long_name}, all tensors"
+        ),
+    }
 
 
 def mask_persistence(
