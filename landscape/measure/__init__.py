@@ -11,12 +11,14 @@ from landscape.measure.curvature import hessian_trace, spectral_density, top_eig
 from landscape.measure.generalization import generalization
 from landscape.measure.masks import mask_overlap, mask_persistence
 from landscape.measure.perturbation import perturbation
+from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
 from landscape.measure.surface import loss_plane, loss_slice
 from landscape.measure.zscores import gradient_zscores
 
 __all__ = [
     "PyHessian",
+    "adaptive_sharpness",
     "alignment",
     "calibration",
     "crosscheck",
@@ -26,6 +28,7 @@ __all__ = [
     "hessian_trace",
     "loss_plane",
     "loss_slice",
+    "m_sharpness",
     "mask_overlap",
     "mask_persistence",
     "perturbation",

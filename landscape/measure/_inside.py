@@ -1,12 +1,14 @@
 """The model and the rows of a risk, as a module and losses that an optimizer could be given."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.risk import EmpiricalRisk
+from landscape.risk._criterion import logits_of
 
 
 def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
@@ -27,7 +29,14 @@ def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
 class RowLosses:
     """Rows (B,) of the risk's data -> losses (B,) of a model, or their mean if that is all."""
 
-    def __init__(self, risk: EmpiricalRisk, model: nn.Module) -> None:
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        model: nn.Module,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._transform = transform
         self._criterion = risk._engine.criterion
         self._chunks = risk._engine.examples.chunks
         self._device = risk.device
@@ -44,6 +53,8 @@ class RowLosses:
                 lambda leaf, index=index: leaf[index.to(leaf.device)].to(self._device)
             )
             output = self._model(*batch.args, **batch.kwargs)
+            if self._transform is not None:
+                output = self._transform(logits_of(output))
             parts.append(self._criterion(output, batch.targets, len(index)))
             order.append(here.nonzero()[:, 0])
         if parts[0].ndim == 0:

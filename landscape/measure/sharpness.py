@@ -38,7 +38,7 @@ def sharpness(
     NaN where the gradient is zero and no first step exists; a loss that overflows stays inf or NaN.
     Cost: about 2 + R (1 + (1 + restarts) * 2.5 ascent_steps / 2 + num_pairs) gradients for R radii.
     """
-    radii = _check_rho(rho)
+    radii = check_rho(rho)
     check_count("ascent_steps", ascent_steps, 0)
     check_count("restarts", restarts, 0)
     check_count("num_pairs", num_pairs, 2)
@@ -132,7 +132,8 @@ def _gaussian(
         return increase.mean(), increase.std(ddof=1) / len(increase) ** 0.5
 
 
-def _check_rho(rho: float | Sequence[float]) -> list[float]:
+def check_rho(rho: float | Sequence[float]) -> list[float]:
+    """Radii as a list, each finite and above 0."""
     radii = [float(value) for value in np.atleast_1d(np.asarray(rho, dtype=np.float64))]
     if not radii:
         raise LandscapeError("No rho was given; sharpness needs at least one radius above 0.")
