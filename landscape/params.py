@@ -127,7 +127,7 @@ class ParamLayout:
         return torch.cat([given[info.name].reshape(-1) for info in self.tensors])
 
     def unflatten(self, theta: Shaped[Tensor, "*k P"]) -> dict[str, Tensor]:
-        """Views of theta by name, (*k, *shape); writing to those of a detached theta writes to it."""
+        """Views of theta by name, (*k, *shape); those of a detached theta write to it."""
         if theta.ndim == 0 or theta.shape[-1] != self.num_parameters:
             raise LandscapeError(
                 f"theta of shape {tuple(theta.shape)} given; the model has P={self.num_parameters} "

@@ -2,6 +2,9 @@
 
 import contextlib
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,12 +99,34 @@ def test_the_risk_is_the_same_in_every_ambient_mode():
             assert same(expected, found)
             made = EmpiricalRisk(model, CE, data, dtype=torch.float32)
             assert same(expected[1], made.gradient(made.theta))
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert same(expected[1], risk.gradient(theta))
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+
+
+PRECISIONS = """
+import warnings; warnings.simplefilter("error")
+import torch
+from tests.risk_problems import problem
+from landscape.risk import EmpiricalRisk
+
+def gradient():
+    model, data = problem("mlp_bn")
+    risk = EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data, dtype=torch.float32)
+    return risk.gradient(risk.theta)
+
+before = gradient()
+torch.set_float32_matmul_precision("medium")
+assert torch.equal(gradient(), before)
+assert torch.get_float32_matmul_precision() == "medium"
+if hasattr(torch.backends.mkldnn, "matmul"):
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # now the older getter raises
+    assert torch.equal(gradient(), before)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+"""
+
+
+def test_precision_allowed_by_either_interface_is_not_used_and_put_back():
+    # A process of its own: torch cannot go back from mixed interfaces.
+    subprocess.run([sys.executable, "-c", PRECISIONS], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_a_first_layer_that_works_in_place_does_not_eat_the_data():

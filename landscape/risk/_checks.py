@@ -21,8 +21,8 @@ _SIGNS = ("is not implemented", "twice", "once_differentiable", "does not suppor
 
 def run(engine: "Engine") -> None:
     """Try a few rows: targets, shapes, determinism, independence."""
-    chunk = engine.examples.chunks[0]
-    batch = chunk.rows(0, min(_ROWS, chunk.count)).mapped(lambda t: t.to(engine.device))
+    chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
+    batch = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
     before = torch.get_rng_state()
     first = _losses(engine, batch, check_targets=True)
     second = _losses(engine, batch)
@@ -141,7 +141,7 @@ def _first_bad(engine: "Engine", theta: Tensor) -> str:
     return bad[0] if bad else "each example is finite, their sum is not"
 
 
-def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError) -> RuntimeError:
+def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError) -> Exception:
     """LandscapeError for an operation without second derivative; other errors pass unchanged."""
     text = str(error)
     blamed = _not_twice(engine, theta)
@@ -191,7 +191,7 @@ def _not_twice(engine: "Engine", theta: Tensor) -> list[str]:
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaves]
     batch = engine.examples.chunks[0].rows(0, min(2, engine.examples.chunks[0].count))
-    batch = batch.mapped(lambda leaf: leaf.to(engine.device))
+    batch = engine.examples.on_device(batch)
     try:
         with engine.evaluating(theta):
             engine.network(batch)

@@ -84,7 +84,9 @@ class Criterion:
                 f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return "
                 f"one loss per example, or declare reduction='mean' if it is their mean."
             )
-        rest = losses.flatten(1) if losses.ndim > 1 else losses[:, None]
+        if losses.ndim == 1:
+            return losses
+        rest = losses.flatten(1)
         return rest.sum(1) if self.sums else rest.mean(1)
 
     def check_targets(self, output: Any, target: Any, start: int) -> None:

@@ -1,6 +1,7 @@
 """Data of any form as rows: one table where the batches fit together, a list of them where not."""
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -59,23 +60,26 @@ class Examples:
     resident: bool
     _cuts: dict[int, list[Batch]] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def row_bytes(self) -> int:
         total = sum(leaf.nbytes for chunk in self.chunks for leaf in chunk.leaves())
         return max(1, total // self.num_examples)
 
-    def cut(self, size: int) -> Iterator[Batch]:
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch itself when the data are resident."""
+        if self.resident:
+            return batch
+        return batch.mapped(lambda leaf: leaf.to(self.device, non_blocking=True))
+
+    def cut(self, size: int) -> list[Batch]:
+        """Views of at most `size` rows; put each `on_device` before use."""
         if size not in self._cuts:
             self._cuts[size] = [
                 chunk if size >= chunk.count else chunk.rows(at, min(size, chunk.count - at))
                 for chunk in self.chunks
                 for at in range(0, chunk.count, size)
             ]
-        if self.resident:
-            yield from self._cuts[size]
-        else:
-            for batch in self._cuts[size]:
-                yield batch.mapped(lambda leaf: leaf.to(self.device, non_blocking=True))
+        return self._cuts[size]
 
 
 def collect(

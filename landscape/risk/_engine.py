@@ -71,6 +71,7 @@ class Engine:
             if self.couples and not whole:
                 self._gather_statistics(size)
             for batch in self.examples.cut(size):
+                batch = self.examples.on_device(batch)
                 output = self.network(batch)
                 visit(batch, output, self.criterion(output, batch.targets, batch.count))
         self.spend(FORWARD)
@@ -81,7 +82,9 @@ class Engine:
         control.gather(self.bn)
         while True:
             for batch in self.examples.cut(size):
-                if not control.pass_until_site(lambda b=batch: self.network(b)):
+                if not control.pass_until_site(
+                    lambda b=batch: self.network(self.examples.on_device(b))
+                ):
                     return
             self.spend(FORWARD)
             control.close_site()
@@ -120,7 +123,7 @@ class Engine:
         finally:
             control.reset()
 
-    def graph_batches(self, order: int) -> Iterator[Batch]:
+    def graph_batches(self, order: int) -> list[Batch]:
         """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
         if self.couples:
             _memory.refuse_large_graph(self, order)
@@ -129,6 +132,7 @@ class Engine:
 
     def loss_graph(self, leaf: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the batch as a function of the leaf theta."""
+        batch = self.examples.on_device(batch)
         with self._at(leaf):
             output = self.network(batch)
             losses = self.criterion(output, batch.targets, batch.count)
@@ -154,6 +158,7 @@ class Engine:
 
     def loss_only(self, theta: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the batch."""
+        batch = self.examples.on_device(batch)
         with self.evaluating(theta):
             output = self.network(batch)
             return self.sum(self.criterion(output, batch.targets, batch.count), batch)

@@ -91,7 +91,6 @@ def _saved_bytes(engine: "Engine", batch: Batch, order: int) -> float:
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = batch.mapped(lambda leaf: leaf.to(engine.device))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         if order == 1:
             leaf = theta.requires_grad_()

@@ -74,28 +74,41 @@ def numerics(
     device: torch.device, *, second: bool = False, recurrent: bool = False
 ) -> Iterator[None]:
     """Full precision, no autocast, no fused inference paths; kernels that differentiate twice."""
-    precision = torch.get_float32_matmul_precision()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if precision != "highest":
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision("highest")
-        if fastpath:
+        _full_precision(stack, device)
+        if torch.backends.mha.get_fastpath_enabled():
             stack.callback(torch.backends.mha.set_fastpath_enabled, True)
             torch.backends.mha.set_fastpath_enabled(False)
-        if device.type == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=torch.backends.cudnn.enabled and not (second and recurrent),
-                    benchmark=torch.backends.cudnn.benchmark,
-                    deterministic=torch.backends.cudnn.deterministic,
-                    allow_tf32=False,
-                )
-            )
+        if second and recurrent and device.type == "cuda" and torch.backends.cudnn.enabled:
+            # cuDNN's recurrent kernels have no second derivative; torch's own do.
+            _set(stack, torch.backends.cudnn, "enabled", False)
         if second:
             stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
         yield
+
+
+def _full_precision(stack: contextlib.ExitStack, device: torch.device) -> None:
+    """No TF32 and no bfloat16 inside of float32 products, whichever way the caller allowed them."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # before torch 2.9
+        if torch.get_float32_matmul_precision() != "highest":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+            _set(stack, torch.backends.cudnn, "allow_tf32", False)
+        return
+    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn)
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn
+        backends = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    for backend in backends:
+        if backend.fp32_precision != "ieee":
+            _set(stack, backend, "fp32_precision", "ieee")
+
+
+def _set(stack: contextlib.ExitStack, place: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, place, name, getattr(place, name))
+    setattr(place, name, value)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
