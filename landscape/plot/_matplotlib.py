@@ -1,6 +1,7 @@
 """Drawings to matplotlib figures, without pyplot and without changing global settings."""
 
 from functools import singledispatch
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -38,6 +39,7 @@ _SYMBOLS = {
     "bar": "|",
     "none": "",
 }
+_DPI = 200
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
 
 
@@ -48,7 +50,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
     with rc_context(style.RC):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
-        figure = Figure(figsize=(inches, height), layout="constrained")
+        figure = Figure(figsize=(inches, height), dpi=_DPI, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
         whole = columns == drawing.columns
         ratios = list(drawing.widths) if drawing.widths and whole else None
@@ -61,13 +63,18 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
             sharey=share.get(drawing.share_y, "row"),
             width_ratios=ratios,
         )
-        for panel, ax in zip(drawing.panels, grid.flat, strict=False):
-            _panel(panel, ax, figure)
+        letters = int(inches / columns / 0.06)
+        for panel, ax in zip(drawing.with_limits(columns), grid.flat, strict=False):
+            _panel(panel, ax, figure, letters)
         _label_once(drawing, grid, columns)
         for ax in list(grid.flat)[len(drawing.panels) :]:
             ax.remove()
         if drawing.legend:
             _legend(figure, grid, inches)
+        # Lay out once: saving as several formats need not solve for the positions again.
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     return figure
 
 
@@ -109,11 +116,12 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
             ax.tick_params(labelleft=False)
 
 
-def _panel(panel: Panel, ax: Axes, figure: Figure) -> None:
+def _panel(panel: Panel, ax: Axes, figure: Figure, letters: int) -> None:
     _axis(panel.x, ax, "x")
     _axis(panel.y, ax, "y")
     if panel.title:
-        ax.set_title(panel.title)
+        lines = [fill(line, letters) for line in panel.title.splitlines()]
+        ax.set_title("\n".join(lines))
     for mark in panel.marks:
         mappable = _draw(mark, ax)
         if isinstance(mappable, AxesImage | QuadContourSet):
@@ -154,8 +162,11 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
         labels = {round(position, 6): text for position, text in axis.ticks}
         target.set_major_formatter(FuncFormatter(lambda value, _: labels.get(round(value, 6), "")))
         ax.tick_params(axis=which, length=0)
-        if which == "y":
-            ax.grid(False, axis="y")
+        ax.grid(False, axis=which)
+        if which == "x":
+            ax.tick_params(axis="x", labelrotation=35)
+            for label in ax.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
     elif not axis.log:
         target.set_major_locator(MaxNLocator(5 if which == "y" else 4))
 
@@ -229,8 +240,8 @@ def _(mark: Rule, ax: Axes) -> None:
             {"xy": (mark.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -1),
              "va": "top", "ha": "left"}
             if mark.axis == "x"
-            else {"xy": (1, mark.value), "xycoords": ("axes fraction", "data"), "xytext": (-1, 1),
-                  "va": "bottom", "ha": "right"}
+            else {"xy": (0, mark.value), "xycoords": ("axes fraction", "data"), "xytext": (2, 1),
+                  "va": "bottom", "ha": "left"}
         )  # fmt: skip
         ax.annotate(mark.text, textcoords="offset points", fontsize=5.5, color=mark.color, **place)
 

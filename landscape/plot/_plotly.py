@@ -63,12 +63,12 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         shared_xaxes={"all": "all", "grid": "columns"}.get(drawing.share_x, False),
         shared_yaxes={"all": "all", "grid": "rows"}.get(drawing.share_y, False),
         column_widths=list(drawing.widths) if whole else None,
-        subplot_titles=[panel.title for panel in drawing.panels],
+        subplot_titles=[panel.title.replace("\n", "<br>") for panel in drawing.panels],
         horizontal_spacing=(0.02 if drawing.share_y else 0.08) if columns > 1 else 0,
         vertical_spacing=min((44 if drawing.share_x else 78) / plot, 0.9 / max(rows - 1, 1)),
     )
     named: set[str] = set()
-    for index, panel in enumerate(drawing.panels):
+    for index, panel in enumerate(drawing.with_limits(columns)):
         row, column = divmod(index, columns)
         for mark in panel.marks:
             _draw(mark, _Place(figure, panel, row + 1, column + 1, named))
@@ -86,6 +86,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": -48 / plot, "yanchor": "top", "itemwidth": 30},
         hoverlabel={"font": {"family": _FONT, "size": 12}},
         dragmode="zoom",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#b5b5b5", "activecolor": style.INK},
         barmode="overlay",
         meta={"name": drawing.name, "title": drawing.title, "caption": drawing.caption},
     )
@@ -280,7 +281,7 @@ def _(mark: Rule, at: _Place) -> None:
     if mark.text:
         options |= {
             "annotation_text": mark.text,
-            "annotation_position": "top right",
+            "annotation_position": "top right" if mark.axis == "x" else "top left",
             "annotation_font": {"size": 10, "color": mark.color},
         }
     options["line"] = {"color": mark.color, "dash": _DASHES[mark.dash], "width": 1}

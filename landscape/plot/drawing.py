@@ -5,7 +5,7 @@ Positions are data coordinates; categories are integers with tick labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -177,6 +177,41 @@ class Drawing:
         while self.columns % columns and self.share_y == "grid":
             columns -= 1
         return -(-len(self.panels) // columns), columns
+
+    def with_limits(self, columns: int) -> tuple[Panel, ...]:
+        """Panels whose logarithmic axes have limits: those of the data of the panels that share."""
+        panels = list(self.panels)
+        for which, share in (("x", self.share_x), ("y", self.share_y)):
+            groups: dict[int, list[int]] = {}
+            for index in range(len(panels)):
+                place = index % columns if which == "x" else index // columns
+                key = {"all": 0, "grid": place}.get(share, index)
+                groups.setdefault(key, []).append(index)
+            for members in groups.values():
+                _limit([panels[index] for index in members], which, panels, members)
+        return tuple(panels)
+
+
+def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[int]) -> None:
+    axes = [getattr(panel, which) for panel in group]
+    if not axes[0].log or axes[0].limits is not None:
+        return
+    values = [v for panel in group for mark in panel.marks for v in _extent(mark, which)]
+    found = np.concatenate([np.ravel(v) for v in values]) if values else np.array([])
+    found = found[np.isfinite(found) & (found > 0)]
+    if found.size:
+        low, high = float(found.min()), float(found.max())
+        pad = (high / low) ** 0.06 if high > low else 1.5
+        for index in members:
+            axis = replace(getattr(panels[index], which), limits=(low / pad, high * pad))
+            panels[index] = replace(panels[index], **{which: axis})
+
+
+def _extent(mark: Mark, which: str) -> list[np.ndarray]:
+    names = ("x", "x_low", "x_high") if which == "x" else ("y", "y_low", "y_high", "low", "high")
+    found = [getattr(mark, name, None) for name in names]
+    found += [np.array([mark.value])] if isinstance(mark, Rule) and mark.axis == which else []
+    return [np.asarray(v, float) for v in found if v is not None]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

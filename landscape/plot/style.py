@@ -97,8 +97,6 @@ RC: dict[str, object] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "none",
-    "savefig.dpi": 200,
-    "figure.dpi": 100,
 }
 
 

@@ -240,7 +240,7 @@ def _residual(study: Study, setting: str, name: str) -> str:
 
 def _cost_columns(study: Study, setting: str, columns: _Columns) -> None:
     cells = {
-        name: Cell(words.number(stats.mean_ci(ds.rho_eff.values).estimate), _nominal(ds))
+        name: Cell(words.trimmed(stats.mean_ci(ds.rho_eff.values).estimate), _nominal(ds))
         for name, ds in study.values("perturbation", "rho_eff", setting).items()
     }
     columns.add("Effective ρ", "‖e‖, nominal below", cells)

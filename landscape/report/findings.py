@@ -25,8 +25,9 @@ SMALL = 0.01
 
 @dataclass(frozen=True)
 class Finding:
-    """A short lead and the sentences that back it."""
+    """A short lead and the sentences that back it, in one setting."""
 
+    setting: str
     lead: str
     text: str
 
@@ -99,7 +100,6 @@ def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[F
         if not against:
             continue
         name = _label(study, setting, reference)
-        where = words.sentence(_where(study, setting))
         tested = [one for one in against if math.isfinite(one.p)]
         if not tested:
             size = max((one.paired.difference.n for one in against), default=0)
@@ -107,7 +107,8 @@ def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[F
             best = max(against, key=lambda one: _low_if_nan(one.paired.difference.estimate))
             findings.append(
                 Finding(
-                    f"{where}, no difference to {name} can be tested ({why}).",
+                    setting,
+                    f"No difference to {name} can be tested ({why}).",
                     f"The largest difference seen is {_gain(study, best)} points; without more "
                     "seeds it cannot be told from chance.",
                 )
@@ -118,7 +119,7 @@ def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[F
         even = [one for one in against if one.sign == 0]
         how = "after Holm's correction" if tested[0].declared else "(exploratory, p not corrected)"
         lead = (
-            f"{where}, {_many(len(better), len(against))} better than {name} {how}"
+            f"{_many(len(better), len(against))} better than {name} {how}"
             + (f", {len(worse)} worse" if worse else "")
             + "."
         )
@@ -127,16 +128,16 @@ def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[F
             ordered = sorted(group, key=lambda one: -_low_if_nan(one.paired.difference.estimate))
             if ordered:
                 parts.append(f"{title}: {words.listing([_gain(study, one) for one in ordered])}.")
-        findings.append(Finding(lead, "Differences in points. " + " ".join(parts)))
+        findings.append(Finding(setting, lead, " ".join(["Differences in points.", *parts])))
     return findings
 
 
 def _many(n: int, total: int) -> str:
     verb = "is" if n == 1 else "are"
     if n == 0:
-        return f"none of {words.count(total, 'variant')} is"
+        return f"None of {words.count(total, 'variant')} is"
     if n == total:
-        return f"all {words.count(total, 'variant')} {verb}" if total > 1 else "the variant is"
+        return f"All {words.count(total, 'variant')} {verb}" if total > 1 else "The variant is"
     return f"{n} of {total} variants {verb}"
 
 
@@ -163,12 +164,11 @@ def _against_random(study: Study, setting: str) -> list[Finding]:
         group.append(f"{v.label} ({words.points(ci.estimate)} {known})")
     if not (same or above or below):
         return []
-    where = words.sentence(_where(study, setting))
     total = len(same) + len(above) + len(below)
     lead = (
-        f"{where}, {len(same)} of {total} variants cannot be told from a random mask."
+        f"{len(same)} of {total} variants cannot be told from a random mask."
         if same
-        else f"{where}, every variant can be told from a random mask."
+        else "Every variant can be told from a random mask."
     )
     parts = [
         f"{title}: {words.listing(group)}."
@@ -179,9 +179,7 @@ def _against_random(study: Study, setting: str) -> list[Finding]:
         )
         if group
     ]
-    return [
-        Finding(lead, "Exploratory, 95 % intervals in points, not corrected. " + " ".join(parts))
-    ]
+    return [Finding(setting, lead, " ".join(["Exploratory, 95 % intervals in points.", *parts]))]
 
 
 def _early_stopping(study: Study, setting: str) -> list[Finding]:
@@ -215,14 +213,14 @@ def _early_stopping(study: Study, setting: str) -> list[Finding]:
     )
     sam = next((name for name in references if study.recipes.get(name) == "sam"), None)
     if sam is None:
-        return [Finding(f"{words.sentence(_where(study, setting))}: the control.", text + ").")]
+        return [Finding(setting, "A control: SGD with a shorter schedule.", text + ").")]
     rest = stats.paired(*study.paired(per_variant, sam, early, study.metric)[1:]).difference
     text += (
         f", SAM {loss(sam)}). SAM is {words.points(rest.estimate)} points above it "
         f"{words.interval(rest, words.points)}."
     )
     lead = _early_lead(gain, rest, label)
-    return [Finding(f"{words.sentence(_where(study, setting))}, {lead}", text)]
+    return [Finding(setting, lead, text)]
 
 
 def _early_lead(gain: stats.Interval, rest: stats.Interval, label: str) -> str:
@@ -233,8 +231,8 @@ def _early_lead(gain: stats.Interval, rest: stats.Interval, label: str) -> str:
     if helps:
         return f"{label} does as well as SAM within the intervals: slower fitting may explain it."
     if remains:
-        return f"stopping SGD early does not reproduce SAM's gain ({label} is the control)."
-    return f"the control {label} decides nothing: the intervals are too wide."
+        return f"Stopping SGD early does not reproduce SAM's gain ({label} is the control)."
+    return f"The control {label} decides nothing: the intervals are too wide."
 
 
 def _verdict(
@@ -368,17 +366,16 @@ def _signed(value: float) -> str:
 def _flatness_finding(study: Study, setting: str, verdicts: list[Verdict]) -> list[Finding]:
     if not verdicts:
         return []
-    where = words.sentence(_where(study, setting))
     by_word: dict[str, list[str]] = {}
     for verdict in verdicts:
         by_word.setdefault(verdict.word, []).append(verdict.measure)
     said = [f"{word} by {words.listing(names)}" for word, names in by_word.items()]
     if len(by_word) == 1:
-        lead = f"{where}, “better because flatter” is {next(iter(by_word))} by every measure."
+        lead = f"“Better because flatter” is {next(iter(by_word))} by every measure."
     else:
-        lead = f"{where}, “better because flatter” depends on the measure: {words.listing(said)}."
+        lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
     ratios = _ratio_words(study, setting)
-    return [Finding(lead, ratios)] if ratios else [Finding(lead, "")]
+    return [Finding(setting, lead, ratios)]
 
 
 def _ratio_words(study: Study, setting: str) -> str:

@@ -119,7 +119,7 @@ class Study:
 
     @cached_property
     def gaps(self) -> list[str]:
-        """What is missing, in words: unfinished runs, unmeasured ones, values that are not finite."""
+        """What is missing, in words: runs, measurements of runs, values that are not finite."""
         listed = [str(run["run"]) for run in self.resolved.get("runs", [])]
         anywhere = {str(run) for ds in self.data.values() for run in ds.run.values}
         gaps = [f"Run {run} has no results." for run in listed if run not in anywhere]

@@ -138,14 +138,18 @@ def spectral_density(
     grid = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 240)
     sigma = 0.01 * (high - low)
     lines = {v.id: (v, _density(v.ds, grid, sigma)) for v in runs.variants(ds)}
-    floor = 1e-5
+    floor = 1e-5 / max(high - low, 1e-12)
     panels = []
     for v, (mean, _) in lines.values():
         marks: list[Mark] = []
         if reference in lines and v.id != reference:
             other, (base, _) = lines[reference]
-            marks.append(Line(grid, np.maximum(base, floor), other.label, other.color, width=0.9))
-        marks.append(Line(grid, np.maximum(mean, floor), v.label, v.color))
+            marks.append(
+                Line(
+                    grid, np.where(base > floor, base, np.nan), other.label, other.color, width=0.9
+                )
+            )
+        marks.append(Line(grid, np.where(mean > floor, mean, np.nan), v.label, v.color))
         panels.append(
             Panel(Axis("eigenvalue", "nats"), Axis("density", "1/nats", log=True), tuple(marks),
                   v.label)

@@ -37,7 +37,7 @@ def headline(
         marks.append(_seeds(seeds, row, v))
         marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
     name = metric.replace("_", " ")
-    panels = [Panel(Axis(name, "%"), rows, tuple(marks), "Each seed, mean and 95 % interval")]
+    panels = [Panel(Axis(name, "%"), rows, tuple(marks))]
     for reference in references:
         base = next((v for v in found if v.id == reference), None)
         if base is not None and len(found) > 1:
@@ -86,7 +86,7 @@ def _differences(found: list[Variant], base: Variant, metric: str, rows: Axis) -
         ci = stats.paired(ours, theirs).difference
         marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
     label = f"difference to {base.label}"
-    return Panel(Axis(label, "points"), rows, tuple(marks), f"Paired by seed, minus {base.label}")
+    return Panel(Axis(label, "points"), rows, tuple(marks))
 
 
 def pair_by_seed(
@@ -176,7 +176,8 @@ def _against(
     title = ""
     if len(means) >= 4:
         tau = stats.kendall(*zip(*means, strict=True), seed=0)
-        title = f"τ = {tau.tau:+.2f} (p = {tau.p:.2g}, {tau.n} variants)".replace("-", "−")
+        p = "p < 0.001" if tau.p < 0.001 else f"p = {tau.p:.2g}"
+        title = f"τ = {tau.tau:+.2f}, {p}".replace("-", "−")
     return Panel(
         Axis(label, units, log=positive), Axis(metric.replace("_", " "), "%"), tuple(marks), title
     )

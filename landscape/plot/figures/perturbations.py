@@ -102,7 +102,7 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                 Axis("share", log=True, limits=(low, 1.3)),
                 Axis(limits=(-0.6, len(names) - 0.4), ticks=ticks),
                 tuple(_perturbed(v, rows, low)),
-                f"{v.label}  ‖e‖ = {_radius(v)}",
+                f"{v.label}\n‖e‖ = {_radius(v)}",
             )
         )
     return Drawing(
@@ -115,7 +115,7 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "changes is the energy. Logarithmic scale; ‖e‖ is the effective radius.",
         tuple(panels),
         columns=4,
-        panel_height=0.35 + 0.1 * len(names),
+        panel_height=0.5 + 0.1 * len(names),
         narrowest=1.3,
         share_x="all",
         share_y="all",

@@ -9,7 +9,7 @@ from landscape.plot.drawing import Axis, Band, Contours, Drawing, Line, Mark, Pa
 from landscape.plot.runs import Variant
 
 _WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))
-_PER_ROW = 3
+_PER_ROW = 4
 
 
 def loss_slice(
@@ -22,14 +22,13 @@ def loss_slice(
     """Loss along random directions in two windows; a second BatchNorm mode in its own columns.
 
     ds, other: loss_slice in two modes (other may be None). Each row holds the references and up to
-    three variants, so that lines can be told apart.
+    four variants, so that lines can be told apart.
     """
     modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]
     ids = [v.id for v in runs.variants(modes[0])]
     common = [name for name in references if name in ids]
     rest = [name for name in ids if name not in common]
-    per_row = -(-len(rest) // max(1, -(-len(rest) // _PER_ROW)))
-    groups = [rest[i : i + per_row] for i in range(0, len(rest), max(per_row, 1))] or [[]]
+    groups = [list(part) for part in np.array_split(rest, max(1, -(-len(rest) // _PER_ROW)))]
     panels = [
         _slice_panel(part, [*common, *group], width, title)
         for group in groups
