@@ -77,10 +77,11 @@ def optimizer_slots(folder: Path) -> dict[str, Any] | None:
     return None if state is None else state["optimizer"]["slots"]
 
 
-def load(folder: Path, model: nn.Module) -> dict[str, Any] | None:
+def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None:
     """Put the last checkpoint's weights into the model and return its state; None without one."""
     state = _read(folder)
     if state is not None:
+        _check_identity(folder, state["identity"], identity)
         load_weights(model, _state_path(folder).parent / state["weights"])
     return state
 
@@ -103,7 +104,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def check_identity(folder: Path, found: str, expected: str) -> None:
+def _check_identity(folder: Path, found: str, expected: str) -> None:
     """Refuse to continue a training that was another one; both are JSON texts."""
     if found == expected:
         return

@@ -76,7 +76,7 @@ def read_masks(folder: Path) -> list[tuple[int, PackedMasks]]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
             return dict(content)
     except Exception as error:  # a damaged archive fails in many ways
         raise LandscapeError(

@@ -172,10 +172,9 @@ class _Session:
 
     def _resume(self) -> int:
         """Epochs done before; whatever was written after the last checkpoint is removed."""
-        state = checkpoint.load(self.folder, self.model)
+        state = checkpoint.load(self.folder, self.model, self.identity)
         epoch = 0
         if state is not None:
-            checkpoint.check_identity(self.folder, state["identity"], self.identity)
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])

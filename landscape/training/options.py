@@ -134,12 +134,11 @@ class RecorderOptions:
     snapshots: int = 4
 
     def __post_init__(self) -> None:
-        if isinstance(self.snapshots, bool) or not isinstance(self.snapshots, int):
+        whole = isinstance(self.snapshots, int) and not isinstance(self.snapshots, bool)
+        if not whole or self.snapshots < 0:
             raise LandscapeError(
-                f"snapshots={self.snapshots!r} is not a whole number; 0 keeps none."
+                f"snapshots={self.snapshots!r} was asked; give a whole number, 0 keeps none."
             )
-        if self.snapshots < 0:
-            raise LandscapeError(f"snapshots={self.snapshots} was asked; 0 keeps none, 4 is usual.")
 
     def steps(self, total: int) -> frozenset[int]:
         """Steps of which a snapshot is kept: k total/n + {0, 1, 2, 4, ...}, and the last one."""

@@ -1,0 +1,165 @@
+"""What the recorder keeps equals what the optimizer says of each step."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from landscape import sam, training
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
+from landscape.streams import PackedMasks
+from landscape.training.batches import batches
+from landscape.training.history import read_masks
+from landscape.training.recorder import GRID
+from tests import training_problems as small
+
+
+def replay(name, epochs=3):
+    """Every step's perturbation, from the optimizer in a plain loop."""
+    options = training.TrainingOptions(epochs=epochs, batch_size=16, lr=0.1)
+    model, split, step = small.model(), small.data().train, 0
+    base = options.optimizer(model.parameters())
+    optimizer = sam.SAM(model, base, small.variant(name))
+    for epoch in range(epochs):
+        optimizer.begin_epoch(epoch, total_epochs=epochs)
+        for x, y, _ in batches(split, options, seed=0, epoch=epoch):
+            base.param_groups[0]["lr"] = options.learning_rate(step, 6 * epochs, 6)
+            optimizer.step(lambda b: F.cross_entropy(model(b[0]), b[1], reduction="none"), (x, y))
+            yield optimizer.perturbation
+            step += 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "sam_on", "zsharp"])
+def test_scalars_equal_the_optimizers_perturbation_of_every_step(tmp_path, name):
+    small.train(tmp_path, name)
+    steps = training.read_steps(tmp_path)
+    for i, seen in enumerate(replay(name)):
+        assert steps["loss_clean"][i] == float(seen.loss_clean)
+        assert steps["loss_perturbed"][i] == float(seen.loss_perturbed)
+        assert steps["perturbation_norm"][i] == float(seen.norm)
+        assert steps["cosine"][i] == pytest.approx(float(seen.cosine), rel=1e-6, nan_ok=True)
+        shares = [float(s) for s in seen.energy_share.values()]
+        assert steps["energy_share"][i].tolist() == pytest.approx(shares, rel=1e-6)
+        densities = [float(d) for d in seen.density.values()]
+        assert steps["density"][i].tolist() == pytest.approx(densities, rel=1e-6)
+    assert i + 1 == len(steps["rho"]) == 18
+
+
+def test_masks_and_zscores_of_chosen_steps(tmp_path):
+    recorder = training.RecorderOptions(snapshots=2)
+    small.train(tmp_path, "zsharp", recorder=recorder)
+    masks = dict(read_masks(tmp_path))
+    assert set(masks) == recorder.steps(18)
+    for step, seen in enumerate(replay("zsharp")):
+        if step not in masks:
+            continue
+        expected = PackedMasks.of(seen.mask)
+        assert masks[step].names == expected.names
+        assert np.array_equal(masks[step].bits, expected.bits)
+        with np.load(tmp_path / "snapshots" / f"{step:08d}.npz") as content:
+            counts = content["zscore_counts"]
+        for row, g in zip(counts, seen.g1):
+            g = g.double().numpy().ravel()
+            z = (g - g.mean()) / g.std()
+            expected_counts = np.histogram(z, GRID.edges)[0]
+            assert row.sum() == g.size
+            assert np.abs(row[: GRID.bins].astype(int) - expected_counts).sum() <= 2
+
+
+def test_perturbation_history_is_the_mean_over_each_epochs_steps(tmp_path):
+    small.train(tmp_path, "zsharp")
+    steps = training.read_steps(tmp_path)
+    ds = training.consolidate(tmp_path)["perturbation_history"]
+    assert ds.energy_share.dims == ("epoch", "tensor")
+    assert ds.tensor.values.tolist() == list(dict(small.model().named_parameters()))
+    assert ds.kind.values.tolist() == ["linear", "bias", "norm", "norm", "linear", "bias"]
+    assert ds["size"].values.tolist() == [72, 12, 12, 12, 36, 3]
+    for k, epoch in enumerate(ds.epoch.values):
+        rows = steps["epoch"] == epoch
+        gap = (steps["loss_perturbed"] - steps["loss_clean"])[rows].mean()
+        assert float(ds.sharpness_gap[k]) == pytest.approx(float(gap), rel=1e-5)
+        assert ds.density[k].values == pytest.approx(steps["density"][rows].mean(0), rel=1e-5)
+    assert ds.radius_ratio.values == pytest.approx(np.ones(3), rel=1e-5)  # ‖e‖ = rho, one norm
+    assert ds.energy_share.sum("tensor").values == pytest.approx(np.ones(3), rel=1e-5)
+
+
+def test_sgd_perturbs_nothing(tmp_path):
+    small.train(tmp_path, "sgd")
+    found = training.consolidate(tmp_path)
+    ds = found["perturbation_history"]
+    assert not ds.density.any()
+    assert not ds.perturbation_norm.any()
+    assert ds.radius_ratio.isnull().all()
+    assert "mask_persistence" not in found
+
+
+def test_persistence_of_a_mask_that_never_changes_and_of_one_drawn_anew(tmp_path):
+    small.train(tmp_path / "on", "sam_on")
+    fixed = training.consolidate(tmp_path / "on")["mask_persistence"]
+    assert (fixed.jaccard == 1).all()
+    small.train(tmp_path / "random", "random_mask", epochs=20)
+    drawn = training.consolidate(tmp_path / "random")["mask_persistence"]
+    assert abs(float(drawn.kappa.mean())) < 0.2
+    assert drawn.lag.values.tolist()[:3] == [1, 2, 4]
+    assert (drawn.num_pairs >= 1).all()
+
+
+def test_history_has_units_and_provenance(tmp_path):
+    small.train(tmp_path)
+    ds = training.consolidate(tmp_path)["history"]
+    assert set(ds.data_vars) == {"train_loss", "val_loss", "val_accuracy", "lr", "epoch_seconds"}
+    assert ds.epoch.values.tolist() == [1, 2, 3]
+    from landscape import results
+
+    assert results.provenance(ds)["training"]["seed"] == 0
+    assert ds.train_loss.units == "nats"
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "zsharp"])
+def test_the_announced_bytes_are_an_upper_bound_and_not_a_wild_one(tmp_path, name):
+    options = training.TrainingOptions(epochs=20, batch_size=16)
+    recorder = training.RecorderOptions()
+    announced = training.estimate_bytes(
+        ParamLayout.of(small.model()), options, recorder, num_examples=96
+    )
+    small.train(tmp_path, name, epochs=20)
+    written = sum(p.stat().st_size for p in (tmp_path / "snapshots").glob("*.npz"))
+    assert written <= announced < 20 * written
+
+
+def test_nothing_is_recorded_when_nothing_is_asked(tmp_path):
+    recorder = training.RecorderOptions(scalars=False, snapshots=0)
+    assert (
+        training.estimate_bytes(
+            ParamLayout.of(small.model()), training.TrainingOptions(), recorder, num_examples=96
+        )
+        == 0
+    )
+    small.train(tmp_path, recorder=recorder)
+    assert not (tmp_path / "snapshots").exists()
+    assert set(training.consolidate(tmp_path)) == {"history"}
+
+
+def test_recording_does_not_change_the_training(tmp_path):
+    recorder = training.RecorderOptions(scalars=False, snapshots=0)
+    first, _ = small.train(tmp_path / "a", "zsharp")
+    second, _ = small.train(tmp_path / "b", "zsharp", recorder=recorder)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_live_masks_of_the_last_step_are_kept(tmp_path):
+    small.train(tmp_path, "ssam_d")
+    slots = training.optimizer_slots(tmp_path)
+    assert set(slots["selector"]["mask"]) == set(dict(small.model().named_parameters()))
+    assert training.optimizer_slots(tmp_path / "nothing") is None
+
+
+def test_folders_without_a_whole_training_are_named(tmp_path):
+    with pytest.raises(LandscapeError, match="holds no epoch of a training: it was not"):
+        training.consolidate(tmp_path)
+    small.train(tmp_path)
+    path = tmp_path / "snapshots" / "steps-000002.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(LandscapeError, match=r"steps-000002.npz is not a whole snapshot"):
+        training.consolidate(tmp_path)
