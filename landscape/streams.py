@@ -36,8 +36,8 @@ def host(values: Any) -> np.ndarray:
 class Moments:
     """Count, mean and centred sums M_p = sum (x - mean)^p, p = 2, 3, 4, of a stream of numbers.
 
-    Merged by the pairwise formulas of Chan, Golub & LeVeque (1979) for M2 and of Pebay (2008,
-    SAND2008-6212, Eqs. 1.5-1.6 and 2.1) for M3 and M4: no cancellation of raw power sums.
+    Merged by the pairwise formulas of Chan, Golub & LeVeque (1979) for M2 and of Pebay
+    (SAND2008-6212, 2008) for M3 and M4: no cancellation of raw power sums.
     """
 
     count: int = 0

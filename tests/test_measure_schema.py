@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, measure, plane, results, sam
+from landscape import EmpiricalRisk, LandscapeError, measure, plane, results, sam
 from tests.measure_problems import cnn_risk, fingerprint, images, same
 
 VARIANTS = {"zsharp": sam.zsharp(rho=0.1), "random": sam.random_mask(rho=0.1)}
@@ -211,3 +211,38 @@ def test_a_transformer_with_dictionary_batches_is_measured_whole():
     assert float(ds["loss"][1, 2]) == pytest.approx(float(risk.loss(theta + d[1])), rel=1e-12)
     assert "embedding" in measure.gradient_zscores(risk, theta)["kind"].values
     same(before, fingerprint(model))
+
+
+FUNCTIONS = {
+    "top_eigenvalues": {"seed": 0},
+    "hessian_trace": {"seed": 0},
+    "spectral_density": {"seed": 0},
+    "sharpness": {"seed": 0},
+    "adaptive_sharpness": {"seed": 0},
+    "m_sharpness": {"seed": 0},
+    "loss_slice": {"seed": 0},
+    "loss_plane": {"seed": 0},
+    "gradient_zscores": {},
+    "gradient_noise": {"seed": 0},
+    "perturbation": {"variant": VARIANTS["zsharp"], "seed": 0},
+    "mask_overlap": {"variants": VARIANTS, "seed": 0},
+    "alignment": {"variants": VARIANTS, "seed": 0},
+    "enrichment": {"variants": VARIANTS, "seed": 0},
+    "crosscheck": {"seed": 0},
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nan_parameters_overflowing_losses_and_other_models_are_refused_in_one_sentence(name):
+    risk, _ = cnn_risk()
+    function, options = getattr(measure, name), FUNCTIONS[name]
+    theta = risk.theta
+    theta[3] = torch.nan
+    with pytest.raises(LandscapeError, match="1 of 306 parameters are NaN or infinite"):
+        function(risk, theta, **options)
+    with pytest.raises(LandscapeError, match=r"shape \(3,\) where the model has P = 306"):
+        function(risk, theta[:3], **options)
+    theta = risk.theta
+    theta[-40:] = torch.finfo(torch.float64).max
+    with pytest.raises(LandscapeError, match=r"loss is (inf|nan)|not finite"):
+        function(risk, theta, **options)

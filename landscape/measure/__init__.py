@@ -10,6 +10,7 @@ from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.generalization import generalization
 from landscape.measure.masks import mask_overlap, mask_persistence
+from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.perturbation import perturbation
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
@@ -24,6 +25,7 @@ __all__ = [
     "crosscheck",
     "enrichment",
     "generalization",
+    "gradient_noise",
     "gradient_zscores",
     "hessian_trace",
     "loss_plane",
@@ -31,6 +33,7 @@ __all__ = [
     "m_sharpness",
     "mask_overlap",
     "mask_persistence",
+    "norms",
     "perturbation",
     "sharpness",
     "spectral_density",

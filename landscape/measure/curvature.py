@@ -141,7 +141,7 @@ def spectral_density(
     """Stochastic Lanczos quadrature of (1/P) sum_i delta(lambda - lambda_i).
 
     ritz_value(probe, node) and weight(probe, node), the weights of a probe summing to 1; the probes
-    are kept so that a band can be drawn over them (arXiv:1901.10159, section 2).
+    are kept so that a band can be drawn over them (arXiv:1901.10159).
     Cost: num_probes * num_nodes Hessian products.
     """
     measuring = Measuring("spectral_density", risk, theta)

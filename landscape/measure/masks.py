@@ -86,7 +86,7 @@ def filter_null(
     """Mean and variance per tensor of o when the filters of `second` are permuted at random.
 
     With O_ij = |A_i and B_j| over the F filters: E[o] = sum_ij O_ij / F and Var[o] = sum_ij (O_ij -
-    O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951, Theorem 2). The elements of a
+    O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951). The elements of a
     1-D tensor are its filters.
     """
     moments = []

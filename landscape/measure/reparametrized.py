@@ -1,6 +1,6 @@
 """Sharpness that knows the scale of the weights, and sharpness of single mini-batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_choice, check_count, generator, normal_draws
-from landscape.measure._inside import RowLosses, model_at, spend
+from landscape.measure._inside import Objective
 from landscape.measure.sharpness import check_rho
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
 NORMS = ("linf", "l2")
-_ROWS = 512  # rows of one pass
 
 
 def adaptive_sharpness(
@@ -33,7 +32,7 @@ def adaptive_sharpness(
     """Element-wise adaptive sharpness, max of L(theta + |theta| d) - L(theta) over ‖d‖ <= rho.
 
     worst_case(rho): best of ascent_steps projected steps in d, in the norm "linf" or "l2"; a lower
-    bound (arXiv:2302.07011, Eq. 1-2, c = |theta|). gaussian(rho), gaussian_stderr(rho): mean over d
+    bound (arXiv:2302.07011, c = |theta|). gaussian(rho), gaussian_stderr(rho): mean over d
     ~ N(0, rho² I), antithetic pairs, draws common to all radii and models. Unchanged when layers
     are rescaled without changing the function. normalize_logits: the loss of (f - mean f)/‖f - mean
     f‖ per example instead of f, so that the output's scale does not count either; its values depend
@@ -47,7 +46,7 @@ def adaptive_sharpness(
     measuring = Measuring("adaptive_sharpness", own, theta)
     theta = measuring.theta
     measuring.finite_loss()
-    objective = _Objective(own, theta, _centred_logits if normalize_logits else None)
+    objective = Objective(own, theta, transform=_centred_logits if normalize_logits else None)
     center = objective.loss(theta)
     draws = normal_draws(seed, num_pairs, theta)
     scale = theta.abs()
@@ -107,7 +106,7 @@ def m_sharpness(
                 f"m={size} was asked of {own.num_examples} examples; choose batch sizes between 1 "
                 f"and {own.num_examples}."
             )
-    objective = _Objective(own, theta, None)
+    objective = Objective(own, theta)
     order = torch.randperm(own.num_examples, generator=generator(seed))
     mean = np.full((len(radii), len(batch_sizes)), np.nan)
     error = np.full_like(mean, np.nan)
@@ -129,49 +128,6 @@ def m_sharpness(
     return measuring.result(variables, coords=coords, options={"seed": seed})
 
 
-class _Objective:
-    """Mean loss of rows of the risk's data, with gradient, of outputs that may be transformed."""
-
-    def __init__(
-        self, risk: EmpiricalRisk, theta: Tensor, transform: Callable[[Tensor], Tensor] | None
-    ) -> None:
-        self._risk = risk
-        self._model = model_at(risk, theta)
-        self._losses = RowLosses(risk, self._model, transform=transform)
-        self._named = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
-        self._all = torch.arange(risk.num_examples)
-
-    def loss(self, theta: Tensor, rows: Tensor | None = None) -> float:
-        rows = self._put(theta, rows, 1 / 3)
-        with torch.no_grad():
-            parts = [float(self._losses(part).sum()) for part in rows.split(_ROWS)]
-        return sum(parts) / len(rows) + self._decay(theta)
-
-    def gradient(self, theta: Tensor, rows: Tensor | None = None) -> tuple[float, Tensor]:
-        rows = self._put(theta, rows, 1.0)
-        total, loss = torch.zeros_like(theta), 0.0
-        for part in rows.split(_ROWS):
-            value = self._losses(part).sum()
-            parts = torch.autograd.grad(value, list(self._named.values()), materialize_grads=True)
-            named = dict(zip(self._named, parts, strict=True))
-            total += self._risk.layout.flatten(named)
-            loss += float(value.detach())
-        decay = self._risk.weight_decay * theta
-        return loss / len(rows) + self._decay(theta), total / len(rows) + decay
-
-    def _decay(self, theta: Tensor) -> float:
-        decay = self._risk.weight_decay
-        return 0.5 * decay * float(theta.double().square().sum()) if decay else 0.0
-
-    def _put(self, theta: Tensor, rows: Tensor | None, cost: float) -> Tensor:
-        rows = self._all if rows is None else rows
-        spend(self._risk, cost * len(rows) / len(self._all))
-        with torch.no_grad():
-            for name, value in self._risk.layout.unflatten(theta).items():
-                self._named[name].copy_(value)
-        return rows
-
-
 def _centred_logits(output: Tensor) -> Tensor:
     """(f - mean f) / ‖f - mean f‖ for every example."""
     centred = output - output.mean(dim=-1, keepdim=True)
@@ -181,7 +137,7 @@ def _centred_logits(output: Tensor) -> Tensor:
 
 
 def _ascend(
-    objective: _Objective, theta: Tensor, scale: Tensor, radius: float, norm: str, steps: int
+    objective: Objective, theta: Tensor, scale: Tensor, radius: float, norm: str, steps: int
 ) -> float:
     """Best objective seen on theta + scale * d, ‖d‖ <= radius."""
     d, best = torch.zeros_like(theta), -float("inf")
@@ -203,7 +159,7 @@ def _ascend(
 
 
 def _one_step(
-    objective: _Objective, theta: Tensor, rows: Tensor, radii: Sequence[float]
+    objective: Objective, theta: Tensor, rows: Tensor, radii: Sequence[float]
 ) -> list[float]:
     loss, gradient = objective.gradient(theta, rows)
     norm = torch.linalg.vector_norm(gradient)
