@@ -266,7 +266,7 @@ def test_asam_has_radius_rho_in_the_metric():
 
 
 def test_asam_without_eta_is_invariant_to_rescaling_each_weight():
-    """e_i/w_i is unchanged by w -> c w, g -> g/c (arXiv:2102.11600 Theorem 2)."""
+    """e_i/w_i is unchanged by w -> c w, g -> g/c (arXiv:2102.11600)."""
     w = torch.tensor([0.3, -2.0, 1.1], dtype=torch.float64)
     g = torch.tensor([1.0, 0.2, -0.7], dtype=torch.float64)
     c = torch.tensor([10.0, 0.1, 3.0], dtype=torch.float64)

@@ -9,8 +9,10 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
-from landscape.sam import schedule
+from landscape.sam import schedule, sources
 from landscape.sam.evaluate import SameBatch
+from landscape.sam.selectors import Intersection, NormLayers, ZScore
+from landscape.sam.sparse import FisherMask
 from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, sgd, step, weights
 
 
@@ -60,6 +62,24 @@ from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, sgd
 def test_options(make, message):
     with pytest.raises(LandscapeError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"selector": lambda: Intersection((NormLayers(), ZScore()))}, "ZScore leaves 1-D tensors"),
+        ({"source": sources.Centred()}, "Centred leaves 1-D tensors .* use sam_on alone"),
+        (
+            {"selector": lambda: Intersection((FisherMask(), NormLayers()))},
+            r"give it within=NormLayers\(\) instead of intersecting",
+        ),
+    ],
+)
+def test_degenerate_combinations_are_refused_with_the_reason(change, message):
+    with pytest.raises(LandscapeError, match=message):
+        dataclasses.replace(
+            sam.sam_on(0.1), **{k: v() if k == "selector" else v for k, v in change.items()}
+        )
 
 
 def test_every_recipe_can_be_made_by_name_with_its_defaults_stated():

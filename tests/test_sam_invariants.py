@@ -14,6 +14,7 @@ from landscape import sam
 from landscape.sam import corrections, schedule, selectors, sources
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
+from landscape.sam.sparse import FisherMask
 from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, step, variants
 from tests.sam_models import weights as weights_of
 
@@ -70,6 +71,8 @@ EVALUATES = (SameBatch(), SameBatch(partial=True), SameBatch(partial=True, off="
 
 
 def compose(source, selector, geometry, radius, gate, evaluate, correction):
+    if selector == selectors.NormLayers() and source == sources.Centred():
+        source = sources.gradient  # refused: it selects what SAM-ON selects
     return sam.Variant("composed", source, selector, geometry, radius, gate, evaluate, correction)
 
 
@@ -456,6 +459,18 @@ def test_ssam_f_keeps_the_largest_fisher_entries_after_the_first_step_of_an_epoc
     p = optimizer.perturbation
     assert 0 < float(p.norm) < 0.1
     assert not same(statistics, model.buffers())
+
+
+def test_fisher_within_the_norm_layers_keeps_a_share_of_theirs():
+    model = cnn()
+    mask = FisherMask(sparsity=0.5, num_samples=4, within=selectors.NormLayers())
+    variant = dataclasses.replace(sam.ssam_f(0.1, num_samples=4), selector=mask)
+    optimizer = ready(model, variant)
+    step(optimizer, batch())
+    step(optimizer, batch())
+    live = {n: int(m.sum()) for n, m in optimizer.perturbation.mask.items()}
+    assert sum(live.values()) == 10
+    assert {n for n, count in live.items() if count} <= {"1.weight", "1.bias", "4.weight", "4.bias"}
 
 
 def test_random_masks_follow_the_seed():

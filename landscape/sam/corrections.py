@@ -32,7 +32,7 @@ class Descent:
 
 @dataclass(frozen=True)
 class Blend:
-    """Descent gd = (1 - alpha) g1 + alpha g2 (GNP, arXiv:2202.03599 Eq. 13).
+    """Descent gd = (1 - alpha) g1 + alpha g2 (GNP, arXiv:2202.03599).
 
     unit_g1=True blends g1/‖g1‖ instead, the released code's default against its own paper.
     """

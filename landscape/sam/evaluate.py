@@ -41,7 +41,7 @@ class SameBatch:
 
 @dataclass(frozen=True)
 class LossRise:
-    """Pass 2 on the examples whose loss rose most from w to w + e (ESAM, arXiv:2110.03141 §3.2).
+    """Pass 2 on the examples whose loss rose most from w to w + e (ESAM, arXiv:2110.03141).
 
     The rise comes from a forward pass of the batch at w + e. int(gamma B) examples are kept, or as
     released (strict=True) those strictly above the int(gamma B)-th largest rise, one fewer.

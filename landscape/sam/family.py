@@ -245,7 +245,7 @@ def saf(
     end_epoch: int = 300,
     indices: int | str = 2,
 ) -> Variant:
-    """Loss L + weight tau² KL(past outputs/tau ‖ outputs/tau): SAF (arXiv:2205.14083 Eq. 6).
+    """Loss L + weight tau² KL(past outputs/tau ‖ outputs/tau): SAF (arXiv:2205.14083).
 
     The past outputs of each training example are those `delay` epochs ago, for start_epoch < epoch
     < end_epoch. losses(batch) returns (losses, logits); `indices`: where the examples' numbers in

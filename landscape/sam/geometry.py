@@ -141,7 +141,10 @@ def scale(tensors, factor):
     if not live:
         return list(tensors)
     if isinstance(factor, Tensor):
-        scaled = iter(torch._foreach_mul(live, factor.to(live[0].dtype)))
+        dtypes = {x.dtype for x in live}
+        # One dtype lets CUDA fuse; among several, the narrowest must not round the others' factor.
+        factor = factor.to(live[0].dtype) if len(dtypes) == 1 else factor
+        scaled = iter(torch._foreach_mul(live, factor))
     else:
         scaled = iter(torch._foreach_mul(live, factor))
     return [None if x is None else next(scaled) for x in tensors]

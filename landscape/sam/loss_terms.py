@@ -25,7 +25,7 @@ def _divergence(past: Tensor, now: Tensor, tau: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PastOutputs:
-    """Divergence from the outputs `delay` epochs ago (SAF, arXiv:2205.14083 Eq. 6).
+    """Divergence from the outputs `delay` epochs ago (SAF, arXiv:2205.14083).
 
     A bank holds delay + 1 epochs of logits per training example: N (delay + 1) C numbers.
     num_examples: N. indices: position of the examples' indices in a batch.

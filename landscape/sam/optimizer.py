@@ -21,7 +21,7 @@ from landscape.sam.checks import (
 from landscape.sam.engine import Trained, new_slots, squared_gradients, unwrap
 from landscape.sam.passes import Passes, Statistics
 from landscape.sam.perturbation import Perturbation, counterfactual
-from landscape.sam.variant import Point, Variant, check_choice
+from landscape.sam.variant import Point, Variant, check_choice, check_rho
 
 BN_POLICIES = ("first", "second", "both")
 _CLOSURE_FORM = object()
@@ -121,7 +121,6 @@ class SAM(Optimizer):
         self._fisher_data: tuple[Callable[[Any], Tensor], Any, bool] | None = None
         self.last: Perturbation | None = None
         self._pending: Point | None = None  # of a gradient that `backward` left in .grad
-        self._scaled: _Held | None = None
         self._used: _Held | None = None
         self._made = False
         super().__init__(base.param_groups, base.defaults)
@@ -213,17 +212,16 @@ class SAM(Optimizer):
                 p.grad = None
         with torch.no_grad():
             loss, self._pending = stepping.accumulate(self, passes)
-        scaled = self.scaler is not None and self.scaler.is_enabled()
-        self._used, self._scaled = None, _first_gradient(parameters) if scaled else None
+        self._used = None
         return loss
 
     def _step_with_gradient(self) -> None:
-        if self._scaled is not None and self._scaled == _first_gradient(self.trained.parameters):
+        if replicas.still_scaled(self.scaler, self):
             raise LandscapeError(
                 "the gradient in .grad is still in the scaler's units; call scaler.step(optimizer) "
                 "instead of optimizer.step()."
             )
-        point, self._pending, self._scaled = self._pending, None, None
+        point, self._pending = self._pending, None
         with torch.no_grad():
             stepping.finish(self, point, stepping.gradients_finite(self), scaled=False)
         self._used = _first_gradient(self.trained.parameters)
@@ -366,7 +364,7 @@ class SAM(Optimizer):
                 "constant rho to relate it to; drop rho from the group or give the variant one."
             )
         own = {
-            id(p): g.get("rho", nominal) / nominal
+            id(p): check_rho(g.get("rho", nominal), "rho of a parameter group") / nominal
             for g in self.base.param_groups
             for p in g["params"]
         }

@@ -70,7 +70,7 @@ def sam(rho: float = 0.05, *, eps: float = 1e-12) -> Variant:
 def asam(
     rho: float = 0.5, *, eta: float = 0.01, bias_metric: str = "one", eps: float = 1e-16
 ) -> Variant:
-    """Ascent e = rho T² g1/(‖T g1‖ + eps), gd = g2 (arXiv:2102.11600 Eq. 3 and 8, p = 2).
+    """Ascent e = rho T² g1/(‖T g1‖ + eps), gd = g2 (arXiv:2102.11600, p = 2).
 
     bias_metric="one" (default, the authors' code): T = |w| + eta for tensors whose name contains
     "weight", BatchNorm's scale included, and T = 1 for the others. "abs": T = |w| for all tensors
@@ -127,7 +127,7 @@ def ssam_f(
     official_quirks: bool = False,
     fisher_mode: str | None = None,
 ) -> Variant:
-    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m by Fisher information (arXiv:2210.05177 Alg. 2).
+    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m by Fisher information (arXiv:2210.05177).
 
     m keeps the share 1 - sparsity of largest entries. The norm is that of the whole gradient and
     the mask comes after it, so ‖e‖ <= rho. The Fisher information of num_samples examples is
@@ -158,7 +158,7 @@ def ssam_d(
     update_freq: int = 1,
     official_quirks: bool = False,
 ) -> Variant:
-    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m a mask that drops and grows (arXiv:2210.05177 Alg. 3).
+    """Ascent e = m rho g1/(‖g1‖ + 1e-7), m a mask that drops and grows (arXiv:2210.05177).
 
     Per `update_freq` epochs a cosine-annealed share of the live coordinates with the smallest drop
     score is replaced by masked ones with the largest growth score; ‖e‖ <= rho as for `ssam_f`.
@@ -191,7 +191,7 @@ def sam_on(
     start_epoch: int = 0,
     end_epoch: int | None = None,
 ) -> Variant:
-    """SAM or ASAM on the weights and biases of normalization layers alone (arXiv:2306.04226 §3).
+    """SAM or ASAM on the weights and biases of normalization layers alone (arXiv:2306.04226).
 
     The norm is that of the perturbed tensors, so ‖e‖ = rho (metric="identity"). metric: "identity",
     "elementwise" |w| + eta, "layerwise" ‖w_i‖(1 + eta) (the code's form; the paper's is ‖w_i‖ +
@@ -290,7 +290,7 @@ def lagnp(
 
 
 def gnp(rho: float = 0.1, *, alpha: float = 0.8, unit_g1: bool = False) -> Variant:
-    """Descent gd = (1 - alpha) g1 + alpha g2, e as SAM (arXiv:2202.03599 Eq. 13).
+    """Descent gd = (1 - alpha) g1 + alpha g2, e as SAM (arXiv:2202.03599).
 
     The released code's default blends g1/‖g1‖ (unit_g1=True) against its own paper; ours is the
     paper's. alpha = 1 is SAM. Published: alpha 0.8, rho 0.1 (CIFAR), 0.05 (ImageNet).

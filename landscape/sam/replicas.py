@@ -81,3 +81,11 @@ def check_local(model: nn.Module, variant: Variant) -> None:
             "sync_perturbation=False every replica would select its own and drift away; use "
             "sync_perturbation=True."
         )
+
+
+def still_scaled(scaler: Any, optimizer: Any) -> bool:
+    """Whether `.grad` is in the scaler's units, neither unscale_ nor step having been called."""
+    if scaler is None or not scaler.is_enabled():
+        return False
+    states = getattr(scaler, "_per_optimizer_states", None)
+    return states is not None and not states.get(id(optimizer), {}).get("found_inf_per_device")

@@ -48,7 +48,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WithLearningRate:
-    """rho_min + (rho_max - rho_min)(lr - lr_min)/(lr_max - lr_min) (GSAM, arXiv:2203.08065 §4).
+    """rho_min + (rho_max - rho_min)(lr - lr_min)/(lr_max - lr_min) (GSAM, arXiv:2203.08065).
 
     lr_max and lr_min are those after warm-up; lr outside of them is clamped.
     """

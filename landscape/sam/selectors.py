@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.variant import MaskEntry, Point, State, intersect, total_norm
+from landscape.sam.variant import (
+    MaskEntry,
+    Point,
+    State,
+    intersect,
+    refuse_degenerate,
+    total_norm,
+)
 
 ONE_D = ("dense", "none")
 
@@ -66,6 +73,7 @@ class ZScore:
 
     percentile: float = 0.95
     one_d: str = "dense"
+    ignores_one_d = True
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor."""
@@ -149,6 +157,11 @@ class NormLayers:
 
     complement: bool = False
     match: str = "type"
+
+    @property
+    def only_one_d(self) -> bool:
+        """Norm layers own 1-D tensors alone; their complement does not."""
+        return not self.complement
 
     def active(self, names: Sequence[str], kinds: Sequence[str], **_: object) -> list[bool]:
         """Which tensors are perturbed; known before the first pass."""
@@ -237,6 +250,9 @@ class Intersection:
     """Coordinates that all selectors choose, each looking at the same u."""
 
     selectors: tuple[Callable[..., list[MaskEntry] | None], ...]
+
+    def __post_init__(self) -> None:
+        refuse_degenerate(self)
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry] | None:
         """The intersected mask."""

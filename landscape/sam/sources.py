@@ -58,6 +58,8 @@ class Centred:
     arXiv:2501.11584).
     """
 
+    ignores_one_d = True
+
     def __call__(self, point: Point, state: State) -> list[Tensor]:  # noqa: ARG002
         """U per tensor."""
         return [centred(g) for g in point.gradients]

@@ -7,6 +7,7 @@ be called; the new mask is used from the next step on.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class FisherMask:
     before the first refresh) or "ones".
     official_quirks: the first Fisher sample is contaminated by the descent gradient still in
     `.grad`, and the model stays in train mode. mode: "eval" | "train", None = by official_quirks.
+    within: a selector of whole tensors (`NormLayers()`, `Kinds(...)`): the share is of theirs.
     """
 
     sparsity: float = 0.5
@@ -47,6 +49,8 @@ class FisherMask:
     mask_init: str = "zeros"
     official_quirks: bool = False
     mode: str | None = None
+    within: Any = None
+    global_mask = True
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
         """Mask per tensor; without state, one from a fresh Fisher when the point offers it."""
@@ -77,6 +81,11 @@ class FisherMask:
             )
         mode = self.mode or ("train" if self.official_quirks else "eval")
         fisher = point.fisher(self.num_samples, mode=mode, contaminated=self.official_quirks)
+        if self.within is not None:
+            known = dict(zip(point.names, point.kinds, strict=True))
+            names = [n for n in fisher if n in known]
+            chosen = self.within.active(names, [known[n] for n in names])
+            fisher = {n: fisher[n] for n, on in zip(names, chosen, strict=True) if on}
         size = sum(f.numel() for f in fisher.values())
         return global_top(fisher, int(size * (1 - self.sparsity)))
 
@@ -100,6 +109,7 @@ class DynamicMask:
     growth: str | Callable[[Point], Scores] = "random"
     update_freq: int = 1
     official_quirks: bool = False
+    global_mask = True
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
         """Mask per tensor, at first random with N - ⌈N sparsity⌉ live coordinates."""

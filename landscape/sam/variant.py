@@ -154,6 +154,28 @@ class Variant:
         unknown = sorted(self.needs - set(NEEDS))
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
+        refuse_degenerate(self.selector, self.source)
+
+
+def refuse_degenerate(*slots: Any) -> None:
+    """Refuse slots that together choose what one of them chooses alone.
+
+    Norm layers own 1-D tensors, which z-score filters and centring leave as they are.
+    """
+    inner = [s for slot in slots for s in (slot, *getattr(slot, "selectors", ()))]
+    narrow = [s for s in inner if getattr(s, "only_one_d", False)]
+    blind = [s for s in inner if getattr(s, "ignores_one_d", False)]
+    masks = [s for s in inner if getattr(s, "global_mask", False)]
+    if narrow and blind:
+        raise LandscapeError(
+            f"{type(blind[0]).__name__} leaves 1-D tensors as they are and norm layers have no "
+            "others, so beside SAM-ON it changes nothing; use sam_on alone."
+        )
+    if narrow and masks:
+        raise LandscapeError(
+            f"{type(masks[0]).__name__} keeps the best coordinates of the whole model, of which "
+            "norm layers hold nearly none; give it within=NormLayers() instead of intersecting."
+        )
 
 
 def check_rho(rho: float, name: str = "rho") -> float:
