@@ -76,6 +76,18 @@ def test_data_that_are_no_batches(data, message):
     refused(message, linear(), CE, data)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (X[:, :3], r"Linear with CrossEntropyLoss fails on the first 8 examples \(float64\(8, 3\)"),
+        ((X * 255).to(torch.uint8), r"\(uint8\(8, 4\), int64\(8,\)\).*Give the data in the shape"),
+        ((X, X), "takes 2 positional arguments but 3 were given"),
+    ],
+)
+def test_data_of_another_model(inputs, message):
+    refused(message, linear(), CE, (inputs, Y))
+
+
 def test_augmenting_data_are_refused():
     class Noisy(Dataset):
         def __len__(self):

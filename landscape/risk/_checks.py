@@ -24,7 +24,10 @@ def run(engine: "Engine") -> None:
     chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
     batch = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
     before = torch.get_rng_state()
-    first = _losses(engine, batch, check_targets=True)
+    try:
+        first = _losses(engine, batch, check_targets=True)
+    except (RuntimeError, TypeError) as error:
+        raise _misfit(engine, batch, error) from error
     second = _losses(engine, batch)
     slack = 1e-12 if engine.dtype == torch.float64 else 1e-6
     if not torch.allclose(first, second, rtol=slack, atol=slack, equal_nan=True):
@@ -35,6 +38,15 @@ def run(engine: "Engine") -> None:
         )
     _refuse_coupling(engine, batch, first)
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
+
+
+def _misfit(engine: "Engine", batch: Batch, error: Exception) -> LandscapeError:
+    shapes = [f"{str(leaf.dtype)[6:]}{tuple(leaf.shape)}" for leaf in batch.leaves()]
+    return LandscapeError(
+        f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
+        f"{batch.count} examples ({', '.join(shapes)}): {str(error).splitlines()[0]}. Give the "
+        f"data in the shape and type that the model was trained on."
+    )
 
 
 def _losses(engine: "Engine", batch: Batch, *, check_targets: bool = False) -> Tensor:

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng
 from landscape.risk._engine import FORWARD, GRADIENT, PRODUCT, Engine, Notes
 from landscape.risk._network import Network, unwrapped
+from landscape.risk._options import check_numbers, placement
 
 BNMode = Literal["eval", "full_batch", "recalibrate"]
 
@@ -46,7 +46,8 @@ class EmpiricalRisk:
     data: a DataLoader, a Dataset, one batch, or a list of batches of any sizes; a batch is
     (inputs, targets) or a dict with the targets under "labels", "label", "targets", "target", "y".
     loss: any criterion; one with a `reduction` (attribute or argument) is evaluated with "none",
-    its class weights included; trailing axes are averaged (summed if its reduction is "sum").
+    its class weights included and an ignored target as 0; trailing axes are averaged (summed if its
+    reduction is "sum").
     Another callable returns per-example losses, or the mean over its rows if declared
     reduction="mean". Outputs with `.logits` reach the loss as those logits.
 
@@ -59,7 +60,8 @@ class EmpiricalRisk:
     (default 1 GiB on a CPU, half of what is free on a GPU); dtype: float32 (TF32 off) or float64
     (default: float64 if the model's parameters are, else float32).
     `cost` counts gradient-equivalents: a pass over all examples is 1/3, a gradient 1, a Hessian
-    product 2 with its graph kept and 3 when rebuilt.
+    product 2 with its graph kept and 3 when rebuilt; statistics of a set too large for one pass add
+    1/3 for each BatchNorm layer.
     """
 
     @_normal_tensors
@@ -77,9 +79,9 @@ class EmpiricalRisk:
         memory: int | None = None,
         reduction: Literal["none", "mean"] | None = None,
     ) -> None:
-        _check_options(batch_size, weight_decay, memory)
+        check_numbers(batch_size, weight_decay, memory)
         inner = unwrapped(model)
-        place, dtype = _placement(inner, device, dtype)
+        place, dtype = placement(inner, device, dtype)
         network = Network(inner, device=place, dtype=dtype)
         criterion = Criterion(loss, reduction, device=place, dtype=dtype)
         examples = collect(data, network.model.forward, device=place, dtype=dtype)
@@ -404,49 +406,3 @@ class LinearizedHVP:
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
         product = total / risk.num_examples + risk._weight_decay * rows
         return product.reshape(V.shape)
-
-
-def _check_options(batch_size: int | None, weight_decay: float, memory: int | None) -> None:
-    for name, value in (("batch_size", batch_size), ("memory", memory)):
-        if value is not None and value < 1:
-            raise LandscapeError(f"{name}={value} given; it must be at least 1, or None.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise LandscapeError(
-            f"weight_decay={weight_decay} given; it must be finite and at least 0."
-        )
-
-
-def _placement(
-    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    if not isinstance(model, nn.Module):
-        raise LandscapeError(
-            f"model is a {type(model).__name__}; give a torch.nn.Module with its weights loaded."
-        )
-    first = next(model.parameters(), None)
-    if dtype is None:
-        double = first is not None and first.dtype == torch.float64
-        dtype = torch.float64 if double else torch.float32
-    if dtype not in (torch.float32, torch.float64):
-        raise LandscapeError(
-            f"dtype={dtype} asked; possible are torch.float32 and torch.float64 (less precision "
-            f"does not carry second derivatives)."
-        )
-    if device is None:
-        device = first.device if first is not None else "cpu"
-    return _usable(device), dtype
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise LandscapeError(
-            f"device={device!r} asked; possible are 'cpu', 'cuda' and 'cuda:0' and so on."
-        ) from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise LandscapeError(
-            f"device={device!s} asked, but torch finds {torch.cuda.device_count()} CUDA devices; "
-            f"use 'cpu' or one of those."
-        )
-    return place

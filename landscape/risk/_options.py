@@ -1,0 +1,56 @@
+"""Options of a risk, refused where they cannot be meant."""
+
+import math
+
+import torch
+from torch import nn
+
+from landscape.errors import LandscapeError
+
+
+def check_numbers(batch_size: int | None, weight_decay: float, memory: int | None) -> None:
+    """Refuse sizes below 1 and a weight decay that is none."""
+    for name, value in (("batch_size", batch_size), ("memory", memory)):
+        if value is not None and value < 1:
+            raise LandscapeError(f"{name}={value} given; it must be at least 1, or None.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise LandscapeError(
+            f"weight_decay={weight_decay} given; it must be finite and at least 0."
+        )
+
+
+def placement(
+    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype; by default those of the model, with float32 for what is narrower."""
+    if not isinstance(model, nn.Module):
+        raise LandscapeError(
+            f"model is a {type(model).__name__}; give a torch.nn.Module with its weights loaded."
+        )
+    first = next(model.parameters(), None)
+    if dtype is None:
+        double = first is not None and first.dtype == torch.float64
+        dtype = torch.float64 if double else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise LandscapeError(
+            f"dtype={dtype} asked; possible are torch.float32 and torch.float64 (less precision "
+            f"does not carry second derivatives)."
+        )
+    if device is None:
+        device = first.device if first is not None else "cpu"
+    return _usable(device), dtype
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise LandscapeError(
+            f"device={device!r} asked; possible are 'cpu', 'cuda' and 'cuda:0' and so on."
+        ) from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise LandscapeError(
+            f"device={device!s} asked, but torch finds {torch.cuda.device_count()} CUDA devices; "
+            f"use 'cpu' or one of those."
+        )
+    return place
