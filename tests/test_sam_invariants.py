@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import math
 
 import pytest
@@ -482,6 +483,29 @@ def test_random_masks_follow_the_seed():
 
     assert same(mask(1), mask(1))
     assert not same(mask(1), mask(2))
+
+
+@pytest.mark.parametrize(
+    ("variant", "copies"), [(sam.sam(0.1), 1), (sam.zsharp(0.1), 1), (sam.fsam(0.1), 2)]
+)
+def test_during_the_second_pass_no_more_copies_of_the_weights_live_than_stated(variant, copies):
+    model = nn.Linear(300, 200, bias=False)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = sam.SAM(model, base, variant, keep_perturbation=False)
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def closure():
+        model.zero_grad()
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        seen.append(len({t.data_ptr() for t in tensors if t.numel() == 60_000}) - 1)
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    assert seen == [0, copies, copies - 1, copies]
 
 
 def test_users_slots_are_plain_functions():

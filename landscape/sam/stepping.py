@@ -14,6 +14,7 @@ from landscape.errors import LandscapeError
 from landscape.sam import replicas
 from landscape.sam.checks import check_dense
 from landscape.sam.engine import Ascent, ascend
+from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import scale
 from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import Passes, batch_size, rng_state, select, set_rng_state
@@ -36,6 +37,12 @@ class First:
     g1: Gradients
     live: list[int]
     rng: Any = None
+    passed: bool = True  # False for a variant without a first pass
+
+    def forget(self) -> None:
+        """Free g1, which nothing reads any more."""
+        self.g1 = [None] * len(self.g1)
+        self.point.gradients = []
 
 
 def descend(optimizer: Any, passes: Passes) -> tuple[Tensor, Point, Finite]:
@@ -137,7 +144,7 @@ def _first_pass(optimizer: Any, passes: Passes) -> First:
     rng = rng_state(optimizer.device) if optimizer.same_rng_both_passes else None
     if not getattr(variant.source, "first_pass", True):
         live = list(range(len(parameters)))
-        return First(optimizer.point(live, []), [None] * len(parameters), live, rng)
+        return First(optimizer.point(live, []), [None] * len(parameters), live, rng, passed=False)
     if optimizer.bn == "second":
         optimizer.statistics_first.save()
     bare = optimizer.point([], [])
@@ -202,16 +209,21 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     if optimizer.local and getattr(variant.correction, "needs_g1", True):
         _average_first(optimizer, first)
     after = rng_state(optimizer.device) if first.rng is not None else None
-    if optimizer.bn == "second" and first.point.gradients:
+    if optimizer.bn == "second" and first.passed:
         optimizer.statistics_first.restore()
     old = [p.detach().clone() for p in climbed]
+    perturbed = [x is not None for x in e]
     try:
         if climbed:
             torch._foreach_add_(climbed, [x for x in e if x is not None])
+        if _only_g2_matters(optimizer):
+            del e
+            ascent = Ascent([], None, ascent.rho)
+            first.forget()
         _hook(variant.selector, "after_ascent", first.point, slots["selector"])
         if first.rng is not None:
             set_rng_state(first.rng, optimizer.device)
-        loss2 = _second_pass(optimizer, passes, first, e)
+        loss2 = _second_pass(optimizer, passes, first, perturbed)
         g2 = [p.grad for p in parameters]
         both = [i for i in first.live if g2[i] is not None]
         pair = first.point.only([first.live.index(i) for i in both])
@@ -243,11 +255,24 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     return pair, finite
 
 
-def _second_pass(optimizer: Any, passes: Passes, first: First, e: Gradients) -> Tensor:
+def _only_g2_matters(optimizer: Any) -> bool:
+    """Whether e and g1 can go before pass 2, whose activations need the memory."""
+    variant = optimizer.variant
+    hooks = ("after_ascent", "after_step")
+    return not (
+        optimizer.keep_perturbation
+        or getattr(variant.correction, "needs_g1", True)
+        or variant.evaluate != SameBatch()
+        or any(hasattr(variant.selector, hook) for hook in hooks)
+        or variant.loss_term is not None
+    )
+
+
+def _second_pass(optimizer: Any, passes: Passes, first: First, perturbed: list[bool]) -> Tensor:
     evaluate = optimizer.variant.evaluate
-    only = [x is not None for x in e] if getattr(evaluate, "partial", False) else None
+    only = perturbed if getattr(evaluate, "partial", False) else None
     # A variant without a first pass has this one alone to update running statistics.
-    keep = optimizer.bn == "first" and bool(first.point.gradients)
+    keep = optimizer.bn == "first" and first.passed
     with optimizer.statistics_second.frozen(keep):
         return evaluate.second(passes, first.point, optimizer.slots["evaluate"], only)
 
