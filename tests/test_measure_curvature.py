@@ -1,11 +1,14 @@
 """Eigenvalues, trace and density of known Hessians, and PyHessian as a second opinion."""
 
+import copy
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape import EmpiricalRisk, LandscapeError, measure, results
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, quadratic, same
@@ -47,6 +50,71 @@ def test_top_eigenvalues_agree_with_the_dense_hessian(bn):
     provenance = results.provenance(ds)
     assert provenance["bn"] == bn
     assert provenance["cost_gradients"] > int(ds["num_hvps"])
+
+
+def mlp():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.GELU(), nn.Linear(5, 4)
+        ).double()
+        model(torch.randn(40, 1, 8, 8, dtype=torch.float64))
+    return model
+
+
+class Encoder(nn.Module):
+    """Rows of an image as tokens of one attention layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 6, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(x[:, 0]).mean(1))
+
+
+def encoder():
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return Encoder().double()
+
+
+def reference_hessian(model, bn, x, y):
+    """By torch.func on the caller's model, without any code of ours."""
+    model = copy.deepcopy(model).eval()
+    if bn == "full_batch":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+                module.track_running_stats = False
+                module.running_mean = module.running_var = None
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
+    flat = torch.cat([p.reshape(-1) for p in named.values()])
+
+    def loss(theta):
+        parts = zip(theta.split(sizes), named.values(), strict=True)
+        values = [part.view(p.shape) for part, p in parts]
+        output = torch.func.functional_call(model, dict(zip(named, values, strict=True)), (x,))
+        return nn.functional.cross_entropy(output, y)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.functional.hessian(loss, flat)
+
+
+@pytest.mark.parametrize(
+    ("make", "bn"),
+    [(mlp, "eval"), (mlp, "full_batch"), (cnn, "eval"), (cnn, "full_batch"), (encoder, "eval")],
+)
+def test_top_five_lie_within_their_bound_of_the_hessian_by_torch(make, bn):
+    model, (x, y) = make(), images()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), bn=bn)
+    ds = measure.top_eigenvalues(risk, risk.theta, k=5, seed=0)
+    exact = torch.linalg.eigvalsh(reference_hessian(model, bn, x, y)).flip(0)[:5].numpy()
+    np.testing.assert_allclose(ds["eigenvalue"], exact, rtol=1e-6)
+    assert (np.abs(ds["eigenvalue"] - exact) <= ds["residual_norm"] + 1e-10).all()
+    assert ds["converged"].all()
 
 
 def test_few_products_leave_values_unconverged_and_say_so():
@@ -178,10 +246,6 @@ def test_pyhessian_is_restored_after_an_error():
     ):
         pass
     same(before, fingerprint(model))
-    import sys
-
-    import pyhessian.hessian  # noqa: F401
-
     assert sys.modules["pyhessian.hessian"].torch is torch
 
 
