@@ -39,7 +39,7 @@ class SAM(Optimizer):
 
     Both return the first pass's loss, detached. `param_groups` are the base optimizer's own, so
     learning-rate schedulers work on either; a group may hold `rho` (its own radius; 0 excludes its
-    tensors from perturbation and norm).
+    tensors from perturbation and norm; `sam_rho` over Adadelta, whose own option is named rho).
 
     bn: the pass that updates running statistics, "first" (default), "second" or "both".
     same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
@@ -355,7 +355,8 @@ class SAM(Optimizer):
 
     def _scales(self, live: Sequence[int]) -> list[float] | None:
         """Radius of each tensor over the variant's own, from `rho` in the parameter groups."""
-        if not any("rho" in g for g in self.base.param_groups):
+        key = "sam_rho" if "rho" in self.base.defaults else "rho"  # Adadelta has a rho of its own
+        if not any(key in g for g in self.base.param_groups):
             return None
         nominal = getattr(self.variant.radius, "rho", None)
         if not nominal:
@@ -364,7 +365,7 @@ class SAM(Optimizer):
                 "constant rho to relate it to; drop rho from the group or give the variant one."
             )
         own = {
-            id(p): check_rho(g.get("rho", nominal), "rho of a parameter group") / nominal
+            id(p): check_rho(g.get(key, nominal), "rho of a parameter group") / nominal
             for g in self.base.param_groups
             for p in g["params"]
         }

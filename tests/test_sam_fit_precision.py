@@ -1,0 +1,349 @@
+"""Mixed precision: GradScaler, autocast, bf16 weights, non-finite gradients, very large tensors."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from landscape import sam
+from landscape.errors import LandscapeError
+from tests.sam_models import batch, closure_of, cnn, losses_of
+
+VARIANTS = {
+    "sam": sam.sam(0.1),
+    "fsam": sam.fsam(0.1),
+    "zsharp": sam.zsharp(0.1),
+    "gnp": sam.gnp(0.1),
+    "gsam": sam.gsam(0.1),
+    "wsam": sam.wsam(0.1),
+    "lagnp": sam.lagnp(0.1),
+    "looksam": sam.looksam(0.1),
+    "sam_on": sam.sam_on(0.1),
+    "usam": sam.make("stable_sam", {"rho": 0.1}),
+}
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def scaler_of(device="cpu", **options):
+    return torch.amp.GradScaler(
+        device, **{"init_scale": 1024.0, "growth_interval": 1000, **options}
+    )
+
+
+def scaled_closure(model, b, scaler):
+    def closure():
+        loss = nn.functional.cross_entropy(model(b[0]), b[1])
+        scaler.scale(loss).backward()
+        return loss
+
+    return closure
+
+
+@pytest.mark.parametrize("form", ["closure", "losses", "backward"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_scaler_changes_no_step(name, form):
+    """Both gradients are unscaled before any norm, average or blend: powers of two are exact."""
+    ours, plain = cnn(), cnn()
+    scaler = scaler_of()
+    a = sam.SAM(ours, sgd(ours), VARIANTS[name], scaler=scaler)
+    b = sam.SAM(plain, sgd(plain), VARIANTS[name])
+    for i in range(4):
+        if form == "losses":
+            loss = a.step(losses_of(ours), batch(i))
+            expected = b.step(losses_of(plain), batch(i))
+        elif form == "closure":
+            loss = a.step(scaled_closure(ours, batch(i), scaler))
+            expected = b.step(closure_of(plain, batch(i)))
+        else:
+            loss = a.backward(scaled_closure(ours, batch(i), scaler))
+            scaler.step(a)
+            a.zero_grad()
+            expected = b.step(closure_of(plain, batch(i)))
+        scaler.update()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    for p, q in zip(ours.parameters(), plain.parameters()):
+        assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
+
+
+def test_clipping_sees_the_unscaled_gradient():
+    ours, plain = cnn(), cnn()
+    scaler = scaler_of()
+    a = sam.SAM(ours, sgd(ours), sam.sam(0.1), scaler=scaler, clip_norm=0.01)
+    b = sam.SAM(plain, sgd(plain), sam.sam(0.1), clip_norm=0.01)
+    a.step(scaled_closure(ours, batch(), scaler))
+    b.step(closure_of(plain, batch()))
+    for p, q in zip(ours.parameters(), plain.parameters()):
+        assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("bad_pass", [1, 2])
+@pytest.mark.parametrize("form", ["step", "backward"])
+def test_an_overflow_skips_the_step_and_lowers_the_scale(bad_pass, form):
+    model = cnn()
+    scaler = scaler_of(backoff_factor=0.25)
+    optimizer = sam.SAM(model, sgd(model), sam.fsam(0.1), scaler=scaler)
+    optimizer.step(scaled_closure(model, batch(), scaler))
+    scaler.update()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    momentum = [s["momentum_buffer"].clone() for s in optimizer.state.values()]
+    calls = []
+
+    def overflowing():
+        calls.append(1)
+        loss = nn.functional.cross_entropy(model(batch(1)[0]), batch(1)[1])
+        factor = float("inf") if len(calls) == bad_pass else 1.0
+        (scaler.scale(loss) * factor).backward()
+        return loss
+
+    if form == "step":
+        optimizer.step(overflowing)
+    else:
+        optimizer.backward(overflowing)
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+    assert len(calls) == bad_pass
+    assert optimizer.num_skipped == 1
+    assert scaler.get_scale() == 256.0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    after = [s["momentum_buffer"] for s in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(momentum, after))
+    optimizer.step(scaled_closure(model, batch(2), scaler))
+    assert optimizer.num_skipped == 1
+    assert not torch.equal(model.get_parameter("0.weight"), before["0.weight"])
+
+
+def test_the_scale_grows_after_growth_interval_steps():
+    model = cnn()
+    scaler = scaler_of(growth_interval=2)
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1), scaler=scaler)
+    scales = []
+    for i in range(4):
+        optimizer.step(scaled_closure(model, batch(i), scaler))
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales == [1024, 2048, 2048, 4096]
+
+
+def test_a_disabled_scaler_is_none():
+    ours, plain = cnn(), cnn()
+    scaler = scaler_of(enabled=False)
+    sam.SAM(ours, sgd(ours), sam.sam(0.1), scaler=scaler).step(
+        scaled_closure(ours, batch(), scaler)
+    )
+    sam.SAM(plain, sgd(plain), sam.sam(0.1)).step(closure_of(plain, batch()))
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), plain.parameters()))
+
+
+def test_a_scaled_gradient_is_not_stepped_with_by_mistake():
+    model = cnn()
+    scaler = scaler_of()
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1), scaler=scaler)
+    optimizer.backward(scaled_closure(model, batch(), scaler))
+    with pytest.raises(LandscapeError, match=r"call scaler\.step\(optimizer\)"):
+        optimizer.step()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@pytest.mark.parametrize("around", ["closure", "step"])
+@pytest.mark.parametrize("form", ["closure", "losses"])
+def test_autocast_sees_the_perturbed_weights(around, form):
+    """Autocast keeps the bf16 copies of weights until its region ends, also when they changed."""
+    model = cnn().float()
+    x, y, _ = batch()
+    b = (x.float(), y)
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.5))
+    inside = around == "closure"
+
+    def losses(part):
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")
+        ):
+            return nn.functional.cross_entropy(model(part[0]), part[1], reduction="none")
+
+    def closure():
+        loss = losses(b).mean()
+        loss.backward()
+        return loss
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+        loss = optimizer.step(closure) if form == "closure" else optimizer.step(losses, b)
+    seen = optimizer.perturbation
+    assert seen.loss_perturbed > loss * 1.05
+    assert not torch.equal(seen.g1[0], seen.g2[0])
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_bf16_autocast_training_follows_float32():
+    a, b = cnn().float(), cnn().float()
+    opt_a = sam.SAM(a, sgd(a), sam.sam(0.05))
+    opt_b = sam.SAM(b, sgd(b), sam.sam(0.05))
+    for i in range(5):
+        x, y, _ = batch(i)
+
+        def low(x=x.float(), y=y):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(a(x), y)
+            loss.backward()
+            return loss
+
+        opt_a.step(low)
+        opt_b.step(closure_of(b, (x.float(), y)))
+    moved = torch.cat(
+        [(q - p).flatten() for p, q in zip(cnn().float().parameters(), b.parameters())]
+    )
+    gap = torch.cat([(p - q).flatten() for p, q in zip(a.parameters(), b.parameters())])
+    assert gap.norm() < 0.1 * moved.norm()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_bf16_weights_come_back_bit_for_bit(name):
+    model = cnn().to(torch.bfloat16)
+    x, y, _ = batch()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), VARIANTS[name])
+    optimizer.step(closure_of(model, (x.bfloat16(), y)))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    assert optimizer.perturbation.norm.item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_mixed_dtypes_keep_a_float32_radius_exact():
+    """One bf16 tensor must not round the factor of the float32 ones."""
+    model = cnn().float()
+    model[0].weight.data = model[0].weight.data.bfloat16()
+    seen = []
+
+    def closure():
+        x = nn.functional.conv2d(batch()[0].bfloat16(), model[0].weight).float()
+        loss = nn.functional.cross_entropy(model[1:](x), batch()[1])
+        loss.backward()
+        return loss
+
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1))
+    optimizer.step(closure)
+    p = optimizer.perturbation
+    norm = torch.sqrt(sum(g.double().square().sum() for g in p.g1))
+    for e, g in zip(p.perturbed[1:], p.g1[1:]):
+        seen.append(torch.allclose(e.double(), 0.1 * g.double() / norm, rtol=1e-5, atol=0))
+    assert all(seen)
+
+
+def test_skipped_steps_are_reported(caplog):
+    model = cnn()
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1))
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = float("nan")
+    with caplog.at_level(logging.WARNING, "landscape.sam"):
+        for _ in range(5):
+            optimizer.step(closure_of(model, batch()))
+    assert optimizer.num_skipped == 5
+    assert len(caplog.records) == 3  # the 1st, 2nd and 4th
+    assert "step 0 skipped (1 so far): the gradient of 0.weight, " in caplog.messages[0]
+
+
+def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
+    """On CUDA finiteness stays a tensor; the same code path, here on the CPU."""
+    from landscape.sam import stepping
+
+    monkeypatch.setattr(stepping, "_finite", torch.isfinite)
+    for variant in VARIANTS.values():
+        for bad_pass in (1, 2):
+            model, calls = cnn(), []
+            base = torch.optim.SGD(model.parameters(), lr=0.1)
+            optimizer = sam.SAM(model, base, variant)
+            optimizer.step(closure_of(model, batch()))
+            before = {k: v.clone() for k, v in model.state_dict().items()}
+
+            def bad():
+                calls.append(1)
+                loss = nn.functional.cross_entropy(model(batch(1)[0]), batch(1)[1])
+                (loss * (float("inf") if len(calls) == bad_pass else 1.0)).backward()
+                return loss
+
+            optimizer.step(bad)
+            called = len(calls) >= bad_pass  # LookSAM has no second pass between two climbs
+            assert optimizer.num_skipped == called
+            if called:
+                assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            optimizer.step(closure_of(model, batch(2)))
+            assert all(p.isfinite().all() for p in model.parameters()), variant.name
+
+
+@pytest.mark.slow
+def test_z_scores_of_more_than_two_to_the_24_entries():
+    """`torch.quantile` raises there; the count of kept entries is exact."""
+    from landscape.sam.selectors import above_quantile, kept_count
+
+    n = 2**24 + 1001
+    x = torch.randn(1, n, generator=torch.Generator().manual_seed(0))
+    x = x + torch.arange(n) * 1e-13  # no effect in float32 beyond breaking a few ties
+    with pytest.raises(RuntimeError):
+        torch.quantile(x.flatten(), 0.95)
+    z = (x - x.mean()).abs()
+    mask = above_quantile(z, 0.95)
+    rank = n - kept_count(n, 0.95) - 1
+    threshold = torch.sort(z.flatten()).values[rank]
+    assert torch.equal(mask, z > threshold)
+    assert abs(int(mask.sum()) - kept_count(n, 0.95)) <= 64  # float32 ties at the threshold
+
+    model = nn.Linear(n, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), sam.zsharp(0.1))
+
+    def closure():
+        loss = model(x).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.perturbation.norm.item() == pytest.approx(0.1, rel=1e-4)
+    assert torch.equal(optimizer.perturbation.mask["weight"], mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cuda_float16_with_a_scaler_that_starts_too_high(name):
+    device = torch.device("cuda")
+    model = cnn().float().to(device)
+    scaler = scaler_of("cuda", init_scale=2.0**40)
+    optimizer = sam.SAM(model, sgd(model), VARIANTS[name], scaler=scaler)
+    x, y, _ = batch()
+    b = (x.float().to(device), y.to(device))
+
+    def losses(part):
+        with torch.autocast("cuda", torch.float16):
+            return nn.functional.cross_entropy(model(part[0]), part[1], reduction="none")
+
+    first = None
+    for _ in range(60):
+        loss = optimizer.step(losses, b)
+        scaler.update()
+        first = loss if first is None else first
+    assert 0 < optimizer.num_skipped < 40
+    assert scaler.get_scale() < 2.0**40
+    assert loss < first
+
+
+@pytest.mark.gpu
+def test_cuda_steps_do_not_wait_for_the_device():
+    device = torch.device("cuda")
+    model = cnn().float().to(device)
+    x, y, _ = batch()
+    b = (x.float().to(device), y.to(device))
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    optimizer = sam.SAM(model, base, sam.sam(0.1))
+    optimizer.step(losses_of(model), b)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step(losses_of(model), b)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
