@@ -11,6 +11,7 @@ from landscape.measure.curvature import hessian_trace, spectral_density, top_eig
 from landscape.measure.generalization import generalization
 from landscape.measure.masks import mask_overlap, mask_persistence
 from landscape.measure.noise import gradient_noise, norms
+from landscape.measure.paths import interpolation, trajectory
 from landscape.measure.perturbation import perturbation
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
@@ -28,6 +29,7 @@ __all__ = [
     "gradient_noise",
     "gradient_zscores",
     "hessian_trace",
+    "interpolation",
     "loss_plane",
     "loss_slice",
     "m_sharpness",
@@ -38,4 +40,5 @@ __all__ = [
     "sharpness",
     "spectral_density",
     "top_eigenvalues",
+    "trajectory",
 ]
