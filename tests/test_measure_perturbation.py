@@ -252,6 +252,32 @@ def test_persistence_of_half_kept_masks_falls_towards_chance():
     assert float(ds["expected_jaccard"][0]) == pytest.approx(43 / (806 - 43), rel=0.01)
 
 
+def test_selection_of_independent_and_of_frozen_masks():
+    """Independent draws: over-dispersion 1 and the binomial law; one mask kept: T times that."""
+    rng = np.random.default_rng(0)
+    frozen = rng.random(5000) < 0.1
+    snapshots = [
+        (t, PackedMasks.of({"free": rng.random(5000) < 0.1, "frozen": frozen, "all": [True] * 9}))
+        for t in range(20)
+    ]
+    ds = measure.mask_selection(snapshots)
+    free, kept, full = (ds.sel(tensor=name) for name in ("free", "frozen", "all"))
+    assert float(free["over_dispersion"]) == pytest.approx(1.0, abs=0.1)
+    assert float(kept["over_dispersion"]) == pytest.approx(20.0, rel=1e-3)
+    assert np.isnan(full["over_dispersion"])
+    np.testing.assert_allclose(free["share"], free["expected_share"], atol=0.02)
+    assert float(kept["share"].sel(bin=20)) == pytest.approx(frozen.mean())
+    assert float(kept["effective_support"]) == pytest.approx(frozen.mean())
+    assert float(full["effective_support"]) == pytest.approx(1.0)
+    np.testing.assert_allclose(ds["share"].sum("bin"), 1.0)
+    np.testing.assert_allclose(ds["expected_share"].sum("bin"), 1.0)
+    with pytest.raises(LandscapeError, match="1 mask snapshot was given"):
+        measure.mask_selection(snapshots[:1])
+    other = PackedMasks.of({"free": np.ones(3, bool)})
+    with pytest.raises(LandscapeError, match="different models"):
+        measure.mask_selection([*snapshots, (20, other)])
+
+
 def test_persistence_without_pairs_is_refused():
     snapshots = [(0, PackedMasks.of({"w": np.ones(4, bool)}))]
     with pytest.raises(LandscapeError, match=r"1 mask snapshots at steps \[0\] hold no two"):

@@ -171,6 +171,11 @@ def test_names_dimensions_units_and_round_trip(runs, number, tmp_path):
         assert key in provenance
 
 
+def test_the_same_call_gives_the_same_result_to_the_last_bit(runs):
+    for first, second in zip(runs[0], every_measurement(cnn_risk(seed=0)[0]), strict=True):
+        assert first.identical(second), first.attrs["measurement"]
+
+
 class Tokens(nn.Module):
     """Embedding, attention and dictionary inputs."""
 

@@ -9,7 +9,7 @@ from landscape.measure.calibration import calibration
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.generalization import generalization
-from landscape.measure.masks import mask_overlap, mask_persistence
+from landscape.measure.masks import mask_overlap, mask_persistence, mask_selection
 from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.paths import interpolation, trajectory
 from landscape.measure.perturbation import perturbation
@@ -35,6 +35,7 @@ __all__ = [
     "m_sharpness",
     "mask_overlap",
     "mask_persistence",
+    "mask_selection",
     "norms",
     "perturbation",
     "sharpness",

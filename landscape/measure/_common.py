@@ -1,7 +1,6 @@
 """What every measurement shares: checks of theta, provenance, coordinates of tensors."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +19,16 @@ from landscape.streams import host
 
 
 class Measuring:
-    """One measurement under way: theta checked, cost and CPU seconds counted, the result made.
+    """One measurement under way: theta checked, cost counted, the result made.
 
-    Seconds are of this process's CPU, the cost is in gradient-equivalents of the risk.
+    The cost is in gradient-equivalents of the risk. Seconds are not kept: the same call gives the
+    same result to the last bit.
     """
 
     def __init__(self, name: str, risk: EmpiricalRisk, theta: Tensor) -> None:
         self.name, self.risk = name, risk
         self.theta = check_theta(risk, theta)
-        self._cost, self._seconds = risk.cost, time.process_time()
+        self._cost = risk.cost
 
     def finite_loss(self) -> Tensor:
         """Loss at theta; a measurement around a point without a finite loss says so at once."""
@@ -56,7 +56,6 @@ class Measuring:
             **self.risk.provenance(),
             "theta_sha256": self.risk.fingerprint(self.theta),
             "cost_gradients": round(float(self.risk.cost - self._cost), 2),
-            "cpu_seconds": round(time.process_time() - self._seconds, 3),
             **options,
         }
         return results.make(self.name, variables, coords=coords, provenance=provenance)

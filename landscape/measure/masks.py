@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
+from scipy.stats import binom
 from torch import Tensor
 
 from landscape import results, sam
@@ -162,6 +163,80 @@ def mask_persistence(
         coords=coords,
         provenance={"num_snapshots": len(snapshots), **(provenance or {})},
     )
+
+
+def mask_selection(
+    snapshots: Sequence[tuple[int, PackedMasks]],
+    *,
+    kinds: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """How often each coordinate is selected over T snapshots, against independent draws.
+
+    share(tensor, bin): share of coordinates selected `bin` times, 0..T; expected_share(tensor,
+    bin): the binomial law of T draws at the tensor's mean density. over_dispersion(tensor):
+    variance of the selection frequency over that of independent masks of the same densities, sum_t
+    d_t (1 - d_t) / T² (1 at chance, NaN where all or nothing is always selected).
+    effective_support(tensor): exp(entropy of the selections)/n, 1 where all coordinates are
+    selected equally often. kinds: kind of each tensor by name, as in `ParamLayout`.
+    """
+    if len(snapshots) < 2:
+        raise LandscapeError(
+            f"{len(snapshots)} mask snapshot was given; selection frequencies need two or more."
+        )
+    first = snapshots[0][1]
+    times = {name: np.zeros(size) for name, size in zip(first.names, first.sizes, strict=True)}
+    densities = []
+    for _, masks in snapshots:
+        # Also refuses snapshots of another model.
+        densities.append(first.overlap(masks).second / np.array(first.sizes))
+        for name, mask in masks.unpack().items():
+            times[name] += mask
+    total, density = len(snapshots), np.array(densities)
+    rows = [_selection(count, density[:, i], total) for i, count in enumerate(times.values())]
+    bins = ("tensor", "bin")
+    titles = {
+        "share": (bins, "Share of coordinates selected that often"),
+        "expected_share": (bins, "Share expected of independent masks"),
+        "over_dispersion": ("tensor", "Spread of the selection frequency over chance"),
+        "effective_support": ("tensor", "Effective share of coordinates in use"),
+        "density": ("tensor", "Mean share selected"),
+    }
+    variables = {
+        name: Variable(dims, np.array([row[name] for row in rows]), "1", title)
+        for name, (dims, title) in titles.items()
+    }
+    coords = {
+        "tensor": np.array(first.names, dtype=object),
+        "kind": (
+            "tensor",
+            np.array([(kinds or {}).get(name, "other") for name in first.names], dtype=object),
+        ),
+        "size": ("tensor", np.array(first.sizes)),
+        "bin": np.arange(total + 1),
+    }
+    return results.make(
+        "mask_selection",
+        variables,
+        coords=coords,
+        provenance={"num_snapshots": total, **(provenance or {})},
+    )
+
+
+def _selection(times: np.ndarray, density: np.ndarray, total: int) -> dict[str, Any]:
+    """Statistics of one tensor: times selected per coordinate, density per snapshot."""
+    mean = float(density.mean())
+    chance = float((density * (1 - density)).sum()) / total**2
+    weights = times[times > 0] / max(times.sum(), 1.0)
+    return {
+        "share": np.bincount(times.astype(np.int64), minlength=total + 1) / len(times),
+        "expected_share": binom.pmf(np.arange(total + 1), total, mean),
+        "over_dispersion": (times / total).var() / chance if chance > 0 else np.nan,
+        "effective_support": float(np.exp(-(weights * np.log(weights)).sum())) / len(times)
+        if len(weights)
+        else 0.0,
+        "density": mean,
+    }
 
 
 _LONG = {
