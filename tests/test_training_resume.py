@@ -121,6 +121,20 @@ def test_a_torn_last_line_of_the_history_is_repaired(tmp_path, monkeypatch):
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
+def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
+    def stop(record):
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        small.train(tmp_path, progress=stop)
+    left = [tmp_path / "snapshots" / ".steps-000002-abc.npz"]
+    left += [tmp_path / "checkpoints" / ".last-abc.pt"]
+    for path in left:
+        path.write_bytes(b"half")
+    small.train(tmp_path)
+    assert not any(path.exists() for path in left)
+
+
 def test_progress_that_fails_loses_nothing(tmp_path):
     def interrupt(record):
         if record["epoch"] == 2:

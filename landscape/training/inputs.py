@@ -97,7 +97,8 @@ def check_output(model: nn.Module, data: DataSplits) -> None:
         model.train()
     if not bool(output.isfinite().all()):
         raise LandscapeError(
-            f"{type(model).__name__} returns values that are not all finite at its initial weights; check them."
+            f"{type(model).__name__} returns values that are not all finite at its initial "
+            f"weights; check them."
         )
     if not y.is_floating_point() and y.ndim == 1:
         highest, width = int(y.max()), output.shape[1] if output.ndim > 1 else math.nan

@@ -172,6 +172,9 @@ class _Session:
 
     def _resume(self) -> int:
         """Epochs done before; whatever was written after the last checkpoint is removed."""
+        for part in ("snapshots", "checkpoints"):  # temporary files of a killed write
+            for path in (self.folder / part).glob(".*"):
+                path.unlink()
         state = checkpoint.load(self.folder, self.model, self.identity)
         epoch = 0
         if state is not None:

@@ -59,7 +59,7 @@ class Recorder:
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Remove what a killed training wrote beyond its last checkpoint."""
-        for path in self.folder.glob("*.npz"):
+        for path in self.folder.glob("[!.]*.npz"):
             number = path.stem.removeprefix("steps-")
             late = int(number) > epoch if path.stem != number else int(number) >= step
             if late:
