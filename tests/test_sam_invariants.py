@@ -560,3 +560,47 @@ def test_gates_and_radii():
     assert norm(schedule.LossBudget(10.0, 0.3))[0] == pytest.approx(0.3)
     assert norm(schedule.AdaGradNorm(0.1))[0] == pytest.approx(0.1)
     assert norm(schedule.AdaGradNorm(0.1), 3)[0] < 0.09
+
+
+def test_adaptive_gate_climbs_when_the_squared_norm_is_large_among_recent_ones():
+    gate, state, climbed = schedule.Adaptive(0.5, low=0.0, high=0.0), {}, []
+    for norm in (1.0, 1.0, 3.0, 1.0, 0.5, 2.0):
+        point = sam.Point((), (), (), [], [], None, None)
+        point._norms = [torch.tensor(norm, dtype=torch.float64)]
+        climbed.append(gate(point, state))
+    # mu after each step: 1, 1, 5, 3, 1.625, 2.8125 against the squares 1, 1, 9, 1, .25, 4
+    assert climbed == [True, True, True, False, False, True]
+    assert state["mean"] == pytest.approx(2.8125)
+
+
+def test_modifiers_say_when_how_far_and_on_how_much():
+    def climbs(variant, steps=4, epochs=False):
+        optimizer, seen = ready(cnn(), variant), []
+        for t in range(steps):
+            if epochs:
+                optimizer.begin_epoch(t, steps)
+            step(optimizer, batch(t))
+            seen.append(optimizer.perturbation.climbed)
+        return seen
+
+    plain = sam.zsharp(0.1)
+    assert climbs(sam.late(plain, 2), epochs=True) == [False, False, True, True]
+    assert climbs(sam.window(plain, 1, 3), epochs=True) == [False, True, True, False]
+    assert climbs(sam.window(plain, 1, 2, unit="step")) == [False, True, False, False]
+    assert climbs(sam.every(plain, 2)) == [True, False, True, False]
+    assert climbs(sam.adaptive(plain))[0] is True
+    radius = sam.with_radius(plain, lambda point, state: 0.1 * (point.step + 1))
+    optimizer = ready(cnn(), radius)
+    step(optimizer, batch())
+    step(optimizer, batch())
+    assert float(optimizer.perturbation.norm) == pytest.approx(0.2, rel=1e-9)
+    assert sam.micro_batched(plain, 4).evaluate.micro_batches == 4
+
+
+def test_a_gate_that_is_always_open_changes_nothing():
+    a, b = cnn(), cnn()
+    for model, variant in ((a, sam.sam_on(0.1)), (b, sam.every(sam.sam_on(0.1), 1))):
+        optimizer = ready(model, variant)
+        for t in range(3):
+            step(optimizer, batch(t))
+    assert same(weights_of(a), weights_of(b))

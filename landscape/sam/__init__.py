@@ -28,6 +28,7 @@ from landscape.sam.family import (
     wsam,
 )
 from landscape.sam.geometry import Geometry
+from landscape.sam.modifiers import adaptive, every, late, micro_batched, window, with_radius
 from landscape.sam.optimizer import SAM
 from landscape.sam.perturbation import Perturbation, perturb
 from landscape.sam.recipes import (
@@ -77,8 +78,43 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Variant:
 
 
 __all__ = [
-    "SAM", "Geometry", "Perturbation", "Point", "Variant", "asam", "async_sam", "esam", "focal_sam",
-    "fsam", "gcsam", "gnp", "gsam", "lagnp", "looksam", "make", "mesa", "msam", "perturb",
-    "random_mask", "recipes", "saf", "sam", "sam_on", "sampa", "sgd", "sl_sam", "ssam_d", "ssam_f",
-    "stable_sam", "topk_gradient", "wsam", "zsharp",
+    "SAM",
+    "Geometry",
+    "Perturbation",
+    "Point",
+    "Variant",
+    "adaptive",
+    "asam",
+    "async_sam",
+    "esam",
+    "every",
+    "focal_sam",
+    "fsam",
+    "gcsam",
+    "gnp",
+    "gsam",
+    "lagnp",
+    "late",
+    "looksam",
+    "make",
+    "mesa",
+    "micro_batched",
+    "msam",
+    "perturb",
+    "random_mask",
+    "recipes",
+    "saf",
+    "sam",
+    "sam_on",
+    "sampa",
+    "sgd",
+    "sl_sam",
+    "ssam_d",
+    "ssam_f",
+    "stable_sam",
+    "topk_gradient",
+    "window",
+    "with_radius",
+    "wsam",
+    "zsharp",
 ]  # fmt: skip

@@ -120,6 +120,11 @@ class Weighted:
     max_norm: float | None = None
     needs_g1 = True
 
+    @property
+    def remembers(self) -> bool:
+        """The decoupled form hands a gradient to the end of the step."""
+        return self.decouple
+
     def __post_init__(self) -> None:
         check_fraction(self.gamma, "gamma")
         if self.gamma == 1:
@@ -158,6 +163,7 @@ class Reuse:
     scope: str = "global"
     eps: float = 1e-12
     needs_g1 = True
+    remembers = True
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:
         """Return g2; gv is kept in `state`."""

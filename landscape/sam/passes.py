@@ -116,6 +116,21 @@ class Passes:
             p.grad = g
         return self.values.mean(), rest
 
+    def loss_at(self, weights: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
+        """The loss at weights + offsets; weights and gradients are as before, exactly."""
+        old = [w.detach().clone() for w in weights]
+        grads = [p.grad for p in self.parameters]
+        try:
+            torch._foreach_add_(list(weights), list(offsets))
+            if self.closure is None:
+                return self.per_example(self.batch)[0].mean()
+            with torch.enable_grad():
+                return self._run_closure()
+        finally:
+            torch._foreach_copy_(list(weights), old)
+            for p, g in zip(self.parameters, grads, strict=True):
+                p.grad = g
+
     def _run_closure(self) -> Tensor:
         torch.clear_autocast_cache()
         loss = self.closure()

@@ -214,7 +214,32 @@ def table(recipes: Mapping[str, Callable[..., Variant]]) -> str:
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     for name, recipe in recipes.items():
         lines += _section(name, ROWS[name], recipe(**ROWS[name].options))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", OWN_SLOTS])
+
+
+OWN_SLOTS = """## Your own slots
+
+A slot is a function; what it keeps between steps it puts into `state`, which is saved with the
+optimizer. A zeroth-order source, from two losses along a random direction:
+
+```python
+def zeroth_order(point, state, step=1e-3):
+    z = [torch.randn(w.shape, generator=point.generator, device=w.device) for w in point.weights]
+    up, down = (point.loss_at([sign * step * x for x in z]) for sign in (1, -1))
+    return [x * ((up - down) / (2 * step)) for x in z]
+```
+
+Radii per tensor that follow its shape, as in maximal-update parametrization with perturbation
+(‖e_l‖ = ρ √(fan_out/fan_in), for tensors of ndim > 1):
+
+```python
+def spectral_radii(point, u, mask, rho):
+    scale = [(w.shape[0] / w[0].numel()) ** 0.5 if w.ndim > 1 else 1.0 for w in point.weights]
+    return [rho * s * x / (x.norm() + 1e-12) for s, x in zip(scale, u)]
+
+variant = dataclasses.replace(sam.sam(0.1), source=zeroth_order, geometry=spectral_radii)
+```
+"""
 
 
 def _section(name: str, row: Row, variant: Variant) -> list[str]:

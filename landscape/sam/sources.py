@@ -26,6 +26,7 @@ class Friendly:
     lmbda: float = 0.9
     order: str = "code"
     init: str = "grad"
+    remembers = True
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:
         """U per tensor; updates `state["ema"]`, keyed by tensor name."""
@@ -73,6 +74,8 @@ def centred(g: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Stale:
     """Direction u = g of the previous step, zero at the first (Async-SAM, arXiv:2503.11147)."""
+
+    remembers = True
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:
         """U per tensor; keeps g1 in `state["previous"]` for the next step."""

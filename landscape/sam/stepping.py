@@ -144,7 +144,9 @@ def _first_pass(optimizer: Any, passes: Passes) -> First:
     rng = rng_state(optimizer.device) if optimizer.same_rng_both_passes else None
     if not getattr(variant.source, "first_pass", True):
         live = list(range(len(parameters)))
-        return First(optimizer.point(live, []), [None] * len(parameters), live, rng, passed=False)
+        point = optimizer.point(live, [])
+        point.loss_at = _loss_at(optimizer, passes, point.weights)
+        return First(point, [None] * len(parameters), live, rng, passed=False)
     if optimizer.bn == "second":
         optimizer.statistics_first.save()
     bare = optimizer.point([], [])
@@ -159,7 +161,17 @@ def _first_pass(optimizer: Any, passes: Passes) -> First:
     check_dense(optimizer.trained.names, g1)
     point = optimizer.point(live, [g1[i] for i in live])
     point.loss, point.scratch = loss, bare.scratch
+    point.loss_at = _loss_at(optimizer, passes, point.weights)
     return First(point, g1, live, rng)
+
+
+def _loss_at(optimizer: Any, passes: Passes, weights: list[Tensor]) -> Any:
+    # It must not hold the point, which holds it: a cycle would keep gradients alive.
+    def loss_at(offsets: list[Tensor]) -> Tensor:
+        with optimizer.statistics_second.frozen():
+            return passes.loss_at(weights, offsets)
+
+    return loss_at
 
 
 def _add_loss_term(optimizer: Any, passes: Passes, point: Point) -> None:

@@ -29,6 +29,7 @@ class Point:
     device, host_generator on the CPU; momentum(name): the base optimizer's momentum or None;
     group(name): the tensor's parameter group in the base optimizer;
     fisher(num_samples, ...): squared per-example gradients, None when no data were given;
+    loss_at(offsets): the batch's loss at w + offsets, without gradients, running statistics kept;
     scratch: what slots hand to each other within one step.
     """
 
@@ -48,6 +49,7 @@ class Point:
     momentum: Callable[[str], Tensor | None] | None = None
     group: Callable[[str], dict[str, Any]] | None = None
     fisher: Callable[..., dict[str, Tensor]] | None = None
+    loss_at: Callable[[list[Tensor]], Tensor] | None = None
     scratch: State = field(default_factory=dict)
     _norms: list[Tensor] | None = None
 

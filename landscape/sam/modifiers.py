@@ -1,0 +1,65 @@
+"""Variants of variants: when they climb, how far, and on how many examples at once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.sam import schedule
+from landscape.sam.evaluate import SameBatch
+from landscape.sam.variant import Point, State, Variant, check_choice
+
+
+def late(variant: Variant, start: int) -> Variant:
+    """`variant` from epoch `start` on, the base optimizer before (arXiv:2410.10373)."""
+    return window(variant, start)
+
+
+def window(
+    variant: Variant, start: int = 0, end: int | None = None, *, unit: str = "epoch"
+) -> Variant:
+    """`variant` while start <= epoch < end (or step, with unit="step"), the base outside."""
+    check_choice(unit, ("epoch", "step"), "unit")
+    if start < 0 or (end is not None and end <= start):
+        raise LandscapeError(
+            f"start={start} and end={end} leave no {unit} to climb in; give 0 <= start < end."
+        )
+    needs = variant.needs | {"epochs"} if unit == "epoch" else variant.needs
+    return replace(variant, gate=schedule.Window(start, end, unit), needs=needs)
+
+
+def every(variant: Variant, k: int) -> Variant:
+    """`variant` at steps 0, k, 2k, …, the base optimizer between."""
+    return replace(variant, gate=schedule.Every(k))
+
+
+def adaptive(
+    variant: Variant, *, decay: float = 0.9, low: float = -1.0, high: float = 1.0
+) -> Variant:
+    """`variant` when ‖g1‖² is large among its recent values (AE-SAM; `schedule.Adaptive`)."""
+    return replace(variant, gate=schedule.Adaptive(decay, low, high))
+
+
+def with_radius(variant: Variant, radius: Callable[[Point, State], float | Tensor]) -> Variant:
+    """`variant` with another radius: a `sam.schedule` class or any function (point, state)."""
+    return replace(variant, radius=radius)
+
+
+def micro_batched(variant: Variant, parts: int) -> Variant:
+    """m-sharpness: (g1, e, g2) on each of `parts` equal parts of the batch, gradients averaged.
+
+    For variants that keep nothing between steps: an average, a cached gradient or the previous
+    batch would be of one part.
+    """
+    if not isinstance(variant.evaluate, SameBatch) or variant.evaluate.partial:
+        raise LandscapeError(
+            f"variant {variant.name!r} chooses its own examples or tensors for the second pass and "
+            "cannot be cut into parts."
+        )
+    if any(getattr(slot, "remembers", False) for slot in (variant.source, variant.correction)):
+        raise LandscapeError(
+            f"variant {variant.name!r} carries gradients from step to step, which parts of one "
+            "batch would overwrite; use a variant without memory, such as sam or zsharp."
+        )
+    return replace(variant, evaluate=SameBatch(micro_batches=parts))
