@@ -237,6 +237,7 @@ def spectral_radii(point, u, mask, rho):
     scale = [(w.shape[0] / w[0].numel()) ** 0.5 if w.ndim > 1 else 1.0 for w in point.weights]
     return [rho * s * x / (x.norm() + 1e-12) for s, x in zip(scale, u)]
 
+
 variant = dataclasses.replace(sam.sam(0.1), source=zeroth_order, geometry=spectral_radii)
 ```
 """
