@@ -56,8 +56,9 @@ def test_data_depend_on_the_data_seed_alone_and_leave_global_randomness_alone():
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
     assert random.getstate() == python_before
-    again = problems.load_data("mnist1d", label_noise=0.2)
-    other = problems.load_data("mnist1d", label_noise=0.2, seed=1)
+    options = {"label_noise": 0.2, "splits": (50, 20, 20)}
+    again = problems.load_data("mnist1d", **options)
+    other = problems.load_data("mnist1d", seed=1, **options)
     assert _hash(first.train) == _hash(again.train)
     assert _hash(first.train) != _hash(other.train)
 
@@ -202,3 +203,10 @@ def test_own_data_know_their_wrong_labels():
 def test_bad_own_data_are_named(value, message):
     with pytest.raises(LandscapeError, match=message):
         problems.as_splits(value, name="mine")
+
+
+def test_pixels_become_floats_and_tokens_stay_integers():
+    y = torch.arange(4) % 2
+    for dtype, expected in ((torch.uint8, torch.float32), (torch.int64, torch.int64)):
+        x = torch.ones(4, 3, dtype=dtype)
+        assert problems.as_splits(((x, y), (x, y)), name="mine").train.x.dtype == expected

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def _raw(
     return read_cifar(name, data_dir, verify=verify)
 
 
+@lru_cache(maxsize=1)
 def _mnist1d() -> tuple[np.ndarray, np.ndarray, int]:
     """The canonical 5 000 signals, training part first."""
     with _global_random_state():

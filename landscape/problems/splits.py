@@ -125,4 +125,6 @@ def _split(name: str, part: Any) -> Split:
         y, clean = y.long(), clean.long()
         if int(y.min()) < 0:
             raise LandscapeError(f"{name} has label {int(y.min())}; classes are counted from 0.")
-    return Split(x if x.is_floating_point() else x.float(), y, clean.clone())
+    if x.dtype in (torch.uint8, torch.bool):  # pixels; larger integers are tokens
+        x = x.float()
+    return Split(x, y, clean.clone())
