@@ -256,9 +256,10 @@ def test_skipped_steps_are_reported(caplog):
 
 def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
     """On CUDA finiteness stays a tensor; the same code path, here on the CPU."""
-    from landscape.sam import stepping
+    from landscape.sam import basestep, stepping
 
-    monkeypatch.setattr(stepping, "_finite", torch.isfinite)
+    for module in (basestep, stepping):
+        monkeypatch.setattr(module, "is_finite", torch.isfinite)
     for variant in VARIANTS.values():
         for bad_pass in (1, 2):
             model, calls = cnn(), []

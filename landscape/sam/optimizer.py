@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
-from landscape.sam import replicas, saved, stepping
+from landscape.sam import basestep, replicas, saved, stepping
 from landscape.sam.checks import (
     check_base,
     check_belongs,
@@ -188,7 +188,7 @@ class SAM(Optimizer):
         passes = self._passes(closure, batch, micro_batch)
         with torch.no_grad():
             loss, point, finite = stepping.descend(self, passes)
-            stepping.finish(self, point, finite, scaled=True)
+            basestep.finish(self, point, finite, scaled=True)
         return loss
 
     def backward(
@@ -223,7 +223,7 @@ class SAM(Optimizer):
             )
         point, self._pending = self._pending, None
         with torch.no_grad():
-            stepping.finish(self, point, stepping.gradients_finite(self), scaled=False)
+            basestep.finish(self, point, basestep.gradients_finite(self), scaled=False)
         self._used = _first_gradient(self.trained.parameters)
 
     def _passes(self, closure: Callable[..., Any] | None, batch: Any, micro_batch: Any) -> Passes:

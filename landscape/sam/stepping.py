@@ -1,8 +1,6 @@
-"""One step of the optimizer: g1, the climb, g2, the descent gradient, the base step."""
+"""The descent gradient of one step: g1, the climb, g2, the correction."""
 
 import contextlib
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,21 +10,25 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam import replicas
+from landscape.sam.basestep import (
+    Finite,
+    all_finite,
+    both_finite,
+    is_finite,
+    run_hook,
+    scale_factor,
+)
 from landscape.sam.checks import check_dense
 from landscape.sam.engine import Ascent, ascend
 from landscape.sam.evaluate import SameBatch
-from landscape.sam.geometry import scale
 from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import Passes, batch_size, rng_state, select, set_rng_state
 from landscape.sam.perturbation import Perturbation, spread
 from landscape.sam.schedule import always
 from landscape.sam.sources import gradient
-from landscape.sam.variant import Point, tensor_norms, total_norm
+from landscape.sam.variant import Point
 
 Gradients = list[Tensor | None]  # over all trained tensors
-Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
-
-log = logging.getLogger("landscape.sam")
 
 
 @dataclass
@@ -60,12 +62,12 @@ def accumulate(optimizer: Any, passes: Passes) -> tuple[Tensor, Point]:
     parameters, scaler = optimizer.trained.parameters, optimizer.scaler
     earlier = [p.grad for p in parameters]
     loss, point, finite = descend(optimizer, passes)
-    factor = None if scaler is None else _scale_factor(optimizer, finite)
+    factor = None if scaler is None else scale_factor(optimizer, finite)
     if isinstance(finite, Tensor) and factor is None:
         factor = torch.where(finite, 1.0, torch.inf)
     if finite is False:
         optimizer.statistics_start.restore()
-        if scaler is not None and _all_finite(earlier):  # step() will not be called
+        if scaler is not None and all_finite(earlier):  # step() will not be called
             optimizer.skipped = optimizer.skipped + 1
     for p, before in zip(parameters, earlier, strict=True):
         if p.grad is not None and factor is not None:
@@ -89,7 +91,7 @@ def _micro_batches(optimizer: Any, passes: Passes, parts: int) -> tuple[Tensor, 
     for a, b in pairwise(bounds):
         passes.batch = select(batch, slice(a, b))
         point, ok = descent_gradient(optimizer, passes)
-        finite = _and(finite, ok)
+        finite = both_finite(finite, ok)
         loss = loss + point.loss * ((b - a) / size)
         for i, p in enumerate(optimizer.trained.parameters):
             if p.grad is not None:
@@ -105,7 +107,7 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
     variant, slots = optimizer.variant, optimizer.slots
     first = _first_pass(optimizer, passes)
     point = first.point
-    finite = _finite(point.norm) if point.gradients else True
+    finite = is_finite(point.norm) if point.gradients else True
     if optimizer.local:
         finite = replicas.all_agree(optimizer.model, finite, optimizer.device)
     if finite is False:
@@ -232,7 +234,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             del e
             ascent = Ascent([], None, ascent.rho)
             first.forget()
-        _hook(variant.selector, "after_ascent", first.point, slots["selector"])
+        run_hook(variant.selector, "after_ascent", first.point, slots["selector"])
         if first.rng is not None:
             set_rng_state(first.rng, optimizer.device)
         loss2 = _second_pass(optimizer, passes, first, perturbed)
@@ -240,7 +242,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
         both = [i for i in first.live if g2[i] is not None]
         pair = first.point.only([first.live.index(i) for i in both])
         taken = [g2[i] for i in both]
-        _hook(
+        run_hook(
             variant.correction, "before_restore", pair, pair.gradients, taken, slots["correction"]
         )
     finally:
@@ -250,7 +252,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             set_rng_state(after, optimizer.device)
     if first.point.loss is None:
         first.point.loss = pair.loss = loss2
-    finite = _and(finite, _all_finite(g2))
+    finite = both_finite(finite, all_finite(g2))
     _remember(optimizer, first, ascent, g2, loss2)
     if finite is False:
         return first.point, False
@@ -287,117 +289,6 @@ def _second_pass(optimizer: Any, passes: Passes, first: First, perturbed: list[b
     keep = optimizer.bn == "first" and first.passed
     with optimizer.statistics_second.frozen(keep):
         return evaluate.second(passes, first.point, optimizer.slots["evaluate"], only)
-
-
-def _hook(slot: Any, name: str, *arguments: Any) -> None:
-    hook = getattr(slot, name, None)
-    if hook is not None:
-        hook(*arguments)
-
-
-def finish(optimizer: Any, point: Point, finite: Finite, *, scaled: bool) -> None:
-    """Clip, step the base optimizer unless a gradient was not finite, and run the hooks.
-
-    scaled: the gradient has yet to pass through the scaler's own step.
-    """
-    scaled = scaled and optimizer.scaler is not None
-    if finite is False:
-        optimizer.skipped = optimizer.skipped + 1
-        optimizer.statistics_start.restore()
-        _report(optimizer)
-        if scaled:
-            _scaled_step(optimizer, finite)  # lets the scaler see the overflow, lower its scale
-        return
-    if optimizer.clip_norm is not None:
-        _clip(optimizer.trained.parameters, optimizer.clip_norm)
-    if isinstance(finite, Tensor):
-        optimizer.skipped = optimizer.skipped + (~finite).long()
-        optimizer.statistics_start.restore(unless=finite)
-    if scaled:
-        _scaled_step(optimizer, finite)
-    elif isinstance(finite, Tensor):
-        _guarded_step(optimizer, finite)
-    else:
-        optimizer.base.step()
-    for slot in ("correction", "selector", "loss_term"):
-        _hook(getattr(optimizer.variant, slot), "after_step", point, optimizer.slots[slot])
-    optimizer.step_count += 1
-
-
-def gradients_finite(optimizer: Any) -> Finite:
-    """Whether all of `.grad` is finite."""
-    return _all_finite([p.grad for p in optimizer.trained.parameters])
-
-
-def _report(optimizer: Any) -> None:
-    """Say which step was skipped and why, at the 1st, 2nd, 4th, 8th ... time."""
-    count = optimizer.num_skipped
-    expected = optimizer.scaler is not None and optimizer.scaler.is_enabled()
-    if expected or count & (count - 1):  # a scaler finds its scale by such steps
-        return
-    named = zip(optimizer.trained.names, optimizer.trained.parameters, strict=True)
-    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
-    log.warning(
-        "step %d skipped (%d so far): the gradient of %s is not finite.",
-        optimizer.step_count + count - 1,
-        count,
-        ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else ""),
-    )
-
-
-def _clip(parameters: Iterable[Tensor], max_norm: float) -> None:
-    """New tensors: `.grad` may be the g2 that `perturbation` shows."""
-    live = [p for p in parameters if p.grad is not None]
-    norm = total_norm(tensor_norms([p.grad for p in live]))
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    for p, g in zip(live, scale([p.grad for p in live], factor), strict=True):
-        p.grad = g
-
-
-def _scale_factor(optimizer: Any, finite: Finite) -> Tensor:
-    """The scaler's scale, infinite for a step that it must refuse."""
-    factor = optimizer.scaler.scale(torch.ones((), device=optimizer.device))
-    if isinstance(finite, Tensor):
-        return torch.where(finite, factor, torch.inf)
-    return factor if finite else torch.full_like(factor, torch.inf)
-
-
-def _scaled_step(optimizer: Any, finite: Finite) -> None:
-    factor = _scale_factor(optimizer, finite)
-    for p in optimizer.trained.parameters:
-        if p.grad is not None:
-            p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
-    optimizer.scaler.step(optimizer.base)
-
-
-def _guarded_step(optimizer: Any, finite: Tensor) -> None:
-    """On CUDA: skip without asking the device whether to."""
-    base = optimizer.base
-    if all(g.get("fused") for g in base.param_groups):
-        base.found_inf = (~finite).float()
-        try:
-            base.step()
-        finally:
-            del base.found_inf
-        return
-    for p in optimizer.trained.parameters:
-        if p.grad is not None:
-            p.grad = torch.where(finite, p.grad, 0.0)
-    base.step()
-
-
-def _finite(norm: Tensor) -> Finite:
-    finite = torch.isfinite(norm)
-    return finite if norm.is_cuda else bool(finite)
-
-
-def _all_finite(gradients: Iterable[Tensor | None]) -> Finite:
-    norms = tensor_norms([g for g in gradients if g is not None])
-    return _finite(total_norm(norms)) if norms else True
-
-
-def _and(a: Finite, b: Finite) -> Finite:
-    return a & b if isinstance(a, Tensor) or isinstance(b, Tensor) else a and b
 
 
 def _remember(

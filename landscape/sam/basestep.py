@@ -1,0 +1,130 @@
+"""From the descent gradient to the base step: finite or not, clipped, scaled, skipped, counted."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.sam.geometry import scale
+from landscape.sam.variant import Point, tensor_norms, total_norm
+
+Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
+
+log = logging.getLogger("landscape.sam")
+
+
+def run_hook(slot: Any, name: str, *arguments: Any) -> None:
+    """Call a slot's hook if it has one."""
+    hook = getattr(slot, name, None)
+    if hook is not None:
+        hook(*arguments)
+
+
+def finish(optimizer: Any, point: Point, finite: Finite, *, scaled: bool) -> None:
+    """Clip, step the base optimizer unless a gradient was not finite, and run the hooks.
+
+    scaled: the gradient has yet to pass through the scaler's own step.
+    """
+    scaled = scaled and optimizer.scaler is not None
+    if finite is False:
+        optimizer.skipped = optimizer.skipped + 1
+        optimizer.statistics_start.restore()
+        _report(optimizer)
+        if scaled:
+            _scaled_step(optimizer, finite)  # lets the scaler see the overflow, lower its scale
+        return
+    if optimizer.clip_norm is not None:
+        _clip(optimizer.trained.parameters, optimizer.clip_norm)
+    if isinstance(finite, Tensor):
+        optimizer.skipped = optimizer.skipped + (~finite).long()
+        optimizer.statistics_start.restore(unless=finite)
+    if scaled:
+        _scaled_step(optimizer, finite)
+    elif isinstance(finite, Tensor):
+        _guarded_step(optimizer, finite)
+    else:
+        optimizer.base.step()
+    for slot in ("correction", "selector", "loss_term"):
+        run_hook(getattr(optimizer.variant, slot), "after_step", point, optimizer.slots[slot])
+    optimizer.step_count += 1
+
+
+def gradients_finite(optimizer: Any) -> Finite:
+    """Whether all of `.grad` is finite."""
+    return all_finite([p.grad for p in optimizer.trained.parameters])
+
+
+def _report(optimizer: Any) -> None:
+    """Say which step was skipped and why, at the 1st, 2nd, 4th, 8th ... time."""
+    count = optimizer.num_skipped
+    expected = optimizer.scaler is not None and optimizer.scaler.is_enabled()
+    if expected or count & (count - 1):  # a scaler finds its scale by such steps
+        return
+    named = zip(optimizer.trained.names, optimizer.trained.parameters, strict=True)
+    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    log.warning(
+        "step %d skipped (%d so far): the gradient of %s is not finite.",
+        optimizer.step_count + count - 1,
+        count,
+        ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else ""),
+    )
+
+
+def _clip(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """New tensors: `.grad` may be the g2 that `perturbation` shows."""
+    live = [p for p in parameters if p.grad is not None]
+    norm = total_norm(tensor_norms([p.grad for p in live]))
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for p, g in zip(live, scale([p.grad for p in live], factor), strict=True):
+        p.grad = g
+
+
+def scale_factor(optimizer: Any, finite: Finite) -> Tensor:
+    """The scaler's scale, infinite for a step that it must refuse."""
+    factor = optimizer.scaler.scale(torch.ones((), device=optimizer.device))
+    if isinstance(finite, Tensor):
+        return torch.where(finite, factor, torch.inf)
+    return factor if finite else torch.full_like(factor, torch.inf)
+
+
+def _scaled_step(optimizer: Any, finite: Finite) -> None:
+    factor = scale_factor(optimizer, finite)
+    for p in optimizer.trained.parameters:
+        if p.grad is not None:
+            p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
+    optimizer.scaler.step(optimizer.base)
+
+
+def _guarded_step(optimizer: Any, finite: Tensor) -> None:
+    """On CUDA: skip without asking the device whether to."""
+    base = optimizer.base
+    if all(g.get("fused") for g in base.param_groups):
+        base.found_inf = (~finite).float()
+        try:
+            base.step()
+        finally:
+            del base.found_inf
+        return
+    for p in optimizer.trained.parameters:
+        if p.grad is not None:
+            p.grad = torch.where(finite, p.grad, 0.0)
+    base.step()
+
+
+def is_finite(norm: Tensor) -> Finite:
+    """Whether a norm is finite, asked of the device without waiting on CUDA."""
+    finite = torch.isfinite(norm)
+    return finite if norm.is_cuda else bool(finite)
+
+
+def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
+    """Whether all gradients that exist are finite."""
+    norms = tensor_norms([g for g in gradients if g is not None])
+    return is_finite(total_norm(norms)) if norms else True
+
+
+def both_finite(a: Finite, b: Finite) -> Finite:
+    """Whether two answers are both yes."""
+    return a & b if isinstance(a, Tensor) or isinstance(b, Tensor) else a and b
