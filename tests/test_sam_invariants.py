@@ -604,3 +604,17 @@ def test_a_gate_that_is_always_open_changes_nothing():
         for t in range(3):
             step(optimizer, batch(t))
     assert same(weights_of(a), weights_of(b))
+
+
+def test_batches_may_be_dicts():
+    model, plain = cnn(), cnn()
+    x, y, _ = batch()
+    by_dict, by_tuple = ready(model, sam.esam(0.1)), ready(plain, sam.esam(0.1))
+
+    def losses(inputs):
+        return nn.functional.cross_entropy(model(inputs["x"]), inputs["labels"], reduction="none")
+
+    for _ in range(3):
+        by_dict.step(losses, {"x": x, "labels": y})
+        step(by_tuple, batch())
+    assert same(weights_of(model), weights_of(plain))
