@@ -72,8 +72,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
         if drawing.legend:
             _legend(figure, grid, inches)
         # Lay out once: saving as several formats need not solve for the positions again.
-        figure.draw_without_rendering()
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figure
 

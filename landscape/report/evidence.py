@@ -67,7 +67,7 @@ def comparisons(study: Study) -> list[Comparison]:
     for setting in study.settings:
         per_variant = study.values("generalization", study.metric, setting)
         declared = setting == study.comparisons.get("setting")
-        for reference, variant in _pairs(study, setting):
+        for reference, variant in _pairs(study, setting) if per_variant else []:
             _, a, b = study.paired(per_variant, variant, reference, study.metric)
             made.append((setting, variant, reference, stats.paired(a, b), declared))
     adjusted = iter(stats.holm([pair.p for *_, pair, declared in made if declared]))

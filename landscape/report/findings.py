@@ -418,9 +418,7 @@ def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> 
     against = _against(made, setting, references[0]) if references else []
     if not against:
         total = len(study.variants(setting))
-        what = (
-            "no accuracy was measured" if total > 1 else "one variant, nothing to compare it with"
-        )
+        what = "no accuracy was measured" if total > 1 else "there is nothing to compare it with"
         return f"{words.count(total, 'variant')} measured {where}: {what}.".replace(" :", ":")
     reference = _label(study, setting, references[0])
     better = [one for one in against if one.sign > 0]

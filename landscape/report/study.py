@@ -82,10 +82,15 @@ class Study:
 
     def variants(self, setting: str) -> list[runs.Variant]:
         """Variants of a setting, from the measurement that has most runs."""
-        present = [ds for name in self.data if (ds := self.get(name, setting)) is not None]
-        if not present:
-            return []
-        return list(runs.variants(max(present, key=lambda ds: ds.sizes["run"])))
+        return self._variants.get(setting, [])
+
+    @cached_property
+    def _variants(self) -> dict[str, list[runs.Variant]]:
+        found = {}
+        for setting in self.settings:
+            present = [ds for name in self.data if (ds := self.get(name, setting)) is not None]
+            found[setting] = list(runs.variants(max(present, key=lambda ds: ds.sizes["run"])))
+        return found
 
     def references(self, setting: str) -> list[str]:
         """Reference variants: the declared ones, else the first of recipes sgd and sam."""

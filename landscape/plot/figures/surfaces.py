@@ -64,7 +64,7 @@ def _slice_panel(ds: xr.Dataset, names: list[str], width: float, title: str) -> 
             marks += _slice_curve(v)
     mode = runs.provenance(ds, "bn")
     limits = (-width, width)
-    return Panel(Axis("α", limits=limits), Axis("loss", "nats"), tuple(marks), f"{mode}, {title}")
+    return Panel(Axis("α", limits=limits), Axis("loss", "nats"), tuple(marks), f"{mode}\n{title}")
 
 
 def _slice_curve(v: Variant) -> list[Mark]:

@@ -1,0 +1,131 @@
+"""The report in a real browser: draws, asks nothing of a network, fits a phone, prints."""
+
+import os
+import shutil
+
+import pytest
+
+from landscape import report
+from tests.fixtures_results import write_study
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def _missing(what):
+    if os.environ.get("LANDSCAPE_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{what}, and LANDSCAPE_REQUIRE_BROWSER=1 makes that a failure")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        _missing("no chromium executable on the PATH")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("playwright is not installed (pip install playwright)")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    folder = write_study(root, noisy=("sgd", "sam", "zsharp"), clean=("sgd", "sam"), seeds=2)
+    return report.write(folder, formats=())
+
+
+class Visit:
+    """One page view with everything it said and asked for."""
+
+    def __init__(self, browser, path, viewport, **options):
+        self.context = browser.new_context(viewport=viewport, **options)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(f"file://{path}")
+
+    def open_everything(self):
+        self.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+    def scroll(self):
+        y = 0
+        while y < self.page.evaluate("document.documentElement.scrollHeight"):
+            self.page.evaluate(f"window.scrollTo(0, {y})")
+            self.page.wait_for_timeout(60)
+            y += 700
+        self.page.wait_for_function(
+            "document.querySelectorAll('.figure').length ==="
+            " document.querySelectorAll('.figure.js-plotly-plot .main-svg:first-child').length",
+            timeout=30000,
+        )
+
+    def count(self, selector):
+        return self.page.locator(selector).count()
+
+
+@pytest.fixture(params=[LAPTOP, PHONE], ids=["laptop", "phone"])
+def visit(request, browser, page_path):
+    one = Visit(browser, page_path, request.param)
+    yield one
+    one.context.close()
+
+
+def test_every_figure_draws_without_a_word_and_without_a_network(visit):
+    visit.open_everything()
+    visit.scroll()
+    assert visit.count(".figure") >= 20
+    assert visit.count(".figure .trace, .figure .contour, .figure .hm") > 100
+    assert visit.said == []
+    assert [url for url in visit.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_page_never_scrolls_sideways(visit):
+    visit.open_everything()
+    visit.scroll()
+    width = visit.page.viewport_size["width"]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_answer_is_on_the_first_screen(visit):
+    box = visit.page.locator(".lede").bounding_box()
+    assert box["y"] + box["height"] < visit.page.viewport_size["height"]
+
+
+def test_no_button_offers_to_upload(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.open_everything()
+    visit.scroll()
+    titles = visit.page.eval_on_selector_all(
+        ".modebar-btn", "buttons => buttons.map(b => b.dataset.title || '')"
+    )
+    assert titles
+    assert not [title for title in titles if "loud" in title or "hare" in title]
+    visit.context.close()
+
+
+def test_printing_draws_the_figures_that_were_never_seen(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    visit.page.wait_for_timeout(500)
+    assert visit.count(".figure.js-plotly-plot") == visit.count(".figure")
+    assert len(visit.page.pdf()) > 100_000
+    visit.context.close()
+
+
+def test_dark_mode_keeps_figures_on_white(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP, color_scheme="dark")
+    color = visit.page.eval_on_selector(".plot", "e => getComputedStyle(e).backgroundColor")
+    assert color == "rgb(255, 255, 255)"
+    visit.context.close()

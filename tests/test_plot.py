@@ -1,0 +1,275 @@
+"""Figures are tested as data: both renderings carry the numbers, names and units of the drawing."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from landscape import plot, results
+from landscape.errors import LandscapeError
+from landscape.plot import drawing as grammar
+from landscape.plot import figures, interactive, runs, static, style
+from tests.fixtures_results import write_study
+
+CALLS = {
+    "headline": ("generalization",),
+    "flatness_vs_accuracy": ("generalization", "top_eigenvalues", "sharpness"),
+    "history": ("history",),
+    "top_eigenvalues": ("top_eigenvalues",),
+    "hessian_trace": ("hessian_trace",),
+    "spectral_density": ("spectral_density",),
+    "sharpness": ("sharpness",),
+    "loss_slice": ("loss_slice", "loss_slice_eval"),
+    "loss_plane": ("loss_plane",),
+    "gradient_zscores": ("gradient_zscores",),
+    "perturbation": ("perturbation",),
+    "energy_over_time": ("perturbation_history",),
+    "perturbation_over_time": ("perturbation_history",),
+    "mask_overlap": ("mask_overlap",),
+    "mask_persistence": ("mask_persistence",),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_study(
+        tmp_path_factory.mktemp("study"),
+        noisy=("sgd", "sam", "zsharp", "random_mask"),
+        clean=("sgd", "sam"),
+        seeds=3,
+        clean_seeds=1,
+        diverged=(("noisy", "zsharp", 2),),
+    )
+    return {path.stem: results.load(path) for path in folder.results.glob("*.nc")}
+
+
+def make(module, name, data, **options):
+    return getattr(module, name)(*(data[key] for key in CALLS[name]), setting="noisy", **options)
+
+
+def test_every_figure_has_both_twins_with_one_signature():
+    import inspect
+
+    assert set(figures.__all__) == set(CALLS)
+    for name in figures.__all__:
+        one = inspect.signature(getattr(static, name)).parameters
+        two = inspect.signature(getattr(interactive, name)).parameters
+        assert list(one) == list(two)
+        assert [p.default for p in one.values()] == [p.default for p in two.values()]
+        assert list(inspect.signature(getattr(figures, name)).parameters) == list(one)[:-1]
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_twins_carry_the_numbers_names_and_units_of_the_drawing(name, data):
+    drawn = make(figures, name, data)
+    paper, page = make(static, name, data), make(interactive, name, data)
+    axes = [ax for ax in paper.axes if ax.get_label() != "<colorbar>"]
+    assert len(axes) == len(drawn.panels)
+    traces = list(page.data)
+    for index, (panel, ax) in enumerate(zip(drawn.panels, axes, strict=True)):
+        here = [t for t in traces if (t.xaxis or "x") == f"x{index + 1 if index else ''}"]
+        expected = [m for m in panel.marks if not isinstance(m, grammar.Rule | grammar.Label)]
+        assert len(here) == len(expected)
+        lines = [
+            line
+            for line in ax.lines
+            if line.get_linestyle() != "None" and len(line.get_xdata()) > 2
+        ]
+        drawn_lines = [m for m in expected if isinstance(m, grammar.Line)]
+        for mark, trace in zip(expected, here, strict=True):
+            assert trace.name == mark.name
+            if isinstance(mark, grammar.Line | grammar.Points):
+                np.testing.assert_allclose(np.asarray(trace.x, float), mark.x, rtol=1e-6)
+                np.testing.assert_allclose(np.asarray(trace.y, float), mark.y, rtol=1e-6)
+        for mark, line in zip(drawn_lines, lines, strict=False):
+            np.testing.assert_array_equal(line.get_xdata(), mark.x)
+            np.testing.assert_array_equal(line.get_ydata(), mark.y)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_axes_of_both_twins_say_the_same(name, data):
+    drawn = make(figures, name, data)
+    paper, page = make(static, name, data), make(interactive, name, data)
+    shown = {ax.get_xlabel() for ax in paper.axes} | {ax.get_ylabel() for ax in paper.axes}
+    layout = page.to_dict()["layout"]
+    named = {
+        axis["title"].get("text") or ""
+        for key, axis in layout.items()
+        if key.startswith(("xaxis", "yaxis"))
+    }
+    wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y)}
+    assert wanted - {""} <= named
+    assert wanted - {""} <= shown
+    assert drawn.caption
+    assert layout["meta"]["caption"] == drawn.caption
+
+
+def test_units_are_written_unless_there_are_none():
+    assert grammar.Axis("loss", "nats").title == "loss (nats)"
+    assert grammar.Axis("κ").title == "κ"
+
+
+def test_unconverged_eigenvalues_are_hollow_in_both_twins(data):
+    drawn = make(figures, "top_eigenvalues", data)
+    hollow = sum(int(m.hollow.sum()) for m in drawn.panels[0].marks if m.hollow is not None)
+    assert hollow == 4  # rank 5 of seed 1, four variants
+    page = interactive.render(drawn)
+    opened = [
+        symbol
+        for trace in page.data
+        if isinstance(trace.marker.symbol, tuple)
+        for symbol in trace.marker.symbol
+        if symbol.endswith("-open")
+    ]
+    assert len(opened) == hollow
+    paper = static.render(drawn)
+    faces = [
+        line
+        for line in paper.axes[0].lines
+        if line.get_marker() == "o" and line.get_markerfacecolor() == "white"
+    ]
+    assert sum(int(np.isfinite(line.get_xdata()).sum()) for line in faces) == hollow
+
+
+def test_headline_shows_seeds_and_the_paired_interval(data):
+    from landscape import stats
+
+    drawn = make(figures, "headline", data)
+    ds = runs.in_setting(data["generalization"], "noisy")
+    accuracy = {v.id: 100 * v.ds.test_accuracy.values for v in runs.variants(ds)}
+    points = {m.name: m for m in drawn.panels[0].marks if len(m.x) == 1}
+    ci = stats.mean_ci(accuracy["sam"])
+    assert points["SAM"].x[0] == pytest.approx(ci.estimate)
+    assert points["SAM"].x_low[0] == pytest.approx(ci.low)
+    paired = next(m for m in drawn.panels[1].marks if m.name == "SAM")
+    expected = stats.paired(accuracy["sam"], accuracy["sgd"]).difference
+    assert (paired.x[0], paired.x_high[0]) == pytest.approx((expected.estimate, expected.high))
+
+
+def test_variants_keep_their_colour_in_every_figure(data):
+    for name in CALLS:
+        if name in ("energy_over_time", "perturbation", "mask_overlap", "loss_plane"):
+            continue
+        for panel in make(figures, name, data).panels:
+            for mark in panel.marks:
+                if getattr(mark, "name", "") == "SAM":
+                    assert mark.color == style.VARIANTS["sam"][0]
+
+
+def test_known_variants_differ_in_colour_or_symbol():
+    looks = list(style.VARIANTS.values())
+    assert len(set(looks)) == len(looks)
+    assert len({color for color, _ in looks}) == len(looks)
+    assert style.variant("a_new_one", 2) == style.variant("another", 2)
+    assert style.kind("no such kind") == style.KINDS["other"]
+
+
+def test_random_planes_are_called_an_illustration_and_share_their_levels(data):
+    drawn = make(figures, "loss_plane", data)
+    assert "Illustration, not evidence" in drawn.caption
+    levels = {tuple(panel.marks[0].levels) for panel in drawn.panels}
+    assert len(levels) == 1
+
+
+def test_columns_of_a_slice_name_their_batchnorm_mode(data):
+    drawn = make(figures, "loss_slice", data)
+    assert drawn.panels[0].title.startswith("recalibrate")
+    assert drawn.panels[2].title.startswith("eval")
+    lines = [m for m in drawn.panels[0].marks if isinstance(m, grammar.Line)]
+    whole = data["loss_slice"].loss.sel(run=data["loss_slice"].run[0]).mean("direction")
+    inside = np.abs(whole.alpha) <= 1
+    assert len(lines[0].x) == int(inside.sum())
+
+
+def test_a_slice_of_one_seed_says_what_its_band_is(data):
+    one = figures.loss_slice(data["loss_slice"], setting="clean")
+    assert "over directions (one seed)" in one.caption
+    assert "over seeds" in make(figures, "loss_slice", data).caption
+
+
+def test_a_single_result_is_drawn_without_a_study(data):
+    one = data["top_eigenvalues"].isel(run=0)
+    single = one.drop_vars([n for n in one.coords if n != "rank"])
+    single.attrs["provenance"] = '{"bn": "eval"}'
+    drawn = figures.top_eigenvalues(single)
+    assert "This model" in [text for _, text in drawn.panels[0].y.ticks]
+    assert static.render(drawn).axes
+
+
+def test_figures_leave_matplotlib_as_they_found_it(data):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    make(static, "headline", data)
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+
+
+def test_pdf_has_truetype_fonts_only(data, tmp_path):
+    path = static.save(make(static, "hessian_trace", data), tmp_path / "a.pdf")
+    content = path.read_bytes()
+    assert b"/Type3" not in content
+    assert b"/CIDFontType2" in content or b"/TrueType" in content
+
+
+def test_the_width_of_the_venue_is_the_width_of_the_figure(data):
+    for width, inches in (("neurips", 5.5), ("icml-column", 3.25), (4.0, 4.0)):
+        assert make(static, "headline", data, width=width).get_figwidth() == inches
+
+
+def test_narrow_figures_take_fewer_columns(data):
+    drawn = make(figures, "loss_plane", data)
+    assert drawn.grid(5.5) == (1, 4)
+    assert drawn.grid(3.25) == (2, 2)
+
+
+def test_nothing_is_sent_to_a_cloud_and_arrays_are_single_precision(data):
+    assert interactive.CONFIG["showSendToCloud"] is False
+    page = make(interactive, "history", data)
+    assert all(trace.x.dtype == np.float32 for trace in page.data)
+
+
+def test_log_ticks_are_decades_or_one_two_five():
+    assert grammar.log_ticks(0.9, 11) == [1, 2, 5, 10]
+    assert grammar.log_ticks(1e-4, 1.2) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert [grammar.short(v) for v in (0, 0.001, 30, 2e4, 1e-5)] == [
+        "0",
+        "0.001",
+        "30",
+        "2e4",
+        "1e-5",
+    ]
+
+
+def test_save_refuses_what_it_cannot_write(data, tmp_path):
+    figure = make(static, "hessian_trace", data)
+    with pytest.raises(LandscapeError, match=r"figures are written as \.pdf, \.png, \.svg"):
+        static.save(figure, tmp_path / "a.jpg")
+    with pytest.raises(LandscapeError, match=r"a page is written as \.html"):
+        interactive.save(make(interactive, "hessian_trace", data), tmp_path / "a.png")
+    page = interactive.save(make(interactive, "hessian_trace", data), tmp_path / "a.html")
+    assert page.stat().st_size < 6e6
+
+
+def test_wrong_settings_widths_and_results_are_named(data):
+    with pytest.raises(LandscapeError, match=r"settings noisy, clean; say which one"):
+        figures.history(data["history"])
+    with pytest.raises(LandscapeError, match="Unknown setting 'loud'; the result has noisy, clean"):
+        figures.history(data["history"], setting="loud")
+    with pytest.raises(LandscapeError, match=r"This figure needs train_loss, val_accuracy; the re"):
+        figures.history(data["sharpness"], setting="noisy")
+    with pytest.raises(LandscapeError, match="Unknown width 'nature'; known: neurips, icml"):
+        style.inches("nature")
+    with pytest.raises(LandscapeError, match=r"width=0\.1 inches; give 1 to 40"):
+        style.inches(0.1)
+    with pytest.raises(AttributeError, match="no attribute 'colours'"):
+        plot.colours
+
+
+def test_drawing_needs_no_torch():
+    code = (
+        "import sys, landscape.report, landscape.plot.static, landscape.plot.interactive;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

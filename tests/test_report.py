@@ -1,0 +1,305 @@
+"""The report says what the numbers say, on made-up studies whose truth is known."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from landscape import report, results, stats, storage
+from landscape.errors import LandscapeError
+from landscape.report import words
+from landscape.report.crosscheck import crosscheck
+from landscape.report.evidence import comparisons, difference, table
+from landscape.report.findings import (
+    COMPATIBLE,
+    CONTRADICTED,
+    INCONCLUSIVE,
+    SUPPORTED,
+    answer,
+)
+from landscape.report.study import Study
+from tests.fixtures_results import STORY, write_study
+
+FEW = ("sgd", "sam", "zsharp", "random_mask")
+# Enough for the words and the tables; the figures have their own tests.
+DRAWN = (
+    "spectral_density", "loss_slice", "loss_slice_eval", "loss_plane", "gradient_zscores",
+    "perturbation_history", "mask_overlap", "mask_persistence", "history",
+)  # fmt: skip
+
+
+def read(folder):
+    return Study.read(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return read(write_study(tmp_path_factory.mktemp("whole")))
+
+
+def test_holm_runs_over_exactly_the_declared_family(whole):
+    made = comparisons(whole)
+    declared = [one for one in made if one.declared]
+    # 11 variants against SGD and 10 more against SAM: SAM against SGD is one comparison.
+    assert len(declared) == 21
+    assert {one.setting for one in declared} == {"noisy"}
+    np.testing.assert_allclose(
+        [one.p_holm for one in declared], stats.holm([one.paired.p for one in declared])
+    )
+    assert all(math.isnan(one.p_holm) for one in made if not one.declared)
+
+
+def test_a_comparison_turned_round_changes_its_sign(whole):
+    made = comparisons(whole)
+    there = difference(made, "noisy", "sam", "sgd")
+    back = difference(made, "noisy", "sgd", "sam")
+    assert back.paired.difference.estimate == -there.paired.difference.estimate
+    assert back.paired.difference.low == -there.paired.difference.high
+    assert back.p_holm == there.p_holm
+    assert (there.sign, back.sign) == (1, -1)
+    assert difference(made, "noisy", "sam", "nobody") is None
+
+
+def test_the_answer_to_the_made_up_story(whole):
+    found = answer(whole, comparisons(whole))
+    assert found.headline.startswith("All 11 variants generalize better than SGD")
+    leads = {(f.setting, f.lead) for f in found.findings}
+    assert ("noisy", "All 11 variants are better than SGD after Holm's correction.") in leads
+    assert any(s == "clean" and lead.startswith("None of 4 variants is") for s, lead in leads)
+    assert any("recovers part of SAM's gain, not all of it" in lead for _, lead in leads)
+    assert any("cannot be told from a random mask" in lead for _, lead in leads)
+    by_setting = {(v.setting, v.measure): v for v in found.verdicts}
+    # The shorter schedule is better and sharper: flatness is not the only way, hence compatible.
+    assert by_setting["noisy", "λ₁"].word == COMPATIBLE
+    assert any("control" in reason for reason in by_setting["noisy", "λ₁"].reasons)
+    assert by_setting["clean", "λ₁"].word == CONTRADICTED
+
+
+def told(tmp_path, noisy=tuple(STORY), **changes):
+    story = {
+        name: replace(one, **changes.get(name, changes.get("every", {})))
+        for name, one in STORY.items()
+    }
+    study = read(write_study(tmp_path, story=story, noisy=noisy, clean=(), without=DRAWN))
+    return answer(study, comparisons(study))
+
+
+def test_flat_and_better_beyond_training_loss_is_supported(tmp_path):
+    rank = {name: i for i, name in enumerate(sorted(STORY, key=lambda n: STORY[n].accuracy))}
+    mixed = np.random.default_rng(4).permutation(len(rank))
+    changes = {
+        name: {
+            "accuracy": 0.86 + 0.008 * i,
+            "curvature": 8.0 * 0.75**i,
+            "train_loss": 0.1 + 0.02 * float(mixed[i]),
+        }
+        for name, i in rank.items()
+    }
+    found = told(tmp_path, **changes)
+    assert {v.word for v in found.verdicts} == {SUPPORTED}
+    assert "by every measure the better ones are the flatter ones" in found.headline
+
+
+def test_better_but_sharper_is_contradicted(tmp_path):
+    found = told(tmp_path, noisy=FEW, sam={"curvature": 20.0})
+    assert {v.word for v in found.verdicts} == {CONTRADICTED}
+    assert "SAM: better but sharper" in found.verdicts[0].reasons
+    assert "not because they are flatter" in found.headline
+
+
+def test_no_difference_at_all_is_inconclusive(tmp_path):
+    found = told(tmp_path, noisy=FEW, every={"accuracy": 0.9, "curvature": 3.0})
+    assert found.headline.startswith("No variant generalizes detectably better than SGD")
+    assert {v.word for v in found.verdicts} == {INCONCLUSIVE}
+
+
+def test_one_seed_is_described_not_tested(tmp_path):
+    study = read(write_study(tmp_path, noisy=FEW, clean=(), seeds=1, without=DRAWN))
+    found = answer(study, comparisons(study))
+    assert "One seed per variant cannot say which is better" in found.headline
+    assert {v.word for v in found.verdicts} == {INCONCLUSIVE}
+    page = report.write(study.folder, formats=()).read_text()
+    assert "One seed per variant: no interval and no test is possible." in page
+    assert "no p" in page
+
+
+def test_one_variant_has_nothing_to_be_compared_with(tmp_path):
+    study = read(write_study(tmp_path, noisy=("sam",), clean=(), seeds=2, without=DRAWN))
+    found = answer(study, comparisons(study))
+    assert "1 variant measured with 20 % label noise: there is nothing to compare" in found.headline
+    assert found.verdicts == ()
+    report.write(study.folder, formats=())
+
+
+@pytest.mark.parametrize("kept", ["generalization", "top_eigenvalues", "crosscheck"])
+def test_a_study_with_one_measurement_still_has_a_report(tmp_path, kept):
+    from tests.fixtures_results import MAKERS
+
+    folder = write_study(
+        tmp_path, noisy=FEW, clean=(), seeds=2, without=tuple(n for n in MAKERS if n != kept)
+    )
+    page = report.write(folder, formats=()).read_text()
+    assert "Not measured in this study:" in page
+    if kept != "generalization":
+        assert "no accuracy was measured" in page
+
+
+def test_models_trained_elsewhere_need_no_history(tmp_path):
+    folder = write_study(tmp_path, noisy=("sgd", "zsharp"), clean=(), seeds=1, trained=False)
+    resolved = storage.read_json(folder.resolved)
+    for key in ("comparisons", "settings", "variants", "versions"):
+        del resolved[key]
+    storage.write_json(folder.resolved, resolved)
+    page = report.write(folder, formats=()).read_text()
+    assert "Training history" not in page
+    assert "ZSharp" in page
+
+
+def test_diverged_runs_and_gaps_are_named(tmp_path):
+    folder = write_study(
+        tmp_path,
+        noisy=FEW,
+        clean=(),
+        seeds=3,
+        without=DRAWN,
+        diverged=(("noisy", "zsharp", 1),),
+        absent=(("noisy", "sam", 2),),
+    )
+    study = read(folder)
+    assert "Run sam-s2-nois0a1 has no results." in study.gaps
+    assert any("not finite in zsharp-s1-nois0a1 (diverged)" in gap for gap in study.gaps)
+    page = report.write(folder, formats=()).read_text()
+    assert "gaps in" in re.sub(r"\s+", " ", page)
+    assert "zsharp-s1-nois0a1" in page
+    assert "NaN" not in (folder.root / "report.md").read_text()
+    rows = table(study, comparisons(study), "noisy").rows
+    zsharp = next(row for row in rows if row[0].main == "ZSharp")
+    assert any("1 not finite" in cell.note for cell in zsharp)
+
+
+def test_a_measurement_missing_for_one_run_is_a_gap(tmp_path):
+    folder = write_study(tmp_path, noisy=FEW, clean=(), seeds=2)
+    path = folder.results / "hessian_trace.nc"
+    ds = results.load(path)
+    results.save(ds.isel(run=slice(1, None)), path)
+    assert read(folder).gaps == ["hessian_trace: not measured for sgd-s0-nois0a1."]
+
+
+def test_the_whole_study_has_no_gap(whole):
+    assert whole.gaps == []
+    assert whole.not_measured == []
+
+
+def test_table_holds_the_numbers(whole):
+    made = comparisons(whole)
+    found = table(whole, made, "noisy")
+    heads = [cell.main for cell in found.head]
+    assert heads[:4] == ["Variant", "Test accuracy", "Δ to SGD", "Δ to SAM"]
+    assert "λ₁" in heads
+    assert "nats, BatchNorm eval" in found.head[heads.index("λ₁")].note
+    sam = next(row for row in found.rows if row[0].main == "SAM")
+    accuracy = whole.values("generalization", "test_accuracy", "noisy")["sam"].test_accuracy
+    assert sam[1].main == f"{100 * float(accuracy.mean()):.1f}"
+    assert sam[2].emphasis == "better"
+    assert "p " in sam[2].note
+    assert any("21 comparisons declared" in note for note in found.notes)
+    clean = table(whole, made, "clean")
+    assert any("Exploratory" in note for note in clean.notes)
+    assert [row[0].note for row in clean.rows] == ["3 seeds"] * 5
+
+
+def test_crosscheck_puts_like_beside_like(whole):
+    rows = crosscheck(whole)
+    assert len(rows) == 17
+    assert rows[0].apart == "0.050 %"
+    assert "26 probes" in rows[0].their_trace
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = write_study(
+        tmp_path_factory.mktemp("page"), noisy=FEW[:3], clean=("sgd", "sam"), seeds=2
+    )
+    report.write(folder)
+    return folder
+
+
+def test_page_is_self_contained(written):
+    page = written.report.read_text()
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.findall(r"""(?:src|href)=["']?https?://""", outside)
+    assert not re.findall(r"@import|url\(\s*['\"]?http", outside)
+    assert page.count("Plotly.newPlot(") >= 1
+    assert page.count("plotly.js v") <= 2
+    assert len(page) < 10e6
+
+
+def test_figures_are_written_in_both_formats_and_shown_in_markdown(written):
+    stems = {path.stem for path in written.figures.glob("*.png")}
+    assert stems == {path.stem for path in written.figures.glob("*.pdf")}
+    assert {"headline-noisy", "headline-clean", "loss_plane-noisy"} <= stems
+    text = (written.root / "report.md").read_text()
+    linked = set(re.findall(r"figures/([\w-]+)\.png", text))
+    assert linked == stems
+
+
+def test_markdown_tables_are_whole(written):
+    text = (written.root / "report.md").read_text()
+    lines = text.splitlines()
+    for index, line in enumerate(lines):
+        if re.fullmatch(r"\|(---\|)+", line):
+            columns = line.count("---")
+            assert lines[index - 1].count("|") == columns + 1
+            assert lines[index + 1].startswith("|")
+            assert lines[index + 1].count("|") == columns + 1
+
+
+def test_specs_in_the_page_are_valid_json(written):
+    page = written.report.read_text()
+    specs = re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S)
+    assert len(specs) > 15
+    for spec in specs:
+        assert set(json.loads(spec)) >= {"data", "layout"}
+
+
+def test_the_same_study_gives_the_same_page(written):
+    def body(page):
+        return re.sub(r"Written by landscape on [^.]*\.", "", page)
+
+    before = written.report.read_text()
+    assert body(report.write(written, formats=()).read_text()) == body(before)
+
+
+def test_labels_cannot_break_the_page(tmp_path):
+    evil = {**STORY, "sam": replace(STORY["sam"], label="</script><b>SAM & co</b>")}
+    folder = write_study(
+        tmp_path, noisy=("sgd", "sam"), clean=(), seeds=2, story=evil, without=DRAWN[1:]
+    )
+    page = report.write(folder, formats=()).read_text()
+    assert "</script><b>" not in page
+    assert "&lt;/script&gt;" in page
+
+
+def test_what_is_no_study_is_refused(tmp_path):
+    with pytest.raises(LandscapeError, match=r"holds no resolved\.json, so it is not a study"):
+        report.write(storage.StudyFolder(tmp_path))
+    folder = write_study(tmp_path / "s", noisy=("sgd",), clean=(), seeds=1)
+    for path in folder.results.glob("*.nc"):
+        path.unlink()
+    with pytest.raises(LandscapeError, match="has no results yet, so there is nothing to report"):
+        report.write(folder)
+
+
+def test_numbers_have_sensible_digits():
+    said = [words.number(v) for v in (0.012345, 4.5678, 123.4, 12345.6, 1.2e-5, 0, np.nan)]
+    assert said == ["0.0123", "4.57", "123", "1.2e4", "1.2e−5", "0", "–"]
+    assert [words.points(v) for v in (0.0213, -0.004, -0.0001)] == ["+2.1", "−0.4", "0.0"]
+    assert [words.p_value(p) for p in (1e-9, 0.0314, 0.31, math.nan)] == [
+        "p < 0.001", "p = 0.031", "p = 0.31", "no p",
+    ]  # fmt: skip
+    assert words.listing(["a", "b", "c"]) == "a, b and c"
+    assert words.count(1, "seed") == "1 seed"
+    assert words.interval(stats.mean_ci([1.0])) == ""
