@@ -46,7 +46,7 @@ GRIDS = {
 }
 
 
-def train_one(job, report):
+def train_one(job, _report):
     """Validation accuracy, validation loss, training loss after the last epoch."""
     from landscape import problems
 
@@ -62,7 +62,7 @@ def train_one(job, report):
 
 
 def evaluate(asked, training, seeds, workers):
-    """Rows (variant, option, value, seed, accuracy, loss, training loss) of (variant, grid, value)."""
+    """Rows (variant, option, value, seed, accuracy, loss, training loss) of what is asked."""
     keys, jobs = [], []
     for name, (recipe, fixed, option, _), value in asked:
         own = replace(training, **{option: value}) if option != "rho" else training

@@ -261,7 +261,7 @@ def figures(
     folder: StudyDir,
     as_json: Json = False,
 ) -> None:
-    """Draw every figure of a study: PDF and PNG for the paper, HTML for the web, in its figures/."""
+    """Draw every figure of a study: PDF and PNG for the paper, HTML for the web."""
     from landscape import report
     from landscape.storage import StudyFolder
 
@@ -286,7 +286,7 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
     print(json.dumps({"report": str(path)}) if as_json else path)
 
 
-# --- helpers ---------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def _own_flags(
@@ -400,12 +400,13 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("Stopped. Nothing is lost: the same command continues where it was.", file=sys.stderr)
         code = 130
     except Exception as error:
         code = _usage_error(error)
         if code is None:
             raise
+    if code == 130:  # typer turns Ctrl-C into this code without a word
+        print("Stopped. Nothing is lost: the same command continues where it was.", file=sys.stderr)
     sys.exit(code or 0)
 
 
@@ -414,10 +415,7 @@ def _usage_error(error: Exception) -> int | None:
     if hasattr(error, "show") and hasattr(error, "exit_code"):
         error.show()
         return error.exit_code
-    if type(error).__name__ == "Abort":
-        print("Stopped. Nothing is lost: the same command continues where it was.", file=sys.stderr)
-        return 130
-    return None
+    return 130 if type(error).__name__ == "Abort" else None
 
 
 def _terminated(*_: object) -> None:

@@ -196,7 +196,7 @@ def test_wrong_overrides(line, message, tmp_path):
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(LandscapeError, match="does not exist. `landscape demo --print-study"):
+    with pytest.raises(LandscapeError, match=r"does not exist. `landscape demo --print-study"):
         load(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LandscapeError, match="not a text file"):

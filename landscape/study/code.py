@@ -76,7 +76,7 @@ def module_file(name: str, base: Path) -> Path:
             spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise LandscapeError(
-            f"{name}: no module {module!r} beside the study file ({base}), in the current folder or "
-            f"installed. Write package.module:callable, without .py."
+            f"{name}: no module {module!r} beside the study file ({base}), in the current folder "
+            f"or installed. Write package.module:callable, without .py."
         )
     return Path(spec.origin)

@@ -11,7 +11,7 @@ from landscape.study.spec import Run, Study, fingerprint
 def combine_all(study: Study, place: StudyFolder) -> list[str]:
     """Combine every measurement over the runs that have it; names of the files that were written.
 
-    A file of a measurement that the study no longer asks for is removed: its parts stay in the runs.
+    The file of a measurement that is no longer asked for is removed; its parts stay in the runs.
     """
     written = []
     index_path = place.results / "index.json"
@@ -20,7 +20,7 @@ def combine_all(study: Study, place: StudyFolder) -> list[str]:
     for name in sorted(wanted):
         parts = _parts(study, place, name)
         path = place.results / f"{name}.nc"
-        mark = fingerprint([_mark(study, place, run, name) for run in parts], length=16)
+        mark = fingerprint([_mark(place, run, name) for run in parts], length=16)
         if not parts:
             path.unlink(missing_ok=True)
         elif not path.exists() or index.get(name) != mark:
@@ -51,7 +51,7 @@ def _parts(study: Study, place: StudyFolder, name: str) -> list[Run]:
     return runs
 
 
-def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:
+def _mark(place: StudyFolder, run: Run, name: str) -> list[object]:
     stat = jobs.result_path(place.run(run.run_id), name).stat()
     return [run.labels, stat.st_size, stat.st_mtime_ns]
 

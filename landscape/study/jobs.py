@@ -60,7 +60,7 @@ def is_measured(folder: Path, name: str, key: str) -> bool:
 
 
 def expected_cost(job: Job) -> float:
-    """Rough relative cost of what is missing, for the time left: passes of training, and measuring."""
+    """Rough relative cost of what is missing: passes of training, and measuring."""
     train, todo = missing(job)
     return training_cost(job.run) * train + 1.5 * len(todo) + 0.1
 

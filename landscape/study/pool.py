@@ -1,9 +1,10 @@
 """Worker processes for jobs: one that dies takes its own job with it, not the others.
 
-`concurrent.futures` declares a whole pool broken when the system kills one process; here each worker
-has its own pipe, its death is read from its sentinel, and a fresh worker takes the next job.
+`concurrent.futures` declares a whole pool broken when the system kills one process; here each
+worker has its own pipe, whose end is its death, and a fresh worker takes the next job.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -151,10 +152,9 @@ class _Worker:
 
     def start(self, index: int, job: Any) -> None:
         self.job = index
-        try:
+        # If it died while idle, the end-of-file on its pipe reports this job as failed.
+        with contextlib.suppress(BrokenPipeError):
             self.pipe.send((index, job))
-        except BrokenPipeError:
-            pass  # it died while idle; the end-of-file on its pipe reports the job as failed
 
     def obituary(self) -> Event | None:
         self.process.join(5)

@@ -1,4 +1,4 @@
-"""Progress of many jobs: a live bar with the time left on a terminal, a rare plain line elsewhere."""
+"""Progress of many jobs: a live bar with time left on a terminal, rare plain lines elsewhere."""
 
 import sys
 import time

@@ -1,7 +1,7 @@
 """Read a study file; every mistake is named with what is possible instead.
 
-Paths and "package.module:callable" names are looked up relative to the study file. A variant without
-a table of its own is the recipe of that name with the options given by the axes or the entry.
+Paths and "package.module:callable" names are looked up relative to the study file. A variant
+without a table of its own is the recipe of that name, with the options of axes or entry.
 """
 
 import difflib
@@ -76,7 +76,7 @@ def parse(
     _choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
-    study = Study(
+    return Study(
         name=str(given["name"]),
         question=str(given.get("question", "")),
         base=base,
@@ -90,7 +90,6 @@ def parse(
         comparisons=reader.comparisons(runs),
         dtype=dtype,
     )
-    return study
 
 
 def _with_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -225,7 +224,7 @@ class _Reader:
         _check_keys(where, options, recipe_options(variant.recipe), extra=RUN_KEYS)
         problem = {key: entry[key] for key in ("model", "data", "loss") if key in entry}
         setting = replace(setting, problem=replace(setting.problem, **problem))
-        run = self._run(
+        return self._run(
             where,
             setting,
             replace(variant, label=str(entry.get("label", variant.label))),
@@ -234,7 +233,6 @@ class _Reader:
             options,
             weights=entry.get("weights"),
         )
-        return run
 
     def _run(
         self,
@@ -298,7 +296,7 @@ class _Reader:
         return Comparisons(metric, setting.name, tuple(references))
 
 
-# --- what is possible, asked of the floors that own it ---------------------------------------------
+# --- what is possible, asked of the floors that own it --------------------------------------------
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -403,7 +401,7 @@ def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
     return Measurement(name, defaults | given, first)
 
 
-# --- saying what is wrong --------------------------------------------------------------------------
+# --- saying what is wrong -------------------------------------------------------------------------
 
 
 def _check_problem(where: str, problem: Problem) -> None:

@@ -149,7 +149,7 @@ def usable_cores() -> int:
 
 
 def resolve_device(device: str) -> str:
-    """ "auto", "cpu", "cuda" or "cuda:1" as a device that is there."""
+    """The device meant by "auto", "cpu", "cuda" or "cuda:1", if it is there."""
     import torch
 
     if device == "auto":

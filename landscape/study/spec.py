@@ -1,8 +1,8 @@
 """What a study is, once its file has been read: runs, measurements, comparisons.
 
 A run's name ends in a hash of everything that decides its numbers (problem, recipe and its options,
-training options, seed, arithmetic, the weights file or user code where there are any) and of nothing
-else: a new title keeps the results, a new rho makes a new run.
+training options, seed, arithmetic, the weights file or user code where there are any) and of
+nothing else: a new title keeps the results, a new rho makes a new run.
 """
 
 import hashlib
@@ -136,7 +136,7 @@ class MeasureSpec:
     measurements: tuple[Measurement, ...]
 
     def key(self, measurement: Measurement) -> str:
-        """Fingerprint of the options behind a result: a result with another key is measured again."""
+        """Fingerprint of the options behind a result; with another one it is measured again."""
         common = (self.examples, self.split, self.bn, self.seed)
         return fingerprint([measurement.name, dict(measurement.options), common], length=16)
 
