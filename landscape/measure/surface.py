@@ -1,5 +1,9 @@
 """Loss along lines and over planes through theta, exactly as direct evaluation would give it."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
@@ -8,7 +12,10 @@ from torch import Tensor
 
 from landscape import plane as planes
 from landscape.errors import LandscapeError
+from landscape.measure._cells import Cells
 from landscape.measure._common import Measuring, check_count, numbers
+from landscape.measure._inside import spend
+from landscape.measure._tiles import Tiles, risk_key
 from landscape.plane import Plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
@@ -26,6 +33,7 @@ def loss_slice(
     points: int = 21,
     alphas: Float[np.ndarray, "a"] | None = None,
     bn: str = "recalibrate",
+    also: Mapping[str, EmpiricalRisk] | None = None,
     name: str = "loss_slice",
     seed: int,
 ) -> xr.Dataset:
@@ -39,12 +47,18 @@ def loss_slice(
     for every model, normalized to this one (arXiv:1712.09913, section 4). alphas: own grid instead.
     bn="recalibrate" re-estimates BatchNorm's running statistics at every point; "eval" keeps those
     of the checkpoint, as the original did. NaN and infinity are kept as they are.
+
+    loss_stderr = s / sqrt(N): how far the loss may lie from that of the population the N examples
+    were drawn from; rise_stderr, the same for L(point) - L(theta), is smaller, because all cells
+    use the same examples. Both hold the BatchNorm statistics fixed. also: risks of the same model
+    on other data, {"test": risk}, give test_loss, test_error_rate and test_loss_stderr at the same
+    points; under bn="recalibrate" with the BatchNorm statistics of the measured examples.
     Cost: num_directions * (points - 1) + 1 forward passes over the data, twice with recalibration.
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
     grid = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
-    center = _Center(measuring)
+    cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
             own,
@@ -56,19 +70,18 @@ def loss_slice(
         )
     line = _at(directions, measuring.theta)
     shape = (len(line.directions), len(grid))
-    losses, errors = np.full(shape, np.nan), np.full(shape, np.nan)
-    for i in range(shape[0]):
-        for j, alpha in enumerate(grid):
-            coordinates = [0.0] * i + [float(alpha)]
-            losses[i, j], errors[i, j] = center.evaluate(line, coordinates, again=i == 0)
-    center.check(losses[:, grid == 0])
+    values = np.full((*shape, len(cells.names)), np.nan)
+    for i, j in np.ndindex(shape):
+        # The centre lies on every line; evaluated again on the first, it proves determinism.
+        known = i > 0 and grid[j] == 0
+        values[i, j] = cells.center if known else cells.at(line, [0.0] * i + [float(grid[j])])
+    cells.check(values[:, grid == 0, 0])
 
     dims = ("direction", "alpha")
     variables = {
-        "loss": Variable(dims, losses, "nats", "Loss"),
-        "error_rate": Variable(dims, errors, "1", "Error rate"),
+        **cells.variables(dims, values),
         "direction_norm": Variable("direction", numbers(line.norms), "1", "Length ‖d‖"),
-        "center_loss": Variable((), center.loss, "nats", "Loss of the checkpoint"),
+        "center_loss": Variable((), cells.loss, "nats", "Loss of the checkpoint"),
         "theta_norm": Variable((), _norm(measuring.theta), "1", "Parameter norm ‖θ‖"),
     }
     coords = {
@@ -76,7 +89,7 @@ def loss_slice(
         "direction": np.array(line.labels, dtype=object),
     }
     return measuring.result(
-        variables, coords=coords, options={**line.provenance(), "seed": seed, "bn": own.bn}
+        variables, coords=coords, options={**line.provenance(), "seed": seed, **cells.provenance()}
     )
 
 
@@ -92,6 +105,8 @@ def loss_plane(
     alphas: Float[np.ndarray, "a"] | None = None,
     betas: Float[np.ndarray, "b"] | None = None,
     bn: str = "recalibrate",
+    also: Mapping[str, EmpiricalRisk] | None = None,
+    tiles: Path | None = None,
     name: str = "loss_plane",
     seed: int,
 ) -> xr.Dataset:
@@ -100,15 +115,19 @@ def loss_plane(
     loss(alpha, beta) in nats and error_rate(alpha, beta), each equal to direct evaluation of the
     risk there. axis_cosine is the cosine of the two axes (random ones are not orthogonalized, since
     that would break their filter norms); alpha_norm, beta_norm their absolute lengths.
-    directions, normalize, one_d, bn, alphas, betas: as for `loss_slice`. A random plane
-    illustrates; it is not evidence: the spread over directions is as large as that between
-    variants. Cost: points² forward passes over the data, twice with recalibration.
+    directions, normalize, one_d, bn, alphas, betas, also, standard errors: as for `loss_slice`. A
+    random plane illustrates; it is not evidence: the spread over directions is as large as that
+    between variants.
+    tiles: a folder that keeps one file per alpha; the same call after Ctrl-C, a kill or a full disk
+    goes on from there and gives the same arrays to the last bit. A damaged file is named in a
+    warning and computed again; tiles of another grid are refused.
+    Cost: points² forward passes over the data, twice with recalibration.
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
     first = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
     second = _grid("beta", radius, points) if betas is None else _own_grid("beta", betas)
-    center = _Center(measuring)
+    cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
             own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
@@ -119,19 +138,14 @@ def loss_plane(
             f"two. Pass a Plane of two directions, or use loss_slice."
         )
     surface = _at(directions, measuring.theta)
-    losses, errors = np.full((2, len(first), len(second)), np.nan)
-    for i, alpha in enumerate(first):
-        for j, beta in enumerate(second):
-            coordinates = [float(alpha), float(beta)]
-            losses[i, j], errors[i, j] = center.evaluate(surface, coordinates, again=True)
-    center.check(losses[np.ix_(first == 0, second == 0)])
+    values, tiled = _rows(cells, surface, first, second, tiles)
+    cells.check(values[first == 0][:, second == 0, 0])
 
     dims = ("alpha", "beta")
     lengths = numbers(surface.norms)
     variables = {
-        "loss": Variable(dims, losses, "nats", "Loss"),
-        "error_rate": Variable(dims, errors, "1", "Error rate"),
-        "center_loss": Variable((), center.loss, "nats", "Loss of the checkpoint"),
+        **cells.variables(dims, values),
+        "center_loss": Variable((), cells.loss, "nats", "Loss of the checkpoint"),
         "axis_cosine": Variable((), float(surface.cosines[0, 1]), "1", "Cosine of the two axes"),
         "alpha_norm": Variable((), lengths[0], "1", "Length of the first axis"),
         "beta_norm": Variable((), lengths[1], "1", "Length of the second axis"),
@@ -142,43 +156,41 @@ def loss_plane(
         "beta": Variable("beta", second, "‖d₂‖", f"β along {surface.labels[1]}"),
     }
     return measuring.result(
-        variables, coords=coords, options={**surface.provenance(), "seed": seed, "bn": own.bn}
+        variables,
+        coords=coords,
+        options={**surface.provenance(), "seed": seed, **cells.provenance(), **tiled},
     )
 
 
-class _Center:
-    """The checkpoint's own values, computed once and on the grid, which must agree."""
+def _rows(
+    cells: Cells, plane: Plane, first: np.ndarray, second: np.ndarray, folder: Path | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values (alpha, beta, names) row by row, whole tiles read from disk; what to say of it."""
 
-    def __init__(self, measuring: Measuring) -> None:
-        self.measuring = measuring
-        evaluation = measuring.risk.evaluate(measuring.theta)
-        self.loss = float(measuring.check_loss(evaluation.loss))
-        self.error_rate = _float(evaluation.error_rate)
+    def row(alpha: float) -> tuple[np.ndarray, float]:
+        before = cells.risk.cost
+        found = np.stack([cells.at(plane, [float(alpha), float(beta)]) for beta in second])
+        return found, cells.risk.cost - before
 
-    def evaluate(
-        self, line: Plane, coordinates: list[float], *, again: bool
-    ) -> tuple[float, float]:
-        """Loss and error rate there; the centre is evaluated `again` or taken as known."""
-        if not again and not any(coordinates):
-            return self.loss, self.error_rate
-        evaluation = self.measuring.risk.evaluate(line.point(*coordinates))
-        return float(evaluation.loss), _float(evaluation.error_rate)
-
-    def check(self, values: np.ndarray) -> None:
-        """The grid's centre against the checkpoint's loss."""
-        dtype = self.measuring.risk.dtype
-        allowed = 100 * torch.finfo(dtype).eps * max(abs(self.loss), 1.0)
-        worst = np.abs(values - self.loss).max()
-        if not worst <= allowed:
-            raise LandscapeError(
-                f"The centre of {self.measuring.name} differs from the checkpoint's loss "
-                f"{self.loss:.9g} by {worst:.3g}; only {allowed:.1g} can be rounding. The risk is "
-                f"not a deterministic function of theta: turn off what draws or keeps state."
-            )
-
-
-def _float(value: Tensor | float | None) -> float:
-    return float("nan") if value is None else float(value)
+    if folder is None:
+        return np.stack([row(alpha)[0] for alpha in first]), {}
+    key = {
+        **risk_key(cells.risk),
+        **{f"{name}_risk": risk_key(other) for name, other in cells.also.items()},
+        "names": list(cells.names),
+        "plane_sha256": plane.fingerprint(),
+        "alphas": [float(alpha).hex() for alpha in first],
+        "betas": [float(beta).hex() for beta in second],
+    }
+    store, parts, read = Tiles(folder, key), [], 0
+    for i, alpha in enumerate(first):
+        shape = (len(second), len(cells.names))
+        values, cost, kept = store.get(f"alpha-{i:04d}", shape, lambda alpha=alpha: row(alpha))
+        parts.append(values)
+        # The result says what the grid cost, not what was left of it to pay.
+        spend(cells.risk, cost if kept else 0.0)
+        read += kept
+    return np.stack(parts), {"tiles": len(parts), "tiles_resumed": read}
 
 
 def _norm(theta: Tensor) -> float:

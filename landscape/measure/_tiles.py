@@ -1,0 +1,101 @@
+"""Tiles of a grid on disk: whole or absent, bound to one grid, recomputed where damaged."""
+
+import hashlib
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from landscape import storage
+from landscape.errors import LandscapeError
+from landscape.risk import EmpiricalRisk
+
+_KEY = "grid.json"
+
+
+class Tiles:
+    """A folder of `<name>.npz` files; `grid.json` says of which grid, and another is refused.
+
+    A tile that is no whole file is named in a warning and computed again; the values of a resumed
+    grid equal those of an uninterrupted one to the last bit.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        # Through JSON, so that what is read back compares equal.
+        key = json.loads(json.dumps(dict(key)))
+        self._digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = self.folder / _KEY
+        if path.exists():
+            self._refuse_other(storage.read_json(path), key)
+        else:
+            storage.write_json(path, key)
+
+    def get(
+        self, name: str, shape: tuple[int, ...], compute: Callable[[], tuple[np.ndarray, float]]
+    ) -> tuple[np.ndarray, float, bool]:
+        """Values and cost of a tile, and whether they came from disk."""
+        path = self.folder / f"{name}.npz"
+        if path.exists():
+            found = self._read(path, shape)
+            if found is not None:
+                return *found, True
+        values, cost = compute()
+        storage.write_atomically(
+            path,
+            lambda temporary: np.savez(
+                temporary, values=values, cost=np.float64(cost), grid=np.array(self._digest)
+            ),
+        )
+        return values, cost, False
+
+    def _read(self, path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] | None:
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                values, cost, digest = file["values"], float(file["cost"]), str(file["grid"])
+            if values.shape == shape and digest == self._digest:
+                return values, cost
+            reason = "it belongs to another grid"
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            reason = f"it is no whole file ({type(error).__name__})"
+        warnings.warn(f"Tile {path} is computed again: {reason}.", stacklevel=4)
+        return None
+
+    def _refuse_other(self, found: Any, key: Mapping[str, Any]) -> None:
+        found = found if isinstance(found, dict) else {}
+        odd = [name for name in key if found.get(name) != key[name]]
+        if odd:
+            raise LandscapeError(
+                f"{self.folder} holds tiles of another grid (it differs in {', '.join(odd)}); "
+                f"give an empty folder, or the options that began it."
+            )
+
+
+def risk_key(risk: EmpiricalRisk) -> dict[str, Any]:
+    """What a value of the risk depends on beside theta: data, buffers, options and versions."""
+    engine = risk._engine
+    data = hashlib.sha256()
+    for chunk in engine.examples.chunks:
+        for leaf in pytree.tree_leaves(chunk.tree()):
+            _feed(data, leaf)
+    buffers = hashlib.sha256()
+    for name, value in sorted(risk.buffers.items()):
+        buffers.update(name.encode())
+        _feed(buffers, value)
+    return {
+        **risk.provenance(),
+        "batch_size": engine.batch_size,
+        "data_sha256": data.hexdigest(),
+        "buffers_sha256": buffers.hexdigest(),
+    }
+
+
+def _feed(digest: Any, leaf: torch.Tensor) -> None:
+    digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+    digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
