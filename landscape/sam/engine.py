@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
+from landscape.sam.geometry import Scaled
 from landscape.sam.passes import Statistics, batch_size, select
 from landscape.sam.variant import MaskEntry, Point, State, Variant
 
@@ -55,9 +57,30 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Ascent:
     """Where a variant climbs: e and mask per tensor of the point (None: not perturbed; all)."""
 
-    e: list[Tensor | None]
+    raised: list[Tensor | None] | Scaled
     mask: list[MaskEntry] | None
     rho: float | Tensor
+
+    @cached_property
+    def e(self) -> list[Tensor | None]:
+        """The perturbation, multiplied out."""
+        return self.raised.multiplied() if isinstance(self.raised, Scaled) else self.raised
+
+    @property
+    def perturbs(self) -> list[bool]:
+        """Which tensors of the point are perturbed."""
+        scaled = isinstance(self.raised, Scaled)
+        return [x is not None for x in (self.raised.tensors if scaled else self.raised)]
+
+    def add_to(self, weights: Sequence[Tensor]) -> None:
+        """Move the perturbed tensors, in the order of the point, from w to w + e."""
+        if not weights:
+            return
+        if isinstance(self.raised, Scaled) and weights[0].device.type == "cpu":
+            live = [x for x in self.raised.tensors if x is not None]
+            torch._foreach_add_(list(weights), live, alpha=float(self.raised.factor))
+        else:
+            torch._foreach_add_(list(weights), [x for x in self.e if x is not None])
 
 
 def new_slots() -> dict[str, State]:

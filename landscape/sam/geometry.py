@@ -23,6 +23,18 @@ MATCHES = ("radius", "loss_increase")
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """factor × tensors, multiplied out only when asked: a step on the CPU need not."""
+
+    tensors: list[Tensor | None]
+    factor: float | Tensor
+
+    def multiplied(self) -> list[Tensor | None]:
+        """The tensors times the factor."""
+        return scale(self.tensors, self.factor)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Ascent e = rho T² f / (‖T f‖ + eps), f = mask * u; for p = inf e = rho T sign(f).
 
@@ -60,7 +72,7 @@ class Geometry:
 
     def __call__(
         self, point: Point, u: list[Tensor], mask: list[MaskEntry] | None, rho: float | Tensor
-    ) -> list[Tensor | None]:
+    ) -> list[Tensor | None] | Scaled:
         """The perturbation per tensor, None where a tensor is not perturbed."""
         metric = self.metric_of(point)
         f = apply_mask(u, mask)
@@ -71,7 +83,10 @@ class Geometry:
             e = self._per_tensor(point, u, f, metric, rho)
         else:
             factor = self._factor(point, u, f, metric, rho)
-            e = scale(weigh(weigh(f, metric), metric), factor)
+            scaled = Scaled(weigh(weigh(f, metric), metric), factor)
+            if self.match == "radius" and point.scales is None:
+                return scaled
+            e = scaled.multiplied()
         if self.match == "loss_increase":
             e = match_loss_increase(point, e, rho)
         if point.scales is not None:

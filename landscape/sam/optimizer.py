@@ -19,7 +19,7 @@ from landscape.sam.checks import (
     check_unchanged,
 )
 from landscape.sam.engine import Trained, new_slots, squared_gradients, unwrap
-from landscape.sam.passes import Passes, Statistics
+from landscape.sam.passes import Backup, Passes, Statistics
 from landscape.sam.perturbation import Perturbation, counterfactual
 from landscape.sam.variant import Point, Variant, check_choice, check_rho
 
@@ -115,6 +115,7 @@ class SAM(Optimizer):
         self.statistics_start, self.statistics_first, self.statistics_second = (
             Statistics(model) for _ in range(3)
         )
+        self.backup = Backup()
         self.step_count, self.epoch, self.total_epochs = 0, 0, None
         self.epoch_begun = False
         self.skipped: int | Tensor = 0

@@ -263,6 +263,24 @@ class Statistics:
                 self.restore()
 
 
+class Backup:
+    """Copies of weights in buffers that are kept: a new allocation costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, names: Sequence[str], weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights as they are now; valid until the next call."""
+        for name, w in zip(names, weights, strict=True):
+            b = self._buffers.get(name)
+            if b is None or (b.shape, b.dtype, b.device) != (w.shape, w.dtype, w.device):
+                self._buffers[name] = torch.empty_like(w, requires_grad=False)
+        old = [self._buffers[name] for name in names]
+        if old:
+            torch._foreach_copy_(old, [w.detach() for w in weights])
+        return old
+
+
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The global random state of the CPU and of `device`."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

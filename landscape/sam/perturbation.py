@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,24 +26,36 @@ from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms
 class Perturbation:
     """The perturbation e of one step; every property is computed on first use.
 
-    names, shapes: all trained tensors. perturbed: e where a tensor was perturbed, else None.
+    names, shapes: all trained tensors. ascent: e of the tensors `live`; None without a climb.
     masks: per tensor True, False or a bool tensor; None when the variant selects everything.
     g1, g2: gradients at w and w + e where they were computed. loss_clean, loss_perturbed: 0-d, in
     the units of the loss (equal when the step did not climb). rho: the radius asked of the step.
-    climbed: whether the step had an ascent. note: how state was found for a counterfactual.
+    note: how state was found for a counterfactual.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
-    perturbed: list[Tensor | None]
+    ascent: Ascent | None
+    live: list[int]
     masks: list[MaskEntry] | None
     g1: list[Tensor | None]
     g2: list[Tensor | None]
     loss_clean: Tensor
     loss_perturbed: Tensor
     rho: float | Tensor
-    climbed: bool = True
     note: str = ""
+
+    @property
+    def climbed(self) -> bool:
+        """Whether the step had an ascent."""
+        return self.ascent is not None
+
+    @cached_property
+    def perturbed(self) -> list[Tensor | None]:
+        """E per tensor, None where a tensor was not perturbed."""
+        if self.ascent is None:
+            return [None] * len(self.names)
+        return spread(self.ascent.e, self.live, len(self.names))
 
     @cached_property
     def e(self) -> dict[str, Tensor]:
@@ -178,6 +190,7 @@ def counterfactual(
             live = [i for i, g in enumerate(g1) if g is not None]
             point = _point(trained, live, g1, device, seed, epoch, total_epochs, momentum)
             point.loss = loss1
+            point.loss_at = partial(passes.loss_at, point.weights)
             point.fisher = _batch_fisher(model, trained, losses, batch, point)
             active = getattr(variant.selector, "active", None)
             if active is not None:
@@ -186,10 +199,9 @@ def counterfactual(
                     state=slots["selector"], generator=point.host_generator,
                 )  # fmt: skip
             ascent = ascend(variant, point, slots)
-            e = spread(ascent.e, live, len(parameters))
-            climbed = [p for p, x in zip(parameters, e, strict=True) if x is not None]
+            climbed = [p for p, on in zip(point.weights, ascent.perturbs, strict=True) if on]
             old = [p.detach().clone() for p in climbed]
-            torch._foreach_add_(climbed, [x for x in e if x is not None])
+            ascent.add_to(climbed)
             loss2 = passes.backward()
             g2 = [p.grad for p in parameters]
     finally:
@@ -202,7 +214,8 @@ def counterfactual(
     return Perturbation(
         names=trained.names,
         shapes=tuple(p.shape for p in parameters),
-        perturbed=e,
+        ascent=ascent,
+        live=live,
         masks=_spread_mask(ascent, live, len(parameters)),
         g1=g1,
         g2=g2,

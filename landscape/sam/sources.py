@@ -42,8 +42,7 @@ class Friendly:
         before = None
         if self.order == "code":
             before = torch._foreach_add(g, ema, alpha=-self.sigma)
-        torch._foreach_mul_(ema, self.lmbda)
-        torch._foreach_add_(ema, g, alpha=1 - self.lmbda)
+        torch._foreach_lerp_(ema, g, 1 - self.lmbda)
         if before is None:
             before = torch._foreach_add(g, ema, alpha=-self.sigma)
         if self.init == "grad" and any(fresh):

@@ -218,20 +218,18 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     """Perturb, run pass 2, restore by copy whatever is raised, and correct."""
     variant, slots, parameters = optimizer.variant, optimizer.slots, optimizer.trained.parameters
     ascent = ascend(variant, first.point, slots)
-    e = spread(ascent.e, first.live, len(parameters))
-    climbed = [p for p, x in zip(parameters, e, strict=True) if x is not None]
+    perturbed = spread(ascent.perturbs, first.live, len(parameters), False)
+    climbed = [i for i, on in enumerate(perturbed) if on]
     if optimizer.local and getattr(variant.correction, "needs_g1", True):
         _average_first(optimizer, first)
     after = rng_state(optimizer.device) if first.rng is not None else None
     if optimizer.bn == "second" and first.passed:
         optimizer.statistics_first.restore()
-    old = [p.detach().clone() for p in climbed]
-    perturbed = [x is not None for x in e]
+    weights = [parameters[i] for i in climbed]
+    old = optimizer.backup([optimizer.trained.names[i] for i in climbed], weights)
     try:
-        if climbed:
-            torch._foreach_add_(climbed, [x for x in e if x is not None])
+        ascent.add_to(weights)
         if _only_g2_matters(optimizer):
-            del e
             ascent = Ascent([], None, ascent.rho)
             first.forget()
         run_hook(variant.selector, "after_ascent", first.point, slots["selector"])
@@ -247,7 +245,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
         )
     finally:
         if old:
-            torch._foreach_copy_(climbed, old)
+            torch._foreach_copy_(weights, old)
         if after is not None:
             set_rng_state(after, optimizer.device)
     if first.point.loss is None:
@@ -301,18 +299,18 @@ def _remember(
     if not optimizer.keep_perturbation:
         return
     size, live = len(optimizer.trained.names), first.live
-    e, mask = [], []
+    mask = [False] * size
     if ascent is not None:
-        e, mask = ascent.e, ascent.mask or [True] * len(live)
+        mask = spread(ascent.mask or [True] * len(live), live, size, False)
     optimizer.last = Perturbation(
         names=optimizer.trained.names,
         shapes=tuple(p.shape for p in optimizer.trained.parameters),
-        perturbed=spread(e, live if e else [], size),
-        masks=spread(mask, live if mask else [], size, False),
+        ascent=ascent,
+        live=live,
+        masks=mask,
         g1=first.g1,
         g2=g2 or [None] * size,
         loss_clean=first.point.loss,
         loss_perturbed=first.point.loss if loss2 is None else loss2,
         rho=ascent.rho if ascent else 0.0,
-        climbed=ascent is not None,
     )
