@@ -188,6 +188,15 @@ def test_a_measurement_missing_for_one_run_is_a_gap(tmp_path):
     assert read(folder).gaps == ["hessian_trace: not measured for sgd-s0-nois0a1."]
 
 
+def test_sgd_without_a_perturbation_is_no_gap(tmp_path):
+    folder = write_study(tmp_path, noisy=FEW, clean=(), seeds=2, without=DRAWN[:5])
+    for name in ("perturbation", "mask_persistence"):
+        path = folder.results / f"{name}.nc"
+        ds = results.load(path)
+        results.save(ds.isel(run=np.flatnonzero(ds.variant.values != "sgd")), path)
+    assert read(folder).gaps == []
+
+
 def test_the_whole_study_has_no_gap(whole):
     assert whole.gaps == []
     assert whole.not_measured == []

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from landscape.plot import style
 from landscape.plot.drawing import (
+    WHOLE,
     Axis,
     Band,
     Bars,
@@ -25,6 +26,7 @@ from landscape.plot.drawing import (
     Panel,
     Points,
     Rule,
+    fixed,
     log_ticks,
     short,
 )
@@ -167,7 +169,8 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
     elif not axis.log:
-        target.set_major_locator(MaxNLocator(5 if which == "y" else 4))
+        whole = axis.label in WHOLE
+        target.set_major_locator(MaxNLocator(5 if which == "y" else 4, integer=whole))
 
 
 @singledispatch
@@ -255,7 +258,7 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
         if np.isfinite(value):
             dark = abs(value - (low + high) / 2) > 0.33 * (high - low)
             ax.text(
-                column, row, f"{value:.{mark.digits}f}", ha="center", va="center", fontsize=5.5,
+                column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=5.5,
                 color="white" if dark else style.INK,
             )  # fmt: skip
     return image

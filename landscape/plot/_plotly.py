@@ -23,6 +23,7 @@ from landscape.plot.drawing import (
     Panel,
     Points,
     Rule,
+    fixed,
     log_ticks,
     short,
 )
@@ -291,7 +292,7 @@ def _(mark: Rule, at: _Place) -> None:
 @_draw.register
 def _(mark: Matrix, at: _Place) -> None:
     text = [
-        [f"{value:.{mark.digits}f}" if np.isfinite(value) else "" for value in line]
+        [fixed(value, mark.digits) if np.isfinite(value) else "" for value in line]
         for line in mark.values
     ]
     at.add(

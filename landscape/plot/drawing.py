@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+# Axes that count something: no ticks between whole numbers.
+WHOLE = ("epoch",)
 SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
 
 
@@ -215,14 +217,33 @@ def _extent(mark: Mark, which: str) -> list[np.ndarray]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Decades within the limits; 1-2-5 where less than two and a half decades are shown."""
+    """Decades within the limits; 1-3 or 1-2-5 in short ranges, even steps in very short ones."""
+    if high < 4 * low:
+        return _even_ticks(low, high)
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     span = np.log10(high / low)
-    steps = (1, 2, 5) if span < 1.3 else (1, 3) if span < 2.5 else (1,)
+    steps = (
+        (1, 2, 3, 5) if span < 0.9 else (1, 2, 5) if span < 1.3 else (1, 3) if span < 2.5 else (1,)
+    )
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
     stride = -(-len(inside) // 6)
     return inside[::stride] if inside else [low, high]
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with fixed decimals and a real minus sign; what rounds to zero has none."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    rough = (high - low) / 4
+    decade = 10.0 ** np.floor(np.log10(rough))
+    step = decade * next(s for s in (1, 2, 2.5, 5, 10) if s * decade >= rough * 0.999)
+    first = np.ceil(low / step * 0.999999)
+    count = int(np.floor(high / step * 1.000001) - first) + 1
+    return [float(step * (first + index)) for index in range(count)]
 
 
 def short(value: float) -> str:

@@ -45,6 +45,17 @@ KINDS: dict[str, str] = {
     "other": "#7a7a7a",
 }
 
+# Names of recipes for masks of variants that a study did not train.
+LABELS: dict[str, str] = {
+    "zsharp": "ZSharp",
+    "topk_gradient": "Largest |g|",
+    "ssam_f": "SSAM-F",
+    "ssam_d": "SSAM-D",
+    "sam_on": "SAM-ON",
+    "random_mask": "Random mask",
+    "lagnp": "LAGNP",
+}
+
 # Text widths of the venues in inches (their style files); "column" is one column of two.
 WIDTHS: dict[str, float] = {
     "neurips": 5.5,

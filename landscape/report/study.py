@@ -130,7 +130,11 @@ class Study:
         gaps = [f"Run {run} has no results." for run in listed if run not in anywhere]
         for name, ds in self.data.items():
             here = {str(run) for run in ds.run.values}
-            absent = [run for run in listed if run in anywhere and run not in here]
+            absent = [
+                run
+                for run in listed
+                if run in anywhere and run not in here and not self._without(name, run)
+            ]
             if absent and not self.first_seed_only(name):
                 gaps.append(f"{name}: not measured for {_some(absent)}.")
         for name, variable in (("generalization", "test_loss"), ("top_eigenvalues", "eigenvalue")):
@@ -142,6 +146,19 @@ class Study:
                     gaps.append(f"{name}: {variable.replace('_', ' ')} is not finite in "
                                 f"{_some(bad)} (diverged); means leave these out.")  # fmt: skip
         return gaps
+
+    def _without(self, measurement: str, run: str) -> bool:
+        """Whether there is nothing to measure: SGD does not perturb, a dense one has no mask."""
+        variant = self._variant_of.get(run, "")
+        if measurement in ("perturbation", "perturbation_history", "mask_overlap"):
+            return self.recipes.get(variant) == "sgd"
+        return measurement == "mask_persistence" and variant not in {
+            str(name) for name in self.data[measurement].variant.values
+        }
+
+    @cached_property
+    def _variant_of(self) -> dict[str, str]:
+        return {str(run["run"]): str(run["variant"]) for run in self.resolved.get("runs", [])}
 
     @property
     def not_measured(self) -> list[str]:

@@ -251,7 +251,7 @@ def _kappas(v: Variant, labels: dict[str, str]) -> Panel:
     for a, b, value in zip(_flat(v.ds["first"]), _flat(v.ds["second"]), kappa, strict=True):
         i, j = names.index(a), names.index(b)
         values[i, j] = values[j, i] = value
-    shown = tuple(labels.get(name, name) for name in names)
+    shown = tuple(labels.get(name, style.LABELS.get(name, name)) for name in names)
     ticks = tuple((float(i), name) for i, name in enumerate(shown))
     size = len(names)
     mark = Matrix(values, shown, shown, "κ", "1", (-1.0, 1.0))
