@@ -11,12 +11,16 @@ from landscape.errors import LandscapeError
 
 @dataclass(frozen=True)
 class Ritz:
-    """Eigenpairs of the projected operator: values ascending, residual estimates, coefficients."""
+    """Eigenpairs of the projected operator: values ascending, residual estimates, coefficients.
+
+    `log_betas` is the logarithm of the product of all β, -inf after an invariant subspace.
+    """
 
     values: Tensor
     residuals: Tensor
     coefficients: Tensor
     scale: float
+    log_betas: Tensor
 
 
 class Krylov:
@@ -109,7 +113,7 @@ class Krylov:
             T += torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
         values, Y = torch.linalg.eigh(T)
         scale = max(self.scale, float(values.abs().max()))
-        return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale)
+        return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale, beta.log().sum())
 
     def restart(self, num_steps: int, room: int) -> None:
         """Forget what came after an invariant subspace and continue outside of it."""

@@ -24,7 +24,11 @@ class EigenPairs:
     For each i some exact eigenvalue lies within residual_norms[i] = ‖Hv_i - λ_i v_i‖ of values[i]
     (H symmetric, ‖v_i‖ = 1). `converged[i]` claims two things: that residual is at most
     tolerance · max|λ|, and `complete`, that no eigenvalue which belongs to the answer was passed
-    over. `num_matvecs` counts all products, those of the residuals and of the search included.
+    over. `subspace_bound` is ‖HV - VΛ‖₂: k eigenvalues of H, counted with multiplicity, pair off
+    with the k values within it (Parlett, The Symmetric Eigenvalue Problem, Theorem 11.5.1).
+    `num_matvecs` counts all products: `search_matvecs` of them by `restarts` searches for what was
+    passed over, of which the last would have missed it with probability `failure_probability`
+    (nan without a finished search), and k of the residuals.
     """
 
     values: Float[Tensor, "k"]
@@ -33,6 +37,10 @@ class EigenPairs:
     converged: Bool[Tensor, "k"]
     num_matvecs: int
     complete: bool
+    subspace_bound: float
+    restarts: int
+    search_matvecs: int
+    failure_probability: float
 
 
 def top(
@@ -48,6 +56,7 @@ def top(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     start: Float[Tensor, "P"] | None = None,
+    certificate: Callable[[Tensor], Tensor] | None = None,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
@@ -55,10 +64,16 @@ def top(
     and ⌊k/2⌋ from the lower end. A first Krylov space runs until the k wanted residual estimates
     are at most tolerance · max|λ| (default 1e-6 in float64, 1e-4 in float32). One starting vector
     shows one copy of a multiple eigenvalue, so the complement of the pairs found is then searched
-    from fresh random vectors until the probability that it still hides one is below
-    `failure_probability` (Kuczyński & Woźniakowski 1992, doi:10.1137/0613066, Theorem 4.2); 1 skips
-    the search. `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the
-    exact residuals.
+    from fresh random vectors until the probability that it still hides one that is larger than the
+    smallest found by more than tolerance · max|λ| is below `failure_probability`; 1 skips the
+    search. An eigenvector u of λ obeys (u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), so a hidden λ
+    needs a start q_1 with |u·q_1| ≤ Π β_j / Π |λ - θ_j| = t, which a random one has with
+    probability at most t·√(2P/π); watching this does not spend it, since all checks ask about one
+    q_1 (for the a-priori rate see Kuczyński & Woźniakowski 1992, doi:10.1137/0613066).
+    `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the residuals.
+
+    certificate: H in float64, mapping rows (k, P) to rows; the residuals and values are then those
+    of this operator, in float64, whatever the precision of `matvec`.
 
     Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, or a product
     that is not finite.
@@ -78,6 +93,7 @@ def top(
         generator=generator,
         dtype=dtype,
         device=torch.device(device),
+        certificate=certificate,
     )
     return search.run(start)
 
@@ -142,15 +158,19 @@ class _Search:
     generator: torch.Generator
     dtype: torch.dtype
     device: torch.device
+    certificate: Callable[[Tensor], Tensor] | None
 
     def run(self, start: Tensor | None) -> EigenPairs:
         self.used, self.scale = 0, 0.0
+        self.restarts, self.risk = 0, math.nan
         self.values = torch.empty(0, dtype=torch.float64)
         self.vectors = torch.empty((0, self.size), dtype=self.dtype, device=self.device)
         self.extend(self.krylov(start), self.settled)
+        self.first = self.used
         complete = self.delta >= 1
         while not complete and self.used < self.limit and len(self.values) < self.size:
             self.found_none = False
+            self.restarts += 1
             self.extend(self.krylov(None), self.searched)
             complete = self.found_none
         return self.finish(complete or len(self.values) == self.size)
@@ -208,9 +228,12 @@ class _Search:
             return exhausted or all(
                 float(ritz.residuals[index]) <= 0.5 * tolerance for index in beats
             )
-        self.found_none = exhausted or all(
-            self.unlikely(ritz, sign, bar, tolerance) for sign, bar in bars
-        )
+        risk = sum(self.chance(ritz, sign, bar + sign * tolerance) for sign, bar in bars)
+        # Half of what is allowed to the first search, a quarter to the second: their sum holds.
+        self.found_none = exhausted or risk <= self.delta / 2**self.restarts
+        if self.found_none:
+            floor = torch.finfo(self.dtype).eps * math.sqrt(2 * self.size / math.pi)
+            self.risk = 0.0 if exhausted else max(risk, floor)
         return self.found_none
 
     def bars(self) -> list[tuple[int, float]]:
@@ -227,19 +250,14 @@ class _Search:
         ends = [(1, float(values[:upper].min()))]
         return [*ends, (-1, float(values[upper:].max()))] if self.k > upper else ends
 
-    def unlikely(self, ritz: Ritz, sign: int, bar: float, tolerance: float) -> bool:
-        values = sign * ritz.values
-        best = int(values.argmax())
-        if float(ritz.residuals[best]) <= 0.5 * tolerance:
-            return True
-        lowest = min(float(values.min()), float((sign * self.values).min()))
-        spread = sign * bar - lowest
-        if spread <= 0:
-            return False
-        gap = (sign * bar - float(values[best])) / spread
-        bound = 1.648 * math.sqrt(self.size)
-        steps = 2 * len(values) - 1
-        return gap > 0 and bound * math.exp(-math.sqrt(min(gap, 1.0)) * steps) <= self.delta
+    def chance(self, ritz: Ritz, sign: int, bar: float) -> float:
+        """Bound of the probability that the complement hides an eigenvalue beyond the bar."""
+        beyond = sign * (bar - ritz.values)
+        if bool((beyond <= 0).any()):
+            return 1.0
+        room = self.size - len(self.values)
+        logarithm = float(ritz.log_betas - beyond.log().sum())
+        return math.exp(min(0.0, logarithm + 0.5 * math.log(2 * room / math.pi)))
 
     def keep(self, space: Krylov, ritz: Ritz) -> None:
         merged = torch.cat([self.values, ritz.values])
@@ -253,21 +271,28 @@ class _Search:
 
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with one product each for the exact residuals."""
-        V = self.vectors
-        V = torch.linalg.qr(V.T.to(torch.float64)).Q.T.to(self.dtype)
-        HV = torch.stack([self.matvec(v).to(self.dtype) for v in V])
-        small = (V @ HV.T).to("cpu", torch.float64)
+        V = torch.linalg.qr(self.vectors.T.to(torch.float64)).Q.T
+        if self.certificate is None:
+            HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
+        else:
+            HV = self.certificate(V).to(V)
+        small = (V @ HV.T).to("cpu")
         values, turn = torch.linalg.eigh((small + small.T) / 2)
-        values, turn = values.flip(0), turn.flip(1)
-        turn = turn.T.to(V)
+        values, turn = values.flip(0).to(V), turn.flip(1).T.to(V)
         V, HV = turn @ V, turn @ HV
-        residuals = torch.linalg.vector_norm(HV - values.to(V)[:, None] * V, dim=1)
+        R = HV - values[:, None] * V
+        residuals = torch.linalg.vector_norm(R, dim=1)
         bound = self.tolerance * max(self.scale, float(values.abs().max()))
+        shown = self.dtype if self.certificate is None else torch.float64
         return EigenPairs(
-            values=values.to(V),
-            vectors=V,
-            residual_norms=residuals,
+            values=values.to(shown),
+            vectors=V.to(self.dtype),
+            residual_norms=residuals.to(shown),
             converged=(residuals <= bound) & complete,
             num_matvecs=self.used + len(V),
             complete=complete,
+            subspace_bound=float(torch.linalg.matrix_norm(R @ R.T, ord=2).sqrt()),
+            restarts=self.restarts,
+            search_matvecs=self.used - self.first,
+            failure_probability=self.risk,
         )

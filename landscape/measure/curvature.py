@@ -1,12 +1,16 @@
 """Eigenvalues, trace and spectral density of the Hessian of the risk."""
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from landscape.linalg import density, lanczos, trace
-from landscape.measure._common import Measuring, check_count, generator, numbers
+from landscape.measure import certificates
+from landscape.measure._common import Measuring, check_choice, check_count, generator, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -20,50 +24,104 @@ def top_eigenvalues(
     tolerance: float | None = None,
     max_hvps: int | None = None,
     failure_probability: float = 0.01,
+    certify: str = "float64",
+    start: Float[Tensor, "*r P"] | None = None,
+    return_vectors: bool = False,
     seed: int,
 ) -> xr.Dataset:
     """Eigenvalues lambda_i of the Hessian H of the risk at theta, with ‖H v_i - lambda_i v_i‖.
 
     Lanczos with full reorthogonalization; eigenvalue(rank) is in descending order, in loss units
-    per squared parameter. residual_norm(rank) comes from one explicit product per vector, so that
-    [lambda_i - residual, lambda_i + residual] holds an eigenvalue of H (Parlett, The Symmetric
-    Eigenvalue Problem, Theorem 4.5.1). converged(rank): residual <= tolerance * max |lambda|
-    (1e-6 in float64, 1e-4 below) and nothing larger overlooked (`complete`), which is searched for
-    from fresh random vectors unless failure_probability=1.
-    which: "largest", "smallest", "both" (half of k at each end) or "magnitude".
+    per squared parameter. Two claims, kept apart:
+    Inclusion, a theorem for the v_i found, orthonormal: lambda_i ± bound(rank) holds an eigenvalue
+    of H, and k of them, counted with multiplicity, pair off with the lambda_i within
+    subspace_bound = ‖HV - V Lambda‖₂ (Parlett, The Symmetric Eigenvalue Problem, ch. 11). bound is
+    residual_norm and rounding. certify: the products of the residuals are made in "float64" even
+    where the risk is float32 (k of the num_hvps, certificate_hvps); in the "working" precision with
+    ‖H₃₂v - H₆₄v‖ of the first vector (product_error) added to the bounds; or so with nothing added,
+    "none".
+    Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
+    fresh random vectors in the complement (restarts, search_hvps of the products), the last of
+    which would have missed it with probability at most search_failure_probability
+    (`linalg.lanczos.top`); failure_probability=1 asks for none.
+    converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
+    below), and complete.
+    which: "largest", "smallest", "both" (half of k at each end) or "magnitude". start: a vector or
+    the eigenvector(rank, parameter) of another checkpoint, which return_vectors=True stores.
     Cost: num_hvps Hessian products of about 2.5 gradients each; max_hvps bounds them.
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
-    loss = measuring.finite_loss()
+    check_choice("certify", certify, certificates.CERTIFY)
+    loss, product = measuring.finite_loss(), risk.linearized_hvp(measuring.theta)
     pairs = eigenpairs(
         measuring,
+        product=product,
         k=k,
         which=which,
         tolerance=tolerance,
         max_hvps=max_hvps,
         failure_probability=failure_probability,
+        certify=certify,
+        start=_warm(start),
         seed=seed,
     )
-    values = numbers(pairs.values)
-    units = "nats / parameter²"
-    variables = {
-        "eigenvalue": Variable("rank", values, units, "Hessian eigenvalue"),
-        "residual_norm": Variable(
-            "rank", numbers(pairs.residual_norms), units, "Residual ‖Hv − λv‖"
-        ),
-        "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
-        "complete": Variable((), bool(pairs.complete), "1", "Searched for overlooked eigenvalues"),
-        "num_hvps": Variable((), int(pairs.num_matvecs), "1", "Hessian-vector products"),
-        "loss": Variable((), float(loss), "nats", "Loss at theta"),
-    }
+    proof = certificates.certify(pairs, risk, measuring.theta, product, how=certify)
     options = {
         "k": k,
         "which": which,
         "tolerance": tolerance or lanczos.TOLERANCE.get(risk.dtype, 1e-4),
         "failure_probability": failure_probability,
+        "certify": certify,
+        "warm_start": start is not None,
         "seed": seed,
     }
-    return measuring.result(variables, coords={"rank": np.arange(len(values))}, options=options)
+    return measuring.result(
+        {
+            **_pairs_variables(pairs, proof, vectors=return_vectors),
+            "loss": Variable((), float(loss), "nats", "Loss at theta"),
+        },
+        coords={"rank": np.arange(len(pairs.values))},
+        options=options,
+    )
+
+
+def _pairs_variables(
+    pairs: lanczos.EigenPairs, proof: certificates.Certificate, *, vectors: bool
+) -> dict[str, Variable]:
+    units, count = "nats / parameter²", len(pairs.values)
+    off, probability = "‖H₃₂v − H₆₄v‖ of the first vector", pairs.failure_probability
+    variables = {
+        "eigenvalue": Variable("rank", numbers(pairs.values), units, "Hessian eigenvalue"),
+        "residual_norm": Variable(
+            "rank", numbers(pairs.residual_norms), units, "Residual ‖Hv − λv‖"
+        ),
+        "bound": Variable("rank", numbers(proof.bounds), units, "An eigenvalue lies within"),
+        "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
+        "complete": Variable((), bool(pairs.complete), "1", "Searched for overlooked eigenvalues"),
+        "subspace_bound": Variable((), pairs.subspace_bound, units, "‖HV − VΛ‖₂"),
+        "product_error": Variable((), proof.product_error, units, off),
+        "num_hvps": Variable(
+            (), pairs.num_matvecs + proof.num_matvecs, "1", "Hessian-vector products"
+        ),
+        "certificate_hvps": Variable(
+            (), count + proof.num_matvecs, "1", "Products that prove the bounds"
+        ),
+        "search_hvps": Variable((), pairs.search_matvecs, "1", "Products of the searches"),
+        "restarts": Variable((), pairs.restarts, "1", "Searches for overlooked eigenvalues"),
+        "search_failure_probability": Variable(
+            (), probability, "1", "Probability that the last search missed one"
+        ),
+    }
+    if vectors:
+        variables["eigenvector"] = Variable(
+            ("rank", "parameter"), numbers(pairs.vectors), "1", "Eigenvector of the Hessian"
+        )
+    return variables
+
+
+def _warm(start: Tensor | None) -> Tensor | None:
+    """One vector that holds all that were given."""
+    return start.sum(0) if isinstance(start, Tensor) and start.ndim == 2 else start
 
 
 def eigenpairs(
@@ -74,12 +132,16 @@ def eigenpairs(
     tolerance: float | None = None,
     max_hvps: int | None = None,
     failure_probability: float = 0.01,
+    certify: str = "none",
+    product: Callable[[Tensor], Tensor] | None = None,
+    start: Float[Tensor, "P"] | None = None,
     seed: int,
 ) -> lanczos.EigenPairs:
     """Eigenvalues and eigenvectors at the theta of a measurement, as `lanczos.top` returns them."""
     risk, theta = measuring.risk, measuring.theta
+    twin = certify == "float64" and risk.dtype != torch.float64
     return lanczos.top(
-        risk.linearized_hvp(theta),
+        risk.linearized_hvp(theta) if product is None else product,
         theta.numel(),
         k=k,
         which=which,
@@ -89,6 +151,8 @@ def eigenpairs(
         generator=generator(seed),
         dtype=theta.dtype,
         device=theta.device,
+        start=start,
+        certificate=certificates.float64_products(risk, theta) if twin else None,
     )
 
 

@@ -89,6 +89,13 @@ class Criterion:
         rest = losses.flatten(1)
         return rest.sum(1) if self.sums else rest.mean(1)
 
+    def in_dtype(self, dtype: torch.dtype) -> "Criterion":
+        """The same criterion with its own tensors (class weights) in another dtype."""
+        other = copy.copy(self)
+        if isinstance(self.loss, nn.Module):
+            other.loss = copy.deepcopy(self.loss).to(dtype=dtype)
+        return other
+
     def check_targets(self, output: Any, target: Any, start: int) -> None:
         """Refuse class targets outside of 0..C-1, where the loss is known to index with them."""
         output = logits_of(output)

@@ -71,6 +71,14 @@ class Examples:
             return batch
         return batch.mapped(lambda leaf: leaf.to(self.device, non_blocking=True))
 
+    def in_dtype(self, dtype: torch.dtype) -> "Examples":
+        """The same rows with floating-point values in another dtype."""
+        chunks = [
+            chunk.mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
+            for chunk in self.chunks
+        ]
+        return Examples(chunks, self.num_examples, self.device, self.resident)
+
     def cut(self, size: int) -> list[Batch]:
         """Views of at most `size` rows; put each `on_device` before use."""
         if size not in self._cuts:

@@ -158,6 +158,28 @@ class EmpiricalRisk:
         twin._engine = dataclasses.replace(self._engine, bn=mode)
         return twin
 
+    @_normal_tensors
+    def with_dtype(self, dtype: torch.dtype) -> "EmpiricalRisk":
+        """The same function of theta in torch.float32 or torch.float64, to see what rounding does.
+
+        Weights, buffers and data keep their values; float64 from float32 is thus the exact function
+        of the rounded numbers. It has its own copies of them and its own cost counter.
+        """
+        placement(self._engine.network.model, self.device, dtype)
+        if dtype == self.dtype:
+            return self
+        engine = self._engine
+        twin = copy.copy(self)
+        twin._engine = dataclasses.replace(
+            engine,
+            network=engine.network.in_dtype(dtype),
+            criterion=engine.criterion.in_dtype(dtype),
+            examples=engine.examples.in_dtype(dtype),
+            dtype=dtype,
+            notes=Notes(uses_rng=engine.notes.uses_rng),
+        )
+        return twin
+
     def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
         """SHA-256 of theta's bytes in the risk's dtype."""
         values = self._as_theta(theta).to("cpu").contiguous()

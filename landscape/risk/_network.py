@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
@@ -61,6 +62,19 @@ class Network:
             for sites, old in zip(self.sites, kept, strict=True):
                 for (store, name), tensor in zip(sites, old, strict=True):
                     store[name] = tensor
+
+    def in_dtype(self, dtype: torch.dtype) -> "Network":
+        """A network of its own with the same weights and buffers in another dtype."""
+        plain = copy.deepcopy(self.model)
+        for module in plain.modules():
+            if isinstance(module, _BatchNorm):
+                module.__dict__.pop("forward", None)
+        trainable = set(self.layout.names)
+        for name, parameter in plain.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        other = Network(plain, device=self.theta.device, dtype=dtype)
+        other.clones_inputs = self.clones_inputs
+        return other
 
     def __call__(self, batch: Batch) -> Any:
         self.batchnorm.begin()

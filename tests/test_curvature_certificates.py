@@ -1,0 +1,145 @@
+"""Eigenvalues with proof: bounds hold against float64, the search is reported, vectors stored."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape import EmpiricalRisk, LandscapeError, measure, results
+from tests.measure_problems import cnn, cnn_risk, images, quadratic
+
+F64 = torch.float64
+
+
+def single(n=24):
+    x, y = images(n)
+    return EmpiricalRisk(cnn().float(), nn.CrossEntropyLoss(), (x.float(), y))
+
+
+def exact_spectrum(risk):
+    twin = risk.with_dtype(F64)
+    H = twin.hvp(risk.theta.double(), torch.eye(len(risk.theta), dtype=F64))
+    return torch.linalg.eigvalsh((H + H.T) / 2).flip(0).numpy()
+
+
+def test_the_twin_is_the_same_function_with_less_rounding():
+    risk = single()
+    twin = risk.with_dtype(F64)
+    theta = risk.theta
+    assert twin.dtype == F64
+    assert twin.loss(theta).dtype == F64
+    assert float(twin.loss(theta)) == pytest.approx(float(risk.loss(theta)), rel=1e-6)
+    reference = EmpiricalRisk(
+        cnn().float().double(), nn.CrossEntropyLoss(), (images()[0].float().double(), images()[1])
+    )
+    torch.testing.assert_close(twin.loss(theta), reference.loss(theta.double()))
+    torch.testing.assert_close(
+        twin.gradient(theta), reference.gradient(theta.double()), rtol=1e-10, atol=1e-14
+    )
+    for bn in ("full_batch", "recalibrate"):
+        torch.testing.assert_close(
+            risk.with_bn(bn).with_dtype(F64).loss(theta), reference.with_bn(bn).loss(theta.double())
+        )
+    assert twin.with_dtype(F64) is twin
+    assert twin.layout == risk.layout
+
+
+def test_class_weights_and_soft_targets_follow_the_twin():
+    x, y = images()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.5]))
+    soft = nn.functional.one_hot(y, 4).float()
+    for targets in (y, soft):
+        risk = EmpiricalRisk(cnn().float(), loss, (x.float(), targets))
+        twin = risk.with_dtype(F64)
+        assert float(twin.loss(risk.theta)) == pytest.approx(float(risk.loss(risk.theta)), rel=1e-5)
+    with pytest.raises(LandscapeError, match=r"dtype=torch.float16 asked"):
+        risk.with_dtype(torch.float16)
+
+
+def test_bounds_of_a_float32_risk_hold_in_float64():
+    risk = single()
+    exact = exact_spectrum(risk)
+    ds = measure.top_eigenvalues(risk, risk.theta, k=5, seed=0)
+    error = np.abs(ds["eigenvalue"].values - exact[:5])
+    assert (error <= ds["bound"].values).all()
+    assert (error <= float(ds["subspace_bound"]) * (1 + 1e-9)).all()
+    assert ds["converged"].all()
+    assert ds["eigenvalue"].dtype == np.float64
+    # Rayleigh quotients of float64 products err with the square of the residual.
+    np.testing.assert_allclose(ds["eigenvalue"], exact[:5], rtol=1e-6)
+    assert int(ds["certificate_hvps"]) == 5
+    assert 0 < int(ds["search_hvps"]) < int(ds["num_hvps"]) - 5
+    assert int(ds["restarts"]) >= 1
+    assert 0 < float(ds["search_failure_probability"]) <= 0.01
+    assert float(ds["product_error"]) == 0
+    assert results.provenance(ds)["certify"] == "float64"
+
+
+def test_working_precision_adds_what_its_products_are_off():
+    risk = single()
+    exact = exact_spectrum(risk)
+    ds = measure.top_eigenvalues(risk, risk.theta, k=5, certify="working", seed=0)
+    assert 0 < float(ds["product_error"]) < 1e-4 * exact[0]
+    assert (np.abs(ds["eigenvalue"].values - exact[:5]) <= ds["bound"].values).all()
+    assert (ds["bound"] >= ds["residual_norm"] + ds["product_error"]).all()
+    bare = measure.top_eigenvalues(risk, risk.theta, k=5, certify="none", seed=0)
+    assert np.isnan(bare["product_error"])
+    assert int(ds["num_hvps"]) == int(bare["num_hvps"]) + 2
+
+
+def test_vectors_are_stored_and_start_the_next_checkpoint():
+    risk, H, _ = quadratic([5.0, 3.0, 3.0, 1.0, 0.5, *np.linspace(-0.2, 0.4, 40)])
+    ds = measure.top_eigenvalues(risk, risk.theta, k=3, return_vectors=True, seed=0)
+    V = torch.from_numpy(ds["eigenvector"].values)
+    torch.testing.assert_close(V @ V.T, torch.eye(3, dtype=F64), rtol=0, atol=1e-10)
+    for value, v in zip(ds["eigenvalue"].values, V, strict=True):
+        assert float((H @ v - value * v).norm()) < 1e-5
+    assert "eigenvector" not in measure.top_eigenvalues(risk, risk.theta, k=3, seed=0)
+
+
+def test_a_warm_start_saves_products_and_changes_no_answer():
+    risk, _ = cnn_risk()
+    near = risk.theta + 1e-4 * torch.ones_like(risk.theta)
+    before = measure.top_eigenvalues(risk, risk.theta, k=5, return_vectors=True, seed=0)
+    V = torch.from_numpy(before["eigenvector"].values)
+    cold = measure.top_eigenvalues(risk, near, k=5, seed=1)
+    warm = measure.top_eigenvalues(risk, near, k=5, start=V, seed=1)
+    np.testing.assert_allclose(warm["eigenvalue"], cold["eigenvalue"], rtol=1e-6)
+    assert warm["converged"].all()
+    first = [int(ds["num_hvps"] - ds["search_hvps"]) for ds in (warm, cold)]
+    assert first[0] < first[1]
+
+
+class Narrow(nn.Module):
+    """Insists on float32 inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.first(x.float())
+
+
+def test_a_model_that_cannot_run_in_float64_is_named_with_the_way_out():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Narrow()
+    x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    with pytest.raises(LandscapeError, match=r"fails in float64 .* certify='none'"):
+        measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    assert measure.top_eigenvalues(risk, risk.theta, k=2, certify="none", seed=0)["complete"]
+    with pytest.raises(LandscapeError, match="choose one of float64, working, none"):
+        measure.top_eigenvalues(risk, risk.theta, k=2, certify="float16", seed=0)
+
+
+def test_the_proof_is_counted_in_the_cost():
+    risk, _ = cnn_risk()
+    half = single()
+    counts = []
+    for r in (risk, half):
+        before = r.cost
+        ds = measure.top_eigenvalues(r, r.theta, k=2, seed=0)
+        counts.append((r.cost - before) / int(ds["num_hvps"]))
+    assert counts[0] == pytest.approx(counts[1], rel=0.1)

@@ -1,0 +1,133 @@
+"""The claims of an eigenvalue search: inclusion always, completeness with its probability."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landscape.linalg import lanczos
+from landscape.linalg._krylov import Krylov
+
+F64 = torch.float64
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def with_spectrum(values, seed=0):
+    values = torch.as_tensor(values, dtype=F64)
+    Q = torch.linalg.qr(torch.randn(len(values), len(values), generator=rng(seed), dtype=F64)).Q
+    return (Q * values) @ Q.T
+
+
+def test_the_component_along_an_eigenvector_obeys_the_recurrence():
+    """(u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), the identity behind the search's stop."""
+    values = [*torch.linspace(-1, 1, 40, dtype=F64).tolist(), 1.2]
+    A = with_spectrum(values)
+    exact, U = torch.linalg.eigh(A)
+    none = torch.empty((0, 41), dtype=F64)
+    device = torch.device("cpu")
+    space = Krylov(A.mv, 41, locked=none, scale=0.0, generator=rng(1), dtype=F64, device=device)
+    first = space.rows[0].clone()
+    for _ in range(8):
+        space.step()
+    ritz = space.settle()
+    left = (U[:, -1] @ first) * (exact[-1] - ritz.values).prod()
+    right = ritz.log_betas.exp() * (U[:, -1] @ space.rows[8])
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=0)
+
+
+def test_a_hidden_eigenvalue_is_missed_less_often_than_said():
+    """Planted just above the bulk, where few steps do not show it."""
+    values = [3.0, *torch.linspace(0, 1, 199, dtype=F64).tolist()]
+    values[1] = 1.02
+    A, missed, wrong = torch.diag(torch.tensor(values, dtype=F64)), 0, 0
+    for seed in range(200):
+        pairs = lanczos.top(
+            A.mv, 200, k=2, generator=rng(seed), failure_probability=0.2, tolerance=0.02
+        )
+        assert pairs.failure_probability <= 0.2
+        missed += bool(pairs.complete) and float(pairs.values[1]) < 1.02 - 0.02 * 3
+        wrong += not pairs.complete
+    assert wrong == 0
+    assert missed <= 0.2 * 200
+
+
+@pytest.mark.parametrize("delta", [0.1, 1e-3, 1e-6])
+def test_certainty_costs_products_and_is_reported(delta):
+    A = with_spectrum([4.0, 3.0, *torch.linspace(0, 1, 98, dtype=F64).tolist()])
+    pairs = lanczos.top(A.mv, 100, k=2, generator=rng(0), failure_probability=delta)
+    assert 0 < pairs.failure_probability <= delta
+    assert pairs.restarts == 1
+    assert pairs.search_matvecs > 0
+
+
+def test_copies_of_an_eigenvalue_are_found_by_starting_again():
+    A = with_spectrum([5.0] * 3 + [0.0] * 20)
+    pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(0))
+    assert pairs.restarts >= 1
+    torch.testing.assert_close(pairs.values, torch.full((3,), 5.0, dtype=F64))
+
+
+def test_without_a_search_no_probability_is_claimed():
+    A = with_spectrum([4.0, 3.0, 1.0, 0.0])
+    pairs = lanczos.top(A.mv, 4, k=2, generator=rng(0), failure_probability=1.0)
+    assert math.isnan(pairs.failure_probability)
+    assert pairs.restarts == pairs.search_matvecs == 0
+
+
+def test_residuals_are_those_of_the_certificate():
+    """An inexact product of norm error e leaves residuals of at least what it got wrong."""
+    A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(0, 1, 60, dtype=F64).tolist()])
+    off = 1e-3 * with_spectrum(torch.linspace(-1, 1, len(A), dtype=F64), seed=5)
+    pairs = lanczos.top(
+        (A + off).mv, len(A), k=3, generator=rng(0), certificate=lambda V: V @ A, tolerance=1e-6
+    )
+    exact = torch.linalg.eigvalsh(A).flip(0)[:3]
+    assert ((pairs.values - exact).abs() <= pairs.residual_norms).all()
+    assert (pairs.residual_norms > 1e-5).all()
+    assert not pairs.converged.any()
+
+
+@settings(max_examples=340, deadline=None)
+@given(
+    values=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=4, max_size=14),
+    copies=st.integers(1, 5),
+    scale=st.sampled_from([1e-12, 1.0, 1e12]),
+    products=st.integers(4, 40),
+    seed=st.integers(0, 10_000),
+)
+def test_inclusion_holds_converged_or_not_one_value_at_a_time_and_together(
+    values, copies, scale, products, seed
+):
+    """Three values each: above 1000 intervals; the pairing of all three is Parlett's 11.5.1."""
+    values = [scale * v for v in values + [max(values)] * copies]
+    A = with_spectrum(values, seed)
+    exact = torch.linalg.eigvalsh(A)
+    pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(seed), max_matvecs=products)
+    rounding = 100 * torch.finfo(F64).eps * scale
+    near = (pairs.values[:, None] - exact[None]).abs()
+    assert (near.min(1).values <= pairs.residual_norms + rounding).all()
+    inside = near <= pairs.subspace_bound + rounding
+    columns = [set(row.nonzero()[:, 0].tolist()) for row in inside]
+    assert any(
+        len({a, b, c}) == 3 for a in columns[0] for b in columns[1] for c in columns[2]
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    copies=st.integers(1, 5),
+    top=st.floats(0.5, 2.0),
+    bulk=st.lists(st.floats(-0.4, 0.4, allow_subnormal=False), min_size=8, max_size=30),
+    seed=st.integers(0, 10_000),
+)
+def test_completeness_with_multiplicities_up_to_five(copies, top, bulk, seed):
+    A = with_spectrum([top] * copies + bulk, seed)
+    exact = torch.linalg.eigvalsh(A).flip(0)[:5]
+    pairs = lanczos.top(A.mv, len(A), k=5, generator=rng(seed))
+    torch.testing.assert_close(pairs.values, exact, rtol=0, atol=1e-5 * top)
+    assert pairs.complete
