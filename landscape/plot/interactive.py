@@ -9,6 +9,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.offline import get_plotlyjs
 
 from landscape.errors import LandscapeError
 from landscape.plot import figures
@@ -37,12 +38,18 @@ __all__ = [
 ]
 
 
-def save(figure: go.Figure, path: Path) -> Path:
-    """Write a page of one figure that opens without a network (.html, 5 MB: it holds plotly.js)."""
+def save(figure: go.Figure, path: Path, *, shared: bool = False) -> Path:
+    """Write a page of one figure that opens without a network (.html).
+
+    It holds plotly.js (5 MB); `shared` puts that beside it once, as plotly.min.js, for many pages.
+    """
     path = Path(path)
     if path.suffix != ".html":
         raise LandscapeError(f"{path.name} ends in {path.suffix!r}; a page is written as .html.")
-    return write_text(path, figure.to_html(config=CONFIG, include_plotlyjs=True))
+    if shared and not (path.parent / "plotly.min.js").exists():
+        write_text(path.parent / "plotly.min.js", get_plotlyjs())
+    source = "directory" if shared else True
+    return write_text(path, figure.to_html(config=CONFIG, include_plotlyjs=source))
 
 
 def headline(

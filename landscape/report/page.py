@@ -4,6 +4,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from landscape.errors import LandscapeError
 from landscape.plot import figures, interactive, runs, static
 from landscape.plot.drawing import Drawing
 from landscape.report import words
@@ -61,7 +63,7 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Any:
+def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Path:
     """Write report.html, report.md and figures/ of a study; return the path of the page.
 
     The page is self-contained: it opens from disk without a network. `formats`: static figures
@@ -106,22 +108,34 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Any:
     return write_text(folder.report, page)
 
 
-def write_figures(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> list[Any]:
-    """Write the static figures of a study to its figures/ folder; return their paths."""
+def write_figures(
+    folder: StudyFolder, *, formats: tuple[str, ...] = (*FORMATS, "html")
+) -> list[Path]:
+    """Write the figures of a study to its figures/ folder; return their paths.
+
+    html: interactive twins, which share one plotly.min.js beside them.
+    """
     study = Study.read(folder)
-    shown = [
-        figure for title, names in _SECTIONS for figure in _section(study, title, names).figures
-    ]
-    return _save(shown, folder, formats)
+    sections = [_section(study, title, names) for title, names in _SECTIONS]
+    return _save([shown for section in sections for shown in section.figures], folder, formats)
 
 
-def _save(shown: list[Shown], folder: StudyFolder, formats: tuple[str, ...]) -> list[Any]:
+def _save(shown: list[Shown], folder: StudyFolder, formats: tuple[str, ...]) -> list[Path]:
+    unknown = sorted(set(formats) - {"png", "pdf", "svg", "html"})
+    if unknown:
+        raise LandscapeError(
+            f"Unknown figure format {', '.join(unknown)}; known: png, pdf, svg, html."
+        )
     paths = []
     for figure in shown:
-        drawn = static.render(figure.drawing, width=5.5)
-        paths += [
-            static.save(drawn, folder.figures / f"{figure.stem}.{suffix}") for suffix in formats
-        ]
+        place = folder.figures / figure.stem
+        printed = [suffix for suffix in formats if suffix != "html"]
+        if printed:
+            drawn = static.render(figure.drawing, width=5.5)
+            paths += [static.save(drawn, place.with_suffix(f".{suffix}")) for suffix in printed]
+        if "html" in formats:
+            page = interactive.render(figure.drawing, width=7.2)
+            paths.append(interactive.save(page, place.with_suffix(".html"), shared=True))
     return paths
 
 
