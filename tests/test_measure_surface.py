@@ -147,7 +147,7 @@ def test_bad_grids_planes_and_centres_are_refused():
     with pytest.raises(LandscapeError, match="two or more different finite values"):
         measure.loss_slice(risk, theta, alphas=[0.0, 0.0], seed=0)
     one = plane.random(risk, theta, num_directions=1, seed=0)
-    with pytest.raises(LandscapeError, match="1 directions was given; loss_plane draws two"):
+    with pytest.raises(LandscapeError, match="1 directions was given; loss_plane draws 2"):
         measure.loss_plane(risk, theta, directions=one, seed=0)
     with pytest.raises(LandscapeError, match="origin is not theta"):
         measure.loss_slice(risk, theta + 1, directions=one, seed=0)

@@ -6,8 +6,10 @@ returns labelled values with units and provenance (`landscape.results`).
 
 from landscape.measure.alignment import alignment, enrichment
 from landscape.measure.calibration import calibration
+from landscape.measure.connectivity import CurveTraining, barrier_matrix, bezier
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
+from landscape.measure.curvature_map import curvature_map
 from landscape.measure.generalization import generalization
 from landscape.measure.masks import mask_overlap, mask_persistence, mask_selection
 from landscape.measure.noise import gradient_noise, norms
@@ -19,11 +21,15 @@ from landscape.measure.surface import loss_plane, loss_slice
 from landscape.measure.zscores import gradient_zscores
 
 __all__ = [
+    "CurveTraining",
     "PyHessian",
     "adaptive_sharpness",
     "alignment",
+    "barrier_matrix",
+    "bezier",
     "calibration",
     "crosscheck",
+    "curvature_map",
     "enrichment",
     "generalization",
     "gradient_noise",

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import plane as planes
-from landscape.errors import LandscapeError
+from landscape.measure._axes import at_theta, own_grid, symmetric_grid
 from landscape.measure._cells import Cells
-from landscape.measure._common import Measuring, check_count, numbers
+from landscape.measure._common import Measuring, numbers
 from landscape.measure._inside import spend
 from landscape.measure._tiles import Tiles, risk_key
 from landscape.plane import Plane
@@ -57,7 +57,7 @@ def loss_slice(
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
-    grid = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
+    grid = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
     cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
@@ -68,7 +68,7 @@ def loss_slice(
             one_d=one_d,
             seed=seed,
         )
-    line = _at(directions, measuring.theta)
+    line = at_theta(directions, measuring.theta)
     shape = (len(line.directions), len(grid))
     values = np.full((*shape, len(cells.names)), np.nan)
     for i, j in np.ndindex(shape):
@@ -125,19 +125,14 @@ def loss_plane(
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
-    first = _grid("alpha", radius, points) if alphas is None else _own_grid("alpha", alphas)
-    second = _grid("beta", radius, points) if betas is None else _own_grid("beta", betas)
+    first = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
+    second = symmetric_grid("beta", radius, points) if betas is None else own_grid("beta", betas)
     cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
             own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
         )
-    if len(directions.directions) != 2:
-        raise LandscapeError(
-            f"A plane with {len(directions.directions)} directions was given; loss_plane draws "
-            f"two. Pass a Plane of two directions, or use loss_slice."
-        )
-    surface = _at(directions, measuring.theta)
+    surface = at_theta(directions, measuring.theta, axes=2)
     values, tiled = _rows(cells, surface, first, second, tiles)
     cells.check(values[first == 0][:, second == 0, 0])
 
@@ -195,54 +190,3 @@ def _rows(
 
 def _norm(theta: Tensor) -> float:
     return float(torch.linalg.vector_norm(theta))
-
-
-def _at(directions: Plane, theta: Tensor) -> Plane:
-    """The plane in the dtype and on the device of theta; refused if its origin is elsewhere."""
-    if directions.origin.shape != theta.shape:
-        raise LandscapeError(
-            f"The directions have {directions.origin.numel()} coordinates and the model P = "
-            f"{theta.numel()}; make them from a checkpoint of the same architecture."
-        )
-    if not torch.equal(directions.origin.to(theta), theta):
-        raise LandscapeError(
-            "The plane's origin is not theta; measure at plane.origin, or make the plane at theta."
-        )
-    return Plane(
-        theta,
-        directions.directions.to(theta),
-        directions.kind,
-        directions.labels,
-        directions.details,
-    )
-
-
-def _grid(axis: str, radius: float, points: int) -> np.ndarray:
-    check_count("points", points, 3)
-    if points % 2 == 0:
-        raise LandscapeError(
-            f"points={points} along {axis} leaves out {axis} = 0, the checkpoint itself; "
-            f"use an odd number such as {points + 1}."
-        )
-    if not 0 < radius < float("inf"):
-        raise LandscapeError(
-            f"radius={radius} along {axis} gives a range of no width; use a number above 0."
-        )
-    # Mirrored, so that 0 is exact and the grid symmetric to the last bit.
-    half = radius * np.arange(1, points // 2 + 1) / (points // 2)
-    return np.concatenate([-half[::-1], [0.0], half])
-
-
-def _own_grid(axis: str, values: np.ndarray) -> np.ndarray:
-    grid = np.asarray(values, dtype=np.float64).reshape(-1)
-    if not np.isfinite(grid).all() or len(np.unique(grid)) != len(grid) or len(grid) < 2:
-        raise LandscapeError(
-            f"The grid along {axis} must hold two or more different finite values; "
-            f"{len(grid)} were given with {len(np.unique(grid))} different ones."
-        )
-    if not (grid == 0).any():
-        raise LandscapeError(
-            f"The grid along {axis} from {grid.min():g} to {grid.max():g} leaves out {axis} = 0, "
-            f"the checkpoint itself; add 0 to it."
-        )
-    return np.sort(grid)
