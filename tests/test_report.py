@@ -13,14 +13,9 @@ from landscape.errors import LandscapeError
 from landscape.report import words
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import comparisons, difference, table
-from landscape.report.findings import (
-    COMPATIBLE,
-    CONTRADICTED,
-    INCONCLUSIVE,
-    SUPPORTED,
-    answer,
-)
+from landscape.report.findings import answer
 from landscape.report.study import Study
+from landscape.report.verdict import COMPATIBLE, CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from tests.fixtures_results import STORY, write_study
 
 FEW = ("sgd", "sam", "zsharp", "random_mask")

@@ -101,6 +101,15 @@ def difference(made: list[Comparison], setting: str, a: str, b: str) -> Comparis
     return None
 
 
+def differences_to(made: list[Comparison], setting: str, reference: str) -> list[Comparison]:
+    """Every variant of a setting minus one reference."""
+    names = dict.fromkeys(
+        name for one in made if one.setting == setting for name in (one.variant, one.reference)
+    )
+    found = [difference(made, setting, name, reference) for name in names if name != reference]
+    return [one for one in found if one is not None]
+
+
 def flatness(study: Study, measure: Measure, setting: str) -> dict[str, np.ndarray]:
     """Values of a measure over seeds, per variant."""
     at = {"rank": 0} if measure.key == "lambda1" else {"rho": study.radius}

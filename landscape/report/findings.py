@@ -3,24 +3,24 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from landscape import stats
 from landscape.report import words
 from landscape.report.evidence import (
     MEASURES,
     Comparison,
-    Measure,
-    difference,
+    differences_to,
     flatness,
     flatness_ratio,
 )
 from landscape.report.study import Study
-
-SUPPORTED, COMPATIBLE = "supported", "compatible"
-CONTRADICTED, INCONCLUSIVE = "contradicted", "inconclusive"
-# Below this a gain in accuracy counts as none: one percentage point.
-SMALL = 0.01
+from landscape.report.verdict import (
+    COMPATIBLE,
+    CONTRADICTED,
+    INCONCLUSIVE,
+    SUPPORTED,
+    Verdict,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,6 @@ class Finding:
     setting: str
     lead: str
     text: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether "better because flatter" holds in one setting by one measure, and why."""
-
-    setting: str
-    measure: str
-    word: str
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,24 +48,12 @@ def answer(study: Study, made: list[Comparison]) -> Answer:
     for setting in study.settings:
         findings += _who_is_better(study, made, setting)
         findings += _against_random(study, setting)
-        found = [_verdict(study, made, setting, measure) for measure in MEASURES]
+        found = [verdict(study, made, setting, measure) for measure in MEASURES]
         here = [verdict for verdict in found if verdict is not None]
         verdicts += here
         findings += _flatness_finding(study, setting, here)
         findings += _early_stopping(study, setting)
     return Answer(_headline(study, made, verdicts), tuple(findings), tuple(verdicts))
-
-
-def _label(study: Study, setting: str, name: str) -> str:
-    return next((v.label for v in study.variants(setting) if v.id == name), name)
-
-
-def _against(made: list[Comparison], setting: str, reference: str) -> list[Comparison]:
-    names = dict.fromkeys(
-        name for one in made if one.setting == setting for name in (one.variant, one.reference)
-    )
-    found = [difference(made, setting, name, reference) for name in names if name != reference]
-    return [one for one in found if one is not None]
 
 
 def _where(study: Study, setting: str) -> str:
@@ -90,16 +68,16 @@ def _gain(study: Study, one: Comparison) -> str:
         inside.append(words.interval(ci, words.points))
     elif ci.n > 1:
         inside.append("in every seed")
-    return f"{_label(study, one.setting, one.variant)} ({' '.join(inside)})"
+    return f"{study.label(one.setting, one.variant)} ({' '.join(inside)})"
 
 
 def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[Finding]:
     findings = []
     for reference in study.references(setting):
-        against = _against(made, setting, reference)
+        against = differences_to(made, setting, reference)
         if not against:
             continue
-        name = _label(study, setting, reference)
+        name = study.label(setting, reference)
         tested = [one for one in against if math.isfinite(one.p)]
         if not tested:
             size = max((one.paired.difference.n for one in against), default=0)
@@ -109,7 +87,7 @@ def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[F
                 Finding(
                     setting,
                     f"No difference to {name} can be tested ({why}).",
-                    f"The largest difference seen is {_gain(study, best)} points; without more "
+                    f"Largest difference seen, in points: {_gain(study, best)}; without more "
                     "seeds it cannot be told from chance.",
                 )
             )
@@ -204,10 +182,10 @@ def _early_stopping(study: Study, setting: str) -> list[Finding]:
             return "unknown"
         return words.number(stats.mean_ci(losses[name].train_loss.values).estimate)
 
-    label = _label(study, setting, early)
+    label = study.label(setting, early)
     gain = stats.paired(*study.paired(per_variant, early, base, study.metric)[1:]).difference
     text = (
-        f"{label}: {words.points(gain.estimate)} points to {_label(study, setting, base)} "
+        f"{label}: {words.points(gain.estimate)} points to {study.label(setting, base)} "
         f"{words.interval(gain, words.points)} at a training loss of {loss(early)} (SGD "
         f"{loss(base)}"
     )
@@ -235,140 +213,12 @@ def _early_lead(gain: stats.Interval, rest: stats.Interval, label: str) -> str:
     return f"The control {label} decides nothing: the intervals are too wide."
 
 
-def _verdict(
-    study: Study, made: list[Comparison], setting: str, measure: Measure
-) -> Verdict | None:
-    """Whether the better variants are the flatter ones, by one measure in one setting."""
-    values = flatness(study, measure, setting)
-    references = study.references(setting)
-    if len(values) < 2 or not references or references[0] not in values:
-        return None
-    base = references[0]
-    against = {one.variant: one for one in _against(made, setting, base)}
-    if not against or all(math.isnan(one.p) for one in against.values()):
-        reason = "no difference in accuracy can be tested with the seeds there are"
-        return Verdict(setting, measure.name, INCONCLUSIVE, (reason,))
-    ratios = {
-        name: flatness_ratio(study, measure, setting, name, base) for name in values if name != base
-    }
-    seen = _Seen(
-        {v.id: v.label for v in study.variants(setting)},
-        frozenset(n for n in ratios if study.recipes.get(n) == "sgd"),
-        against,
-        [n for n, ci in ratios.items() if ci.known and ci.high < 1],
-        [n for n, ci in ratios.items() if ci.known and ci.low > 1],
-        [n for n, one in against.items() if one.sign > 0 and n in ratios],
-    )
-    if not seen.better:
-        return _null_verdict(setting, measure, seen)
-    return _claim(setting, measure, seen, *_association(study, setting, values))
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What was seen in one setting by one measure; controls are shorter schedules of SGD."""
-
-    labels: dict[str, str]
-    controls: frozenset[str]
-    against: dict[str, Comparison]
-    flatter: list[str]
-    sharper: list[str]
-    better: list[str]
-
-    def names(self, group: list[str]) -> str:
-        return words.listing([self.labels.get(name, name) for name in group])
-
-
-def _claim(
-    setting: str,
-    measure: Measure,
-    seen: _Seen,
-    tau: stats.RankCorrelation,
-    partial: stats.RankCorrelation,
-) -> Verdict:
-    """The verdict where some variants are better.
-
-    A control that is better and sharper shows another way to a gain: the claim about the others is
-    then compatible at best, not contradicted.
-    """
-    variants = [n for n in seen.better if n not in seen.controls]
-    against = [n for n in variants if n in seen.sharper]
-    other = [n for n in seen.better if n in seen.controls and n in seen.sharper]
-    worse = [n for n, one in seen.against.items() if one.sign < 0 and n in seen.flatter]
-    agree = [n for n in variants if n in seen.flatter]
-    reasons = [f"{len(agree)} of {words.count(len(variants), 'better variant')} flatter"]
-    if against:
-        reasons.append(f"{seen.names(against)}: better but sharper")
-    if worse:
-        reasons.append(f"{seen.names(worse)}: flatter but worse")
-    if other:
-        reasons.append(f"the control {seen.names(other)} is better and sharper")
-    reasons += _tau_words(tau, partial)
-    if against or worse:
-        word = CONTRADICTED
-    elif not agree:
-        word = INCONCLUSIVE
-    else:
-        ordered = math.isfinite(tau.p) and tau.p < 0.05 and tau.tau < 0
-        beyond = math.isfinite(partial.high) and partial.high < 0
-        every = len(agree) == len(variants) and not other
-        word = SUPPORTED if ordered and beyond and every else COMPATIBLE
-    return Verdict(setting, measure.name, word, tuple(reasons))
-
-
-def _null_verdict(setting: str, measure: Measure, seen: _Seen) -> Verdict:
-    """No variant is better: flatter ones speak against the claim if their gain is bounded."""
-    if not seen.flatter:
-        reason = "no variant is better, and none is flatter beyond its interval"
-        return Verdict(setting, measure.name, INCONCLUSIVE, (reason,))
-    gains = [seen.against[n].paired.difference for n in seen.flatter if n in seen.against]
-    bound = max((ci.high for ci in gains if ci.known), default=math.nan)
-    reason = f"{seen.names(seen.flatter)}: flatter, but no variant is better"
-    if math.isfinite(bound) and bound < SMALL:
-        limit = f"gains above {words.points(bound)} points are excluded (95 %)"
-        return Verdict(setting, measure.name, CONTRADICTED, (reason, limit))
-    limit = "a gain of one point is not excluded" if math.isfinite(bound) else "no interval"
-    return Verdict(setting, measure.name, INCONCLUSIVE, (reason, limit))
-
-
-def _association(
-    study: Study, setting: str, values: dict[str, np.ndarray]
-) -> tuple[stats.RankCorrelation, stats.RankCorrelation]:
-    """Kendall's tau of flatness and accuracy over variant means, and given training loss."""
-    accuracy = study.values("generalization", study.metric, setting)
-    losses = study.values("generalization", "train_loss", setting)
-    ids = [name for name in values if name in accuracy]
-    x = [stats.geometric_mean_ci(values[name]).estimate for name in ids]
-    y = [stats.mean_ci(accuracy[name][study.metric].values).estimate for name in ids]
-    z = [
-        stats.mean_ci(losses[name].train_loss.values).estimate if name in losses else math.nan
-        for name in ids
-    ]
-    return stats.kendall(x, y, seed=0), stats.partial_kendall(x, y, z, seed=0)
-
-
-def _tau_words(tau: stats.RankCorrelation, partial: stats.RankCorrelation) -> list[str]:
-    if not math.isfinite(tau.p):
-        return [f"{words.count(tau.n, 'variant')}: too few for a rank correlation"]
-    said = [f"τ with accuracy over {tau.n} variants {_signed(tau.tau)}, {words.p_value(tau.p)}"]
-    if math.isfinite(partial.tau):
-        said.append(
-            f"given training loss {_signed(partial.tau)} "
-            f"[{_signed(partial.low)}, {_signed(partial.high)}]"
-        )
-    return said
-
-
-def _signed(value: float) -> str:
-    return "?" if not math.isfinite(value) else f"{value:+.2f}".replace("-", "−")
-
-
 def _flatness_finding(study: Study, setting: str, verdicts: list[Verdict]) -> list[Finding]:
     if not verdicts:
         return []
     by_word: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        by_word.setdefault(verdict.word, []).append(verdict.measure)
+    for one in ones:
+        by_word.setdefault(one.word, []).append(one.measure)
     said = [f"{word} by {words.listing(names)}" for word, names in by_word.items()]
     if len(by_word) == 1:
         lead = f"“Better because flatter” is {next(iter(by_word))} by every measure."
@@ -395,32 +245,32 @@ def _ratio_words(study: Study, setting: str) -> str:
         if not ordered:
             continue
         (low, first), (high, last) = ordered[0], ordered[-1]
-        text = f"{_label(study, setting, low)} {words.number(first.estimate, 2)}"
+        text = f"{study.label(setting, low)} {words.number(first.estimate, 2)}"
         if first.known:
             text += f" {words.interval(first, lambda value: words.number(value, 2))}"
         if high != low:
-            text += f" to {_label(study, setting, high)} {words.number(last.estimate, 2)}"
+            text += f" to {study.label(setting, high)} {words.number(last.estimate, 2)}"
             if last.known:
                 text += f" {words.interval(last, lambda value: words.number(value, 2))}"
         parts.append(f"{measure.name}: {text}")
     if not parts:
         return ""
-    name = _label(study, setting, base)
-    return (
-        f"Ratio to {name}, below 1 is flatter, 95 % intervals. {words.sentence('; '.join(parts))}."
-    )
+    name = study.label(setting, base)
+    text = words.sentence("; ".join(parts))
+    intervals = ", 95 % intervals" if "[" in text else ""
+    return f"Ratio to {name}, below 1 is flatter{intervals}. {text}."
 
 
 def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> str:
     setting = study.settings[0]
     references = study.references(setting)
     where = _where(study, setting)
-    against = _against(made, setting, references[0]) if references else []
+    against = differences_to(made, setting, references[0]) if references else []
     if not against:
         total = len(study.variants(setting))
         what = "no accuracy was measured" if total > 1 else "there is nothing to compare it with"
         return f"{words.count(total, 'variant')} measured {where}: {what}.".replace(" :", ":")
-    reference = _label(study, setting, references[0])
+    reference = study.label(setting, references[0])
     better = [one for one in against if one.sign > 0]
     if all(math.isnan(one.p) for one in against):
         return (

@@ -92,6 +92,10 @@ class Study:
             found[setting] = list(runs.variants(max(present, key=lambda ds: ds.sizes["run"])))
         return found
 
+    def label(self, setting: str, name: str) -> str:
+        """The words for a variant."""
+        return next((v.label for v in self.variants(setting) if v.id == name), name)
+
     def references(self, setting: str) -> list[str]:
         """Reference variants: the declared ones, else the first of recipes sgd and sam."""
         present = [v.id for v in self.variants(setting)]

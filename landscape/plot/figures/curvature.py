@@ -211,7 +211,7 @@ def _ratios(found: list[Variant], base: Variant, name: str, radius: Axis) -> Pan
         rho, ratio = [], []
         for value in v.ds.rho.values.tolist():
             _, ours, theirs = pair_by_seed(v.ds.sel(rho=value), base.ds.sel(rho=value), name)
-            rho.append(value * 1.012 ** (step * 6))
+            rho.append(value * 1.006 ** (step * len(others)))
             ratio.append(stats.geometric_ratio(ours, theirs))
         known = any(ci.known for ci in ratio)
         marks.append(
