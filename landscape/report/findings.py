@@ -217,7 +217,7 @@ def _flatness_finding(study: Study, setting: str, verdicts: list[Verdict]) -> li
     if not verdicts:
         return []
     by_word: dict[str, list[str]] = {}
-    for one in ones:
+    for one in verdicts:
         by_word.setdefault(one.word, []).append(one.measure)
     said = [f"{word} by {words.listing(names)}" for word, names in by_word.items()]
     if len(by_word) == 1:
