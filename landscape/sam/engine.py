@@ -26,6 +26,11 @@ class Trained:
     modules: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
 
+    @cached_property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Their shapes."""
+        return tuple(p.shape for p in self.parameters)
+
     @staticmethod
     def of(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None) -> "Trained":
         """All trainable tensors of the model, or those among `parameters`."""

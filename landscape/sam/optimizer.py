@@ -104,7 +104,7 @@ class SAM(Optimizer):
         parameters = _parameters(base)
         self.trained = Trained.of(model, parameters)
         check_belongs(model, self.trained, parameters)
-        self._ids = tuple(map(id, parameters))
+        self._ids = list(map(id, parameters))
         self._trainable = [p.requires_grad for p in parameters]
         self.device = self.trained.parameters[0].device
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -260,11 +260,12 @@ class SAM(Optimizer):
 
     def _check_parameters(self) -> None:
         """The set is fixed; freezing and unfreezing its members between steps is not."""
-        check_unchanged(self.base, self._ids)
         parameters = _parameters(self.base)
+        if list(map(id, parameters)) != self._ids:
+            check_unchanged(self.base, tuple(self._ids))
         trainable = [p.requires_grad for p in parameters]
         if trainable != self._trainable:
-            self.trained = Trained.of(self.model, parameters)
+            self.trained, self.backup = Trained.of(self.model, parameters), Backup()
             check_belongs(self.model, self.trained, parameters)
             self._trainable = trainable
             for p in parameters:
@@ -336,10 +337,11 @@ class SAM(Optimizer):
     def point(self, live: Sequence[int], gradients: list[Tensor]) -> Point:
         """The point of this step, over the tensors `live`."""
         trained = self.trained
+        every = len(live) == len(trained.names)
         return Point(
-            names=tuple(trained.names[i] for i in live),
-            kinds=tuple(trained.kinds[i] for i in live),
-            modules=tuple(trained.modules[i] for i in live),
+            names=trained.names if every else tuple(trained.names[i] for i in live),
+            kinds=trained.kinds if every else tuple(trained.kinds[i] for i in live),
+            modules=trained.modules if every else tuple(trained.modules[i] for i in live),
             weights=[trained.parameters[i] for i in live],
             gradients=gradients,
             generator=self.generator,

@@ -267,17 +267,16 @@ class Backup:
     """Copies of weights in buffers that are kept: a new allocation costs more than the copy."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
 
-    def __call__(self, names: Sequence[str], weights: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, indices: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights as they are now; valid until the next call."""
-        for name, w in zip(names, weights, strict=True):
-            b = self._buffers.get(name)
-            if b is None or (b.shape, b.dtype, b.device) != (w.shape, w.dtype, w.device):
-                self._buffers[name] = torch.empty_like(w, requires_grad=False)
-        old = [self._buffers[name] for name in names]
+        old = [self._buffers.get(i) for i in indices]
+        for j, (b, w) in enumerate(zip(old, weights, strict=True)):
+            if b is None or b.dtype != w.dtype or b.shape != w.shape:
+                old[j] = self._buffers[indices[j]] = torch.empty_like(w, requires_grad=False)
         if old:
-            torch._foreach_copy_(old, [w.detach() for w in weights])
+            torch._foreach_copy_(old, list(weights))
         return old
 
 

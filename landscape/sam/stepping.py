@@ -136,7 +136,7 @@ def _average_first(optimizer: Any, first: First) -> None:
     """Replicas climbed along their own g1; what they descend with is the mean over them."""
     first.g1 = replicas.mean_over_replicas(optimizer.model, first.g1)
     first.point.gradients = [first.g1[i] for i in first.live]
-    first.point._norms = None
+    first.point._norms = first.point._norm = None
     for p, g in zip(optimizer.trained.parameters, first.g1, strict=True):
         p.grad = g
 
@@ -226,7 +226,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     if optimizer.bn == "second" and first.passed:
         optimizer.statistics_first.restore()
     weights = [parameters[i] for i in climbed]
-    old = optimizer.backup([optimizer.trained.names[i] for i in climbed], weights)
+    old = optimizer.backup(climbed, weights)
     try:
         ascent.add_to(weights)
         if _only_g2_matters(optimizer):
@@ -238,7 +238,10 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
         loss2 = _second_pass(optimizer, passes, first, perturbed)
         g2 = [p.grad for p in parameters]
         both = [i for i in first.live if g2[i] is not None]
-        pair = first.point.only([first.live.index(i) for i in both])
+        pair = first.point
+        if len(both) < len(first.live):
+            where = {i: j for j, i in enumerate(first.live)}
+            pair = first.point.only([where[i] for i in both])
         taken = [g2[i] for i in both]
         run_hook(
             variant.correction, "before_restore", pair, pair.gradients, taken, slots["correction"]
@@ -304,7 +307,7 @@ def _remember(
         mask = spread(ascent.mask or [True] * len(live), live, size, False)
     optimizer.last = Perturbation(
         names=optimizer.trained.names,
-        shapes=tuple(p.shape for p in optimizer.trained.parameters),
+        shapes=optimizer.trained.shapes,
         ascent=ascent,
         live=live,
         masks=mask,

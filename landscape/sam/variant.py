@@ -52,6 +52,7 @@ class Point:
     loss_at: Callable[[list[Tensor]], Tensor] | None = None
     scratch: State = field(default_factory=dict)
     _norms: list[Tensor] | None = None
+    _norm: Tensor | None = None
 
     @property
     def norms(self) -> list[Tensor]:
@@ -62,8 +63,10 @@ class Point:
 
     @property
     def norm(self) -> Tensor:
-        """‖g1‖ over all tensors with a gradient, 0-d."""
-        return total_norm(self.norms)
+        """‖g1‖ over all tensors with a gradient, 0-d, computed once."""
+        if self._norm is None:
+            self._norm = total_norm(self.norms)
+        return self._norm
 
     def only(self, keep: Sequence[int]) -> "Point":
         """The same point, seen through the tensors `keep`."""
@@ -77,6 +80,7 @@ class Point:
             gradients=take(self.gradients) if self.gradients else [],
             scales=None if self.scales is None else take(self.scales),
             _norms=None if self._norms is None else take(self._norms),
+            _norm=None,
         )
 
 
@@ -93,8 +97,9 @@ def total_norm(norms: Sequence[Tensor]) -> Tensor:
     """ℓ2 norm of a list of norms, on the first one's device; () and 0 for an empty list."""
     if not norms:
         return torch.zeros(())
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    if len({n.device for n in norms}) > 1:
+        norms = [n.to(norms[0].device) for n in norms]
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
 def apply_mask(tensors: Sequence[Tensor], mask: Sequence[MaskEntry] | None) -> list[Tensor | None]:
