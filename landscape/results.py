@@ -41,6 +41,8 @@ DIMENSIONS: Mapping[str, str] = {
     "batch": "mini-batches",
     "percentile": "quantile levels in [0, 1]",
     "parameter": "coordinates of theta",
+    "block": "sets of tensors: one tensor, a module, a kind",
+    "fold": "parts of the data that take turns",
 }
 
 

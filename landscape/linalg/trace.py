@@ -52,11 +52,15 @@ def rademacher(
 
 @dataclass(frozen=True)
 class Trace:
-    """Estimate of a trace, its standard error over the probes of the remainder, and the cost."""
+    """Estimate of a trace, its standard error over the probes of the remainder, and the cost.
+
+    `value` is the mean of `samples`, each of them an estimate from one probe of the remainder.
+    """
 
     value: Float[Tensor, ""]
     stderr: Float[Tensor, ""]
     num_matvecs: int
+    samples: Float[Tensor, "num_samples"]
 
 
 def hutchpp(
@@ -92,4 +96,4 @@ def hutchpp(
         samples.append(v @ matvec(v))
     rest = torch.stack(samples)
     stderr = rest.std() / len(rest) ** 0.5
-    return Trace(known + rest.mean(), stderr, num_matvecs)
+    return Trace(known + rest.mean(), stderr, num_matvecs, known + rest)

@@ -5,6 +5,7 @@ returns labelled values with units and provenance (`landscape.results`).
 """
 
 from landscape.measure.alignment import alignment, enrichment
+from landscape.measure.blocks import block_curvature, hessian_diagonal
 from landscape.measure.calibration import calibration
 from landscape.measure.connectivity import CurveTraining, barrier_matrix, bezier
 from landscape.measure.crosscheck import PyHessian, crosscheck
@@ -27,6 +28,7 @@ __all__ = [
     "alignment",
     "barrier_matrix",
     "bezier",
+    "block_curvature",
     "calibration",
     "crosscheck",
     "curvature_map",
@@ -34,6 +36,7 @@ __all__ = [
     "generalization",
     "gradient_noise",
     "gradient_zscores",
+    "hessian_diagonal",
     "hessian_trace",
     "interpolation",
     "loss_plane",

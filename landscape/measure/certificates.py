@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.linalg.lanczos import EigenPairs
 from landscape.measure._inside import spend
+from landscape.measure.gauss_newton import Operator
 from landscape.risk import EmpiricalRisk
 
 CERTIFY = ("float64", "working", "none")
@@ -29,15 +30,20 @@ class Certificate:
 
 
 def float64_products(
-    risk: EmpiricalRisk, theta: Float[Tensor, "P"]
-) -> Callable[[Float[Tensor, "k P"]], Float[Tensor, "k P"]]:
-    """Rows V -> HV at theta in float64, by a twin of the risk; its cost counts as the risk's."""
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    matrix: str = "hessian",
+    index: Int[Tensor, "n"] | None = None,
+) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]]:
+    """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's."""
 
-    def product(V: Float[Tensor, "k P"]) -> Float[Tensor, "k P"]:
+    def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         twin = _twin(risk)
         before = twin.cost
         try:
-            HV = twin.hvp(theta.double(), V.double())
+            operator = Operator.of(twin, theta.double(), matrix=matrix)
+            HV = (operator if index is None else operator.block(index))(V.double())
         except RuntimeError as error:
             raise LandscapeError(
                 f"certify='float64' asked, but the model or loss fails in float64 "
@@ -58,9 +64,10 @@ def certify(
     pairs: EigenPairs,
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
-    matvec: Callable[[Tensor], Tensor],
+    operator: Operator,
     *,
     how: str,
+    matrix: str = "hessian",
 ) -> Certificate:
     """Bounds ‖r_i‖ + rounding, and with "working" the product's error at the first vector added.
 
@@ -74,6 +81,6 @@ def certify(
     if how == "none":
         return Certificate(bounds, math.nan, 0)
     v = pairs.vectors[:1]
-    exact = float64_products(risk, theta)(v)
-    error = float(torch.linalg.vector_norm(exact - matvec(v).double()))
+    exact = float64_products(risk, theta, matrix=matrix, index=operator.index)(v)
+    error = float(torch.linalg.vector_norm(exact - operator(v).double()))
     return Certificate(bounds + error, error, 2)

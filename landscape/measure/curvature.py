@@ -1,6 +1,7 @@
 """Eigenvalues, trace and spectral density of the Hessian of the risk."""
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,9 +9,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape.errors import LandscapeError
 from landscape.linalg import density, lanczos, trace
 from landscape.measure import certificates
 from landscape.measure._common import Measuring, check_choice, check_count, generator, numbers
+from landscape.measure.gauss_newton import TITLES, Operator
+from landscape.params import Select
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -25,6 +29,8 @@ def top_eigenvalues(
     max_hvps: int | None = None,
     failure_probability: float = 0.01,
     certify: str = "float64",
+    matrix: str = "hessian",
+    select: Select | None = None,
     start: Float[Tensor, "*r P"] | None = None,
     return_vectors: bool = False,
     seed: int,
@@ -46,38 +52,46 @@ def top_eigenvalues(
     (`linalg.lanczos.top`); failure_probability=1 asks for none.
     converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
     below), and complete.
-    which: "largest", "smallest", "both" (half of k at each end) or "magnitude". start: a vector or
-    the eigenvector(rank, parameter) of another checkpoint, which return_vectors=True stores.
+    which: "largest", "smallest", "both" (half of k at each end) or "magnitude". matrix: "hessian",
+    or "ggn", the generalized Gauss-Newton matrix. select: kinds, names or globs of tensors; then
+    the eigenvalues are those of the diagonal block of these coordinates. start: a vector or the
+    eigenvector(rank, parameter) of another checkpoint, which return_vectors=True stores (zero
+    outside of a selection).
     Cost: num_hvps Hessian products of about 2.5 gradients each; max_hvps bounds them.
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
     check_choice("certify", certify, certificates.CERTIFY)
-    loss, product = measuring.finite_loss(), risk.linearized_hvp(measuring.theta)
+    loss = measuring.finite_loss()
+    product = Operator.of(risk, measuring.theta, matrix=matrix, select=select)
     pairs = eigenpairs(
         measuring,
         product=product,
+        matrix=matrix,
         k=k,
         which=which,
         tolerance=tolerance,
         max_hvps=max_hvps,
         failure_probability=failure_probability,
         certify=certify,
-        start=_warm(start),
+        start=_warm(start, product),
         seed=seed,
     )
-    proof = certificates.certify(pairs, risk, measuring.theta, product, how=certify)
+    proof = certificates.certify(pairs, risk, measuring.theta, product, how=certify, matrix=matrix)
     options = {
         "k": k,
         "which": which,
         "tolerance": tolerance or lanczos.TOLERANCE.get(risk.dtype, 1e-4),
         "failure_probability": failure_probability,
         "certify": certify,
+        "matrix": matrix,
+        "select": select and [tensor.name for tensor in risk.layout.select(select)],
         "warm_start": start is not None,
         "seed": seed,
     }
     return measuring.result(
         {
-            **_pairs_variables(pairs, proof, vectors=return_vectors),
+            **_pairs_variables(pairs, proof, TITLES[matrix]),
+            **(_vectors(product.embed(pairs.vectors), TITLES[matrix]) if return_vectors else {}),
             "loss": Variable((), float(loss), "nats", "Loss at theta"),
         },
         coords={"rank": np.arange(len(pairs.values))},
@@ -86,12 +100,12 @@ def top_eigenvalues(
 
 
 def _pairs_variables(
-    pairs: lanczos.EigenPairs, proof: certificates.Certificate, *, vectors: bool
+    pairs: lanczos.EigenPairs, proof: certificates.Certificate, title: str
 ) -> dict[str, Variable]:
     units, count = "nats / parameter²", len(pairs.values)
     off, probability = "‖H₃₂v − H₆₄v‖ of the first vector", pairs.failure_probability
-    variables = {
-        "eigenvalue": Variable("rank", numbers(pairs.values), units, "Hessian eigenvalue"),
+    return {
+        "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
         "residual_norm": Variable(
             "rank", numbers(pairs.residual_norms), units, "Residual ‖Hv − λv‖"
         ),
@@ -112,16 +126,20 @@ def _pairs_variables(
             (), probability, "1", "Probability that the last search missed one"
         ),
     }
-    if vectors:
-        variables["eigenvector"] = Variable(
-            ("rank", "parameter"), numbers(pairs.vectors), "1", "Eigenvector of the Hessian"
-        )
-    return variables
 
 
-def _warm(start: Tensor | None) -> Tensor | None:
-    """One vector that holds all that were given."""
-    return start.sum(0) if isinstance(start, Tensor) and start.ndim == 2 else start
+def _vectors(V: Tensor, title: str) -> dict[str, Variable]:
+    name = f"Eigenvector of the {title}"
+    return {"eigenvector": Variable(("rank", "parameter"), numbers(V), "1", name)}
+
+
+def _warm(start: Tensor | None, product: Operator) -> Tensor | None:
+    """One vector that holds all that were given, on the coordinates of the operator."""
+    if start is None:
+        return None
+    whole = start.sum(0) if start.ndim == 2 else start
+    chosen = product.index is not None and len(whole) == product.num_parameters
+    return whole[product.index] if chosen else whole
 
 
 def eigenpairs(
@@ -133,16 +151,20 @@ def eigenpairs(
     max_hvps: int | None = None,
     failure_probability: float = 0.01,
     certify: str = "none",
-    product: Callable[[Tensor], Tensor] | None = None,
+    product: Operator | None = None,
+    matrix: str = "hessian",
     start: Float[Tensor, "P"] | None = None,
     seed: int,
 ) -> lanczos.EigenPairs:
     """Eigenvalues and eigenvectors at the theta of a measurement, as `lanczos.top` returns them."""
     risk, theta = measuring.risk, measuring.theta
-    twin = certify == "float64" and risk.dtype != torch.float64
+    product = Operator.of(risk, theta, matrix=matrix) if product is None else product
+    exact = None
+    if certify == "float64" and risk.dtype != torch.float64:
+        exact = certificates.float64_products(risk, theta, matrix=matrix, index=product.index)
     return lanczos.top(
-        risk.linearized_hvp(theta) if product is None else product,
-        theta.numel(),
+        product,
+        product.size,
         k=k,
         which=which,
         tolerance=tolerance,
@@ -152,46 +174,97 @@ def eigenpairs(
         dtype=theta.dtype,
         device=theta.device,
         start=start,
-        certificate=certificates.float64_products(risk, theta) if twin else None,
+        certificate=exact,
     )
 
 
+TRACES = ("hutchinson", "hutch++")
+_PILOT = 10  # probes that fix the number of probes
+
+
 def hessian_trace(
-    risk: EmpiricalRisk, theta: Float[Tensor, "P"], *, num_probes: int = 30, seed: int
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    num_probes: int = 30,
+    target_stderr: float | None = None,
+    max_probes: int = 10_000,
+    method: str = "hutchinson",
+    matrix: str = "hessian",
+    select: Select | None = None,
+    seed: int,
 ) -> xr.Dataset:
     """Trace of H by Hutchinson's estimate, the mean of vᵀHv over Rademacher probes v.
 
     trace_sample(probe), trace, trace_stderr = sd / sqrt(num_probes), in loss units per squared
     parameter; Var vᵀHv = 2 (‖H‖_F² - sum_i H_ii²). Probes depend on the seed alone: differences
     between models of one architecture are paired. The number of probes is fixed beforehand, since
-    stopping when the mean looks settled biases it. Cost: num_probes Hessian products.
+    stopping when the mean looks settled biases it: target_stderr asks a pilot of 10 other probes
+    for the number, (sd / target)² of at most max_probes, and runs that many.
+    method "hutch++" (arXiv:2010.09649) spends a third of num_probes products on a subspace Q and a
+    third on its exact trace; trace_sample holds the rest, and trace_stderr is given Q. Better from
+    some 30 products on. matrix: "hessian" or "ggn"; select: the block of these tensors.
+    Cost: num_probes Hessian products (10 more for a target).
     """
     measuring = Measuring("hessian_trace", risk, theta)
     check_count("num_probes", num_probes, 2)
-    loss = measuring.finite_loss()
-    samples = numbers(
-        trace.hutchinson(
-            risk.linearized_hvp(measuring.theta),
-            measuring.theta.numel(),
-            num_probes=num_probes,
-            generator=generator(seed),
-            dtype=measuring.theta.dtype,
-            device=measuring.theta.device,
+    check_choice("method", method, TRACES)
+    loss, theta = measuring.finite_loss(), measuring.theta
+    operator = Operator.of(risk, theta, matrix=matrix, select=select)
+    draws = {"dtype": theta.dtype, "device": theta.device}
+    if target_stderr is not None:
+        num_probes = _enough_probes(operator, target_stderr, max_probes, method, seed, draws)
+    if method == "hutch++":
+        found = trace.hutchpp(
+            operator, operator.size, num_matvecs=num_probes, generator=generator(seed), **draws
         )
-    )
+        samples = numbers(found.samples)
+    else:
+        samples = numbers(
+            trace.hutchinson(
+                operator, operator.size, num_probes=num_probes, generator=generator(seed), **draws
+            )
+        )
     units = "nats / parameter²"
-    error = samples.std(ddof=1) / np.sqrt(num_probes)
+    error = samples.std(ddof=1) / np.sqrt(len(samples))
+    title = f"Trace of the {TITLES[matrix]}"
     variables = {
         "trace_sample": Variable("probe", samples, units, "vᵀHv of one probe"),
-        "trace": Variable((), samples.mean(), units, "Trace of the Hessian"),
+        "trace": Variable((), samples.mean(), units, title),
         "trace_stderr": Variable((), error, units, "Standard error of the trace over probes"),
         "loss": Variable((), float(loss), "nats", "Loss at theta"),
     }
-    return measuring.result(
-        variables,
-        coords={"probe": np.arange(num_probes)},
-        options={"num_probes": num_probes, "seed": seed},
-    )
+    options = {
+        "num_probes": num_probes,
+        "target_stderr": target_stderr,
+        "method": method,
+        "matrix": matrix,
+        "select": select and [tensor.name for tensor in risk.layout.select(select)],
+        "seed": seed,
+    }
+    return measuring.result(variables, coords={"probe": np.arange(len(samples))}, options=options)
+
+
+def _enough_probes(
+    operator: Operator, target: float, most: int, method: str, seed: int, draws: dict[str, Any]
+) -> int:
+    if method != "hutchinson" or not target > 0:
+        raise LandscapeError(
+            f"target_stderr={target} asked of method={method!r}; it must be above 0, and of "
+            f"'hutchinson', whose error is known from a pilot. For 'hutch++' give num_probes."
+        )
+    # Of a stream of its own: the probes that count stay those of the seed.
+    source = generator(seed + 1_000_003)
+    pilot = trace.hutchinson(operator, operator.size, num_probes=_PILOT, generator=source, **draws)
+    spread = float(pilot.double().std())
+    number = max(2, math.ceil((spread / target) ** 2))
+    if number > most:
+        raise LandscapeError(
+            f"target_stderr={target} asked; a pilot of {_PILOT} probes has sd {spread:.3g}, so it "
+            f"takes {number} probes where max_probes={most} are allowed. Raise max_probes or the "
+            f"target."
+        )
+    return number
 
 
 def spectral_density(
