@@ -169,7 +169,7 @@ def test_a_killed_grid_resumes_to_the_same_arrays_bitwise(tmp_path, killed):
     Killed.left = 1 + 12  # the checkpoint, two rows of five, and two cells
     with pytest.raises(KeyboardInterrupt):
         measure.loss_plane(killed, killed.theta, tiles=tmp_path, **CALL)
-    assert sorted(p.name for p in tmp_path.glob("*.npz")) == ["alpha-0000.npz", "alpha-0001.npz"]
+    assert sorted(p.name for p in tmp_path.glob("*.npz")) == ["tile-0000.npz", "tile-0001.npz"]
     Killed.left = 1 + 15
     resumed = measure.loss_plane(killed, killed.theta, tiles=tmp_path, **CALL)
     assert Killed.left == 0
@@ -185,13 +185,13 @@ def test_a_killed_grid_resumes_to_the_same_arrays_bitwise(tmp_path, killed):
 def test_a_damaged_tile_is_named_and_computed_again(tmp_path, damage):
     risk, _ = cnn_risk()
     whole = measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL)
-    path = tmp_path / "alpha-0003.npz"
+    path = tmp_path / "tile-0003.npz"
     content = bytearray(path.read_bytes())
     if damage == "bit":
         at = content.index(np.ascontiguousarray(whole.loss[3, :1].values).tobytes())
         content[at] ^= 1
     path.write_bytes(content[: {"half": len(content) // 2, "empty": 0}.get(damage)])
-    with pytest.warns(UserWarning, match=r"alpha-0003.npz is computed again: it is no whole file"):
+    with pytest.warns(UserWarning, match=r"tile-0003.npz is computed again: it is no whole file"):
         identical(whole, measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL))
     identical(whole, measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL))
 
@@ -209,7 +209,7 @@ def test_tiles_of_another_grid_are_refused_and_a_foreign_tile_is_replaced(tmp_pa
     other = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), images(seed=9), dtype=torch.float64)
     with pytest.raises(LandscapeError, match="it differs in data_sha256"):
         measure.loss_plane(other, theta, tiles=one, **CALL)
-    (one / "alpha-0001.npz").write_bytes((two / "alpha-0001.npz").read_bytes())
+    (one / "tile-0001.npz").write_bytes((two / "tile-0001.npz").read_bytes())
     with pytest.warns(UserWarning, match="it belongs to another grid"):
         identical(whole, measure.loss_plane(risk, theta, tiles=one, **CALL))
     (one / "grid.json").write_text(json.dumps([])[:-1])
@@ -229,7 +229,7 @@ def test_a_disk_that_fills_mid_grid_loses_nothing(tmp_path, monkeypatch):
         savez(*args, **arrays)
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(LandscapeError, match=r"disk is full: .*alpha-0002.npz was not written"):
+    with pytest.raises(LandscapeError, match=r"disk is full: .*tile-0002.npz was not written"):
         measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL)
     assert len(list(tmp_path.iterdir())) == 3
     identical(whole, measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL))

@@ -1,6 +1,6 @@
 """Loss along lines and over planes through theta, exactly as direct evaluation would give it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from landscape.measure._cells import Cells
 from landscape.measure._common import Measuring, numbers
 from landscape.measure._inside import spend
 from landscape.measure._tiles import Tiles, risk_key
+from landscape.measure.adaptive import adaptive
 from landscape.plane import Plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
@@ -107,6 +108,7 @@ def loss_plane(
     bn: str = "recalibrate",
     also: Mapping[str, EmpiricalRisk] | None = None,
     tiles: Path | None = None,
+    tolerance: float | None = None,
     name: str = "loss_plane",
     seed: int,
 ) -> xr.Dataset:
@@ -118,6 +120,12 @@ def loss_plane(
     directions, normalize, one_d, bn, alphas, betas, also, standard errors: as for `loss_slice`. A
     random plane illustrates; it is not evidence: the spread over directions is as large as that
     between variants.
+    tolerance: None evaluates every cell. A number, say 0.01, evaluates nested grids until a spline
+    of log L is estimated to be within that relative error at every cell (of the range of L, where L
+    is not positive). evaluated(alpha, beta) tells the evaluated cells, whose values are exact, from
+    the interpolated ones, where only the loss is known and interpolation_error(alpha, beta) is its
+    estimated error; a random sample of these is evaluated to test the estimate, with its outcome in
+    the provenance. A surface that no spline holds is evaluated whole.
     tiles: a folder that keeps one file per alpha; the same call after Ctrl-C, a kill or a full disk
     goes on from there and gives the same arrays to the last bit. A damaged file is named in a
     warning and computed again; tiles of another grid are refused.
@@ -133,13 +141,14 @@ def loss_plane(
             own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
         )
     surface = at_theta(directions, measuring.theta, axes=2)
-    values, tiled = _rows(cells, surface, first, second, tiles)
+    values, extra, notes = _filled(cells, surface, (first, second), tiles, tolerance, seed)
     cells.check(values[first == 0][:, second == 0, 0])
 
     dims = ("alpha", "beta")
     lengths = numbers(surface.norms)
     variables = {
         **cells.variables(dims, values),
+        **extra,
         "center_loss": Variable((), cells.loss, "nats", "Loss of the checkpoint"),
         "axis_cosine": Variable((), float(surface.cosines[0, 1]), "1", "Cosine of the two axes"),
         "alpha_norm": Variable((), lengths[0], "1", "Length of the first axis"),
@@ -153,39 +162,85 @@ def loss_plane(
     return measuring.result(
         variables,
         coords=coords,
-        options={**surface.provenance(), "seed": seed, **cells.provenance(), **tiled},
+        options={**surface.provenance(), "seed": seed, **cells.provenance(), **notes},
     )
 
 
-def _rows(
-    cells: Cells, plane: Plane, first: np.ndarray, second: np.ndarray, folder: Path | None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Values (alpha, beta, names) row by row, whole tiles read from disk; what to say of it."""
+def _filled(
+    cells: Cells,
+    plane: Plane,
+    axes: tuple[np.ndarray, np.ndarray],
+    folder: Path | None,
+    tolerance: float | None,
+    seed: int,
+) -> tuple[np.ndarray, dict[str, Variable], dict[str, Any]]:
+    """Values (alpha, beta, names), variables of an adaptive grid, and what to say of it."""
+    first, second = axes
+    store = None
+    if folder is not None:
+        key = _key(cells, plane, axes)
+        adapted = {} if tolerance is None else {"tolerance": tolerance, "seed": seed}
+        store = Tiles(folder, {**key, **adapted})
+    tally = {"tiles": 0, "tiles_resumed": 0}
 
-    def row(alpha: float) -> tuple[np.ndarray, float]:
+    def evaluate(wanted: Sequence[tuple[int, int]]) -> np.ndarray:
+        # A tile is one alpha of a full grid, and as many cells of an adaptive one.
+        size, parts = len(second), []
+        for start in range(0, len(wanted), size):
+            part = wanted[start : start + size]
+            parts.append(_tile(cells, plane, axes, part, store, tally))
+        return np.concatenate(parts)
+
+    if tolerance is None:
+        found = evaluate(list(np.ndindex(len(first), len(second))))
+        values = found.reshape(len(first), len(second), -1)
+        return values, {}, {} if store is None else dict(tally)
+    surface = adaptive(evaluate, first, second, tolerance=tolerance, seed=seed)
+    dims = ("alpha", "beta")
+    of = "Relative error" if surface.notes["tolerance_of"] == "loss" else "Error over the range"
+    extra = {
+        "evaluated": Variable(dims, surface.evaluated, "1", "Evaluated, not interpolated"),
+        "interpolation_error": Variable(dims, surface.error, "1", f"{of} of the loss, estimated"),
+    }
+    return surface.values, extra, {**surface.notes, **({} if store is None else tally)}
+
+
+def _tile(
+    cells: Cells,
+    plane: Plane,
+    axes: tuple[np.ndarray, np.ndarray],
+    part: Sequence[tuple[int, int]],
+    store: Tiles | None,
+    tally: dict[str, int],
+) -> np.ndarray:
+    """Values (len(part), names), from disk where the tile is there and whole."""
+
+    def compute() -> tuple[np.ndarray, float]:
         before = cells.risk.cost
-        found = np.stack([cells.at(plane, [float(alpha), float(beta)]) for beta in second])
-        return found, cells.risk.cost - before
+        points = [(float(axes[0][i]), float(axes[1][j])) for i, j in part]
+        values = np.stack([cells.at(plane, point) for point in points])
+        return values, cells.risk.cost - before
 
-    if folder is None:
-        return np.stack([row(alpha)[0] for alpha in first]), {}
-    key = {
+    if store is None:
+        return compute()[0]
+    name = f"tile-{tally['tiles']:04d}"
+    values, cost, kept = store.get(name, (len(part), len(cells.names)), compute)
+    # The result says what the grid cost, not what was left of it to pay.
+    spend(cells.risk, cost if kept else 0.0)
+    tally["tiles"] += 1
+    tally["tiles_resumed"] += kept
+    return values
+
+
+def _key(cells: Cells, plane: Plane, axes: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    return {
         **risk_key(cells.risk),
         **{f"{name}_risk": risk_key(other) for name, other in cells.also.items()},
         "names": list(cells.names),
         "plane_sha256": plane.fingerprint(),
-        "alphas": [float(alpha).hex() for alpha in first],
-        "betas": [float(beta).hex() for beta in second],
+        "alphas": [float(alpha).hex() for alpha in axes[0]],
+        "betas": [float(beta).hex() for beta in axes[1]],
     }
-    store, parts, read = Tiles(folder, key), [], 0
-    for i, alpha in enumerate(first):
-        shape = (len(second), len(cells.names))
-        values, cost, kept = store.get(f"alpha-{i:04d}", shape, lambda alpha=alpha: row(alpha))
-        parts.append(values)
-        # The result says what the grid cost, not what was left of it to pay.
-        spend(cells.risk, cost if kept else 0.0)
-        read += kept
-    return np.stack(parts), {"tiles": len(parts), "tiles_resumed": read}
 
 
 def _norm(theta: Tensor) -> float:
