@@ -1,0 +1,52 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from landscape import sam, study
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language, number=0):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+
+
+def test_the_python_example_runs_and_draws(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("python"), "README.md", "exec"), {})
+    assert (tmp_path / "eigenvalues.pdf").stat().st_size > 5_000
+    assert "True" in capsys.readouterr().out
+
+
+def test_the_study_file_is_valid_and_has_fifteen_runs(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(block("toml"))
+    assert len(study.load(file).runs) == 15
+
+
+def test_every_file_and_figure_it_names_exists():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    links += re.findall(r"`(tests/[\w./*]+)`", README)
+    assert len(links) > 8
+    for name in links:
+        assert list(ROOT.glob(name)), name
+
+
+def test_the_number_of_recipes_is_right():
+    assert len(sam.recipes()) == 25
+    assert "Twenty-five recipes" in README
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "train", "measure", "figures", "report"])
+def test_every_command_it_names_exists(command, capsys, monkeypatch):
+    from landscape import cli
+
+    monkeypatch.setattr("sys.argv", ["landscape", command, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert "Usage" in capsys.readouterr().out
