@@ -15,7 +15,7 @@ import typer
 from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
-    from landscape.study import Study, Summary
+    from landscape.study import Options, Study, Summary
     from landscape.study.flags import Flags
 
 EPILOG = (
@@ -250,7 +250,8 @@ def measure(
             out, dtype, changes,
         )  # fmt: skip
     if estimate:
-        _estimate(plan, folder, device, threads, as_json)
+        options = study.Options(device=device, workers=workers, threads=threads)
+        _estimate(plan, folder, options, as_json)
         return
     options = study.Options(device=device, workers=workers, threads=threads, train=False)
     _finish(study.run(plan, folder, options), as_json=as_json)
@@ -384,10 +385,10 @@ def _leave(summary: "Summary", as_json: bool, more: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _estimate(plan: "Study", folder: Path, device: str, threads: int, as_json: bool) -> None:
-    from landscape.study import estimate
+def _estimate(plan: "Study", folder: Path, options: "Options", as_json: bool) -> None:
+    from landscape.study.estimate import estimate
 
-    found = estimate.estimate(plan, folder, device=device, threads=threads)
+    found = estimate(plan, folder, options)
     print(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
 
 

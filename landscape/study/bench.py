@@ -90,8 +90,8 @@ def train(job: Job, progress: Callable[[float], None]) -> None:
 class Bench:
     """What a measurement may ask of a finished run."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.run, self.seed = job, job.run, job.spec.seed
+    def __init__(self, job: Job, *, trained: bool = True) -> None:
+        self.job, self.run, self.seed, self.trained = job, job.run, job.spec.seed, trained
         self._risks: dict[Any, EmpiricalRisk] = {}
 
     @cached_property
@@ -101,8 +101,10 @@ class Bench:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model with the weights of the checkpoint."""
+        """The model with the weights of the checkpoint (initial ones when not `trained`)."""
         model = make_model(self.run, self.data, self.job.base)
+        if not self.trained:
+            return model.to(self.job.device)
         path = self.run.weights or self.job.folder / "checkpoints" / "final.safetensors"
         problems.load_weights(model, Path(path))
         return model.to(self.job.device)

@@ -87,11 +87,9 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     _check_folder(place, study)
     _check_counts(options)
     device = resolve_device(options.device)
-    workers = options.workers
-    if workers is None:
-        workers = 1 if device.startswith("cuda") else usable_cores()
+    workers = worker_count(options, device)
     with _alone(place):
-        all_jobs = [_job(study, run, place, device, options) for run in study.runs]
+        all_jobs = [job_of(study, run, place, device, options) for run in study.runs]
         todo = [job for job in all_jobs if _has_work(job)]
         storage.write_text(place.study_toml, study.text)
         _write_resolved(study, place, device, options)
@@ -125,7 +123,8 @@ def _work(todo: list[Job], workers: int, options: Options) -> list[Event]:
         )
 
 
-def _job(study: Study, run: Run, place: StudyFolder, device: str, options: Options) -> Job:
+def job_of(study: Study, run: Run, place: StudyFolder, device: str, options: Options) -> Job:
+    """What a worker is told about one run."""
     spec = study.measure
     return Job(
         run=run,
@@ -139,6 +138,13 @@ def _job(study: Study, run: Run, place: StudyFolder, device: str, options: Optio
         train=options.train and run.weights is None,
         measure=options.measure,
     )
+
+
+def worker_count(options: Options, device: str) -> int:
+    """Workers asked for, or one per core; one for a GPU, which does not gain from sharing."""
+    if options.workers is not None:
+        return options.workers
+    return 1 if device.startswith("cuda") else usable_cores()
 
 
 def usable_cores() -> int:

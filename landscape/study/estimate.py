@@ -1,0 +1,172 @@
+"""What a study will cost before it starts: gradients counted, one of them timed."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landscape.storage import StudyFolder
+from landscape.study import jobs, running
+from landscape.study.progress import duration
+from landscape.study.spec import Run, Study
+
+# In gradients over the same examples: a forward pass, and a Hessian product on a kept graph.
+FORWARD, PRODUCT = 1 / 3, 2.0
+MIB = 2**20
+
+Options = Mapping[str, Any]
+
+
+def _sharpness(o: Options) -> float:
+    steps = (1 + o["restarts"]) * o["ascent_steps"]
+    return 4 + len(o["rho"]) * (FORWARD + steps + 2 * o["num_pairs"] * FORWARD)
+
+
+def _slice(o: Options) -> float:
+    return (o["num_directions"] * (o["points"] - 1) + 1) * FORWARD
+
+
+# Counted from the algorithms; Lanczos stops when it has converged, so its count is typical.
+COSTS: Mapping[str, Callable[[Options], float]] = {
+    "top_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
+    "hessian_trace": lambda o: PRODUCT * o["num_probes"] + 1,
+    "spectral_density": lambda o: PRODUCT * o["num_probes"] * o["num_nodes"] + 1,
+    "sharpness": _sharpness,
+    "gradient_zscores": lambda _: 1,
+    "perturbation": lambda _: 2 + 2 * FORWARD,
+    "mask_overlap": lambda o: 2 * len(o["variants"]),
+    "loss_slice": _slice,
+    "loss_slice_eval": _slice,
+    "loss_plane": lambda o: o["points"] ** 2 * FORWARD,
+    "crosscheck": lambda o: PRODUCT * o["num_probes"] + 40,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of work over all runs: gradients over the fixed examples, seconds on one core."""
+
+    name: str
+    runs: int
+    gradients: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rows of what is missing, seconds with all workers, bytes of all workers together."""
+
+    rows: tuple[Row, ...]
+    gradient_seconds: float
+    num_examples: int
+    workers: int
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock, the starting of workers left out."""
+        return sum(row.seconds for row in self.rows) / max(1, self.workers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "seconds": self.seconds,
+            "gradients": sum(row.gradients for row in self.rows),
+            "memory_bytes": self.memory,
+            "workers": self.workers,
+            "gradient_seconds": self.gradient_seconds,
+            "num_examples": self.num_examples,
+            "rows": [row.__dict__ for row in self.rows],
+        }
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{'':22}{'runs':>6}{'gradients':>12}{'CPU time':>14}"]
+        for row in self.rows:
+            name = row.name.replace("_", " ")
+            lines.append(f"{name:22}{row.runs:6d}{row.gradients:12,.0f}{duration(row.seconds):>14}")
+        lines.append(
+            f"About {duration(self.seconds)} with {self.workers} workers and "
+            f"{self.memory / MIB:,.0f} MiB of memory. A gradient over {self.num_examples} examples "
+            f"takes {1000 * self.gradient_seconds:.3g} ms here."
+        )
+        return "\n".join(lines)
+
+
+def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
+    """Cost of everything that is still missing in `folder`, without doing any of it."""
+    device = running.resolve_device(options.device)
+    place = StudyFolder(Path(folder).absolute())
+    workers = running.worker_count(options, device)
+    todo = [running.job_of(study, run, place, device, options) for run in study.runs]
+    gradients: dict[str, list[float]] = {}
+    probe = _Probe(todo[0])
+    for job in todo:
+        train, missing = jobs.missing(job)
+        if train:
+            gradients.setdefault("training", []).append(probe.training(job.run))
+        for measurement, _ in missing:
+            if measurement.name in COSTS:
+                cost = COSTS[measurement.name](measurement.options)
+            elif measurement.name == "generalization":
+                cost = probe.num_data / probe.num_examples * FORWARD
+            else:
+                continue
+            gradients.setdefault(measurement.name, []).append(cost)
+    rows = tuple(
+        Row(name, len(costs), sum(costs), sum(costs) * probe.seconds)
+        for name, costs in gradients.items()
+    )
+    busy = max(1, min(workers, len(todo)))
+    return Estimate(rows, probe.seconds, probe.num_examples, busy, busy * probe.memory)
+
+
+class _Probe:
+    """One gradient and one Hessian product on the first run's problem, timed and weighed."""
+
+    def __init__(self, job: jobs.Job) -> None:
+        import torch
+
+        from landscape.study import bench
+
+        data = bench.load_data(job.run.problem, job.base)
+        self.num_train = len(data.train)
+        parts = (data.train, data.val, data.test)
+        self.num_data = sum(len(part) for part in parts if part is not None)
+        risk = bench.Bench(job, trained=False).risk()
+        self.num_examples = risk.num_examples
+        threads = torch.get_num_threads()
+        torch.set_num_threads(job.threads)
+        try:
+            risk.hvp(risk.theta, risk.theta)
+            self.seconds = min(_seconds(risk.gradient, risk.theta) for _ in range(5))
+        finally:
+            torch.set_num_threads(threads)
+        basis = 300 * risk.theta.numel() * risk.theta.element_size()  # vectors Lanczos may keep
+        self.memory = _peak_bytes(job.device) + basis
+
+    def training(self, run: Run) -> float:
+        """Gradients over the fixed examples that a whole training equals."""
+        return jobs.training_cost(run) * self.num_train / self.num_examples
+
+
+def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
+    import torch
+
+    began = time.perf_counter()
+    work(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _peak_bytes(device: str) -> int:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
