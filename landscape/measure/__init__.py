@@ -8,6 +8,7 @@ from landscape.measure.alignment import alignment, enrichment
 from landscape.measure.blocks import block_curvature, hessian_diagonal
 from landscape.measure.calibration import calibration
 from landscape.measure.connectivity import CurveTraining, barrier_matrix, bezier
+from landscape.measure.critical import critical_sharpness
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.curvature_map import curvature_map
@@ -18,6 +19,8 @@ from landscape.measure.paths import interpolation, trajectory
 from landscape.measure.perturbation import perturbation
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
+from landscape.measure.stability import sam_edge, sgd_edge, training_curvature
+from landscape.measure.subsets import data_bracket, minibatch_eigenvalues
 from landscape.measure.surface import loss_plane, loss_slice
 from landscape.measure.zscores import gradient_zscores
 
@@ -30,8 +33,10 @@ __all__ = [
     "bezier",
     "block_curvature",
     "calibration",
+    "critical_sharpness",
     "crosscheck",
     "curvature_map",
+    "data_bracket",
     "enrichment",
     "generalization",
     "gradient_noise",
@@ -45,10 +50,14 @@ __all__ = [
     "mask_overlap",
     "mask_persistence",
     "mask_selection",
+    "minibatch_eigenvalues",
     "norms",
     "perturbation",
+    "sam_edge",
+    "sgd_edge",
     "sharpness",
     "spectral_density",
     "top_eigenvalues",
+    "training_curvature",
     "trajectory",
 ]

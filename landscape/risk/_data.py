@@ -4,7 +4,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from typing import Any
 
@@ -78,6 +78,17 @@ class Examples:
             for chunk in self.chunks
         ]
         return Examples(chunks, self.num_examples, self.device, self.resident)
+
+    def take(self, rows: Tensor) -> "Examples":
+        """These rows (indices, any order) as examples of their own."""
+        chunks, start = [], 0
+        for chunk in self.chunks:
+            here = rows[(rows >= chunk.start) & (rows < chunk.start + chunk.count)] - chunk.start
+            if len(here):
+                part = chunk.mapped(lambda leaf, here=here: leaf[here.to(leaf.device)])
+                chunks.append(replace(part, start=start, count=len(here)))
+                start += len(here)
+        return Examples(chunks, start, self.device, self.resident)
 
     def cut(self, size: int) -> list[Batch]:
         """Views of at most `size` rows; put each `on_device` before use."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
@@ -179,6 +179,28 @@ class EmpiricalRisk:
             notes=Notes(uses_rng=engine.notes.uses_rng),
         )
         return twin
+
+    @_normal_tensors
+    def subset(self, rows: Int[Tensor, "B"]) -> "EmpiricalRisk":
+        """The risk of these rows of the data alone, (1/B) times their sum; shares the model copy.
+
+        In mode "full_batch" their own BatchNorm statistics, as training on them as a batch has. Its
+        cost counter is its own, in passes over the subset. Raises LandscapeError for rows outside.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long).reshape(-1).cpu()
+        if len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= self.num_examples:
+            raise LandscapeError(
+                f"A subset of {len(rows)} rows asked of {self.num_examples} examples; give at "
+                f"least one index, each from 0 to {self.num_examples - 1}."
+            )
+        notes = self._engine.notes
+        part = copy.copy(self)
+        part._engine = dataclasses.replace(
+            self._engine,
+            examples=self._engine.examples.take(rows),
+            notes=dataclasses.replace(notes, cost=0.0),
+        )
+        return part
 
     def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
         """SHA-256 of theta's bytes in the risk's dtype."""
