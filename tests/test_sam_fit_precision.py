@@ -354,3 +354,38 @@ def test_cuda_steps_do_not_wait_for_the_device():
             optimizer.step(losses_of(model), b)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_weights_that_are_views_of_one_buffer_are_perturbed_in_it():
+    """Flat-parameter code reads the buffer, not the parameter."""
+    flat = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    model = nn.Linear(2, 3).double()
+    model.weight.data = flat[:6].view(3, 2)
+    model.bias.data = flat[6:]
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    seen = []
+
+    def closure():
+        seen.append(flat.clone())
+        loss = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), sam.sam(0.1))
+    optimizer.step(closure)
+    assert torch.equal(flat, seen[0])
+    assert (seen[1] - seen[0]).norm().item() == pytest.approx(0.1)
+
+
+def test_a_weight_whose_memory_was_replaced_between_steps():
+    model = cnn()
+    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), sam.sam(0.1))
+    optimizer.step(closure_of(model, batch()))
+    for p in model.parameters():
+        p.data = p.data.clone()
+    before = [p.data_ptr() for p in model.parameters()]
+    values = model.get_parameter("0.weight").detach().clone()
+    optimizer.step(closure_of(model, batch(1)))
+    assert [p.data_ptr() for p in model.parameters()] == before
+    moved = model.get_parameter("0.weight") - values
+    assert torch.allclose(moved, -0.1 * model.get_parameter("0.weight").grad)

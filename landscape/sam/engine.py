@@ -77,15 +77,19 @@ class Ascent:
         scaled = isinstance(self.raised, Scaled)
         return [x is not None for x in (self.raised.tensors if scaled else self.raised)]
 
-    def add_to(self, weights: Sequence[Tensor]) -> None:
-        """Move the perturbed tensors, in the order of the point, from w to w + e."""
-        if not weights:
-            return
-        if isinstance(self.raised, Scaled) and weights[0].device.type == "cpu":
+    def steps(self) -> tuple[list[Tensor], float]:
+        """(directions, factor) of the perturbed tensors, whose products are e."""
+        if isinstance(self.raised, Scaled):
             live = [x for x in self.raised.tensors if x is not None]
-            torch._foreach_add_(list(weights), live, alpha=float(self.raised.factor))
-        else:
-            torch._foreach_add_(list(weights), [x for x in self.e if x is not None])
+            if live and live[0].is_cpu:
+                return live, float(self.raised.factor)
+        return [x for x in self.e if x is not None], 1.0
+
+    def add_to(self, weights: Sequence[Tensor]) -> None:
+        """Move the perturbed tensors, in the order of the point, from w to w + e in place."""
+        directions, factor = self.steps()
+        if directions:
+            torch._foreach_add_(list(weights), directions, alpha=factor)
 
 
 def new_slots() -> dict[str, State]:

@@ -30,7 +30,7 @@ _CLOSURE_FORM = object()
 class SAM(Optimizer):
     """A base optimizer that descends with gd(w, e) instead of the gradient at w.
 
-    One step: g1 at w → e → g2 at w + e → w restored by copy, exactly → gd → base.step().
+    One step: g1 at w → e → g2 at w + e → w restored, bit for bit → gd → base.step().
 
         base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         optimizer = SAM(model, base, sam.sam(rho=0.05), seed=0)

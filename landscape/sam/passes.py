@@ -264,20 +264,53 @@ class Statistics:
 
 
 class Backup:
-    """Copies of weights in buffers that are kept: a new allocation costs more than the copy."""
+    """Weights moved from w to w + e and back to w, in buffers that are kept between steps.
+
+    On the CPU a weight points to its buffer, where w + e is written, until it points back: its own
+    memory is never touched. Elsewhere recorded graphs hold addresses, and a view shares memory with
+    others: there the buffer keeps w, and e is added in place.
+    """
 
     def __init__(self) -> None:
-        self._buffers: dict[int, Tensor] = {}
+        self._known: dict[int, tuple[int, Tensor, Tensor, bool]] = {}
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        self._copied: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def __call__(self, indices: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as they are now; valid until the next call."""
-        old = [self._buffers.get(i) for i in indices]
-        for j, (b, w) in enumerate(zip(old, weights, strict=True)):
-            if b is None or b.dtype != w.dtype or b.shape != w.shape:
-                old[j] = self._buffers[indices[j]] = torch.empty_like(w, requires_grad=False)
-        if old:
-            torch._foreach_copy_(old, list(weights))
-        return old
+    def climb(
+        self, indices: Sequence[int], weights: list[Tensor], directions: list[Tensor], factor: float
+    ) -> None:
+        """Move to w + factor * direction; `indices` name the buffers."""
+        add, shared = torch.add, []
+        for i, w, d in zip(indices, weights, directions, strict=True):
+            known = self._known.get(i)
+            if known is None or known[0] != w.data_ptr():
+                known = self._known[i] = _learn(w)
+            _, own, buffer, alone = known
+            if alone:
+                self._moved.append((w, own))
+                w.data = add(own, d, alpha=factor, out=buffer)
+            else:
+                shared.append((w, d, buffer))
+        if shared:
+            w, d, buffers = map(list, zip(*shared, strict=True))
+            torch._foreach_copy_(buffers, w)
+            self._copied = (w, buffers)
+            torch._foreach_add_(w, d, alpha=factor)
+
+    def restore(self) -> None:
+        """Back to w, bit for bit."""
+        for w, own in self._moved:
+            w.data = own
+        self._moved.clear()
+        if self._copied is not None:
+            torch._foreach_copy_(*self._copied)
+            self._copied = None
+
+
+def _learn(w: Tensor) -> tuple[int, Tensor, Tensor, bool]:
+    """Address, w itself, a buffer, and whether nothing else shares its memory or address."""
+    alone = w.is_cpu and w.untyped_storage().nbytes() == w.nbytes
+    return w.data_ptr(), w.data, torch.empty_like(w, requires_grad=False), alone
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -226,9 +226,8 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     if optimizer.bn == "second" and first.passed:
         optimizer.statistics_first.restore()
     weights = [parameters[i] for i in climbed]
-    old = optimizer.backup(climbed, weights)
     try:
-        ascent.add_to(weights)
+        optimizer.backup.climb(climbed, weights, *ascent.steps())
         if _only_g2_matters(optimizer):
             ascent = Ascent([], None, ascent.rho)
             first.forget()
@@ -247,8 +246,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             variant.correction, "before_restore", pair, pair.gradients, taken, slots["correction"]
         )
     finally:
-        if old:
-            torch._foreach_copy_(weights, old)
+        optimizer.backup.restore()
         if after is not None:
             set_rng_state(after, optimizer.device)
     if first.point.loss is None:
