@@ -43,6 +43,7 @@ DIMENSIONS: Mapping[str, str] = {
     "parameter": "coordinates of theta",
     "block": "sets of tensors: one tensor, a module, a kind",
     "fold": "parts of the data that take turns",
+    "shift": "numbers added to eigenvalues",
 }
 
 

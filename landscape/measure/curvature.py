@@ -1,6 +1,7 @@
 """Eigenvalues, trace and spectral density of the Hessian of the risk."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def top_eigenvalues(
     which would have missed it with probability at most search_failure_probability
     (`linalg.lanczos.top`); failure_probability=1 asks for none.
     converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
-    below), and complete.
+    below), and complete. ratio = lambda_1 / lambda_k of these, free of the loss's scale.
     which: "largest", "smallest", "both" (half of k at each end) or "magnitude". matrix: "hessian",
     or "ggn", the generalized Gauss-Newton matrix. select: kinds, names or globs of tensors; then
     the eigenvalues are those of the diagonal block of these coordinates. start: a vector or the
@@ -103,9 +104,12 @@ def _pairs_variables(
     pairs: lanczos.EigenPairs, proof: certificates.Certificate, title: str
 ) -> dict[str, Variable]:
     units, count = "nats / parameter²", len(pairs.values)
+    first, last = float(pairs.values[0]), float(pairs.values[-1])
+    ratio = first / last if last else math.nan
     off, probability = "‖H₃₂v − H₆₄v‖ of the first vector", pairs.failure_probability
     return {
         "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
+        "ratio": Variable((), ratio, "1", "λ₁ / λ_k"),
         "residual_norm": Variable(
             "rank", numbers(pairs.residual_norms), units, "Residual ‖Hv − λv‖"
         ),
@@ -273,40 +277,72 @@ def spectral_density(
     *,
     num_probes: int = 6,
     num_nodes: int = 60,
+    shifts: Sequence[float] = (),
+    matrix: str = "hessian",
+    select: Select | None = None,
     seed: int,
 ) -> xr.Dataset:
     """Stochastic Lanczos quadrature of (1/P) sum_i delta(lambda - lambda_i).
 
     ritz_value(probe, node) and weight(probe, node), the weights of a probe summing to 1; the probes
-    are kept so that a band can be drawn over them (arXiv:1901.10159).
-    Cost: num_probes * num_nodes Hessian products.
+    are kept so that a band can be drawn over them (arXiv:1901.10159). negative_mass, the share of
+    eigenvalues below 0 (nodes within num_nodes * 10 eps of the largest count as 0), and for every z
+    of `shifts` effective_dimension(shift) = sum_i lambda_i⁺ / (lambda_i⁺ + z) (arXiv:2003.02139),
+    each with its standard error over probes. matrix: "hessian" or "ggn"; select: the block of these
+    tensors. Cost: num_probes * num_nodes Hessian products.
     """
     measuring = Measuring("spectral_density", risk, theta)
     check_count("num_probes", num_probes, 1)
     check_count("num_nodes", num_nodes, 2)
-    loss = measuring.finite_loss()
-    theta = measuring.theta
+    if any(not z > 0 for z in shifts):
+        raise LandscapeError(f"shifts={list(shifts)} asked; each z must be above 0.")
+    loss, theta = measuring.finite_loss(), measuring.theta
+    operator = Operator.of(risk, theta, matrix=matrix, select=select)
     quadrature = density.slq(
-        risk.linearized_hvp(theta),
-        theta.numel(),
+        operator,
+        operator.size,
         num_probes=num_probes,
         num_steps=num_nodes,
         generator=generator(seed),
         dtype=theta.dtype,
         device=theta.device,
     )
+    nodes, weights = numbers(quadrature.nodes), numbers(quadrature.weights)
     dims = ("probe", "node")
+    zero = 10 * num_nodes * torch.finfo(theta.dtype).eps * np.abs(nodes).max()
     variables = {
-        "ritz_value": Variable(dims, numbers(quadrature.nodes), "nats / parameter²", "Ritz value"),
-        "weight": Variable(dims, numbers(quadrature.weights), "1", "Quadrature weight"),
+        "ritz_value": Variable(dims, nodes, "nats / parameter²", "Ritz value"),
+        "weight": Variable(dims, weights, "1", "Quadrature weight"),
         "loss": Variable((), float(loss), "nats", "Loss at theta"),
     }
-    options = {"num_probes": num_probes, "num_nodes": num_nodes, "seed": seed}
-    return measuring.result(
-        variables,
-        coords={
-            "probe": np.arange(num_probes),
-            "node": np.arange(quadrature.nodes.shape[1]),
-        },
-        options=options,
+    variables |= _over_probes(
+        "negative_mass", (), (weights * (nodes < -zero)).sum(1), "Share of negative eigenvalues"
     )
+    coords = {"probe": np.arange(num_probes), "node": np.arange(nodes.shape[1])}
+    if len(shifts):
+        z, positive = np.array(shifts, dtype=float), nodes.clip(min=0)[..., None]
+        sums = operator.size * (weights[..., None] * positive / (positive + z)).sum(1)
+        variables |= _over_probes("effective_dimension", "shift", sums, "Effective dimension")
+        coords["shift"] = z
+    options = {
+        "num_probes": num_probes,
+        "num_nodes": num_nodes,
+        "matrix": matrix,
+        "select": select and [tensor.name for tensor in risk.layout.select(select)],
+        "seed": seed,
+    }
+    return measuring.result(variables, coords=coords, options=options)
+
+
+def _over_probes(
+    name: str, dims: str | tuple[()], samples: np.ndarray, title: str
+) -> dict[str, Variable]:
+    """Mean and standard error over the first axis; of one probe the error is unknown."""
+    count = len(samples)
+    spread = samples.std(axis=0, ddof=1) if count > 1 else np.full(samples.shape[1:], np.nan)
+    return {
+        name: Variable(dims, samples.mean(axis=0), "1", title),
+        f"{name}_stderr": Variable(
+            dims, spread / np.sqrt(count), "1", "Standard error over probes"
+        ),
+    }
