@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring
+from landscape.measure._folding import evaluator
 from landscape.measure._inside import spend
 from landscape.plane import Plane
 from landscape.results import Variable
@@ -35,7 +36,9 @@ class Cells:
     points, with recalibrated BatchNorm statistics taken from the measured risk's examples.
     """
 
-    def __init__(self, measuring: Measuring, also: Mapping[str, EmpiricalRisk] | None) -> None:
+    def __init__(
+        self, measuring: Measuring, also: Mapping[str, EmpiricalRisk] | None, *, points: int
+    ) -> None:
         self.measuring, self.risk = measuring, measuring.risk
         self.also = (
             {name: _companion(self.risk, name, other) for name, other in also.items()}
@@ -52,11 +55,14 @@ class Cells:
             *(f"{name}_{key}" for name in self.also for key in _OWN[:3]),
         )
         self.center = np.array(self._numbers(measuring.theta, evaluation))
+        self._evaluate, self.method = evaluator(self.risk, measuring.theta, points=points)
 
     def at(self, plane: Plane, coordinates: Sequence[float]) -> np.ndarray:
         """Values (len(names),) at the coordinates, evaluated anew even where they are all 0."""
         point = plane.point(*coordinates)
-        return np.array(self._numbers(point, self.risk.evaluate(point)))
+        # The checkpoint itself is always evaluated as the risk does, to agree to the last bit.
+        evaluate = self._evaluate if any(coordinates) else self.risk.evaluate
+        return np.array(self._numbers(point, evaluate(point)))
 
     def _numbers(self, point: Tensor, evaluation: Any) -> list[float]:
         found = [
@@ -100,7 +106,11 @@ class Cells:
 
     def provenance(self) -> dict[str, Any]:
         """The objective in words, and the data that were evaluated beside it."""
-        found: dict[str, Any] = {"bn": self.risk.bn, "objective": objective(self.risk)}
+        found: dict[str, Any] = {
+            "bn": self.risk.bn,
+            "objective": objective(self.risk),
+            "evaluation": self.method,
+        }
         for name, other in self.also.items():
             of = "statistics of the measured examples" if self.risk.bn == "recalibrate" else "own"
             found[f"{name}_examples"] = other.num_examples

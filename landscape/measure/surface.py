@@ -59,7 +59,8 @@ def loss_slice(
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
     grid = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
-    cells = Cells(measuring, also)
+    lines = num_directions if directions is None else len(directions.directions)
+    cells = Cells(measuring, also, points=lines * len(grid))
     if directions is None:
         directions = planes.random(
             own,
@@ -135,7 +136,7 @@ def loss_plane(
     measuring = Measuring(name, own, theta)
     first = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
     second = symmetric_grid("beta", radius, points) if betas is None else own_grid("beta", betas)
-    cells = Cells(measuring, also)
+    cells = Cells(measuring, also, points=len(first) * len(second))
     if directions is None:
         directions = planes.random(
             own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
@@ -236,6 +237,7 @@ def _key(cells: Cells, plane: Plane, axes: tuple[np.ndarray, np.ndarray]) -> dic
     return {
         **risk_key(cells.risk),
         **{f"{name}_risk": risk_key(other) for name, other in cells.also.items()},
+        "evaluation": cells.method,
         "names": list(cells.names),
         "plane_sha256": plane.fingerprint(),
         "alphas": [float(alpha).hex() for alpha in axes[0]],
