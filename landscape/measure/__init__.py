@@ -4,6 +4,7 @@ Each works at any flat theta of the risk's model, alters nothing, draws from its
 returns labelled values with units and provenance (`landscape.results`).
 """
 
+from landscape.measure._axes import symmetric_grid
 from landscape.measure.alignment import alignment, enrichment
 from landscape.measure.blocks import block_curvature, hessian_diagonal
 from landscape.measure.calibration import calibration
@@ -57,6 +58,7 @@ __all__ = [
     "sgd_edge",
     "sharpness",
     "spectral_density",
+    "symmetric_grid",
     "top_eigenvalues",
     "training_curvature",
     "trajectory",

@@ -38,9 +38,13 @@ class Counterfactual:
         self._order = order
 
     def perturb(
-        self, variant: sam.Variant, *, state: dict[str, Any] | None = None
+        self,
+        variant: sam.Variant,
+        *,
+        state: dict[str, Any] | None = None,
+        seed: int | None = None,
     ) -> sam.Perturbation:
-        """The variant's perturbation here; two gradients of the batch.
+        """The variant's perturbation here, its own draws from `seed`; two gradients of the batch.
 
         Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
         gradients over all batches of the data, which is what it estimates.
@@ -51,7 +55,8 @@ class Counterfactual:
         if state is None and isinstance(variant.source, Friendly) and not whole:
             state = new_slots() | {"source": {"ema": dict(self._mean_gradient)}}
             note = "no state: the average is the mean gradient over all batches"
-        made = sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=self.seed)
+        draws = self.seed if seed is None else seed
+        made = sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=draws)
         made.note = note or made.note
         return made
 

@@ -1,6 +1,7 @@
 """Which coordinates variants select, compared with each other and with chance."""
 
 import itertools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,12 @@ def mask_overlap(
     here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
     flat = {
         name: here.flat_mask(
-            here.perturb(variant, state=None if states is None else states.get(name))
+            # A seed each: two variants that draw at random must not share their draws.
+            here.perturb(
+                variant,
+                state=None if states is None else states.get(name),
+                seed=seed + zlib.crc32(name.encode()),
+            )
         )
         for name, variant in variants.items()
     }

@@ -244,7 +244,7 @@ def _residual(study: Study, setting: str, name: str) -> str:
     flags = study.values("top_eigenvalues", "converged", setting, rank=0)
     loose = int((np.nan_to_num(flags[name].converged.values.astype(float)) == 0).sum())
     said = f"± {words.number(worst, 2)}" if math.isfinite(worst) else ""
-    return said + (f", {loose} not converged" if loose else "")
+    return said + (f"\n{loose} not converged" if loose else "")
 
 
 def _cost_columns(study: Study, setting: str, columns: _Columns) -> None:

@@ -123,23 +123,27 @@ def _low_if_nan(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _against_random(study: Study, setting: str) -> list[Finding]:
-    """Which variants can be told from a random mask (exploratory)."""
+def _to_random_mask(study: Study, setting: str) -> tuple[list[str], list[str], list[str]]:
+    """Variants not told apart from the random mask, better, and worse, in words."""
     control = next(
         (v.id for v in study.variants(setting) if study.recipes.get(v.id) == "random_mask"), None
     )
-    if control is None:
-        return []
     per_variant = study.values("generalization", study.metric, setting)
     same, above, below = [], [], []
     for v in study.variants(setting):
-        if v.id == control or study.recipes.get(v.id) == "sgd":
+        if control is None or v.id == control or study.recipes.get(v.id) == "sgd":
             continue
         _, a, b = study.paired(per_variant, v.id, control, study.metric)
         ci = stats.paired(a, b).difference
         group = same if not ci.excludes(0) else (above if ci.estimate > 0 else below)
         known = words.interval(ci, words.points) or "no interval"
         group.append(f"{v.label} ({words.points(ci.estimate)} {known})")
+    return same, above, below
+
+
+def _against_random(study: Study, setting: str) -> list[Finding]:
+    """Which variants can be told from a random mask (exploratory)."""
+    same, above, below = _to_random_mask(study, setting)
     if not (same or above or below):
         return []
     total = len(same) + len(above) + len(below)
@@ -285,7 +289,18 @@ def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> 
         else f"{_share(len(better), len(against))} {how} better than {reference} {where}"
     )
     verdict = _headline_flatness([v for v in verdicts if v.setting == setting], bool(better))
-    return f"{who}{verdict}"
+    return f"{who}{_headline_control(study, setting, bool(better))}{verdict}"
+
+
+def _headline_control(study: Study, setting: str, any_better: bool) -> str:
+    """Said first of all where a gain is not due to the choice of coordinates."""
+    same, above, below = _to_random_mask(study, setting)
+    if not any_better or not same:
+        return ""
+    if not above:
+        return ", but none of them detectably better than a random mask"
+    even = len(same) + len(below)
+    return f", but {even} of {even + len(above)} not detectably better than a random mask"
 
 
 def _share(n: int, total: int) -> str:
@@ -302,7 +317,7 @@ def _headline_flatness(verdicts: list[Verdict], any_better: bool) -> str:
         return ", and by every measure the better ones are the flatter ones."
     if found <= {SUPPORTED, COMPATIBLE}:
         return (
-            "; they are also flatter, which is compatible with flatness as the reason, not proof."
+            ". The better ones are also flatter: flatness may be the reason, but that is not shown."
         )
     if found == {CONTRADICTED}:
         return (

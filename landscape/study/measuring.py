@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from landscape.study.bench import Bench
@@ -66,9 +67,15 @@ def _sharpness(
     )
 
 
-def _slice(bench: Bench, name: str, bn: str, options: Options) -> xr.Dataset:
+def _slice(
+    bench: Bench, name: str, bn: str, radius: float, points: int, fine_points: int, options: Options
+) -> xr.Dataset:
+    """Two windows in one call: `points` in [-radius, radius], `fine_points` in a quarter of it."""
     from landscape import measure
 
+    wide = measure.symmetric_grid("alpha", radius, points)
+    near = measure.symmetric_grid("alpha", radius / 4, fine_points)
+    options = {**options, "alphas": np.union1d(wide, near)}
     # Recalibration and full-batch statistics have no meaning without BatchNorm; the risk says so.
     return measure.loss_slice(
         bench.risk(), bench.theta, bn=bn, name=name, seed=bench.seed, **options
@@ -79,40 +86,30 @@ def _loss_slice(
     bench: Bench,
     *,
     num_directions: int = 8,
-    points: int = 21,
+    points: int = 17,
+    fine_points: int = 9,
     radius: float = 1.0,
     normalize: str = "filter",
     one_d: str = "zero",
     bn: str = "recalibrate",
 ) -> xr.Dataset:
-    options = {
-        "num_directions": num_directions,
-        "points": points,
-        "radius": radius,
-        "normalize": normalize,
-        "one_d": one_d,
-    }
-    return _slice(bench, "loss_slice", bn, options)
+    options = {"num_directions": num_directions, "normalize": normalize, "one_d": one_d}
+    return _slice(bench, "loss_slice", bn, radius, points, fine_points, options)
 
 
 def _loss_slice_eval(
     bench: Bench,
     *,
     num_directions: int = 8,
-    points: int = 21,
+    points: int = 17,
+    fine_points: int = 9,
     radius: float = 1.0,
     normalize: str = "filter",
     one_d: str = "zero",
     bn: str = "eval",
 ) -> xr.Dataset:
-    options = {
-        "num_directions": num_directions,
-        "points": points,
-        "radius": radius,
-        "normalize": normalize,
-        "one_d": one_d,
-    }
-    return _slice(bench, "loss_slice_eval", bn, options)
+    options = {"num_directions": num_directions, "normalize": normalize, "one_d": one_d}
+    return _slice(bench, "loss_slice_eval", bn, radius, points, fine_points, options)
 
 
 def _loss_plane(
