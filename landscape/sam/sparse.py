@@ -49,6 +49,7 @@ class FisherMask:
     mask_init: str = "zeros"
     official_quirks: bool = False
     mode: str | None = None
+    needs_g1 = False  # not after the ascent
     within: Any = None
     global_mask = True
 

@@ -228,10 +228,11 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     weights = [parameters[i] for i in climbed]
     try:
         optimizer.backup.climb(climbed, weights, *ascent.steps())
-        if _only_g2_matters(optimizer):
-            ascent = Ascent([], None, ascent.rho)
-            first.forget()
         run_hook(variant.selector, "after_ascent", first.point, slots["selector"])
+        if not optimizer.keep_perturbation:
+            ascent = Ascent([], None, ascent.rho)
+        if _only_g2_matters(optimizer):
+            first.forget()
         if first.rng is not None:
             set_rng_state(first.rng, optimizer.device)
         loss2 = _second_pass(optimizer, passes, first, perturbed)
@@ -269,14 +270,14 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
 
 
 def _only_g2_matters(optimizer: Any) -> bool:
-    """Whether e and g1 can go before pass 2, whose activations need the memory."""
+    """Whether g1 can go before pass 2, whose activations need the memory."""
     variant = optimizer.variant
-    hooks = ("after_ascent", "after_step")
+    selector = variant.selector
     return not (
         optimizer.keep_perturbation
         or getattr(variant.correction, "needs_g1", True)
         or variant.evaluate != SameBatch()
-        or any(hasattr(variant.selector, hook) for hook in hooks)
+        or (hasattr(selector, "after_step") and getattr(selector, "needs_g1", True))
         or variant.loss_term is not None
     )
 
