@@ -143,3 +143,13 @@ def test_the_proof_is_counted_in_the_cost():
         ds = measure.top_eigenvalues(r, r.theta, k=2, seed=0)
         counts.append((r.cost - before) / int(ds["num_hvps"]))
     assert counts[0] == pytest.approx(counts[1], rel=0.1)
+
+
+def test_a_bounded_basis_gives_the_same_proof():
+    risk, _ = cnn_risk()
+    free = measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    held = measure.top_eigenvalues(risk, risk.theta, k=2, max_basis=12, max_hvps=900, seed=0)
+    np.testing.assert_allclose(held["eigenvalue"], free["eigenvalue"], rtol=1e-6)
+    assert (held["residual_norm"] <= 1e-6 * held["eigenvalue"][0]).all()
+    with pytest.raises(LandscapeError, match="max_basis=5 asked for k=3"):
+        measure.top_eigenvalues(risk, risk.theta, k=3, max_basis=5, seed=0)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.linalg._krylov import Krylov
 
@@ -131,3 +132,52 @@ def test_completeness_with_multiplicities_up_to_five(copies, top, bulk, seed):
     pairs = lanczos.top(A.mv, len(A), k=5, generator=rng(seed))
     torch.testing.assert_close(pairs.values, exact, rtol=0, atol=1e-5 * top)
     assert pairs.complete
+
+
+@pytest.mark.parametrize("which", lanczos.WHICH)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bounded_basis_restarts_thick_and_finds_the_same(which, seed):
+    """Wu & Simon 2000; no more than max_basis + 1 vectors beside those that are found."""
+    bulk = torch.linspace(-2, 2, 150, dtype=F64).tolist()
+    A = with_spectrum([2.6, 2.4, 2.2, -2.3, -2.5, -2.7, *bulk], seed)
+    k = 3 if which in ("largest", "smallest") else 5
+    free = lanczos.top(A.mv, len(A), k=k, which=which, generator=rng(seed), tolerance=1e-8)
+    bound = lanczos.top(
+        A.mv, len(A), k=k, which=which, generator=rng(seed), max_basis=20, max_matvecs=2000,
+        failure_probability=1.0, tolerance=1e-8,
+    )  # fmt: skip
+    torch.testing.assert_close(bound.values, free.values, rtol=1e-9, atol=1e-9)
+    assert (bound.residual_norms <= 1e-8 * 2.8).all()
+
+
+def test_a_compressed_space_holds_few_vectors_and_its_projection_is_exact():
+    A = with_spectrum([2.6, 2.4, *torch.linspace(-2, 2, 150, dtype=F64).tolist()])
+    none, device = torch.empty((0, len(A)), dtype=F64), torch.device("cpu")
+    space = Krylov(A.mv, len(A), locked=none, scale=0.0, generator=rng(1), dtype=F64,
+                   device=device, max_basis=12)  # fmt: skip
+    for _ in range(3):
+        while space.num_steps < 12:
+            space.step()
+        ritz = space.settle()
+        Q = space.rows[:12]
+        torch.testing.assert_close(Q @ Q.T, torch.eye(12, dtype=F64), rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            torch.linalg.eigvalsh(Q @ A @ Q.T), ritz.values, rtol=0, atol=1e-12
+        )
+        V = space.combine(ritz, torch.arange(12))
+        exact = (V @ A - ritz.values[:, None] * V).norm(dim=1)
+        torch.testing.assert_close(exact, ritz.residuals, rtol=0, atol=1e-12)
+        space.compress(ritz, ritz.values.argsort(descending=True)[:6])
+    assert space.rows.shape[0] == 13
+
+
+def test_a_bounded_search_may_be_complete_too():
+    A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(-0.3, 1.0, 80, dtype=F64).tolist()])
+    pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(0), max_basis=16)
+    assert pairs.converged.all()
+    torch.testing.assert_close(pairs.values, torch.tensor([9.0, 7.0, 5.0], dtype=F64))
+
+
+def test_a_basis_without_room_is_refused():
+    with pytest.raises(LandscapeError, match=r"max_basis=8 asked for k=3; .* at least 10"):
+        lanczos.top(torch.eye(30, dtype=F64).mv, 30, k=3, generator=rng(), max_basis=8)

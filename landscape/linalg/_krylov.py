@@ -28,6 +28,8 @@ class Krylov:
 
     `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
     space became invariant it continues from a random vector orthogonal to all that is there.
+    `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
+    take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605).
     """
 
     def __init__(
@@ -41,21 +43,25 @@ class Krylov:
         dtype: torch.dtype,
         device: torch.device,
         start: Tensor | None = None,
+        max_basis: int | None = None,
     ) -> None:
         self.matvec, self.size, self.generator = matvec, size, generator
         self.num_locked, self.scale = len(locked), scale
         # One array holds locked vectors and basis, so that a projection is two products.
-        self.rows = torch.empty((self.num_locked + 16, size), dtype=dtype, device=device)
+        room = 16 if max_basis is None else max_basis + 1
+        self.rows = torch.empty((self.num_locked + room, size), dtype=dtype, device=device)
         self.rows[: self.num_locked] = locked
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
+        self.head = torch.empty(0, dtype=torch.float64)
+        self.arrow = torch.empty(0, dtype=torch.float64)
         self.exhausted = size == self.num_locked
         self.num_settled = 0
         self.put(self.num_locked, self.fresh() if start is None else self.orthogonal(start))
 
     @property
     def num_steps(self) -> int:
-        return len(self.alpha)
+        return len(self.head) + len(self.alpha)
 
     def put(self, row: int, vector: Tensor) -> None:
         if row >= len(self.rows):
@@ -94,7 +100,7 @@ class Krylov:
         alpha = torch.stack(self.alpha).to("cpu", torch.float64)
         beta = torch.stack(self.beta).to("cpu", torch.float64)
         eps = torch.finfo(self.rows.dtype).eps
-        room = self.size - self.num_locked
+        room = self.size - self.num_locked - len(self.head)
         for j in range(self.num_settled, len(alpha)):
             if not torch.isfinite(alpha[j]) or not torch.isfinite(beta[j]):
                 raise LandscapeError(
@@ -108,12 +114,27 @@ class Krylov:
                 self.restart(j + 1, room)
                 break
         self.num_settled = len(alpha)
-        T = torch.diag(alpha)
-        if len(alpha) > 1:
-            T += torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
+        T, first = torch.diag(torch.cat([self.head, alpha])), len(self.head)
+        tail = range(first, len(T) - 1)
+        T[tail, [i + 1 for i in tail]] = T[[i + 1 for i in tail], tail] = beta[:-1]
+        T[first, :first] = T[:first, first] = self.arrow
         values, Y = torch.linalg.eigh(T)
         scale = max(self.scale, float(values.abs().max()))
-        return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale, beta.log().sum())
+        # After a thick restart the basis is no longer the powers of one vector.
+        log_betas = torch.tensor(float("inf")) if first else beta.log().sum()
+        return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale, log_betas)
+
+    def compress(self, ritz: Ritz, chosen: Tensor) -> None:
+        """Keep chosen Ritz vectors and the next vector; in slabs, so that nothing is doubled."""
+        Y, steps, at = ritz.coefficients[:, chosen], self.num_steps, self.num_locked
+        turn = Y.T.to(self.rows)
+        for start in range(0, self.size, 2**20):
+            slab = slice(start, start + 2**20)
+            self.rows[at : at + len(turn), slab] = turn @ self.rows[at : at + steps, slab]
+        self.rows[at + len(turn)] = self.rows[at + steps].clone()
+        last = self.beta[-1].to("cpu", torch.float64)
+        self.head, self.arrow = ritz.values[chosen], last * Y[-1]
+        self.alpha, self.beta, self.num_settled = [], [], 0
 
     def restart(self, num_steps: int, room: int) -> None:
         """Forget what came after an invariant subspace and continue outside of it."""
@@ -122,7 +143,7 @@ class Krylov:
         if num_steps >= room:
             self.exhausted = True
         else:
-            self.put(self.num_locked + num_steps, self.fresh())
+            self.put(self.num_locked + self.num_steps, self.fresh())
 
     def combine(self, ritz: Ritz, chosen: Tensor) -> Tensor:
         """Ritz vectors (len(chosen), size) of norm 1."""

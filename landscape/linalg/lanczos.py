@@ -53,6 +53,7 @@ def top(
     tolerance: float | None = None,
     max_matvecs: int | None = None,
     failure_probability: float = 0.01,
+    max_basis: int | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     start: Float[Tensor, "P"] | None = None,
@@ -70,6 +71,8 @@ def top(
     needs a start q_1 with |u·q_1| ≤ Π β_j / Π |λ - θ_j| = t, which a random one has with
     probability at most t·√(2P/π); watching this does not spend it, since all checks ask about one
     q_1 (for the a-priori rate see Kuczyński & Woźniakowski 1992, doi:10.1137/0613066).
+    max_basis: vectors held at once beside the k found (default: as many as it takes); beyond it a
+    space restarts thick, with more products. A search that long no longer has the bound above.
     `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the residuals.
 
     certificate: H in float64, mapping rows (k, P) to rows; the residuals and values are then those
@@ -82,6 +85,7 @@ def top(
     tolerance = TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance
     _check_request(k, size, which, limit)
     _check_numbers(tolerance, failure_probability, start, size)
+    _check_basis(max_basis, k)
     search = _Search(
         matvec=matvec,
         size=size,
@@ -94,6 +98,7 @@ def top(
         dtype=dtype,
         device=torch.device(device),
         certificate=certificate,
+        max_basis=max_basis,
     )
     return search.run(start)
 
@@ -132,6 +137,14 @@ def _check_numbers(tolerance: float, probability: float, start: Tensor | None, s
         raise LandscapeError("start is zero; give another vector, or none for a random one.")
 
 
+def _check_basis(max_basis: int | None, k: int) -> None:
+    if max_basis is not None and max_basis < 2 * k + 4:
+        raise LandscapeError(
+            f"max_basis={max_basis} asked for k={k}; a restart keeps some of the basis and needs "
+            f"room to grow, so give at least {2 * k + 4}, or lower k."
+        )
+
+
 def _wanted(values: Tensor, k: int, which: str) -> Tensor:
     """Indices of the wanted among `values`, in descending order of value."""
     order = torch.argsort(values, descending=True)
@@ -159,6 +172,7 @@ class _Search:
     dtype: torch.dtype
     device: torch.device
     certificate: Callable[[Tensor], Tensor] | None
+    max_basis: int | None
 
     def run(self, start: Tensor | None) -> EigenPairs:
         self.used, self.scale = 0, 0.0
@@ -185,6 +199,7 @@ class _Search:
             dtype=self.dtype,
             device=self.device,
             start=start,
+            max_basis=self.max_basis,
         )
 
     def extend(self, space: Krylov, enough: Callable[[Ritz, bool], bool]) -> None:
@@ -200,8 +215,12 @@ class _Search:
             spent = self.used >= self.limit and len(self.values) + len(ritz.values) >= self.k
             if enough(ritz, space.exhausted) or spent:
                 break
-            due = len(ritz.values) + max(2, len(ritz.values) // 8)
-            due = max(len(ritz.values) + 1, min(due, len(ritz.values) + self.limit - self.used))
+            if self.max_basis is not None and space.num_steps >= self.max_basis:
+                thick = self.k + (self.max_basis - self.k) // 2
+                space.compress(ritz, _wanted(ritz.values, thick, self.which))
+            steps = space.num_steps
+            due = max(steps + 1, min(steps + max(2, steps // 8), steps + self.limit - self.used))
+            due = due if self.max_basis is None else min(due, self.max_basis)
         self.keep(space, ritz)
 
     def settled(self, ritz: Ritz, exhausted: bool) -> bool:

@@ -28,6 +28,7 @@ def top_eigenvalues(
     which: str = "largest",
     tolerance: float | None = None,
     max_hvps: int | None = None,
+    max_basis: int | None = None,
     failure_probability: float = 0.01,
     certify: str = "float64",
     matrix: str = "hessian",
@@ -58,7 +59,8 @@ def top_eigenvalues(
     the eigenvalues are those of the diagonal block of these coordinates. start: a vector or the
     eigenvector(rank, parameter) of another checkpoint, which return_vectors=True stores (zero
     outside of a selection).
-    Cost: num_hvps Hessian products of about 2.5 gradients each; max_hvps bounds them.
+    Cost: num_hvps Hessian products of about 2.5 gradients each; max_hvps bounds them,
+    max_basis the vectors (of P numbers) held at once, at the price of more products.
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
     check_choice("certify", certify, certificates.CERTIFY)
@@ -72,6 +74,7 @@ def top_eigenvalues(
         which=which,
         tolerance=tolerance,
         max_hvps=max_hvps,
+        max_basis=max_basis,
         failure_probability=failure_probability,
         certify=certify,
         start=_warm(start, product),
@@ -153,6 +156,7 @@ def eigenpairs(
     which: str = "largest",
     tolerance: float | None = None,
     max_hvps: int | None = None,
+    max_basis: int | None = None,
     failure_probability: float = 0.01,
     certify: str = "none",
     product: Operator | None = None,
@@ -173,6 +177,7 @@ def eigenpairs(
         which=which,
         tolerance=tolerance,
         max_matvecs=max_hvps,
+        max_basis=max_basis,
         failure_probability=failure_probability,
         generator=generator(seed),
         dtype=theta.dtype,
