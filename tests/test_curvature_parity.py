@@ -1,0 +1,36 @@
+"""Second opinions on products and traces by packages that were written elsewhere."""
+
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+from torch import nn
+
+from landscape.measure.gauss_newton import Operator
+from tests.measure_problems import cnn_risk, images
+
+
+@pytest.fixture
+def curvlinops(monkeypatch):
+    """A dependency of it imports torchvision, which has no build for a CPU-only torch."""
+    for name in ("torchvision", "torchvision.models"):
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    return pytest.importorskip("curvlinops")
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_products_agree_with_curvlinops_where_it_is_right(curvlinops, matrix):
+    """It errs on affine LayerNorm, so the network here has BatchNorm in eval mode."""
+    risk, model = cnn_risk()
+    kind = {"hessian": "HessianLinearOperator", "ggn": "GGNLinearOperator"}[matrix]
+    parameters = list(model.eval().parameters())
+    theirs = getattr(curvlinops, kind)(model, nn.CrossEntropyLoss(), parameters, [images()])
+    V = torch.randn(
+        3, len(risk.theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    ours = Operator.of(risk, risk.theta, matrix=matrix)(V)
+    torch.testing.assert_close(theirs @ V.T, ours.T, rtol=1e-9, atol=1e-12)
