@@ -203,7 +203,8 @@ def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[in
     found = found[np.isfinite(found) & (found > 0)]
     if found.size:
         low, high = float(found.min()), float(found.max())
-        pad = (high / low) ** 0.06 if high > low else 1.5
+        # Two values that differ by rounding alone are one value.
+        pad = (high / low) ** 0.06 if high > 1.001 * low else 1.5
         for index in members:
             axis = replace(getattr(panels[index], which), limits=(low / pad, high * pad))
             panels[index] = replace(panels[index], **{which: axis})
@@ -241,8 +242,8 @@ def _even_ticks(low: float, high: float) -> list[float]:
     rough = (high - low) / 4
     decade = 10.0 ** np.floor(np.log10(rough))
     step = decade * next(s for s in (1, 2, 2.5, 5, 10) if s * decade >= rough * 0.999)
-    first = np.ceil(low / step * 0.999999)
-    count = int(np.floor(high / step * 1.000001) - first) + 1
+    first = np.ceil(low / step - 1e-6)
+    count = int(np.floor(high / step + 1e-6) - first) + 1
     return [float(step * (first + index)) for index in range(count)]
 
 
