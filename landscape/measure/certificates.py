@@ -37,13 +37,15 @@ def float64_products(
     index: Int[Tensor, "n"] | None = None,
 ) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]]:
     """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's."""
+    twin = risk.with_dtype(torch.float64)
+    kept: list[Operator] = []
 
     def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        twin = _twin(risk)
         before = twin.cost
         try:
-            operator = Operator.of(twin, theta.double(), matrix=matrix)
-            HV = (operator if index is None else operator.block(index))(V.double())
+            # Made at the first use, after the search has freed what it held.
+            kept[:] = kept or [Operator.of(twin, theta.double(), matrix=matrix)]
+            HV = (kept[0] if index is None else kept[0].block(index))(V.double())
         except RuntimeError as error:
             raise LandscapeError(
                 f"certify='float64' asked, but the model or loss fails in float64 "
@@ -54,10 +56,6 @@ def float64_products(
         return HV
 
     return product
-
-
-def _twin(risk: EmpiricalRisk) -> EmpiricalRisk:
-    return risk if risk.dtype == torch.float64 else risk.with_dtype(torch.float64)
 
 
 def certify(
