@@ -105,6 +105,18 @@ def test_what_does_not_fold_is_found_out():
     assert Folded.of(risk_of(model), risk_of(model).theta) is None
 
 
+def test_a_parametrized_convolution_is_left_alone():
+    model = cnn()
+    nn.utils.parametrizations.weight_norm(model[0])
+    risk = risk_of(model)
+    folded = Folded.of(risk, risk.theta)
+    assert folded.num_folded == 1
+    point = risk.theta + 0.1
+    torch.testing.assert_close(
+        folded.evaluate(point).losses, risk.losses(point), rtol=1e-12, atol=0
+    )
+
+
 def test_other_modes_few_points_and_batches_are_evaluated_directly():
     risk, _ = cnn_risk()
     theta = risk.theta

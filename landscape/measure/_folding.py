@@ -176,7 +176,9 @@ def _plain(pair: _Pair) -> bool:
     """Whether folding is what the two compute: channels on axis 1, frozen statistics, no hooks."""
     norm = pair.norm
     hooked = norm._forward_hooks or norm._forward_pre_hooks or pair.layer._forward_hooks
-    return norm.running_mean is not None and not norm.training and not hooked
+    # A parametrized layer makes its weight anew from others.
+    owns = pair.layer._parameters.get("weight") is not None
+    return owns and norm.running_mean is not None and not norm.training and not hooked
 
 
 def _identity(x: Tensor) -> Tensor:
