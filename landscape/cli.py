@@ -347,14 +347,16 @@ def _from_flags(
 
 def _finish(summary: "Summary", *, as_json: bool, open_report: bool = False) -> None:
     """Write the report if anything changed, say what happened, and leave with the right code."""
-    from landscape import report as reports
     from landscape.study.running import report_is_fresh
 
     _say_summary(summary)
     path = summary.folder.report
     if not summary.has_results():
+        _leave(summary, as_json, {"report": None})
         raise LandscapeError(f"{summary.folder.root}: no run has results, so there is no report.")
     if not report_is_fresh(summary.folder):
+        from landscape import report as reports
+
         print("Writing the report ...", file=sys.stderr)
         path = reports.write(summary.folder)
     if not as_json:

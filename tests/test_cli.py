@@ -78,7 +78,6 @@ def test_print_study_prints_the_demo(monkeypatch, capsys):
         (["train", "--rho", "-1"], "rho=-1.0 was asked; a radius is finite and rho >= 0"),
         (["train", "--epochs", "0"], "epochs=0 was asked"),
         (["train", "--device", "tpu"], "--device 'tpu' is unknown"),
-        (["train", "--data", "cifar10"], "cifar"),
         (["train", "--dtype", "half"], "dtype: unknown 'half'. Possible: float32, float64"),
         (["train", "--set", "training.lr"], "not of the form table.key=value"),
         (["run", "--nonsense"], "No such option: --nonsense"),
@@ -87,7 +86,7 @@ def test_print_study_prints_the_demo(monkeypatch, capsys):
 def test_bad_input_is_one_sentence_and_exit_code_2(at, arguments, message):
     code, out, said = at(*arguments)
     assert message in " ".join(said.split()).replace("│ ", "")
-    assert code == 2 if "cifar10" not in arguments else code in (1, 2)
+    assert code == 2
     assert "Traceback" not in said
     assert out == ""
 
@@ -145,13 +144,20 @@ def test_train_then_measure(at, tmp_path):
     assert (tmp_path / "t" / "report.html").exists()
 
 
+def test_data_that_are_not_there_fail_the_run_and_say_where_to_get_them(at):
+    code, _, said = at("train", "--data", "cifar10", "--model", "resnet20")
+    assert code == 1
+    assert "--data-dir" in said
+    assert "Traceback" not in said
+
+
 def test_weights_of_another_model_are_refused_with_their_names(at, tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
     code, _, said = at(
         "measure", "--model", "study_problem:make", "--data", "study_problem:data",
         "--weights", "other.pt", "--out", "o", "--workers", "0",
     )  # fmt: skip
-    assert code != 0
+    assert code == 1
     assert "missing" in said
     assert "unexpected" in said
     assert "Traceback" not in said

@@ -51,9 +51,11 @@ num_pairs = 2
 [measure.loss_slice]
 num_directions = 2
 points = 3
+fine_points = 3
 [measure.loss_slice_eval]
 num_directions = 2
 points = 3
+fine_points = 3
 [measure.loss_plane]
 points = 3
 [measure.mask_overlap]
@@ -161,7 +163,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_numbers(finish
     (tmp_path / "study.toml").write_text(TEXT)
     (tmp_path / "study_problem.py").write_text((HERE / "study_problem.py").read_text())
     folder = tmp_path / "killed"
-    marks = ("runs/*/checkpoints/last.pt", "runs/*/results/loss_slice.nc", "runs/zsharp-s1-*")
+    marks = ("runs/*/checkpoints/last.pt", "runs/sam-s1-*/results/loss_slice.nc")
     for mark in marks:
         process = _driver(tmp_path, folder)
         _wait_for(lambda mark=mark: list(folder.glob(mark)) or process.poll() is not None)
@@ -208,6 +210,7 @@ def test_a_killed_worker_is_named_the_others_go_on_and_the_exit_code_is_1(tmp_pa
     )
     (tmp_path / "study_problem.py").write_text(killer)
     text = TEXT.replace("study_problem:make", "study_problem:killer")
+    text = text.partition("[measure]")[0] + '[measure]\nmeasurements = ["generalization"]\n'
     (tmp_path / "study.toml").write_text(text.replace('"sgd", "sam", "zsharp"', '"sgd"'))
     process = _command(tmp_path, tmp_path / "out", "--json")
     out, said = process.communicate()

@@ -26,7 +26,9 @@ def _sharpness(o: Options) -> float:
 
 
 def _slice(o: Options) -> float:
-    return (o["num_directions"] * (o["points"] - 1) + 1) * FORWARD
+    # The two windows share about half of the fine one's points.
+    points = o["points"] + o["fine_points"] // 2
+    return (o["num_directions"] * (points - 1) + 1) * FORWARD
 
 
 # Counted from the algorithms; Lanczos stops when it has converged, so its count is typical.

@@ -449,9 +449,14 @@ def _override(given: dict[str, Any], line: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    table = given
+    tables: list[Any] = [given]
     for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
+        inner = [table.setdefault(key, {}) for table in tables]
+        # "run.rho=0.1" means every [[run]] entry.
+        tables = [
+            item for value in inner for item in (value if isinstance(value, list) else [value])
+        ]
+        if not all(isinstance(table, dict) for table in tables):
             raise LandscapeError(f"--set {line!r}: {key!r} is not a table of the study file.")
-    table[keys[-1]] = parsed
+    for table in tables:
+        table[keys[-1]] = parsed

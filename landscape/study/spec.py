@@ -1,8 +1,8 @@
 """What a study is, once its file has been read: runs, measurements, comparisons.
 
 A run's name ends in a hash of everything that decides its numbers (problem, recipe and its options,
-training options, seed, arithmetic, the weights file or user code where there are any) and of
-nothing else: a new title keeps the results, a new rho makes a new run.
+training options, seed, arithmetic, the weights file or user code where there are any, the version
+of this package) and of nothing else: a new title keeps the results, a new rho makes a new run.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import landscape
 
 METRICS = (
     "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss",
@@ -92,6 +94,7 @@ class Run:
             "seed": self.seed,
             "dtype": self.dtype,
             "code": dict(self.code),
+            "version": landscape.__version__,
         }
         # A finished checkpoint has no training of ours; epochs in [training] must not rename it.
         return parts | ({} if self.weights else {"training": dict(self.training)})
