@@ -140,12 +140,12 @@ def test_batch_counters_may_be_absent(tmp_path):
 def test_another_model_is_refused_and_the_model_untouched(tmp_path):
     target = small(2)
     stored = small(1).state_dict()
-    stored["9.weight"] = stored.pop("0.weight")
-    stored["10.bias"] = torch.zeros(3)
+    stored["stem.weight"] = stored.pop("conv1.weight")
+    stored["head.bias"] = torch.zeros(3)
     torch.save(stored, tmp_path / "w.pt")
     message = (
-        r"another model than Sequential \(missing: 0.weight; unexpected: 9.weight; "
-        r"other shapes: 10.bias is \(3,\) in the file and \(10,\) in the model\)"
+        r"another model than Sequential \(missing: conv1.weight; unexpected: stem.weight; "
+        r"other shapes: head.bias is \(3,\) in the file and \(10,\) in the model\)"
     )
     with pytest.raises(LandscapeError, match=message):
         problems.load_weights(target, tmp_path / "w.pt")
@@ -154,7 +154,7 @@ def test_another_model_is_refused_and_the_model_untouched(tmp_path):
 
 def test_long_lists_are_shortened(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(LandscapeError, match=r"missing: 0.weight, .* and \d+ more; unexpected: x"):
+    with pytest.raises(LandscapeError, match=r"missing: conv1.weight, .* and \d+ more; unexpected: x"):
         problems.load_weights(small(), tmp_path / "w.safetensors")
 
 

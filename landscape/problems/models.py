@@ -1,6 +1,7 @@
 """Models by name, with the parameter counts of the literature, and reproducible initial weights."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -17,14 +18,14 @@ def cnn(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
     24 058 parameters on 1x8x8 inputs with 10 classes. input_shape: (channels, height, width).
     """
-    widths, strides = (16, 32, 64), (1, 2, 2)
-    layers: list[nn.Module] = []
     before = _shape("cnn", input_shape, 3, "(channels, height, width)")[0]
-    for width, stride in zip(widths, strides, strict=True):
-        layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)]
-        layers += [nn.ReLU()]
+    layers: dict[str, nn.Module] = {}
+    for i, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
+        layers[f"conv{i}"] = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        layers[f"norm{i}"], layers[f"relu{i}"] = nn.BatchNorm2d(width), nn.ReLU()
         before = width
-    return nn.Sequential(*layers, Mean((2, 3)), nn.Linear(before, num_classes))
+    layers |= {"mean": Mean((2, 3)), "head": nn.Linear(before, num_classes)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def cnn1d(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -34,20 +35,27 @@ def cnn1d(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     plus 150 of BatchNorm. input_shape: (channels, length).
     """
     before, length = _shape("cnn1d", input_shape, 2, "(channels, length)")
-    layers: list[nn.Module] = []
-    for kernel in (5, 3, 3):
-        layers += [nn.Conv1d(before, 25, kernel, 2, 1, bias=False), nn.BatchNorm1d(25), nn.ReLU()]
+    layers: dict[str, nn.Module] = {}
+    for i, kernel in enumerate((5, 3, 3), start=1):
+        layers[f"conv{i}"] = nn.Conv1d(before, 25, kernel, 2, 1, bias=False)
+        layers[f"norm{i}"], layers[f"relu{i}"] = nn.BatchNorm1d(25), nn.ReLU()
         before, length = 25, (length + 2 - kernel) // 2 + 1
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * length, num_classes))
+    layers |= {"flat": nn.Flatten(), "head": nn.Linear(before * length, num_classes)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def mlp(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Two hidden layers of 100, ReLU: 15 210 parameters on MNIST-1D (arXiv:2011.14439)."""
     size = math.prod(input_shape)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(size, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(),
-        nn.Linear(100, num_classes),
-    )  # fmt: skip
+    layers = {
+        "flat": nn.Flatten(),
+        "linear1": nn.Linear(size, 100),
+        "relu1": nn.ReLU(),
+        "linear2": nn.Linear(100, 100),
+        "relu2": nn.ReLU(),
+        "head": nn.Linear(100, num_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class Mean(nn.Module):
