@@ -382,10 +382,6 @@ class EmpiricalRisk:
         V = V.clone() if V.is_inference() else V
         return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
 
-    def _sum(self, losses: Tensor, batch: Batch) -> Tensor:
-        losses = losses.detach().double()
-        return losses.sum() if losses.ndim else losses * batch.count
-
     def _mean(self, sums: list[Tensor], theta: Tensor) -> Tensor:
         mean = torch.stack(sums).sum() / self.num_examples
         if self._weight_decay:
