@@ -279,6 +279,18 @@ def test_a_model_that_cannot_be_made_fails_with_its_reason(tmp_path):
     assert all("this model cannot be made" in reason for reason in summary.failed.values())
 
 
+def test_a_measurement_that_cannot_be_made_fails_its_run_and_leaves_the_others(tmp_path):
+    text = TEXT.replace("k = 2", "k = 5000").replace('"sgd", "sam", "zsharp"', '"sgd"')
+    summary = run(plan(text.replace("[0, 1]", "[0]")), tmp_path / "x", HERE_ONLY)
+    (reason,) = summary.failed.values()
+    assert reason.startswith("top_eigenvalues: k=5000")
+    assert "\n" not in reason
+    assert not (summary.folder.results / "top_eigenvalues.nc").exists()
+    assert (summary.folder.results / "sharpness.nc").exists()
+    again = run(plan(text.replace("[0, 1]", "[0]")), tmp_path / "x", HERE_ONLY)
+    assert list(again.failed.values()) == [reason]
+
+
 def test_folders_that_are_not_this_study_are_refused_by_name(finished, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")

@@ -155,23 +155,34 @@ def _measure(
 
     start = _training_share(job) if trained else 0.0
     bench = Bench(job)
-    done = []
+    _ = bench.theta  # weights that do not fit are one error, not one per measurement
+    done: list[str] = []
+    refused: dict[str, list[str]] = {}
     for index, (measurement, key) in enumerate(todo):
         report(start + (1 - start) * index / len(todo), measurement.name.replace("_", " "))
         try:
             ds = measuring.measure_run(bench, measurement.name, measurement.options)
         except LandscapeError as error:
-            raise LandscapeError(f"{measurement.name}: {error}") from error
-        # Void the old line first: a kill between file and line must not leave a wrong pair.
-        storage.append_line(job.folder / "measured.jsonl", {"name": measurement.name, "key": ""})
-        if ds is None:
-            result_path(job.folder, measurement.name).unlink(missing_ok=True)
-        else:
-            results.save(_signed(ds, measurement, key), result_path(job.folder, measurement.name))
-        line: dict[str, Any] = {"name": measurement.name, "key": key, "empty": ds is None}
-        storage.append_line(job.folder / "measured.jsonl", line)
+            refused.setdefault(str(error), []).append(measurement.name)
+            continue
+        _keep(job, measurement, key, ds)
         done.append(measurement.name)
+    if refused:
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in refused.items()]
+        raise LandscapeError(" ".join(reasons))
     return done
+
+
+def _keep(job: Job, measurement: Measurement, key: str, ds: Any) -> None:
+    """Write a result and the line that says with which options it was made."""
+    name, log = measurement.name, job.folder / "measured.jsonl"
+    # Void the old line first: a kill between file and line must not leave a wrong pair.
+    storage.append_line(log, {"name": name, "key": ""})
+    if ds is None:
+        result_path(job.folder, name).unlink(missing_ok=True)
+    else:
+        results.save(_signed(ds, measurement, key), result_path(job.folder, name))
+    storage.append_line(log, {"name": name, "key": key, "empty": ds is None})
 
 
 def _signed(ds: Any, measurement: Measurement, key: str) -> Any:
