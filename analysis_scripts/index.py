@@ -13,7 +13,7 @@ Made by the scripts in `analysis_scripts/` from the demo study (`make demo`). Th
 figure lie in `data/`; without `--study` a script redraws its figure from them in seconds.
 `make figures` redraws all of them. Every figure is there as PNG and as PDF with embedded fonts.
 
-| figure | question | script |
+| figure | what it asks and shows | script |
 |---|---|---|
 """
 
@@ -22,9 +22,10 @@ def rows():
     """One row per script: thumbnail linked to the PDF, first line of the docstring, file name."""
     for script in sorted(Path(__file__).parent.glob("fig_*.py")):
         name = script.stem.removeprefix("fig_")
-        question = ast.get_docstring(ast.parse(script.read_text())).splitlines()[0]
+        text = ast.get_docstring(ast.parse(script.read_text())).split("\n\n")
+        question, shows = text[0], text[-1].replace("\n", " ")
         thumbnail = f'<a href="{name}.pdf"><img src="{name}.png" width="260" alt="{name}"></a>'
-        yield f"| {thumbnail} | {question} | `{script.name}` |"
+        yield f"| {thumbnail} | **{question}** {shows} | `{script.name}` |"
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def test_another_model_is_refused_and_the_model_untouched(tmp_path):
 
 def test_long_lists_are_shortened(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(LandscapeError, match=r"missing: conv1.weight, .* and \d+ more; unexpected: x"):
+    message = r"missing: conv1.weight, .* and \d+ more; unexpected: x"
+    with pytest.raises(LandscapeError, match=message):
         problems.load_weights(small(), tmp_path / "w.safetensors")
 
 

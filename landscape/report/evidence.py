@@ -225,8 +225,12 @@ def _flatness_columns(study: Study, setting: str, columns: _Columns) -> None:
     for measure in MEASURES[:3]:
         cells = {}
         for name, per_seed in flatness(study, measure, setting).items():
-            ci = stats.geometric_mean_ci(per_seed)
+            # A trace may be negative where no minimum was reached: no geometric mean then.
+            positive = all(value > 0 for value in per_seed)
+            ci = (stats.geometric_mean_ci if positive else stats.mean_ci)(per_seed)
             note = words.interval(ci)
+            if note and not positive:
+                note += " arithmetic"
             if measure.key == "lambda1":
                 note += " " + _residual(study, setting, name)
             cells[name] = Cell(words.number(ci.estimate), note.strip())

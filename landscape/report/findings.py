@@ -58,7 +58,9 @@ def answer(study: Study, made: list[Comparison]) -> Answer:
 
 def _where(study: Study, setting: str) -> str:
     title = study.title(setting)
-    return f"with {title}" if title and title != setting else (f"in {setting}" if setting else "")
+    if title and title != setting:
+        return f"with {title}"
+    return "" if setting in ("", "default") else f"in {setting}"
 
 
 def _gain(study: Study, one: Comparison) -> str:
@@ -273,20 +275,21 @@ def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> 
     if not against:
         total = len(study.variants(setting))
         what = "no accuracy was measured" if total > 1 else "there is nothing to compare it with"
-        return f"{words.count(total, 'variant')} measured {where}: {what}.".replace(" :", ":")
+        return f"{words.count(total, 'variant')} measured {where}".rstrip() + f": {what}."
     reference = study.label(setting, references[0])
+    where = f" {where}" if where else ""
     better = [one for one in against if one.sign > 0]
     if all(math.isnan(one.p) for one in against):
         return (
-            f"One seed per variant cannot say which is better {where}; what follows is description."
+            f"One seed per variant cannot say which is better{where}; what follows is description."
             if max(one.paired.difference.n for one in against) == 1
-            else f"No difference to {reference} {where} can be tested."
+            else f"No difference to {reference}{where} can be tested."
         )
     how = "generalizes" if len(better) == 1 else "generalize"
     who = (
-        f"No variant generalizes detectably better than {reference} {where}"
+        f"No variant generalizes detectably better than {reference}{where}"
         if not better
-        else f"{_share(len(better), len(against))} {how} better than {reference} {where}"
+        else f"{_share(len(better), len(against))} {how} better than {reference}{where}"
     )
     verdict = _headline_flatness([v for v in verdicts if v.setting == setting], bool(better))
     return f"{who}{_headline_control(study, setting, bool(better))}{verdict}"

@@ -169,15 +169,16 @@ def _makers(study: Study) -> dict[str, tuple[tuple[str, ...], Callable[[str], Dr
         return tuple(study.references(setting))
 
     data = study.data
+    accuracy = ("generalization",) if study.metric in data.get("generalization", ()) else ("none",)
     return {
         "headline": (
-            ("generalization",),
+            accuracy,
             lambda s: figures.headline(
                 data["generalization"], setting=s, metric=study.metric, references=references(s)
             ),
         ),
         "flatness_vs_accuracy": (
-            ("generalization",),
+            accuracy,
             lambda s: figures.flatness_vs_accuracy(
                 data["generalization"],
                 maybe("top_eigenvalues", s),

@@ -56,10 +56,14 @@ class Study:
         """What was declared as the primary comparisons, possibly nothing."""
         return self.resolved.get("comparisons") or {}
 
-    @property
+    @cached_property
     def metric(self) -> str:
-        """The variable of `generalization` that is compared."""
-        return str(self.comparisons.get("metric", "test_accuracy"))
+        """The variable of `generalization` that is compared: the declared one if it is there."""
+        declared = str(self.comparisons.get("metric", "test_accuracy"))
+        measured = self.data.get("generalization", ())
+        # A checkpoint may come with training data alone.
+        found = (name for name in (declared, "val_accuracy", "train_accuracy") if name in measured)
+        return next(found, declared)
 
     @cached_property
     def recipes(self) -> dict[str, str]:

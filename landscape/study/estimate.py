@@ -90,8 +90,9 @@ class Estimate:
         for row in self.rows:
             name = row.name.replace("_", " ")
             lines.append(f"{name:22}{row.runs:6d}{row.gradients:12,.0f}{duration(row.seconds):>14}")
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         lines.append(
-            f"About {duration(self.seconds)} with {self.workers} workers and "
+            f"About {duration(self.seconds)} with {workers} and "
             f"{self.memory / MIB:,.0f} MiB of memory. A gradient over {self.num_examples} examples "
             f"takes {1000 * self.gradient_seconds:.3g} ms here."
         )

@@ -50,7 +50,9 @@ class Summary:
 
     def sentence(self) -> str:
         """Counts in words."""
-        parts = [f"{len(self.done)} runs done"] if self.done else []
+        parts = (
+            [f"{len(self.done)} run{'' if len(self.done) == 1 else 's'} done"] if self.done else []
+        )
         parts += [f"{len(self.kept)} were there already"] if self.kept else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join(parts) + "."
