@@ -13,8 +13,10 @@ SETTING = "noisy"
 
 
 def compute(gradient_zscores):
-    """The runs of the setting that is drawn."""
-    return [gradient_zscores.isel(run=gradient_zscores.setting.to_numpy() == SETTING)]
+    """What is drawn, of the runs of the setting, in single precision."""
+    runs = gradient_zscores.isel(run=gradient_zscores.setting.to_numpy() == SETTING)
+    runs = runs[["density", "threshold", "flag"]]
+    return [runs.assign(density=runs.density.astype("float32"))]
 
 
 def draw(gradient_zscores):

@@ -383,9 +383,11 @@ def _command(folder, out, *more):
 
 def _process(folder, command):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A test run in the background of a script inherits an ignored SIGINT; a terminal does not.
     return subprocess.Popen(
         command, cwd=folder, text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
