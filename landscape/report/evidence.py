@@ -214,7 +214,7 @@ def _mean_cell(ci: Interval) -> Cell:
 
 def _difference_cell(one: Comparison) -> Cell:
     ci = one.paired.difference
-    note = " ".join(
+    note = "\n".join(
         part for part in (words.interval(ci, words.points), words.p_value(one.p)) if part
     )
     emphasis = {1: "better", -1: "worse", 0: ""}[one.sign]
@@ -232,7 +232,7 @@ def _flatness_columns(study: Study, setting: str, columns: _Columns) -> None:
             if note and not positive:
                 note += " arithmetic"
             if measure.key == "lambda1":
-                note += " " + _residual(study, setting, name)
+                note += "\n" + _residual(study, setting, name)
             cells[name] = Cell(words.number(ci.estimate), note.strip())
         title = words.sentence(measure.name)
         if measure.measurement == "sharpness":
