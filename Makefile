@@ -48,8 +48,8 @@ figures: $(VENV)/.installed
 newcomer:
 	@folder=$$(mktemp -d) && git clone --quiet . $$folder/landscape && cd $$folder/landscape && \
 	  export PIP_CACHE_DIR=$$folder/pip-cache && \
-	  ( time $(MAKE) demo ) && ( time $(MAKE) demo ) && ( time $(MAKE) test ) && \
-	  echo "newcomer: all three commands passed in $$folder"
+	  date && $(MAKE) demo && date && $(MAKE) demo && date && $(MAKE) test && date && \
+	  echo "newcomer: make demo, make demo again and make test passed in $$folder"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
