@@ -2,7 +2,7 @@
 
     python analysis_scripts/fig_masks.py [--study studies/demo] [--smoke]
 
-Cohen's kappa between the masks of all variants at one theta and batch; 0 is chance.
+Cohen's kappa between the masks of five variants, each asked at one theta and batch; 0 is chance.
 """
 
 import _figure
