@@ -4,39 +4,20 @@ Every function takes results and `width` (a name in `style.WIDTHS` or inches). `
 (TrueType fonts), PNG or SVG. What each figure shows: the function of the same name in `figures`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from landscape.errors import LandscapeError
 from landscape.plot import figures, style
 from landscape.plot._matplotlib import render
+from landscape.plot._twins import drawn_by
 from landscape.storage import write_atomically
 
 SUFFIXES = (".pdf", ".png", ".svg")
 
-__all__ = [
-    "energy_over_time",
-    "flatness_vs_accuracy",
-    "gradient_zscores",
-    "headline",
-    "hessian_trace",
-    "history",
-    "loss_plane",
-    "loss_slice",
-    "mask_overlap",
-    "mask_persistence",
-    "perturbation",
-    "perturbation_over_time",
-    "render",
-    "save",
-    "sharpness",
-    "spectral_density",
-    "top_eigenvalues",
-]
+__all__ = [*figures.__all__, "render", "save"]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -51,181 +32,19 @@ def save(figure: Figure, path: Path) -> Path:
         return write_atomically(path, lambda file: figure.savefig(file, metadata=metadata))
 
 
-def headline(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    metric: str = "test_accuracy",
-    references: Sequence[str] = ("sgd", "sam"),
-    width: str | float = "neurips",
-) -> Figure:
-    """Accuracy of each variant with seeds and 95 % intervals; paired differences beside it."""
-    drawing = figures.headline(ds, setting=setting, metric=metric, references=references)
-    return render(drawing, width=width)
-
-
-def flatness_vs_accuracy(
-    generalization: xr.Dataset,
-    eigenvalues: xr.Dataset | None = None,
-    sharpness: xr.Dataset | None = None,
-    *,
-    setting: str | None = None,
-    rho: float | None = None,
-    metric: str = "test_accuracy",
-    width: str | float = "neurips",
-) -> Figure:
-    """Accuracy against lambda_1, Gaussian sharpness and training loss."""
-    drawing = figures.flatness_vs_accuracy(
-        generalization, eigenvalues, sharpness, setting=setting, rho=rho, metric=metric
-    )
-    return render(drawing, width=width)
-
-
-def history(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Training loss and validation accuracy over epochs."""
-    drawing = figures.history(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def top_eigenvalues(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Leading Hessian eigenvalues with residuals; unconverged ones hollow."""
-    drawing = figures.top_eigenvalues(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def hessian_trace(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Trace of the Hessian with its standard error and 95 % interval."""
-    drawing = figures.hessian_trace(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def spectral_density(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    reference: str = "sgd",
-    width: str | float = "neurips",
-) -> Figure:
-    """Density of Hessian eigenvalues, one panel per variant."""
-    drawing = figures.spectral_density(ds, setting=setting, reference=reference)
-    return render(drawing, width=width)
-
-
-def sharpness(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    reference: str = "sgd",
-    width: str | float = "neurips",
-) -> Figure:
-    """Loss increase against radius, and its ratio to the reference."""
-    drawing = figures.sharpness(ds, setting=setting, reference=reference)
-    return render(drawing, width=width)
-
-
-def loss_slice(
-    ds: xr.Dataset,
-    other: xr.Dataset | None = None,
-    *,
-    setting: str | None = None,
-    references: tuple[str, ...] = ("sgd", "sam"),
-    width: str | float = "neurips",
-) -> Figure:
-    """Loss along random directions in two windows, each BatchNorm mode in its own columns."""
-    drawing = figures.loss_slice(ds, other, setting=setting, references=references)
-    return render(drawing, width=width)
-
-
-def loss_plane(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    levels: int = 15,
-    width: str | float = "neurips",
-) -> Figure:
-    """Loss on a random plane through each model, with shared levels."""
-    drawing = figures.loss_plane(ds, setting=setting, levels=levels)
-    return render(drawing, width=width)
-
-
-def gradient_zscores(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    tensors: tuple[str, ...] | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Density of the standardized gradient per tensor."""
-    drawing = figures.gradient_zscores(ds, setting=setting, tensors=tensors)
-    return render(drawing, width=width)
-
-
-def perturbation(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Energy share, parameter share and density per tensor."""
-    drawing = figures.perturbation(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def energy_over_time(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Share of the perturbation's energy by kind of tensor over epochs."""
-    drawing = figures.energy_over_time(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def perturbation_over_time(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Effective radius, gradient agreement and loss increase over epochs."""
-    drawing = figures.perturbation_over_time(ds, setting=setting)
-    return render(drawing, width=width)
-
-
-def mask_overlap(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    references: tuple[str, ...] = ("sgd", "sam"),
-    width: str | float = "neurips",
-) -> Figure:
-    """Cohen's kappa between the masks of all variants at one theta."""
-    drawing = figures.mask_overlap(ds, setting=setting, references=references)
-    return render(drawing, width=width)
-
-
-def mask_persistence(
-    ds: xr.Dataset,
-    *,
-    setting: str | None = None,
-    width: str | float = "neurips",
-) -> Figure:
-    """Cohen's kappa between masks by the steps between them."""
-    drawing = figures.mask_persistence(ds, setting=setting)
-    return render(drawing, width=width)
+_drawn = drawn_by(render)
+headline = _drawn(figures.headline)
+flatness_vs_accuracy = _drawn(figures.flatness_vs_accuracy)
+history = _drawn(figures.history)
+top_eigenvalues = _drawn(figures.top_eigenvalues)
+hessian_trace = _drawn(figures.hessian_trace)
+spectral_density = _drawn(figures.spectral_density)
+sharpness = _drawn(figures.sharpness)
+loss_slice = _drawn(figures.loss_slice)
+loss_plane = _drawn(figures.loss_plane)
+perturbation = _drawn(figures.perturbation)
+energy_over_time = _drawn(figures.energy_over_time)
+perturbation_over_time = _drawn(figures.perturbation_over_time)
+gradient_zscores = _drawn(figures.gradient_zscores)
+mask_overlap = _drawn(figures.mask_overlap)
+mask_persistence = _drawn(figures.mask_persistence)

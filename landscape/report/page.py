@@ -2,23 +2,23 @@
 
 import datetime
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from landscape.errors import LandscapeError
-from landscape.plot import figures, interactive, runs, static
+from landscape.plot import interactive, runs, static
 from landscape.plot.drawing import Drawing
 from landscape.report import words
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import comparisons, table
 from landscape.report.findings import answer
+from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
 from landscape.storage import StudyFolder, slug, write_text
 
@@ -53,16 +53,6 @@ class Section:
     figures: tuple[Shown, ...]
 
 
-_SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Outcome", ("headline", "flatness_vs_accuracy")),
-    ("Is it flatter?", ("top_eigenvalues", "hessian_trace", "sharpness", "spectral_density")),
-    ("What is perturbed?", ("perturbation", "energy_over_time", "gradient_zscores",
-                            "mask_overlap", "mask_persistence", "perturbation_over_time")),
-    ("The surface around the solution", ("loss_slice", "loss_plane")),
-    ("Training", ("history",)),
-)  # fmt: skip
-
-
 def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Path:
     """Write report.html, report.md and figures/ of a study; return the path of the page.
 
@@ -70,7 +60,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = FORMATS) -> Path:
     beside it (png is what the Markdown twin shows).
     """
     study = Study.read(folder)
-    sections = [_section(study, title, names) for title, names in _SECTIONS]
+    sections = [_section(study, title, entries) for title, entries in SECTIONS]
     sections = [section for section in sections if section.figures]
     _save([shown for section in sections for shown in section.figures], folder, formats)
     made = comparisons(study)
@@ -116,7 +106,7 @@ def write_figures(
     html: interactive twins, which share one plotly.min.js beside them.
     """
     study = Study.read(folder)
-    sections = [_section(study, title, names) for title, names in _SECTIONS]
+    sections = [_section(study, title, entries) for title, entries in SECTIONS]
     return _save([shown for section in sections for shown in section.figures], folder, formats)
 
 
@@ -139,84 +129,16 @@ def _save(shown: list[Shown], folder: StudyFolder, formats: tuple[str, ...]) -> 
     return paths
 
 
-def _section(study: Study, title: str, names: tuple[str, ...]) -> Section:
-    makers = _makers(study)
+def _section(study: Study, title: str, entries: tuple[Entry, ...]) -> Section:
     shown = []
     for setting in study.settings:
-        for name in names:
-            needs, make = makers[name]
-            if all(study.has(need, setting) for need in needs):
-                drawing = make(setting)
+        for entry in entries:
+            drawing = entry.draw(study, setting)
+            if drawing is not None and any(panel.marks for panel in drawing.panels):
+                name = entry.figure
                 stem = name if len(study.settings) == 1 else f"{name}-{slug(setting)}"
-                if any(panel.marks for panel in drawing.panels):
-                    shown.append(Shown(drawing, setting, stem))
+                shown.append(Shown(drawing, setting, stem))
     return Section(title, tuple(shown))
-
-
-def _makers(study: Study) -> dict[str, tuple[tuple[str, ...], Callable[[str], Drawing]]]:
-    """Figure -> (measurements without which there is none, how to draw it in one setting)."""
-
-    def one(name: str, make: Callable[..., Drawing]) -> tuple[tuple[str], Callable[[str], Drawing]]:
-        return (name,), lambda setting: make(study.data[name], setting=setting)
-
-    def maybe(name: str, setting: str) -> xr.Dataset | None:
-        return study.data[name] if study.has(name, setting) else None
-
-    def with_base(make: Callable[..., Drawing], name: str) -> Callable[[str], Drawing]:
-        return lambda s: make(study.data[name], setting=s, reference=study.references(s)[0])
-
-    def references(setting: str) -> tuple[str, ...]:
-        return tuple(study.references(setting))
-
-    data = study.data
-    accuracy = ("generalization",) if study.metric in data.get("generalization", ()) else ("none",)
-    return {
-        "headline": (
-            accuracy,
-            lambda s: figures.headline(
-                data["generalization"], setting=s, metric=study.metric, references=references(s)
-            ),
-        ),
-        "flatness_vs_accuracy": (
-            accuracy,
-            lambda s: figures.flatness_vs_accuracy(
-                data["generalization"],
-                maybe("top_eigenvalues", s),
-                maybe("sharpness", s),
-                setting=s,
-                metric=study.metric,
-            ),
-        ),
-        "top_eigenvalues": one("top_eigenvalues", figures.top_eigenvalues),
-        "hessian_trace": one("hessian_trace", figures.hessian_trace),
-        "sharpness": (("sharpness",), with_base(figures.sharpness, "sharpness")),
-        "spectral_density": (
-            ("spectral_density",),
-            with_base(figures.spectral_density, "spectral_density"),
-        ),
-        "perturbation": one("perturbation", figures.perturbation),
-        "energy_over_time": one("perturbation_history", figures.energy_over_time),
-        "perturbation_over_time": one("perturbation_history", figures.perturbation_over_time),
-        "gradient_zscores": one("gradient_zscores", figures.gradient_zscores),
-        "mask_overlap": (
-            ("mask_overlap",),
-            lambda s: figures.mask_overlap(
-                data["mask_overlap"], setting=s, references=references(s)
-            ),
-        ),
-        "mask_persistence": one("mask_persistence", figures.mask_persistence),
-        "loss_slice": (
-            ("loss_slice",),
-            lambda s: figures.loss_slice(
-                data["loss_slice"],
-                maybe("loss_slice_eval", s),
-                setting=s,
-                references=references(s),
-            ),
-        ),
-        "loss_plane": one("loss_plane", figures.loss_plane),
-        "history": one("history", figures.history),
-    }
 
 
 def _how_measured(study: Study) -> Iterator[tuple[str, str]]:

@@ -150,7 +150,7 @@ def _training_share(job: Job) -> float:
 def _measure(
     job: Job, todo: list[tuple[Measurement, str]], report: Report, *, trained: bool
 ) -> list[str]:
-    from landscape.study import measuring
+    from landscape.study import measurements
     from landscape.study.bench import Bench
 
     start = _training_share(job) if trained else 0.0
@@ -161,7 +161,7 @@ def _measure(
     for index, (measurement, key) in enumerate(todo):
         report(start + (1 - start) * index / len(todo), measurement.name.replace("_", " "))
         try:
-            ds = measuring.measure_run(bench, measurement.name, measurement.options)
+            ds = measurements.measure_run(bench, measurement.name, measurement.options)
         except LandscapeError as error:
             refused.setdefault(str(error), []).append(measurement.name)
             continue

@@ -355,12 +355,12 @@ def _training(where: str, table: Any) -> dict[str, Any]:
 
 
 def _measure(table: Mapping[str, Any]) -> MeasureSpec:
-    from landscape.study import measuring
+    from landscape.study import measurements
 
     options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     common = {key: value for key, value in table.items() if key not in options}
-    _check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measuring.MEASUREMENTS))
-    known = tuple(measuring.MEASUREMENTS)
+    _check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.MEASUREMENTS))
+    known = tuple(measurements.MEASUREMENTS)
     for name in options:
         if name not in known:
             raise LandscapeError(_unknown("[measure] has no measurement", name, known))
@@ -390,12 +390,12 @@ def _measure(table: Mapping[str, Any]) -> MeasureSpec:
 
 
 def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
-    from landscape.study import measuring
+    from landscape.study import measurements
 
-    defaults = measuring.options_of(name)
+    defaults = measurements.options_of(name)
     _check_keys(f"[measure.{name}]", table, defaults, extra=("first_seed_only",))
     given = {key: value for key, value in table.items() if key != "first_seed_only"}
-    first = table.get("first_seed_only", name in measuring.FIRST_SEED_ONLY)
+    first = table.get("first_seed_only", name in measurements.FIRST_SEED_ONLY)
     if not isinstance(first, bool):
         raise LandscapeError(f"[measure.{name}] first_seed_only = {first!r} is not true or false.")
     return Measurement(name, defaults | given, first)

@@ -1,0 +1,94 @@
+"""Which figures the report shows, under which heading, from which measurements."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from landscape.plot import figures
+from landscape.plot.drawing import Drawing
+from landscape.report.study import Study
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of `plot.figures` and the measurements that are its arguments, in order.
+
+    Without the first `needed` of them there is no figure (default: all); the others may be missing.
+    Its keywords `setting`, `references`, `reference` and `metric` are filled in from the study.
+    """
+
+    figure: str
+    data: tuple[str, ...] = ()
+    needed: int | None = None
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of the arguments; the figure's own name unless given."""
+        return self.data or (self.figure,)
+
+    def draw(self, study: Study, setting: str) -> Drawing | None:
+        """The figure in one setting, None where a measurement that it needs was not made."""
+        names = self.measurements
+        needed = names if self.needed is None else names[: self.needed]
+        if not all(study.has(name, setting) for name in needed):
+            return None
+        make = getattr(figures, self.figure)
+        accepted = inspect.signature(make).parameters
+        if "metric" in accepted and study.metric not in study.data[names[0]]:
+            return None
+        found: list[xr.Dataset | None] = [
+            study.data[name] if study.has(name, setting) else None for name in names
+        ]
+        references = tuple(study.references(setting))
+        keywords: dict[str, Any] = {
+            "setting": setting,
+            "references": references,
+            "reference": next(iter(references), "sgd"),
+            "metric": study.metric,
+        }
+        return make(*found, **{key: keywords[key] for key in keywords if key in accepted})
+
+
+SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
+    (
+        "Outcome",
+        (
+            Entry("headline", ("generalization",)),
+            Entry(
+                "flatness_vs_accuracy",
+                ("generalization", "top_eigenvalues", "sharpness"),
+                needed=1,
+            ),
+        ),
+    ),
+    (
+        "Is it flatter?",
+        (
+            Entry("top_eigenvalues"),
+            Entry("hessian_trace"),
+            Entry("sharpness"),
+            Entry("spectral_density"),
+        ),
+    ),
+    (
+        "What is perturbed?",
+        (
+            Entry("perturbation"),
+            Entry("energy_over_time", ("perturbation_history",)),
+            Entry("gradient_zscores"),
+            Entry("mask_overlap"),
+            Entry("mask_persistence"),
+            Entry("perturbation_over_time", ("perturbation_history",)),
+        ),
+    ),
+    (
+        "The surface around the solution",
+        (
+            Entry("loss_slice", ("loss_slice", "loss_slice_eval"), needed=1),
+            Entry("loss_plane"),
+        ),
+    ),
+    ("Training", (Entry("history"),)),
+)

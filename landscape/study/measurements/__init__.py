@@ -1,0 +1,35 @@
+"""Which measurements a study can ask for, with the options it may set.
+
+Each function takes a `Bench` and keyword options; its signature is the list of options of
+[measure.<name>] and their defaults.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import xarray as xr
+
+from landscape.study.bench import Bench
+from landscape.study.measurements import curvature, outcome, perturbations, surfaces
+
+_TOPICS = (outcome, perturbations, curvature, surfaces)
+MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
+    name: function for topic in _TOPICS for name, function in topic.MEASUREMENTS.items()
+}
+FIRST_SEED_ONLY = tuple(name for topic in _TOPICS for name in topic.FIRST_SEED_ONLY)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Options of [measure.<name>] with their defaults."""
+    parameters = inspect.signature(MEASUREMENTS[name]).parameters.values()
+    return {
+        p.name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def measure_run(bench: Bench, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
+    """One measurement of one run; None where the run has nothing of the kind (masks of SGD)."""
+    return MEASUREMENTS[name](bench, **options)
