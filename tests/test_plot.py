@@ -10,6 +10,7 @@ from landscape import plot, results
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures, interactive, runs, static, style
+from tests.figure_checks import check_figure, check_signatures
 from tests.fixtures_results import write_study
 
 CALLS = {
@@ -48,61 +49,14 @@ def make(module, name, data, **options):
     return getattr(module, name)(*(data[key] for key in CALLS[name]), setting="noisy", **options)
 
 
-def test_every_figure_has_both_twins_with_one_signature():
-    import inspect
-
-    assert set(figures.__all__) == set(CALLS)
-    for name in figures.__all__:
-        one = inspect.signature(getattr(static, name)).parameters
-        two = inspect.signature(getattr(interactive, name)).parameters
-        assert list(one) == list(two)
-        assert [p.default for p in one.values()] == [p.default for p in two.values()]
-        assert list(inspect.signature(getattr(figures, name)).parameters) == list(one)[:-1]
-
-
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_twins_carry_the_numbers_names_and_units_of_the_drawing(name, data):
-    drawn = make(figures, name, data)
-    paper, page = make(static, name, data), make(interactive, name, data)
-    axes = [ax for ax in paper.axes if ax.get_label() != "<colorbar>"]
-    assert len(axes) == len(drawn.panels)
-    traces = list(page.data)
-    for index, (panel, ax) in enumerate(zip(drawn.panels, axes, strict=True)):
-        here = [t for t in traces if (t.xaxis or "x") == f"x{index + 1 if index else ''}"]
-        expected = [m for m in panel.marks if not isinstance(m, grammar.Rule | grammar.Label)]
-        assert len(here) == len(expected)
-        lines = [
-            line
-            for line in ax.lines
-            if line.get_linestyle() != "None" and len(line.get_xdata()) > 2
-        ]
-        drawn_lines = [m for m in expected if isinstance(m, grammar.Line)]
-        for mark, trace in zip(expected, here, strict=True):
-            assert trace.name == mark.name
-            if isinstance(mark, grammar.Line | grammar.Points):
-                np.testing.assert_allclose(np.asarray(trace.x, float), mark.x, rtol=1e-6)
-                np.testing.assert_allclose(np.asarray(trace.y, float), mark.y, rtol=1e-6)
-        for mark, line in zip(drawn_lines, lines, strict=False):
-            np.testing.assert_array_equal(line.get_xdata(), mark.x)
-            np.testing.assert_array_equal(line.get_ydata(), mark.y)
+    check_figure(name, *(data[key] for key in CALLS[name]), setting="noisy")
 
 
-@pytest.mark.parametrize("name", sorted(CALLS))
-def test_axes_of_both_twins_say_the_same(name, data):
-    drawn = make(figures, name, data)
-    paper, page = make(static, name, data), make(interactive, name, data)
-    shown = {ax.get_xlabel() for ax in paper.axes} | {ax.get_ylabel() for ax in paper.axes}
-    layout = page.to_dict()["layout"]
-    named = {
-        axis["title"].get("text") or ""
-        for key, axis in layout.items()
-        if key.startswith(("xaxis", "yaxis"))
-    }
-    wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y)}
-    assert wanted - {""} <= named
-    assert wanted - {""} <= shown
-    assert drawn.caption
-    assert layout["meta"]["caption"] == drawn.caption
+@pytest.mark.parametrize("name", figures.__all__)
+def test_every_figure_has_both_twins_with_one_signature(name):
+    check_signatures(name)
 
 
 def test_units_are_written_unless_there_are_none():

@@ -1,0 +1,66 @@
+"""What holds of every figure: two twins with one signature, the same numbers, names and units."""
+
+import inspect
+
+import numpy as np
+
+from landscape.plot import drawing as grammar
+from landscape.plot import figures, interactive, static
+
+
+def check_figure(name, *data, **options):
+    """Both twins of figures.<name> carry the marks, axis titles and caption of its drawing."""
+    check_signatures(name)
+    drawn = getattr(figures, name)(*data, **options)
+    paper = getattr(static, name)(*data, **options)
+    page = getattr(interactive, name)(*data, **options)
+    check_numbers(drawn, paper, page)
+    check_words(drawn, paper, page)
+    return drawn
+
+
+def check_signatures(name):
+    one = inspect.signature(getattr(static, name)).parameters
+    two = inspect.signature(getattr(interactive, name)).parameters
+    assert list(one) == list(two)
+    assert [p.default for p in one.values()] == [p.default for p in two.values()]
+    assert list(inspect.signature(getattr(figures, name)).parameters) == list(one)[:-1]
+
+
+def check_numbers(drawn, paper, page):
+    axes = [ax for ax in paper.axes if ax.get_label() != "<colorbar>"]
+    assert len(axes) == len(drawn.panels)
+    traces = list(page.data)
+    for index, (panel, ax) in enumerate(zip(drawn.panels, axes, strict=True)):
+        here = [t for t in traces if (t.xaxis or "x") == f"x{index + 1 if index else ''}"]
+        expected = [m for m in panel.marks if not isinstance(m, grammar.Rule | grammar.Label)]
+        assert len(here) == len(expected)
+        lines = [
+            line
+            for line in ax.lines
+            if line.get_linestyle() != "None" and len(line.get_xdata()) > 2
+        ]
+        drawn_lines = [m for m in expected if isinstance(m, grammar.Line)]
+        for mark, trace in zip(expected, here, strict=True):
+            assert trace.name == mark.name
+            if isinstance(mark, grammar.Line | grammar.Points):
+                np.testing.assert_allclose(np.asarray(trace.x, float), mark.x, rtol=1e-6)
+                np.testing.assert_allclose(np.asarray(trace.y, float), mark.y, rtol=1e-6)
+        for mark, line in zip(drawn_lines, lines, strict=False):
+            np.testing.assert_array_equal(line.get_xdata(), mark.x)
+            np.testing.assert_array_equal(line.get_ydata(), mark.y)
+
+
+def check_words(drawn, paper, page):
+    shown = {ax.get_xlabel() for ax in paper.axes} | {ax.get_ylabel() for ax in paper.axes}
+    layout = page.to_dict()["layout"]
+    named = {
+        axis["title"].get("text") or ""
+        for key, axis in layout.items()
+        if key.startswith(("xaxis", "yaxis"))
+    }
+    wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y)}
+    assert wanted - {""} <= named
+    assert wanted - {""} <= shown
+    assert drawn.caption
+    assert layout["meta"]["caption"] == drawn.caption
