@@ -121,6 +121,17 @@ def test_what_is_measured_has_defaults_spelled_out_and_a_key_of_all_that_matters
     assert "loss_plane" not in [m.name for m in plan.measurements_of(second)]
 
 
+def test_without_a_list_the_usual_measurements_are_made_and_a_table_adds_one(tmp_path, monkeypatch):
+    from landscape.study import measurements
+
+    plan = read(BASE, tmp_path)
+    assert [m.name for m in plan.measure.measurements] == list(measurements.DEFAULT)
+    more = {**measurements.MEASUREMENTS, "extra": measurements.MEASUREMENTS["sharpness"]}
+    monkeypatch.setattr(measurements, "MEASUREMENTS", more)
+    plan = read(BASE + "[measure.extra]\nascent_steps = 3\n[measure.sharpness]\n", tmp_path)
+    assert [m.name for m in plan.measure.measurements] == [*measurements.DEFAULT, "extra"]
+
+
 def test_measurements_can_be_listed(tmp_path):
     plan = read(BASE + '[measure]\nmeasurements = ["generalization"]\n', tmp_path)
     assert [m.name for m in plan.measure.measurements] == ["generalization"]

@@ -4,17 +4,16 @@ Paths and "package.module:callable" names are looked up relative to the study fi
 without a table of its own is the recipe of that name, with the options of axes or entry.
 """
 
-import difflib
 import inspect
 import itertools
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.study import code, toml
+from landscape.study import code, possible, toml
 from landscape.study.spec import (
     METRICS,
     Comparisons,
@@ -70,10 +69,10 @@ def parse(
     overrides = [*overrides, *([f'dtype="{dtype}"'] if dtype else [])]
     for line in overrides:
         _override(given, line)
-    _check_keys("the study file", given, TOP_KEYS)
+    possible.check_keys("the study file", given, TOP_KEYS)
     given.setdefault("name", base.name)
     dtype = given.get("dtype", "float32")
-    _choice("dtype", dtype, DTYPES)
+    possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
     return Study(
@@ -103,7 +102,7 @@ class _Reader:
 
     def __init__(self, given: Mapping[str, Any], base: Path, dtype: str) -> None:
         self.given, self.base, self.dtype = given, base, dtype
-        problem = _table("[problem]", given.get("problem", {}), PROBLEM_KEYS)
+        problem = possible.table("[problem]", given.get("problem", {}), PROBLEM_KEYS)
         self.problem = Problem(**problem)
         self.training = _training("[training]", given.get("training", {}))
         self.settings = self._settings(given.get("settings", {}))
@@ -115,7 +114,7 @@ class _Reader:
         settings = {}
         for name, table in tables.items():
             where = f"[settings.{name}]"
-            _table(where, table, (*PROBLEM_KEYS, "title", "training"))
+            possible.table(where, table, (*PROBLEM_KEYS, "title", "training"))
             problem = {key: value for key, value in table.items() if key in PROBLEM_KEYS}
             settings[name] = Setting(
                 name=name,
@@ -124,7 +123,7 @@ class _Reader:
                 training=_training(where, table.get("training", {})),
             )
         for setting in settings.values():
-            _check_problem(f"[settings.{setting.name}]", setting.problem)
+            possible.check_problem(f"[settings.{setting.name}]", setting.problem)
         return settings
 
     def _variants(self, tables: Mapping[str, Any]) -> dict[str, VariantSpec]:
@@ -134,10 +133,10 @@ class _Reader:
             if not isinstance(table, Mapping):
                 raise LandscapeError(f"{where} must be a table, not {table!r}.")
             recipe = table.get("recipe", name)
-            _choice(f"{where} recipe", recipe, recipe_names())
+            possible.choice(f"{where} recipe", recipe, possible.recipe_names())
             reserved = ("recipe", "label", "training")
             options = {key: value for key, value in table.items() if key not in reserved}
-            _check_keys(where, options, recipe_options(recipe), extra=reserved)
+            possible.check_keys(where, options, possible.recipe_options(recipe), extra=reserved)
             training = _training(where, table.get("training", {}))
             label = str(table.get("label", name))
             variants[name] = VariantSpec(name, recipe, label, options, training)
@@ -147,17 +146,17 @@ class _Reader:
         """The variant called `name`; a recipe's own name needs no table."""
         if name in self.variants:
             return self.variants[name]
-        if name in recipe_names():
+        if name in possible.recipe_names():
             self.variants[name] = VariantSpec(name, name, name)
             return self.variants[name]
-        _choice(f"{where} variant", name, [*self.variants, *recipe_names()])
-        raise AssertionError  # _choice has raised
+        possible.choice(f"{where} variant", name, [*self.variants, *possible.recipe_names()])
+        raise AssertionError  # possible.choice has raised
 
     def setting(self, where: str, name: Any) -> Setting:
         """The setting called `name`; the first one when none is named."""
         if name is None:
             return next(iter(self.settings.values()))
-        _choice(f"{where} setting", name, list(self.settings))
+        possible.choice(f"{where} setting", name, list(self.settings))
         return self.settings[name]
 
     def runs(self) -> tuple[Run, ...]:
@@ -196,16 +195,16 @@ class _Reader:
         variants = [self.variant(where, name) for name in axes.pop("variant")]
         settings = [self.setting(where, name) for name in axes.pop("setting", [None])]
         seeds = axes.pop("seed", [0])
-        trainable = [key for key in axes if key in training_defaults()]
+        trainable = [key for key in axes if key in possible.training_defaults()]
         options = [key for key in axes if key not in trainable]
-        possible = {key for variant in variants for key in recipe_options(variant.recipe)}
-        known = ["variant", "setting", "seed", *training_defaults(), *sorted(possible)]
+        own = {key for variant in variants for key in possible.recipe_options(variant.recipe)}
+        known = ["variant", "setting", "seed", *possible.training_defaults(), *sorted(own)]
         for key in options:
-            if key not in possible:
-                raise LandscapeError(_unknown(f"{where} has no axis", key, known))
+            if key not in own:
+                raise LandscapeError(possible.unknown(f"{where} has no axis", key, known))
         for setting, variant, seed in itertools.product(settings, variants, seeds):
             # A variant without the option meets that axis once: SGD has no rho to vary.
-            own = [key for key in options if key in recipe_options(variant.recipe)]
+            own = [key for key in options if key in possible.recipe_options(variant.recipe)]
             for values in itertools.product(*(axes[key] for key in [*trainable, *own])):
                 chosen = dict(zip([*trainable, *own], values, strict=True))
                 training = {key: chosen[key] for key in trainable}
@@ -221,7 +220,7 @@ class _Reader:
         variant = self.variant(where, entry["variant"])
         setting = self.setting(where, entry.get("setting"))
         options = {key: value for key, value in entry.items() if key not in RUN_KEYS}
-        _check_keys(where, options, recipe_options(variant.recipe), extra=RUN_KEYS)
+        possible.check_keys(where, options, possible.recipe_options(variant.recipe), extra=RUN_KEYS)
         problem = {key: entry[key] for key in ("model", "data", "loss") if key in entry}
         setting = replace(setting, problem=replace(setting.problem, **problem))
         return self._run(
@@ -247,20 +246,20 @@ class _Reader:
     ) -> Run:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
-        _check_problem(where, setting.problem)
-        chosen = recipe_options(variant.recipe) | dict(variant.options) | dict(options)
+        possible.check_problem(where, setting.problem)
+        chosen = possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options)
         missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
         if missing:
             raise LandscapeError(
                 f"{where} variant {variant.name!r} (recipe {variant.recipe}) needs "
                 f"{' and '.join(missing)}; add it to [variants.{variant.name}] or as an axis."
             )
-        check_recipe(f"[variants.{variant.name}]", variant.recipe, chosen)
+        possible.check_recipe(f"[variants.{variant.name}]", variant.recipe, chosen)
         merged = {
-            **training_defaults(), **self.training, **setting.training, **variant.training,
+            **possible.training_defaults(), **self.training, **setting.training, **variant.training,
             **training,
         }  # fmt: skip
-        check_training(f"{where} variant {variant.name!r}", merged)
+        possible.check_training(f"{where} variant {variant.name!r}", merged)
         path = None
         if weights is not None:
             path = str((self.base / weights).absolute()) if weights else None
@@ -285,73 +284,20 @@ class _Reader:
         table = self.given.get("comparisons")
         if table is None:
             return None
-        _table("[comparisons]", table, COMPARISON_KEYS)
+        possible.table("[comparisons]", table, COMPARISON_KEYS)
         metric = table.get("metric", "test_accuracy")
-        _choice("[comparisons] metric", metric, METRICS)
+        possible.choice("[comparisons] metric", metric, METRICS)
         setting = self.setting("[comparisons]", table.get("setting"))
         present = list(dict.fromkeys(r.variant for r in runs if r.setting == setting.name))
         references = table.get("references", ["sgd"])
         for name in references if isinstance(references, list) else [references]:
-            _choice("[comparisons] reference", name, present)
+            possible.choice("[comparisons] reference", name, present)
         return Comparisons(metric, setting.name, tuple(references))
-
-
-# --- what is possible, asked of the floors that own it --------------------------------------------
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes of `landscape.sam`."""
-    from landscape import sam
-
-    return tuple(sam.recipes())
-
-
-def recipe_options(recipe: str) -> dict[str, Any]:
-    """Options of a recipe with their defaults (`inspect.Parameter.empty` where one is required)."""
-    from landscape import sam
-
-    return {
-        name: list(p.default) if isinstance(p.default, tuple) else p.default
-        for name, p in inspect.signature(sam.recipes()[recipe]).parameters.items()
-    }
-
-
-def check_recipe(where: str, recipe: str, options: Mapping[str, Any]) -> None:
-    """Build the variant once, so that a radius below 0 is refused before hours of training."""
-    from landscape import sam
-
-    try:
-        sam.make(recipe, dict(options))
-    except LandscapeError as error:
-        raise LandscapeError(f"{where} {error}") from None
-    except TypeError as error:
-        raise LandscapeError(
-            f"{where} recipe {recipe} does not accept {options}: {error}."
-        ) from None
-
-
-def training_defaults() -> dict[str, Any]:
-    """Every training option with its default."""
-    from landscape import training
-
-    return asdict(training.TrainingOptions())
-
-
-def check_training(where: str, options: Mapping[str, Any]) -> None:
-    """Build the training options once: wrong values are named before anything starts."""
-    from landscape import training
-
-    try:
-        training.TrainingOptions(**options)
-    except LandscapeError as error:
-        raise LandscapeError(f"{where} {error}") from None
-    except TypeError as error:
-        raise LandscapeError(f"{where} training options: {error}.") from None
 
 
 def _training(where: str, table: Any) -> dict[str, Any]:
     name = where if where == "[training]" else f"{where} training"
-    return dict(_table(name, table, tuple(training_defaults())))
+    return dict(possible.table(name, table, tuple(possible.training_defaults())))
 
 
 def _measure(table: Mapping[str, Any]) -> MeasureSpec:
@@ -359,16 +305,17 @@ def _measure(table: Mapping[str, Any]) -> MeasureSpec:
 
     options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     common = {key: value for key, value in table.items() if key not in options}
-    _check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.MEASUREMENTS))
+    possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.MEASUREMENTS))
     known = tuple(measurements.MEASUREMENTS)
     for name in options:
         if name not in known:
-            raise LandscapeError(_unknown("[measure] has no measurement", name, known))
-    names = common.get("measurements", known)
+            raise LandscapeError(possible.unknown("[measure] has no measurement", name, known))
+    names = common.get("measurements", (*measurements.DEFAULT, *options))
     if not isinstance(names, (list, tuple)):
         raise LandscapeError(f"[measure] measurements must be a list, not {names!r}.")
     for name in names:
-        _choice("[measure] measurement", name, known)
+        possible.choice("[measure] measurement", name, known)
+    names = tuple(dict.fromkeys(names))
     unused = [name for name in options if name not in names]
     if unused:
         raise LandscapeError(
@@ -378,8 +325,8 @@ def _measure(table: Mapping[str, Any]) -> MeasureSpec:
     examples = common.get("examples", 256)
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
         raise LandscapeError(f"[measure] examples = {examples!r} is not a whole number from 1 on.")
-    _choice("[measure] split", common.get("split", "train"), SPLITS)
-    _choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
+    possible.choice("[measure] split", common.get("split", "train"), SPLITS)
+    possible.choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
     return MeasureSpec(
         examples=examples,
         split=common.get("split", "train"),
@@ -393,50 +340,12 @@ def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
     from landscape.study import measurements
 
     defaults = measurements.options_of(name)
-    _check_keys(f"[measure.{name}]", table, defaults, extra=("first_seed_only",))
+    possible.check_keys(f"[measure.{name}]", table, defaults, extra=("first_seed_only",))
     given = {key: value for key, value in table.items() if key != "first_seed_only"}
     first = table.get("first_seed_only", name in measurements.FIRST_SEED_ONLY)
     if not isinstance(first, bool):
         raise LandscapeError(f"[measure.{name}] first_seed_only = {first!r} is not true or false.")
     return Measurement(name, defaults | given, first)
-
-
-# --- saying what is wrong -------------------------------------------------------------------------
-
-
-def _check_problem(where: str, problem: Problem) -> None:
-    noise = problem.label_noise
-    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
-        raise LandscapeError(f"{where} label_noise = {noise!r} is not a share between 0 and 1.")
-    _choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
-    code.check_names(where, problem)
-
-
-def _table(where: str, table: Any, allowed: Collection[str]) -> Mapping[str, Any]:
-    if not isinstance(table, Mapping):
-        raise LandscapeError(f"{where} must be a table, not {table!r}.")
-    _check_keys(where, table, allowed)
-    return table
-
-
-def _check_keys(
-    where: str, given: Iterable[str], allowed: Collection[str], *, extra: Collection[str] = ()
-) -> None:
-    for key in given:
-        if key not in allowed and key not in extra:
-            raise LandscapeError(_unknown(f"{where} has no entry", key, [*allowed, *extra]))
-
-
-def _choice(what: str, value: Any, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise LandscapeError(_unknown(f"{what}: unknown", value, list(choices)))
-
-
-def _unknown(what: str, key: Any, possible: Sequence[str]) -> str:
-    possible = list(dict.fromkeys(possible))
-    close = difflib.get_close_matches(str(key), possible, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{what} {key!r}.{hint} Possible: {', '.join(possible) or 'none'}."
 
 
 def _override(given: dict[str, Any], line: str) -> None:

@@ -17,6 +17,24 @@ _TOPICS = (outcome, perturbations, curvature, surfaces)
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     name: function for topic in _TOPICS for name, function in topic.MEASUREMENTS.items()
 }
+# What a study measures without being asked; a [measure.<name>] table adds any other.
+DEFAULT = (
+    "generalization",
+    "history",
+    "perturbation_history",
+    "mask_persistence",
+    "top_eigenvalues",
+    "hessian_trace",
+    "spectral_density",
+    "sharpness",
+    "gradient_zscores",
+    "perturbation",
+    "mask_overlap",
+    "loss_slice",
+    "loss_slice_eval",
+    "loss_plane",
+    "crosscheck",
+)
 FIRST_SEED_ONLY = tuple(name for topic in _TOPICS for name in topic.FIRST_SEED_ONLY)
 
 

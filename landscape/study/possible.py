@@ -1,0 +1,101 @@
+"""What a study file may say, asked of the floors that own it, and how a mistake is named."""
+
+import difflib
+import inspect
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from landscape.errors import LandscapeError
+from landscape.study import code
+from landscape.study.spec import Problem
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes of `landscape.sam`."""
+    from landscape import sam
+
+    return tuple(sam.recipes())
+
+
+def recipe_options(recipe: str) -> dict[str, Any]:
+    """Options of a recipe with their defaults (`inspect.Parameter.empty` where one is required)."""
+    from landscape import sam
+
+    return {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in inspect.signature(sam.recipes()[recipe]).parameters.items()
+    }
+
+
+def check_recipe(where: str, recipe: str, options: Mapping[str, Any]) -> None:
+    """Build the variant once, so that a radius below 0 is refused before hours of training."""
+    from landscape import sam
+
+    try:
+        sam.make(recipe, dict(options))
+    except LandscapeError as error:
+        raise LandscapeError(f"{where} {error}") from None
+    except TypeError as error:
+        raise LandscapeError(
+            f"{where} recipe {recipe} does not accept {options}: {error}."
+        ) from None
+
+
+def training_defaults() -> dict[str, Any]:
+    """Every training option with its default."""
+    from landscape import training
+
+    return asdict(training.TrainingOptions())
+
+
+def check_training(where: str, options: Mapping[str, Any]) -> None:
+    """Build the training options once: wrong values are named before anything starts."""
+    from landscape import training
+
+    try:
+        training.TrainingOptions(**options)
+    except LandscapeError as error:
+        raise LandscapeError(f"{where} {error}") from None
+    except TypeError as error:
+        raise LandscapeError(f"{where} training options: {error}.") from None
+
+
+def check_problem(where: str, problem: Problem) -> None:
+    """Noise, and names of data, model and loss that can be imported."""
+    noise = problem.label_noise
+    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
+        raise LandscapeError(f"{where} label_noise = {noise!r} is not a share between 0 and 1.")
+    choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
+    code.check_names(where, problem)
+
+
+def table(where: str, given: Any, allowed: Collection[str]) -> Mapping[str, Any]:
+    """A table whose keys are all allowed."""
+    if not isinstance(given, Mapping):
+        raise LandscapeError(f"{where} must be a table, not {given!r}.")
+    check_keys(where, given, allowed)
+    return given
+
+
+def check_keys(
+    where: str, given: Iterable[str], allowed: Collection[str], *, extra: Collection[str] = ()
+) -> None:
+    """Refuse a key that is not allowed, with the closest one that is."""
+    for key in given:
+        if key not in allowed and key not in extra:
+            raise LandscapeError(unknown(f"{where} has no entry", key, [*allowed, *extra]))
+
+
+def choice(what: str, value: Any, choices: Collection[str]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise LandscapeError(unknown(f"{what}: unknown", value, list(choices)))
+
+
+def unknown(what: str, key: Any, possible: Sequence[str]) -> str:
+    """The sentence for a key that is not possible."""
+    possible = list(dict.fromkeys(possible))
+    close = difflib.get_close_matches(str(key), possible, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{what} {key!r}.{hint} Possible: {', '.join(possible) or 'none'}."
