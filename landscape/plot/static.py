@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from landscape.errors import LandscapeError
 from landscape.plot import figures, style
 from landscape.plot._matplotlib import render
-from landscape.plot._twins import drawn_by
+from landscape.plot._twins import twins
 from landscape.storage import write_atomically
 
 SUFFIXES = (".pdf", ".png", ".svg")
@@ -32,19 +32,8 @@ def save(figure: Figure, path: Path) -> Path:
         return write_atomically(path, lambda file: figure.savefig(file, metadata=metadata))
 
 
-_drawn = drawn_by(render)
-headline = _drawn(figures.headline)
-flatness_vs_accuracy = _drawn(figures.flatness_vs_accuracy)
-history = _drawn(figures.history)
-top_eigenvalues = _drawn(figures.top_eigenvalues)
-hessian_trace = _drawn(figures.hessian_trace)
-spectral_density = _drawn(figures.spectral_density)
-sharpness = _drawn(figures.sharpness)
-loss_slice = _drawn(figures.loss_slice)
-loss_plane = _drawn(figures.loss_plane)
-perturbation = _drawn(figures.perturbation)
-energy_over_time = _drawn(figures.energy_over_time)
-perturbation_over_time = _drawn(figures.perturbation_over_time)
-gradient_zscores = _drawn(figures.gradient_zscores)
-mask_overlap = _drawn(figures.mask_overlap)
-mask_persistence = _drawn(figures.mask_persistence)
+__getattr__ = twins(__name__, render)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
