@@ -263,7 +263,8 @@ def _cost_columns(study: Study, setting: str, columns: _Columns) -> None:
         if "train_seconds" in v.ds.coords
     }
     cells = {name: Cell(words.number(ci.estimate, 2)) for name, ci in timed.items() if ci.n}
-    columns.add("Training", "s per run", cells)
+    unit = "CPU s" if str(study.resolved.get("device", "")) == "cpu" else "s"
+    columns.add("Training", f"{unit} per run", cells)
 
 
 def _nominal(ds: xr.Dataset) -> str:

@@ -66,7 +66,7 @@ def _combine(place: StudyFolder, name: str, runs: list[Run]) -> None:
 
 
 def train_seconds(run: Run, place: StudyFolder) -> float:
-    """Seconds spent in training epochs, over all attempts that ended up in the history."""
+    """Seconds (on a CPU its own) in training epochs, over all attempts that are in the history."""
     records, _ = storage.read_lines(place.run(run.run_id) / "history.jsonl")
     seconds = [record["seconds"] for record in records if record.get("seconds") is not None]
     return float(sum(seconds)) if seconds else math.nan
