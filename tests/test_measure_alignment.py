@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, sam
-from landscape.measure.alignment import _matched, empirical_fisher
+from landscape.measure.alignment import _matched, _selected, empirical_fisher
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
 
@@ -105,6 +105,28 @@ def test_enrichment_of_known_masks():
     assert float(top["enrichment_weight"]) == pytest.approx(1.0)
     for name in ("eigenspace", "hessian_diagonal", "fisher", "weight"):
         assert float(ds[f"enrichment_{name}"].sel(direction="all")) == pytest.approx(1.0)
+
+
+def test_spread_of_chance_is_that_of_drawing_without_replacement():
+    """Mean and variance against 20 000 drawn masks; bounds are 5 standard errors of the draws."""
+    risk = diagonal([9.0, 2.0, 1.0, 0.5, 0.2, 0.1, 4.0, 1.0, 0.3, 0.2, 0.1, 0.05])
+    g = torch.Generator().manual_seed(0)
+    q = torch.rand(12, generator=g, dtype=torch.float64)
+    counts = [2, 4]
+    drawn = []
+    for _ in range(20_000):
+        mask = torch.zeros(12, dtype=torch.bool)
+        for tensor, count in zip(risk.layout.tensors, counts, strict=True):
+            chosen = torch.randperm(tensor.numel, generator=g)[:count]
+            mask[tensor.start + chosen] = True
+        drawn.append(float(q[mask].sum() / q.sum()))
+    _, mean, std = _selected(risk.layout, mask, q)
+    assert mean == pytest.approx(np.mean(drawn), abs=5 * std / 20_000**0.5)
+    assert std == pytest.approx(np.std(drawn), rel=5 / (2 * 20_000) ** 0.5)
+    variants = {"all": sam.sam(rho=0.1), "top": sam.topk_gradient(rho=0.1, density=1 / 3)}
+    ds = measure.enrichment(risk, risk.theta, variants=variants, k=2, batch_size=12, seed=0)
+    assert float(ds.chance_std_fisher.sel(direction="all")) == 0
+    assert float(ds.chance_std_fisher.sel(direction="top")) > 0
 
 
 def test_random_masks_are_not_enriched():

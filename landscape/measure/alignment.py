@@ -12,7 +12,15 @@ from torch import Tensor
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.linalg.trace import rademacher
-from landscape.measure._common import Measuring, check_count, generator, numbers, split
+from landscape.measure._common import (
+    RESIDUALS,
+    Measuring,
+    check_choice,
+    check_count,
+    generator,
+    numbers,
+    split,
+)
 from landscape.measure._counterfactual import Counterfactual
 from landscape.measure._inside import RowLosses, model_at, spend
 from landscape.measure.curvature import eigenpairs
@@ -30,6 +38,7 @@ def alignment(
     batch_size: int = 64,
     bn: str = "batch",
     states: Mapping[str, dict[str, Any]] | None = None,
+    certify: str = "float64",
     seed: int,
 ) -> xr.Dataset:
     """Energy of each variant's perturbation in the top-k eigenspace of the Hessian, ‖Vᵀe‖²/‖e‖².
@@ -40,14 +49,16 @@ def alignment(
     ‖V_l‖_F²/n_l, a random direction with the same energy in every tensor. enrichment(direction) =
     captured / expected_matched: against the first null, whatever perturbs norm layers alone would
     look aligned. rayleigh(direction) = eᵀHe/‖e‖². Alignment is not mechanism. Directions without
-    energy are NaN. Cost: about 20 k gradients, 2 per variant.
+    energy are NaN. residual_norm(rank) in float64 unless certify="none".
+    Cost: about 20 k gradients, 2 per variant.
     """
     if not variants:
         raise LandscapeError("alignment got no variant; name at least one, such as sam.sam(rho).")
+    check_choice("certify", certify, RESIDUALS)
     measuring = Measuring("alignment", risk, theta)
     theta = measuring.theta
     measuring.finite_loss()
-    pairs = eigenpairs(measuring, k=k, seed=seed)
+    pairs = eigenpairs(measuring, k=k, certify=certify, seed=seed)
     V = pairs.vectors
     here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
     vectors = {"gradient": risk.gradient(theta)}
@@ -87,7 +98,8 @@ def alignment(
         "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
     }
     coords = {"direction": np.array(list(vectors), dtype=object), "rank": np.arange(k)}
-    options = {"k": k, "batch_size": here.batch_size, "batch_bn": bn, "seed": seed}
+    options = {"k": k, "batch_size": here.batch_size, "batch_bn": bn}
+    options |= {"certify": certify, "seed": seed}
     return measuring.result(variables, coords=coords, options=options)
 
 
@@ -108,7 +120,8 @@ def enrichment(
 
     For a quantity q and a mask m, captured_<q>(direction) = sum over m of q / sum of q, and
     expected_<q> = sum_l density_l q_l / q, the same density in every tensor placed at random there
-    (stratified); enrichment_<q> is their ratio, 1 at chance. The quantities: `eigenspace`, sum_i
+    (stratified); enrichment_<q> is their ratio, 1 at chance with standard deviation
+    chance_std_<q> (drawing without replacement in each tensor). The quantities: `eigenspace`, sum_i
     v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by num_probes Hutchinson probes
     (its sum is the trace; single terms may be negative); `fisher`, mean over `fisher_examples`
     examples of the squared gradient (empirical Fisher); `weight`, theta². `direction` names the
@@ -135,10 +148,10 @@ def enrichment(
     }
     variables = {}
     for name, q in quantities.items():
-        captured, expected = zip(*(_selected(risk.layout, mask, q) for mask in masks), strict=True)
-        captured, expected = np.array(captured), np.array(expected)
+        rows = np.array([_selected(risk.layout, mask, q) for mask in masks])
+        captured, expected, spread = rows.T
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = captured / expected
+            ratio, spread = captured / expected, spread / np.abs(expected)
         title = _TITLES[name]
         variables |= {
             f"captured_{name}": Variable("direction", captured, "1", f"Share of {title} selected"),
@@ -147,6 +160,9 @@ def enrichment(
             ),
             f"enrichment_{name}": Variable(
                 "direction", ratio, "1", f"Share of {title} selected over chance"
+            ),
+            f"chance_std_{name}": Variable(
+                "direction", spread, "1", f"SD of that ratio for random masks, {title}"
             ),
         }
     options = {
@@ -201,14 +217,17 @@ def _hessian_diagonal(
 
 def _selected(
     layout: ParamLayout, mask: Bool[Tensor, "P"], q: Float[Tensor, "P"]
-) -> tuple[float, float]:
-    """Share of q in the mask, and the share a random mask of the same densities would have."""
-    total = q.sum()
-    chance = sum(
-        m.double().mean() * part.sum()
-        for m, part in zip(split(layout, mask), split(layout, q), strict=True)
-    )
-    return float(q[mask].sum() / total), float(chance / total)
+) -> tuple[float, float, float]:
+    """Share of q in the mask; mean and SD of the share in random masks of the same densities."""
+    total = float(q.sum())
+    mean, variance = 0.0, 0.0
+    for m, part in zip(split(layout, mask), split(layout, q), strict=True):
+        density = float(m.double().mean())
+        sum_of_squares = float((part - part.mean()).square().sum())
+        mean += density * float(part.sum())
+        # k draws of n without replacement: k (1 - k/n) S², S² = sum of squares / (n - 1).
+        variance += density * (1 - density) * len(m) * sum_of_squares / max(len(m) - 1, 1)
+    return float(q[mask].sum()) / total, mean / total, variance**0.5 / abs(total)
 
 
 def _matched(
