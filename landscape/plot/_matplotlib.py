@@ -6,7 +6,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -66,11 +66,15 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
             width_ratios=ratios,
         )
         letters = int(inches / columns / 0.06)
+        keys: dict[tuple, _Key] = {}
         for panel, ax in zip(drawing.with_limits(columns), grid.flat, strict=False):
-            _panel(panel, ax, figure, letters)
+            for mark, mappable in _panel(panel, ax, letters):
+                keys.setdefault(_scale(mark), (mark, mappable, []))[2].append(ax)
         _label_once(drawing, grid, columns)
         for ax in list(grid.flat)[len(drawing.panels) :]:
             ax.remove()
+        for mark, mappable, axes in keys.values():
+            _colorbar(mark, mappable, axes, figure)
         if drawing.legend:
             _legend(figure, grid, inches)
         # Lay out once: saving as several formats need not solve for the positions again.
@@ -117,34 +121,42 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
             ax.tick_params(labelleft=False)
 
 
-def _panel(panel: Panel, ax: Axes, figure: Figure, letters: int) -> None:
+def _panel(panel: Panel, ax: Axes, letters: int) -> list[tuple[Matrix | Contours, object]]:
+    """Draw the panel; return the marks that need a colour bar, with what it explains."""
     _axis(panel.x, ax, "x")
     _axis(panel.y, ax, "y")
     if panel.title:
         lines = [fill(line, letters) for line in panel.title.splitlines()]
         ax.set_title("\n".join(lines))
-    for mark in panel.marks:
-        mappable = _draw(mark, ax)
-        if isinstance(mappable, AxesImage | QuadContourSet):
-            _colorbar(mark, mappable, ax, figure)
+    drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
+    coloured = [pair for pair in drawn if isinstance(pair[1], AxesImage | QuadContourSet)]
+    if coloured:
+        ax.grid(False)
+    return coloured
 
 
-def _colorbar(mark: Matrix | Contours, mappable: object, ax: Axes, figure: Figure) -> None:
-    ax.grid(False)
+_Key = tuple[Matrix | Contours, object, list[Axes]]
+
+
+def _scale(mark: Matrix | Contours) -> tuple:
+    """One bar serves all panels whose colours mean the same."""
+    ends = tuple(mark.levels) if isinstance(mark, Contours) else mark.limits
+    return (type(mark), mark.name, *ends)
+
+
+def _colorbar(mark: Matrix | Contours, mappable: object, axes: list[Axes], figure: Figure) -> None:
     if isinstance(mark, Contours):
-        # One bar serves all panels: they have the same levels.
-        if not figure.axes.index(ax):
-            axes = [other for other in figure.axes if other.get_label() != "<colorbar>"]
-            bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
-            ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
-            bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
-            bar.ax.yaxis.set_minor_locator(NullLocator())
-            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-            bar.set_label(Axis(mark.name, mark.units).title)
-        return
-    bar = figure.colorbar(mappable, ax=ax, pad=0.02, fraction=0.046)
+        bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
+        ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
+    else:
+        bar = figure.colorbar(mappable, ax=axes, pad=0.02, fraction=0.046, aspect=30)
+        bar.outline.set_visible(False)
+        ticks = log_ticks(*mark.limits) if mark.log else None
+    if ticks is not None:
+        bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     bar.set_label(Axis(mark.name, mark.units).title)
-    bar.outline.set_visible(False)
 
 
 def _axis(axis: Axis, ax: Axes, which: str) -> None:
@@ -252,10 +264,16 @@ def _(mark: Rule, ax: Axes) -> None:
 def _(mark: Matrix, ax: Axes) -> AxesImage:
     cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
     low, high = mark.limits
-    image = ax.imshow(mark.values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    norm = LogNorm(low, high) if mark.log else Normalize(low, high)
+    shown = (
+        np.ma.masked_invalid(np.where(mark.values > 0, mark.values, np.nan))
+        if mark.log
+        else mark.values
+    )
+    image = ax.imshow(shown, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
     ax.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(mark.values):
-        if np.isfinite(value):
+        if mark.digits is not None and np.isfinite(value):
             dark = abs(value - (low + high) / 2) > 0.33 * (high - low)
             ax.text(
                 column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=5.5,

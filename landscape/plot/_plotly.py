@@ -292,27 +292,38 @@ def _(mark: Rule, at: _Place) -> None:
 @_draw.register
 def _(mark: Matrix, at: _Place) -> None:
     text = [
-        [fixed(value, mark.digits) if np.isfinite(value) else "" for value in line]
+        [_cell(value, mark.digits) if np.isfinite(value) else "" for value in line]
         for line in mark.values
     ]
+    values, (low, high) = mark.values, mark.limits
+    bar: dict[str, object] = {"title": {"text": Axis(mark.name, mark.units).title}, "thickness": 12}
+    if mark.log:
+        ticks = log_ticks(low, high)
+        values = np.log10(np.where(values > 0, values, np.nan))
+        bar |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
+        low, high = math.log10(low), math.log10(high)
     at.add(
         go.Heatmap(
             x=np.arange(len(mark.columns)),
             y=np.arange(len(mark.rows)),
-            z=_single(mark.values),
-            zmin=mark.limits[0],
-            zmax=mark.limits[1],
+            z=_single(values),
+            zmin=low,
+            zmax=high,
             colorscale="RdBu_r" if mark.diverging else "Cividis",
             text=text,
-            texttemplate="%{text}",
+            texttemplate=None if mark.digits is None else "%{text}",
             customdata=[[f"{r} and {c}" for c in mark.columns] for r in mark.rows],
             hovertemplate="%{customdata}<br>" + f"{mark.name}: %{{text}}<extra></extra>",
             name=mark.name,
             showscale=not at.named & {mark.name},
-            colorbar={"title": {"text": Axis(mark.name, mark.units).title}, "thickness": 12},
+            colorbar=bar,
         )
     )
     at.named.add(mark.name)
+
+
+def _cell(value: float, digits: int | None) -> str:
+    return f"{value:.3g}" if digits is None else fixed(value, digits)
 
 
 @_draw.register

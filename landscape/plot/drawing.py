@@ -105,7 +105,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A heat map of values (rows, columns), annotated; diverging ones are centred at 0."""
+    """A heat map of values (rows, columns); diverging ones are centred at 0.
+
+    digits: of the number in each cell, None writes none. log: logarithmic colours; what has no
+    logarithm is left blank, as NaN is.
+    """
 
     values: np.ndarray
     rows: tuple[str, ...]
@@ -114,7 +118,8 @@ class Matrix:
     units: str
     limits: tuple[float, float]
     diverging: bool = True
-    digits: int = 2
+    digits: int | None = 2
+    log: bool = False
 
 
 @dataclass(frozen=True)
