@@ -35,7 +35,9 @@ DIMENSIONS: Mapping[str, str] = {
     "tensor": "named parameters in registration order",
     "bin": "bins of a histogram",
     "lag": "steps between two masks",
-    "pair": "two masks that are compared",
+    "pair": "two masks or two models that are compared",
+    "other": "the second model of a pair, by the name of its run",
+    "point": "named models on a plane",
     "rho": "radius of a perturbation",
     "example": "rows of the data",
     "batch": "mini-batches",
@@ -44,6 +46,19 @@ DIMENSIONS: Mapping[str, str] = {
     "block": "sets of tensors: one tensor, a module, a kind",
     "fold": "parts of the data that take turns",
     "shift": "numbers added to eigenvalues",
+    "sample_size": "examples of a subset of the data",
+    "level": "numbers that |z| is compared with",
+    "law": "laws of probability that are compared with",
+    "share": "shares of the coordinates, largest first",
+    "probability": "levels of quantiles, denser in the tails",
+    "module": "modules of a network in the order of the forward pass",
+    "corruption": "what is done to weights or inputs",
+    "severity": "strengths of a corruption, 1 the mildest",
+    "comparison": "which masks are compared",
+    "control": "masks that a variant's own is compared with",
+    "support": "tensors that may be perturbed",
+    "channel": "output channels of a layer",
+    "input": "input channels of a layer",
 }
 
 
@@ -56,6 +71,11 @@ class Variable:
     units: str
     long_name: str
 
+    def as_xarray(self) -> xr.Variable:
+        """The same with its words as attributes."""
+        attrs = {"units": self.units, "long_name": self.long_name}
+        return xr.Variable(self.dims, np.asarray(self.values), attrs)
+
 
 def make(
     measurement: str,
@@ -65,9 +85,9 @@ def make(
     provenance: Mapping[str, Any],
 ) -> xr.Dataset:
     """Build a result; coordinates may be arrays, (dims, array) pairs, or `Variable`s."""
-    data = {name: _as_xarray(variable) for name, variable in variables.items()}
+    data = {name: variable.as_xarray() for name, variable in variables.items()}
     labels = {
-        name: _as_xarray(value) if isinstance(value, Variable) else value
+        name: value.as_xarray() if isinstance(value, Variable) else value
         for name, value in (coords or {}).items()
     }
     attrs = {
@@ -76,11 +96,6 @@ def make(
         "provenance": json.dumps(dict(provenance), sort_keys=True, default=_jsonable),
     }
     return validate(xr.Dataset(data, coords=labels, attrs=attrs))
-
-
-def _as_xarray(variable: Variable) -> xr.Variable:
-    attrs = {"units": variable.units, "long_name": variable.long_name}
-    return xr.Variable(variable.dims, np.asarray(variable.values), attrs)
 
 
 def _jsonable(value: Any) -> Any:

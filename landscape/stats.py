@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from landscape.errors import LandscapeError
+from landscape.streams import holm as holm
 
 LEVEL = 0.95
 SMALLEST_WILCOXON = 6
@@ -158,22 +159,6 @@ def wilcoxon(differences: ArrayLike) -> float:
     if not np.any(finite):
         return 1.0
     return float(stats.wilcoxon(finite).pvalue)
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjustment: the family-wise error stays below alpha if adjusted p < alpha.
-
-    p_values: (m,), the whole declared family. A NaN (a comparison that could not be made) stays NaN
-    but still counts in m, so that a gap in a study never makes the other comparisons easier.
-    """
-    p = np.asarray(p_values, dtype=np.float64).ravel()
-    adjusted = np.full(p.shape, np.nan)
-    running = 0.0
-    order = [index for index in np.argsort(p) if np.isfinite(p[index])]
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (p.size - rank) * p[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def sampling_error(accuracy: float, num_examples: int) -> float:

@@ -8,7 +8,13 @@ from landscape.measure._axes import symmetric_grid
 from landscape.measure.alignment import alignment, enrichment
 from landscape.measure.blocks import block_curvature, hessian_diagonal
 from landscape.measure.calibration import calibration
-from landscape.measure.connectivity import CurveTraining, barrier_matrix, bezier
+from landscape.measure.connectivity import (
+    CurveTraining,
+    barrier,
+    barrier_matrix,
+    bezier,
+    three_points,
+)
 from landscape.measure.critical import critical_sharpness
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
@@ -16,20 +22,21 @@ from landscape.measure.curvature_map import curvature_map
 from landscape.measure.generalization import generalization
 from landscape.measure.masks import mask_overlap, mask_persistence, mask_selection
 from landscape.measure.noise import gradient_noise, norms
-from landscape.measure.paths import interpolation, trajectory
+from landscape.measure.paths import interpolation, perturbation_slice, trajectory
 from landscape.measure.perturbation import perturbation
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
 from landscape.measure.stability import sam_edge, sgd_edge, training_curvature
 from landscape.measure.subsets import data_bracket, minibatch_eigenvalues
 from landscape.measure.surface import loss_plane, loss_slice
-from landscape.measure.zscores import gradient_zscores
+from landscape.measure.zscores import gradient_zscores, streamed_zscores
 
 __all__ = [
     "CurveTraining",
     "PyHessian",
     "adaptive_sharpness",
     "alignment",
+    "barrier",
     "barrier_matrix",
     "bezier",
     "block_curvature",
@@ -54,11 +61,14 @@ __all__ = [
     "minibatch_eigenvalues",
     "norms",
     "perturbation",
+    "perturbation_slice",
     "sam_edge",
     "sgd_edge",
     "sharpness",
     "spectral_density",
+    "streamed_zscores",
     "symmetric_grid",
+    "three_points",
     "top_eigenvalues",
     "training_curvature",
     "trajectory",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import sam
+from landscape.errors import LandscapeError
 from landscape.measure._common import check_choice, check_count, generator
 from landscape.measure._inside import RowLosses, model_at, spend
 from landscape.risk import EmpiricalRisk
@@ -53,25 +54,45 @@ class Counterfactual:
         note = None
         whole = self.batch_size == self.risk.num_examples
         if state is None and isinstance(variant.source, Friendly) and not whole:
-            state = new_slots() | {"source": {"ema": dict(self._mean_gradient)}}
+            state = new_slots() | {
+                "source": {"ema": self.risk.layout.unflatten(self.mean_gradient)}
+            }
             note = "no state: the average is the mean gradient over all batches"
         draws = self.seed if seed is None else seed
         made = sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=draws)
         made.note = note or made.note
         return made
 
-    @functools.cached_property
-    def _mean_gradient(self) -> dict[str, Tensor]:
-        """Mean over batches of the gradient in the mode of the step, by name."""
+    def batches(self, count: int) -> list[Tensor]:
+        """Rows of `count` disjoint batches of the seeded order; the first is that of `perturb`."""
+        whole = [
+            rows for rows in self._order.split(self.batch_size) if len(rows) == self.batch_size
+        ]
+        if count > len(whole):
+            raise LandscapeError(
+                f"num_batches={count} batches of {self.batch_size} were asked of "
+                f"{len(self._order)} examples, which hold {len(whole)}; lower num_batches or "
+                f"batch_size, or measure on more examples."
+            )
+        return whole[:count]
+
+    def gradient(self, rows: Tensor) -> Tensor:
+        """Gradient of the rows' mean loss (P,) in the mode of the step, 0 where a tensor has none.
+
+        Weight decay is not part of it, as it is not part of what a variant sees.
+        """
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        total = {name: torch.zeros_like(p) for name, p in trained.items()}
+        loss = self.losses(rows).mean()
+        found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+        spend(self.risk, len(rows) / self.risk.num_examples)
+        return self.flat(dict(zip(trained, found, strict=True)))
+
+    @functools.cached_property
+    def mean_gradient(self) -> Tensor:
+        """Mean over all batches of the gradient in the mode of the step, (P,)."""
+        total = 0.0
         for rows in self._order.split(self.batch_size):
-            loss = self.losses(rows).mean()
-            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-            for name, gradient in zip(trained, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient * (len(rows) / len(self._order))
-        spend(self.risk, 1.0)
+            total = total + self.gradient(rows) * (len(rows) / len(self._order))
         return total
 
     def flat(self, named: dict[str, Tensor]) -> Tensor:

@@ -11,8 +11,9 @@ from landscape.streams._host import host
 from landscape.streams.histograms import Grid, Histogram
 from landscape.streams.masks import PackedMasks
 from landscape.streams.moments import Moments
-from landscape.streams.overlap import Overlap, PooledOverlap
-from landscape.streams.persistence import persistence
+from landscape.streams.overlap import Overlap, PooledOverlap, holm, stacked
+from landscape.streams.persistence import half_life, persistence
+from landscape.streams.values import ValueHistogram
 
 __all__ = [
     "Grid",
@@ -21,6 +22,10 @@ __all__ = [
     "Overlap",
     "PackedMasks",
     "PooledOverlap",
+    "ValueHistogram",
+    "half_life",
+    "holm",
     "host",
     "persistence",
+    "stacked",
 ]

@@ -1,9 +1,12 @@
 """Overlap of two masks against chance."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import hypergeom, norm
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,20 @@ class Overlap:
         """(o - E[o]) / sqrt(Var[o]); NaN where the null has no spread."""
         return _ratio(self.common - self.expected_common, np.sqrt(self.variance))
 
+    @property
+    def p_value(self) -> np.ndarray:
+        """P(overlap >= o) under the null, exact: the upper tail of the hypergeometric law.
+
+        NaN where the null has no spread. A gate, not an effect: it falls with N at equal kappa.
+        """
+        p = hypergeom.sf(self.common - 1, self.size, self.first, self.second)
+        return np.where(self.variance > 0, p, np.nan)
+
     def pooled(self) -> "PooledOverlap":
         """Over the last axis (tensors), against the stratified null."""
         return PooledOverlap(
             selected=(self.first + self.second).sum(-1),
+            smaller=np.minimum(self.first.sum(-1), self.second.sum(-1)),
             common=self.common.sum(-1),
             expected_common=self.expected_common.sum(-1),
             variance=self.variance.sum(-1),
@@ -73,9 +86,13 @@ class Overlap:
 
 @dataclass(frozen=True)
 class PooledOverlap:
-    """Overlap summed over tensors; `selected` = K + M. Expectation and variance are stratified."""
+    """Overlap summed over tensors. Expectation and variance are stratified.
+
+    `selected` = K + M and `smaller` = min(K, M), of all tensors together.
+    """
 
     selected: np.ndarray
+    smaller: np.ndarray
     common: np.ndarray
     expected_common: np.ndarray
     variance: np.ndarray
@@ -84,6 +101,11 @@ class PooledOverlap:
     def jaccard(self) -> np.ndarray:
         """O / (K + M - o)."""
         return _ratio(self.common, self.selected - self.common)
+
+    @property
+    def coefficient(self) -> np.ndarray:
+        """Overlap coefficient o / min(K, M); NaN where one mask is empty."""
+        return _ratio(self.common, self.smaller)
 
     @property
     def expected_jaccard(self) -> np.ndarray:
@@ -99,6 +121,33 @@ class PooledOverlap:
     def z_score(self) -> np.ndarray:
         """(o - E) / sqrt(sum of the tensors' variances)."""
         return _ratio(self.common - self.expected_common, np.sqrt(self.variance))
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """P(Z >= z) of the normal law, which the sum over tensors is close to."""
+        return norm.sf(self.z_score)
+
+
+def stacked(overlaps: Sequence[Overlap]) -> Overlap:
+    """Overlaps of one shape along a new first axis."""
+    names = [field.name for field in fields(Overlap)]
+    return Overlap(*(np.stack([getattr(each, name) for each in overlaps]) for name in names))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's step-down adjustment: the family-wise error stays below alpha if adjusted p < alpha.
+
+    p_values: (m,), the whole declared family. A NaN (a comparison that could not be made) stays NaN
+    but still counts in m, so that a gap in a study never makes the other comparisons easier.
+    """
+    p = np.asarray(p_values, dtype=np.float64).ravel()
+    adjusted = np.full(p.shape, np.nan)
+    running = 0.0
+    order = [index for index in np.argsort(p) if np.isfinite(p[index])]
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (p.size - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
 
 
 def _ratio(numerator: Any, denominator: Any) -> np.ndarray:

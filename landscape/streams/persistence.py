@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from landscape.streams.masks import PackedMasks
-from landscape.streams.overlap import Overlap
+from landscape.streams.overlap import Overlap, stacked
 
 
 def persistence(
@@ -22,11 +23,29 @@ def persistence(
         pairs = [(step, step + lag) for step in sorted(by_step) if step + lag in by_step]
         if not pairs:
             continue
-        each = [by_step[a].overlap(by_step[b]) for a, b in pairs]
-        stacked = (
-            np.stack([getattr(overlap, field) for overlap in each])
-            for field in ("size", "first", "second", "common")
-        )
         found.append(lag)
-        overlaps.append(Overlap(*stacked))
+        overlaps.append(stacked([by_step[a].overlap(by_step[b]) for a, b in pairs]))
     return np.array(found, dtype=np.int64), overlaps
+
+
+def half_life(lags: ArrayLike, kappa: ArrayLike) -> np.ndarray:
+    """Lag at which kappa has fallen to 1/2, linear between kappa(0) = 1 and the lags (L,) given.
+
+    kappa: (L, ...). Below the first lag masks were not compared: a smaller value says "sooner".
+    inf where kappa stays above 1/2 up to the last lag, NaN where kappa is not known.
+    """
+    x = np.concatenate([[0.0], np.asarray(lags, np.float64)])
+    y = np.asarray(kappa, np.float64)
+    y = np.concatenate([np.ones((1, *y.shape[1:])), y]).reshape(len(x), -1)
+    found = np.full(y.shape[1], np.inf)
+    for column, values in enumerate(y.T):
+        known = np.isfinite(values)
+        t, v = x[known], values[known]
+        below = np.flatnonzero(v <= 0.5)
+        if len(t) < 2:
+            found[column] = np.nan
+        elif len(below):
+            i = int(below[0])
+            share = (v[i - 1] - 0.5) / (v[i - 1] - v[i])
+            found[column] = t[i - 1] + share * (t[i] - t[i - 1])
+    return found.reshape(np.shape(kappa)[1:])
