@@ -11,12 +11,13 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "linalg", "measure", "params", "plane", "plot", "problems", "report", "results", "risk",
-    "sam", "stats", "streams", "study", "training",
+    "sam", "snapshots", "stats", "streams", "study", "training",
 )  # fmt: skip
 _NAMES = {
     "EmpiricalRisk": "landscape.risk",
     "LandscapeError": "landscape.errors",
     "ParamLayout": "landscape.params",
+    "record": "landscape.recording",
 }
 __all__ = [*_MODULES, *_NAMES, "__version__"]
 

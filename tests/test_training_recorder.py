@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from landscape import sam, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
+from landscape.snapshots import GRID, read_masks
 from landscape.streams import PackedMasks
 from landscape.training.batches import batches
-from landscape.training.history import read_masks
-from landscape.training.recorder import GRID
 from tests import training_problems as small
 
 
@@ -159,7 +158,9 @@ def test_folders_without_a_whole_training_are_named(tmp_path):
     with pytest.raises(LandscapeError, match="holds no epoch of a training: it was not"):
         training.consolidate(tmp_path)
     small.train(tmp_path)
-    path = tmp_path / "snapshots" / "steps-000002.npz"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(LandscapeError, match=r"steps-000002.npz is not a whole snapshot"):
+    path = tmp_path / "snapshots" / "steps.bin"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LandscapeError, match=r"steps.bin is damaged: 1 of 18 rows .* first is 17"):
         training.consolidate(tmp_path)

@@ -1,7 +1,8 @@
 """SAM-aware training that can be killed, and a recorder of what each step perturbed."""
 
+from landscape.snapshots import read_correctness, read_masks, read_steps, read_zscores
 from landscape.training.checkpoint import optimizer_slots
-from landscape.training.history import consolidate, read_steps
+from landscape.training.history import consolidate
 from landscape.training.loop import TrainingResult, train
 from landscape.training.options import (
     AMP,
@@ -15,6 +16,6 @@ from landscape.training.recorder import estimate_bytes
 
 __all__ = [
     "AMP", "AUGMENTATIONS", "BASES", "SCHEDULES", "RecorderOptions", "TrainingOptions",
-    "TrainingResult", "consolidate", "estimate_bytes", "optimizer_slots",
-    "read_steps", "train",
+    "TrainingResult", "consolidate", "estimate_bytes", "optimizer_slots", "read_correctness",
+    "read_masks", "read_steps", "read_zscores", "train",
 ]  # fmt: skip

@@ -14,7 +14,9 @@ from landscape.problems import DataSplits, Split
 from landscape.training.options import TrainingOptions
 
 
-def check_data(data: DataSplits, options: TrainingOptions, device: torch.device) -> None:
+def check_data(
+    data: DataSplits, options: TrainingOptions, device: torch.device, *, correctness: bool = False
+) -> None:
     """Refuse data or a device that cannot be trained on."""
     if options.amp != "off" and device.type != "cuda":
         raise LandscapeError(
@@ -27,7 +29,12 @@ def check_data(data: DataSplits, options: TrainingOptions, device: torch.device)
         raise LandscapeError(
             f"{data.name} has {len(data.train)} training example; give at least 2."
         )
-    x = data.train.x
+    x, y = data.train.x, data.train.y
+    if correctness and (y.is_floating_point() or y.ndim > 1):
+        raise LandscapeError(
+            f"correctness=True was asked of the recorder and the targets of {data.name} are not "
+            f"classes; leave it False."
+        )
     if x.is_floating_point() and not bool(x.isfinite().all()):
         raise LandscapeError(f"The training inputs of {data.name} are not all finite; clean them.")
 

@@ -31,7 +31,7 @@ class TrainingResult:
 
     status: "finished", or "diverged" when the loss of a step was not finite (`message` says which);
     weights: checkpoints/final.safetensors, None when diverged; history: one record per epoch;
-    seconds of training steps alone, over all sessions of a resumed training.
+    seconds (CPU seconds on a CPU) of training steps alone, over all sessions of a resumed training.
     """
 
     status: str
@@ -73,7 +73,7 @@ def train(
     Written: history.jsonl, snapshots/, checkpoints/ (see `Recorder`, `checkpoint`).
     """
     folder, device = Path(folder), torch.device(device)
-    check_data(data, options, device)
+    check_data(data, options, device, correctness=recorder.correctness)
     done = _ended(folder, model, device)
     if done is not None:
         return done
@@ -162,7 +162,7 @@ class _Session:
             for epoch in range(first, self.options.epochs):
                 record = self._epoch(epoch)
                 storage.append_line(self.folder / "history.jsonl", record)
-                self.recorder.flush(epoch + 1)
+                self.recorder.flush()
                 self._save(epoch + 1)
                 if progress is not None:
                     progress(record)
@@ -205,7 +205,9 @@ class _Session:
         self.model.train()
         self.optimizer.begin_epoch(epoch, total_epochs=self.options.epochs)
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        seen, began = 0, time.perf_counter()
+        # On a CPU its own seconds: those of the wall grow with whatever else the machine does.
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+        seen, began = 0, clock()
         with _own_randomness(derived_seed(self.seed, epoch, NOISE), self.device):
             source = batches(self.data.train, self.options, seed=self.seed, epoch=epoch)
             for index, batch in enumerate(source):
@@ -213,11 +215,13 @@ class _Session:
                 total += self._step(step, batch) * len(batch[1])
                 seen += len(batch[1])
         mean = float(total) / seen  # waits for the device, before the clock is read
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
         self.seconds += seconds
         if not math.isfinite(mean):  # on CUDA, where single steps are not waited for
             raise _DivergenceError(f"diverged in epoch {epoch + 1}: the training loss was {mean}")
         val_loss, val_accuracy = self._evaluate(self.data.val)
+        if self.recorder.options.correctness:
+            self.recorder.correctness(epoch + 1, self._correct(self.data.train))
         return {
             "epoch": epoch + 1,
             "train_loss": mean,
@@ -232,12 +236,13 @@ class _Session:
         lr = self.options.learning_rate(step, self.steps, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.recorder.before()
         value = self.optimizer.step(self.losses, batch)
         if self.scaler is not None:
             self.scaler.update()
         if self.device.type == "cpu" and not math.isfinite(value):
             raise _DivergenceError(f"diverged at step {step}: the training loss was {float(value)}")
-        self.recorder.record(step)
+        self.recorder.record(step // self.per_epoch + 1, step)
         return value
 
     @torch.no_grad()
@@ -253,6 +258,14 @@ class _Session:
             right += math.nan if y.is_floating_point() else int((output.argmax(1) == y).sum())
         self.model.train()
         return loss / len(split), right / len(split)
+
+    @torch.no_grad()
+    def _correct(self, split: Split) -> Tensor:
+        """Whether the largest output is the label, (N,), in eval mode."""
+        self.model.eval()
+        parts = [logits(self.model(x)).argmax(1) for x in split.x.split(_CHUNK)]
+        self.model.train()
+        return torch.cat(parts) == split.y
 
     def _end(self, status: str, message: str) -> TrainingResult:
         if message:

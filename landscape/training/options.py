@@ -125,29 +125,38 @@ class TrainingOptions:
 class RecorderOptions:
     """What is kept of every step, and of some steps.
 
-    scalars: per step both losses, ‖e‖, rho, cos(g1, g2), and per tensor energy share and density.
-    snapshots: number of stretches of the training at whose start, and 1, 2, 4, ... steps after
-    it, the masks (one bit a coordinate) and histograms of the gradient's z-scores are kept.
+    scalars: per step both losses, ‖e‖, rho, cos(g1, g2), and per tensor energy share, density,
+    ‖w_l‖ and the first-order effect g1_l·e_l. snapshots: number of stretches of the training at
+    whose start, and 1, 2, 4, ... steps after it, the masks (one bit a coordinate) and histograms of
+    the gradient's z-scores are kept. every: besides, keep them each so many steps (0: no more).
+    correctness: at each epoch's end, whether the network gets each training example right (one
+    forward pass over the training data; see `snapshots.read_correctness`).
     """
 
     scalars: bool = True
     snapshots: int = 4
+    every: int = 0
+    correctness: bool = False
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.snapshots, int) and not isinstance(self.snapshots, bool)
-        if not whole or self.snapshots < 0:
-            raise LandscapeError(
-                f"snapshots={self.snapshots!r} was asked; give a whole number, 0 keeps none."
-            )
+        for name in ("snapshots", "every"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < 0:
+                raise LandscapeError(
+                    f"{name}={value!r} was asked; give a whole number, 0 keeps none."
+                )
 
     def steps(self, total: int) -> frozenset[int]:
-        """Steps of which a snapshot is kept: k total/n + {0, 1, 2, 4, ...}, and the last one."""
+        """Steps of which a snapshot is kept: k total/n + {0, 1, 2, 4, ...} and the last one."""
+        often = frozenset(range(0, total, self.every)) if self.every else frozenset()
         if self.snapshots == 0:
-            return frozenset()
+            return often
         starts = [k * total // self.snapshots for k in range(self.snapshots)]
         reach = max(1, total // self.snapshots)
         offsets = [0, *(2**i for i in range(reach.bit_length()) if 2**i < reach)]
-        return frozenset({a + b for a in starts for b in offsets if a + b < total} | {total - 1})
+        chosen = {a + b for a in starts for b in offsets if a + b < total}
+        return often | chosen | {total - 1}
 
 
 def plain(options: TrainingOptions) -> dict[str, Any]:

@@ -1,24 +1,23 @@
 """What each step perturbed: scalars of every step, masks and z-scores of some.
 
-Written per epoch to `snapshots/steps-<epoch>.npz` (rows are steps) and per chosen step to
-`snapshots/<step>.npz`; both are whole or absent. `snapshots/tensors.json` names the tensors.
+Collected on the device, copied to the host and appended once per epoch (`landscape.snapshots`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landscape import storage
+from landscape import snapshots
 from landscape.params import ParamLayout
 from landscape.sam import SAM, Perturbation
-from landscape.streams import Grid, Histogram, PackedMasks, host
+from landscape.snapshots import GRID, PER_TENSOR, SCALARS, Tensors
+from landscape.streams import Histogram, PackedMasks, host
 from landscape.training.options import RecorderOptions, TrainingOptions
 
-SCALARS = ("loss_clean", "loss_perturbed", "perturbation_norm", "rho", "cosine")
-GRID = Grid(bins=241)
+Gradients = Sequence[Tensor | None]
 
 
 def estimate_bytes(
@@ -26,110 +25,167 @@ def estimate_bytes(
 ) -> int:
     """Bytes that a recorder writes at most, file headers included; counted before training."""
     steps = options.epochs * options.steps_per_epoch(num_examples)
-    tensors = len(layout.tensors)
-    row = 4 * (len(SCALARS) + 2 * tensors) if recorder.scalars else 0
-    bits = sum((t.numel + 7) // 8 for t in layout.tensors)
-    snapshot = bits + 4 * tensors * (GRID.bins + 3) + 4096
-    epochs = options.epochs * 2048 if recorder.scalars else 0
-    return steps * row + epochs + len(recorder.steps(steps)) * snapshot
+    tensors = tensors_of(layout)
+    rows = steps * tensors.row.itemsize if recorder.scalars else 0
+    chosen = len(recorder.steps(steps)) * tensors.snapshot_bytes
+    right = options.epochs * (16 + (num_examples + 7) // 8) if recorder.correctness else 0
+    return rows + chosen + right
+
+
+def tensors_of(layout: ParamLayout, unseen: dict[str, str] | None = None) -> Tensors:
+    """The recorded tensors of a model."""
+    infos = layout.tensors
+    return Tensors(
+        layout.names,
+        tuple(i.kind for i in infos),
+        tuple(i.numel for i in infos),
+        tuple(i.ndim for i in infos),
+        unseen or {},
+    )
+
+
+def weight_norms(parameters: Sequence[Tensor]) -> Tensor:
+    """‖w_l‖ per tensor, (tensors,)."""
+    with torch.no_grad():
+        norms = torch._foreach_norm([p.detach() for p in parameters])
+        return torch.stack([norm.to(norms[0].device) for norm in norms])
+
+
+class Log:
+    """Rows and snapshots of steps, whoever took them; written to a run's `snapshots` folder."""
+
+    def __init__(self, folder: Path, tensors: Tensors) -> None:
+        self.folder, self.tensors = Path(folder), tensors
+        self.rows: list[tuple[int, int, Tensor]] = []
+        self.waiting: list[tuple[int, np.ndarray, np.ndarray | None]] = []
+        self.begun = False
+
+    def row(self, epoch: int, step: int, seen: Perturbation, norms: Tensor) -> None:
+        """Keep the scalars of a step. norms: ‖w_l‖ at w."""
+        self.rows.append((epoch, step, scalars(seen, norms)))
+
+    def snapshot(self, step: int, seen: Perturbation) -> None:
+        """Write masks and z-scores of a step; what a full disk refuses is kept for `flush`."""
+        whole = seen.masks is None or all(m is True for m in seen.masks)
+        bits = None  # a variant that selects everything has no mask to remember
+        if not whole and any(e is not None for e in seen.perturbed):
+            bits = PackedMasks.of(seen.mask).bits
+        self.waiting.append((step, zscore_counts(seen.g1), bits))
+        self._write_waiting()
+
+    def _begin(self) -> None:
+        if not self.begun:
+            snapshots.write_tensors(self.folder, self.tensors)
+            self.begun = True
+
+    def _write_waiting(self) -> None:
+        self._begin()
+        while self.waiting:
+            step, counts, bits = self.waiting[0]
+            snapshots.write_snapshot(
+                self.folder, step, self.tensors, zscore_counts=counts, mask_bits=bits
+            )
+            del self.waiting[0]
+
+    def flush(self) -> None:
+        """Append the rows kept so far; they stay kept when that fails."""
+        self._begin()
+        if self.rows:
+            found = torch.stack([values for _, _, values in self.rows]).cpu().numpy()
+            rows = np.zeros(len(found), self.tensors.row)
+            rows["epoch"] = [epoch for epoch, _, _ in self.rows]
+            rows["step"] = [step for _, step, _ in self.rows]
+            for i, name in enumerate(SCALARS):
+                rows[name] = found[:, i]
+            wide = found[:, len(SCALARS) :].reshape(len(found), len(PER_TENSOR), -1)
+            for i, name in enumerate(PER_TENSOR):
+                rows[name] = wide[:, i]
+            snapshots.steps_file(self.folder, self.tensors).append(rows)
+            self.rows = []
+        self._write_waiting()
 
 
 class Recorder:
-    """Collects on the device, copies to the host and writes once per epoch."""
+    """Follows a SAM optimizer through `train`."""
 
     def __init__(self, folder: Path, options: RecorderOptions, optimizer: SAM, steps: int) -> None:
-        self.folder, self.options, self.optimizer = Path(folder), options, optimizer
+        self.options, self.optimizer = options, optimizer
         self.chosen = options.steps(steps)
-        self.rows: list[Tensor] = []
-        trained = optimizer.trained
-        self.sizes = [p.numel() for p in trained.parameters]
-        known = {
-            "names": list(trained.names),
-            "kinds": list(trained.kinds),
-            "sizes": self.sizes,
-            "ndims": [p.ndim for p in trained.parameters],
-        }
-        if self.active and not (self.folder / "tensors.json").exists():
-            storage.write_json(self.folder / "tensors.json", known)
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is kept."""
-        return self.options.scalars or bool(self.chosen)
+        self.log = Log(folder, tensors_of(ParamLayout.of(optimizer.model)))
+        self.norms: Tensor | None = None
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Remove what a killed training wrote beyond its last checkpoint."""
-        for path in self.folder.glob("[!.]*.npz"):
-            number = path.stem.removeprefix("steps-")
-            late = int(number) > epoch if path.stem != number else int(number) >= step
-            if late:
-                path.unlink()
+        snapshots.forget_after(self.log.folder, epoch=epoch, step=step)
 
-    def record(self, step: int) -> None:
-        """Keep the step that was just taken."""
-        if not self.active:
-            return
-        seen = self.optimizer.perturbation
+    def before(self) -> None:
+        """Look at the weights before a step."""
         if self.options.scalars:
-            self.rows.append(self._row(seen))
+            self.norms = weight_norms(self.optimizer.trained.parameters)
+
+    def record(self, epoch: int, step: int) -> None:
+        """Keep the step that was just taken, of an epoch from 1."""
+        if self.options.scalars:
+            self.log.row(epoch, step, self.optimizer.perturbation, self.norms)
         if step in self.chosen:
-            self._snapshot(step, seen)
+            self.log.snapshot(step, self.optimizer.perturbation)
 
-    def _row(self, seen: Perturbation) -> Tensor:
-        like = seen.loss_clean
-        scalars = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine]
-        row = [torch.as_tensor(s, dtype=torch.float32, device=like.device) for s in scalars]
-        shares = [s.to(torch.float32) for s in seen.energy_share.values()]
-        return torch.stack(row + shares + self._densities(seen))
+    def correctness(self, epoch: int, correct: Tensor) -> None:
+        """Keep which training examples (N,) are right after an epoch (from 1)."""
+        file = snapshots.correctness_file(self.log.folder, len(correct))
+        row = np.zeros(1, file.dtype)
+        row["epoch"], row["count"] = epoch, len(correct)
+        row["bits"] = np.packbits(host(correct))
+        file.append(row)
 
-    def _densities(self, seen: Perturbation) -> list[Tensor]:
-        """Selected share per tensor: of the mask, or 1 where the whole tensor was perturbed."""
-        device = seen.loss_clean.device
-        entries = seen.masks or [True] * len(self.sizes)
-        return [
-            torch.full((), float(e is not None and m), device=device)
-            if e is None or isinstance(m, bool)
-            else m.sum(dtype=torch.float32) / size
-            for e, m, size in zip(seen.perturbed, entries, self.sizes, strict=True)
-        ]
-
-    def _snapshot(self, step: int, seen: Perturbation) -> None:
-        content: dict[str, Any] = {}
-        if any(m is not True for m in seen.masks or []) and any(
-            e is not None for e in seen.perturbed
-        ):  # a variant that selects everything has no mask to remember
-            content["mask_bits"] = PackedMasks.of(seen.mask).bits
-        empty = np.zeros(GRID.bins + 3, dtype=np.uint32)
-        counts = [empty if g is None else _zscore_counts(g) for g in seen.g1]
-        content["zscore_counts"] = np.stack(counts)
-        _write(self.folder / f"{step:08d}.npz", content)
-
-    def flush(self, epoch: int) -> None:
-        """Write the rows of an epoch (from 1)."""
-        if not self.rows:
-            return
-        rows = torch.stack(self.rows).cpu().numpy()
-        self.rows = []
-        tensors, first = len(self.sizes), len(SCALARS)
-        content = {name: rows[:, i] for i, name in enumerate(SCALARS)}
-        content["energy_share"] = rows[:, first : first + tensors]
-        content["density"] = rows[:, first + tensors :]
-        _write(self.folder / f"steps-{epoch:06d}.npz", content)
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self.options.scalars or self.chosen:
+            self.log.flush()
 
 
-def _zscore_counts(gradient: Tensor) -> np.ndarray:
-    """Counts of (g - mean) / std per bin, then below, above and NaN; all NaN when std is 0."""
+def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
+    """A row of steps.bin: SCALARS, then PER_TENSOR one after the other, float64 on the device."""
+    like = seen.loss_clean
+    told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
+    head = torch.stack(
+        [torch.as_tensor(s, device=like.device).to(torch.float64).reshape(()) for s in told]
+    )
+    zero = torch.zeros((), device=like.device)
+    shares = torch.stack(list(seen.energy_share.values()))
+    first = [
+        zero if g is None or e is None else torch.dot(g.reshape(-1), e.reshape(-1).to(g.dtype))
+        for g, e in zip(seen.g1, seen.perturbed, strict=True)
+    ]
+    wide = [shares, torch.stack(_densities(seen)), norms, torch.stack([f.double() for f in first])]
+    return torch.cat([head, *(w.to(torch.float64) for w in wide)])
+
+
+def _densities(seen: Perturbation) -> list[Tensor]:
+    """Selected share per tensor: of the mask, or 1 where the whole tensor was perturbed."""
+    device = seen.loss_clean.device
+    entries = seen.masks or [True] * len(seen.names)
+    return [
+        torch.full((), float(e is not None and m), device=device)
+        if e is None or isinstance(m, bool)
+        else m.sum(dtype=torch.float32) / m.numel()
+        for e, m in zip(seen.perturbed, entries, strict=True)
+    ]
+
+
+def zscore_counts(gradients: Gradients) -> np.ndarray:
+    """Counts of (g - mean) / std per tensor: (tensors, bins + 3), then below, above and NaN.
+
+    All NaN where std is 0; all zero where there was no gradient.
+    """
+    empty = np.zeros(GRID.bins + 3, dtype=np.uint32)
+    return np.stack([empty if g is None else _counts(g) for g in gradients])
+
+
+def _counts(gradient: Tensor) -> np.ndarray:
     values = host(gradient).astype(np.float64).ravel()
     spread = values.std()
     with np.errstate(divide="ignore", invalid="ignore"):
         z = (values - values.mean()) / spread if spread > 0 else np.full_like(values, np.nan)
     found = Histogram.of(z, GRID)
     return np.array([*found.counts, found.below, found.above, found.nan], dtype=np.uint32)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            np.savez_compressed(handle, **content)
-
-    storage.write_atomically(path, write)

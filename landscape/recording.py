@@ -1,0 +1,345 @@
+"""Record what any optimizer perturbs, seen from the weights at the model's forward passes."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adadelta, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from landscape import snapshots
+from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
+from landscape.sam import Perturbation
+from landscape.sam.engine import Ascent, Trained, unwrap
+from landscape.snapshots import SCALARS
+from landscape.training.recorder import Log, tensors_of, weight_norms
+
+STEP_ENDS = ("optimizer", "call")
+_FLUSH = 100  # steps kept in memory at most
+_PASSES = 64  # different weights within one step before it is called endless
+_BLIND = 3  # optimizer steps in a row without a forward pass
+_LOSSES = "the loss is computed outside the model, and only its weights and gradients are seen"
+_NO_PASS = (
+    "of steps without a second forward pass at other weights: an e that is not evaluated, or is "
+    "reused without one, leaves no trace"
+)
+UNSEEN = {
+    "loss_clean": _LOSSES,
+    "loss_perturbed": _LOSSES,
+    "rho": "unless a parameter group of the optimizer names it or record(rho=...) does",
+    **dict.fromkeys(
+        ("perturbation_norm", "energy_share", "density", "first_order", "cosine"), _NO_PASS
+    ),
+}
+
+
+def record(
+    model: nn.Module,
+    *,
+    folder: Path | str,
+    steps_per_epoch: int,
+    snapshot_every: int = 100,
+    rho: float | None = None,
+    step_ends: str = "optimizer",
+    gradients: bool = True,
+    first_step: int = 0,
+    max_mb: float = 1000.0,
+) -> "Recording":
+    """Record e = w' - w of every step inside `with`, whatever optimizer takes the steps.
+
+    w are the weights at the step's first forward pass, w' those at its last forward pass at other
+    weights: the optimizer need not help. A forward pass counts in training mode with gradients
+    enabled, and further ones at the same weights (accumulated batches) belong to the first. A step
+    ends with the step of any torch optimizer over these parameters, also one inside another class
+    (`base_optimizer.step()`), or with step_ends="call" when you call `recording.step()`.
+
+    Kept in folder/snapshots and read by `landscape.snapshots` and `training.consolidate`: per step
+    ‖e‖, cos(g1, g2), and per tensor energy share, density (share with e ≠ 0; an e below the
+    rounding of its weight did not move it), ‖w_l‖ and g1_l·e_l; each `snapshot_every` steps the
+    mask e ≠ 0 and the z-scores of g1. NaN, with the reason in `snapshots.read_steps(...).unseen`:
+    losses; a rho that no parameter group names; all of e in a step without a second forward pass.
+    Gradients are those of this process, in the units of a GradScaler; gradients=False leaves
+    out what needs them and saves two copies of the weights (of four). Epochs count from 1.
+    Give the module that the loop calls (the compiled or wrapped one).
+
+    first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
+    exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
+    tries again; what was recorded survives an exception in the body and a killed process up to the
+    last 100 steps. Cost: one pass over the weights per forward pass, and a wait for the device.
+    """
+    return Recording(
+        model,
+        Path(folder),
+        steps_per_epoch=steps_per_epoch,
+        snapshot_every=snapshot_every,
+        rho=rho,
+        step_ends=step_ends,
+        gradients=gradients,
+        first_step=first_step,
+        max_mb=max_mb,
+    )
+
+
+class Recording:
+    """A recording under way; made by `record`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        steps_per_epoch: int,
+        snapshot_every: int,
+        rho: float | None,
+        step_ends: str,
+        gradients: bool,
+        first_step: int,
+        max_mb: float,
+    ) -> None:
+        _check(steps_per_epoch, snapshot_every, step_ends, first_step)
+        self.model, self.folder = model, folder
+        self.steps_per_epoch, self.snapshot_every = steps_per_epoch, snapshot_every
+        self.rho, self.step_ends, self.gradients = rho, step_ends, gradients
+        self.max_bytes = 1e6 * max_mb
+        self.num_steps = first_step
+        self.notes: list[str] = []
+        self.trained = Trained.of(model)
+        unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
+            ("cosine", "first_order"), "record(gradients=False)"
+        )  # fmt: skip
+        self.log = Log(folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen))
+        self.written = _continue(folder, self.log, first_step)
+        self.seen = _Seen(self.trained.parameters)
+        self.blind = 0
+        self.handles: list[Any] = []
+
+    def estimate_bytes(self, epochs: int) -> int:
+        """Bytes on the disk after so many epochs, at most; `max_mb` bounds them too."""
+        steps = epochs * self.steps_per_epoch
+        tensors = self.log.tensors
+        count = -(-steps // self.snapshot_every) if self.snapshot_every else 0
+        rows = steps * tensors.row.itemsize
+        return int(rows + min(count * tensors.snapshot_bytes, max(0, self.max_bytes - rows)))
+
+    # ------------------------------------------------------------------------------ begin and end
+
+    def __enter__(self) -> "Recording":
+        own = {id(p) for p in self.trained.parameters}
+
+        def stepped(optimizer: Optimizer, *_: Any) -> None:
+            groups = optimizer.param_groups
+            if any(id(p) in own for group in groups for p in group["params"]):
+                self._stepped(optimizer)
+
+        self.handles = [self.model.register_forward_pre_hook(self._before_forward)]
+        if self.step_ends == "optimizer":
+            self.handles.append(register_optimizer_step_post_hook(stepped))
+        if self.gradients:
+            for i, p in enumerate(self.trained.parameters):
+                self.handles.append(p.register_hook(self.seen.listener(i)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        try:
+            self.log.flush()
+        except LandscapeError as full:
+            if kind is None:
+                raise
+            warnings.warn(str(full), stacklevel=2)
+
+    # ------------------------------------------------------------------------------ what is seen
+
+    def _before_forward(self, *_: Any) -> None:
+        if not unwrap(self.model).training or not torch.is_grad_enabled():
+            return
+        self.blind = 0
+        if self.seen.look() > _PASSES:
+            raise LandscapeError(
+                f"The model ran at {_PASSES} different weights and no step of a torch optimizer "
+                f"over them was seen; call recording.step() after each update of the weights."
+            )
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if not self.seen.begun:  # an optimizer around the one that has just ended the step
+            self.blind += 1
+            if self.blind > _BLIND:
+                raise LandscapeError(
+                    f"{type(optimizer).__name__} stepped {self.blind} times and no forward pass of "
+                    f"the recorded {type(self.model).__name__} in training mode was seen; record "
+                    f"the module that the loop calls."
+                )
+            return
+        self.step(rho=_rho_of(optimizer))
+
+    def step(self, *, rho: float | None = None) -> None:
+        """End the step: what was seen since the last one is recorded."""
+        if not self.seen.begun:
+            return
+        seen, norms = self.seen.perturbation(self.trained, self._rho(rho)), self.seen.norms
+        step, epoch = self.num_steps, self.num_steps // self.steps_per_epoch + 1
+        self.num_steps += 1
+        with torch.no_grad():
+            if seen.climbed:
+                self.log.row(epoch, step, seen, norms)
+            else:
+                self.log.rows.append((epoch, step, _nothing(seen, norms)))
+            self.written += self.log.tensors.row.itemsize
+            self._keep(step, seen)
+        self.seen.forget()
+
+    def _rho(self, found: float | None) -> float:
+        if self.rho is not None:
+            return self.rho
+        return math.nan if found is None else found
+
+    def _keep(self, step: int, seen: Perturbation) -> None:
+        """Snapshot and write, where this step is one to do so."""
+        chosen = bool(self.snapshot_every) and step % self.snapshot_every == 0
+        if chosen and self.written + self.log.tensors.snapshot_bytes > self.max_bytes:
+            chosen = False
+            if not self.notes:
+                limit = f"{self.max_bytes / 1e6:g} MB"
+                self.notes.append(f"no snapshot from step {step} on: max_mb={limit} is reached")
+        try:
+            if chosen:
+                self._check_tensors()
+                self.written += self.log.tensors.snapshot_bytes
+                self.log.snapshot(step, seen)
+            if chosen or len(self.log.rows) >= _FLUSH or (step + 1) % self.steps_per_epoch == 0:
+                self.log.flush()
+        except LandscapeError as error:
+            if not isinstance(error.__cause__, OSError) or len(self.log.waiting) > 16:
+                raise
+            warnings.warn(f"{error} The recording goes on in memory.", stacklevel=2)
+
+    def _check_tensors(self) -> None:
+        snapshots.check_same(
+            self.log.tensors,
+            tensors_of(ParamLayout.of(unwrap(self.model))).identity,
+            f"Step {self.num_steps - 1}",
+        )
+
+
+class _Seen:
+    """The passes of the step under way: weights at the first, e of the last, gradients of both."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.anchor: list[Tensor] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new step."""
+        self.begun, self.moved, self.passes = False, False, 0
+        self.e: list[Tensor] | None = None
+        self.norms: Tensor = torch.empty(0)
+        none: list[Tensor | None] = [None] * len(self.parameters)
+        self.g1, self.g2 = list(none), list(none)
+
+    @torch.no_grad()
+    def look(self) -> int:
+        """Compare the weights with those of the step's first pass; how often they differed."""
+        now = [p.detach() for p in self.parameters]
+        if not self.begun:
+            if [a.shape for a in self.anchor] != [p.shape for p in now]:
+                self.anchor = [torch.empty_like(p) for p in now]
+            torch._foreach_copy_(self.anchor, now)
+            self.begun, self.norms = True, weight_norms(now)
+            return 0
+        e = torch._foreach_sub(now, self.anchor)
+        # A climb taken back by subtraction differs from w by the rounding of its weights.
+        dtype = now[0].dtype
+        rounding = 2 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
+        self.moved = bool(weight_norms(e).norm() > rounding * self.norms.norm())
+        if self.moved:
+            self.passes += 1
+            self.e, self.g2 = e, [None] * len(now)
+        return self.passes
+
+    def listener(self, index: int) -> Any:
+        """A hook that adds up a parameter's gradients of the current pass."""
+
+        def hear(gradient: Tensor) -> None:
+            if self.begun:
+                found = self.g2 if self.moved else self.g1
+                gradient = gradient.detach()
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
+                old = found[index]
+                found[index] = gradient if old is None else old + gradient
+
+        return hear
+
+    def perturbation(self, trained: Trained, rho: float) -> Perturbation:
+        """What was seen, as the optimizer of this package tells it."""
+        size = len(trained.names)
+        masks = None if self.e is None else [e != 0 for e in self.e]
+        nan = torch.full((), math.nan, device=self.parameters[0].device)
+        return Perturbation(
+            names=trained.names,
+            shapes=trained.shapes,
+            ascent=None if self.e is None else Ascent(list(self.e), list(masks), rho),
+            live=list(range(size)),
+            masks=masks or [False] * size,
+            g1=self.g1,
+            g2=self.g2,
+            loss_clean=nan,
+            loss_perturbed=nan,
+            rho=rho,
+        )
+
+
+def _nothing(seen: Perturbation, norms: Tensor) -> Tensor:
+    """The row of a step whose e could not be seen."""
+    known = {"rho": float(seen.rho), "climbed": 0.0}
+    head = [known.get(name, math.nan) for name in SCALARS]
+    nan = torch.full((len(norms),), math.nan, dtype=torch.float64, device=norms.device)
+    parts = [norms.double() if name == "weight_norm" else nan for name in snapshots.PER_TENSOR]
+    return torch.cat([torch.tensor(head, dtype=torch.float64, device=norms.device), *parts])
+
+
+def _rho_of(optimizer: Optimizer) -> float | None:
+    """The radius that the parameter groups name, if they agree (Adadelta's rho is a decay)."""
+    found = {float(group.get("rho", math.nan)) for group in optimizer.param_groups}
+    return found.pop() if len(found) == 1 and not isinstance(optimizer, Adadelta) else None
+
+
+def _check(steps_per_epoch: int, snapshot_every: int, step_ends: str, first_step: int) -> None:
+    least = {"steps_per_epoch": 1, "snapshot_every": 0, "first_step": 0}
+    values = (steps_per_epoch, snapshot_every, first_step)
+    for (name, low), value in zip(least.items(), values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise LandscapeError(
+                f"{name}={value!r} was asked; a whole number >= {low} is possible."
+            )
+    if step_ends not in STEP_ENDS:
+        raise LandscapeError(
+            f"step_ends={step_ends!r} is unknown; choose one of {', '.join(map(repr, STEP_ENDS))}."
+        )
+
+
+def _continue(folder: Path, log: Log, first_step: int) -> int:
+    """Bytes that a recording to be continued holds; refuse to write over one."""
+    known = snapshots.read_steps(folder)
+    if len(known) and first_step == 0:
+        raise LandscapeError(
+            f"{folder} holds a recording of {len(known)} steps; give another folder, or "
+            f"first_step={int(known.step[-1]) + 1} to continue it."
+        )
+    if known.tensors.names:
+        snapshots.write_tensors(log.folder, log.tensors)  # refuses another model
+        snapshots.forget_after(log.folder, epoch=2**31, step=first_step)
+    return sum(path.stat().st_size for path in log.folder.glob("[!.]*"))

@@ -1,0 +1,162 @@
+"""Names of the recorded tensors, and snapshots of single steps: written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landscape import storage
+from landscape.errors import LandscapeError
+from landscape.streams import Grid
+
+FORMAT = 2
+GRID = Grid(bins=241)
+SCALARS = (
+    "loss_clean", "loss_perturbed", "perturbation_norm", "rho", "cosine", "climbed",
+)  # fmt: skip
+PER_TENSOR = ("energy_share", "density", "weight_norm", "first_order")
+ON_ERROR = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The recorded tensors in model order, and why a column is NaN (`unseen`, by column)."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
+    ndims: tuple[int, ...]
+    unseen: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def row(self) -> np.dtype:
+        """A row of steps.bin."""
+        wide = [(name, "<f4", (len(self),)) for name in PER_TENSOR]
+        head = [("checksum", "<u4"), ("epoch", "<u4"), ("step", "<i8")]
+        return np.dtype([*head, *((name, "<f8") for name in SCALARS), *wide])
+
+    @property
+    def identity(self) -> str:
+        """Names and sizes, as each snapshot repeats them."""
+        return json.dumps([list(self.names), list(self.sizes)])
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a snapshot with masks, exact but for the archive's directory."""
+        bits = sum((size + 7) // 8 for size in self.sizes)
+        return bits + 4 * len(self) * (GRID.bins + 3) + len(self.identity) + 2048
+
+
+def write_tensors(folder: Path, tensors: Tensors) -> None:
+    """Say what the files of `folder` (a run's `snapshots`) are about; refuse another model's."""
+    path = Path(folder) / "tensors.json"
+    if path.exists():
+        check_same(tensors_at(path), tensors.identity, str(path))
+        return
+    known = {"format": FORMAT, **{k: list(getattr(tensors, k)) for k in _FIELDS}}
+    storage.write_json(path, known | {"unseen": dict(tensors.unseen)})
+
+
+_FIELDS = ("names", "kinds", "sizes", "ndims")
+
+
+def read_tensors(folder: Path) -> Tensors | None:
+    """The recorded tensors of a run; None where nothing was recorded."""
+    path = Path(folder) / "snapshots" / "tensors.json"
+    return tensors_at(path) if path.exists() else None
+
+
+def tensors_at(path: Path) -> Tensors:
+    """Tensors of one tensors.json."""
+    known = storage.read_json(path)
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        found = known.get("format", 1) if isinstance(known, dict) else "unknown"
+        raise LandscapeError(
+            f"{path.parent} was recorded in format {found} and this version reads format "
+            f"{FORMAT}; remove the run's folder and train again."
+        )
+    return Tensors(*(tuple(known[k]) for k in _FIELDS), unseen=known["unseen"])
+
+
+def check_same(tensors: Tensors, identity: str, what: str) -> None:
+    """Refuse an identity that is not the recorded tensors', naming what differs."""
+    known = dict(zip(tensors.names, tensors.sizes, strict=True))
+    other = dict(zip(*json.loads(identity), strict=True))
+    if known == other:
+        return
+    parts = [
+        *(f"{n} ({other[n]} elements) was added" for n in other if n not in known),
+        *(f"{n} ({known[n]} elements) was removed" for n in known if n not in other),
+        *(f"{n} has {other[n]} elements instead of {known[n]}" for n in other
+          if n in known and known[n] != other[n]),
+    ]  # fmt: skip
+    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+    raise LandscapeError(
+        f"{what} is of other tensors than the recording began with: {', '.join(parts[:3])}{more}. "
+        f"Record into another folder, one per set of trained tensors."
+    )
+
+
+def check_choice(on_error: str) -> None:
+    """Refuse an unknown on_error."""
+    if on_error not in ON_ERROR:
+        raise LandscapeError(
+            f"on_error={on_error!r} is unknown; choose one of {', '.join(map(repr, ON_ERROR))}."
+        )
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Snapshot of one step in a run's `snapshots` folder."""
+    return Path(folder) / f"{step:08d}.npz"
+
+
+def write_snapshot(
+    folder: Path,
+    step: int,
+    tensors: Tensors,
+    *,
+    zscore_counts: np.ndarray,
+    mask_bits: np.ndarray | None = None,
+) -> None:
+    """Write masks (bytes as in PackedMasks) and z-score counts (tensors, bins + 3) of one step."""
+    content = {
+        "tensors": np.frombuffer(tensors.identity.encode(), np.uint8),
+        "zscore_counts": zscore_counts.astype(np.uint32),
+    }
+    if mask_bits is not None:
+        content["mask_bits"] = mask_bits
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            np.savez(handle, **content)
+
+    storage.write_atomically(snapshot_path(folder, step), write)
+
+
+def each_snapshot(
+    folder: Path, tensors: Tensors, on_error: str, read: Any
+) -> tuple[list, list[str]]:
+    """(step, read(path)) of all snapshots where that is not None, and what was skipped."""
+    found, skipped = [], []
+    for path in sorted((Path(folder) / "snapshots").glob("[0-9]*.npz")):
+        try:
+            content = read(path, tensors)
+        except LandscapeError:
+            raise  # whole, and of another model: no damage to be skipped
+        except Exception as error:  # a damaged archive fails in many ways
+            if on_error == "raise":
+                raise LandscapeError(
+                    f"{path} is not a whole snapshot ({type(error).__name__}: {error}). Pass "
+                    f"on_error='skip' to leave it out, or remove the run's folder and train again."
+                ) from None
+            skipped.append(f"{path.name}: not a whole snapshot ({type(error).__name__})")
+            continue
+        if content is not None:
+            found.append((int(path.stem), content))
+    return found, skipped

@@ -1,0 +1,176 @@
+"""Rows of fixed size with checksums, appended: scalars per step, correctness per epoch."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from landscape import storage
+from landscape.errors import LandscapeError
+from landscape.snapshots.files import Tensors, check_choice, read_tensors
+
+
+class RowFile:
+    """Rows of one dtype, whose first field `checksum` is the CRC-32 of the rest of the row."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = Path(path), dtype
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows and wait until the disk has them; on failure the file is as it was."""
+        payload = bytearray(rows.astype(self.dtype).tobytes())
+        width = self.dtype.itemsize
+        for start in range(0, len(payload), width):
+            checksum = zlib.crc32(memoryview(payload)[start + 4 : start + width])
+            payload[start : start + 4] = checksum.to_bytes(4, "little")
+        with storage.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as handle:
+                whole = handle.tell() // width * width
+                handle.truncate(whole)  # what a crash left half-written
+                try:
+                    handle.write(payload)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                except OSError:
+                    os.ftruncate(handle.fileno(), whole)
+                    raise
+
+    def read(self, on_error: str = "raise") -> tuple[np.ndarray, tuple[str, ...]]:
+        """Whole rows, and what was left out. A half-written last row is no error: it may grow."""
+        check_choice(on_error)
+        if not self.path.exists():
+            return np.empty(0, self.dtype), ()
+        payload, width = self.path.read_bytes(), self.dtype.itemsize
+        count, rest = divmod(len(payload), width)
+        rows = np.frombuffer(payload, self.dtype, count)
+        said = [f"{self.path.name}: the last row is half-written"] if rest else []
+        good = np.array(
+            [zlib.crc32(payload[i * width + 4 : (i + 1) * width]) for i in range(count)],
+            dtype=np.uint32,
+        )
+        bad = np.flatnonzero(good != rows["checksum"])
+        if len(bad):
+            text = f"{len(bad)} of {count} rows differ from their checksum, the first is {bad[0]}"
+            if on_error == "raise":
+                raise LandscapeError(
+                    f"{self.path} is damaged: {text}. Pass on_error='skip' to read the others, or "
+                    f"remove the run's folder and train again."
+                )
+            said.append(f"{self.path.name}: {text}")
+        return rows[good == rows["checksum"]], tuple(said)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Replace the file by these rows (resuming at a checkpoint)."""
+        if self.path.exists():
+            payload = rows.astype(self.dtype).tobytes()
+            storage.write_atomically(self.path, lambda temporary: temporary.write_bytes(payload))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Rows of all steps so far: `steps["rho"]` is (n,), `steps["density"]` is (n, tensors)."""
+
+    tensors: Tensors
+    rows: np.ndarray
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.rows[column]
+
+    @property
+    def step(self) -> np.ndarray:
+        """Number of each step, from 0."""
+        return self.rows["step"]
+
+    @property
+    def epoch(self) -> np.ndarray:
+        """Epoch of each step, from 1."""
+        return self.rows["epoch"]
+
+    @property
+    def unseen(self) -> Mapping[str, str]:
+        """Columns that are NaN, and why."""
+        return self.tensors.unseen
+
+
+def steps_file(folder: Path, tensors: Tensors) -> RowFile:
+    """steps.bin of a run's `snapshots` folder."""
+    return RowFile(Path(folder) / "steps.bin", tensors.row)
+
+
+def correctness_file(folder: Path, num_examples: int) -> RowFile:
+    """correct.bin of a run's `snapshots` folder."""
+    bits = (num_examples + 7) // 8
+    head = [("checksum", "<u4"), ("epoch", "<u4"), ("count", "<u8")]
+    return RowFile(Path(folder) / "correct.bin", np.dtype([*head, ("bits", "u1", (bits,))]))
+
+
+def read_steps(folder: Path, *, on_error: str = "raise") -> Steps:
+    """Scalars of every step that `folder` (a run's) holds by now; no row where none was recorded.
+
+    A half-written last row is left out and said in `skipped`; a damaged one raises, or is left out
+    and said with on_error="skip".
+    """
+    check_choice(on_error)
+    tensors = read_tensors(folder)
+    if tensors is None:
+        nothing = Tensors((), (), (), ())
+        return Steps(nothing, np.empty(0, nothing.row))
+    rows, skipped = steps_file(Path(folder) / "snapshots", tensors).read(on_error)
+    return Steps(tensors, rows, skipped)
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """Which training examples were right after which epoch: epochs (E,), correct (E, N) bool."""
+
+    epochs: np.ndarray
+    correct: np.ndarray
+    skipped: tuple[str, ...] = ()
+
+
+def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
+    """Whether the largest output was the label (as trained, noise included), at each epoch's end.
+
+    All N training examples in the order of the data, not augmented, in eval mode with running
+    statistics: not the outputs of the training passes, whose batch statistics, augmentation and
+    dropout differ. (0, 0) when RecorderOptions.correctness was off. A forgetting event
+    (arXiv:1812.05159, §3, on such outputs) is correct[k - 1] and not correct[k].
+    """
+    check_choice(on_error)
+    path = Path(folder) / "snapshots" / "correct.bin"
+    count = 0
+    if path.exists():
+        with path.open("rb") as handle:
+            handle.seek(8)
+            count = int.from_bytes(handle.read(8), "little")
+    if count == 0:
+        return Correctness(np.empty(0, np.int64), np.empty((0, 0), bool))
+    rows, skipped = correctness_file(path.parent, count).read(on_error)
+    correct = np.unpackbits(rows["bits"], axis=1, count=count).astype(bool)
+    return Correctness(rows["epoch"].astype(np.int64), correct, skipped)
+
+
+def forget_after(folder: Path, *, epoch: int, step: int) -> None:
+    """Remove what was written of steps >= `step`, which belong to epochs > `epoch`."""
+    folder = Path(folder)
+    for path in folder.glob("[0-9]*.npz"):
+        if int(path.stem) >= step:
+            path.unlink()
+    tensors = read_tensors(folder.parent)
+    if tensors is not None:
+        rows = steps_file(folder, tensors)
+        found, _ = rows.read()
+        rows.keep(found[found["step"] < step])
+    seen = read_correctness(folder.parent)
+    if seen.correct.size:
+        file = correctness_file(folder, seen.correct.shape[1])
+        found, _ = file.read()
+        file.keep(found[found["epoch"] <= epoch])
