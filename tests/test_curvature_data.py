@@ -1,6 +1,7 @@
 """Mini-batch spectra, the data bracket, critical sharpness and edges of stability: closed forms."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from landscape import EmpiricalRisk, LandscapeError, measure, results
+from landscape import EmpiricalRisk, LandscapeError, measure, results, sam
 from landscape.measure.gauss_newton import Operator
 from tests.measure_problems import cnn_risk, images, quadratic
 
@@ -73,14 +74,19 @@ def test_minibatch_eigenvalues_of_a_cnn_match_dense_matrices(bn):
     x, y = images()
     before = risk.cost
     ds = measure.minibatch_eigenvalues(risk, risk.theta, batch_size=12, seed=0)
+    spent = risk.cost - before
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     for number, rows in enumerate(order.split(12)):
         part = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x[rows], y[rows]), bn=bn)
         H = part.hvp(part.theta, torch.eye(len(part.theta), dtype=F64))
         top = float(torch.linalg.eigvalsh(H)[-1])
         assert float(ds["eigenvalue"][number, 0]) == pytest.approx(top, rel=1e-6)
-    spent, products = risk.cost - before, int(ds["num_hvps"].sum())
-    assert spent == pytest.approx(2 * products / 2 + 1 + 1 / 3, rel=0.05)
+    H = risk.hvp(risk.theta, torch.eye(len(risk.theta), dtype=F64))
+    whole = float(torch.linalg.eigvalsh(H)[-1])
+    assert float(ds["whole_eigenvalue"][0]) == pytest.approx(whole, rel=1e-6)
+    # Products on half of the examples and on all, two gradients each; three graphs; one loss.
+    products = int(ds["num_hvps"].sum()) / 2 + int(ds["whole_num_hvps"])
+    assert spent == pytest.approx(2 * products + 2 + 1 / 3, rel=0.05)
 
 
 def test_weight_decay_shifts_minibatch_eigenvalues_by_its_constant():
@@ -118,9 +124,31 @@ def test_bracket_of_regression_holds_the_populations_eigenvalue_on_average():
     assert np.mean(lower) < np.mean(upper)
 
 
+def test_a_bracket_closes_with_the_size_of_its_subsets():
+    """The mean λ₁ over a partition cannot rise when its parts are merged: λ₁ is convex."""
+    risk, X, _ = regression(n=48)
+    ds = measure.data_bracket(risk, risk.theta, num_folds=2, num_subsets=16, seed=0)
+    assert list(ds["sample_size"].values) == [3, 6, 12, 24]
+    inside, outside = ds["sized_eigenvalue"], ds["sized_held_out"]
+    assert list(inside.notnull().sum("batch").values) == [16, 8, 4, 2]
+    falling = [*inside.mean("batch").values, float(ds["upper"])]
+    assert all(a >= b - 1e-9 for a, b in pairwise(falling))
+    rows = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    A, B = X[rows[12:24]], X[torch.cat([rows[:12], rows[24:]])]
+    values, V = torch.linalg.eigh(A.T @ A / 12)
+    at = ds.sel(sample_size=12, batch=1)
+    assert float(at["sized_eigenvalue"]) == pytest.approx(float(values[-1]), rel=1e-6)
+    exact = float((B @ V[:, -1]).square().mean())
+    assert float(at["sized_held_out"]) == pytest.approx(exact, rel=1e-5)
+    assert (outside.isel(sample_size=0) < falling[0]).all()
+    for bad in ([0], [48], [4, 60]):
+        with pytest.raises(LandscapeError, match="choose 1 to 47, so that some are left"):
+            measure.data_bracket(risk, risk.theta, sizes=bad, seed=0)
+
+
 def test_data_bracket_of_a_cnn_and_its_refusals():
     risk, _ = cnn_risk()
-    ds = measure.data_bracket(risk, risk.theta, num_folds=2, seed=0)
+    ds = measure.data_bracket(risk, risk.theta, num_folds=2, sizes=[12], num_subsets=1, seed=0)
     assert float(ds["lower"]) < float(ds["upper"])
     assert (ds["subset_size"] == 12).all()
     assert ds["converged"].all()
@@ -246,10 +274,75 @@ def test_curvature_along_training_with_its_lines():
         assert float(ds["sam_edge"][number]) == pytest.approx(
             measure.sam_edge(norm, lr=rate, rho=0.2, momentum=0.5)
         )
+    np.testing.assert_allclose(ds["plain_edge"], [20, 20, 40])
     assert ds["converged"].all()
     assert list(ds["epoch"].values) == [0, 2, 4]
     plain = measure.training_curvature(risk, points[:1], lr=0.1, seed=0)
     assert np.isnan(plain["sam_edge"]).all()
+
+
+def test_checkpoints_may_bring_their_own_running_statistics():
+    """At another checkpoint's statistics the same weights have another Hessian."""
+    first, _ = cnn_risk(seed=0)
+    _, model = cnn_risk(seed=3)
+    with torch.no_grad():
+        model[1].running_var.mul_(9)
+    second = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    mixed = measure.training_curvature(first, [first.theta, second.theta], lr=0.1, seed=0)
+    before = first.cost
+    own = measure.training_curvature(first, [first, second], lr=0.1, seed=0)
+    assert results.provenance(own)["cost_gradients"] == pytest.approx(first.cost - before, abs=0.01)
+    for number, risk in enumerate((first, second)):
+        alone = measure.top_eigenvalues(risk, risk.theta, k=1, seed=number)
+        assert float(own["eigenvalue"][number, 0]) == pytest.approx(
+            float(alone["eigenvalue"][0]), rel=1e-6
+        )
+    assert float(mixed["eigenvalue"][0, 0]) == pytest.approx(float(own["eigenvalue"][0, 0]))
+    assert float(mixed["eigenvalue"][1, 0]) != pytest.approx(
+        float(own["eigenvalue"][1, 0]), rel=0.01
+    )
+
+
+def single_cnn():
+    """The network in float32 and its twin in float64, at the same weights and data."""
+    _, model = cnn_risk()
+    x, y = images()
+    single = EmpiricalRisk(model.float(), nn.CrossEntropyLoss(), (x.float(), y))
+    return single, single.with_dtype(F64)
+
+
+def test_residuals_of_float32_searches_hold_an_exact_eigenvalue():
+    """Made in float64 (Parlett, ch. 11), they bound the distance to the exact spectrum."""
+    single, double = single_cnn()
+    theta = double.theta
+
+    def distance(exact, values):
+        return np.abs(np.asarray(values)[..., None] - exact).min(-1)
+
+    exact = torch.linalg.eigvalsh(Operator.of(double, theta)(torch.eye(len(theta), dtype=F64)))
+    exact, tiny = exact.numpy(), 1e-12 * float(exact[-1])
+    variants = {"SAM": sam.sam(rho=0.1)}
+    for ds in (
+        measure.training_curvature(single, [single.theta], lr=0.1, k=2, seed=0),
+        measure.alignment(single, single.theta, variants=variants, k=2, seed=0),
+    ):
+        found = distance(exact, ds["eigenvalue"])
+        assert (found <= ds["residual_norm"].values + tiny).all()
+    ds = measure.minibatch_eigenvalues(single, single.theta, batch_size=24, seed=0)
+    assert (distance(exact, ds["eigenvalue"]) <= ds["residual_norm"].values + tiny).all()
+    ds = measure.data_bracket(single, single.theta, num_folds=2, sizes=[12], seed=0)
+    assert distance(exact, ds["upper"]) <= float(ds["upper_residual_norm"]) + tiny
+    ds = measure.crosscheck(single, single.theta, num_probes=2, seed=0)
+    assert distance(exact, ds["landscape_eigenvalue"]) <= float(ds["residual_norm"]) + tiny
+    for call in (
+        lambda: measure.crosscheck(single, theta, certify="working", seed=0),
+        lambda: measure.data_bracket(single, theta, certify="working", seed=0),
+        lambda: measure.minibatch_eigenvalues(single, theta, certify="working", seed=0),
+        lambda: measure.training_curvature(single, [theta], lr=0.1, certify="working", seed=0),
+        lambda: measure.alignment(single, theta, variants=variants, certify="working", seed=0),
+    ):
+        with pytest.raises(LandscapeError, match="certify='working' is not known; choose one of"):
+            call()
 
 
 def test_impossible_trainings_are_refused():

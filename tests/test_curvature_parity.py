@@ -22,6 +22,8 @@ def curvlinops(monkeypatch):
     return pytest.importorskip("curvlinops")
 
 
+# Its dependencies use what torch deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_products_agree_with_curvlinops_where_it_is_right(curvlinops, matrix):
     """It errs on affine LayerNorm, so the network here has BatchNorm in eval mode."""

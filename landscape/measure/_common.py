@@ -17,6 +17,9 @@ from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 from landscape.streams import host
 
+# How residuals are made where no bound is asked: see `certificates`.
+RESIDUALS = ("float64", "none")
+
 
 class Measuring:
     """One measurement under way: theta checked, cost counted, the result made.

@@ -13,7 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.measure._common import Measuring, check_count, generator, numbers
+from landscape.measure._common import (
+    RESIDUALS,
+    Measuring,
+    check_choice,
+    check_count,
+    generator,
+    numbers,
+)
 from landscape.measure._inside import RowLosses, model_at
 from landscape.measure.curvature import eigenpairs, hessian_trace
 from landscape.results import Variable
@@ -29,27 +36,30 @@ def crosscheck(
     *,
     num_probes: int = 30,
     max_iterations: int = 100,
+    certify: str = "float64",
     seed: int,
 ) -> xr.Dataset:
     """Largest-magnitude eigenvalue and trace of the Hessian by PyHessian, beside ours.
 
     Like with like: the same data as one batch, eval mode, the eigenvalue of largest magnitude (all
     that power iteration can find). PyHessian's eigenvalue comes without a bound and stops when two
-    Rayleigh quotients agree to 1e-3; ours is within residual_norm of an eigenvalue. Its trace stops
-    by itself when the running mean moves less than 1e-3, and after two probes whenever that mean is
-    negative: read pyhessian_trace_probes (asked: num_probes). *_stderr are over probes. On a CPU
-    one seed gives both the same probes, so that without such a stop the two traces differ by
-    rounding. Cost: about num_probes + max_iterations Hessian products there, num_probes + 30 here.
+    Rayleigh quotients agree to 1e-3; ours is within residual_norm (in float64 unless
+    certify="none") of an eigenvalue. Its trace stops by itself when the running mean moves less
+    than 1e-3, and after two probes whenever that mean is negative: read pyhessian_trace_probes
+    (asked: num_probes). *_stderr are over probes. On a CPU one seed gives both the same probes, so
+    that without such a stop the two traces differ by rounding.
+    Cost: about num_probes + max_iterations Hessian products there, num_probes + 30 here.
     """
     check_count("num_probes", num_probes, 2)
     check_count("max_iterations", max_iterations, 2)
+    check_choice("certify", certify, RESIDUALS)
     own = risk.with_bn("eval")
     measuring = Measuring("crosscheck", own, theta)
     measuring.finite_loss()
     with _at(own, measuring.theta, seed) as other:
         their_value = other.eigenvalue(max_iterations=max_iterations)
         their_samples = other.trace_samples(num_probes=num_probes)
-    pairs = eigenpairs(measuring, k=1, which="magnitude", seed=seed)
+    pairs = eigenpairs(measuring, k=1, which="magnitude", certify=certify, seed=seed)
     ours = hessian_trace(own, measuring.theta, num_probes=num_probes, seed=seed)
 
     units = "nats / parameter²"
@@ -75,6 +85,7 @@ def crosscheck(
         "num_probes": num_probes,
         "max_iterations": max_iterations,
         "which": "magnitude",
+        "certify": certify,
         "pyhessian": "0.1",
         "seed": seed,
     }

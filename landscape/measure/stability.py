@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.measure._common import Measuring, check_theta, numbers
+from landscape.measure._common import RESIDUALS, Measuring, check_choice, numbers
+from landscape.measure._inside import spend
 from landscape.measure.curvature import eigenpairs
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
@@ -44,7 +45,7 @@ def sam_edge(gradient_norm: float, *, lr: float, rho: float, momentum: float = 0
 
 def training_curvature(
     risk: EmpiricalRisk,
-    checkpoints: Sequence[Float[Tensor, "P"]],
+    checkpoints: Sequence[Float[Tensor, "P"] | EmpiricalRisk],
     *,
     lr: float | Sequence[float],
     epochs: Sequence[int] | None = None,
@@ -53,47 +54,66 @@ def training_curvature(
     k: int = 1,
     tolerance: float | None = None,
     failure_probability: float = 0.01,
+    certify: str = "float64",
     seed: int,
 ) -> xr.Dataset:
     """eigenvalue(epoch, rank) at checkpoints of one training, with the edges of stability.
 
-    sgd_edge(epoch) = 2 (1 + beta) / eta and, for rho > 0, sam_edge(epoch) with the gradient norm
-    there. Both are derived for full-batch steps; mini-batches keep lambda_1 below. lr: one rate or
-    one per checkpoint. Each search starts from the eigenvectors of the checkpoint before, and is
-    complete by fresh random vectors all the same. loss(epoch), gradient_norm(epoch), residual_norm,
-    converged beside. Weights vary, buffers (running statistics) are the risk's.
-    Cost: per checkpoint some 30 products and a gradient.
+    sgd_edge(epoch) = 2 (1 + beta) / eta, plain_edge(epoch) = 2 / eta and, for rho > 0,
+    sam_edge(epoch) with the gradient norm there. All are derived for full-batch steps; mini-batches
+    keep lambda_1 below. lr: one rate or one per checkpoint; at a rate of 0 (or where no edge is
+    known: say 0) the edges are infinite. A checkpoint is a theta, with the buffers (running
+    statistics) of `risk`, or a risk of its own, at its own theta and with its own buffers; the
+    sequence is read one by one, so that it may load them as it goes. Each search starts from the
+    eigenvectors of the checkpoint before, and is complete by fresh random vectors all the same.
+    loss(epoch), gradient_norm(epoch), residual_norm (in float64 unless certify="none"), converged
+    beside. Cost: per checkpoint some 30 products and a gradient.
     """
-    points = [check_theta(risk, theta) for theta in checkpoints]
-    if not points:
+    count = len(checkpoints)
+    if not count:
         raise LandscapeError("training_curvature got no checkpoint; give at least one theta (P,).")
-    rates = _rates(lr, len(points))
-    labels = list(range(len(points))) if epochs is None else list(epochs)
-    if len(labels) != len(points):
-        raise LandscapeError(f"{len(labels)} epochs given for {len(points)} checkpoints.")
+    rates = _rates(lr, count)
+    labels = list(range(count)) if epochs is None else list(epochs)
+    if len(labels) != count:
+        raise LandscapeError(f"{len(labels)} epochs given for {count} checkpoints.")
     if rho < 0 or momentum < 0:
         raise LandscapeError(f"rho={rho}, momentum={momentum} given; both must be at least 0.")
-    measuring = Measuring("training_curvature", risk, points[-1])
+    check_choice("certify", certify, RESIDUALS)
+    measuring = Measuring("training_curvature", risk, risk.theta)
     rows, start = [], None
-    for number, theta in enumerate(points):
-        here = Measuring("training_curvature", risk, theta)
-        loss, gradient = risk.loss_and_gradient(theta)
+    for number in range(count):
+        own, theta = _checkpoint(risk, checkpoints[number])
+        here = Measuring("training_curvature", own, theta)
+        before = own.cost
+        loss, gradient = own.loss_and_gradient(here.theta)
+        here.check_loss(loss)
         pairs = eigenpairs(
             here,
             k=k,
             tolerance=tolerance,
             failure_probability=failure_probability,
+            certify=certify,
             start=start,
             seed=seed + number,
         )
+        if own is not risk:
+            spend(risk, own.cost - before)
         start = pairs.vectors.sum(0)
         rows.append((pairs, float(loss), float(torch.linalg.vector_norm(gradient))))
     options = {"k": k, "rho": rho, "momentum": momentum, "lr": rates, "seed": seed}
     return measuring.result(
         _variables(rows, rates, rho, momentum),
         coords={"epoch": np.array(labels), "rank": np.arange(k)},
-        options=options | {"failure_probability": failure_probability},
+        options=options | {"failure_probability": failure_probability, "certify": certify},
     )
+
+
+def _checkpoint(
+    risk: EmpiricalRisk, checkpoint: Tensor | EmpiricalRisk
+) -> tuple[EmpiricalRisk, Tensor]:
+    if isinstance(checkpoint, EmpiricalRisk):
+        return checkpoint, checkpoint.theta
+    return risk, checkpoint
 
 
 def _rates(lr: float | Sequence[float], count: int) -> list[float]:
@@ -111,6 +131,7 @@ def _variables(
 ) -> dict[str, Variable]:
     found, losses, norms = zip(*rows, strict=True)
     dims = ("epoch", "rank")
+    plain = [sgd_edge(rate) for rate in rates]
     edges = [sgd_edge(rate, momentum=momentum) for rate in rates]
     sam_edges = [
         sam_edge(norm, lr=rate, rho=rho, momentum=momentum) if rho else math.nan
@@ -124,6 +145,7 @@ def _variables(
         "eigenvalue": Variable(dims, stacked("values"), _UNITS, "Hessian eigenvalue"),
         "residual_norm": Variable(dims, stacked("residual_norms"), _UNITS, "Residual ‖Hv − λv‖"),
         "converged": Variable(dims, stacked("converged").astype(bool), "1", "Converged"),
+        "plain_edge": Variable("epoch", np.array(plain), _UNITS, "Edge of stability 2/η"),
         "sgd_edge": Variable("epoch", np.array(edges), _UNITS, "Edge of stability 2(1+β)/η"),
         "sam_edge": Variable("epoch", np.array(sam_edges), _UNITS, "Edge of stability of SAM"),
         "gradient_norm": Variable("epoch", np.array(norms), "nats / parameter", "‖g‖"),
