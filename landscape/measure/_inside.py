@@ -5,19 +5,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.risk import EmpiricalRisk
 from landscape.risk._criterion import logits_of
+from landscape.risk._twice import release
 
 
 def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
     """An ordinary copy of the risk's model with weights theta, in evaluation mode."""
-    model = copy.deepcopy(risk._engine.network.model)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            # The risk steers BatchNorm by replacing its forward.
-            module.__dict__.pop("forward", None)
+    model = release(copy.deepcopy(risk._engine.network.model))
     named = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in risk.layout.unflatten(theta).items():

@@ -23,10 +23,12 @@ class BatchNormControl:
     A site is one call of a layer within a forward pass. `mode`: "eval" (running statistics),
     "full_batch" (mean and biased variance of the rows at hand, as torch normalizes in training),
     "recalibrate" (the same with the unbiased variance, which is what running statistics hold), and
-    "fixed" (statistics of earlier sites given, those of the next one gathered).
+    "fixed" (statistics of earlier sites given, those of the next one gathered). `absorbed` says
+    of a layer whether a convolution does its work.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, absorbed: Callable[[nn.Module], bool]) -> None:
+        self.absorbed = absorbed
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
         self.names = {id(module): name for name, module in self.layers.items()}
         self.own = [n for n, m in self.layers.items() if type(m).forward not in _KNOWN_FORWARDS]
@@ -73,11 +75,12 @@ class BatchNormControl:
 
         def forward(x: Tensor) -> Tensor:
             if self.mode == "eval":
-                return frozen(module, x)
+                return x if self.absorbed(module) else frozen(module, x)
             if self.mode == "fixed":
                 return self._fixed(module, x)
             return self._of_these_rows(module, x)
 
+        forward.of_the_risk = True  # type: ignore[attr-defined]
         return forward
 
     def _of_these_rows(self, module: _BatchNorm, x: Tensor) -> Tensor:

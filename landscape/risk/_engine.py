@@ -98,8 +98,13 @@ class Engine:
     @contextlib.contextmanager
     def differentiating(self, order: int) -> Iterator[None]:
         """Graphs on, kernels that have this many derivatives."""
+        twice = self.network.twice
         with self._scope(second=order > 1), torch.enable_grad():
-            yield
+            twice.active, twice.absorbed = order > 1, order > 1 and self.bn == "eval"
+            try:
+                yield
+            finally:
+                twice.active = twice.absorbed = False
 
     @contextlib.contextmanager
     def _scope(self, *, second: bool) -> Iterator[None]:
@@ -125,6 +130,8 @@ class Engine:
 
     def graph_batches(self, order: int) -> list[Batch]:
         """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
+        if order > 1 and self.bn == "eval":
+            self.network.twice.prepare(self)
         if self.couples:
             _memory.refuse_large_graph(self, order)
             return self.examples.cut(self.examples.num_examples)

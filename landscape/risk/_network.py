@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
 from landscape.risk._data import Batch
+from landscape.risk._twice import TwiceControl, release
 
 
 class Network:
@@ -34,7 +34,8 @@ class Network:
         self.theta = self.layout.flatten(named).detach().clone()
         self.sites = self._sites([named[name] for name in self.layout.names])
         self.model.requires_grad_(False)
-        self.batchnorm = BatchNormControl(self.model)
+        self.twice = TwiceControl(self.model)
+        self.batchnorm = BatchNormControl(self.model, self.twice.takes)
         self.clones_inputs = False
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
 
@@ -65,10 +66,7 @@ class Network:
 
     def in_dtype(self, dtype: torch.dtype) -> "Network":
         """A network of its own with the same weights and buffers in another dtype."""
-        plain = copy.deepcopy(self.model)
-        for module in plain.modules():
-            if isinstance(module, _BatchNorm):
-                module.__dict__.pop("forward", None)
+        plain = release(copy.deepcopy(self.model))
         trainable = set(self.layout.names)
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_(name in trainable)

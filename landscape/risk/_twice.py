@@ -1,0 +1,241 @@
+"""Convolutions that are quick to differentiate twice, with frozen BatchNorm absorbed by them.
+
+torch turns the second derivative of a convolution into convolutions with kernels as large as the
+image, and that of BatchNorm into a dozen passes over the activations. Both are avoidable: the three
+maps below are bilinear and closed under differentiation, and frozen BatchNorm is affine,
+gamma (w * x + b - mean) / sqrt(var + eps) + beta = w' * x + b', with derivatives through w' and b'.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landscape.risk._data import Batch
+
+if TYPE_CHECKING:
+    from landscape.risk._engine import Engine
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_ROWS = 8
+# Beyond what rounding may do to a loss the layers were not what they seemed.
+_SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+_Geometry = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
+
+
+def _laid_out(t: Tensor) -> Tensor:
+    """Channels last, which the float32 kernels of a CPU take three times quicker at few channels.
+
+    Outside of the functions: what they save must be what they were given.
+    """
+    quick = t.ndim == 4 and t.dtype == torch.float32
+    return t.contiguous(memory_format=torch.channels_last) if quick else t.contiguous()
+
+
+def _forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    still = [0] * len(stride)
+    return torch.ops.aten.convolution(
+        x, w, bias, stride, padding, dilation, False, still, groups
+    )  # fmt: skip
+
+
+def _backward(g: Tensor, x: Tensor, w: Tensor, geometry: _Geometry, *, of: int) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    asked = [i == of for i in range(3)]
+    found = torch.ops.aten.convolution_backward(
+        g, x, w, None, stride, padding, dilation, False, [0] * len(stride), groups, asked
+    )
+    return found[of]
+
+
+def _like(shape: torch.Size, t: Tensor) -> Tensor:
+    """Never read: the kernels ask for its shape and layout."""
+    return _laid_out(torch.empty(shape, dtype=t.dtype, device=t.device))
+
+
+class _Convolve(Function):
+    """y = x * w + bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        return _forward(x, w, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), need, g = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(g)
+        to_x = _ToInput.apply(g, w, x.shape, ctx.geometry) if need[0] else None
+        to_w = _ToWeight.apply(x, g, w.shape, ctx.geometry) if need[1] else None
+        to_bias = g.transpose(0, 1).flatten(1).sum(1) if need[2] else None
+        return to_x, to_w, to_bias, None
+
+
+class _ToInput(Function):
+    """The gradient of <g, x * w> in x, linear in g and in w."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, w: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(g, w)
+        ctx.geometry = geometry
+        return _backward(g, _like(shape, g), w, geometry, of=0)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        (g, w), need, h = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(h)
+        to_g = _Convolve.apply(h, w, None, ctx.geometry) if need[0] else None
+        to_w = _ToWeight.apply(h, g, w.shape, ctx.geometry) if need[1] else None
+        return to_g, to_w, None, None
+
+
+class _ToWeight(Function):
+    """The gradient of <g, x * w> in w, linear in x and in g."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, g)
+        ctx.geometry = geometry
+        return _backward(g, x, _like(shape, g), geometry, of=1)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x, g), need, v = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(v)
+        to_x = _ToInput.apply(g, v, x.shape, ctx.geometry) if need[0] else None
+        to_g = _Convolve.apply(x, v, None, ctx.geometry) if need[1] else None
+        return to_x, to_g, None, None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A convolution and the BatchNorm that alone reads it."""
+
+    layer: nn.Module
+    norm: _BatchNorm
+
+
+class TwiceControl:
+    """Takes over the forward of the convolutions of a private copy of the model.
+
+    It acts only while `active`, on a CPU (cuDNN's own second derivatives are left alone); while
+    `absorbed`, BatchNorm layers whose work a convolution does are the identity. `prepare` finds
+    them, once.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.active, self.absorbed = model, False, False
+        self.pairs: list[_Pair] | None = None
+        self.norms: dict[int, _BatchNorm] = {}
+        for module in model.modules():
+            if type(module) in _CONVOLUTIONS and "forward" not in module.__dict__:
+                module.forward = self._forward_of(module)  # type: ignore[method-assign]
+
+    def takes(self, norm: nn.Module) -> bool:
+        """Whether a convolution does this layer's work now."""
+        return self.absorbed and any(norm is pair for pair in self.norms.values())
+
+    def _forward_of(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        plain = type(module).forward
+        fixed = not isinstance(module.padding, str) and module.padding_mode == "zeros"
+
+        def forward(x: Tensor) -> Tensor:
+            batched = fixed and x.ndim == len(module.kernel_size) + 2
+            if not (self.active and batched and x.device.type == "cpu"):
+                return plain(module, x)
+            weight, bias = module.weight, module.bias
+            if self.absorbed and id(module) in self.norms:
+                weight, bias = _absorbed(weight, bias, self.norms[id(module)])
+            geometry = (list(module.stride), list(module.padding), list(module.dilation),
+                        module.groups)  # fmt: skip
+            return _Convolve.apply(_laid_out(x), _laid_out(weight), bias, geometry)
+
+        forward.of_the_risk = True  # type: ignore[attr-defined]
+        return forward
+
+    def prepare(self, engine: "Engine") -> None:
+        """Find the pairs, and keep them if the losses of a few rows are the same, here and beside.
+
+        A convolution that something else reads too would show there.
+        """
+        if self.pairs is not None:
+            return
+        theta, chunk = engine.network.theta, engine.examples.chunks[0]
+        rows = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
+        self.pairs = self._traced(engine, rows)
+        self.norms = {id(pair.layer): pair.norm for pair in self.pairs}
+        source = torch.Generator().manual_seed(0)
+        shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
+        shift *= 0.1 * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(shift)
+        slack = _SLACK[engine.dtype]
+        for point in (theta, theta + shift) if self.pairs else ():
+            found, truth = (self._losses(engine, point, rows, absorb) for absorb in (True, False))
+            if not torch.allclose(found, truth, rtol=slack, atol=slack, equal_nan=True):
+                self.pairs, self.norms = [], {}
+                return
+
+    def _losses(self, engine: "Engine", theta: Tensor, rows: Batch, absorb: bool) -> Tensor:
+        with engine.evaluating(theta):
+            self.active = self.absorbed = absorb
+            try:
+                return engine.criterion(engine.network(rows), rows.targets, rows.count)
+            finally:
+                self.active = self.absorbed = False
+
+    def _traced(self, engine: "Engine", rows: Batch) -> list[_Pair]:
+        made: list[tuple[Tensor, nn.Module]] = []
+        calls: dict[nn.Module, int] = {}
+        pairs: list[_Pair] = []
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            calls[module] = calls.get(module, 0) + 1
+            if type(module) in _CONVOLUTIONS:
+                made.append((output, module))
+            if type(module) in _NORMS and args:
+                layer = next((layer for kept, layer in made if kept is args[0]), None)
+                if layer is not None:
+                    pairs.append(_Pair(layer, module))
+
+        handles = [m.register_forward_hook(after) for m in self.model.modules() if _bare(m)]
+        try:
+            with engine.evaluating(engine.network.theta):
+                engine.network(rows)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [p for p in pairs if calls[p.layer] == calls[p.norm] == 1 and _foldable(p)]
+
+
+def _absorbed(w: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps).to(w)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    return w * scale.view(-1, *[1] * (w.ndim - 1)), shift
+
+
+def _bare(module: nn.Module) -> bool:
+    """No hook that would see or change what passes."""
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _foldable(pair: _Pair) -> bool:
+    """Its own weight (not one made by hooks), zero padding, frozen statistics."""
+    layer = pair.layer
+    own = layer._parameters.get("weight") is not None
+    taken = getattr(layer.__dict__.get("forward"), "of_the_risk", False)
+    fixed = not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+    return own and taken and fixed and pair.norm.running_mean is not None
+
+
+def release(model: nn.Module) -> nn.Module:
+    """Give a copy of the private model its own forward methods back."""
+    for module in model.modules():
+        if getattr(module.__dict__.get("forward"), "of_the_risk", False):
+            del module.__dict__["forward"]
+    return model

@@ -1,0 +1,133 @@
+"""Second derivatives by convolutions that are closed under differentiation, BatchNorm absorbed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from landscape.risk import EmpiricalRisk
+from tests.risk_problems import dense_hessian, randn, settled
+
+CE = nn.CrossEntropyLoss()
+
+
+class Shared(nn.Module):
+    """The convolution's output is read by BatchNorm and by a branch of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        made = self.conv(x)
+        return (torch.tanh(self.norm(made)) + 0.3 * made).mean((2, 3))
+
+
+class Twice(nn.Module):
+    """One convolution called two times, between two BatchNorm layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(2), nn.BatchNorm2d(2)])
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        for norm in self.norms:
+            x = torch.tanh(norm(self.conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def stack(*layers, channels):
+    return nn.Sequential(*layers, nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(channels, 3))  # fmt: skip
+
+
+class Line(nn.Module):
+    """One-dimensional."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 3, 3, stride=2, bias=False), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.conv(x.flatten(2)))).mean(2)
+
+
+CASES = {
+    "bias": (lambda: stack(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), channels=3), 1),
+    "strided": (
+        lambda: stack(nn.Conv2d(2, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), channels=4), 1,
+    ),
+    "grouped, dilated": (
+        lambda: stack(nn.Conv2d(2, 4, 2, groups=2, dilation=2), nn.BatchNorm2d(4, affine=False),
+                      channels=4), 1,
+    ),
+    "not square": (
+        lambda: stack(nn.Conv2d(2, 3, (1, 3), padding=(0, 2), stride=(2, 1)), channels=3), 0,
+    ),
+    "reflected": (
+        lambda: stack(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(3),
+                      channels=3), 0,
+    ),
+    "same": (lambda: stack(nn.Conv2d(2, 3, 3, padding="same"), nn.BatchNorm2d(3), channels=3), 0),
+    "deep": (
+        lambda: stack(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(),
+                      nn.Conv2d(3, 2, 2, bias=False), nn.BatchNorm2d(2), channels=2), 2,
+    ),
+    "shared output": (Shared, 0),
+    "called twice": (Twice, 0),
+    "one-dimensional": (Line, 1),
+}  # fmt: skip
+
+
+def problem(name, dtype=torch.float64):
+    model = settled(CASES[name][0]())
+    x, y = randn(6, 2, 5, 5, seed=1), torch.arange(6) % 3
+    return EmpiricalRisk(model.to(dtype), CE, (x.to(dtype), y)), model, (x, y)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("bn", ["eval", "full_batch"])
+def test_products_are_those_of_the_plain_network(name, bn):
+    risk, model, (x, y) = problem(name)
+    risk = risk.with_bn(bn)
+    model.train(bn == "full_batch")
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.0
+
+    def loss(theta):
+        return CE(functional_call(model, risk.layout.unflatten(theta), (x,)), y)
+
+    theta = risk.theta
+    H = dense_hessian(loss, theta)
+    V = torch.eye(len(theta), dtype=theta.dtype)
+    torch.testing.assert_close(risk.hvp(theta, V), H, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(risk.linearized_hvp(theta)(V), H, rtol=1e-9, atol=1e-12)
+    if bn == "eval":
+        assert len(risk._engine.network.twice.pairs) == CASES[name][1]
+
+
+def test_a_frozen_batchnorm_is_absorbed_and_the_coordinates_stay():
+    model = settled(CASES["deep"][0]())
+    for p in model[1].parameters():
+        p.requires_grad_(False)
+    model[3].weight.requires_grad_(False)
+    risk = EmpiricalRisk(model, CE, (randn(6, 2, 5, 5, seed=1), torch.arange(6) % 3))
+    theta, step = risk.theta, 1e-6
+    v = randn(len(theta), seed=2)
+    near = (risk.gradient(theta + step * v) - risk.gradient(theta - step * v)) / (2 * step)
+    torch.testing.assert_close(risk.hvp(theta, v), near, rtol=1e-7, atol=1e-8)
+    assert len(risk._engine.network.twice.pairs) == 2
+
+
+def test_values_do_not_notice_and_float32_stays_close():
+    risk, _, _ = problem("deep", torch.float32)
+    theta = risk.theta
+    loss = risk.loss(theta)
+    risk.hvp(theta, theta)
+    assert torch.equal(risk.loss(theta), loss)
+    single, double = risk.hvp(theta, theta), risk.with_dtype(torch.float64)
+    exact = double.hvp(theta.double(), theta.double())
+    assert float((single - exact).norm() / exact.norm()) < 1e-5
