@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, plane, results, sam
-from landscape.measure.masks import filter_null
+from landscape.measure._nulls import Permutations, filter_mean
 from landscape.streams import PackedMasks
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
@@ -198,8 +198,10 @@ def test_filter_null_has_the_moments_of_random_permutations():
     info = next(t for t in risk.layout.tensors if t.name == "3.weight")
     for mask in (first, second):
         mask[info.start : info.start + 72] = True
-    found = filter_null(rule, first, second)
-    for tensor, (mean, variance) in zip(risk.layout.tensors, found, strict=True):
+    null = Permutations(rule, count=400, seed=0).null(first, second)
+    np.testing.assert_allclose(filter_mean(rule, first, second), null.mean)
+    columns = zip(risk.layout.tensors, null.mean, null.variance, null.drawn, strict=True)
+    for tensor, mean, variance, drawn in columns:
         span = slice(tensor.start, tensor.stop)
         shape = tensor.shape if tensor.ndim > 1 else (-1, 1)
         a, b = (mask[span].view(shape).flatten(1) for mask in (first, second))
@@ -207,6 +209,9 @@ def test_filter_null_has_the_moments_of_random_permutations():
         overlaps = [float((a & b[list(order)]).sum()) for order in orders]
         assert mean == pytest.approx(np.mean(overlaps))
         assert variance == pytest.approx(np.var(overlaps), abs=1e-9)
+        assert set(drawn) <= set(overlaps)
+        # Mean of 400 draws, within 5 of its standard errors.
+        assert drawn.mean() == pytest.approx(mean, abs=5 * np.sqrt(variance / 400) + 1e-9)
 
 
 def test_overlap_of_whole_filters_is_significant_only_for_the_hypergeometric_null():
@@ -223,8 +228,9 @@ def test_overlap_of_whole_filters_is_significant_only_for_the_hypergeometric_nul
     )
     assert overlap.z_score[0] > 4
     index = [t.name for t in risk.layout.tensors].index("3.weight")
-    mean, variance = filter_null(plane.Filters.of(risk), *masks)[index]
-    assert (72 - mean) / variance**0.5 < 1.5
+    null = Permutations(plane.Filters.of(risk), count=999, seed=0).null(*masks)
+    assert (72 - null.mean[index]) / null.variance[index] ** 0.5 < 1.5
+    assert (null.drawn[index] >= 72).mean() > 0.2  # 10 of 20 choices share two or more filters
 
 
 def test_overlap_needs_two_variants(risk):

@@ -174,7 +174,7 @@ def test_identical_full_and_empty_masks():
 
 def test_masks_of_different_models_and_cut_snapshots_are_refused():
     masks = PackedMasks.of({"a": np.ones(9, bool)})
-    with pytest.raises(LandscapeError, match=r"different models .* a \(9\)"):
+    with pytest.raises(LandscapeError, match=r"different models .* a \(9 and 10\)"):
         masks.overlap(PackedMasks.of({"a": np.ones(10, bool)}))
     with pytest.raises(LandscapeError, match="need 2 bytes and 1 were found"):
         PackedMasks(("a",), (9,), masks.bits[:1])

@@ -20,7 +20,8 @@ from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.curvature_map import curvature_map
 from landscape.measure.generalization import generalization
-from landscape.measure.masks import mask_overlap, mask_persistence, mask_selection
+from landscape.measure.mask_history import mask_filters, mask_persistence, mask_selection
+from landscape.measure.masks import batch_overlap, mask_overlap, saved_mask_overlap
 from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.paths import interpolation, perturbation_slice, trajectory
 from landscape.measure.perturbation import perturbation
@@ -38,6 +39,7 @@ __all__ = [
     "alignment",
     "barrier",
     "barrier_matrix",
+    "batch_overlap",
     "bezier",
     "block_curvature",
     "calibration",
@@ -55,6 +57,7 @@ __all__ = [
     "loss_plane",
     "loss_slice",
     "m_sharpness",
+    "mask_filters",
     "mask_overlap",
     "mask_persistence",
     "mask_selection",
@@ -63,6 +66,7 @@ __all__ = [
     "perturbation",
     "perturbation_slice",
     "sam_edge",
+    "saved_mask_overlap",
     "sgd_edge",
     "sharpness",
     "spectral_density",

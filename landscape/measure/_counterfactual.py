@@ -44,22 +44,26 @@ class Counterfactual:
         *,
         state: dict[str, Any] | None = None,
         seed: int | None = None,
+        rows: Tensor | None = None,
     ) -> sam.Perturbation:
         """The variant's perturbation here, its own draws from `seed`; two gradients of the batch.
+
+        rows: of another batch than the first one.
 
         Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
         gradients over all batches of the data, which is what it estimates.
         """
-        spend(self.risk, 2 * self.batch_size / self.risk.num_examples)
+        rows = self.rows if rows is None else rows
+        spend(self.risk, 2 * len(rows) / self.risk.num_examples)
         note = None
-        whole = self.batch_size == self.risk.num_examples
+        whole = len(rows) == self.risk.num_examples
         if state is None and isinstance(variant.source, Friendly) and not whole:
             state = new_slots() | {
                 "source": {"ema": self.risk.layout.unflatten(self.mean_gradient)}
             }
             note = "no state: the average is the mean gradient over all batches"
         draws = self.seed if seed is None else seed
-        made = sam.perturb(variant, self.model, self.losses, self.rows, state=state, seed=draws)
+        made = sam.perturb(variant, self.model, self.losses, rows, state=state, seed=draws)
         made.note = note or made.note
         return made
 

@@ -2,26 +2,34 @@
 
 import itertools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
-from jaxtyping import Bool, Float
-from scipy.stats import binom
+from jaxtyping import Float
 from torch import Tensor
 
 from landscape import results, sam
 from landscape.errors import LandscapeError
-from landscape.measure._common import Measuring, tensor_coords
+from landscape.measure._common import Measuring, check_count, numbers, split, tensor_coords
 from landscape.measure._counterfactual import Counterfactual
-from landscape.plane import Filters, is_one_d
+from landscape.measure._nulls import FilterNull, Permutations, filter_mean, kappa_above
+from landscape.plane import Filters
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
-from landscape.streams import Overlap, PackedMasks
-from landscape.streams import persistence as pair_by_lag
+from landscape.streams import Overlap, PackedMasks, holm, stacked
 
-LAGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+COMPARISONS = ("two batches", "batch and all data")
+TITLES = {
+    "jaccard": "Jaccard index",
+    "expected_jaccard": "Jaccard index expected by chance",
+    "coefficient": "Overlap coefficient",
+    "kappa": "Overlap above chance, κ",
+    "z_score": "Overlap above chance in standard deviations of the null",
+    "p_value": "P(overlap at least as large by chance)",
+}
 
 
 def mask_overlap(
@@ -32,252 +40,309 @@ def mask_overlap(
     batch_size: int = 64,
     bn: str = "batch",
     states: Mapping[str, dict[str, Any]] | None = None,
+    num_permutations: int = 999,
     seed: int,
 ) -> xr.Dataset:
     """Overlap of the masks that several variants would use at one theta, on one seeded batch.
 
     Per pair and tensor: jaccard = o/(K+M-o), expected_jaccard under independence with the sizes
-    fixed (hypergeometric; d/(2-d) for equal density d), kappa = 2(o-E)/(K+M-2E), the overlap
-    corrected for chance, and z_score = (o-E)/sqrt(Var). *_all(pair): over all tensors against the
-    stratified null, where expectation and variance are sums over tensors. Two masks that select all
-    or nothing of a tensor cannot be told from chance there: NaN. Coordinates of a filter are
-    correlated, so that z_score overstates significance: z_score_filter and expected_jaccard_filter
-    are against the second mask with its filters (output channels) permuted as wholes, moments exact
-    (Hoeffding 1951); what is shared by position within a filter counts as chance there. Read kappa
-    as the effect, the scores as gates. Cost: 2 gradients of the batch per variant.
+    fixed (hypergeometric; d/(2-d) for equal density d), coefficient = o/min(K, M), kappa =
+    2(o-E)/(K+M-2E), the overlap corrected for chance, z_score = (o-E)/sqrt(Var) and p_value, the
+    null's exact upper tail. *_all(pair): over all tensors against the stratified null, where
+    expectation and variance are sums over tensors (p_value_all by the normal law). Two masks that
+    select all or nothing of a tensor cannot be told from chance there: NaN.
+
+    Coordinates of a filter are correlated, so that z_score and p_value overstate significance:
+    *_filter are against the second mask with its filters (output channels) permuted as wholes,
+    moments exact (Hoeffding 1951), p_value_filter from num_permutations seeded permutations, (1 +
+    those that reach o)/(1 + all). What is shared by position within a filter counts as chance
+    there. p_holm(pair, tensor), p_holm_filter_all(pair): Holm over all that this result tests. Read
+    kappa as the effect, p as a gate: p falls with the size of a tensor, kappa does not.
+    density(direction, tensor): share selected by each variant. Cost: 2 gradients of the batch per
+    variant.
     """
     if len(variants) < 2:
         raise LandscapeError(
             f"mask_overlap got {len(variants)} variant; it compares two or more, by name."
         )
+    check_count("num_permutations", num_permutations, 1)
     measuring = Measuring("mask_overlap", risk, theta)
     measuring.finite_loss()
     here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
     flat = {
         name: here.flat_mask(
             # A seed each: two variants that draw at random must not share their draws.
-            here.perturb(
-                variant,
-                state=None if states is None else states.get(name),
-                seed=seed + zlib.crc32(name.encode()),
-            )
+            here.perturb(variant, state=_state(states, name), seed=seed + zlib.crc32(name.encode()))
         )
         for name, variant in variants.items()
     }
-    masks = {name: PackedMasks.of(risk.layout.unflatten(mask)) for name, mask in flat.items()}
-    pairs = list(itertools.combinations(masks, 2))
-    overlap = _stack([masks[a].overlap(masks[b]) for a, b in pairs])
-    rule = Filters.of(risk)
-    moments = np.array([filter_null(rule, flat[a], flat[b]) for a, b in pairs])
+    pairs = list(itertools.combinations(flat, 2))
+    overlap = _overlaps(risk, [(flat[a], flat[b]) for a, b in pairs])
+    permutations = Permutations(Filters.of(risk), count=num_permutations, seed=seed)
+    nulls = [permutations.null(flat[a], flat[b]) for a, b in pairs]
     variables = overlap_variables(overlap, ("pair", "tensor"))
-    variables |= _filter_variables(overlap, moments[..., 0], moments[..., 1])
+    variables |= _gates(variables) | _filter_variables(overlap, nulls)
+    variables["density"] = Variable(
+        ("direction", "tensor"), _densities(risk, flat.values()), "1", "Share selected"
+    )
     coords = {
         **tensor_coords(risk.layout),
-        "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
-        "first": ("pair", np.array([a for a, _ in pairs], dtype=object)),
-        "second": ("pair", np.array([b for _, b in pairs], dtype=object)),
+        **_pair_coords(pairs),
+        "direction": np.array(list(flat), dtype=object),
     }
     options = {
         "variants": {name: variant.name for name, variant in variants.items()},
         "batch_size": here.batch_size,
         "batch_bn": bn,
         "null": "hypergeometric, stratified over tensors; *_filter: filters permuted",
+        "num_permutations": num_permutations,
         "seed": seed,
     }
     return measuring.result(variables, coords=coords, options=options)
 
 
-def filter_null(
-    rule: Filters, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]
-) -> list[tuple[float, float]]:
-    """Mean and variance per tensor of o when the filters of `second` are permuted at random.
-
-    With O_ij = |A_i and B_j| over the F filters: E[o] = sum_ij O_ij / F and Var[o] = sum_ij (O_ij -
-    O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951). The elements of a
-    1-D tensor are its filters.
-    """
-    moments = []
-    for tensor in rule.layout.tensors:
-        span = slice(tensor.start, tensor.stop)
-        A, B = (rule.rows(tensor, mask[span]).float() for mask in (first, second))
-        if is_one_d(tensor):
-            A, B = A.T, B.T
-        overlaps = (A @ B.T).double()
-        mean = float(overlaps.sum()) / len(A)
-        centred = overlaps - overlaps.mean(0, keepdim=True)
-        centred = centred - centred.mean(1, keepdim=True)
-        variance = float(centred.square().sum()) / (len(A) - 1) if len(A) > 1 else 0.0
-        moments.append((mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0))
-    return moments
-
-
-def _filter_variables(
-    overlap: Overlap, mean: np.ndarray, variance: np.ndarray
-) -> dict[str, Variable]:
-    """Scores against permuted filters; mean and variance are (pair, tensor)."""
-    dims = ("pair", "tensor")
-    selected = overlap.first + overlap.second
-    with np.errstate(divide="ignore", invalid="ignore"):
-        score = np.where(variance > 0, (overlap.common - mean) / np.sqrt(variance), np.nan)
-        every = variance.sum(-1)
-        pooled = (overlap.common - mean).sum(-1) / np.sqrt(every)
-        jaccard = np.where(selected > 0, mean / (selected - mean), np.nan)
-    long_name = "Overlap above that of permuted filters in standard deviations"
-    return {
-        "expected_jaccard_filter": Variable(
-            dims, jaccard, "1", "Jaccard index expected with permuted filters"
-        ),
-        "z_score_filter": Variable(dims, score, "1", long_name),
-        "z_score_filter_all": Variable(
-            dims[:1], np.where(every > 0, pooled, np.nan), "1", f"{long_name}, all tensors"
-        ),
-    }
-
-
-def mask_persistence(
-    snapshots: Sequence[tuple[int, PackedMasks]],
+def batch_overlap(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
     *,
-    lags: Iterable[int] = LAGS,
-    provenance: Mapping[str, Any] | None = None,
+    variants: Mapping[str, sam.Variant],
+    batch_size: int = 64,
+    num_batches: int = 4,
+    bn: str = "batch",
+    states: Mapping[str, dict[str, Any]] | None = None,
+    seed: int,
 ) -> xr.Dataset:
-    """Overlap of a training's own masks `lag` steps apart: jaccard(lag), expected_jaccard, kappa.
+    """Overlap of one variant's own masks on different data: how much of a mask is the batch's.
 
-    snapshots: (step, masks) recorded at any steps; each lag pools all its pairs and tensors against
-    the stratified null. num_pairs(lag) says how many pairs of snapshots a value rests on.
+    `direction` names the variants; comparison "two batches": all pairs of num_batches disjoint
+    seeded batches, "batch and all data": each of them with the mask of all examples as one batch.
+    jaccard, expected_jaccard, coefficient, kappa and z_score as in `mask_overlap`, kappa_filter
+    against permuted filters: means over the pairs, (direction, comparison, tensor), and
+    *_all(direction, comparison) over all tensors. kappa_all_std: SD of kappa_all over the pairs.
+    Pairs share batches and are not independent: z_score is that of one pair, and does not grow with
+    their number. A variant without a mask is NaN. Cost: 2 gradients per variant and batch, and of
+    all examples.
     """
-    found, overlaps = pair_by_lag(snapshots, lags)
-    if not len(found):
-        steps = sorted(step for step, _ in snapshots)
-        raise LandscapeError(
-            f"{len(steps)} mask snapshots at steps {steps[:6]} hold no two that are "
-            f"{', '.join(map(str, sorted(set(lags))[:6]))} steps apart; record more snapshots "
-            f"or ask for lags that occur."
+    if not variants:
+        raise LandscapeError("batch_overlap got no variant; name at least one with a mask.")
+    check_count("num_batches", num_batches, 2)
+    measuring = Measuring("batch_overlap", risk, theta)
+    measuring.finite_loss()
+    here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
+    batches = [*here.batches(num_batches), torch.arange(risk.num_examples)]
+    rule, columns = Filters.of(risk), []
+    for name, variant in variants.items():
+        masks = [
+            here.flat_mask(here.perturb(variant, state=_state(states, name), rows=rows, seed=i))
+            for i, rows in enumerate(batches, start=seed + zlib.crc32(name.encode()))
+        ]
+        *single, whole = masks
+        columns.append(
+            [
+                _repeated(risk, rule, pairs)
+                for pairs in (list(itertools.combinations(single, 2)), [(m, whole) for m in single])
+            ]
         )
-    pooled = [_pairs_as_strata(overlap).pooled() for overlap in overlaps]
-    variables = {
-        name: Variable("lag", np.array([float(getattr(p, name)) for p in pooled]), "1", long_name)
-        for name, long_name in _LONG.items()
-        if name != "z_score"
+    dims, words = ("direction", "comparison"), "SD over pairs of κ, all tensors"
+    variables = {"kappa_all_std": _column(columns, "kappa_all_std", dims, words)}
+    for name, title in _REPEATED.items():
+        variables[name] = _column(columns, name, (*dims, "tensor"), title)
+        variables[f"{name}_all"] = _column(columns, f"{name}_all", dims, f"{title}, all tensors")
+    counts = [num_batches * (num_batches - 1) // 2, num_batches]
+    variables["num_pairs"] = Variable("comparison", np.array(counts), "1", "Pairs of masks")
+    coords = {
+        **tensor_coords(risk.layout),
+        "direction": np.array(list(variants), dtype=object),
+        "comparison": np.array(COMPARISONS, dtype=object),
     }
-    variables["num_pairs"] = Variable(
-        "lag", np.array([overlap.size.shape[0] for overlap in overlaps]), "1", "Pairs of snapshots"
-    )
-    coords = {"lag": Variable("lag", found, "steps", "Steps between two masks")}
-    return results.make(
-        "mask_persistence",
-        variables,
-        coords=coords,
-        provenance={"num_snapshots": len(snapshots), **(provenance or {})},
-    )
+    options = {
+        "variants": {name: variant.name for name, variant in variants.items()},
+        "batch_size": here.batch_size,
+        "num_batches": num_batches,
+        "batch_bn": bn,
+        "seed": seed,
+    }
+    return measuring.result(variables, coords=coords, options=options)
 
 
-def mask_selection(
-    snapshots: Sequence[tuple[int, PackedMasks]],
+def saved_mask_overlap(
+    masks: Mapping[str, PackedMasks],
     *,
     kinds: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """How often each coordinate is selected over T snapshots, against independent draws.
+    """Overlap of masks that were saved by several runs, such as the seeds of one variant.
 
-    share(tensor, bin): share of coordinates selected `bin` times, 0..T; expected_share(tensor,
-    bin): the binomial law of T draws at the tensor's mean density. over_dispersion(tensor):
-    variance of the selection frequency over that of independent masks of the same densities, sum_t
-    d_t (1 - d_t) / T² (1 at chance, NaN where all or nothing is always selected).
-    effective_support(tensor): exp(entropy of the selections)/n, 1 where all coordinates are
-    selected equally often. kinds: kind of each tensor by name, as in `ParamLayout`.
+    As `mask_overlap` without the permuted filters: (pair, tensor) and *_all(pair); `pair`, `first`
+    and `second` name the runs. Runs from different initial weights share no meaning of a
+    coordinate: kappa is then expected at 0, and what is above it lies in the position, not in the
+    filter. kinds: kind of each tensor by name. Masks of different models are refused, by name.
     """
-    if len(snapshots) < 2:
+    if len(masks) < 2:
         raise LandscapeError(
-            f"{len(snapshots)} mask snapshot was given; selection frequencies need two or more."
+            f"{len(masks)} set of saved masks was given; an overlap needs two or more, by name."
         )
-    first = snapshots[0][1]
-    times = {name: np.zeros(size) for name, size in zip(first.names, first.sizes, strict=True)}
-    densities = []
-    for _, masks in snapshots:
-        # Also refuses snapshots of another model.
-        densities.append(first.overlap(masks).second / np.array(first.sizes))
-        for name, mask in masks.unpack().items():
-            times[name] += mask
-    total, density = len(snapshots), np.array(densities)
-    rows = [_selection(count, density[:, i], total) for i, count in enumerate(times.values())]
-    bins = ("tensor", "bin")
-    titles = {
-        "share": (bins, "Share of coordinates selected that often"),
-        "expected_share": (bins, "Share expected of independent masks"),
-        "over_dispersion": ("tensor", "Spread of the selection frequency over chance"),
-        "effective_support": ("tensor", "Effective share of coordinates in use"),
-        "density": ("tensor", "Mean share selected"),
-    }
-    variables = {
-        name: Variable(dims, np.array([row[name] for row in rows]), "1", title)
-        for name, (dims, title) in titles.items()
-    }
-    coords = {
-        "tensor": np.array(first.names, dtype=object),
-        "kind": (
-            "tensor",
-            np.array([(kinds or {}).get(name, "other") for name in first.names], dtype=object),
-        ),
-        "size": ("tensor", np.array(first.sizes)),
-        "bin": np.arange(total + 1),
-    }
+    pairs = list(itertools.combinations(masks, 2))
+    overlap = stacked([masks[a].overlap(masks[b]) for a, b in pairs])
+    variables = overlap_variables(overlap, ("pair", "tensor"))
+    coords = saved_coords(next(iter(masks.values())), kinds) | _pair_coords(pairs)
     return results.make(
-        "mask_selection",
-        variables,
+        "saved_mask_overlap",
+        variables | _gates(variables),
         coords=coords,
-        provenance={"num_snapshots": total, **(provenance or {})},
+        provenance={"masks": list(masks), **(provenance or {})},
     )
 
 
-def _selection(times: np.ndarray, density: np.ndarray, total: int) -> dict[str, Any]:
-    """Statistics of one tensor: times selected per coordinate, density per snapshot."""
-    mean = float(density.mean())
-    chance = float((density * (1 - density)).sum()) / total**2
-    weights = times[times > 0] / max(times.sum(), 1.0)
-    return {
-        "share": np.bincount(times.astype(np.int64), minlength=total + 1) / len(times),
-        "expected_share": binom.pmf(np.arange(total + 1), total, mean),
-        "over_dispersion": (times / total).var() / chance if chance > 0 else np.nan,
-        "effective_support": float(np.exp(-(weights * np.log(weights)).sum())) / len(times)
-        if len(weights)
-        else 0.0,
-        "density": mean,
-    }
-
-
-_LONG = {
-    "jaccard": "Jaccard index",
-    "expected_jaccard": "Jaccard index expected by chance",
-    "kappa": "Overlap above chance, κ",
-    "z_score": "Overlap above chance in standard deviations of the null",
-}
+# --- parts ------------------------------------------------------------------------------------
 
 
 def overlap_variables(overlap: Overlap, dims: tuple[str, str]) -> dict[str, Variable]:
     """The overlap's statistics per tensor, and pooled over tensors with the suffix `_all`."""
     pooled = overlap.pooled()
     each = {
-        name: Variable(dims, getattr(overlap, name), "1", long_name)
-        for name, long_name in _LONG.items()
+        name: Variable(dims, getattr(overlap, name), "1", title) for name, title in TITLES.items()
     }
     every = {
-        f"{name}_all": Variable(dims[:1], getattr(pooled, name), "1", f"{long_name}, all tensors")
-        for name, long_name in _LONG.items()
+        f"{name}_all": Variable(dims[:1], getattr(pooled, name), "1", f"{title}, all tensors")
+        for name, title in TITLES.items()
     }
     return each | every
 
 
-def _stack(overlaps: Sequence[Overlap]) -> Overlap:
-    return Overlap(
-        *(
-            np.stack([getattr(overlap, field) for overlap in overlaps])
-            for field in ("size", "first", "second", "common")
+def saved_coords(masks: PackedMasks, kinds: Mapping[str, str] | None) -> dict[str, Any]:
+    """Coordinates along `tensor` of packed masks, whose kinds are known from elsewhere."""
+    kinds = kinds or {}
+    column = np.array([kinds.get(name, "other") for name in masks.names], dtype=object)
+    return {
+        "tensor": np.array(masks.names, dtype=object),
+        "kind": ("tensor", column),
+        "size": ("tensor", np.array(masks.sizes)),
+    }
+
+
+def _pair_coords(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
+        "first": ("pair", np.array([a for a, _ in pairs], dtype=object)),
+        "second": ("pair", np.array([b for _, b in pairs], dtype=object)),
+    }
+
+
+def _gates(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """Holm's adjustment of p_value over all that is tested, and of p_value_all."""
+    return {
+        name.replace("p_value", "p_holm"): Variable(
+            variables[name].dims,
+            adjusted(variables[name].values),
+            "1",
+            f"{variables[name].long_name}, Holm",
         )
+        for name in ("p_value", "p_value_all")
+    }
+
+
+def adjusted(p: np.ndarray) -> np.ndarray:
+    """Holm over the comparisons that can be made at all."""
+    p = np.asarray(p, dtype=np.float64)
+    found = np.full(p.shape, np.nan)
+    known = np.isfinite(p)
+    found[known] = holm(p[known])
+    return found
+
+
+def _filter_variables(overlap: Overlap, nulls: Sequence[FilterNull]) -> dict[str, Variable]:
+    """Scores against permuted filters."""
+    mean, variance = (np.array([getattr(n, k) for n in nulls]) for k in ("mean", "variance"))
+    drawn = np.array([null.drawn for null in nulls])  # (pair, tensor, draw)
+    common, selected = overlap.common, overlap.first + overlap.second
+    every, above = variance.sum(-1), (common - mean).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(variance > 0, (common - mean) / np.sqrt(variance), np.nan)
+        pooled = np.where(every > 0, above / np.sqrt(every), np.nan)
+        jaccard = np.where(selected > 0, mean / (selected - mean), np.nan)
+    p = np.where(variance > 0, _share_reached(drawn, common), np.nan)
+    p_all = np.where(every > 0, _share_reached(drawn.sum(1), common.sum(-1)), np.nan)
+    kappa_all = kappa_above(common.sum(-1), selected.sum(-1), mean.sum(-1))
+    words = {
+        "expected_jaccard_filter": (jaccard, "Jaccard index expected with permuted filters"),
+        "kappa_filter": (kappa_above(common, selected, mean), "Overlap above permuted filters, κ"),
+        "z_score_filter": (score, "Overlap above that of permuted filters in standard deviations"),
+        "p_value_filter": (p, "Share of permutations of filters that overlap as much"),
+    }
+    pooled_words = {"kappa_filter": kappa_all, "z_score_filter": pooled, "p_value_filter": p_all}
+    variables = {
+        name: Variable(("pair", "tensor"), values, "1", title)
+        for name, (values, title) in words.items()
+    }
+    variables |= {
+        f"{name}_all": Variable("pair", values, "1", f"{words[name][1]}, all tensors")
+        for name, values in pooled_words.items()
+    }
+    variables["p_holm_filter_all"] = Variable(
+        "pair", adjusted(p_all), "1", f"{words['p_value_filter'][1]}, all tensors, Holm"
+    )
+    return variables
+
+
+def _share_reached(drawn: np.ndarray, common: np.ndarray) -> np.ndarray:
+    return (1 + (drawn >= common[..., None]).sum(-1)) / (1 + drawn.shape[-1])
+
+
+def _column(
+    columns: Sequence[Sequence[Mapping[str, Any]]], name: str, dims: tuple[str, ...], title: str
+) -> Variable:
+    return Variable(dims, np.array([[cell[name] for cell in row] for row in columns]), "1", title)
+
+
+_REPEATED = {
+    **{name: title for name, title in TITLES.items() if name != "p_value"},
+    "kappa_filter": "Overlap above permuted filters, κ",
+}
+
+
+def _repeated(
+    risk: EmpiricalRisk, rule: Filters, pairs: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """Means over pairs of masks that are repetitions of one comparison, of those that are known."""
+    overlap = _overlaps(risk, pairs)
+    pooled = overlap.pooled()
+    mean = np.array([filter_mean(rule, a, b) for a, b in pairs])
+    selected = overlap.first + overlap.second
+    kappas = kappa_above(overlap.common, selected, mean)
+    every = kappa_above(overlap.common.sum(-1), selected.sum(-1), mean.sum(-1))
+    found = {"kappa_filter": _mean(kappas), "kappa_filter_all": _mean(every)}
+    for name in _REPEATED:
+        if name != "kappa_filter":
+            found[name] = _mean(getattr(overlap, name))
+            found[f"{name}_all"] = _mean(getattr(pooled, name))
+    return found | {"kappa_all_std": np.std(pooled.kappa, ddof=1) if len(pairs) > 1 else np.nan}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(0) / known.sum(0)
+
+
+def _overlaps(risk: EmpiricalRisk, pairs: Sequence[tuple[Tensor, Tensor]]) -> Overlap:
+    """Overlap (pair, tensor) of flat masks."""
+    table = [
+        [[(a, b, a & b)[i].sum() for a, b in zip(*(split(risk.layout, m) for m in pair),
+          strict=True)] for i in range(3)]
+        for pair in pairs
+    ]  # fmt: skip
+    counts = np.array([[numbers(row) for row in rows] for rows in table]).astype(np.int64)
+    size = np.array([t.numel for t in risk.layout.tensors])
+    first, second, common = counts[:, 0], counts[:, 1], counts[:, 2]
+    return Overlap(np.broadcast_to(size, common.shape), first, second, common)
+
+
+def _densities(risk: EmpiricalRisk, masks: Any) -> np.ndarray:
+    return np.array(
+        [numbers([part.double().mean() for part in split(risk.layout, m)]) for m in masks]
     )
 
 
-def _pairs_as_strata(overlap: Overlap) -> Overlap:
-    """All (pair, tensor) counts on one axis: the null of a lag is a sum over both."""
-    return Overlap(
-        *(getattr(overlap, field).reshape(-1) for field in ("size", "first", "second", "common"))
-    )
+def _state(states: Mapping[str, dict[str, Any]] | None, name: str) -> dict[str, Any] | None:
+    return None if states is None else states.get(name)

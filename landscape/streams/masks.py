@@ -1,6 +1,6 @@
 """Boolean masks of a model, one bit a coordinate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,31 +41,41 @@ class PackedMasks:
                 f"{self.bits.size} were found: the snapshot is cut or of another model."
             )
 
+    def unpacked(self) -> Iterator[np.ndarray]:
+        """The masks one tensor at a time, flat, as 0 and 1 (uint8)."""
+        ends = np.cumsum([_bytes(size) for size in self.sizes])
+        for size, part in zip(self.sizes, np.split(self.bits, ends[:-1]), strict=True):
+            yield np.unpackbits(part, count=size)
+
     def unpack(self) -> dict[str, np.ndarray]:
         """The masks as flat boolean arrays by name."""
-        ends = np.cumsum([_bytes(size) for size in self.sizes])
-        parts = np.split(self.bits, ends[:-1])
         return {
-            name: np.unpackbits(part, count=size).astype(bool)
-            for name, size, part in zip(self.names, self.sizes, parts, strict=True)
+            name: mask.view(bool) for name, mask in zip(self.names, self.unpacked(), strict=True)
         }
 
     def counts(self) -> np.ndarray:
         """Selected coordinates per tensor, (tensors,)."""
         return self._count(self.bits)
 
+    def check_same(self, other: "PackedMasks") -> None:
+        """Refuse masks of other tensors, naming what was added, removed or has another size."""
+        if (self.names, self.sizes) == (other.names, other.sizes):
+            return
+        mine, theirs = (dict(zip(m.names, m.sizes, strict=True)) for m in (self, other))
+        differing = [
+            *(f"{n} ({mine[n]} and {theirs[n]})" for n in mine if n in theirs
+              and mine[n] != theirs[n]),
+            *(f"{n} ({mine[n]}, only in the first)" for n in mine if n not in theirs),
+            *(f"{n} ({theirs[n]}, only in the second)" for n in theirs if n not in mine),
+        ] or ["their order"]  # fmt: skip
+        raise LandscapeError(
+            f"Masks of different models cannot be compared; they differ in "
+            f"{', '.join(differing[:3])}. Compare masks on the same named tensors."
+        )
+
     def overlap(self, other: "PackedMasks") -> "Overlap":
         """Overlap with another set of masks on the same tensors, tensor by tensor."""
-        if (self.names, self.sizes) != (other.names, other.sizes):
-            differing = [
-                f"{name} ({size})"
-                for name, size in zip(self.names, self.sizes, strict=True)
-                if (name, size) not in set(zip(other.names, other.sizes, strict=True))
-            ] or ["another order or more tensors"]
-            raise LandscapeError(
-                f"Masks of different models cannot be compared; they differ in "
-                f"{', '.join(differing[:3])}. Compare masks on the same named tensors."
-            )
+        self.check_same(other)
         return Overlap(
             size=np.array(self.sizes, dtype=np.int64),
             first=self.counts(),
@@ -74,9 +84,8 @@ class PackedMasks:
         )
 
     def _count(self, bits: np.ndarray) -> np.ndarray:
-        per_byte = _POPCOUNT[bits].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum([_bytes(size) for size in self.sizes])[:-1]])
-        return np.add.reduceat(per_byte, starts)
+        return np.add.reduceat(_POPCOUNT[bits], starts, dtype=np.int64)
 
 
 def _bytes(size: int) -> int:

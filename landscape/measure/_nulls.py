@@ -1,0 +1,91 @@
+"""Overlap of two masks against permuted filters, which are correlated inside as weights are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from landscape.params import TensorInfo
+from landscape.plane import Filters, is_one_d
+from landscape.streams import Overlap
+
+
+@dataclass(frozen=True)
+class FilterNull:
+    """Overlap o when the filters of the second mask are permuted as wholes.
+
+    mean and variance (T,) per tensor are exact, drawn (T, draws) are overlaps of random orders.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    drawn: np.ndarray
+
+
+class Permutations:
+    """Seeded permutations of the filters of each tensor, the same for every pair of masks."""
+
+    def __init__(self, rule: Filters, *, count: int, seed: int) -> None:
+        self.rule, self.count = rule, count
+        self._source = np.random.default_rng(seed)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _of(self, filters: int) -> np.ndarray:
+        if filters not in self._orders:
+            same = np.tile(np.arange(filters, dtype=np.int32), (self.count, 1))
+            self._orders[filters] = self._source.permuted(same, axis=1)
+        return self._orders[filters]
+
+    def null(self, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]) -> FilterNull:
+        """The null of two masks.
+
+        With O_ij = |A_i and B_j| over the F filters: E[o] = sum_ij O_ij / F and Var[o] = sum_ij
+        (O_ij - O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951). The elements of a
+        1-D tensor are its filters, and the law is the hypergeometric one.
+        """
+        rows = [self._tensor(tensor, first, second) for tensor in self.rule.layout.tensors]
+        mean, variance, drawn = (np.array(column) for column in zip(*rows, strict=True))
+        return FilterNull(mean, variance, drawn)
+
+    def _tensor(
+        self, tensor: TensorInfo, first: Tensor, second: Tensor
+    ) -> tuple[float, float, np.ndarray]:
+        span = slice(tensor.start, tensor.stop)
+        if is_one_d(tensor):
+            return self._single(first[span], second[span])
+        A, B = (self.rule.rows(tensor, mask[span]).float() for mask in (first, second))
+        overlaps = (A @ B.T).double()
+        mean = float(overlaps.sum()) / len(A)
+        centred = overlaps - overlaps.mean(0, keepdim=True)
+        centred = centred - centred.mean(1, keepdim=True)
+        variance = float(centred.square().sum()) / (len(A) - 1) if len(A) > 1 else 0.0
+        table = overlaps.cpu().numpy()
+        drawn = table[np.arange(len(A)), self._of(len(A))].sum(1)
+        return mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0, drawn
+
+    def _single(self, first: Tensor, second: Tensor) -> tuple[float, float, np.ndarray]:
+        n, k, m = first.numel(), int(first.sum()), int(second.sum())
+        overlap = Overlap(*(np.array(x) for x in (n, k, m, 0)))
+        drawn = self._source.hypergeometric(k, n - k, m, self.count) if m else np.zeros(self.count)
+        return float(overlap.expected_common), float(overlap.variance), drawn
+
+
+def filter_mean(rule: Filters, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]) -> np.ndarray:
+    """E[o] of `Permutations.null` alone: sum over positions of the two masks' filter counts."""
+    means = []
+    for tensor in rule.layout.tensors:
+        span = slice(tensor.start, tensor.stop)
+        if is_one_d(tensor):
+            means.append(float(first[span].sum()) * float(second[span].sum()) / tensor.numel)
+            continue
+        A, B = (rule.rows(tensor, mask[span]) for mask in (first, second))
+        means.append(float(A.sum(0).double() @ B.sum(0).double()) / len(A))
+    return np.array(means)
+
+
+def kappa_above(common: np.ndarray, selected: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """2(o - E) / (K + M - 2E): overlap above E as a share of what is possible above it."""
+    room = np.where(selected - 2 * mean > 1e-9 * np.maximum(selected, 1), selected - 2 * mean, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(room > 0, 2 * (common - mean) / room, np.nan)
