@@ -300,22 +300,29 @@ def gradient(theta: Float[Tensor, "P"], direction: Float[Tensor, "P"]) -> Plane:
 
 
 def perturbations(
-    theta: Float[Tensor, "P"], named: dict[str, Float[Tensor, "P"]], *, orthogonalize: bool = False
+    theta: Float[Tensor, "P"],
+    named: Mapping[str, Float[Tensor, "P"]],
+    *,
+    unit: bool = True,
+    orthogonalize: bool = False,
 ) -> Plane:
-    """One unit direction per variant: the loss along what each really perturbs.
+    """One direction per variant: the loss along what each really perturbs.
 
+    unit: coordinates are distances; False keeps each e as it is, so that theta + e is at 1.
     orthogonalize: Gram-Schmidt in the order given, for a plane of two of them with square axes.
     """
+    if orthogonalize and not unit:
+        raise LandscapeError("orthogonalize=True gives unit directions; leave unit=True with it.")
     rows: list[Tensor] = []
     for e in named.values():
-        row = e / torch.linalg.vector_norm(e)
+        row = e / torch.linalg.vector_norm(e) if unit else e
         # Twice: once loses orthogonality when two perturbations nearly agree.
         for _ in range(2 if orthogonalize else 0):
             for other in rows:
                 row = row - (row @ other) * other
             row = row / torch.linalg.vector_norm(row)
         rows.append(row)
-    details = {"orthogonalized": orthogonalize}
+    details = {"orthogonalized": orthogonalize, "unit": unit}
     return Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
 
 
@@ -325,20 +332,29 @@ def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int
     Uncentred SVD, so that the plane holds the origin and explained shares refer to the distances
     from it. Directions are unit vectors, pointing towards the first checkpoint. `details` carries
     explained_share per direction, coordinates (T, m) and the residual distance of every checkpoint.
+    Checkpoints that span fewer dimensions (one line: explained_share 1, 0) leave directions that
+    are random, orthogonal to the others, and named so.
     """
-    last = checkpoints[-1]
-    offsets = torch.stack([w - last for w in checkpoints]).double()
-    rank = min(num_directions, len(checkpoints) - 1)
-    if rank < num_directions:
+    if num_directions < 1 or len(checkpoints) < num_directions + 1:
         raise LandscapeError(
             f"{num_directions} directions asked of {len(checkpoints)} checkpoints; "
-            f"give at least {num_directions + 1} checkpoints."
+            f"give at least {max(num_directions, 1) + 1} checkpoints."
+        )
+    last = checkpoints[-1]
+    if any(w.shape != last.shape for w in checkpoints):
+        sizes = ", ".join(str(size) for size in sorted({w.numel() for w in checkpoints}))
+        raise LandscapeError(
+            f"The checkpoints have {sizes} parameters; give those of one training."
+        )
+    offsets = torch.stack([w.double() - last.double() for w in checkpoints])
+    if not bool(offsets.any()):
+        raise LandscapeError(
+            f"All {len(checkpoints)} checkpoints are equal; a trajectory needs weights that moved."
         )
     # Snapshot method: the T x T Gram matrix instead of an SVD of T x P.
     values, vectors = torch.linalg.eigh(offsets @ offsets.T)
-    order = torch.argsort(values, descending=True)[:rank]
-    axes = vectors[:, order].T @ offsets
-    axes = axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True).clamp_min(1e-300)
+    order = torch.argsort(values, descending=True)[:num_directions]
+    axes, labels = _principal(vectors[:, order].T @ offsets, float(values.max()) ** 0.5)
     axes = axes * torch.where(axes @ offsets[0] < 0, -1.0, 1.0)[:, None]
     coordinates = offsets @ axes.T
     residual = torch.linalg.vector_norm(offsets - coordinates @ axes, dim=1)
@@ -347,8 +363,26 @@ def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int
         "coordinates": coordinates.tolist(),
         "residual": residual.tolist(),
     }
-    labels = tuple(f"principal {i + 1}" for i in range(rank))
     return Plane(last, axes.to(last), "trajectory", labels, details)
+
+
+def _principal(rows: Tensor, largest: float) -> tuple[Tensor, tuple[str, ...]]:
+    """Unit rows, orthogonal; where the trajectory has no further direction, a random one."""
+    source = torch.Generator().manual_seed(0)
+    units: list[Tensor] = []
+    labels = []
+    for i, row in enumerate(rows):
+        # The Gram matrix squares: below sqrt(eps) of the largest there is only rounding.
+        if own := float(torch.linalg.vector_norm(row)) > 1e-7 * largest:
+            labels.append(f"principal {i + 1}")
+        else:
+            row = torch.randn(row.shape, generator=source, dtype=torch.float64).to(row)
+            labels.append(f"random {i + 1} (the checkpoints span {i})")
+        for _ in range(1 if own else 2):
+            for other in units:
+                row = row - (row @ other) * other
+        units.append(row / torch.linalg.vector_norm(row))
+    return torch.stack(units), tuple(labels)
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:

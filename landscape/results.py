@@ -150,7 +150,7 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
             f"measure all runs in one mode."
         )
     stacked = xr.concat(
-        [ds.drop_attrs(deep=False) for _, ds in parts],
+        [_whole_names(ds.drop_attrs(deep=False)) for _, ds in parts],
         dim="run",
         join="outer",
         data_vars="all",
@@ -170,6 +170,12 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
         "provenance": json.dumps({"runs": [provenance(ds) for _, ds in parts]}),
     }
     return validate(stacked)
+
+
+def _whole_names(ds: xr.Dataset) -> xr.Dataset:
+    """Names as objects: an outer join of fixed-width strings cuts the longer ones."""
+    names = {name: ds[name].astype(object) for name in ds.indexes if ds[name].dtype.kind in "UT"}
+    return ds.assign_coords(names)
 
 
 def _column(values: list[Any]) -> np.ndarray:

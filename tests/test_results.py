@@ -159,3 +159,17 @@ def test_labels_of_runs_never_replace_what_was_measured():
     assert both.rho.values.tolist() == [0.1, 0.2]
     assert both.run_rho.values.tolist() == [0.4, 0.4]
     assert both.seed.dims == ("run",)
+
+
+def test_names_of_different_lengths_survive_an_outer_join():
+    parts = [
+        results.make(
+            "m",
+            {"x": Variable("other", [1.0], "1", "x")},
+            coords={"other": np.array([name])},
+            provenance={},
+        )
+        for name in ("a", "abc")
+    ]
+    ds = results.combine([({"run": str(i)}, part) for i, part in enumerate(parts)])
+    assert list(ds.other.values) == ["a", "abc"]

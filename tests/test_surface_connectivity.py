@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, plane, results
-from landscape.measure.connectivity import CurveTraining, barrier, curve_point
+from landscape.measure.connectivity import CurveTraining, curve_point, height
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, quadratic, same
 
 
@@ -68,7 +68,7 @@ def test_a_line_on_a_convex_bowl_has_no_barrier():
 
 
 def test_barrier_keeps_nan():
-    assert np.isnan(barrier(np.linspace(0, 1, 3), np.array([0.0, np.nan, 0.0])))
+    assert np.isnan(height(np.linspace(0, 1, 3), np.array([0.0, np.nan, 0.0])))
 
 
 def test_bezier_on_a_ring_finds_the_best_curve():

@@ -1,4 +1,4 @@
-"""How models are connected: barriers on straight lines, and on curves trained to avoid them."""
+"""How models are connected: barriers on lines, curves that avoid them, planes through three."""
 
 import math
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from landscape import plane as planes
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, check_theta, generator
 from landscape.measure._inside import RowLosses, model_at, spend
+from landscape.measure.surface import loss_plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -54,14 +55,7 @@ def barrier_matrix(
         distances.append(float(line.norms[0]))
         between = [_values(own, line.point(alpha)) for alpha in grid[1:-1]]
         rows.append([ends[a], *between, ends[b]])
-    losses, errors = np.moveaxis(np.array(rows), -1, 0)
-    variables = {
-        "loss": Variable(("pair", "alpha"), losses, "nats", "Loss"),
-        "error_rate": Variable(("pair", "alpha"), errors, "1", "Error rate"),
-        "barrier": Variable("pair", barrier(grid, losses), "nats", "Loss barrier"),
-        "error_barrier": Variable("pair", barrier(grid, errors), "1", "Error barrier"),
-        "distance": Variable("pair", np.array(distances), "1", "Distance of the two models"),
-    }
+    variables = _barriers("pair", grid, rows, distances)
     coords = {
         "alpha": Variable("alpha", grid, "1", "Position between the two models"),
         "first": ("pair", np.array([names[a] for a, _ in pairs], dtype=object)),
@@ -69,6 +63,65 @@ def barrier_matrix(
     }
     shas = {name: own.fingerprint(theta) for name, theta in zip(names, thetas, strict=True)}
     return measuring.result(variables, coords=coords, options={"models": shas, "points": points})
+
+
+def barrier(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    others: Mapping[str, Float[Tensor, "P"]],
+    points: int = 11,
+    bn: str = "recalibrate",
+) -> xr.Dataset:
+    """One row of `barrier_matrix`: from theta to each of `others`, by name along `other`.
+
+    loss(other, alpha) and error_rate(other, alpha), theta at alpha = 0; barrier(other),
+    error_barrier(other), distance(other). A model is at distance 0 of itself, without a barrier.
+    Cost: one pass over the data for theta and points - 1 for every other model, twice with
+    recalibration.
+    """
+    check_count("points", points, 3)
+    if not others:
+        raise LandscapeError("A barrier is between two models; no other one was given.")
+    own = _comparable(risk, bn)
+    measuring = Measuring("barrier", own, theta)
+    measuring.finite_loss()
+    start = _values(own, measuring.theta)
+    grid = np.arange(points) / (points - 1)
+    rows, distances, shas = [], [], {}
+    for name, other in others.items():
+        end = check_theta(own, other)
+        shas[name] = own.fingerprint(end)
+        if torch.equal(end, measuring.theta):
+            rows.append([start] * points)
+            distances.append(0.0)
+            continue
+        line = planes.interpolation(measuring.theta, end, labels=("theta", name))
+        between = [_values(own, line.point(alpha)) for alpha in grid[1:-1]]
+        rows.append([start, *between, _values(own, end)])
+        distances.append(float(line.norms[0]))
+    coords = {
+        "alpha": Variable("alpha", grid, "1", "Position between the two models"),
+        "other": np.array(list(others), dtype=object),
+    }
+    return measuring.result(
+        _barriers("other", grid, rows, distances),
+        coords=coords,
+        options={"others": shas, "points": points},
+    )
+
+
+def _barriers(
+    dim: str, grid: np.ndarray, rows: list[list[tuple[float, float]]], distances: list[float]
+) -> dict[str, Variable]:
+    losses, errors = np.moveaxis(np.array(rows), -1, 0)
+    return {
+        "loss": Variable((dim, "alpha"), losses, "nats", "Loss"),
+        "error_rate": Variable((dim, "alpha"), errors, "1", "Error rate"),
+        "barrier": Variable(dim, height(grid, losses), "nats", "Loss barrier"),
+        "error_barrier": Variable(dim, height(grid, errors), "1", "Error barrier"),
+        "distance": Variable(dim, np.array(distances), "1", "Distance of the two models"),
+    }
 
 
 @dataclass(frozen=True)
@@ -129,10 +182,8 @@ def bezier(
         "error_rate": Variable("alpha", bent[:, 1], "1", "Error rate on the curve"),
         "linear_loss": Variable("alpha", straight[:, 0], "nats", "Loss on the line"),
         "linear_error_rate": Variable("alpha", straight[:, 1], "1", "Error rate on the line"),
-        "barrier": Variable((), barrier(grid, bent[:, 0]), "nats", "Barrier on the curve"),
-        "linear_barrier": Variable(
-            (), barrier(grid, straight[:, 0]), "nats", "Barrier on the line"
-        ),
+        "barrier": Variable((), height(grid, bent[:, 0]), "nats", "Barrier on the curve"),
+        "linear_barrier": Variable((), height(grid, straight[:, 0]), "nats", "Barrier on the line"),
         "distance": Variable((), float(line.norms[0]), "1", "Distance of the two models"),
         "detour": Variable((), _length(a, control, b) / float(line.norms[0]), "1", "Detour"),
         "training_loss": Variable((), history, "nats", "Loss at the end of the training"),
@@ -148,6 +199,57 @@ def bezier(
     return measuring.result(variables, coords=coords, options=options)
 
 
+def three_points(
+    risk: EmpiricalRisk,
+    models: Mapping[str, Float[Tensor, "P"]],
+    *,
+    cells: int = 8,
+    margin: float = 0.25,
+    bn: str = "recalibrate",
+    seed: int = 0,
+) -> xr.Dataset:
+    """The loss on the plane through three models, a at (0, 0), b at (1, 0), c at (0, 1).
+
+    models: three names and weights of one architecture. As `loss_plane`, with `cells` grid cells
+    between two models and `margin` of that distance around them; the axes are oblique in general
+    (axis_cosine), b - a and c - a. model_alpha(point), model_beta(point) place the models and
+    model_loss(point) is the loss of each, which the grid hits to rounding. BatchNorm statistics are
+    re-estimated at every point, since those of one model belong to no other.
+    Cost: (cells (1 + 2 margin) + 1)² forward passes, twice with recalibration.
+    """
+    check_count("cells", cells, 1)
+    if len(models) != 3:
+        raise LandscapeError(
+            f"A plane goes through three models; {len(models)} were given. Give three."
+        )
+    if not 0 <= margin < math.inf:
+        raise LandscapeError(f"margin={margin} was asked; give a number from 0 on, such as 0.25.")
+    own = _comparable(risk, bn)
+    names = list(models)
+    a, b, c = (check_theta(own, models[name]) for name in names)
+    beyond = math.ceil(margin * cells - 1e-9)
+    # Whole numbers over `cells`: 0 and 1, where the models are, are exact.
+    axis = np.arange(-beyond, cells + beyond + 1) / cells
+    ds = loss_plane(
+        own,
+        a,
+        directions=planes.through(a, b, c, labels=(names[0], names[1], names[2])),
+        alphas=axis,
+        betas=axis,
+        bn=bn,
+        name="three_points",
+        seed=seed,
+    )
+    losses = np.array([float(own.loss(theta)) for theta in (a, b, c)])
+    placed = {
+        "model_alpha": Variable("point", np.array([0.0, 1.0, 0.0]), "1", "α of the model"),
+        "model_beta": Variable("point", np.array([0.0, 0.0, 1.0]), "1", "β of the model"),
+        "model_loss": Variable("point", losses, "nats", "Loss of the model"),
+    }
+    points = np.array(names, dtype=object)
+    return ds.assign({k: v.as_xarray() for k, v in placed.items()}).assign_coords(point=points)
+
+
 def curve_point(
     a: Float[Tensor, "P"], control: Float[Tensor, "P"], b: Float[Tensor, "P"], t: float
 ) -> Float[Tensor, "P"]:
@@ -157,7 +259,7 @@ def curve_point(
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * control + t**2 * b
 
 
-def barrier(grid: np.ndarray, values: np.ndarray) -> np.ndarray:
+def height(grid: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Largest height of values (..., points) above the chord of their ends; NaN stays NaN."""
     chord = values[..., :1] * (1 - grid) + values[..., -1:] * grid
     return (values - chord).max(axis=-1)

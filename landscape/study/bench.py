@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from landscape import problems, sam, training
 from landscape.errors import LandscapeError
+from landscape.params import ParamLayout
 from landscape.risk import EmpiricalRisk
 from landscape.study import code
 from landscape.study.jobs import Job
@@ -105,8 +106,7 @@ class Bench:
         model = make_model(self.run, self.data, self.job.base)
         if not self.trained:
             return model.to(self.job.device)
-        path = self.run.weights or self.job.folder / "checkpoints" / "final.safetensors"
-        problems.load_weights(model, Path(path))
+        problems.load_weights(model, _weights(self.run, self.job.folder))
         return model.to(self.job.device)
 
     @property
@@ -141,6 +141,54 @@ class Bench:
             device=torch.device(self.job.device),
             dtype=DTYPES[self.run.dtype],
         )
+
+    def peer(self, name: str) -> Run:
+        """The run of the setting called "variant" (its first seed) or "variant/seed"."""
+        variant, _, seed = name.partition("/")
+        found = [run for run in self.job.peers if run.variant == variant]
+        if seed:
+            found = [run for run in found if str(run.seed) == seed]
+        if not found:
+            known = ", ".join(dict.fromkeys(f"{r.variant}/{r.seed}" for r in self.job.peers))
+            raise LandscapeError(
+                f"No trained run {name!r} in setting {self.run.setting!r}; it has {known}."
+            )
+        return min(found, key=lambda run: run.seed)
+
+    def theta_of(self, run: Run) -> Tensor:
+        """Parameters of another run of the setting, (P,); one of another architecture is named."""
+        model = make_model(run, load_data(run.problem, self.job.base), self.job.base)
+        problems.load_weights(model, _weights(run, self.job.folder.parent / run.run_id))
+        layout, own = ParamLayout.of(model), self.risk().layout
+        if [(t.name, t.shape) for t in layout.tensors] != [(t.name, t.shape) for t in own.tensors]:
+            raise LandscapeError(
+                f"{run.run_id} has another architecture ({run.problem.model}, P = "
+                f"{layout.num_parameters}) than {self.run.run_id} ({self.run.problem.model}, P = "
+                f"{own.num_parameters}); nothing lies between them. Put them in two settings."
+            )
+        return layout.flatten(dict(model.named_parameters())).detach().to(self.theta)
+
+    def checkpoints(self) -> dict[int, Tensor]:
+        """Parameters by epoch: the initial ones, those that `keep_every` kept, the final ones."""
+        if self.run.weights is not None:
+            return {}
+        model = make_model(self.run, self.data, self.job.base)
+        layout = self.risk().layout
+        found = {}
+        folder = self.job.folder / "checkpoints"
+        kept = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
+        kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
+        for epoch, path in [(0, None), *sorted(kept.items())]:
+            if path is not None:
+                problems.load_weights(model, path)
+            theta = layout.flatten(dict(model.named_parameters())).detach()
+            found[epoch] = theta.to(self.theta, copy=True)
+        return found
+
+    def batch_risk(self, rows: Tensor) -> EmpiricalRisk:
+        """Mean loss over some of the fixed examples."""
+        x, y = self.examples
+        return self._risk(x[rows], y[rows], bn=self.job.spec.bn)
 
     def split_risks(self) -> dict[str, EmpiricalRisk]:
         """One risk per split that the data have, over all of its examples."""
@@ -195,6 +243,10 @@ class Bench:
         if self.run.weights is not None:
             return None
         return training.consolidate(self.job.folder).get(name)
+
+
+def _weights(run: Run, folder: Path) -> Path:
+    return Path(run.weights or folder / "checkpoints" / "final.safetensors")
 
 
 def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:

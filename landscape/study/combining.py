@@ -40,7 +40,7 @@ def _parts(study: Study, place: StudyFolder, name: str) -> list[Run]:
     """Runs with a result made with the options that the study asks for now."""
     runs = []
     for run in study.runs:
-        wanted = {m.name: study.measure.key(m) for m in study.measurements_of(run)}
+        wanted = {m.name: key for m, key in jobs.keyed(study, run, place)}
         folder = place.run(run.run_id)
         if (
             name in wanted

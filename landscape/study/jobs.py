@@ -13,7 +13,8 @@ from typing import Any
 
 from landscape import results, storage
 from landscape.errors import LandscapeError
-from landscape.study.spec import Measurement, MeasureSpec, Run, VariantSpec
+from landscape.storage import StudyFolder
+from landscape.study.spec import Measurement, MeasureSpec, Run, Study, VariantSpec
 
 Report = Callable[[float, str], None]
 
@@ -32,6 +33,7 @@ class Job:
     threads: int
     train: bool = True
     measure: bool = True
+    peers: tuple[Run, ...] = ()  # trained runs of the setting, this one among them
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,23 @@ class Outcome:
 def is_trained(run: Run, folder: Path) -> bool:
     """Whether the weights of this run are there."""
     return run.weights is not None or (folder / "checkpoints" / "final.safetensors").exists()
+
+
+def trained_peers(study: Study, run: Run, place: StudyFolder) -> tuple[Run, ...]:
+    """Runs of the same setting that are trained, in the order of the study."""
+    return tuple(
+        other
+        for other in study.runs
+        if other.setting == run.setting and is_trained(other, place.run(other.run_id))
+    )
+
+
+def keyed(study: Study, run: Run, place: StudyFolder) -> tuple[tuple[Measurement, str], ...]:
+    """The measurements of a run, each with the key that its result must carry now."""
+    wanted = study.measurements_of(run)
+    across = any(measurement.across_runs for measurement in wanted)
+    peers = trained_peers(study, run, place) if across else ()
+    return tuple((each, study.measure.key(each, peers)) for each in wanted)
 
 
 def result_path(folder: Path, name: str) -> Path:

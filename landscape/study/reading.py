@@ -345,7 +345,7 @@ def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
     first = table.get("first_seed_only", name in measurements.FIRST_SEED_ONLY)
     if not isinstance(first, bool):
         raise LandscapeError(f"[measure.{name}] first_seed_only = {first!r} is not true or false.")
-    return Measurement(name, defaults | given, first)
+    return Measurement(name, defaults | given, first, name in measurements.ACROSS_RUNS)
 
 
 def _override(given: dict[str, Any], line: str) -> None:

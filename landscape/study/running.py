@@ -91,18 +91,25 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     device = resolve_device(options.device)
     workers = worker_count(options, device)
     with _alone(place):
-        all_jobs = [job_of(study, run, place, device, options) for run in study.runs]
-        todo = [job for job in all_jobs if _has_work(job)]
         storage.write_text(place.study_toml, study.text)
         _write_resolved(study, place, device, options)
-        events = _work(todo, workers, options)
-        names = [job.run.run_id for job in todo]
-        failed = {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
+        every = [run.run_id for run in study.runs]
+        worked: set[str] = set()
+        failed: dict[str, str] = {}
+        # Measurements across runs need all runs of their setting to be trained.
+        for across in (False, True):
+            named = [run for run in study.runs if run.run_id not in failed]
+            plan = [job_of(study, run, place, device, options, across=across) for run in named]
+            todo = [job for job in plan if _has_work(job)]
+            names = [job.run.run_id for job in todo]
+            events = _work(todo, workers, options)
+            worked |= set(names)
+            failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
         combined = combining.combine_all(study, place) if options.measure else ()
     return Summary(
         folder=place,
-        done=tuple(name for name in names if name not in failed),
-        kept=tuple(job.run.run_id for job in all_jobs if job not in todo),
+        done=tuple(name for name in every if name in worked and name not in failed),
+        kept=tuple(name for name in every if name not in worked),
         failed=failed,
         stale=stale_runs(study, place),
         combined=tuple(combined),
@@ -125,20 +132,29 @@ def _work(todo: list[Job], workers: int, options: Options) -> list[Event]:
         )
 
 
-def job_of(study: Study, run: Run, place: StudyFolder, device: str, options: Options) -> Job:
-    """What a worker is told about one run."""
-    spec = study.measure
+def job_of(
+    study: Study,
+    run: Run,
+    place: StudyFolder,
+    device: str,
+    options: Options,
+    *,
+    across: bool = False,
+) -> Job:
+    """What a worker is told about one run; `across`: also to measure it against the others."""
+    wanted = jobs.keyed(study, run, place)
     return Job(
         run=run,
         folder=place.run(run.run_id),
         base=study.base,
-        measurements=tuple((m, spec.key(m)) for m in study.measurements_of(run)),
+        measurements=tuple((m, key) for m, key in wanted if across or not m.across_runs),
         variants=study.variants,
-        spec=spec,
+        spec=study.measure,
         device=device,
         threads=options.threads,
         train=options.train and run.weights is None,
         measure=options.measure,
+        peers=jobs.trained_peers(study, run, place) if across else (),
     )
 
 

@@ -7,7 +7,7 @@ of this package) and of nothing else: a new title keeps the results, a new rho m
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,7 @@ class Measurement:
     name: str
     options: Mapping[str, Any]
     first_seed_only: bool = False
+    across_runs: bool = False  # made once all runs of the setting are trained
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,16 @@ class MeasureSpec:
     seed: int
     measurements: tuple[Measurement, ...]
 
-    def key(self, measurement: Measurement) -> str:
-        """Fingerprint of the options behind a result; with another one it is measured again."""
+    def key(self, measurement: Measurement, peers: Sequence[Run] = ()) -> str:
+        """Fingerprint of what is behind a result; with another one it is measured again.
+
+        peers: the runs of the setting, for a measurement across runs.
+        """
         common = (self.examples, self.split, self.bn, self.seed)
-        return fingerprint([measurement.name, dict(measurement.options), common], length=16)
+        parts = [measurement.name, dict(measurement.options), common]
+        if measurement.across_runs:
+            parts.append([run.run_id for run in peers])
+        return fingerprint(parts, length=16)
 
 
 @dataclass(frozen=True)

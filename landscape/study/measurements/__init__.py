@@ -11,9 +11,9 @@ from typing import Any
 import xarray as xr
 
 from landscape.study.bench import Bench
-from landscape.study.measurements import curvature, outcome, perturbations, surfaces
+from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
 
-_TOPICS = (outcome, perturbations, curvature, surfaces)
+_TOPICS = (outcome, perturbations, curvature, surfaces, connections)
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     name: function for topic in _TOPICS for name, function in topic.MEASUREMENTS.items()
 }
@@ -35,6 +35,7 @@ DEFAULT = (
     "loss_plane",
     "crosscheck",
 )
+ACROSS_RUNS = connections.ACROSS_RUNS
 FIRST_SEED_ONLY = tuple(name for topic in _TOPICS for name in topic.FIRST_SEED_ONLY)
 
 

@@ -1,12 +1,20 @@
 """The loss on lines and planes around the solution."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 import xarray as xr
 
-from landscape import measure
+from landscape import measure, plane
+from landscape.errors import LandscapeError
+from landscape.linalg import lanczos
+from landscape.measure.paths import perturbations
+from landscape.risk import EmpiricalRisk
 from landscape.study.bench import Bench
+from landscape.study.spec import fingerprint
+
+KINDS = ("random", "eigenvectors", "gradient", "perturbations")
 
 
 def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
@@ -22,6 +30,7 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
         normalize: str = "filter",
         one_d: str = "zero",
         bn: str = mode,
+        also: tuple[str, ...] = (),
     ) -> xr.Dataset:
         """Two windows: `points` in [-radius, radius], `fine_points` in a quarter of it."""
         wide = measure.symmetric_grid("alpha", radius, points)
@@ -34,6 +43,7 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
             normalize=normalize,
             one_d=one_d,
             bn=bn,
+            also=_companions(bench, name, also),
             name=name,
             seed=bench.seed,
         )
@@ -44,14 +54,68 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
 def loss_plane(
     bench: Bench,
     *,
+    kind: str = "random",
     points: int = 21,
     radius: float = 1.0,
+    alpha_range: tuple[float, ...] = (),
+    beta_range: tuple[float, ...] = (),
+    beta_points: int = 0,
     normalize: str = "filter",
     one_d: str = "zero",
     bn: str = "recalibrate",
+    also: tuple[str, ...] = (),
+    tolerance: float = 0.0,
+    tiles: bool = False,
+    variants: tuple[str, ...] = (),
 ) -> xr.Dataset:
-    """Loss on the plane of two random directions."""
+    """Loss on a plane.
+
+    kind: two random directions; the top two "eigenvectors"; the "gradient" and what is left of the
+    Hessian times it; or the "perturbations" of two `variants`. All but the random ones are
+    orthonormal, so that radius and ranges are distances. alpha_range, beta_range: [low, high]
+    instead of the radius. also: splits whose loss is drawn as well, ["test"]. tolerance: relative
+    error of an adaptive grid, 0 evaluates every cell. tiles: keep finished parts on disk, so that a
+    killed grid goes on.
+    """
+    axes = [
+        _axis(name, ends, count, radius)
+        for name, ends, count in (
+            ("alpha", alpha_range, points),
+            ("beta", beta_range, beta_points or points),
+        )
+    ]
+    options = [kind, *(axis.tolist() for axis in axes), normalize, one_d, bn, list(also), tolerance]
+    options += [list(variants), bench.seed, bench.job.spec.examples, bench.job.spec.split]
     return measure.loss_plane(
+        bench.risk(),
+        bench.theta,
+        directions=_directions(bench, kind, variants),
+        alphas=axes[0],
+        betas=axes[1],
+        normalize=normalize,
+        one_d=one_d,
+        bn=bn,
+        also=_companions(bench, "loss_plane", also),
+        tolerance=tolerance or None,
+        # Other options have other tiles.
+        tiles=bench.job.folder / "tiles" / f"loss_plane-{fingerprint(options)}" if tiles else None,
+        seed=bench.seed,
+    )
+
+
+def curvature_map(
+    bench: Bench,
+    *,
+    points: int = 7,
+    radius: float = 1.0,
+    normalize: str = "filter",
+    one_d: str = "zero",
+    bn: str = "eval",
+    tolerance: float = 1e-2,
+    max_hvps: int = 200,
+) -> xr.Dataset:
+    """Extreme Hessian eigenvalues over the plane of two random directions."""
+    return measure.curvature_map(
         bench.risk(),
         bench.theta,
         points=points,
@@ -59,13 +123,129 @@ def loss_plane(
         normalize=normalize,
         one_d=one_d,
         bn=bn,
+        tolerance=tolerance,
+        max_hvps=max_hvps,
         seed=bench.seed,
     )
+
+
+def trajectory(
+    bench: Bench, *, grid: int = 8, margin: float = 0.25, bn: str = "recalibrate"
+) -> xr.Dataset | None:
+    """The training's kept checkpoints on their principal plane; None for weights from elsewhere."""
+    if bench.run.weights is not None:
+        return None
+    if not bench.run.training["keep_every"]:
+        raise LandscapeError(
+            f"[measure.trajectory] needs checkpoints of the training, and {bench.run.run_id} kept "
+            f"none; set training.keep_every = 1 (epochs between two of them) and train again."
+        )
+    kept = bench.checkpoints()
+    return measure.trajectory(
+        bench.risk(), list(kept.values()), epochs=list(kept), grid=grid, margin=margin, bn=bn
+    )
+
+
+def perturbation_slice(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = ("sam", "zsharp"),
+    batch_size: int = 64,
+    batch_bn: str = "batch",
+    points: int = 25,
+    radius: float = 1.5,
+    bn: str = "eval",
+) -> xr.Dataset:
+    """Loss along what several variants would perturb here, on their batch and on all examples."""
+    return measure.perturbation_slice(
+        bench.risk(),
+        bench.theta,
+        variants=bench.counterfactuals(variants),
+        batch_size=bench.at_most(batch_size),
+        batch_bn=batch_bn,
+        points=points,
+        radius=radius,
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def _axis(name: str, ends: Sequence[float], points: int, radius: float) -> np.ndarray:
+    """A symmetric grid, or `points` from low to high that hold 0 exactly."""
+    if not ends:
+        return measure.symmetric_grid(name, radius, points)
+    if len(ends) != 2 or not ends[0] <= 0 <= ends[1] or ends[0] == ends[1] or points < 2:
+        raise LandscapeError(
+            f"[measure.loss_plane] {name}_range = {list(ends)} with {points} points; give [low, "
+            f"high] with low <= 0 <= high, of some width, and two points or more."
+        )
+    grid = np.linspace(ends[0], ends[1], points)
+    nearest = int(np.abs(grid).argmin())
+    if abs(grid[nearest]) > 1e-9 * (ends[1] - ends[0]):
+        raise LandscapeError(
+            f"[measure.loss_plane] {points} points in {name}_range = {list(ends)} leave out "
+            f"{name} = 0, the checkpoint itself; choose a number of points that meets 0."
+        )
+    grid[nearest] = 0.0
+    return grid
+
+
+def _companions(bench: Bench, name: str, also: Sequence[str]) -> dict[str, EmpiricalRisk]:
+    """Risks over whole other splits, by the name of the split."""
+    splits = bench.split_risks() if also else {}
+    unknown = [split for split in also if split not in splits]
+    if unknown:
+        raise LandscapeError(
+            f"[measure.{name}] also = {list(also)}: the data {bench.run.problem.data!r} have no "
+            f"split {unknown[0]!r}; they have {', '.join(splits)}."
+        )
+    return {split: splits[split] for split in also}
+
+
+def _directions(bench: Bench, kind: str, variants: Sequence[str]) -> plane.Plane | None:
+    """The plane of a kind; None for random directions, which `measure` draws itself."""
+    if kind not in KINDS:
+        raise LandscapeError(
+            f"[measure.loss_plane] kind = {kind!r} is not known; choose one of {', '.join(KINDS)}."
+        )
+    if kind == "random":
+        return None
+    risk, theta = bench.risk(), bench.theta
+    if kind == "eigenvectors":
+        pairs = lanczos.top(
+            risk.linearized_hvp(theta),
+            theta.numel(),
+            k=2,
+            generator=torch.Generator().manual_seed(bench.seed),
+            dtype=risk.dtype,
+            device=risk.device,
+        )
+        return plane.eigenvectors(theta, pairs.vectors, gradient=risk.gradient(theta))
+    if kind == "gradient":
+        first = risk.gradient(theta)
+        named = {"gradient": first, "Hessian · gradient": risk.hvp(theta, first)}
+    else:
+        if len(variants) != 2:
+            raise LandscapeError(
+                f"[measure.loss_plane] kind = 'perturbations' needs two variants, and variants = "
+                f"{list(variants)}; name two, such as ['sam', 'zsharp']."
+            )
+        named, _ = perturbations(
+            risk,
+            theta,
+            variants=bench.counterfactuals(variants),
+            batch_size=bench.at_most(64),
+            seed=bench.seed,
+        )
+    return plane.perturbations(theta, named, orthogonalize=True)
 
 
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     "loss_slice": _slices("loss_slice", "recalibrate"),
     "loss_slice_eval": _slices("loss_slice_eval", "eval"),
     "loss_plane": loss_plane,
+    "curvature_map": curvature_map,
+    "trajectory": trajectory,
+    "perturbation_slice": perturbation_slice,
 }
-FIRST_SEED_ONLY = ("loss_plane",)
+FIRST_SEED_ONLY = ("loss_plane", "curvature_map", "trajectory", "perturbation_slice")

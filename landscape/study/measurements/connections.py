@@ -1,0 +1,145 @@
+"""What lies between the runs of a setting; made once all of them are trained.
+
+Each run measures its own part, so that the pool shares them out and a killed study goes on: a row
+of the barrier matrix, or the curve or plane that starts at it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import xarray as xr
+
+from landscape import measure
+from landscape.errors import LandscapeError
+from landscape.results import Variable
+from landscape.study.bench import Bench
+from landscape.study.spec import Run
+
+
+def barrier(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    points: int = 11,
+    bn: str = "recalibrate",
+) -> xr.Dataset | None:
+    """Barriers from this run to half of the others (the matrix is symmetric), and 0 to itself.
+
+    variants, seeds: which runs take part; all by default.
+    """
+    chosen = [
+        run
+        for run in bench.job.peers
+        if (not variants or run.variant in variants) and (not seeds or run.seed in seeds)
+    ]
+    if len(chosen) < 2:
+        raise LandscapeError(
+            f"[measure.barrier] variants = {list(variants)}, seeds = {list(seeds)} leave "
+            f"{len(chosen)} trained run of setting {bench.run.setting!r}; a barrier is between two."
+        )
+    if bench.run not in chosen:
+        return None
+    others = _half(chosen, chosen.index(bench.run))
+    return measure.barrier(
+        bench.risk(),
+        bench.theta,
+        others={run.run_id: bench.theta_of(run) for run in (bench.run, *others)},
+        points=points,
+        bn=bn,
+    )
+
+
+def _half(runs: Sequence[Run], start: int) -> list[Run]:
+    """The next half of a ring of runs, so that every pair is somebody's and the work is even."""
+    count = len(runs)
+    reach = (count - 1) // 2 + (count % 2 == 0 and start < count // 2)
+    return [runs[(start + step) % count] for step in range(1, reach + 1)]
+
+
+def bezier(
+    bench: Bench,
+    *,
+    between: tuple[str, ...] = (),
+    steps: int = 400,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    batch_size: int = 128,
+    points: int = 21,
+    bn: str = "recalibrate",
+) -> xr.Dataset | None:
+    """A trained curve between two runs.
+
+    between: "variant" or "variant/seed" of both; the first two variants, or else seeds, by default.
+    """
+    named = _named(bench, "bezier", between, 2)
+    if bench.run != named[0]:
+        return None
+    how = measure.CurveTraining(steps=steps, lr=lr, momentum=momentum, batch_size=batch_size)
+    ds = measure.bezier(
+        bench.risk(),
+        bench.theta,
+        end=bench.theta_of(named[1]),
+        training=how,
+        points=points,
+        bn=bn,
+        seed=bench.seed,
+    )
+    # Large, and made again by the same seed.
+    ds = ds.drop_vars("control_point")
+    return ds.assign(end=Variable((), named[1].run_id, "1", "Run at the end").as_xarray())
+
+
+def three_points(
+    bench: Bench,
+    *,
+    through: tuple[str, ...] = (),
+    cells: int = 8,
+    margin: float = 0.25,
+    bn: str = "recalibrate",
+) -> xr.Dataset | None:
+    """The plane through three runs.
+
+    through: "variant" or "variant/seed" of each; the first three variants, or else seeds, by
+    default.
+    """
+    named = _named(bench, "three_points", through, 3)
+    if bench.run != named[0]:
+        return None
+    return measure.three_points(
+        bench.risk(),
+        {_label(run): bench.theta_of(run) for run in named},
+        cells=cells,
+        margin=margin,
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def _label(run: Run) -> str:
+    return f"{run.label}, seed {run.seed}"
+
+
+def _named(bench: Bench, measurement: str, names: Sequence[str], count: int) -> list[Run]:
+    """The runs that were named, or the first of each variant, then any others."""
+    if names:
+        found = [bench.peer(name) for name in names]
+    else:
+        firsts = {run.variant: run for run in reversed(bench.job.peers)}
+        lowest = [run for run in bench.job.peers if firsts[run.variant] == run]
+        found = [*lowest, *(run for run in bench.job.peers if run not in lowest)][:count]
+    if len({run.run_id for run in found}) != count or len(found) != count:
+        raise LandscapeError(
+            f"[measure.{measurement}] needs {count} different runs of setting "
+            f"{bench.run.setting!r}; {', '.join(names) or f'it has {len(found)}'} was given. Name "
+            f"them as 'variant/seed', or run more seeds."
+        )
+    return found
+
+
+MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
+    "barrier": barrier,
+    "bezier": bezier,
+    "three_points": three_points,
+}
+FIRST_SEED_ONLY = ()
+ACROSS_RUNS = tuple(MEASUREMENTS)
