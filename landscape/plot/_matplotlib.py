@@ -176,7 +176,7 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
         target.set_major_formatter(FuncFormatter(lambda value, _: labels.get(round(value, 6), "")))
         ax.tick_params(axis=which, length=0)
         ax.grid(False, axis=which)
-        if which == "x":
+        if which == "x" and max((len(text) for _, text in axis.ticks), default=0) > 4:
             ax.tick_params(axis="x", labelrotation=35)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")

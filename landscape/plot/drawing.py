@@ -216,7 +216,11 @@ def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[in
 
 
 def _extent(mark: Mark, which: str) -> list[np.ndarray]:
-    names = ("x", "x_low", "x_high") if which == "x" else ("y", "y_low", "y_high", "low", "high")
+    names = (
+        ("x", "x_low", "x_high", "base")
+        if which == "x"
+        else ("y", "y_low", "y_high", "low", "high")
+    )
     found = [getattr(mark, name, None) for name in names]
     found += [np.array([mark.value])] if isinstance(mark, Rule) and mark.axis == which else []
     return [np.asarray(v, float) for v in found if v is not None]

@@ -1,0 +1,109 @@
+"""Do masks and perturbations pick what is curved, informative or large? Against chance."""
+
+import numpy as np
+import xarray as xr
+
+from landscape.plot import runs, style
+from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Rule
+from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
+from landscape.plot.runs import Variant
+
+_QUANTITIES = {
+    "eigenvector": "v₁",
+    "eigenspace": "top eigenspace",
+    "hessian_diagonal": "diag(H)",
+    "fisher": "Fisher",
+    "weight": "w²",
+}
+_SIDES = 1.96  # SDs to either side: 95 % of a normal law
+_LOWEST = 0.05
+
+
+def enrichment(
+    ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
+) -> Drawing:
+    """Share of curvature, Fisher information and weight in each mask over chance; 1 is chance."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "enrichment_fisher", "chance_std_fisher")
+    quantities = {key: text for key, text in _QUANTITIES.items() if f"enrichment_{key}" in ds}
+    names, known = strings(ds.direction), labels(ds)
+    axis = row_axis([spoken(name, known) for name in names])
+    shown = chosen(ds, references)
+    panels = [
+        Panel(
+            Axis(f"{text} over chance", log=True),
+            axis,
+            tuple(_over_chance(v, key, names)),
+            f"at θ of {v.label}" if key == next(iter(quantities)) else "",
+        )
+        for v in shown
+        for key, text in quantities.items()
+    ]
+    return Drawing(
+        "enrichment",
+        "Do the masks pick what is curved, informative or large?",
+        "Share of a quantity that lies in the mask a variant would use at one θ and batch, over "
+        "the share that a random mask with the same density in every tensor gets: 1 is chance. "
+        f"Geometric mean over {runs.seed_count(ds)} with its 95 % t-interval; grey: where 95 % of "
+        "such random masks lie (mean ± 1.96 SD). Quantities: squares of the leading eigenvector "
+        "and of the leading eigenvectors of the Hessian, its diagonal (Hutchinson), the empirical "
+        "Fisher information, the squared weights. A mask that selects all or nothing of every "
+        "tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity is not a mechanism.",
+        tuple(panels),
+        columns=len(quantities),
+        panel_height=0.5 + 0.17 * len(names),
+        narrowest=0.95,
+        share_x="grid",
+        share_y="grid",
+        legend=False,
+    )
+
+
+def _over_chance(v: Variant, key: str, names: list[str]) -> list[Mark]:
+    ratio = v.ds[f"enrichment_{key}"].transpose("run", "direction").values
+    spread = v.ds[f"chance_std_{key}"].transpose("run", "direction").mean("run").values
+    rows = np.arange(len(names), dtype=float)
+    marks: list[Mark] = [Rule("x", 1.0, "chance", "solid")]
+    for row, wide in zip(rows, _SIDES * spread, strict=True):
+        if np.isfinite(wide):
+            ends = max(1 - wide, _LOWEST), 1 + wide
+            marks.append(
+                Bars(np.array([ends[1]]), np.array([row]), "random masks", "#bdbdbd", 0.6,
+                     base=ends[0])
+            )  # fmt: skip
+    positive = np.where(ratio > 0, ratio, np.nan)
+    for index, name in enumerate(names):
+        color, symbol = style.variant(name, index)
+        marks += dots(positive[:, [index]], rows[[index]], name, color, symbol, log=True)
+    return marks
+
+
+def perturbation_cosines(
+    ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
+) -> Drawing:
+    """Cosine between the perturbations of all variants at one theta and batch."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "cosine_all", "first", "second")
+    known = labels(ds)
+    names = list(dict.fromkeys([*strings(ds["first"]), *strings(ds["second"])]))
+    shown = [spoken(name, known) for name in names]
+    panels = []
+    for v in chosen(ds, references):
+        x, y, mark = square(
+            names, shown, strings(v.ds["first"]), strings(v.ds["second"]),
+            v.ds.cosine_all.isel(run=0).values, "cosine",
+        )  # fmt: skip
+        panels.append(Panel(x, y, (mark,), f"at θ of {v.label}"))
+    return Drawing(
+        "perturbation_cosines",
+        "Do variants push the weights the same way?",
+        "Cosine between the perturbations e that the variants would make at one θ and batch: 1 is "
+        "the same direction, 0 what random directions have. First seed of the model in the title. "
+        "A mask alone lowers it: keeping a share R of ‖g‖² of the gradient gives √R at best.",
+        tuple(panels),
+        columns=max(len(panels), 1),
+        panel_height=0.75 + 0.19 * len(names),
+        narrowest=2.4,
+        legend=False,
+        share_y="all" if len(panels) > 1 else "",
+    )

@@ -1,0 +1,259 @@
+"""Which coordinates the variants select: beside each other, beside chance, and over time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from landscape.plot import runs, style
+from landscape.plot.drawing import Axis, Drawing, Line, Mark, Matrix, Panel, Points, Rule
+from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
+from landscape.plot.figures.outcome import curve
+from landscape.plot.runs import Variant
+
+
+def mask_overlap(
+    ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
+) -> Drawing:
+    """Cohen's kappa between the masks of all variants at one theta and batch; 0 is chance."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "kappa_all", "first", "second")
+    panels = [_kappas(v, labels(ds)) for v in chosen(ds, references)]
+    chance = float(ds.expected_jaccard_all.median())
+    return Drawing(
+        "mask_overlap",
+        "Do variants choose the same coordinates?",
+        "Cohen's κ between the masks that the variants would use at one θ and batch, stratified "
+        "over tensors: 1 is the same mask, 0 is chance. First seed of the model in the title. "
+        f"Chance alone gives a Jaccard index of {chance:.3f} (median over pairs). Filters are "
+        "correlated within, so that a small κ can be chance after all: the gate is the p-value "
+        "against permuted filters, in the results.",
+        tuple(panels),
+        columns=len(panels),
+        panel_height=0.75 + 0.19 * len(_names(ds)),
+        narrowest=2.4,
+        legend=False,
+        share_y="all" if len(panels) > 1 else "",
+    )
+
+
+def saved_mask_overlap(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Cohen's kappa between the masks that several runs (seeds, variants) saved; 0 is chance."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "kappa_all", "first", "second")
+    names = _names(ds)
+    # A run's name ends in the hash of its options, which says nothing to a reader.
+    shown = [name.rsplit("-", 1)[0] if name.count("-") > 1 else name for name in names]
+    x, y, mark = square(
+        names, shown, strings(ds["first"]), strings(ds["second"]),
+        ds.kappa_all.isel(run=0).values, "κ",
+    )  # fmt: skip
+    return Drawing(
+        "saved_mask_overlap",
+        "Do different seeds choose the same coordinates?",
+        "Cohen's κ between the last masks of separate trainings, stratified over tensors: 1 is the "
+        "same mask, 0 is chance. Two seeds start from different weights, whose coordinates have "
+        "nothing to do with each other; what is left above 0 is position in the network.",
+        (Panel(x, y, (mark,)),),
+        panel_height=0.9 + 0.19 * len(names),
+        narrowest=2.4,
+        legend=False,
+    )
+
+
+def _names(ds: xr.Dataset) -> list[str]:
+    return list(dict.fromkeys([*strings(ds["first"]), *strings(ds["second"])]))
+
+
+def _kappas(v: Variant, known: dict[str, str]) -> Panel:
+    names = _names(v.ds)
+    shown = [spoken(name, known) for name in names]
+    x, y, mark = square(
+        names, shown, strings(v.ds["first"]), strings(v.ds["second"]),
+        v.ds.kappa_all.isel(run=0).values, "κ",
+    )  # fmt: skip
+    return Panel(x, y, (mark,), f"at θ of {v.label}")
+
+
+def batch_overlap(
+    ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
+) -> Drawing:
+    """Kappa between one variant's masks on two mini-batches, and on a batch and on all data."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "kappa_all", "direction", "comparison")
+    known, names = labels(ds), strings(ds.direction)
+    axis = row_axis([spoken(name, known) for name in names])
+    rows = np.arange(len(names), dtype=float)
+    looks = zip(strings(ds.comparison), (False, True), ("#0072b2", "#d55e00"), strict=False)
+    kinds = list(looks)
+    panels = []
+    for v in chosen(ds, references):
+        marks: list[Mark] = [Rule("x", 0.0, "chance", "solid", text="chance")]
+        for index, (comparison, hollow, color) in enumerate(kinds):
+            kappa = v.ds.kappa_all.sel(comparison=comparison).transpose("run", "direction").values
+            marks += dots(kappa, rows + 0.24 * (index - 0.5), comparison, color, hollow=hollow)
+        panels.append(Panel(Axis("κ", limits=(-0.1, 1.05)), axis, tuple(marks),
+                            f"at θ of {v.label}"))  # fmt: skip
+    return Drawing(
+        "batch_overlap",
+        "Does the next mini-batch choose the same coordinates?",
+        "Cohen's κ between the masks that one variant draws at one θ from two mini-batches, and "
+        f"from a mini-batch and all data; 0 is chance. Mean over {runs.seed_count(ds)} with its "
+        "95 % t-interval. A mask that does not depend on the batch (a kept SSAM mask) is "
+        "at 1 by construction; one that selects all or nothing of every tensor has no κ.",
+        tuple(panels),
+        columns=len(panels),
+        panel_height=0.55 + 0.2 * len(names),
+        narrowest=2.0,
+        share_x="all",
+        share_y="all",
+    )
+
+
+def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Cohen's kappa between masks `lag` steps apart: 1 keeps its mask, 0 draws a new one."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "kappa")
+    marks: list[Mark] = [Rule("y", 0.0, "chance", "solid", text="chance")]
+    masked = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.kappa).any())]
+    for v in masked:
+        marks += curve(v, v.ds.kappa, "lag")
+        line = marks[-1]
+        if isinstance(line, Line):
+            marks.append(Points(line.x, line.y, v.label, v.color, v.symbol, size=3,
+                                legend=False))  # fmt: skip
+    panels = [Panel(Axis("lag", "steps", log=True), Axis("κ"), tuple(marks))]
+    caption = (
+        "Cohen's κ between the recorded masks of one run, by the number of steps between them; "
+        f"mean over {runs.seed_count(ds)}, band: 95 % t-interval over seeds. A variant without a "
+        "mask, or whose mask never changes by construction, has no line."
+    )
+    if "half_life" in ds:
+        marks.append(Rule("y", 0.5, "half", "dot", text="half"))
+        panels = [Panel(panels[0].x, panels[0].y, tuple(marks)), _half_lives(masked, ds)]
+        caption += (
+            " Right: half-life, the steps after which κ has fallen to one half (1 at lag 0, linear "
+            "between recorded lags); hollow: longer than was recorded. Below 1 step the mask is "
+            "new at every step."
+        )
+    return Drawing(
+        "mask_persistence",
+        "How long does a mask last?",
+        caption,
+        tuple(panels),
+        columns=len(panels),
+        panel_height=2.0,
+        narrowest=1.6,
+        widths=(1.6, 1.0)[: len(panels)],
+    )
+
+
+def _half_lives(masked: Sequence[Variant], ds: xr.Dataset) -> Panel:
+    longest = float(ds.lag.max())
+    marks: list[Mark] = []
+    for row, v in enumerate(masked):
+        steps = v.ds.half_life.values.astype(float)
+        steps = steps[~np.isnan(steps)]
+        open_ended = ~np.isfinite(steps)
+        marks.append(
+            Points(np.where(open_ended, longest, steps), np.full(len(steps), float(row)), v.label,
+                   v.color, v.symbol, hollow=open_ended, legend=False)
+        )  # fmt: skip
+    axis = row_axis([v.label for v in masked])
+    return Panel(Axis("half-life", "steps", log=True), axis, tuple(marks))
+
+
+def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """How often coordinates are selected over the snapshots, against independent draws."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "share", "expected_share", "over_dispersion", "effective_support")
+    panels = []
+    for v in runs.variants(ds):
+        partly = np.isfinite(v.ds.over_dispersion)
+        if not bool(partly.any()):
+            continue
+        weights = v.ds["size"].where(partly)
+        found, chance = (
+            (v.ds[name] * weights).sum("tensor") / weights.sum("tensor")
+            for name in ("share", "expected_share")
+        )
+        marks: list[Mark] = []
+        for table, name, color, dash in (
+            (chance, "independent draws", style.INK, "dash"),
+            (found, v.label, v.color, "solid"),
+        ):
+            times = table["bin"].values.astype(float)
+            mean = table.transpose("run", "bin").mean("run").values
+            shown = np.where(mean > 0, mean, np.nan)
+            marks.append(Line(times, shown, name, color, dash))  # type: ignore[arg-type]
+            marks.append(Points(times, shown, name, color, size=2.6, legend=False))
+        spread = float(v.ds.over_dispersion.median())
+        support = float(v.ds.effective_support.where(partly).median())
+        title = f"{v.label}\ndispersion {spread:.2g}, support {100 * support:.0f} %"
+        panels.append(
+            Panel(
+                Axis("times selected"),
+                Axis("share of coordinates", log=True, limits=(1e-5, 1.5)),
+                tuple(marks),
+                title,
+            )
+        )
+    return Drawing(
+        "mask_selection",
+        "Are the same coordinates selected again and again?",
+        "Share of the coordinates by how often the recorded masks of a run selected them, pooled "
+        f"over the tensors that are selected in part, mean over {runs.seed_count(ds)}. Dashed: the "
+        "binomial law of independent masks of the same density. Dispersion: variance of the "
+        "selection frequency over that of independent masks, 1 at chance; support: effective share "
+        "of coordinates that are ever selected (medians over tensors). Snapshots stand in groups "
+        "1, 2, 4, … steps apart, so that masks that are kept for some steps look persistent.",
+        tuple(panels),
+        columns=3,
+        panel_height=1.5,
+        narrowest=1.6,
+        share_x="all",
+        share_y="all",
+    )
+
+
+def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Share of the snapshots in which each (output channel, input channel) of a layer is chosen."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "frequency", "expected")
+    shown = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.frequency).any())]
+    tables = [v.ds.frequency.isel(run=0).transpose("channel", "input") for v in shown]
+    top = max((float(table.max()) for table in tables), default=1.0)
+    panels = []
+    for v, table in zip(shown, tables, strict=True):
+        rows, columns = (tuple(map(str, table[d].values.tolist())) for d in ("channel", "input"))
+        mark = Matrix(table.values, rows, columns, "selected", "share", (0.0, max(top, 1e-6)),
+                      diverging=False, digits=None)  # fmt: skip
+        panels.append(
+            Panel(
+                _counted("input channel", columns),
+                _counted("output channel", rows, down=True),
+                (mark,),
+                f"{v.label}, chance {float(v.ds.expected.isel(run=0)):.2g}",
+            )
+        )
+    tensor = runs.provenance(ds, "tensor")
+    return Drawing(
+        "mask_filters",
+        f"Which filters of {tensor} are selected?" if tensor else "Which filters are selected?",
+        "Share of the snapshots and kernel positions in which a coordinate of the filter is in the "
+        "mask; the title names what equal use of all filters would give. First seed. A bright row "
+        "is an output channel that is always perturbed, a dark one never.",
+        tuple(panels),
+        columns=min(3, max(len(panels), 1)),
+        panel_height=1.75,
+        narrowest=1.6,
+        legend=False,
+    )
+
+
+def _counted(label: str, names: Sequence[str], *, down: bool = False) -> Axis:
+    """Cells 0, 1, … with at most five of them named."""
+    stride = max(1, -(-len(names) // 4))
+    ticks = tuple((float(i), names[i]) for i in range(0, len(names), stride))
+    ends = (-0.5, len(names) - 0.5)
+    return Axis(label, ticks=ticks, limits=ends[::-1] if down else ends)
