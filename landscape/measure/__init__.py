@@ -15,6 +15,7 @@ from landscape.measure.connectivity import (
     bezier,
     three_points,
 )
+from landscape.measure.controls import perturbation_controls
 from landscape.measure.critical import critical_sharpness
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
@@ -24,7 +25,7 @@ from landscape.measure.mask_history import mask_filters, mask_persistence, mask_
 from landscape.measure.masks import batch_overlap, mask_overlap, saved_mask_overlap
 from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.paths import interpolation, perturbation_slice, trajectory
-from landscape.measure.perturbation import perturbation
+from landscape.measure.perturbation import perturbation, perturbation_cosines
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
 from landscape.measure.sharpness import sharpness
 from landscape.measure.stability import sam_edge, sgd_edge, training_curvature
@@ -64,6 +65,8 @@ __all__ = [
     "minibatch_eigenvalues",
     "norms",
     "perturbation",
+    "perturbation_controls",
+    "perturbation_cosines",
     "perturbation_slice",
     "sam_edge",
     "saved_mask_overlap",

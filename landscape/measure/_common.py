@@ -128,6 +128,15 @@ def tensor_coords(layout: ParamLayout) -> dict[str, Any]:
     }
 
 
+def pair_coords(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Coordinates along `pair`: both names together, the first and the second."""
+    return {
+        "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
+        "first": ("pair", np.array([a for a, _ in pairs], dtype=object)),
+        "second": ("pair", np.array([b for _, b in pairs], dtype=object)),
+    }
+
+
 def numbers(values: Any) -> np.ndarray:
     """A float64 array of tensors, numbers or lists of 0-d tensors."""
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):

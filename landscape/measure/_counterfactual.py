@@ -91,6 +91,21 @@ class Counterfactual:
         spend(self.risk, len(rows) / self.risk.num_examples)
         return self.flat(dict(zip(trained, found, strict=True)))
 
+    def loss_at(self, theta: Tensor) -> float:
+        """Mean loss of the batch at other weights, in the mode of the step."""
+        named = dict(self.model.named_parameters())
+        own = {name: named[name].detach().clone() for name in self.risk.layout.names}
+        try:
+            with torch.no_grad():
+                for name, value in self.risk.layout.unflatten(theta).items():
+                    named[name].copy_(value)
+                return float(self.losses(self.rows).mean())
+        finally:
+            with torch.no_grad():
+                for name, value in own.items():
+                    named[name].copy_(value)
+            spend(self.risk, self.batch_size / self.risk.num_examples / 3)
+
     @functools.cached_property
     def mean_gradient(self) -> Tensor:
         """Mean over all batches of the gradient in the mode of the step, (P,)."""

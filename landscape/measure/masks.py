@@ -13,7 +13,14 @@ from torch import Tensor
 
 from landscape import results, sam
 from landscape.errors import LandscapeError
-from landscape.measure._common import Measuring, check_count, numbers, split, tensor_coords
+from landscape.measure._common import (
+    Measuring,
+    check_count,
+    numbers,
+    pair_coords,
+    split,
+    tensor_coords,
+)
 from landscape.measure._counterfactual import Counterfactual
 from landscape.measure._nulls import FilterNull, Permutations, filter_mean, kappa_above
 from landscape.plane import Filters
@@ -87,7 +94,7 @@ def mask_overlap(
     )
     coords = {
         **tensor_coords(risk.layout),
-        **_pair_coords(pairs),
+        **pair_coords(pairs),
         "direction": np.array(list(flat), dtype=object),
     }
     options = {
@@ -185,7 +192,7 @@ def saved_mask_overlap(
     pairs = list(itertools.combinations(masks, 2))
     overlap = stacked([masks[a].overlap(masks[b]) for a, b in pairs])
     variables = overlap_variables(overlap, ("pair", "tensor"))
-    coords = saved_coords(next(iter(masks.values())), kinds) | _pair_coords(pairs)
+    coords = saved_coords(next(iter(masks.values())), kinds) | pair_coords(pairs)
     return results.make(
         "saved_mask_overlap",
         variables | _gates(variables),
@@ -218,14 +225,6 @@ def saved_coords(masks: PackedMasks, kinds: Mapping[str, str] | None) -> dict[st
         "tensor": np.array(masks.names, dtype=object),
         "kind": ("tensor", column),
         "size": ("tensor", np.array(masks.sizes)),
-    }
-
-
-def _pair_coords(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    return {
-        "pair": np.array([f"{a} | {b}" for a, b in pairs], dtype=object),
-        "first": ("pair", np.array([a for a, _ in pairs], dtype=object)),
-        "second": ("pair", np.array([b for _, b in pairs], dtype=object)),
     }
 
 

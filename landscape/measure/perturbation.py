@@ -1,5 +1,8 @@
 """What a variant would perturb at theta: density, energy, radius and effect, tensor by tensor."""
 
+import itertools
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import sam
-from landscape.measure._common import Measuring, numbers, split, tensor_coords
+from landscape.errors import LandscapeError
+from landscape.measure._common import Measuring, numbers, pair_coords, split, tensor_coords
 from landscape.measure._counterfactual import Counterfactual
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
@@ -79,6 +83,71 @@ def perturbation(
         "seed": seed,
     }
     return measuring.result(variables, coords=tensor_coords(layout), options=options)
+
+
+def perturbation_cosines(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    variants: Mapping[str, sam.Variant],
+    batch_size: int = 64,
+    bn: str = "batch",
+    states: Mapping[str, dict[str, Any]] | None = None,
+    seed: int,
+) -> xr.Dataset:
+    """Angle between the perturbations of several variants at one theta, on one seeded batch.
+
+    cosine(pair, tensor) = e_a·e_b/(‖e_a‖‖e_b‖) of one tensor and cosine_squared, the overlap of
+    what is really perturbed, sizes and signs included; NaN where one of the two leaves the tensor
+    alone. expected(tensor) = 1/n_l, the mean square for independent directions. cosine_all(pair),
+    cosine_squared_all, expected_all = 1/P: over all tensors. Cost: 2 gradients of the batch per
+    variant.
+    """
+    if len(variants) < 2:
+        raise LandscapeError(
+            f"perturbation_cosines got {len(variants)} variant; it compares two or more, by name."
+        )
+    measuring = Measuring("perturbation_cosines", risk, theta)
+    measuring.finite_loss()
+    here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
+    found = {}
+    for name, variant in variants.items():
+        # A seed each: two variants that draw at random must not share their draws.
+        made = here.perturb(
+            variant,
+            state=None if states is None else states.get(name),
+            seed=seed + zlib.crc32(name.encode()),
+        )
+        found[name] = here.flat(made.e)
+    pairs = list(itertools.combinations(found, 2))
+    layout = risk.layout
+    rows = [[_cosine(a, b) for a, b in zip(*(split(layout, found[n]) for n in pair), strict=True)]
+            for pair in pairs]  # fmt: skip
+    each, every = np.array(rows), np.array([_cosine(found[a], found[b]) for a, b in pairs])
+    sizes = np.array([tensor.numel for tensor in layout.tensors])
+    both, title = ("pair", "tensor"), "Cosine of the perturbations"
+    variables = {
+        "cosine": Variable(both, each, "1", title),
+        "cosine_squared": Variable(both, each**2, "1", f"{title}, squared"),
+        "expected": Variable("tensor", 1 / sizes, "1", "cos² of independent directions"),
+        "cosine_all": Variable("pair", every, "1", f"{title}, all tensors"),
+        "cosine_squared_all": Variable("pair", every**2, "1", f"{title}, squared, all tensors"),
+        "expected_all": Variable((), 1 / sizes.sum(), "1", "cos² of independent directions, all"),
+    }
+    options = {
+        "variants": {name: variant.name for name, variant in variants.items()},
+        "batch_size": here.batch_size,
+        "batch_bn": bn,
+        "seed": seed,
+    }
+    return measuring.result(
+        variables, coords=tensor_coords(layout) | pair_coords(pairs), options=options
+    )
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(a.double()) * torch.linalg.vector_norm(b.double()))
+    return float(a.double() @ b.double()) / norm if norm > 0 else float("nan")
 
 
 def _norms(parts: list[Tensor]) -> np.ndarray:
