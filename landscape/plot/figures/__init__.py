@@ -11,11 +11,20 @@ from landscape.plot.figures.behaviour import (
 )
 from landscape.plot.figures.controls import perturbation_controls
 from landscape.plot.figures.curvature import (
+    alignment,
+    block_curvature,
+    frobenius,
+    gauss_newton_eigenvalues,
     hessian_trace,
-    sharpness,
-    spectral_density,
     top_eigenvalues,
 )
+from landscape.plot.figures.curvature_data import (
+    critical_sharpness,
+    data_bracket,
+    minibatch_eigenvalues,
+    training_curvature,
+)
+from landscape.plot.figures.densities import spectral_density, spectral_views
 from landscape.plot.figures.enrichment import enrichment, perturbation_cosines
 from landscape.plot.figures.masks import (
     batch_overlap,
@@ -33,17 +42,25 @@ from landscape.plot.figures.perturbations import (
     perturbation,
     perturbation_over_time,
 )
+from landscape.plot.figures.sharpness import adaptive_sharpness, m_sharpness, sharpness
 from landscape.plot.figures.surfaces import loss_plane, loss_slice
 from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
 
 __all__ = [
+    "adaptive_sharpness",
+    "alignment",
     "batch_overlap",
+    "block_curvature",
     "calibration",
+    "critical_sharpness",
+    "data_bracket",
     "energy_map",
     "energy_over_time",
     "enrichment",
     "features",
     "flatness_vs_accuracy",
+    "frobenius",
+    "gauss_newton_eigenvalues",
     "gradient_noise",
     "gradient_zscores",
     "headline",
@@ -51,12 +68,14 @@ __all__ = [
     "history",
     "loss_plane",
     "loss_slice",
+    "m_sharpness",
     "margins",
     "mask_filters",
     "mask_overlap",
     "mask_persistence",
     "mask_selection",
     "memorization",
+    "minibatch_eigenvalues",
     "norm_ratio_map",
     "norms",
     "perturbation",
@@ -67,6 +86,8 @@ __all__ = [
     "saved_mask_overlap",
     "sharpness",
     "spectral_density",
+    "spectral_views",
     "top_eigenvalues",
+    "training_curvature",
     "zscore_tails",
 ]

@@ -1,21 +1,13 @@
-"""Curvature at the solution: eigenvalues, trace, spectral density, finite-radius sharpness."""
-
-from itertools import cycle
+"""Curvature at the solution: eigenvalues, traces, norms, blocks, and what points along them."""
 
 import numpy as np
 import xarray as xr
 
 from landscape import stats
-from landscape.plot import runs
-from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
-from landscape.plot.figures.outcome import curve, pair_by_seed
+from landscape.plot import runs, style
+from landscape.plot.drawing import Axis, Bars, Drawing, Line, Mark, Panel, Points, Rule
+from landscape.plot.figures._shared import dots, height, labels, row_axis, spoken, strings
 from landscape.plot.runs import Variant
-
-_SHARPNESS = {
-    "one_step": "one ascent step",
-    "worst_case": "worst case found",
-    "gaussian": "Gaussian average",
-}
 
 
 def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
@@ -43,8 +35,9 @@ def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "top_eigenvalues",
         f"The {ranks} largest eigenvalues of the Hessian",
         f"From top to bottom in each row: λ₁ to λ{_below(ranks)}. Dots: one seed each "
-        f"({runs.seed_count(ds)}), with the residual ‖Hv − λv‖ as a bar (mostly narrower than the "
-        "dot); upright bars: geometric mean. Hollow: not converged. Hessian of the loss on "
+        f"({runs.seed_count(ds)}), with a bar that holds an eigenvalue for certain (residual and "
+        "rounding; mostly narrower than the dot); upright bars: geometric mean. Hollow: not "
+        "converged. Hessian of the loss on "
         f"{number} examples, BatchNorm mode {bn}.",
         (
             Panel(
@@ -64,16 +57,16 @@ def _below(number: int) -> str:
 
 def _eigenvalue(v: Variant, rank: int, y: float) -> list[Mark]:
     part = v.ds.isel(rank=rank)
-    values, residual = part.eigenvalue.values, part.residual_norm.values
+    values = part.eigenvalue.values
+    bound = (part.bound if "bound" in part else part.residual_norm).values
     converged = np.nan_to_num(part.converged.values.astype(float)).astype(bool)
     level = np.full(len(values), y)
     seeds = Points(
         values, level, v.label, v.color, size=2.8, opacity=0.75, hollow=~converged,
-        x_low=values - residual, x_high=values + residual, legend=False,
+        x_low=values - bound, x_high=values + bound, legend=False,
         hover=[
-            f"λ{_below(rank + 1)}, seed {seed}, residual {r:.1e}"
-            + ("" if ok else ", not converged")
-            for seed, r, ok in zip(part.seed.values, residual, converged, strict=True)
+            f"λ{_below(rank + 1)}, seed {seed}, ± {b:.1e}" + ("" if ok else ", not converged")
+            for seed, b, ok in zip(part.seed.values, bound, converged, strict=True)
         ],
     )  # fmt: skip
     ci = stats.geometric_mean_ci(values)
@@ -90,11 +83,54 @@ def hessian_trace(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """Trace of the Hessian per variant: seeds with Hutchinson's standard error, mean with CI."""
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "trace", "trace_stderr")
+    found = _descending(ds, "trace")
+    return Drawing(
+        "hessian_trace",
+        "Trace of the Hessian",
+        "Large: geometric mean over seeds with its 95 % t-interval. Small: one seed each, with "
+        f"Hutchinson's standard error from {ds.sizes.get('probe', 0)} probes that all models "
+        f"share. BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        (_scalars(ds, found, "trace", "trace", "nats"),),
+        panel_height=0.4 + 0.2 * len(found),
+        legend=False,
+    )
+
+
+def frobenius(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Frobenius norm of the Hessian and its trace weighted by the squared parameters."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "frobenius_squared", "weighted_trace", "weighted_trace_stderr")
+    found = _descending(ds, "weighted_trace")
+    return Drawing(
+        "frobenius",
+        "Norm of the Hessian, and curvature that rescaling leaves alone",
+        "Left: ‖H‖²_F, the sum of all squared eigenvalues. Right: Σ w²·H_ii, the average increase "
+        "for relative changes of the weights, which rescaled ReLU layers leave alone. Large: "
+        "geometric mean over seeds with its 95 % t-interval; small: one seed each, with its "
+        f"standard error over {runs.provenance(ds, 'num_probes')} probes. BatchNorm mode "
+        f"{runs.provenance(ds, 'bn')}.",
+        (
+            _scalars(ds, found, "frobenius_squared", "‖H‖²_F", "nats²"),
+            _scalars(ds, found, "weighted_trace", "Σ w²·H_ii", "nats"),
+        ),
+        columns=2,
+        panel_height=0.4 + 0.2 * len(found),
+        narrowest=2.2,
+        share_y="all",
+        legend=False,
+    )
+
+
+def _descending(ds: xr.Dataset, name: str) -> list[Variant]:
     found = list(runs.variants(ds))
-    found = runs.order_by(found, [-stats.geometric_mean_ci(v.ds.trace).estimate for v in found])
+    return runs.order_by(found, [-stats.geometric_mean_ci(v.ds[name]).estimate for v in found])
+
+
+def _scalars(ds: xr.Dataset, found: list[Variant], name: str, label: str, units: str) -> Panel:
+    """One row per variant: seeds with the standard error over probes, geometric mean with CI."""
     marks: list[Mark] = []
     for row, v in enumerate(found):
-        values, error = v.ds.trace.values, v.ds.trace_stderr.values
+        values, error = v.ds[name].values, v.ds[f"{name}_stderr"].values
         y = np.full(len(values), float(row) - 0.15)
         marks.append(
             Points(values, y, v.label, v.color, size=2.6, opacity=0.6, legend=False,
@@ -109,118 +145,165 @@ def hessian_trace(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                    x_high=np.array([ci.high]) if ci.known else None)
         )  # fmt: skip
     rows = tuple((float(row), v.label) for row, v in enumerate(found))
-    positive = not bool((ds.trace - ds.trace_stderr <= 0).any())
-    return Drawing(
-        "hessian_trace",
-        "Trace of the Hessian",
-        "Large: geometric mean over seeds with its 95 % t-interval. Small: one seed each, with "
-        f"Hutchinson's standard error from {ds.sizes.get('probe', 0)} probes that all models "
-        f"share. BatchNorm mode {runs.provenance(ds, 'bn')}.",
-        (
-            Panel(
-                Axis("trace", "nats", log=positive),
-                Axis(limits=(-0.6, len(found) - 0.4), ticks=rows),
-                tuple(marks),
-            ),
-        ),
-        panel_height=0.4 + 0.2 * len(found),
-        legend=False,
+    positive = not bool((ds[name] - ds[f"{name}_stderr"] <= 0).any())
+    return Panel(
+        Axis(label, units, log=positive),
+        Axis(limits=(-0.6, len(found) - 0.4), ticks=rows),
+        tuple(marks),
     )
 
 
-def spectral_density(
-    ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd"
+def gauss_newton_eigenvalues(
+    ggn: xr.Dataset, hessian: xr.Dataset, *, setting: str | None = None
 ) -> Drawing:
-    """Density of Hessian eigenvalues by stochastic Lanczos quadrature, one panel per variant."""
-    ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "ritz_value", "weight")
-    low, high = float(ds.ritz_value.min()), float(ds.ritz_value.max())
-    grid = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 240)
-    sigma = 0.01 * (high - low)
-    lines = {v.id: (v, _density(v.ds, grid, sigma)) for v in runs.variants(ds)}
-    floor = 1e-5 / max(high - low, 1e-12)
-    panels = []
-    for v, (mean, _) in lines.values():
-        marks: list[Mark] = []
-        if reference in lines and v.id != reference:
-            other, (base, _) = lines[reference]
-            marks.append(
-                Line(
-                    grid, np.where(base > floor, base, np.nan), other.label, other.color, width=0.9
-                )
-            )
-        marks.append(Line(grid, np.where(mean > floor, mean, np.nan), v.label, v.color))
-        panels.append(
-            Panel(Axis("eigenvalue", "nats"), Axis("density", "1/nats", log=True), tuple(marks),
-                  v.label)
+    """Eigenvalues of the Hessian against those of the Gauss-Newton matrix, rank by rank.
+
+    ggn: gauss_newton_eigenvalues, hessian: top_eigenvalues of the same runs.
+    """
+    ggn, hessian = (runs.in_setting(ds, setting) for ds in (ggn, hessian))
+    marks: list[Mark] = []
+    ends = []
+    for v in runs.variants(ggn):
+        kept = [run for run in v.ds.run.values if run in hessian.run.values]
+        rows = [int(np.flatnonzero(hessian.run.values == run)[0]) for run in kept]
+        ranks = min(ggn.sizes["rank"], hessian.sizes["rank"])
+        mine = v.ds.isel(run=np.isin(v.ds.run.values, kept), rank=slice(ranks))
+        theirs = hessian.isel(run=rows, rank=slice(ranks))
+        x, y = mine.eigenvalue.values.ravel(), theirs.eigenvalue.values.ravel()
+        bad = ~(mine.converged.values.astype(bool) & theirs.converged.values.astype(bool))
+        ends += [x, y]
+        hover = [f"λ{_below(r + 1)}, seed {s}" for s in mine.seed.values for r in range(ranks)]
+        marks.append(
+            Points(x, y, v.label, v.color, v.symbol, size=3.6, hollow=bad.ravel(), hover=hover,
+                   opacity=0.85)
         )  # fmt: skip
+    values = np.concatenate(ends)
+    span = np.array([np.nanmin(values), np.nanmax(values)])
+    marks.insert(0, Line(span, span, "equal", style.MUTED, dash="dash", width=0.8))
+    positive = bool(span[0] > 0)
     return Drawing(
-        "spectral_density",
-        "Spectral density of the Hessian",
-        f"Stochastic Lanczos quadrature, mean of {ds.sizes['probe']} probes, first seed only, "
-        f"drawn as Gaussians of width {sigma:.2g} nats. BatchNorm mode "
+        "gauss_newton_eigenvalues",
+        "Gauss-Newton matrix and Hessian",
+        "Leading eigenvalues, rank by rank, all seeds. On the line the Hessian is the Gauss-Newton "
+        "matrix JᵀH_L J, which is what it becomes where every example is fitted; off it the second "
+        "derivative of the network counts. Hollow: not converged. BatchNorm mode "
+        f"{runs.provenance(ggn, 'bn')}.",
+        (
+            Panel(
+                Axis("Gauss-Newton eigenvalue", "nats", log=positive),
+                Axis("Hessian eigenvalue", "nats", log=positive),
+                tuple(marks),
+            ),
+        ),
+        panel_height=2.6,
+    )
+
+
+def block_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Per block: share of the trace, share of the parameters, and the largest eigenvalue."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "eigenvalue", "trace", "parameter_share")
+    names = strings(ds["block"])
+    low = 10 ** np.floor(np.log10(max(float(ds.parameter_share.min()), 1e-6)))
+    panels = [
+        Panel(
+            Axis("share", log=True, limits=(low, 1.5)),
+            row_axis(names),
+            tuple(_block(v, low)),
+            f"{v.label}\ntr H = {_mean(v.ds.trace.sum('block')):.3g}, largest λ₁ = "
+            f"{_mean(v.ds.eigenvalue.max('block')):.3g}",
+        )
+        for v in runs.variants(ds)
+    ]
+    return Drawing(
+        "block_curvature",
+        f"Which {runs.provenance(ds, 'by')}s curve?",
+        "Bars: share of the trace of the Hessian that lies in the diagonal block, mean over "
+        f"{runs.seed_count(ds)} with its 95 % t-interval (hollow circle: a negative trace, at its "
+        "size). Outline: share of the parameters. Diamonds: largest eigenvalue of the block over "
+        "that of the largest block (hollow: not converged). BatchNorm mode "
         f"{runs.provenance(ds, 'bn')}.",
         tuple(panels),
-        columns=4,
-        panel_height=1.15,
+        columns=3,
+        panel_height=height(len(names)) + 0.45,
+        narrowest=1.7,
         share_x="all",
         share_y="all",
     )
 
 
-def _density(ds: xr.Dataset, grid: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    run = ds.isel(run=0)
-    per_probe = stats.broaden(run.ritz_value.values, run.weight.values, grid, sigma=sigma)
-    return per_probe.mean(0), per_probe.std(0)
+def _mean(values: xr.DataArray) -> float:
+    return float(np.nanmean(values.values))
 
 
-def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd") -> Drawing:
-    """Loss increase against radius, and its ratio to the reference variant, for three measures."""
+def _block(v: Variant, low: float) -> list[Mark]:
+    trace = v.ds.trace.transpose("run", "block").values
+    share = trace / trace.sum(1, keepdims=True)
+    top = v.ds.eigenvalue.transpose("run", "block").values
+    top = (top / np.nanmax(top, axis=1, keepdims=True)).mean(0)
+    cis = [stats.mean_ci(column) for column in share.T]
+    mean = np.array([ci.estimate for ci in cis])
+    rows = np.arange(len(mean), dtype=float)
+    up, down = mean > low, mean < -low
+    owned = v.ds.parameter_share.isel(run=0).values
+    marks: list[Mark] = [
+        Bars(mean[up], rows[up], "share of the trace", v.color, base=low, legend=False),
+        Bars(owned, rows, "parameters", style.INK, base=low, outline=True),
+    ]
+    wide = up & np.array([ci.known for ci in cis])
+    if wide.any():
+        ends = np.array([[max(ci.low, low), ci.high] for ci in cis])[wide]
+        marks.append(
+            Points(mean[wide], rows[wide], "95 % interval", style.INK, "none", legend=False,
+                   x_low=ends[:, 0], x_high=ends[:, 1])
+        )  # fmt: skip
+    if down.any():
+        marks.append(
+            Points(-mean[down], rows[down], "negative trace", v.color, "circle", size=3.5,
+                   hollow=np.ones(int(down.sum()), bool))
+        )  # fmt: skip
+    seen = top > low
+    bad = ~v.ds.converged.values.astype(bool).all(0)
+    marks.append(
+        Points(top[seen], rows[seen], "λ₁ over the largest", style.INK, "diamond", size=2.8,
+               hollow=bad[seen])
+    )  # fmt: skip
+    return marks
+
+
+def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Energy of gradient and perturbations in the top eigenspace, against two kinds of chance."""
     ds = runs.in_setting(ds, setting)
-    found = list(runs.variants(ds))
-    base = next((v for v in found if v.id == reference), None)
-    panels: list[Panel] = []
-    for name, label in _SHARPNESS.items():
-        if name not in ds or not bool(np.isfinite(ds[name]).any()):
-            continue
-        marks = tuple(mark for v in found for mark in curve(v, v.ds[name], "rho", log=True))
-        radius = Axis("radius ρ", log=True)
-        panels.append(Panel(radius, Axis("loss increase", "nats", log=True), marks, label))
-        if base is not None and len(found) > 1:
-            panels.append(_ratios(found, base, name, radius))
-    columns = 2 if base is not None and len(found) > 1 else min(3, len(panels))
+    runs.require(ds, "captured", "expected_isotropic", "expected_matched")
+    known, panels = labels(ds), []
+    for v in runs.variants(ds):
+        names = strings(v.ds["direction"])
+        rows = np.arange(len(names), dtype=float)
+        seen = v.ds.transpose("run", "direction", ...)
+        chance = float(seen.expected_isotropic.mean())
+        marks: list[Mark] = [Rule("x", chance, "isotropic chance", "dot", text="k/P")]
+        matched = seen.expected_matched.values
+        marks += dots(matched, rows - 0.16, "same energy per tensor", style.MUTED, "x",
+                      size=3.6, log=True)  # fmt: skip
+        marks += dots(seen.captured.values, rows + 0.16, "energy in the top eigenspace", v.color,
+                      size=4.5, log=True, legend=False)  # fmt: skip
+        shown = ["gradient" if n == "gradient" else spoken(n, known) for n in names]
+        panels.append(
+            Panel(Axis("share of ‖e‖²", log=True), row_axis(shown), tuple(marks),
+                  f"at θ of {v.label}")
+        )  # fmt: skip
     return Drawing(
-        "sharpness",
-        "Sharpness at a finite radius",
-        "Left: increase of the loss at distance ρ, geometric mean over "
-        f"{runs.seed_count(ds)} with the band of its 95 % t-interval. Right: paired ratio to "
-        f"{base.label if base else 'the reference'} with its 95 % t-interval; below 1 is flatter. "
+        "alignment",
+        "Do perturbations point where the loss curves?",
+        f"Coloured: energy of the direction in the span of the {runs.provenance(ds, 'k')} leading "
+        f"eigenvectors, geometric mean over {runs.seed_count(ds)} with its 95 % t-interval. "
+        "Crosses: expected of a random direction with the same energy in every tensor, the null "
+        "to read it against; dotted: of an isotropic one, k/P. Alignment is not mechanism. "
         f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
         tuple(panels),
-        columns=columns,
-        panel_height=1.55,
-        narrowest=2.0,
+        columns=3,
+        panel_height=0.55 + 0.17 * ds.sizes["direction"],
+        narrowest=1.8,
         share_x="all",
+        share_y="all",
     )
-
-
-def _ratios(found: list[Variant], base: Variant, name: str, radius: Axis) -> Panel:
-    marks: list[Mark] = [Rule("y", 1.0, "equal", "solid")]
-    others = [v for v in found if v.id != base.id]
-    for v, step in zip(others, cycle(np.linspace(-1, 1, max(len(others), 2))), strict=False):
-        rho, ratio = [], []
-        for value in v.ds.rho.values.tolist():
-            _, ours, theirs = pair_by_seed(v.ds.sel(rho=value), base.ds.sel(rho=value), name)
-            rho.append(value * 1.006 ** (step * len(others)))
-            ratio.append(stats.geometric_ratio(ours, theirs))
-        known = any(ci.known for ci in ratio)
-        marks.append(
-            Points(
-                np.array(rho), np.array([ci.estimate for ci in ratio]), v.label, v.color, v.symbol,
-                size=3.2, legend=False,
-                y_low=np.array([ci.low for ci in ratio]) if known else None,
-                y_high=np.array([ci.high for ci in ratio]) if known else None,
-                hover=[f"ρ = {value:.3g}" for value in v.ds.rho.values],
-            )
-        )  # fmt: skip
-    return Panel(radius, Axis(f"ratio to {base.label}", log=True), tuple(marks))

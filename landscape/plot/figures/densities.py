@@ -1,0 +1,184 @@
+"""Density of Hessian eigenvalues on one grid: near and far, linear and logarithmic."""
+
+import numpy as np
+import xarray as xr
+
+from landscape import stats
+from landscape.plot import runs
+from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points, Rule
+from landscape.plot.figures._shared import row_axis
+from landscape.plot.runs import Variant
+
+_POINTS = 240
+_WIDTH = 0.01  # of the range, or
+_DECADES = 0.1  # in decades: what a point mass is drawn with
+_FLOOR = 1e-5  # of what would be even, or of the largest eigenvalue
+
+
+def spectral_density(
+    ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd"
+) -> Drawing:
+    """Density of Hessian eigenvalues by stochastic Lanczos quadrature, one panel per variant.
+
+    All variants stand on one grid; the band is two standard errors over the probes.
+    """
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "ritz_value", "weight")
+    grid, sigma = _linear_grid(ds)
+    found = list(runs.variants(ds))
+    base = next((v for v in found if v.id == reference), None)
+    panels = []
+    for v in found:
+        marks: list[Mark] = []
+        if base is not None and v.id != base.id:
+            marks += _density(base, grid, sigma, band=False, width=0.9)
+        marks += _density(v, grid, sigma)
+        panels.append(
+            Panel(Axis("eigenvalue", "nats"), Axis("density", "1/nats", log=True), tuple(marks),
+                  v.label)
+        )  # fmt: skip
+    return Drawing(
+        "spectral_density",
+        "Spectral density of the Hessian",
+        f"Stochastic Lanczos quadrature, mean of {_probes(ds)}, first seed only, drawn as "
+        f"Gaussians of width {sigma:.2g} nats on one grid. BatchNorm mode "
+        f"{runs.provenance(ds, 'bn')}.",
+        tuple(panels),
+        columns=4,
+        panel_height=1.15,
+        share_x="all",
+        share_y="all",
+    )
+
+
+def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """The same densities over each other, by magnitude, and what they sum up to.
+
+    Linear and logarithmic view on one grid, effective dimension sum λ⁺ / (λ⁺ + z) against z where
+    it was measured, and the share of negative eigenvalues; all with their error over probes.
+    """
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "ritz_value", "weight", "negative_mass")
+    found = list(runs.variants(ds))
+    grid, sigma = _linear_grid(ds)
+    near = [mark for v in found for mark in _density(v, grid, sigma)]
+    density = Axis("density", "1/nats", log=True)
+    panels = [Panel(Axis("eigenvalue", "nats"), density, tuple(near), "linear view")]
+    panels.append(_magnitudes(ds, found))
+    if "effective_dimension" in ds:
+        panels.append(_dimension(found))
+    panels.append(_negative(found))
+    return Drawing(
+        "spectral_views",
+        "Spectra of the Hessian on one grid",
+        f"Stochastic Lanczos quadrature, mean of {_probes(ds)}; first seed only. Logarithmic view: "
+        "share of the eigenvalues per decade of |λ|, positive solid, negative dashed; what lies "
+        f"below {_FLOOR:g} of the largest is left out. Effective dimension: how many directions "
+        f"curve more than z. BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        tuple(panels),
+        columns=2,
+        panel_height=1.75,
+        narrowest=2.2,
+    )
+
+
+def _probes(ds: xr.Dataset) -> str:
+    count = ds.sizes["probe"]
+    if count < 2:
+        return "1 probe (no band)"
+    return f"{count} probes that all models share, band: two standard errors over them"
+
+
+def _linear_grid(ds: xr.Dataset) -> tuple[np.ndarray, float]:
+    low, high = float(ds.ritz_value.min()), float(ds.ritz_value.max())
+    reach = max(high - low, 1e-12)
+    return np.linspace(low - 0.05 * reach, high + 0.05 * reach, _POINTS), _WIDTH * reach
+
+
+def _density(
+    v: Variant, grid: np.ndarray, sigma: float, *, band: bool = True, width: float = 1.2
+) -> list[Mark]:
+    run = v.ds.isel(run=0)
+    per_probe = stats.broaden(run.ritz_value.values, run.weight.values, grid, sigma=sigma)
+    floor = _FLOOR / (grid[-1] - grid[0])
+    return _curve(v, grid, per_probe, floor, band=band, width=width)
+
+
+def _curve(
+    v: Variant,
+    x: np.ndarray,
+    per_probe: np.ndarray,
+    floor: float,
+    *,
+    band: bool = True,
+    width: float = 1.2,
+    dash: str = "solid",
+    legend: bool = True,
+) -> list[Mark]:
+    """Mean over probes where it is above the floor, and two standard errors around it."""
+    mean, count = per_probe.mean(0), len(per_probe)
+    shown = mean > floor
+    if not shown.any():
+        return []
+    line = Line(x, np.where(shown, mean, np.nan), v.label, v.color, dash=dash, width=width,
+                legend=legend)  # type: ignore[arg-type]  # fmt: skip
+    if count < 2 or not band:
+        return [line]
+    error = 2 * per_probe.std(0, ddof=1) / np.sqrt(count)
+    low = np.where(shown, np.maximum(mean - error, floor), np.nan)
+    return [Band(x, low, np.where(shown, mean + error, np.nan), v.label, v.color), line]
+
+
+def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:
+    largest = float(np.abs(ds.ritz_value).max())
+    decades = np.linspace(np.log10(_FLOOR * largest), np.log10(2 * largest), _POINTS)
+    marks: list[Mark] = []
+    for v in found:
+        run = v.ds.isel(run=0)
+        nodes, weights = run.ritz_value.values, run.weight.values
+        size = np.log10(np.maximum(np.abs(nodes), 1e-3 * _FLOOR * largest))
+        for sign, dash in ((1, "solid"), (-1, "dash")):
+            part = np.where(sign * nodes > 0, weights, 0.0)
+            per_probe = stats.broaden(size, part, decades, sigma=_DECADES)
+            marks += _curve(v, 10**decades, per_probe, 1e-4, dash=dash, legend=sign > 0)
+    return Panel(
+        Axis("|eigenvalue|", "nats", log=True),
+        Axis("share per decade", log=True),
+        tuple(marks),
+        "logarithmic view",
+    )
+
+
+def _dimension(found: list[Variant]) -> Panel:
+    marks: list[Mark] = []
+    for v in found:
+        run = v.ds.isel(run=0)
+        z, mean = run["shift"].values, run.effective_dimension.values
+        error = 2 * run.effective_dimension_stderr.values
+        if np.isfinite(error).all():
+            marks.append(Band(z, mean - error, mean + error, v.label, v.color))
+        marks.append(Line(z, mean, v.label, v.color))
+        marks.append(Points(z, mean, v.label, v.color, v.symbol, size=3, legend=False))
+    return Panel(
+        Axis("z", "nats", log=True),
+        Axis("effective dimension", log=True),
+        tuple(marks),
+        "directions that curve more than z",
+    )
+
+
+def _negative(found: list[Variant]) -> Panel:
+    marks: list[Mark] = [Rule("x", 0.0, "none", "solid")]
+    for row, v in enumerate(found):
+        run = v.ds.isel(run=0)
+        share, error = 100 * float(run.negative_mass), 200 * float(run.negative_mass_stderr)
+        known = np.isfinite(error)
+        marks.append(
+            Points(
+                np.array([share]), np.array([float(row)]), v.label, v.color, v.symbol,
+                legend=False, x_low=np.array([share - error]) if known else None,
+                x_high=np.array([share + error]) if known else None,
+            )
+        )  # fmt: skip
+    rows = row_axis([v.label for v in found])
+    return Panel(Axis("negative eigenvalues", "%"), rows, tuple(marks), "below zero")
