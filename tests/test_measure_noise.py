@@ -67,6 +67,33 @@ def test_parts_of_the_batch_gradient_and_their_loss_increases():
     np.testing.assert_allclose(ds["loss_increase_full"][:, 2], 0.5 * 0.3**2)
 
 
+def test_average_and_staleness_of_the_batches_gradients():
+    """Gradients w - x: M from the batches before, and g_t at w - lr g_{t-1} is g_t - lr g_{t-1}."""
+    risk = cloud(40, 6)
+    ds = measure.gradient_noise(risk, risk.theta, batch_size=10, rho=0.3, ema=0.8, lr=0.25, seed=1)
+    x = risk._engine.examples.chunks[0].args[0]
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).split(10)
+    batches, g = [-x[rows].mean(0) for rows in order], -x.mean(0)
+    cos = torch.nn.functional.cosine_similarity
+    average = batches[0]
+    assert float(ds["ema_cosine"][0]) == pytest.approx(float(cos(average, g, 0)))
+    assert np.isnan(ds["batch_cosine"][0])
+    assert np.isnan(ds["loss_increase_full"].sel(direction="EMA residual")[0])
+    for i in range(1, 4):
+        v = batches[i] - average
+        expected = 0.3 * float(g @ v / v.norm()) + 0.5 * 0.3**2
+        found = ds["loss_increase_full"].sel(direction="EMA residual")[i]
+        assert float(found) == pytest.approx(expected, abs=1e-9)
+        average = 0.8 * average + 0.2 * batches[i]
+        assert float(ds["ema_cosine"][i]) == pytest.approx(float(cos(average, g, 0)))
+        later = batches[i] - 0.25 * batches[i - 1]
+        stale = float(cos(batches[i - 1], later, 0))
+        assert float(ds["batch_cosine"][i]) == pytest.approx(stale)
+    still = measure.gradient_noise(risk, risk.theta, batch_size=10, seed=1)
+    plain = float(cos(batches[0], batches[1], 0))
+    assert float(still["batch_cosine"][1]) == pytest.approx(plain)
+
+
 def test_noise_of_a_network_is_per_tensor_and_leaves_the_model_alone():
     risk, model = cnn_risk(n=40)
     before = fingerprint(model)
@@ -91,5 +118,8 @@ def test_bad_input_is_refused():
     for size in (0, 13):
         with pytest.raises(LandscapeError, match=r"two disjoint batches are needed.* 1 to 12"):
             measure.gradient_noise(risk, risk.theta, batch_size=size, seed=0)
+    for options in ({"ema": 1.0}, {"ema": -0.1}, {"lr": -1.0}):
+        with pytest.raises(LandscapeError, match=r"weight of the past in \[0, 1\) and lr"):
+            measure.gradient_noise(risk, risk.theta, batch_size=8, seed=0, **options)
     with pytest.raises(LandscapeError, match="where the model has P"):
         measure.norms(risk, risk.theta, initial=risk.theta[1:])
