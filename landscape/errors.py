@@ -1,4 +1,6 @@
-"""The one error a user of the package is meant to read."""
+"""What a user of the package is meant to read or to catch."""
+
+from typing import Any
 
 
 class LandscapeError(ValueError):
@@ -8,3 +10,14 @@ class LandscapeError(ValueError):
     """
 
     exit_code = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a measurement: `partial` is what was known by then, marked as such, or None.
+
+    A KeyboardInterrupt, so that a program stops as it would without it.
+    """
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial

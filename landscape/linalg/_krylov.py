@@ -29,7 +29,8 @@ class Krylov:
     `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
     space became invariant it continues from a random vector orthogonal to all that is there.
     `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
-    take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605).
+    take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605). `complement` goes
+    on outside of the whole basis, in the same array.
     """
 
     def __init__(
@@ -46,18 +47,23 @@ class Krylov:
         max_basis: int | None = None,
     ) -> None:
         self.matvec, self.size, self.generator = matvec, size, generator
-        self.num_locked, self.scale = len(locked), scale
         # One array holds locked vectors and basis, so that a projection is two products.
         room = 16 if max_basis is None else max_basis + 1
-        self.rows = torch.empty((self.num_locked + room, size), dtype=dtype, device=device)
-        self.rows[: self.num_locked] = locked
+        self.rows = torch.empty((len(locked) + room, size), dtype=dtype, device=device)
+        self.rows[: len(locked)] = locked
+        self.begin(len(locked), scale, start)
+
+    def begin(self, num_locked: int, scale: float, start: Tensor | None = None) -> None:
+        """No steps yet, in the complement of the first rows."""
+        self.num_locked, self.scale = num_locked, scale
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
         self.head = torch.empty(0, dtype=torch.float64)
         self.arrow = torch.empty(0, dtype=torch.float64)
-        self.exhausted = size == self.num_locked
+        self.exhausted = self.size == self.num_locked
         self.num_settled = 0
-        self.put(self.num_locked, self.fresh() if start is None else self.orthogonal(start))
+        if not self.exhausted:
+            self.put(self.num_locked, self.fresh() if start is None else self.orthogonal(start))
 
     @property
     def num_steps(self) -> int:
@@ -136,6 +142,10 @@ class Krylov:
         self.head, self.arrow = ritz.values[chosen], last * Y[-1]
         self.alpha, self.beta, self.num_settled = [], [], 0
 
+    def complement(self) -> None:
+        """Go on from a random vector outside of all that is there, as if it were locked."""
+        self.begin(self.num_locked + self.num_steps, self.scale)
+
     def restart(self, num_steps: int, room: int) -> None:
         """Forget what came after an invariant subspace and continue outside of it."""
         self.alpha, self.beta = self.alpha[:num_steps], self.beta[:num_steps]
@@ -150,3 +160,10 @@ class Krylov:
         Y = ritz.coefficients[:, chosen].T.to(self.rows)
         basis = self.rows[self.num_locked : self.num_locked + Y.shape[1]]
         return Y @ basis
+
+    def image(self, ritz: Ritz, chosen: Tensor, vectors: Tensor) -> Tensor:
+        """H times the Ritz vectors as the recurrence has it, (len(chosen), size)."""
+        steps, last = ritz.coefficients.shape[0], self.beta[-1].to("cpu", torch.float64)
+        tail = (last * ritz.coefficients[-1, chosen]).to(self.rows)
+        along = ritz.values[chosen].to(self.rows)[:, None] * vectors
+        return along if float(last) == 0 else along.addr_(tail, self.rows[self.num_locked + steps])

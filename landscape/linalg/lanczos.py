@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg._krylov import Krylov, Ritz
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH = ("largest", "smallest", "both", "magnitude")
+_SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -28,7 +29,10 @@ class EigenPairs:
     with the k values within it (Parlett, The Symmetric Eigenvalue Problem, Theorem 11.5.1).
     `num_matvecs` counts all products: `search_matvecs` of them by `restarts` searches for what was
     passed over, of which the last would have missed it with probability `failure_probability`
-    (nan without a finished search), and k of the residuals.
+    (nan without a finished search), and those of the residuals. `product_error`: the measured error
+    of the products, see the certificates of `top`. `interrupted`: what was known when the
+    search was broken off; the residuals are then estimates of the recurrence, and nothing is
+    claimed.
     """
 
     values: Float[Tensor, "k"]
@@ -41,6 +45,8 @@ class EigenPairs:
     restarts: int
     search_matvecs: int
     failure_probability: float
+    product_error: float = math.nan
+    interrupted: bool = False
 
 
 def top(
@@ -58,28 +64,38 @@ def top(
     device: torch.device | str = "cpu",
     start: Float[Tensor, "P"] | None = None,
     certificate: Callable[[Tensor], Tensor] | None = None,
+    sampled: bool = False,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
     which: "largest" and "smallest" by value, "magnitude" by |λ|, "both" takes ⌈k/2⌉ from the upper
     and ⌊k/2⌋ from the lower end. A first Krylov space runs until the k wanted residual estimates
     are at most tolerance · max|λ| (default 1e-6 in float64, 1e-4 in float32). One starting vector
-    shows one copy of a multiple eigenvalue, so the complement of the pairs found is then searched
-    from fresh random vectors until the probability that it still hides one that is larger than the
-    smallest found by more than tolerance · max|λ| is below `failure_probability`; 1 skips the
-    search. An eigenvector u of λ obeys (u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), so a hidden λ
-    needs a start q_1 with |u·q_1| ≤ Π β_j / Π |λ - θ_j| = t, which a random one has with
-    probability at most t·√(2P/π); watching this does not spend it, since all checks ask about one
-    q_1 (for the a-priori rate see Kuczyński & Woźniakowski 1992, doi:10.1137/0613066).
+    shows one copy of a multiple eigenvalue, so the complement is then searched from fresh random
+    vectors until the probability that it still hides one that is larger than the smallest found by
+    more than tolerance · max|λ| is below `failure_probability`; 1 skips the search.
+
+    The search. First in the complement of the whole space: with HQ = QΘ + q rᵀ, θ and r its Ritz
+    values and residual estimates, and C the rest of H in the complement, H has no more eigenvalues
+    above x than Θ if λ_max(C) < μ = x - Σ r_i²/(x - θ_i) (the Schur complement of C - x, Haynsworth
+    1968, doi:10.1016/0024-3795(68)90050-5), and few products show that, since all that is large is
+    in Q. Where they show the opposite, in the complement of the pairs found. An eigenvector u of λ
+    obeys (u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), so a hidden λ needs a start q_1 with
+    |u·q_1| ≤ Π β_j / Π |λ - θ_j| = t, which a random one has with probability at most t·√(2P/π);
+    watching this does not spend it, since all checks ask about one q_1 (for the a-priori rate see
+    Kuczyński & Woźniakowski 1992, doi:10.1137/0613066).
     max_basis: vectors held at once beside the k found (default: as many as it takes); beyond it a
     space restarts thick, with more products. A search that long no longer has the bound above.
     `max_matvecs` (default max(300, 30·k)) bounds the products of both; k more give the residuals.
 
-    certificate: H in float64, mapping rows (k, P) to rows; the residuals and values are then those
-    of this operator, in float64, whatever the precision of `matvec`.
+    certificate: H in float64, mapping rows (m, P) to rows; the residuals and values are then those
+    of this operator, in float64, whatever the precision of `matvec`. sampled: make one product with
+    it instead of k. Residuals R are then those of the recurrence, which claims a matrix W for HV;
+    with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
+    product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
 
     Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, or a product
-    that is not finite.
+    that is not finite; Interrupted, with the EigenPairs known by then, at a KeyboardInterrupt.
     """
     limit = max(300, 30 * k) if max_matvecs is None else max_matvecs
     tolerance = TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance
@@ -98,6 +114,7 @@ def top(
         dtype=dtype,
         device=torch.device(device),
         certificate=certificate,
+        sampled=sampled,
         max_basis=max_basis,
     )
     return search.run(start)
@@ -148,6 +165,8 @@ def _check_basis(max_basis: int | None, k: int) -> None:
 def _wanted(values: Tensor, k: int, which: str) -> Tensor:
     """Indices of the wanted among `values`, in descending order of value."""
     order = torch.argsort(values, descending=True)
+    if len(order) <= k:
+        return order
     if which == "largest":
         return order[:k]
     if which == "smallest":
@@ -172,6 +191,7 @@ class _Search:
     dtype: torch.dtype
     device: torch.device
     certificate: Callable[[Tensor], Tensor] | None
+    sampled: bool
     max_basis: int | None
 
     def run(self, start: Tensor | None) -> EigenPairs:
@@ -179,14 +199,20 @@ class _Search:
         self.restarts, self.risk = 0, math.nan
         self.values = torch.empty(0, dtype=torch.float64)
         self.vectors = torch.empty((0, self.size), dtype=self.dtype, device=self.device)
-        self.extend(self.krylov(start), self.settled)
-        self.first = self.used
-        complete = self.delta >= 1
-        while not complete and self.used < self.limit and len(self.values) < self.size:
-            self.found_none = False
-            self.restarts += 1
-            self.extend(self.krylov(None), self.searched)
-            complete = self.found_none
+        self.estimates, self.images, self.first = self.values, self.vectors, 0
+        space = self.krylov(start)
+        try:
+            ritz = self.extend(space, self.settled)
+            self.first = self.used
+            complete = self.delta >= 1 or self.sealed(space, ritz)
+            while not complete and self.used < self.limit and len(self.values) < self.size:
+                self.found_none = False
+                self.restarts += 1
+                space = self.krylov(None)
+                self.extend(space, self.searched)
+                complete = self.found_none
+        except KeyboardInterrupt as stop:
+            raise Interrupted("The search was interrupted.", self.partial(space)) from stop
         return self.finish(complete or len(self.values) == self.size)
 
     def krylov(self, start: Tensor | None) -> Krylov:
@@ -202,7 +228,7 @@ class _Search:
             max_basis=self.max_basis,
         )
 
-    def extend(self, space: Krylov, enough: Callable[[Ritz, bool], bool]) -> None:
+    def extend(self, space: Krylov, enough: Callable[[Ritz, bool], bool]) -> Ritz:
         """Grow a Krylov space until `enough`, then keep the wanted of old and new pairs."""
         due, room = max(1, self.k - len(self.values)), self.size - len(self.values)
         while True:
@@ -216,18 +242,74 @@ class _Search:
             if enough(ritz, space.exhausted) or spent:
                 break
             if self.max_basis is not None and space.num_steps >= self.max_basis:
-                thick = self.k + (self.max_basis - self.k) // 2
-                space.compress(ritz, _wanted(ritz.values, thick, self.which))
+                self.thicken(space, ritz)
             steps = space.num_steps
-            due = max(steps + 1, min(steps + max(2, steps // 8), steps + self.limit - self.used))
+            due = max(steps + 1, min(steps + self.stride(steps), steps + self.limit - self.used))
             due = due if self.max_basis is None else min(due, self.max_basis)
         self.keep(space, ritz)
+        return ritz
+
+    def stride(self, steps: int) -> int:
+        """Steps to the next look, which a GPU has to wait for."""
+        return max(1, steps // 16) if self.device.type == "cpu" else max(2, steps // 8)
+
+    def thicken(self, space: Krylov, ritz: Ritz) -> Tensor:
+        """Keep half of a full basis; indices of the kept."""
+        chosen = _wanted(ritz.values, self.k + (self.max_basis - self.k) // 2, self.which)
+        space.compress(ritz, chosen)
+        return chosen
+
+    def sealed(self, space: Krylov, ritz: Ritz) -> bool:
+        """Whether nothing outside of a space changes how many eigenvalues pass the smallest found.
+
+        False settles nothing: then the complement of the pairs alone has to be searched.
+        """
+        if space.exhausted:
+            self.risk = 0.0
+            return True
+        if self.used >= self.limit:
+            return False
+        self.restarts += 1
+        theta, r = ritz.values, ritz.residuals
+        if self.max_basis is not None and len(theta) > self.k + (self.max_basis - self.k) // 2:
+            kept = self.thicken(space, ritz)
+            theta, r = theta[kept], r[kept]
+        bars = [(sign, self.shifted(sign, bar, theta, r)) for sign, bar in self.bars()]
+        space.complement()
+        most = min(self.limit - self.used, max(16, len(theta)))
+        most = most if self.max_basis is None else min(most, self.max_basis - len(theta))
+        while space.num_steps < most and not space.exhausted:
+            for _ in range(min(self.stride(0), most - space.num_steps)):
+                space.step()
+                self.used += 1
+            rest = space.settle()
+            room = self.size - space.num_locked
+            chance = sum(self.chance(rest, sign, bar, room) for sign, bar in bars)
+            if space.exhausted or chance <= self.delta / 2:
+                self.risk = max(chance, self.floor()) if not space.exhausted else 0.0
+                beyond = any(bool((s * (rest.values - bar) > 0).any()) for s, bar in bars)
+                return not beyond
+            if any(bool((s * (rest.values - bar) > 0).any()) for s, bar in bars):
+                return False
+        return False
+
+    def shifted(self, sign: int, bar: float, theta: Tensor, r: Tensor) -> float:
+        """What the complement must not pass, if nothing shall pass bar + tolerance · scale."""
+        best = -math.inf
+        for share in (1.0, 0.75, 0.5, 0.25):
+            x = sign * bar + share * self.tolerance * self.scale
+            best = max(best, x - max(0.0, float((r**2 / (x - sign * theta)).nan_to_num().sum())))
+        return sign * best
+
+    def floor(self) -> float:
+        """Rounding keeps even an impossible start from a probability of 0."""
+        return torch.finfo(self.dtype).eps * math.sqrt(2 * self.size / math.pi)
 
     def settled(self, ritz: Ritz, exhausted: bool) -> bool:
         chosen = _wanted(ritz.values, self.k, self.which)
         enough = len(chosen) == self.k
         return exhausted or (
-            enough and bool((ritz.residuals[chosen] <= 0.5 * self.tolerance * self.scale).all())
+            enough and bool((ritz.residuals[chosen] <= _SAFETY * self.tolerance * self.scale).all())
         )
 
     def searched(self, ritz: Ritz, exhausted: bool) -> bool:
@@ -245,14 +327,14 @@ class _Search:
         if beats:
             self.found_none = False
             return exhausted or all(
-                float(ritz.residuals[index]) <= 0.5 * tolerance for index in beats
+                float(ritz.residuals[index]) <= _SAFETY * tolerance for index in beats
             )
-        risk = sum(self.chance(ritz, sign, bar + sign * tolerance) for sign, bar in bars)
+        room = self.size - len(self.values)
+        risk = sum(self.chance(ritz, sign, bar + sign * tolerance, room) for sign, bar in bars)
         # Half of what is allowed to the first search, a quarter to the second: their sum holds.
         self.found_none = exhausted or risk <= self.delta / 2**self.restarts
         if self.found_none:
-            floor = torch.finfo(self.dtype).eps * math.sqrt(2 * self.size / math.pi)
-            self.risk = 0.0 if exhausted else max(risk, floor)
+            self.risk = 0.0 if exhausted else max(risk, self.floor())
         return self.found_none
 
     def bars(self) -> list[tuple[int, float]]:
@@ -269,29 +351,63 @@ class _Search:
         ends = [(1, float(values[:upper].min()))]
         return [*ends, (-1, float(values[upper:].max()))] if self.k > upper else ends
 
-    def chance(self, ritz: Ritz, sign: int, bar: float) -> float:
-        """Bound of the probability that the complement hides an eigenvalue beyond the bar."""
+    def chance(self, ritz: Ritz, sign: int, bar: float, room: int) -> float:
+        """Bound of the probability that `room` dimensions hide an eigenvalue beyond the bar."""
         beyond = sign * (bar - ritz.values)
         if bool((beyond <= 0).any()):
             return 1.0
-        room = self.size - len(self.values)
         logarithm = float(ritz.log_betas - beyond.log().sum())
         return math.exp(min(0.0, logarithm + 0.5 * math.log(2 * room / math.pi)))
 
     def keep(self, space: Krylov, ritz: Ritz) -> None:
         merged = torch.cat([self.values, ritz.values])
         chosen = _wanted(merged, self.k, self.which)
-        old = chosen[chosen < len(self.values)]
-        new = chosen[chosen >= len(self.values)] - len(self.values)
-        vectors = torch.cat([self.vectors[old.to(self.device)], space.combine(ritz, new)])
-        values = torch.cat([self.values[old], ritz.values[new]])
-        order = torch.argsort(values, descending=True)
-        self.values, self.vectors = values[order], vectors[order.to(self.device)]
+        chosen = chosen[torch.argsort(merged[chosen], descending=True)]
+        old = chosen < len(self.values)
+        vectors = torch.empty((len(chosen), self.size), dtype=self.dtype, device=self.device)
+        vectors[old.to(self.device)] = self.vectors[chosen[old].to(self.device)]
+        fresh, new = ~old.to(self.device), chosen[~old] - len(self.values)
+        vectors[fresh] = space.combine(ritz, new)
+        if self.sampled:
+            images = torch.empty_like(vectors)
+            images[~fresh] = self.images[chosen[old].to(self.device)]
+            images[fresh] = space.image(ritz, new, vectors[fresh])
+            self.images = images
+        self.estimates = torch.cat([self.estimates, ritz.residuals])[chosen]
+        self.values, self.vectors = merged[chosen], vectors
+
+    def partial(self, space: Krylov) -> EigenPairs | None:
+        """What an unfinished first space shows, or the pairs found before, marked."""
+        if not self.first:
+            done = min(len(space.alpha), len(space.beta))
+            space.alpha, space.beta = space.alpha[:done], space.beta[:done]
+            if done == 0:
+                return None
+            self.keep(space, space.settle())
+        return EigenPairs(
+            values=self.values.to(self.dtype),
+            vectors=self.vectors,
+            residual_norms=self.estimates.to(self.dtype),
+            converged=torch.zeros(len(self.values), dtype=torch.bool),
+            num_matvecs=self.used,
+            complete=False,
+            subspace_bound=math.nan,
+            restarts=self.restarts,
+            search_matvecs=self.used - self.first if self.first else 0,
+            failure_probability=math.nan,
+            interrupted=True,
+        )
 
     def finish(self, complete: bool) -> EigenPairs:
-        """Rayleigh-Ritz on the pairs found, with one product each for the exact residuals."""
-        V = torch.linalg.qr(self.vectors.T.to(torch.float64)).Q.T
-        if self.certificate is None:
+        """Rayleigh-Ritz on the pairs found, with the products that prove them."""
+        V = self.vectors.to(torch.float64)
+        factor, off = torch.linalg.cholesky(V @ V.T), math.nan
+        V = torch.linalg.solve_triangular(factor, V, upper=False)
+        if self.sampled:
+            HV = torch.linalg.solve_triangular(factor, self.images.to(V), upper=False)
+            g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(V)
+            off = float(torch.linalg.vector_norm(self.certificate(g @ V).to(V) - g @ HV))
+        elif self.certificate is None:
             HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
         else:
             HV = self.certificate(V).to(V)
@@ -308,10 +424,11 @@ class _Search:
             vectors=V.to(self.dtype),
             residual_norms=residuals.to(shown),
             converged=(residuals <= bound) & complete,
-            num_matvecs=self.used + len(V),
+            num_matvecs=self.used + (1 if self.sampled else len(V)),
             complete=complete,
             subspace_bound=float(torch.linalg.matrix_norm(R @ R.T, ord=2).sqrt()),
             restarts=self.restarts,
             search_matvecs=self.used - self.first,
             failure_probability=self.risk,
+            product_error=off,
         )

@@ -19,14 +19,13 @@ CERTIFY = ("float64", "working", "none")
 
 @dataclass(frozen=True)
 class Certificate:
-    """`bounds` (k,): what each eigenvalue is off at most; `product_error`: ‖H₃₂v - H₆₄v‖ measured.
+    """`bounds` (k,): what each eigenvalue is off at most; `product_error`: ‖(H₃₂ - H₆₄)V g‖.
 
     product_error is 0 where residuals were made in float64 and nan where nothing was measured.
     """
 
     bounds: Float[Tensor, "k"]
     product_error: float
-    num_matvecs: int
 
 
 def float64_products(
@@ -35,17 +34,27 @@ def float64_products(
     *,
     matrix: str = "hessian",
     index: Int[Tensor, "n"] | None = None,
+    keep: bool = False,
 ) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]]:
-    """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's."""
+    """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's.
+
+    keep: hold the graph for further calls. Else each batch's is freed after the products of a call.
+    """
     twin = risk.with_dtype(torch.float64)
-    kept: list[Operator] = []
+    made: list[Operator] = []
+
+    def operator() -> Operator:
+        # At the first use, after the search has freed what it held.
+        point = theta.double()
+        if matrix == "hessian" and not keep:
+            return Operator(lambda rows: twin.hvp(point, rows), len(point), None)
+        made[:] = made or [Operator.of(twin, point, matrix=matrix)]
+        return made[0]
 
     def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         before = twin.cost
         try:
-            # Made at the first use, after the search has freed what it held.
-            kept[:] = kept or [Operator.of(twin, theta.double(), matrix=matrix)]
-            HV = (kept[0] if index is None else kept[0].block(index))(V.double())
+            HV = (operator() if index is None else operator().block(index))(V.double())
         except RuntimeError as error:
             raise LandscapeError(
                 f"certify='float64' asked, but the model or loss fails in float64 "
@@ -61,24 +70,26 @@ def float64_products(
 def certify(
     pairs: EigenPairs,
     risk: EmpiricalRisk,
-    theta: Float[Tensor, "P"],
-    operator: Operator,
     *,
     how: str,
-    matrix: str = "hessian",
+    failure_probability: float,
 ) -> Certificate:
-    """Bounds ‖r_i‖ + rounding, and with "working" the product's error at the first vector added.
+    """Bounds ‖r_i‖ + rounding, and with "working" what the products may be off at most.
 
-    Rounding of float64: 10 eps √P max |lambda|.
+    Rounding of float64: 10 eps √P max |lambda|. "working" adds product_error √(2/π) / δ, a bound of
+    ‖H₆₄V - H₃₂V‖₂ that holds but for a probability δ = failure_probability (`linalg.lanczos.top`).
     """
     scale = float(pairs.values.abs().max()) if len(pairs.values) else 0.0
-    rounding = 10 * torch.finfo(torch.float64).eps * math.sqrt(theta.numel()) * scale
+    size = risk.layout.num_parameters
+    rounding = 10 * torch.finfo(torch.float64).eps * math.sqrt(size) * scale
     bounds = pairs.residual_norms.double() + rounding
+    if pairs.interrupted:
+        return Certificate(torch.full_like(bounds, math.nan), math.nan)
     if risk.dtype == torch.float64 or how == "float64":
-        return Certificate(bounds, 0.0, 0)
+        return Certificate(bounds, 0.0)
     if how == "none":
-        return Certificate(bounds, math.nan, 0)
-    v = pairs.vectors[:1]
-    exact = float64_products(risk, theta, matrix=matrix, index=operator.index)(v)
-    error = float(torch.linalg.vector_norm(exact - operator(v).double()))
-    return Certificate(bounds + error, error, 2)
+        return Certificate(bounds, math.nan)
+    if math.isnan(pairs.product_error):  # one pair: its own product was made
+        return Certificate(bounds, 0.0)
+    off = pairs.product_error * math.sqrt(2 / math.pi) / failure_probability
+    return Certificate(bounds + off, pairs.product_error)

@@ -45,9 +45,11 @@ def top_eigenvalues(
     of H, and k of them, counted with multiplicity, pair off with the lambda_i within
     subspace_bound = ‖HV - V Lambda‖₂ (Parlett, The Symmetric Eigenvalue Problem, ch. 11). bound is
     residual_norm and rounding. certify: the products of the residuals are made in "float64" even
-    where the risk is float32 (k of the num_hvps, certificate_hvps); in the "working" precision with
-    ‖H₃₂v - H₆₄v‖ of the first vector (product_error) added to the bounds; or so with nothing added,
-    "none".
+    where the risk is float32 (k of the num_hvps, certificate_hvps); in the "working" precision, the
+    residuals then being those of the recurrence and the bounds what they would be if ‖(H₃₂ - H₆₄)V‖
+    were √(2/π) / failure_probability times its measured value for one normal combination of the
+    vectors (product_error, one product), a theorem but for that probability; or in the working
+    precision with nothing added, "none".
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
@@ -80,7 +82,7 @@ def top_eigenvalues(
         start=_warm(start, product),
         seed=seed,
     )
-    proof = certificates.certify(pairs, risk, measuring.theta, product, how=certify, matrix=matrix)
+    proof = certificates.certify(pairs, risk, how=certify, failure_probability=failure_probability)
     options = {
         "k": k,
         "which": which,
@@ -109,7 +111,8 @@ def _pairs_variables(
     units, count = "nats / parameter²", len(pairs.values)
     first, last = float(pairs.values[0]), float(pairs.values[-1])
     ratio = first / last if last else math.nan
-    off, probability = "‖H₃₂v − H₆₄v‖ of the first vector", pairs.failure_probability
+    off, probability = "‖(H₃₂ − H₆₄)V g‖, g normal", pairs.failure_probability
+    proofs = 1 if math.isfinite(pairs.product_error) else count
     return {
         "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
         "ratio": Variable((), ratio, "1", "λ₁ / λ_k"),
@@ -121,12 +124,8 @@ def _pairs_variables(
         "complete": Variable((), bool(pairs.complete), "1", "Searched for overlooked eigenvalues"),
         "subspace_bound": Variable((), pairs.subspace_bound, units, "‖HV − VΛ‖₂"),
         "product_error": Variable((), proof.product_error, units, off),
-        "num_hvps": Variable(
-            (), pairs.num_matvecs + proof.num_matvecs, "1", "Hessian-vector products"
-        ),
-        "certificate_hvps": Variable(
-            (), count + proof.num_matvecs, "1", "Products that prove the bounds"
-        ),
+        "num_hvps": Variable((), pairs.num_matvecs, "1", "Hessian-vector products"),
+        "certificate_hvps": Variable((), proofs, "1", "Products that prove the bounds"),
         "search_hvps": Variable((), pairs.search_matvecs, "1", "Products of the searches"),
         "restarts": Variable((), pairs.restarts, "1", "Searches for overlooked eigenvalues"),
         "search_failure_probability": Variable(
@@ -167,8 +166,9 @@ def eigenpairs(
     """Eigenvalues and eigenvectors at the theta of a measurement, as `lanczos.top` returns them."""
     risk, theta = measuring.risk, measuring.theta
     product = Operator.of(risk, theta, matrix=matrix) if product is None else product
-    exact = None
-    if certify == "float64" and risk.dtype != torch.float64:
+    exact, sampled = None, False
+    if certify != "none" and risk.dtype != torch.float64:
+        sampled = certify == "working" and k > 1
         exact = certificates.float64_products(risk, theta, matrix=matrix, index=product.index)
     return lanczos.top(
         product,
@@ -184,6 +184,7 @@ def eigenpairs(
         device=theta.device,
         start=start,
         certificate=exact,
+        sampled=sampled,
     )
 
 
