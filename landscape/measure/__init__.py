@@ -20,13 +20,17 @@ from landscape.measure.critical import critical_sharpness
 from landscape.measure.crosscheck import PyHessian, crosscheck
 from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
 from landscape.measure.curvature_map import curvature_map
+from landscape.measure.features import features
 from landscape.measure.generalization import generalization
+from landscape.measure.margins import margins
 from landscape.measure.mask_history import mask_filters, mask_persistence, mask_selection
 from landscape.measure.masks import batch_overlap, mask_overlap, saved_mask_overlap
+from landscape.measure.memorization import memorization
 from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.paths import interpolation, perturbation_slice, trajectory
 from landscape.measure.perturbation import perturbation, perturbation_cosines
 from landscape.measure.reparametrized import adaptive_sharpness, m_sharpness
+from landscape.measure.robustness import robustness
 from landscape.measure.sharpness import sharpness
 from landscape.measure.stability import sam_edge, sgd_edge, training_curvature
 from landscape.measure.subsets import data_bracket, minibatch_eigenvalues
@@ -49,6 +53,7 @@ __all__ = [
     "curvature_map",
     "data_bracket",
     "enrichment",
+    "features",
     "generalization",
     "gradient_noise",
     "gradient_zscores",
@@ -58,16 +63,19 @@ __all__ = [
     "loss_plane",
     "loss_slice",
     "m_sharpness",
+    "margins",
     "mask_filters",
     "mask_overlap",
     "mask_persistence",
     "mask_selection",
+    "memorization",
     "minibatch_eigenvalues",
     "norms",
     "perturbation",
     "perturbation_controls",
     "perturbation_cosines",
     "perturbation_slice",
+    "robustness",
     "sam_edge",
     "saved_mask_overlap",
     "sgd_edge",
