@@ -23,6 +23,19 @@ class Shared(nn.Module):
         return (torch.tanh(self.norm(made)) + 0.3 * made).mean((2, 3))
 
 
+class Silent(Shared):
+    """A second reader that adds nothing to the loss near here, but does to the Hessian."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        made = self.conv(x)
+        branch = torch.relu(self.gate - 1e3).view(-1, 1, 1) * made
+        return (torch.tanh(self.norm(made)) + branch).mean((2, 3))
+
+
 class Twice(nn.Module):
     """One convolution called two times, between two BatchNorm layers."""
 
@@ -76,6 +89,7 @@ CASES = {
                       nn.Conv2d(3, 2, 2, bias=False), nn.BatchNorm2d(2), channels=2), 2,
     ),
     "shared output": (Shared, 0),
+    "silent reader": (Silent, 0),
     "called twice": (Twice, 0),
     "one-dimensional": (Line, 1),
 }  # fmt: skip

@@ -6,6 +6,7 @@ maps below are bilinear and closed under differentiation, and frozen BatchNorm i
 gamma (w * x + b - mean) / sqrt(var + eps) + beta = w' * x + b', with derivatives through w' and b'.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from landscape.risk._data import Batch
 
@@ -120,6 +123,24 @@ class _Pair:
     norm: _BatchNorm
 
 
+class _Readers(TorchDispatchMode):
+    """Counts the operations that read the output of each convolution.
+
+    Losses alone would not show a second reader that is silent at the points that are tried.
+    """
+
+    def __init__(self, made: list[tuple[Tensor, nn.Module]]) -> None:
+        super().__init__()
+        self.made, self.count = made, Counter[int]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        read = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        self.count.update(id(layer) for output, layer in self.made if id(output) in read)
+        return func(*args, **(kwargs or {}))
+
+
 class TwiceControl:
     """Takes over the forward of the convolutions of a private copy of the model.
 
@@ -159,10 +180,7 @@ class TwiceControl:
         return forward
 
     def prepare(self, engine: "Engine") -> None:
-        """Find the pairs, and keep them if the losses of a few rows are the same, here and beside.
-
-        A convolution that something else reads too would show there.
-        """
+        """Find the pairs; keep them if a few rows lose the same, here and at a point beside."""
         if self.pairs is not None:
             return
         theta, chunk = engine.network.theta, engine.examples.chunks[0]
@@ -201,14 +219,22 @@ class TwiceControl:
                 if layer is not None:
                     pairs.append(_Pair(layer, module))
 
+        readers = _Readers(made)
         handles = [m.register_forward_hook(after) for m in self.model.modules() if _bare(m)]
         try:
-            with engine.evaluating(engine.network.theta):
-                engine.network(rows)
+            with engine.evaluating(engine.network.theta), readers:
+                output = engine.network(rows)
+                engine.criterion(output, rows.targets, rows.count)
         finally:
             for handle in handles:
                 handle.remove()
-        return [p for p in pairs if calls[p.layer] == calls[p.norm] == 1 and _foldable(p)]
+        return [
+            pair
+            for pair in pairs
+            if calls[pair.layer] == calls[pair.norm] == 1
+            and readers.count[id(pair.layer)] == 1
+            and _foldable(pair)
+        ]
 
 
 def _absorbed(w: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
