@@ -168,7 +168,7 @@ class Filters:
         """The rule for a risk's model, a module, or a bare layout without transposed ones."""
         if isinstance(model, ParamLayout):
             return cls(model)
-        module = model if isinstance(model, nn.Module) else model._engine.network.model
+        module = model if isinstance(model, nn.Module) else model.model
         layout = ParamLayout.of(module) if isinstance(model, nn.Module) else model.layout
         modules = dict(module.named_modules())
         transposed = {

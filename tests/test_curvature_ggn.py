@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure
-from landscape.measure.gauss_newton import LinearizedGGN, Operator
+from landscape.measure.gauss_newton import Operator
 from tests.measure_problems import cnn_risk, images
 
 F64 = torch.float64
@@ -77,10 +77,10 @@ def test_batches_and_rebuilt_graphs_do_not_change_it():
     _, whole = mlp_risk()
     theta = whole.theta
     v = torch.randn(3, len(theta), generator=torch.Generator().manual_seed(0), dtype=F64)
-    expected = LinearizedGGN(whole, theta)(v)
+    expected = whole.linearized_ggn(theta)(v)
     for options in ({"batch_size": 7}, {"memory": 1}):
         _, risk = mlp_risk(**options)
-        product = LinearizedGGN(risk, theta)
+        product = risk.linearized_ggn(theta)
         torch.testing.assert_close(product(v), expected, rtol=1e-10, atol=1e-14)
         torch.testing.assert_close(product(v[0]), expected[0], rtol=1e-10, atol=1e-14)
 
@@ -136,7 +136,7 @@ def test_impossible_matrices_are_refused():
     with pytest.raises(LandscapeError, match="names no tensor of this model; it has conv"):
         measure.top_eigenvalues(risk, risk.theta, select="embedding", seed=0)
     with pytest.raises(LandscapeError, match="Gauss-Newton products asked with bn='recalibrate'"):
-        LinearizedGGN(risk.with_bn("recalibrate"), risk.theta)
+        risk.with_bn("recalibrate").linearized_ggn(risk.theta)
 
     class Pair(nn.Module):
         def __init__(self):

@@ -1,6 +1,5 @@
 """The model and the rows of a risk, as a module and losses that an optimizer could be given."""
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -8,18 +7,11 @@ from torch import Tensor, nn
 
 from landscape.risk import EmpiricalRisk
 from landscape.risk._criterion import logits_of
-from landscape.risk._twice import release
 
 
 def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
     """An ordinary copy of the risk's model with weights theta, in evaluation mode."""
-    model = release(copy.deepcopy(risk._engine.network.model))
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in risk.layout.unflatten(theta).items():
-            named[name].copy_(value)
-            named[name].requires_grad_()
-    return model.eval()
+    return risk.model_at(theta)
 
 
 class RowLosses:
@@ -63,12 +55,12 @@ class RowLosses:
 
 def targets_of(risk: EmpiricalRisk) -> Tensor:
     """Targets of all examples, in the order of the data."""
-    return torch.cat([chunk.targets for chunk in risk._engine.examples.chunks]).to(risk.device)
+    return risk.targets
 
 
 def spend(risk: EmpiricalRisk, gradients: float) -> None:
     """Count what was computed beside the risk in its gradient-equivalents."""
-    risk._engine.spend(gradients)
+    risk.spend(gradients)
 
 
 _ROWS = 512  # rows of one pass

@@ -1,6 +1,7 @@
 """Loss, per-example losses, gradient and Hessian products of a network as functions of theta."""
 
-from landscape.risk._empirical import EmpiricalRisk, Evaluation, LinearizedHVP
+from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
+from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
 
-__all__ = ["BN_MODES", "EmpiricalRisk", "Evaluation", "LinearizedHVP"]
+__all__ = ["BN_MODES", "EmpiricalRisk", "Evaluation", "LinearizedGGN", "LinearizedHVP"]

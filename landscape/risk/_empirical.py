@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,13 +11,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.params import ParamLayout
 from landscape.risk import _checks, _memory
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng
-from landscape.risk._engine import FORWARD, GRADIENT, PRODUCT, Engine, Notes
+from landscape.risk._described import Described
+from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes
+from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
+from landscape.risk._spread import Spread
 
 BNMode = Literal["eval", "full_batch", "recalibrate"]
 
@@ -32,11 +33,7 @@ class Evaluation:
     losses: Float[Tensor, "N"] | None
 
 
-# Tensors made under inference_mode cannot be differentiated later.
-_normal_tensors = torch.inference_mode(False)
-
-
-class EmpiricalRisk:
+class EmpiricalRisk(Described):
     """L(theta) = (1/N)·Σ_i loss(model(x_i; theta), y_i) + ½·weight_decay·‖theta‖².
 
     A deterministic function of theta (P,) over N examples: it works on its own copies of model and
@@ -59,12 +56,15 @@ class EmpiricalRisk:
     batch_size: rows of a pass (default: all, up to what fits); memory: bytes for kept graphs
     (default 1 GiB on a CPU, half of what is free on a GPU); dtype: float32 (TF32 off) or float64
     (default: float64 if the model's parameters are, else float32).
+    distributed: each process of torch.distributed's default group gives its own share of the data
+    (of any size) and gets the numbers of all of them; every process must ask for the same things.
+    Values of single examples stay apart, and BatchNorm statistics of all examples cannot be had.
     `cost` counts gradient-equivalents: a pass over all examples is 1/3, a gradient 1, a Hessian
     product 2 with its graph kept and 3 when rebuilt; statistics of a set too large for one pass add
     1/3 for each BatchNorm layer.
     """
 
-    @_normal_tensors
+    @normal_tensors
     def __init__(
         self,
         model: nn.Module,
@@ -78,6 +78,7 @@ class EmpiricalRisk:
         dtype: torch.dtype | None = None,
         memory: int | None = None,
         reduction: Literal["none", "mean"] | None = None,
+        distributed: bool = False,
     ) -> None:
         check_numbers(batch_size, weight_decay, memory)
         inner = unwrapped(model)
@@ -95,62 +96,13 @@ class EmpiricalRisk:
             batch_size=batch_size,
             bn=bn,
             notes=Notes(),
+            spread=Spread(examples.num_examples, network.theta) if distributed else None,
         )
         self._weight_decay = float(weight_decay)
         with kept_rng():
             _checks.run(self._engine)
 
-    # What it is -------------------------------------------------------------------------------
-
-    @property
-    def theta(self) -> Float[Tensor, "P"]:
-        """The model's own parameters, flat (P,); a fresh copy."""
-        return self._engine.network.theta.clone()
-
-    @property
-    def layout(self) -> ParamLayout:
-        """Names, shapes and kinds of the coordinates of theta."""
-        return self._engine.network.layout
-
-    @property
-    def num_examples(self) -> int:
-        """N."""
-        return self._engine.examples.num_examples
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self._engine.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """torch.float32 or torch.float64."""
-        return self._engine.dtype
-
-    @property
-    def bn(self) -> str:
-        """BatchNorm mode."""
-        return self._engine.bn
-
-    @property
-    def weight_decay(self) -> float:
-        """Coefficient of ½·‖theta‖²."""
-        return self._weight_decay
-
-    @property
-    def has_batchnorm(self) -> bool:
-        """Whether the BatchNorm mode matters."""
-        return bool(self._engine.network.batchnorm)
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """Copies of the model's buffers (running statistics), which belong to the risk."""
-        return {k: v.clone() for k, v in self._engine.network.model.named_buffers()}
-
-    @property
-    def cost(self) -> float:
-        """Gradient-equivalents spent so far, together with the risks that share its data."""
-        return self._engine.notes.cost
+    # Others like it ---------------------------------------------------------------------------
 
     def with_bn(self, mode: BNMode) -> "EmpiricalRisk":
         """The risk of another BatchNorm mode; shares model copy, data and cost counter."""
@@ -158,7 +110,7 @@ class EmpiricalRisk:
         twin._engine = dataclasses.replace(self._engine, bn=mode)
         return twin
 
-    @_normal_tensors
+    @normal_tensors
     def with_dtype(self, dtype: torch.dtype) -> "EmpiricalRisk":
         """The same function of theta in torch.float32 or torch.float64, to see what rounding does.
 
@@ -180,13 +132,14 @@ class EmpiricalRisk:
         )
         return twin
 
-    @_normal_tensors
+    @normal_tensors
     def subset(self, rows: Int[Tensor, "B"]) -> "EmpiricalRisk":
         """The risk of these rows of the data alone, (1/B) times their sum; shares the model copy.
 
         In mode "full_batch" their own BatchNorm statistics, as training on them as a batch has. Its
         cost counter is its own, in passes over the subset. Raises LandscapeError for rows outside.
         """
+        self._refuse_spread("A subset")
         rows = torch.as_tensor(rows, dtype=torch.long).reshape(-1).cpu()
         if len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= self.num_examples:
             raise LandscapeError(
@@ -202,27 +155,9 @@ class EmpiricalRisk:
         )
         return part
 
-    def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
-        """SHA-256 of theta's bytes in the risk's dtype."""
-        values = self._as_theta(theta).to("cpu").contiguous()
-        return hashlib.sha256(values.numpy().tobytes()).hexdigest()
-
-    def provenance(self) -> dict[str, Any]:
-        """What must be known to read a number of this risk, as JSON types."""
-        return {
-            "bn": self._engine.bn,
-            "num_examples": self.num_examples,
-            "num_parameters": self.layout.num_parameters,
-            "loss": self._engine.criterion.name,
-            "weight_decay": self._weight_decay,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "torch": str(torch.__version__),
-        }
-
     # Values -----------------------------------------------------------------------------------
 
-    @_normal_tensors
+    @normal_tensors
     def loss(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """L(theta) in nats (for cross-entropy), (); NaN stays NaN. Cost 1/3."""
         theta = self._as_theta(theta)
@@ -232,12 +167,13 @@ class EmpiricalRisk:
         )
         return self._mean(sums, theta)
 
-    @_normal_tensors
+    @normal_tensors
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:
         """Loss of each example (N,) in the order of the data, without weight decay. Cost 1/3.
 
         Raises LandscapeError for a loss declared reduction="mean".
         """
+        self._refuse_spread("losses")
         if not self._engine.criterion.per_example:
             raise LandscapeError(
                 f"losses of single examples asked, but {self._engine.criterion.name} is declared "
@@ -247,9 +183,10 @@ class EmpiricalRisk:
         self._engine.visit(self._as_theta(theta), lambda _b, _o, losses: parts.append(losses))
         return torch.cat(parts)
 
-    @_normal_tensors
+    @normal_tensors
     def outputs(self, theta: Float[Tensor, "P"]) -> Shaped[Tensor, "N *C"]:
         """Model outputs (logits) of all examples in the order of the data. Cost 1/3."""
+        self._refuse_spread("outputs")
         parts: list[Tensor] = []
 
         def visit(_batch: Batch, output: Any, _losses: Tensor) -> None:
@@ -264,7 +201,7 @@ class EmpiricalRisk:
         self._engine.visit(self._as_theta(theta), visit)
         return torch.cat(parts)
 
-    @_normal_tensors
+    @normal_tensors
     def error_rate(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """Share of examples with argmax(output) ≠ target, (); a NaN output is wrong. Cost 1/3.
 
@@ -278,7 +215,7 @@ class EmpiricalRisk:
             )
         return rate
 
-    @_normal_tensors
+    @normal_tensors
     def evaluate(self, theta: Float[Tensor, "P"]) -> Evaluation:
         """Loss, error rate (None if not a classifier) and losses in one pass. Cost 1/3."""
         theta = self._as_theta(theta)
@@ -295,18 +232,20 @@ class EmpiricalRisk:
         self._engine.visit(theta, visit)
         rate = None
         if all(count is not None for count in wrong):
-            rate = torch.stack(wrong).sum().to(self.dtype) / self.num_examples  # type: ignore[arg-type]
-        losses = torch.cat(parts) if self._engine.criterion.per_example else None
+            count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
+            rate = count.to(self.dtype) / self.num_examples
+        whole = self._engine.criterion.per_example and self._engine.spread is None
+        losses = torch.cat(parts) if whole else None
         return Evaluation(self._mean(sums, theta), rate, losses)
 
     # Derivatives ------------------------------------------------------------------------------
 
-    @_normal_tensors
+    @normal_tensors
     def gradient(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         """∇L(theta) (P,). Cost 1. Raises LandscapeError where loss or gradient is not finite."""
         return self.loss_and_gradient(theta)[1]
 
-    @_normal_tensors
+    @normal_tensors
     def loss_and_gradient(
         self, theta: Float[Tensor, "P"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "P"]]:
@@ -321,12 +260,13 @@ class EmpiricalRisk:
                 total += torch.autograd.grad(loss, leaf)[0]
             sums.append(loss.detach().double())
         self._engine.spend(GRADIENT)
+        total = self._engine.over_all(total)
         gradient = total / self.num_examples + self._weight_decay * theta
         loss = self._mean(sums, theta)
         self._refuse_non_finite(theta, loss, gradient, "gradient")
         return loss, gradient
 
-    @_normal_tensors
+    @normal_tensors
     def hvp(self, theta: Float[Tensor, "P"], V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Hessian-vector products ∇²L(theta)·v for V (P,) or each row of V (k, P), same shape.
 
@@ -341,12 +281,13 @@ class EmpiricalRisk:
             sums.append(loss)
             total += self._engine.products(gradient, leaf, rows, keep=False)
         self._engine.spend(GRADIENT + PRODUCT * len(rows))
+        total = self._engine.over_all(total)
         product = total / self.num_examples + self._weight_decay * rows
         self._refuse_non_finite(theta, self._mean(sums, theta), product, "Hessian product")
         return product.reshape(V.shape)
 
-    @_normal_tensors
-    def linearized_hvp(self, theta: Float[Tensor, "P"]) -> "LinearizedHVP":
+    @normal_tensors
+    def linearized_hvp(self, theta: Float[Tensor, "P"]) -> LinearizedHVP:
         """V ↦ ∇²L(theta)·v with the graph of the gradient kept, for many products at one theta.
 
         Graphs are kept up to `memory` bytes; the examples beyond are rebuilt at each product. Cost
@@ -355,41 +296,19 @@ class EmpiricalRisk:
         self._refuse_derivative("linearized_hvp")
         return LinearizedHVP(self, self._as_theta(theta))
 
+    @normal_tensors
+    def linearized_ggn(self, theta: Float[Tensor, "P"]) -> LinearizedGGN:
+        """V ↦ G·v of the generalized Gauss-Newton matrix, as linearized_hvp is of the Hessian."""
+        self._refuse_derivative("Gauss-Newton products")
+        return LinearizedGGN(self, self._as_theta(theta))
+
     # Inside -----------------------------------------------------------------------------------
 
-    def _as_theta(self, theta: Tensor) -> Tensor:
-        size = self.layout.num_parameters
-        if not isinstance(theta, Tensor) or theta.shape != (size,):
-            found = (
-                f"shape {tuple(theta.shape)}"
-                if isinstance(theta, Tensor)
-                else f"type {type(theta).__name__}"
-            )
-            raise LandscapeError(
-                f"theta of {found} given; this model has P={size} trainable parameters, so theta "
-                f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
-            )
-        theta = theta.clone() if theta.is_inference() else theta
-        return theta.detach().to(device=self.device, dtype=self.dtype)
-
-    def _as_vectors(self, V: Tensor) -> Tensor:
-        size = self.layout.num_parameters
-        if not isinstance(V, Tensor) or V.ndim not in (1, 2) or V.shape[-1] != size:
-            found = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
-            raise LandscapeError(
-                f"V of shape {found} given; a Hessian product takes ({size},) or (k, {size})."
-            )
-        V = V.clone() if V.is_inference() else V
-        return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
-
     def _mean(self, sums: list[Tensor], theta: Tensor) -> Tensor:
-        mean = torch.stack(sums).sum() / self.num_examples
+        mean = self._engine.over_all(torch.stack(sums).sum()) / self.num_examples
         if self._weight_decay:
             mean = mean + 0.5 * self._weight_decay * theta.double().square().sum()
         return mean.to(self.dtype)
-
-    def _spend(self, cost: float) -> None:
-        self._engine.notes.cost += cost
 
     def _refuse_derivative(self, what: str) -> None:
         if self._engine.bn == "recalibrate":
@@ -403,46 +322,3 @@ class EmpiricalRisk:
         if bool(torch.isfinite(loss) & torch.isfinite(value).all()):
             return
         raise _checks.non_finite_error(self._engine, theta, loss, what)
-
-
-class LinearizedHVP:
-    """Callable V ↦ ∇²L(theta)·V for V (P,) or (k, P), see EmpiricalRisk.linearized_hvp."""
-
-    def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
-        self._risk, self._theta = risk, theta
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self._rebuilt: list[Batch] = []
-        engine, sums = risk._engine, []
-        room = float(engine.memory)
-        for batch in engine.graph_batches(order=2):
-            need = _memory.graph_bytes(engine, batch.count, order=2)
-            if need <= room:
-                loss, leaf, gradient = engine.gradient_graph(theta, batch)
-                self._kept.append((leaf, gradient))
-                room -= need
-            else:
-                loss = engine.loss_only(theta, batch)
-                self._rebuilt.append(batch)
-                room = 0.0
-            sums.append(loss)
-        self.num_kept = risk.num_examples - sum(b.count for b in self._rebuilt)
-        share = self.num_kept / risk.num_examples
-        engine.spend(share * GRADIENT + (1 - share) * FORWARD)
-        self._rebuild_cost = (1 - share) * GRADIENT
-        gradients = torch.stack([g.detach().sum() for _, g in self._kept] or [theta.sum() * 0])
-        risk._refuse_non_finite(theta, risk._mean(sums, theta), gradients, "gradient")
-
-    @_normal_tensors
-    def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
-        """Products of the same shape as V."""
-        risk, engine = self._risk, self._risk._engine
-        rows = risk._as_vectors(V)
-        total = torch.zeros_like(rows)
-        for leaf, gradient in self._kept:
-            total += engine.products(gradient, leaf, rows, keep=True)
-        for batch in self._rebuilt:
-            _, leaf, gradient = engine.gradient_graph(self._theta, batch)
-            total += engine.products(gradient, leaf, rows, keep=False)
-        engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        product = total / risk.num_examples + risk._weight_decay * rows
-        return product.reshape(V.shape)

@@ -13,9 +13,11 @@ from landscape.risk import _checks, _memory
 from landscape.risk._criterion import Criterion
 from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
+from landscape.risk._spread import Spread
 
 BN_MODES = ("eval", "full_batch", "recalibrate")
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
+_CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass
@@ -41,11 +43,17 @@ class Engine:
     batch_size: int | None
     bn: str
     notes: Notes
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         if self.bn not in BN_MODES:
             raise LandscapeError(f"bn={self.bn!r} asked; possible are {', '.join(BN_MODES)}.")
         self.network.batchnorm.refuse_mode(self.bn)
+        if self.couples and self.spread is not None:
+            raise LandscapeError(
+                f"bn={self.bn!r} asked with distributed=True, but BatchNorm then needs all "
+                f"examples in one process; use bn='eval'."
+            )
 
     @property
     def couples(self) -> bool:
@@ -55,6 +63,10 @@ class Engine:
     def spend(self, cost: float) -> None:
         """Count gradient-equivalents."""
         self.notes.cost += cost
+
+    def over_all(self, sums: Tensor) -> Tensor:
+        """Sums of the own examples, made those of all processes."""
+        return sums if self.spread is None else self.spread.sum(sums)
 
     def sum(self, losses: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the rows in float64, whatever the criterion returns."""
@@ -112,10 +124,14 @@ class Engine:
         try:
             with rng, numerics(self.device, second=second, recurrent=self.network.recurrent):
                 yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # A CPU has no error class of its own for this.
+            if not isinstance(error, torch.OutOfMemoryError) and _CPU_FULL not in str(error):
+                raise
             raise LandscapeError(
                 f"{self.device} ran out of memory ({str(error).splitlines()[0]}); lower batch_size "
-                f"(now {self.batch_size or 'automatic'}) or memory (now {self.memory} bytes)."
+                f"(now {self.batch_size or 'automatic'}) or memory (now {self.memory} bytes). One "
+                f"example at least has to fit."
             ) from error
 
     @contextlib.contextmanager
@@ -136,6 +152,17 @@ class Engine:
             _memory.refuse_large_graph(self, order)
             return self.examples.cut(self.examples.num_examples)
         return self.examples.cut(self.batch_size or _memory.graph_rows(self, order))
+
+    def kept_and_rebuilt(self) -> tuple[list[Batch], list[Batch]]:
+        """Batches whose graphs of second order are held together, and those rebuilt one by one."""
+        kept, rebuilt, room = [], [], float(self.memory)
+        batches = self.graph_batches(order=2)
+        if len(batches) > 1:
+            room -= max(_memory.graph_bytes(self, batch.count, order=2) for batch in batches)
+        for batch in batches:
+            room -= _memory.graph_bytes(self, batch.count, order=2)
+            (rebuilt if room < 0 else kept).append(batch)
+        return kept, rebuilt
 
     def loss_graph(self, leaf: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the batch as a function of the leaf theta."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
 _SHARE_OF_A_PASS = 4
+_PARTS = 8
 
 
 def default(device: torch.device) -> int:
@@ -30,10 +31,16 @@ def default_rows(examples: Examples) -> int:
 
 
 def graph_rows(engine: "Engine", order: int) -> int:
-    """Rows whose graph of this order of derivative stays within the memory allowed."""
+    """Rows whose graph of this order of derivative stays within the memory allowed.
+
+    Of second order, where not all fit, an eighth: seven may be kept while one is rebuilt.
+    """
     rows = default_rows(engine.examples)
     fixed, each = _graph_size(engine, order)
-    return max(1, min(rows, int((engine.memory - fixed) / max(each, 1))))
+    most = int((engine.memory - fixed) / max(each, 1))
+    if order > 1 and most < engine.examples.num_examples:
+        most = int((engine.memory / _PARTS - fixed) / max(each, 1))
+    return max(1, min(rows, most))
 
 
 def graph_bytes(engine: "Engine", count: int, *, order: int) -> float:
