@@ -32,7 +32,7 @@ def check_numbers(drawn, paper, page):
     assert len(axes) == len(drawn.panels)
     traces = list(page.data)
     for index, (panel, ax) in enumerate(zip(drawn.panels, axes, strict=True)):
-        here = [t for t in traces if (t.xaxis or "x") == f"x{index + 1 if index else ''}"]
+        here = [t for t in traces if place(t) == index]
         expected = [m for m in panel.marks if not isinstance(m, grammar.Rule | grammar.Label)]
         assert len(here) == len(expected)
         lines = [
@@ -51,15 +51,24 @@ def check_numbers(drawn, paper, page):
             np.testing.assert_array_equal(line.get_ydata(), mark.y)
 
 
+def place(trace):
+    """Number of the panel that a trace is in."""
+    axes = (trace.scene or "scene") if trace.type == "surface" else (trace.xaxis or "x")
+    return int(axes.removeprefix("scene").removeprefix("x") or 1) - 1
+
+
 def check_words(drawn, paper, page):
     shown = {ax.get_xlabel() for ax in paper.axes} | {ax.get_ylabel() for ax in paper.axes}
     layout = page.to_dict()["layout"]
     named = {
-        axis["title"].get("text") or ""
+        axis.get("title", {}).get("text") or ""
         for key, axis in layout.items()
         if key.startswith(("xaxis", "yaxis"))
     }
-    wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y)}
+    scenes = [value for key, value in layout.items() if key.startswith("scene")]
+    named |= {scene[f"{a}axis"]["title"]["text"] for scene in scenes for a in "xyz"}
+    shown |= {ax.get_zlabel() for ax in paper.axes if ax.name == "3d"}
+    wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y, panel.z) if axis}
     assert wanted - {""} <= named
     assert wanted - {""} <= shown
     assert drawn.caption

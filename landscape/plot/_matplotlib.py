@@ -6,7 +6,8 @@ from textwrap import fill
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -20,12 +21,15 @@ from landscape.plot.drawing import (
     Bars,
     Contours,
     Drawing,
+    Field,
+    Gaps,
     Label,
     Line,
     Matrix,
     Panel,
     Points,
     Rule,
+    Surface,
     fixed,
     log_ticks,
     short,
@@ -64,6 +68,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
             sharex=share.get(drawing.share_x, "col"),
             sharey=share.get(drawing.share_y, "row"),
             width_ratios=ratios,
+            subplot_kw={"projection": "3d"} if drawing.solid else None,
         )
         letters = int(inches / columns / 0.06)
         keys: dict[tuple, _Key] = {}
@@ -121,30 +126,36 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
             ax.tick_params(labelleft=False)
 
 
-def _panel(panel: Panel, ax: Axes, letters: int) -> list[tuple[Matrix | Contours, object]]:
+_Coloured = Matrix | Contours | Field | Surface
+_COLOURED = (AxesImage, QuadContourSet, QuadMesh)
+
+
+def _panel(panel: Panel, ax: Axes, letters: int) -> list[tuple[_Coloured, object]]:
     """Draw the panel; return the marks that need a colour bar, with what it explains."""
     _axis(panel.x, ax, "x")
     _axis(panel.y, ax, "y")
+    if panel.z is not None:
+        _axis(panel.z, ax, "z")
     if panel.title:
         lines = [fill(line, letters) for line in panel.title.splitlines()]
         ax.set_title("\n".join(lines))
     drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
-    coloured = [pair for pair in drawn if isinstance(pair[1], AxesImage | QuadContourSet)]
+    coloured = [pair for pair in drawn if isinstance(pair[1], _COLOURED)]
     if coloured:
         ax.grid(False)
     return coloured
 
 
-_Key = tuple[Matrix | Contours, object, list[Axes]]
+_Key = tuple[_Coloured, object, list[Axes]]
 
 
-def _scale(mark: Matrix | Contours) -> tuple:
+def _scale(mark: _Coloured) -> tuple:
     """One bar serves all panels whose colours mean the same."""
     ends = tuple(mark.levels) if isinstance(mark, Contours) else mark.limits
     return (type(mark), mark.name, *ends)
 
 
-def _colorbar(mark: Matrix | Contours, mappable: object, axes: list[Axes], figure: Figure) -> None:
+def _colorbar(mark: _Coloured, mappable: object, axes: list[Axes], figure: Figure) -> None:
     if isinstance(mark, Contours):
         bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
         ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
@@ -161,7 +172,7 @@ def _colorbar(mark: Matrix | Contours, mappable: object, axes: list[Axes], figur
 
 def _axis(axis: Axis, ax: Axes, which: str) -> None:
     ax.set(**{f"{which}label": axis.title})
-    target = ax.xaxis if which == "x" else ax.yaxis
+    target = getattr(ax, f"{which}axis")
     if axis.log:
         ax.set(**{f"{which}scale": "log"})
         target.set_minor_locator(NullLocator())
@@ -285,17 +296,65 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
 @_draw.register
 def _(mark: Contours, ax: Axes) -> QuadContourSet:
     low, high = mark.levels[0], mark.levels[-1]
-    values = np.clip(mark.values.T, low, high)
-    norm = LogNorm(low, high)
+    known = np.ma.masked_invalid(mark.values.T)
+    values = np.clip(known, low, high)
+    norm = (LogNorm if mark.log else Normalize)(low, high)
     filled = ax.contourf(
         mark.x, mark.y, values, levels=mark.levels, norm=norm, cmap=style.SEQUENTIAL
     )
     ax.contour(
         mark.x, mark.y, values, levels=mark.levels, colors="white", linewidths=0.3, alpha=0.6
     )
-    ax.set_aspect("equal")
-    ax.plot([0], [0], marker="+", color="white", markersize=4, markeredgewidth=0.8)
+    if mark.equal:
+        ax.set_aspect("equal")
     return filled
+
+
+@_draw.register
+def _(mark: Field, ax: Axes) -> QuadMesh:
+    low, high = mark.limits
+    values = np.ma.masked_invalid(mark.values.T)
+    norm = (LogNorm if mark.log else Normalize)(low, high)
+    cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
+    mesh = ax.pcolormesh(mark.x, mark.y, values, norm=norm, cmap=cmap, shading="nearest")
+    ax.set_aspect("equal")
+    return mesh
+
+
+@_draw.register
+def _(mark: Gaps, ax: Axes) -> None:
+    cells = np.ma.masked_where(np.isfinite(mark.values.T), np.zeros(mark.values.T.shape))
+    colors = ListedColormap([style.GRID])
+    ax.pcolor(
+        mark.x, mark.y, cells, cmap=colors, shading="nearest", hatch="/////", zorder=1.2,
+        edgecolor=style.MUTED, linewidth=0,
+    )  # fmt: skip
+
+
+@_draw.register
+def _(mark: Surface, ax: Axes) -> None:
+    bottom, top = mark.heights(np.array(mark.limits))
+    floor = bottom - 0.35 * (top - bottom)
+    x, y = np.meshgrid(mark.x, mark.y, indexing="ij")
+    heights = np.clip(mark.heights(), bottom, top)
+    options = {"cmap": colormaps[style.SEQUENTIAL], "vmin": bottom, "vmax": top}
+    # No face has a corner that is not finite.
+    ax.plot_surface(x, y, heights, rstride=1, cstride=1, linewidth=0, antialiased=True, **options)
+    levels = np.linspace(bottom, top, 12)
+    below = np.ma.masked_invalid(heights)
+    ax.contour(x, y, below, levels=levels, zdir="z", offset=floor, linewidths=0.5, **options)
+    ax.set_zlim(floor, top)
+    ax.view_init(elev=28, azim=-60)
+    ax.set_box_aspect((1, 1, 0.75), zoom=0.9)
+    ax.tick_params(pad=-3)
+    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+        axis.labelpad = -8
+        axis.set_pane_color((1, 1, 1, 0))
+        axis._axinfo["grid"].update(color=style.GRID, linewidth=0.4)
+    if mark.log:
+        ticks = log_ticks(*mark.limits)
+        ax.zaxis.set_major_locator(FixedLocator(list(np.log10(ticks))))
+        ax.zaxis.set_major_formatter(FuncFormatter(lambda value, _: short(10**value)))
 
 
 @_draw.register

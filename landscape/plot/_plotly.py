@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BasePlotlyType
 from plotly.subplots import make_subplots
 
+from landscape.plot import _plotly_planes as _planes
 from landscape.plot import style
 from landscape.plot.drawing import (
     Axis,
@@ -17,12 +18,15 @@ from landscape.plot.drawing import (
     Bars,
     Contours,
     Drawing,
+    Field,
+    Gaps,
     Label,
     Line,
     Matrix,
     Panel,
     Points,
     Rule,
+    Surface,
     fixed,
     log_ticks,
     short,
@@ -65,8 +69,9 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         shared_yaxes={"all": "all", "grid": "rows"}.get(drawing.share_y, False),
         column_widths=list(drawing.widths) if whole else None,
         subplot_titles=[panel.title.replace("\n", "<br>") for panel in drawing.panels],
-        horizontal_spacing=(0.02 if drawing.share_y else 0.08) if columns > 1 else 0,
+        horizontal_spacing=_planes.spacing(drawing, columns),
         vertical_spacing=min((44 if drawing.share_x else 78) / plot, 0.9 / max(rows - 1, 1)),
+        specs=[[{"type": "scene" if drawing.solid else "xy"}] * columns for _ in range(rows)],
     )
     named: set[str] = set()
     for index, panel in enumerate(drawing.with_limits(columns)):
@@ -74,6 +79,9 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         for mark in panel.marks:
             _draw(mark, _Place(figure, panel, row + 1, column + 1, named))
         last = index + columns >= len(drawing.panels)
+        if panel.z is not None:
+            _planes.scene_axes(figure, panel, row + 1, column + 1)
+            continue
         _axis(figure, panel.x, "x", row, column, bool(drawing.share_x) and not last)
         _axis(figure, panel.y, "y", row, column, bool(drawing.share_y) and column > 0)
     figure.update_annotations(font_size=12.5)
@@ -91,6 +99,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         barmode="overlay",
         meta={"name": drawing.name, "title": drawing.title, "caption": drawing.caption},
     )
+    _planes.arrange_bars(figure)
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure
@@ -328,13 +337,14 @@ def _cell(value: float, digits: int | None) -> str:
 
 @_draw.register
 def _(mark: Contours, at: _Place) -> None:
-    levels = np.log10(mark.levels)
+    scaled = np.log10 if mark.log else np.asarray
+    levels = scaled(mark.levels)
     ticks = levels[:: max(1, len(levels) // 6)]
     at.add(
         go.Contour(
             x=_single(mark.x),
             y=_single(mark.y),
-            z=_single(np.log10(np.clip(mark.values.T, mark.levels[0], mark.levels[-1]))),
+            z=_single(_planes.blank(scaled(np.clip(mark.values.T, *mark.levels[[0, -1]])), mark)),
             customdata=_single(mark.values.T),
             zmin=levels[0],
             zmax=levels[-1],
@@ -353,12 +363,27 @@ def _(mark: Contours, at: _Place) -> None:
             colorbar={
                 "title": {"text": Axis(mark.name, mark.units).title, "side": "right"},
                 "tickvals": list(ticks),
-                "ticktext": [short(10**tick) for tick in ticks],
+                "ticktext": [short(10**tick if mark.log else tick) for tick in ticks],
                 "thickness": 12,
             },
         )
     )
     at.named.add(mark.name)
+
+
+@_draw.register
+def _(mark: Field, at: _Place) -> None:
+    at.add(_planes.field(mark))
+
+
+@_draw.register
+def _(mark: Gaps, at: _Place) -> None:
+    at.add(_planes.gaps(mark))
+
+
+@_draw.register
+def _(mark: Surface, at: _Place) -> None:
+    at.add(_planes.surface(mark, at.panel))
 
 
 @_draw.register

@@ -124,7 +124,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Contours:
-    """Filled contours of values (x, y) at `levels`, which are logarithmically spaced."""
+    """Filled contours of values (x, y) at `levels`, logarithmically or evenly spaced.
+
+    Around values that are not finite there is no contour; `Gaps` shows them.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -132,6 +135,52 @@ class Contours:
     levels: np.ndarray
     name: str
     units: str
+    log: bool = True
+    equal: bool = True
+
+
+@dataclass(frozen=True)
+class Field:
+    """A cell per value (x, y), coloured from limits[0] to limits[1]; diverging around 0."""
+
+    x: np.ndarray
+    y: np.ndarray
+    values: np.ndarray
+    name: str
+    units: str
+    limits: tuple[float, float]
+    diverging: bool = False
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Hatched cells (x, y) where `values` is not finite: nothing is drawn in their place."""
+
+    x: np.ndarray
+    y: np.ndarray
+    values: np.ndarray
+    name: str = "not finite"
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Values (x, y) as heights over a plane, with their contours on its floor; a 3-D panel."""
+
+    x: np.ndarray
+    y: np.ndarray
+    values: np.ndarray
+    limits: tuple[float, float]
+    name: str
+    units: str
+    log: bool = True
+
+    def heights(self, values: np.ndarray | None = None) -> np.ndarray:
+        """Values as they are drawn: their logarithm, or themselves; NaN where there is none."""
+        values = np.asarray(self.values if values is None else values, float)
+        known = np.isfinite(values) & ((values > 0) | (not self.log))
+        values = np.where(known, values, 1.0)
+        return np.where(known, np.log10(values) if self.log else values, np.nan)
 
 
 @dataclass(frozen=True)
@@ -145,17 +194,18 @@ class Label:
     anchor: Literal["left", "right", "center"] = "left"
 
 
-Mark = Points | Line | Band | Bars | Rule | Matrix | Contours | Label
+Mark = Points | Line | Band | Bars | Rule | Matrix | Contours | Field | Gaps | Surface | Label
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Marks on one pair of axes."""
+    """Marks on one pair of axes; a panel whose mark is a `Surface` has a third one, z."""
 
     x: Axis
     y: Axis
     marks: tuple[Mark, ...]
     title: str = ""
+    z: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +227,11 @@ class Drawing:
     share_y: Literal["", "all", "grid"] = ""
     legend: bool = True
     widths: tuple[float, ...] = field(default=())
+
+    @property
+    def solid(self) -> bool:
+        """Whether the panels are three-dimensional (all of them, or none)."""
+        return bool(self.panels) and self.panels[0].z is not None
 
     def grid(self, width: float) -> tuple[int, int]:
         """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""

@@ -9,6 +9,7 @@ from landscape.plot.figures.behaviour import (
     norms,
     robustness,
 )
+from landscape.plot.figures.connectivity import barrier, bezier, interpolation, perturbation_slice
 from landscape.plot.figures.controls import perturbation_controls
 from landscape.plot.figures.curvature import (
     alignment,
@@ -42,17 +43,28 @@ from landscape.plot.figures.perturbations import (
     perturbation,
     perturbation_over_time,
 )
+from landscape.plot.figures.planes import (
+    curvature_map,
+    loss_plane,
+    loss_surface,
+    plane_difference,
+    three_points,
+    trajectory,
+)
 from landscape.plot.figures.sharpness import adaptive_sharpness, m_sharpness, sharpness
-from landscape.plot.figures.surfaces import loss_plane, loss_slice
+from landscape.plot.figures.surfaces import loss_slice
 from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
 
 __all__ = [
     "adaptive_sharpness",
     "alignment",
+    "barrier",
     "batch_overlap",
+    "bezier",
     "block_curvature",
     "calibration",
     "critical_sharpness",
+    "curvature_map",
     "data_bracket",
     "energy_map",
     "energy_over_time",
@@ -66,8 +78,10 @@ __all__ = [
     "headline",
     "hessian_trace",
     "history",
+    "interpolation",
     "loss_plane",
     "loss_slice",
+    "loss_surface",
     "m_sharpness",
     "margins",
     "mask_filters",
@@ -82,12 +96,16 @@ __all__ = [
     "perturbation_controls",
     "perturbation_cosines",
     "perturbation_over_time",
+    "perturbation_slice",
+    "plane_difference",
     "robustness",
     "saved_mask_overlap",
     "sharpness",
     "spectral_density",
     "spectral_views",
+    "three_points",
     "top_eigenvalues",
     "training_curvature",
+    "trajectory",
     "zscore_tails",
 ]

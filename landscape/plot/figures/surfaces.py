@@ -1,11 +1,11 @@
-"""Slices and planes of the loss around a solution."""
+"""Slices of the loss around a solution."""
 
 import numpy as np
 import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs
-from landscape.plot.drawing import Axis, Band, Contours, Drawing, Line, Mark, Panel
+from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel
 from landscape.plot.runs import Variant
 
 _WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))
@@ -76,39 +76,3 @@ def _slice_curve(v: Variant) -> list[Mark]:
         np.array([getattr(ci, key) for ci in cis]) for key in ("estimate", "low", "high")
     )
     return [Band(x, low, high, v.label, v.color), Line(x, estimate, v.label, v.color)]
-
-
-def loss_plane(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
-    """Loss on a random plane through each model of the first seed; all share the levels."""
-    ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "loss")
-    finite = ds.loss.where(np.isfinite(ds.loss) & (ds.loss > 0))
-    low, high = float(finite.min()), float(finite.max())
-    if not high > low:
-        low, high = (low or 1.0) * 0.9, (low or 1.0) * 1.1
-    ticks = np.geomspace(low, high, levels)
-    panels = []
-    for v in runs.variants(ds):
-        one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
-        mark = Contours(
-            np.asarray(one.alpha.values, float), np.asarray(one.beta.values, float),
-            one.loss.values, ticks, "loss", "nats",
-        )  # fmt: skip
-        panels.append(Panel(Axis("α"), Axis("β"), (mark,), v.label))
-    cosine = float(np.abs(ds.axis_cosine).max()) if "axis_cosine" in ds else np.nan
-    clipped = bool((~np.isfinite(ds.loss)).any())
-    return Drawing(
-        "loss_plane",
-        "Loss on a random plane",
-        "Illustration, not evidence: two random directions miss almost all curvature, and the "
-        "picture changes with the directions. First seed only; all models share the directions "
-        f"(normalized per filter) and the levels. Cosine of the axes at most {cosine:.2f}. "
-        f"BatchNorm mode {runs.provenance(ds, 'bn')}."
-        + (" Blank: the loss is not finite there." if clipped else ""),
-        tuple(panels),
-        columns=4,
-        panel_height=1.3,
-        share_x="all",
-        share_y="all",
-        legend=False,
-    )

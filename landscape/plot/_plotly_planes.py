@@ -1,0 +1,173 @@
+"""Planes for plotly: fields of cells, gaps, rotating surfaces, and places of colour bars."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from landscape.plot import style
+from landscape.plot.drawing import (
+    Axis,
+    Contours,
+    Drawing,
+    Field,
+    Gaps,
+    Matrix,
+    Panel,
+    Surface,
+    log_ticks,
+    short,
+)
+
+_COLOURED = Matrix | Contours | Field | Surface
+_GAP = "#c9c9c9"
+
+
+def field(mark: Field) -> go.Heatmap:
+    """A cell per value; cells that are not finite stay empty."""
+    values, (low, high) = np.asarray(mark.values, float).T, mark.limits
+    bar: dict[str, object] = {"title": {"text": Axis(mark.name, mark.units).title, "side": "right"}}
+    if mark.log:
+        ticks = log_ticks(low, high)
+        values = np.log10(np.where(values > 0, values, np.nan))
+        bar |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
+        low, high = np.log10([low, high])
+    return go.Heatmap(
+        x=_single(mark.x),
+        y=_single(mark.y),
+        z=_single(values),
+        customdata=_single(mark.values.T),
+        zmin=low,
+        zmax=high,
+        colorscale="RdBu_r" if mark.diverging else "Cividis",
+        name=mark.name,
+        hoverongaps=False,
+        hovertemplate="%{x:.3g}, %{y:.3g}<br>"
+        + f"{mark.name}: %{{customdata:.4g}} {'' if mark.units == '1' else mark.units}"
+        + "<extra></extra>",
+        colorbar={"thickness": 12, **bar},
+    )
+
+
+def gaps(mark: Gaps) -> go.Heatmap:
+    """Grey cells that say what stands there instead of a number."""
+    values = np.asarray(mark.values, float).T
+    odd = ~np.isfinite(values)
+    return go.Heatmap(
+        x=_single(mark.x),
+        y=_single(mark.y),
+        z=np.where(odd, 0.0, np.nan),
+        text=[[_word(value) for value in row] for row in values],
+        colorscale=[[0, _GAP], [1, _GAP]],
+        showscale=False,
+        hoverongaps=False,
+        name=mark.name,
+        hovertemplate="%{x:.3g}, %{y:.3g}<br>%{text}<extra></extra>",
+    )
+
+
+def _word(value: float) -> str:
+    if np.isfinite(value):
+        return ""
+    return "NaN" if np.isnan(value) else "infinity" if value > 0 else "minus infinity"
+
+
+def surface(mark: Surface, panel: Panel) -> go.Surface:
+    """Heights over a plane; the contours on the floor follow the pointer."""
+    bottom, top = mark.heights(np.array(mark.limits))
+    heights = mark.heights().T
+    ticks = log_ticks(*mark.limits) if mark.log else None
+    bar: dict[str, object] = {"title": {"text": Axis(mark.name, mark.units).title, "side": "right"}}
+    if ticks is not None:
+        bar |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
+    size = (top - bottom) / 12
+    lines = {"show": True, "start": bottom, "end": top, "size": size, "usecolormap": True}
+    return go.Surface(
+        x=_single(mark.x),
+        y=_single(mark.y),
+        z=_single(np.clip(heights, bottom, top)),
+        surfacecolor=_single(np.clip(heights, bottom, top)),
+        customdata=_single(mark.values.T),
+        cmin=bottom,
+        cmax=top,
+        colorscale="Cividis",
+        connectgaps=False,
+        name=mark.name,
+        contours={"z": {**lines, "project": {"z": True}, "highlightcolor": style.INK}},
+        lighting={"ambient": 0.75, "diffuse": 0.5, "specular": 0.05, "roughness": 0.9},
+        hovertemplate=f"{panel.x.label}: %{{x:.3g}}<br>{panel.y.label}: %{{y:.3g}}<br>"
+        + f"{mark.name}: %{{customdata:.4g}} {'' if mark.units == '1' else mark.units}"
+        + "<extra></extra>",
+        colorbar={"thickness": 12, "len": 0.8, **bar},
+    )
+
+
+def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
+    """Titles, ticks and the floor of a 3-D panel."""
+    mark = next(mark for mark in panel.marks if isinstance(mark, Surface))
+    bottom, top = (float(end) for end in mark.heights(np.array(mark.limits)))
+    look = {"gridcolor": style.GRID, "backgroundcolor": "rgba(0,0,0,0)", "zeroline": False}
+    z: dict[str, object] = {"range": [bottom - 0.35 * (top - bottom), top + 0.02 * (top - bottom)]}
+    if mark.log:
+        ticks = log_ticks(*mark.limits)
+        z |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
+    figure.update_scenes(
+        row=row,
+        col=column,
+        xaxis={"title": {"text": panel.x.title}, **look},
+        yaxis={"title": {"text": panel.y.title}, **look},
+        zaxis={"title": {"text": panel.z.title if panel.z else ""}, **look, **z},
+        aspectmode="manual",
+        aspectratio={"x": 1, "y": 1, "z": 0.75},
+        camera={"eye": {"x": 1.25, "y": -1.45, "z": 0.85}},
+        dragmode="orbit",
+    )
+
+
+def blank(scaled: np.ndarray, mark: Contours) -> np.ndarray:
+    """NaN where the value was not finite, which clipping would hide."""
+    return np.where(np.isfinite(mark.values.T), scaled, np.nan)
+
+
+def spacing(drawing: Drawing, columns: int) -> float:
+    """Share of the width between panels: more where a colour bar stands between them."""
+    if columns == 1:
+        return 0.0
+    last: dict[str, int] = {}
+    for index, panel in enumerate(drawing.panels):
+        last |= {mark.name: index for mark in panel.marks if isinstance(mark, _COLOURED)}
+    inner = len(last) > 1 and any(index % columns < columns - 1 for index in last.values())
+    if inner:
+        return 0.14
+    return 0.02 if drawing.share_y or drawing.solid else 0.08
+
+
+def arrange_bars(figure: go.Figure) -> None:
+    """One colour bar for each scale, beside the last panel that it explains if there are several.
+
+    Traces of one name share their colours.
+    """
+    found: dict[str, list[go.Heatmap | go.Contour | go.Surface]] = {}
+    for trace in figure.data:
+        if isinstance(trace, go.Heatmap | go.Contour | go.Surface):
+            found.setdefault(trace.name, []).append(trace)
+    shown = [traces for traces in found.values() if any(t.showscale is not False for t in traces)]
+    for traces in shown:
+        for trace in traces:
+            trace.showscale = trace is traces[-1]
+        if len(shown) > 1:
+            (_, right), (low, high) = _domains(figure, traces[-1])
+            bar = traces[-1].colorbar
+            bar.update(x=right + 0.005, xanchor="left", len=high - low)
+            bar.update(y=(low + high) / 2, yanchor="middle")
+
+
+def _domains(figure: go.Figure, trace: object) -> tuple[tuple[float, float], tuple[float, float]]:
+    if isinstance(trace, go.Surface):
+        domain = figure.layout[trace.scene or "scene"].domain
+        return domain.x, domain.y
+    axes = [f"{name[0]}axis{name[1:]}" for name in (trace.xaxis or "x", trace.yaxis or "y")]
+    return figure.layout[axes[0]].domain, figure.layout[axes[1]].domain
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    # Half the size of the page; six digits are more than a screen shows.
+    return np.asarray(values, dtype=np.float32)

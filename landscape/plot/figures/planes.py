@@ -1,0 +1,461 @@
+"""The loss over planes: contours, rotating surfaces, differences, curvature, trajectories."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from landscape import surfaces
+from landscape.plot import runs, style
+from landscape.plot.drawing import (
+    Axis,
+    Contours,
+    Drawing,
+    Field,
+    Gaps,
+    Label,
+    Line,
+    Mark,
+    Panel,
+    Points,
+    Surface,
+    short,
+)
+from landscape.plot.runs import Variant
+
+_ALPHA, _BETA = Axis("α", "‖d₁‖"), Axis("β", "‖d₂‖")
+_CENTRE = "checkpoint"
+
+
+def loss_plane(
+    ds: xr.Dataset,
+    slices: xr.Dataset | None = None,
+    *,
+    setting: str | None = None,
+    levels: int = 15,
+) -> Drawing:
+    """Loss on a plane through each model of the first seed, with its cuts along both axes.
+
+    All panels share the levels. slices: loss_slice of the same study, whose spread over directions
+    tells how much the choice of the plane matters.
+    """
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "loss")
+    values = [one.ds.loss.isel(run=0).values for one in runs.variants(ds)]
+    ticks, log = shared_levels(values, levels)
+    panels = []
+    for v in runs.variants(ds):
+        one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
+        marks: list[Mark] = [*contours(one, "loss", "nats", ticks, log=log), *_evaluated(one)]
+        panels.append(Panel(_ALPHA, _BETA, (*marks, centre()), v.label))
+    panels += [_cut(ds, "alpha", log=log), _cut(ds, "beta", log=log)]
+    return Drawing(
+        "loss_plane",
+        f"Loss on a plane of {_kind(ds)}",
+        _plane_caption(ds, slices, setting),
+        tuple(panels),
+        columns=4 if len(panels) > 6 else 3,
+        panel_height=1.5,
+    )
+
+
+def _cut(ds: xr.Dataset, along: str, *, log: bool) -> Panel:
+    """The row of cells through the checkpoint, one line per variant."""
+    across = "beta" if along == "alpha" else "alpha"
+    marks: list[Mark] = []
+    for v in runs.variants(ds):
+        row = v.ds.isel(run=0).sel({across: 0.0}, method="nearest")
+        y = row.loss.values.astype(float)
+        y = np.where(np.isfinite(y) & ((y > 0) | (not log)), y, np.nan)
+        marks.append(Line(row[along].values.astype(float), y, v.label, v.color))
+    axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
+    title = f"cross-section {other} = 0"
+    return Panel(axis, Axis("loss", "nats", log=log), tuple(marks), title)
+
+
+def _kind(ds: xr.Dataset) -> str:
+    kind = runs.provenance(ds, "plane")
+    return {"random": "random directions", "": "given directions"}.get(kind, kind)
+
+
+def _plane_caption(
+    ds: xr.Dataset, slices: xr.Dataset | None, setting: str | None, *, surface: bool = False
+) -> str:
+    kind = _kind(ds)
+    parts = []
+    if kind == "random directions":
+        parts.append(
+            "Illustration, not evidence: two random directions miss almost all curvature, and the "
+            "picture changes with the directions." + _spread(slices, setting)
+        )
+        shared = "All models share the directions (normalized per filter) and the levels."
+    else:
+        parts.append(f"Axes: {runs.provenance(ds, 'directions')}; coordinates are distances.")
+        shared = "All panels share the levels."
+    parts.append(f"First seed only. {shared}")
+    if "axis_cosine" in ds:
+        cosine = float(np.abs(ds.axis_cosine).max())
+        parts.append(f"Cosine of the axes at most {cosine:.2f}.")
+    if "evaluated" in ds and not surface:
+        share = float(np.nanmean(ds.evaluated.values.astype(float)))
+        parts.append(
+            f"Dots: the {share:.0%} of the cells that were evaluated; the others are interpolated "
+            f"within {runs.provenance(ds, 'tolerance') or 'the stated tolerance'} of the loss."
+        )
+    parts.append(_mode(ds))
+    if bool((~np.isfinite(ds.loss)).any()):
+        parts.append(f"{'Holes' if surface else 'Hatched'}: the loss is not finite there.")
+    return " ".join(part for part in parts if part)
+
+
+def _mode(ds: xr.Dataset) -> str:
+    words = runs.provenance(ds, "objective")
+    objective = f" Objective: {words}." if words else ""
+    return f"BatchNorm mode {runs.provenance(ds, 'bn')}.{objective}"
+
+
+def _spread(slices: xr.Dataset | None, setting: str | None) -> str:
+    """How much the rise at the end of a slice differs between directions of one model."""
+    if slices is None:
+        return ""
+    part = runs.first_seeds(runs.in_setting(slices, setting))
+    end = part.loss.isel(alpha=-1) - part.loss.sel(alpha=0.0, method="nearest")
+    if part.sizes.get("direction", 1) < 2:
+        return ""
+    relative = end.std("direction", ddof=1) / end.mean("direction")
+    reach = short(float(part.alpha[-1]))
+    return (
+        f" Between {part.sizes['direction']} directions of one model the rise at α = {reach} "
+        f"has a standard deviation of {float(relative.median()):.0%} of its mean."
+    )
+
+
+def loss_surface(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """The same planes as surfaces that rotate, with their contours on the floor."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "loss")
+    found = list(runs.variants(ds))
+    values = [v.ds.isel(run=0).loss.transpose("alpha", "beta").values for v in found]
+    ticks, log = shared_levels(values, 15)
+    panels = tuple(
+        Panel(
+            _ALPHA,
+            _BETA,
+            (
+                Surface(
+                    v.ds.alpha.values.astype(float), v.ds.beta.values.astype(float), table,
+                    (float(ticks[0]), float(ticks[-1])), "loss", "nats", log=log,
+                ),
+            ),
+            v.label,
+            z=Axis("loss", "nats"),
+        )
+        for v, table in zip(found, values, strict=True)
+    )  # fmt: skip
+    return Drawing(
+        "loss_surface",
+        f"Loss over a plane of {_kind(ds)}",
+        f"{_plane_caption(ds, None, None, surface=True)} All panels share the scale of heights and "
+        "colours. Drag to rotate; the contours on the floor are those of the surface.",
+        panels,
+        columns=min(3, len(panels)),
+        panel_height=2.0,
+        narrowest=1.6,
+        legend=False,
+    )
+
+
+def plane_difference(
+    ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd"
+) -> Drawing:
+    """Loss of each variant minus that of the reference on the same plane, paired over seeds.
+
+    Cells whose interval excludes 0 carry a dot. Without a second seed there is nothing to draw.
+    """
+    ds = runs.in_setting(ds, setting)
+    found = [v for v in runs.variants(ds) if v.id != reference]
+    base = next((v for v in runs.variants(ds) if v.id == reference), None)
+    made = [
+        (v, surfaces.difference(ds, variant=v.id, reference=reference, scale="log_loss"))
+        for v in (found if base is not None else [])
+        if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
+    ]
+    limit = _limit([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
+    panels = []
+    for v, part in made:
+        x, y = part.alpha.values.astype(float), part.beta.values.astype(float)
+        table = part.difference.values
+        surely = (part.low.values > 0) | (part.high.values < 0)
+        words = f"{int(part.n.max())} seeds, p = {float(part.p_anywhere):.2g}"
+        panels.append(
+            Panel(
+                _ALPHA,
+                _BETA,
+                (
+                    Field(x, y, table, "log loss ratio", "1", (-limit, limit), diverging=True),
+                    *gaps(x, y, table),
+                    *dots(x, y, surely, "interval excludes 0"),
+                ),
+                f"{v.label}\n{words}",
+            )
+        )
+    name = base.label if base is not None else reference
+    return Drawing(
+        "plane_difference",
+        f"Loss minus that of {name} on the same plane",
+        f"Mean over seeds of ln L − ln L({name}) at the same coordinates of the same random "
+        "directions, normalized to each model; below 0 (blue) the loss is lower. Dots: the 95 % "
+        "t-interval of that cell, paired over seeds, excludes 0; 1 in 20 cells would by chance. "
+        "p: exact, of no difference at any cell, from flipping the signs of whole seeds, which "
+        f"cannot go below 2/2ⁿ. Random directions: illustration, not evidence. {_mode(ds)}",
+        tuple(panels),
+        columns=min(3, max(1, len(panels))),
+        panel_height=1.6,
+        narrowest=1.4,
+    )
+
+
+def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Largest and smallest Hessian eigenvalue over a plane, and how far from convex that is."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "eigenvalue_max", "eigenvalue_min", "residual_min", "non_convexity")
+    found = list(runs.variants(ds))
+    top = _positive(ds.eigenvalue_max.values)
+    low = _limit(ds.eigenvalue_min.values)
+    ratio = max(float(np.nanmax(ds.non_convexity.values, initial=0.0)), 1e-12)
+    rows = (
+        ("eigenvalue_max", "λ_max", {"limits": top, "log": True}),
+        ("eigenvalue_min", "λ_min", {"limits": (-low, low), "diverging": True}),
+        ("non_convexity", "|λ_min| / λ_max", {"limits": (0.0, ratio)}),
+    )
+    panels = []
+    for variable, name, look in rows:
+        units = "1" if variable == "non_convexity" else "nats"
+        for v in found:
+            one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
+            x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
+            loose = ~one.converged.values.astype(bool) & np.isfinite(one[variable].values)
+            marks: list[Mark] = [
+                Field(x, y, one[variable].values, name, units, **look),
+                *gaps(x, y, one[variable].values),
+                *dots(x, y, loose, "not converged", hollow=True),
+            ]
+            if variable == "eigenvalue_min":
+                convex = one.eigenvalue_min.values - one.residual_min.values > 0
+                marks += dots(x, y, convex, "surely convex: λ_min − residual > 0")
+            panels.append(Panel(_ALPHA, _BETA, tuple(marks), f"{v.label}, {name}"))
+    worst = float(np.nanmax(np.maximum(ds.residual_max, ds.residual_min).values, initial=0.0))
+    return Drawing(
+        "curvature_map",
+        "Extreme Hessian eigenvalues over a random plane",
+        "Eigenvalues of the whole Hessian at each cell, not of the plane, in nats per squared "
+        f"parameter; each is within its residual, at most {short(worst)}, of an exact one (hollow: "
+        "not converged). |λ_min|/λ_max is 0 where no negative curvature was found "
+        "(arXiv:1712.09913, section 6). First seed only; the directions are random: illustration, "
+        f"not evidence. {_mode(ds)}"
+        + (" Hatched: the loss is not finite there." if bool(ds.loss.isnull().any()) else ""),
+        tuple(panels),
+        columns=len(found) if len(found) <= 4 else 3,
+        panel_height=1.35,
+    )
+
+
+def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
+    """The loss on the plane through three models, each named where it lies."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "loss", "model_alpha", "model_beta", "model_loss")
+    ticks, log = shared_levels(list(ds.loss.values), levels)
+    panels = []
+    for index in range(ds.sizes["run"]):
+        one = ds.isel(run=index).transpose("alpha", "beta", ...)
+        known = np.isfinite(one.model_alpha.values)
+        x, y = one.model_alpha.values[known], one.model_beta.values[known]
+        names = [str(name) for name in one.point.values[known]]
+        values = one.model_loss.values[known]
+        hover = [f"{name}: {short(float(v))} nats" for name, v in zip(names, values, strict=True)]
+        labels = [Label(a, b, name, "#ffffff") for a, b, name in zip(x, y, names, strict=True)]
+        models = Points(x, y, "models", "#ffffff", "circle", legend=False, hover=hover)
+        panels.append(
+            Panel(
+                Axis("α"),
+                Axis("β"),
+                (*contours(one, "loss", "nats", ticks, log=log), models, *labels),
+                f"distances {short(float(one.alpha_norm))} and {short(float(one.beta_norm))}, "
+                f"cosine {float(one.axis_cosine):.2f}",
+            )
+        )
+    return Drawing(
+        "three_points",
+        "Loss on the plane through three solutions",
+        "One solution at the origin, the others at α = 1 and at β = 1; the axes are oblique in "
+        f"weight space, as their cosine says. {_mode(ds)}"
+        + (" Hatched: the loss is not finite there." if _holes(ds.loss.values) else ""),
+        tuple(panels),
+        columns=2,
+        panel_height=2.6,
+        narrowest=2.5,
+        legend=False,
+    )
+
+
+def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
+    """Each training on its own principal plane, and what that projection leaves out."""
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
+    runs.require(ds, "coordinate", "explained_share", "random_walk_share", "residual")
+    found = list(runs.variants(ds))
+    panels = []
+    if "plane_loss" in ds:
+        ticks, log = shared_levels(
+            [*ds.plane_loss.values, ds.loss.values, ds.surface_loss.values], levels
+        )
+        panels = [_trajectory_panel(v, ticks, log) for v in found]
+    panels += [
+        Panel(
+            Axis("epoch"),
+            Axis("distance from the plane"),
+            tuple(_over_epochs(v, v.ds.residual.isel(run=0)) for v in found),
+            "projection residual",
+        ),
+        Panel(
+            Axis("epoch"),
+            Axis("loss", "nats", log=True),
+            tuple(mark for v in found for mark in _both_losses(v)),
+            "checkpoint (solid), its projection (dotted)",
+        ),
+    ]
+    walk = ds.random_walk_share.values
+    null = " + ".join(f"{share:.0%}" for share in np.nanmean(walk, axis=0))
+    return Drawing(
+        "trajectory",
+        "Trainings on their principal planes",
+        "Uncentred principal directions of w − w_final over the kept checkpoints (dots; cross: the "
+        "last one); distances in weight space. Titles: the shares of ‖w − w_final‖² that the two "
+        f"axes explain. A random walk of as many steps in high dimension would have {null}, so a "
+        "high share alone is no structure (arXiv:1806.08805). Where the loss of a checkpoint "
+        "differs from that of its projection, the drawn surface is not what the training saw. "
+        f"First seed only. {_mode(ds)}"
+        + (" Hatched: not finite." if "plane_loss" in ds and _holes(ds.plane_loss.values) else ""),
+        tuple(panels),
+        columns=4 if len(panels) > 6 else 3,
+        panel_height=1.6,
+    )
+
+
+def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
+    one = v.ds.isel(run=0).transpose("epoch", "direction", "alpha", "beta", ...)
+    known = np.isfinite(one.residual.values)
+    x, y = one.coordinate.values[known].T
+    epochs = one.epoch.values[known]
+    scaled = one.assign_coords(
+        alpha=one.alpha * float(one.alpha_unit), beta=one.beta * float(one.beta_unit)
+    )
+    shares = " + ".join(f"{share:.0%}" for share in one.explained_share.values)
+    return Panel(
+        Axis("first direction"),
+        Axis("second direction"),
+        (
+            *contours(scaled, "plane_loss", "nats", ticks, log=log, equal=False),
+            Line(x, y, "training", "#ffffff", legend=False),
+            Points(
+                x, y, "checkpoints", "#ffffff", size=3.0, legend=False,
+                hover=[f"epoch {epoch}" for epoch in epochs],
+            ),
+            centre("#ffffff"),
+        ),
+        f"{v.label}\n{shares}",
+    )  # fmt: skip
+
+
+def _over_epochs(v: Variant, values: xr.DataArray, dash: str = "solid") -> Line:
+    known = np.isfinite(values.values)
+    legend = dash == "solid"
+    x, y = values.epoch.values[known].astype(float), values.values[known]
+    return Line(x, y, v.label, v.color, dash=dash, legend=legend)  # type: ignore[arg-type]
+
+
+def _both_losses(v: Variant) -> tuple[Line, Line]:
+    one = v.ds.isel(run=0)
+    return _over_epochs(v, one.loss), _over_epochs(v, one.surface_loss, "dot")
+
+
+# --- what the figures of planes share -----------------------------------------------------------
+
+
+def shared_levels(tables: Iterable[np.ndarray], count: int) -> tuple[np.ndarray, bool]:
+    """Levels over all tables, logarithmic where every finite value is above 0."""
+    found = np.concatenate([np.ravel(np.asarray(table, float)) for table in tables])
+    found = found[np.isfinite(found)]
+    low, high = (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
+    if low > 0:
+        low, high = (low, high) if high > low * 1.001 else (low * 0.9, low * 1.1)
+        return np.geomspace(low, high, count), True
+    low, high = (low, high) if high > low else (low - 1.0, low + 1.0)
+    return np.linspace(low, high, count), False
+
+
+def contours(
+    one: xr.Dataset, variable: str, units: str, ticks: np.ndarray, *, log: bool, equal: bool = True
+) -> list[Mark]:
+    """Contours of one run's plane, and its gaps."""
+    values = one[variable].transpose("alpha", "beta").values.astype(float)
+    x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
+    return [
+        *gaps(x, y, values),
+        Contours(x, y, values, ticks, "loss", units, log=log, equal=equal),
+    ]
+
+
+def gaps(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> list[Mark]:
+    """Hatching where values are not finite; nothing where all are."""
+    return [Gaps(x, y, values)] if _holes(values) else []
+
+
+def centre(color: str = style.INK) -> Points:
+    """The checkpoint that the plane goes through."""
+    return Points(
+        np.array([0.0]), np.array([0.0]), _CENTRE, color, "x", size=4.0, legend=False,
+        hover=[_CENTRE],
+    )  # fmt: skip
+
+
+def dots(
+    x: np.ndarray, y: np.ndarray, where: np.ndarray, name: str, *, hollow: bool = False
+) -> list[Mark]:
+    """A dot in every cell (x, y) of `where`."""
+    i, j = np.nonzero(where)
+    if not len(i):
+        return []
+    open_ones = np.ones(len(i), bool) if hollow else None
+    size = 2.2 if hollow else 1.4
+    return [Points(x[i], y[j], name, style.INK, "circle", hollow=open_ones, size=size)]
+
+
+def _evaluated(one: xr.Dataset) -> list[Mark]:
+    """Evaluated cells of an adaptive plane, if some were interpolated."""
+    if "evaluated" not in one:
+        return []
+    where = np.nan_to_num(one.evaluated.values.astype(float)).astype(bool)
+    if where.all() or not where.any():
+        return []
+    x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
+    i, j = np.nonzero(where)
+    return [Points(x[i], y[j], "evaluated cells", "#ffffff", size=0.9, opacity=0.8)]
+
+
+def _holes(values: np.ndarray) -> bool:
+    return not bool(np.isfinite(values).all())
+
+
+def _limit(values: Sequence[float] | np.ndarray) -> float:
+    """Largest |value|, for a scale around 0."""
+    finite = np.abs(np.asarray(values, float))
+    finite = finite[np.isfinite(finite)]
+    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+
+
+def _positive(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values) & (values > 0)]
+    if not finite.size:
+        return (0.5, 2.0)
+    low, high = float(finite.min()), float(finite.max())
+    return (low, high) if high > 1.01 * low else (0.9 * low, 1.1 * low)

@@ -1,0 +1,331 @@
+"""Figures of planes and of what lies between solutions: both twins carry the same numbers."""
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+import xarray as xr
+
+from landscape import LandscapeError, measure, plane, results, surfaces
+from landscape.plot import drawing as grammar
+from landscape.plot import figures, interactive, static
+from tests.figure_checks import check_figure
+from tests.measure_problems import cnn_risk, quadratic
+
+VARIANTS = {"sgd": "SGD", "sam": "SAM", "zsharp": "ZSharp"}
+SEEDS = (0, 1)
+
+
+def labels(variant, seed):
+    return {
+        "run": f"{variant}-s{seed}-x", "variant": variant, "label": VARIANTS[variant],
+        "setting": "noisy", "seed": seed,
+    }  # fmt: skip
+
+
+def each(make, *, seeds=SEEDS):
+    """One result of `make(risk, theta, seed)` per variant and seed, combined."""
+    parts = []
+    for offset, variant in enumerate(VARIANTS):
+        for seed in seeds:
+            risk, _ = cnn_risk(seed=10 * offset + seed)
+            parts.append((labels(variant, seed), make(risk, risk.theta, seed)))
+    return results.combine(parts)
+
+
+@pytest.fixture(scope="module")
+def planes():
+    return each(lambda r, w, _: measure.loss_plane(r, w, points=5, radius=0.5, bn="eval", seed=0))
+
+
+def marks(drawn, kind):
+    return [mark for panel in drawn.panels for mark in panel.marks if isinstance(mark, kind)]
+
+
+def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
+    slices = each(
+        lambda r, w, _: measure.loss_slice(r, w, num_directions=3, points=3, bn="eval", seed=0),
+        seeds=(0,),
+    )
+    drawn = check_figure("loss_plane", planes, slices, setting="noisy")
+    found = marks(drawn, grammar.Contours)
+    assert len(found) == 3
+    assert all(np.array_equal(mark.levels, found[0].levels) for mark in found)
+    np.testing.assert_array_equal(found[0].values, planes.loss.isel(run=0))
+    assert sum(mark.name == "checkpoint" for mark in marks(drawn, grammar.Points)) == 3
+    alpha, beta = (panel.marks[0] for panel in drawn.panels[3:])
+    np.testing.assert_array_equal(alpha.y, planes.loss.isel(run=0).sel(beta=0.0))
+    np.testing.assert_array_equal(beta.y, planes.loss.isel(run=0).sel(alpha=0.0))
+    assert "Illustration, not evidence" in drawn.caption
+    end = slices.loss.isel(alpha=-1) - slices.loss.sel(alpha=0.0)
+    spread = float((end.std("direction", ddof=1) / end.mean("direction")).median())
+    assert f"standard deviation of {spread:.0%} of its mean" in drawn.caption
+    assert "standard deviation" not in figures.loss_plane(planes).caption
+
+
+def test_values_that_are_not_finite_are_hatched_and_never_interpolated(planes):
+    ds = planes.copy(deep=True)
+    ds.loss.values[0, 0, 1], ds.loss.values[0, 4, 4] = np.nan, np.inf
+    drawn = check_figure("loss_plane", ds)
+    (gap,) = marks(drawn, grammar.Gaps)
+    assert (~np.isfinite(gap.values)).sum() == 2
+    assert "Hatched: the loss is not finite there." in drawn.caption
+    page = interactive.loss_plane(ds)
+    (heat,) = [trace for trace in page.data if trace.name == "not finite"]
+    assert heat.text[1][0] == "NaN"
+    assert heat.text[4][4] == "infinity"
+    contour = next(trace for trace in page.data if isinstance(trace, go.Contour))
+    assert np.isnan(np.asarray(contour.z, float)).sum() == 2
+    assert not contour.connectgaps
+    paper = static.loss_plane(ds)
+    hatched = [c for c in paper.axes[0].collections if getattr(c, "get_hatch", lambda: None)()]
+    assert len(hatched) == 1
+    np.testing.assert_array_equal(
+        np.ma.getmaskarray(hatched[0].get_array()).reshape(5, 5), np.isfinite(gap.values.T)
+    )
+
+
+def test_adaptive_planes_tell_evaluated_cells_from_interpolated_ones():
+    risk, _, _ = quadratic([3.0, 1.0, 0.2])
+    ds = measure.loss_plane(
+        risk, risk.theta, one_d="random", points=31, bn="eval", tolerance=1e-3, seed=0
+    )
+    drawn = check_figure("loss_plane", ds)
+    (dots,) = [m for m in marks(drawn, grammar.Points) if m.name == "evaluated cells"]
+    assert len(dots.x) == int(ds.evaluated.sum()) < 31 * 31
+    i, j = np.nonzero(ds.evaluated.values)
+    np.testing.assert_array_equal(dots.x, ds.alpha.values[i])
+    np.testing.assert_array_equal(dots.y, ds.beta.values[j])
+    assert "the others are interpolated within 0.001 of the loss" in drawn.caption
+    assert "Dots" not in figures.loss_surface(ds).caption
+
+
+def test_planes_below_zero_are_drawn_on_a_linear_scale():
+    risk, _, _ = quadratic([3.0, -1.0, 0.2])
+    ds = measure.loss_plane(risk, risk.theta, one_d="random", points=5, bn="eval", seed=0)
+    drawn = check_figure("loss_plane", ds)
+    (mark,) = marks(drawn, grammar.Contours)
+    assert not mark.log
+    np.testing.assert_allclose(np.diff(mark.levels), np.diff(mark.levels)[0])
+
+
+def test_surfaces_rotate_in_single_precision_with_the_values_to_hover(planes):
+    drawn = check_figure("loss_surface", planes)
+    page = interactive.loss_surface(planes)
+    traces = [trace for trace in page.data if isinstance(trace, go.Surface)]
+    assert len(traces) == 3
+    for trace, mark in zip(traces, marks(drawn, grammar.Surface), strict=True):
+        assert trace.z.dtype == trace.customdata.dtype == np.float32
+        np.testing.assert_allclose(trace.customdata, mark.values.T, rtol=1e-6)
+        np.testing.assert_allclose(10**trace.z, mark.values.T, rtol=1e-5)
+        assert trace.contours.z.project.z
+        assert "customdata" in trace.hovertemplate
+    assert len(page.to_json()) < 60_000
+    paper = static.loss_surface(planes)
+    assert [ax.name for ax in paper.axes] == ["3d"] * 3
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in paper.axes]
+    assert titles == list(VARIANTS.values())
+
+
+def test_surfaces_have_holes_where_the_loss_is_not_finite(planes):
+    ds = planes.copy(deep=True)
+    ds.loss.values[:, 0, 0] = np.inf
+    assert "Holes" in check_figure("loss_surface", ds).caption
+    trace = interactive.loss_surface(ds).data[0]
+    assert np.isnan(trace.z[0, 0])
+    assert not trace.connectgaps
+
+
+def test_the_difference_marks_the_cells_whose_interval_excludes_zero(planes):
+    drawn = check_figure("plane_difference", planes, setting="noisy", reference="sgd")
+    assert [panel.title.split("\n")[0] for panel in drawn.panels] == ["SAM", "ZSharp"]
+    direct = surfaces.difference(planes, variant="sam", reference="sgd", scale="log_loss")
+    field = drawn.panels[0].marks[0]
+    np.testing.assert_array_equal(field.values, direct.difference)
+    assert field.limits[0] == -field.limits[1]
+    surely = (direct.low.values > 0) | (direct.high.values < 0)
+    dots = [m for m in drawn.panels[0].marks if isinstance(m, grammar.Points)]
+    assert sum(len(m.x) for m in dots) == surely.sum()
+    one = planes.isel(run=planes.seed.values == 0)
+    assert not figures.plane_difference(one).panels
+
+
+def test_certain_cells_are_dots():
+    one = xr.Dataset({"loss": (("alpha", "beta"), np.ones((3, 3)))})
+    parts = []
+    for variant, shift in (("sgd", 0.0), ("sam", 1.0)):
+        for seed in range(4):
+            loss = one.loss.values * np.exp(shift * np.eye(3)) * (1 + 1e-3 * seed * (shift + 1))
+            values = {"loss": results.Variable(("alpha", "beta"), loss, "nats", "Loss")}
+            axes = {k: results.Variable(k, [-1.0, 0.0, 1.0], "1", k) for k in ("alpha", "beta")}
+            made = results.make("loss_plane", values, coords=axes, provenance={"bn": "eval"})
+            parts.append((labels(variant, seed), made))
+    drawn = figures.plane_difference(results.combine(parts))
+    (dots,) = marks(drawn, grammar.Points)
+    assert {(float(a), float(b)) for a, b in zip(dots.x, dots.y, strict=True)} >= {
+        (-1.0, -1.0), (0.0, 0.0), (1.0, 1.0)}  # fmt: skip
+
+
+def test_curvature_maps_show_bounds_gaps_and_what_did_not_converge():
+    parts = []
+    for i, variant in enumerate(VARIANTS):
+        risk, _, _ = quadratic([3.0 + i, 1.0, 0.2, -0.1 * i])
+        made = measure.curvature_map(risk, risk.theta, points=3, one_d="random", seed=0)
+        parts.append((labels(variant, 0), made))
+    ds = results.combine(parts)
+    drawn = check_figure("curvature_map", ds)
+    fields = marks(drawn, grammar.Field)
+    assert [mark.name for mark in fields] == ["λ_max"] * 3 + ["λ_min"] * 3 + ["|λ_min| / λ_max"] * 3
+    np.testing.assert_array_equal(fields[4].values, ds.eigenvalue_min.isel(run=1))
+    assert "within its residual" in drawn.caption
+    loose = ds.copy(deep=True)
+    loose.converged.values[0, 1, 1] = False
+    loose.eigenvalue_max.values[0, 0, 0] = loose.eigenvalue_min.values[0, 0, 0] = np.nan
+    drawn = check_figure("curvature_map", loose)
+    open_ones = [m for m in marks(drawn, grammar.Points) if m.name == "not converged"]
+    assert len(open_ones) == 3
+    assert all(m.hollow.all() and (m.x[0], m.y[0]) == (0, 0) for m in open_ones)
+    assert len(marks(drawn, grammar.Gaps)) == 2
+
+
+def test_convexity_is_claimed_only_beyond_the_residual():
+    risk, _, _ = quadratic([3.0, 1.0, 0.2])
+    ds = measure.curvature_map(risk, risk.theta, points=3, one_d="random", seed=0)
+    drawn = check_figure("curvature_map", ds)
+    sure = [m for m in marks(drawn, grammar.Points) if m.name.startswith("surely convex")]
+    assert len(sure[0].x) == 9
+    ds.residual_min.values[...] = 1.0
+    drawn = figures.curvature_map(ds)
+    assert not [m for m in marks(drawn, grammar.Points) if m.name.startswith("surely convex")]
+
+
+def moved(theta, seed, size=0.3):
+    g = torch.Generator().manual_seed(seed)
+    return theta + size * torch.randn(theta.shape, generator=g, dtype=theta.dtype)
+
+
+def test_three_points_are_named_where_they_lie():
+    risk, _ = cnn_risk()
+    models = {n: moved(risk.theta, i) for i, n in enumerate(("SGD", "SAM", "ZSharp"))}
+    ds = measure.three_points(risk, models, cells=4)
+    drawn = check_figure("three_points", ds)
+    assert [mark.text for mark in marks(drawn, grammar.Label)] == list(models)
+    (points,) = marks(drawn, grammar.Points)
+    assert list(zip(points.x, points.y, strict=True)) == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_trajectories_state_shares_null_residual_and_both_losses():
+    ds = each(
+        lambda r, w, seed: measure.trajectory(
+            r, [moved(w, seed + i, 0.2 / (i + 1)) for i in range(4)] + [w], grid=2, margin=0.5
+        ),
+        seeds=(0,),
+    )
+    drawn = check_figure("trajectory", ds)
+    assert len(drawn.panels) == 5
+    one = ds.isel(run=0)
+    assert drawn.panels[0].title == "SGD\n" + " + ".join(
+        f"{share:.0%}" for share in one.explained_share.values
+    )
+    points = next(m for m in drawn.panels[0].marks if getattr(m, "name", "") == "checkpoints")
+    np.testing.assert_array_equal(np.c_[points.x, points.y], one.coordinate)
+    contour = next(m for m in drawn.panels[0].marks if isinstance(m, grammar.Contours))
+    assert contour.x[-1] == pytest.approx(1.5 * float(one.alpha_unit))
+    assert contour.x[-1] >= points.x.max()
+    walk = " + ".join(f"{share:.0%}" for share in one.random_walk_share.values)
+    assert f"would have {walk}" in drawn.caption
+    residual, losses = drawn.panels[3:]
+    np.testing.assert_array_equal(residual.marks[0].y, one.residual)
+    np.testing.assert_array_equal(losses.marks[0].y, one.loss)
+    np.testing.assert_array_equal(losses.marks[1].y, one.surface_loss)
+
+
+def barriers():
+    thetas = {
+        labels(v, s)["run"]: moved(cnn_risk()[0].theta, 3 * i + s)
+        for i, v in enumerate(VARIANTS)
+        for s in SEEDS
+    }
+    names = list(thetas)
+    parts = []
+    for place, name in enumerate(names):
+        risk, _ = cnn_risk()
+        others = {n: thetas[n] for n in names[place:]}
+        made = measure.barrier(risk, thetas[name], others=others, points=3)
+        variant, seed = name.split("-")[0], int(name.split("-s")[1][0])
+        parts.append((labels(variant, seed), made))
+    return results.combine(parts), thetas
+
+
+def test_the_barrier_matrix_is_symmetric_and_the_lines_are_by_variant():
+    ds, thetas = barriers()
+    drawn = check_figure("barrier", ds)
+    (matrix,) = marks(drawn, grammar.Matrix)
+    assert matrix.rows == matrix.columns
+    assert matrix.rows[:3] == ("SGD, 0", "SGD, 1", "SAM, 0")
+    np.testing.assert_array_equal(matrix.values, matrix.values.T)
+    assert (matrix.values.diagonal() == 0).all()
+    risk, _ = cnn_risk()
+    names = list(thetas)
+    alone = measure.interpolation(risk, thetas[names[1]], end=thetas[names[4]], points=3)
+    assert matrix.values[1, 4] == pytest.approx(float(alone.barrier), rel=1e-10)
+    shown = {m.name for m in marks(drawn, grammar.Line) if m.legend}
+    own = {f"{label} (mean of 1)" for label in VARIANTS.values()}
+    assert shown == {"two variants (mean of 12)", *own}
+
+
+def test_curves_and_lines_between_models():
+    risk, _ = cnn_risk()
+    end = moved(risk.theta, 1)
+    how = measure.CurveTraining(steps=5, batch_size=8)
+    curve = measure.bezier(risk, risk.theta, end=end, training=how, points=5, seed=0)
+    drawn = check_figure("bezier", curve)
+    straight, bent = drawn.panels[0].marks
+    np.testing.assert_array_equal(straight.y, curve.linear_loss)
+    np.testing.assert_array_equal(bent.y, curve.loss)
+    line = measure.interpolation(risk, risk.theta, end=end, points=5)
+    drawn = check_figure("interpolation", line)
+    np.testing.assert_array_equal(drawn.panels[0].marks[0].y, line.loss)
+    assert list(drawn.panels[0].marks[1].y) == [line.loss.values[0], line.loss.values[-1]]
+
+
+def test_perturbed_lines_show_the_batch_beside_all_examples():
+    from landscape import sam
+
+    risk, _ = cnn_risk()
+    variants = {n: sam.make(n, {"rho": 0.1}) for n in ("sam", "zsharp")}
+    ds = measure.perturbation_slice(
+        risk, risk.theta, variants=variants, batch_size=8, radius=1.0, points=3, seed=0
+    )
+    drawn = check_figure("perturbation_slice", ds)
+    lines = marks(drawn, grammar.Line)
+    np.testing.assert_array_equal(lines[0].y, ds.loss.sel(direction="sam"))
+    np.testing.assert_array_equal(lines[1].y, ds.batch_loss.sel(direction="sam"))
+    assert (lines[0].dash, lines[1].dash) == ("solid", "dot")
+
+
+def test_figures_of_other_results_are_refused(planes):
+    for name in ("curvature_map", "three_points", "trajectory", "barrier", "bezier"):
+        with pytest.raises(LandscapeError, match=r"This figure needs .*; the result is loss_plane"):
+            getattr(figures, name)(planes)
+
+
+def test_imported_surfaces_are_drawn_like_our_own(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file["xcoordinates"] = file["ycoordinates"] = np.linspace(-1, 1, 3)
+        file["train_loss"] = np.arange(1.0, 10.0).reshape(3, 3)
+        file["train_acc"] = np.full((3, 3), 50.0)
+    ds = surfaces.read_goldstein(tmp_path / "old.h5")
+    check_figure("loss_plane", ds)
+    check_figure("loss_surface", ds)
+
+
+def test_planes_of_eigenvectors_are_not_called_random():
+    risk, _, _ = quadratic([3.0, 1.0, 0.2])
+    axes = plane.eigenvectors(risk.theta, torch.eye(3, dtype=torch.float64)[:2])
+    ds = measure.loss_plane(risk, risk.theta, directions=axes, points=3, bn="eval", seed=0)
+    drawn = figures.loss_plane(ds)
+    assert drawn.title == "Loss on a plane of eigenvectors"
+    assert "Illustration" not in drawn.caption
