@@ -25,7 +25,7 @@ from landscape.measure.generalization import generalization
 from landscape.measure.margins import margins
 from landscape.measure.mask_history import mask_filters, mask_persistence, mask_selection
 from landscape.measure.masks import batch_overlap, mask_overlap, saved_mask_overlap
-from landscape.measure.memorization import memorization
+from landscape.measure.memorization import correct_examples, memorization
 from landscape.measure.noise import gradient_noise, norms
 from landscape.measure.paths import interpolation, perturbation_slice, trajectory
 from landscape.measure.perturbation import perturbation, perturbation_cosines
@@ -48,6 +48,7 @@ __all__ = [
     "bezier",
     "block_curvature",
     "calibration",
+    "correct_examples",
     "critical_sharpness",
     "crosscheck",
     "curvature_map",

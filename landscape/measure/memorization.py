@@ -93,6 +93,12 @@ def memorization(
     return measuring.result(variables, coords=coords, options=options)
 
 
+def correct_examples(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> Bool[np.ndarray, "N"]:
+    """Whether each example is predicted as labelled. Cost: one forward pass."""
+    probabilities, labels = predictions(risk, theta)
+    return (probabilities.argmax(1) == labels).cpu().numpy()
+
+
 def forgetting(
     correct: Bool[np.ndarray, "E N"], epochs: Sequence[int]
 ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:

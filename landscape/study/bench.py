@@ -1,7 +1,7 @@
 """A run on the bench: its model, its data, and the fixed examples it is measured on."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,11 @@ class Bench:
             self._risks["fixed"] = self._risk(*self.examples, bn=self.job.spec.bn)
         return self._risks["fixed"]
 
-    def _risk(self, x: Tensor, y: Tensor, *, bn: str) -> EmpiricalRisk:
+    def _risk(
+        self, x: Tensor, y: Tensor, *, bn: str, model: nn.Module | None = None
+    ) -> EmpiricalRisk:
         return EmpiricalRisk(
-            self.model,
+            self.model if model is None else model,
             make_loss(self.run, self.job.base),
             (x, y),
             bn=bn,
@@ -185,6 +187,23 @@ class Bench:
             found[epoch] = theta.to(self.theta, copy=True)
         return found
 
+    def kept_risks(self, split: str) -> Iterator[tuple[int, EmpiricalRisk]]:
+        """(epoch, risk over a split) with weights and buffers as `keep_every` kept them."""
+        data = getattr(self.data, split)
+        folder = self.job.folder / "checkpoints"
+        kept = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
+        kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
+        for epoch, path in sorted(kept.items()):
+            model = make_model(self.run, self.data, self.job.base)
+            problems.load_weights(model, path)
+            yield epoch, self._risk(data.x, data.y, bn="eval", model=model)
+
+    def initial_theta(self) -> Tensor:
+        """Parameters before the first step, (P,)."""
+        model = make_model(self.run, self.data, self.job.base)
+        named = dict(model.named_parameters())
+        return self.risk().layout.flatten(named).detach().to(self.theta)
+
     def batch_risk(self, rows: Tensor) -> EmpiricalRisk:
         """Mean loss over some of the fixed examples."""
         x, y = self.examples
@@ -217,7 +236,7 @@ class Bench:
         for name in names:
             if name not in known:
                 raise LandscapeError(
-                    f"mask_overlap: unknown variant {name!r}; possible: {', '.join(known)}."
+                    f"unknown variant {name!r} to compare; possible: {', '.join(known)}."
                 )
         pairs = {name: own.get(name, (name, {})) for name in names}
         return {name: sam.make(recipe, dict(options)) for name, (recipe, options) in pairs.items()}

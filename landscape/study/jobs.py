@@ -64,7 +64,7 @@ def keyed(study: Study, run: Run, place: StudyFolder) -> tuple[tuple[Measurement
     wanted = study.measurements_of(run)
     across = any(measurement.across_runs for measurement in wanted)
     peers = trained_peers(study, run, place) if across else ()
-    return tuple((each, study.measure.key(each, peers)) for each in wanted)
+    return tuple((each, study.measure.key(each, peers, study.controls)) for each in wanted)
 
 
 def result_path(folder: Path, name: str) -> Path:

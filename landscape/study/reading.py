@@ -75,15 +75,15 @@ def parse(
     possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
+    trained = {run.variant for run in runs}
     return Study(
         name=str(given["name"]),
         question=str(given.get("question", "")),
         base=base,
         text=_with_overrides(given, overrides) if overrides else text,
         settings=tuple(reader.settings.values()),
-        variants=tuple(
-            v for v in reader.variants.values() if any(r.variant == v.name for r in runs)
-        ),
+        variants=tuple(v for v in reader.variants.values() if v.name in trained),
+        controls=tuple(v for v in reader.variants.values() if v.name not in trained),
         runs=runs,
         measure=_measure(given.get("measure", {})),
         comparisons=reader.comparisons(runs),

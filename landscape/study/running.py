@@ -148,7 +148,7 @@ def job_of(
         folder=place.run(run.run_id),
         base=study.base,
         measurements=tuple((m, key) for m, key in wanted if across or not m.across_runs),
-        variants=study.variants,
+        variants=(*study.variants, *study.controls),
         spec=study.measure,
         device=device,
         threads=options.threads,

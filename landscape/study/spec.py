@@ -139,15 +139,25 @@ class MeasureSpec:
     seed: int
     measurements: tuple[Measurement, ...]
 
-    def key(self, measurement: Measurement, peers: Sequence[Run] = ()) -> str:
+    def key(
+        self,
+        measurement: Measurement,
+        peers: Sequence[Run] = (),
+        controls: Sequence[VariantSpec] = (),
+    ) -> str:
         """Fingerprint of what is behind a result; with another one it is measured again.
 
-        peers: the runs of the setting, for a measurement across runs.
+        peers: the runs of the setting, for a measurement across runs. controls: variants that no
+        run trains, which a measurement may name in its option `variants`.
         """
         common = (self.examples, self.split, self.bn, self.seed)
         parts = [measurement.name, dict(measurement.options), common]
         if measurement.across_runs:
             parts.append([run.run_id for run in peers])
+        named = measurement.options.get("variants", ())
+        asked = [(v.name, v.recipe, dict(v.options)) for v in controls if v.name in named]
+        if asked:
+            parts.append(asked)
         return fingerprint(parts, length=16)
 
 
@@ -174,6 +184,7 @@ class Study:
     measure: MeasureSpec
     comparisons: Comparisons | None
     dtype: str = "float32"
+    controls: tuple[VariantSpec, ...] = ()  # [variants.<name>] that no run trains: to compare with
 
     def first_seed(self, run: Run) -> bool:
         """Whether `run` has the lowest seed of its setting, variant and options."""

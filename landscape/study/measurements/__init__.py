@@ -35,7 +35,7 @@ DEFAULT = (
     "loss_plane",
     "crosscheck",
 )
-ACROSS_RUNS = connections.ACROSS_RUNS
+ACROSS_RUNS = (*perturbations.ACROSS_RUNS, *connections.ACROSS_RUNS)
 FIRST_SEED_ONLY = tuple(name for topic in _TOPICS for name in topic.FIRST_SEED_ONLY)
 
 

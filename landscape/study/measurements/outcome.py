@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import xarray as xr
 
-from landscape import measure
+from landscape import measure, snapshots
+from landscape.errors import LandscapeError
+from landscape.risk import EmpiricalRisk
 from landscape.study.bench import Bench
 
 
@@ -20,8 +23,93 @@ def history(bench: Bench) -> xr.Dataset | None:
     return bench.history("history")
 
 
+def calibration(bench: Bench, *, split: str = "test", num_bins: int = 15) -> xr.Dataset | None:
+    """Reliability diagram and proper scores on a split; None where the data have no such split."""
+    risk = _split(bench, "calibration", split)
+    return None if risk is None else measure.calibration(risk, bench.theta, num_bins=num_bins)
+
+
+def margins(bench: Bench, *, split: str = "train") -> xr.Dataset | None:
+    """Distance of every example from another class; None where the data have no such split."""
+    risk = _split(bench, "margins", split)
+    return None if risk is None else measure.margins(risk, bench.theta)
+
+
+def robustness(bench: Bench, *, split: str = "test", num_draws: int = 4) -> xr.Dataset | None:
+    """Loss and accuracy with disturbed weights or inputs; None without such a split."""
+    risk = _split(bench, "robustness", split)
+    if risk is None:
+        return None
+    return measure.robustness(risk, bench.theta, num_draws=num_draws, seed=bench.seed)
+
+
+def features(
+    bench: Bench, *, modules: tuple[str, ...] = (), share: float = 0.99, num_examples: int = 256
+) -> xr.Dataset:
+    """Rank of each module's features on the fixed examples, and dead units."""
+    return measure.features(
+        bench.risk(),
+        bench.theta,
+        modules=modules,
+        share=share,
+        num_examples=num_examples,
+        seed=bench.seed,
+    )
+
+
+def norms(bench: Bench) -> xr.Dataset:
+    """Norm of every tensor, and its distance from the initial weights where they are known."""
+    initial = None if bench.run.weights is not None else bench.initial_theta()
+    return measure.norms(bench.risk(), bench.theta, initial=initial)
+
+
+def memorization(bench: Bench) -> xr.Dataset:
+    """Fit of right and wrong labels, and forgetting over the epochs that are known.
+
+    The epochs are those that the recorder kept, or else those whose weights `keep_every` kept.
+    """
+    risk = bench.split_risks()["train"]
+    epochs, correct = _correctness(bench)
+    return measure.memorization(
+        risk,
+        bench.theta,
+        clean_targets=bench.clean_targets(),
+        correct=correct if len(epochs) else None,
+        epochs=epochs if len(epochs) else None,
+    )
+
+
+def _split(bench: Bench, name: str, split: str) -> EmpiricalRisk | None:
+    risks = bench.split_risks()
+    if split not in ("train", "val", "test"):
+        raise LandscapeError(
+            f"[measure.{name}] split = {split!r} is unknown; possible: train, val, test."
+        )
+    return risks.get(split)
+
+
+def _correctness(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs, and which training examples were right after each."""
+    if bench.run.weights is not None:
+        return np.empty(0, np.int64), np.empty((0, 0), bool)
+    recorded = snapshots.read_correctness(bench.job.folder)
+    if len(recorded.epochs):
+        return recorded.epochs, recorded.correct
+    epochs, rows = [], []
+    for epoch, kept in bench.kept_risks("train"):
+        epochs.append(epoch)
+        rows.append(measure.correct_examples(kept, kept.theta))
+    return np.array(epochs, np.int64), np.array(rows)
+
+
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     "generalization": generalization,
     "history": history,
+    "calibration": calibration,
+    "margins": margins,
+    "memorization": memorization,
+    "robustness": robustness,
+    "features": features,
+    "norms": norms,
 }
 FIRST_SEED_ONLY = ()

@@ -1,10 +1,12 @@
 """What the variants perturb."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import xarray as xr
 
-from landscape import measure
+from landscape import measure, snapshots
+from landscape.errors import LandscapeError
 from landscape.study.bench import Bench
 
 
@@ -15,12 +17,93 @@ def perturbation_history(bench: Bench) -> xr.Dataset | None:
 
 def mask_persistence(bench: Bench) -> xr.Dataset | None:
     """Overlap of recorded masks over the steps between them."""
-    return bench.history("mask_persistence")
+    masks = _recorded(bench)
+    if masks is None:
+        return None
+    last = int(masks.steps[-1])
+    lags = [2**i for i in range(max(1, last).bit_length()) if 2**i <= last]
+    return measure.mask_persistence(masks, lags=lags, provenance=_said(masks))
 
 
-def gradient_zscores(bench: Bench, *, percentile: float = 0.95) -> xr.Dataset:
+def mask_selection(bench: Bench) -> xr.Dataset | None:
+    """How often each coordinate was selected in the recorded masks."""
+    masks = _recorded(bench)
+    return None if masks is None else measure.mask_selection(masks, provenance=_said(masks))
+
+
+def mask_filters(bench: Bench, *, tensor: str = "") -> xr.Dataset | None:
+    """Which filters of one layer were selected.
+
+    tensor: its name; the first convolution, or else the first matrix, by default.
+    """
+    masks = _recorded(bench)
+    if masks is None:
+        return None
+    wide = [t for t in bench.risk().layout.tensors if t.ndim > 1]
+    wide = [t for t in wide if t.name == tensor] if tensor else wide
+    if not wide:
+        names = ", ".join(t.name for t in bench.risk().layout.tensors if t.ndim > 1)
+        raise LandscapeError(
+            f"[measure.mask_filters] tensor = {tensor!r} is no tensor of two axes or more; "
+            f"possible: {names or 'none'}."
+        )
+    chosen = next((t for t in wide if t.kind == "conv"), wide[0])
+    return measure.mask_filters(
+        masks, tensor=chosen.name, shape=chosen.shape, provenance=_said(masks)
+    )
+
+
+def saved_mask_overlap(bench: Bench) -> xr.Dataset | None:
+    """Overlap of the last recorded masks of a variant's seeds; kept with its first seed."""
+    seeds = [run for run in bench.job.peers if run.variant == bench.run.variant]
+    if not seeds or bench.run != seeds[0] or bench.run.weights is not None:
+        return None
+    found = {}
+    for run in seeds:
+        masks = snapshots.read_masks(bench.job.folder.parent / run.run_id)
+        if len(masks):
+            found[f"seed {run.seed}"] = masks[len(masks) - 1]
+    if len(found) < 2:
+        return None
+    kinds = {t.name: t.kind for t in bench.risk().layout.tensors}
+    return measure.saved_mask_overlap(found, kinds=kinds)
+
+
+def _recorded(bench: Bench) -> snapshots.MaskSeries | None:
+    """Masks of the run's training; None where fewer than two were recorded."""
+    if bench.run.weights is not None:
+        return None
+    masks = snapshots.read_masks(bench.job.folder)
+    return masks if len(masks) > 1 else None
+
+
+def _said(masks: snapshots.MaskSeries) -> dict[str, Any]:
+    return {"steps": masks.steps.tolist(), "skipped": list(masks.skipped)}
+
+
+def gradient_zscores(
+    bench: Bench,
+    *,
+    percentile: float = 0.95,
+    source: str = "full",
+    grouping: str = "tensor",
+    batch_size: int = 64,
+    num_batches: int = 4,
+    bn: str = "batch",
+) -> xr.Dataset:
     """The standardized gradient of every tensor."""
-    return measure.gradient_zscores(bench.risk(), bench.theta, percentile=percentile)
+    return measure.gradient_zscores(
+        bench.risk(),
+        bench.theta,
+        percentile=percentile,
+        source=source,
+        grouping=grouping,
+        batch_size=bench.at_most(batch_size),
+        num_batches=num_batches,
+        bn=bn,
+        state=bench.slots() if source == "residual" else None,
+        seed=bench.seed,
+    )
 
 
 def perturbation(bench: Bench, *, batch_size: int = 256, bn: str = "batch") -> xr.Dataset | None:
@@ -56,11 +139,120 @@ def mask_overlap(
     )
 
 
+def batch_overlap(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask"),
+    batch_size: int = 64,
+    num_batches: int = 4,
+    bn: str = "batch",
+) -> xr.Dataset:
+    """Overlap of a variant's masks on different batches, and with that of all the examples."""
+    return measure.batch_overlap(
+        bench.risk(),
+        bench.theta,
+        variants=bench.counterfactuals(variants),
+        batch_size=bench.at_most(batch_size),
+        num_batches=num_batches,
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def perturbation_controls(
+    bench: Bench, *, num_draws: int = 4, batch_size: int = 256, bn: str = "batch"
+) -> xr.Dataset | None:
+    """The run's own perturbation beside random and top-gradient masks; None for plain SGD."""
+    if bench.run.recipe == "sgd":
+        return None
+    return measure.perturbation_controls(
+        bench.risk(),
+        bench.theta,
+        variant=bench.variant(),
+        state=bench.slots(),
+        num_draws=num_draws,
+        batch_size=bench.at_most(batch_size),
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def perturbation_cosines(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = ("sam", "zsharp", "topk_gradient", "sam_on", "fsam", "asam"),
+    batch_size: int = 256,
+    bn: str = "batch",
+) -> xr.Dataset:
+    """Angles between the perturbations that several variants would make here."""
+    return measure.perturbation_cosines(
+        bench.risk(),
+        bench.theta,
+        variants=bench.counterfactuals(variants),
+        batch_size=bench.at_most(batch_size),
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def enrichment(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask", "sam_on"),
+    k: int = 5,
+    num_probes: int = 30,
+    fisher_examples: int = 128,
+    batch_size: int = 256,
+    bn: str = "batch",
+) -> xr.Dataset:
+    """What the masks catch of curvature, Fisher information and weight, over chance."""
+    return measure.enrichment(
+        bench.risk(),
+        bench.theta,
+        variants=bench.counterfactuals(variants),
+        k=k,
+        num_probes=num_probes,
+        fisher_examples=fisher_examples,
+        batch_size=bench.at_most(batch_size),
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
+def gradient_noise(
+    bench: Bench,
+    *,
+    batch_size: int = 64,
+    rho: float = 0.05,
+    ema: float = 0.9,
+    lr: float = 0.0,
+) -> xr.Dataset:
+    """Full-gradient and noise parts of mini-batch gradients."""
+    return measure.gradient_noise(
+        bench.risk(),
+        bench.theta,
+        batch_size=min(batch_size, len(bench.examples[1]) // 2),
+        rho=rho,
+        ema=ema,
+        lr=lr,
+        seed=bench.seed,
+    )
+
+
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     "perturbation_history": perturbation_history,
     "mask_persistence": mask_persistence,
+    "mask_selection": mask_selection,
+    "mask_filters": mask_filters,
+    "saved_mask_overlap": saved_mask_overlap,
     "gradient_zscores": gradient_zscores,
+    "gradient_noise": gradient_noise,
     "perturbation": perturbation,
+    "perturbation_controls": perturbation_controls,
+    "perturbation_cosines": perturbation_cosines,
     "mask_overlap": mask_overlap,
+    "batch_overlap": batch_overlap,
+    "enrichment": enrichment,
 }
-FIRST_SEED_ONLY = ("mask_overlap",)
+FIRST_SEED_ONLY = ("mask_overlap", "batch_overlap", "perturbation_cosines", "enrichment")
+ACROSS_RUNS = ("saved_mask_overlap",)
