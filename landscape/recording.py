@@ -194,7 +194,7 @@ class Recording:
         self.num_steps += 1
         with torch.no_grad():
             if seen.climbed:
-                self.log.row(epoch, step, seen, norms)
+                self.log.row(epoch, step, seen, norms, gradients=self.gradients)
             else:
                 self.log.rows.append((epoch, step, _nothing(seen, norms)))
             self.written += self.log.tensors.row.itemsize
@@ -261,14 +261,17 @@ class _Seen:
             self.begun, self.norms = True, weight_norms(now)
             return 0
         e = torch._foreach_sub(now, self.anchor)
-        # A climb taken back by subtraction differs from w by the rounding of its weights.
-        dtype = now[0].dtype
-        rounding = 2 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
-        self.moved = bool(weight_norms(e).norm() > rounding * self.norms.norm())
-        if self.moved:
+        self.moved = self._differ(e)
+        if self.moved and (self.e is None or self._differ(torch._foreach_sub(e, self.e))):
             self.passes += 1
             self.e, self.g2 = e, [None] * len(now)
         return self.passes
+
+    def _differ(self, differences: Sequence[Tensor]) -> bool:
+        """Whether weights differ by more than what a climb taken back by subtraction leaves."""
+        dtype = differences[0].dtype
+        rounding = 2 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
+        return bool(weight_norms(differences).norm() > rounding * self.norms.norm())
 
     def listener(self, index: int) -> Any:
         """A hook that adds up a parameter's gradients of the current pass."""
@@ -279,21 +282,20 @@ class _Seen:
                 gradient = gradient.detach()
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 old = found[index]
-                found[index] = gradient if old is None else old + gradient
+                # A copy: this memory becomes .grad, which optimizers change in place.
+                found[index] = gradient.clone() if old is None else old.add_(gradient)
 
         return hear
 
     def perturbation(self, trained: Trained, rho: float) -> Perturbation:
         """What was seen, as the optimizer of this package tells it."""
         size = len(trained.names)
-        masks = None if self.e is None else [e != 0 for e in self.e]
         nan = torch.full((), math.nan, device=self.parameters[0].device)
         return Perturbation(
             names=trained.names,
             shapes=trained.shapes,
-            ascent=None if self.e is None else Ascent(list(self.e), list(masks), rho),
+            ascent=None if self.e is None else Ascent(list(self.e), [e != 0 for e in self.e], rho),
             live=list(range(size)),
-            masks=masks or [False] * size,
             g1=self.g1,
             g2=self.g2,
             loss_clean=nan,

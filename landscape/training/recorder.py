@@ -60,9 +60,14 @@ class Log:
         self.waiting: list[tuple[int, np.ndarray, np.ndarray | None]] = []
         self.begun = False
 
-    def row(self, epoch: int, step: int, seen: Perturbation, norms: Tensor) -> None:
-        """Keep the scalars of a step. norms: ‖w_l‖ at w."""
-        self.rows.append((epoch, step, scalars(seen, norms)))
+    def row(
+        self, epoch: int, step: int, seen: Perturbation, norms: Tensor, *, gradients: bool = True
+    ) -> None:
+        """Keep the scalars of a step. norms: ‖w_l‖ at w. gradients: whether they were kept."""
+        values = scalars(seen, norms)
+        if not gradients:
+            values[-len(norms) :] = torch.nan  # the first-order effect, last of PER_TENSOR
+        self.rows.append((epoch, step, values))
 
     def snapshot(self, step: int, seen: Perturbation) -> None:
         """Write masks and z-scores of a step; what a full disk refuses is kept for `flush`."""
@@ -149,7 +154,7 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     like = seen.loss_clean
     told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
     head = torch.stack(
-        [torch.as_tensor(s, device=like.device).to(torch.float64).reshape(()) for s in told]
+        [torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in told]
     )
     zero = torch.zeros((), device=like.device)
     shares = torch.stack(list(seen.energy_share.values()))
