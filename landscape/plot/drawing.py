@@ -316,6 +316,6 @@ def short(value: float) -> str:
     if value == 0 or not np.isfinite(value):
         return "0" if value == 0 else ""
     if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"

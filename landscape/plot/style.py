@@ -47,6 +47,10 @@ KINDS: dict[str, str] = {
 
 # Names of recipes for masks of variants that a study did not train.
 LABELS: dict[str, str] = {
+    "sgd": "SGD",
+    "sam": "SAM",
+    "asam": "ASAM",
+    "fsam": "F-SAM",
     "zsharp": "ZSharp",
     "topk_gradient": "Largest |g|",
     "ssam_f": "SSAM-F",

@@ -69,7 +69,23 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("top_eigenvalues"),
             Entry("hessian_trace"),
             Entry("sharpness"),
+            Entry("adaptive_sharpness"),
+            Entry("m_sharpness"),
             Entry("spectral_density"),
+            Entry("spectral_views", ("spectral_density",)),
+            Entry("frobenius"),
+        ),
+    ),
+    (
+        "Where does it curve?",
+        (
+            Entry("block_curvature"),
+            Entry("alignment"),
+            Entry("gauss_newton_eigenvalues", ("gauss_newton_eigenvalues", "top_eigenvalues")),
+            Entry("training_curvature"),
+            Entry("critical_sharpness", ("critical_sharpness", "top_eigenvalues"), needed=1),
+            Entry("minibatch_eigenvalues"),
+            Entry("data_bracket"),
         ),
     ),
     (

@@ -31,6 +31,8 @@ def _slice(o: Options) -> float:
     return (o["num_directions"] * (points - 1) + 1) * FORWARD
 
 
+_BLOCKS = 10  # modules of a typical network
+
 # Counted from the algorithms; Lanczos stops when it has converged, so its count is typical.
 COSTS: Mapping[str, Callable[[Options], float]] = {
     "top_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
@@ -44,6 +46,18 @@ COSTS: Mapping[str, Callable[[Options], float]] = {
     "loss_slice_eval": _slice,
     "loss_plane": lambda o: o["points"] ** 2 * FORWARD,
     "crosscheck": lambda o: PRODUCT * o["num_probes"] + 40,
+    "gauss_newton_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
+    "block_curvature": lambda o: PRODUCT * (o["num_probes"] + 15 * _BLOCKS) + 2,
+    "hessian_diagonal": lambda o: PRODUCT * o["num_probes"] + 1,
+    "frobenius": lambda o: PRODUCT * o["num_probes"] + 1,
+    "adaptive_sharpness": lambda o: (
+        len(o["rho"]) * (o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD)
+    ),
+    "m_sharpness": lambda o: len(o["batch_sizes"]) * (1 + len(o["rho"]) * FORWARD),
+    "critical_sharpness": lambda _: 1 + 20 * FORWARD,
+    "minibatch_eigenvalues": lambda o: 2 * PRODUCT * 15 * o["k"],
+    "data_bracket": lambda o: PRODUCT * 20 * (o["num_folds"] + 1 + o["num_subsets"]),
+    "alignment": lambda o: 20 * o["k"] + 2 * len(o["variants"]),
 }
 
 

@@ -5,7 +5,7 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Bars, Drawing, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import dots, height, labels, row_axis, spoken, strings
 from landscape.plot.runs import Variant
 
@@ -104,14 +104,15 @@ def frobenius(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     return Drawing(
         "frobenius",
         "Norm of the Hessian, and curvature that rescaling leaves alone",
-        "Left: ‖H‖²_F, the sum of all squared eigenvalues. Right: Σ w²·H_ii, the average increase "
-        "for relative changes of the weights, which rescaled ReLU layers leave alone. Large: "
+        "Left: squared Frobenius norm, the sum of all squared eigenvalues. Right: trace weighted "
+        "by the squared parameters, the mean increase for relative changes of the weights, which "
+        "rescaled ReLU layers leave alone. Large: "
         "geometric mean over seeds with its 95 % t-interval; small: one seed each, with its "
         f"standard error over {runs.provenance(ds, 'num_probes')} probes. BatchNorm mode "
         f"{runs.provenance(ds, 'bn')}.",
         (
-            _scalars(ds, found, "frobenius_squared", "‖H‖²_F", "nats²"),
-            _scalars(ds, found, "weighted_trace", "Σ w²·H_ii", "nats"),
+            _scalars(ds, found, "frobenius_squared", "squared Frobenius norm", "nats²"),
+            _scalars(ds, found, "weighted_trace", "Σ w² · diagonal of H", "nats"),
         ),
         columns=2,
         panel_height=0.4 + 0.2 * len(found),
@@ -156,46 +157,43 @@ def _scalars(ds: xr.Dataset, found: list[Variant], name: str, label: str, units:
 def gauss_newton_eigenvalues(
     ggn: xr.Dataset, hessian: xr.Dataset, *, setting: str | None = None
 ) -> Drawing:
-    """Eigenvalues of the Hessian against those of the Gauss-Newton matrix, rank by rank.
+    """Eigenvalues of the Hessian over those of the Gauss-Newton matrix, rank by rank.
 
     ggn: gauss_newton_eigenvalues, hessian: top_eigenvalues of the same runs.
     """
     ggn, hessian = (runs.in_setting(ds, setting) for ds in (ggn, hessian))
-    marks: list[Mark] = []
-    ends = []
-    for v in runs.variants(ggn):
-        kept = [run for run in v.ds.run.values if run in hessian.run.values]
-        rows = [int(np.flatnonzero(hessian.run.values == run)[0]) for run in kept]
-        ranks = min(ggn.sizes["rank"], hessian.sizes["rank"])
-        mine = v.ds.isel(run=np.isin(v.ds.run.values, kept), rank=slice(ranks))
+    runs.require(ggn, "eigenvalue", "converged")
+    runs.require(hessian, "eigenvalue", "converged")
+    ranks = min(ggn.sizes["rank"], hessian.sizes["rank"])
+    marks: list[Mark] = [Rule("y", 1.0, "equal", "solid")]
+    for v in runs.variants(ggn.isel(rank=slice(ranks))):
+        kept = np.isin(v.ds.run.values, hessian.run.values)
+        mine = v.ds.isel(run=kept)
+        rows = [int(np.flatnonzero(hessian.run.values == run)[0]) for run in mine.run.values]
         theirs = hessian.isel(run=rows, rank=slice(ranks))
-        x, y = mine.eigenvalue.values.ravel(), theirs.eigenvalue.values.ravel()
-        bad = ~(mine.converged.values.astype(bool) & theirs.converged.values.astype(bool))
-        ends += [x, y]
+        both = mine.converged.values.astype(bool) & theirs.converged.values.astype(bool)
         hover = [f"λ{_below(r + 1)}, seed {s}" for s in mine.seed.values for r in range(ranks)]
+        x, y = mine.eigenvalue.values, theirs.eigenvalue.values
         marks.append(
-            Points(x, y, v.label, v.color, v.symbol, size=3.6, hollow=bad.ravel(), hover=hover,
-                   opacity=0.85)
+            Points(x.ravel(), (y / x).ravel(), v.label, v.color, v.symbol, size=3.6,
+                   hollow=~both.ravel(), hover=hover, opacity=0.85)
         )  # fmt: skip
-    values = np.concatenate(ends)
-    span = np.array([np.nanmin(values), np.nanmax(values)])
-    marks.insert(0, Line(span, span, "equal", style.MUTED, dash="dash", width=0.8))
-    positive = bool(span[0] > 0)
+    positive = bool((ggn.eigenvalue.fillna(1) > 0).all())
     return Drawing(
         "gauss_newton_eigenvalues",
-        "Gauss-Newton matrix and Hessian",
-        "Leading eigenvalues, rank by rank, all seeds. On the line the Hessian is the Gauss-Newton "
-        "matrix JᵀH_L J, which is what it becomes where every example is fitted; off it the second "
-        "derivative of the network counts. Hollow: not converged. BatchNorm mode "
-        f"{runs.provenance(ggn, 'bn')}.",
+        "Is the curvature that of the loss, or of the network?",
+        "Leading eigenvalues of the Hessian over those of the Gauss-Newton matrix, rank by rank, "
+        "all seeds. At 1 the curvature is that of the loss through a linearized network, which is "
+        "where a fitted network ends; off it the network's own second derivative counts. Hollow: "
+        f"not converged. BatchNorm mode {runs.provenance(ggn, 'bn')}.",
         (
             Panel(
                 Axis("Gauss-Newton eigenvalue", "nats", log=positive),
-                Axis("Hessian eigenvalue", "nats", log=positive),
+                Axis("Hessian over Gauss-Newton"),
                 tuple(marks),
             ),
         ),
-        panel_height=2.6,
+        panel_height=2.0,
     )
 
 
@@ -276,6 +274,10 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "captured", "expected_isotropic", "expected_matched")
     known, panels = labels(ds), []
+    shares = np.concatenate([ds[name].values.ravel() for name in ("captured", "expected_matched")])
+    lowest = min(shares[shares > 0].min(initial=1.0), float(ds.expected_isotropic.min()))
+    # Two seeds may leave an interval open over many decades.
+    axis = Axis("share of ‖e‖²", log=True, limits=(float(lowest) / 3, 2.0))
     for v in runs.variants(ds):
         names = strings(v.ds["direction"])
         rows = np.arange(len(names), dtype=float)
@@ -289,7 +291,7 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                       size=4.5, log=True, legend=False)  # fmt: skip
         shown = ["gradient" if n == "gradient" else spoken(n, known) for n in names]
         panels.append(
-            Panel(Axis("share of ‖e‖²", log=True), row_axis(shown), tuple(marks),
+            Panel(axis, row_axis(shown), tuple(marks),
                   f"at θ of {v.label}")
         )  # fmt: skip
     return Drawing(
@@ -298,7 +300,8 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"Coloured: energy of the direction in the span of the {runs.provenance(ds, 'k')} leading "
         f"eigenvectors, geometric mean over {runs.seed_count(ds)} with its 95 % t-interval. "
         "Crosses: expected of a random direction with the same energy in every tensor, the null "
-        "to read it against; dotted: of an isotropic one, k/P. Alignment is not mechanism. "
+        "to read it against; dotted: of an isotropic one, k/P. Intervals may leave the panel. "
+        "Alignment is not mechanism. "
         f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
         tuple(panels),
         columns=3,

@@ -25,9 +25,10 @@ def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Draw
         f"Dots: {'the largest eigenvalue' if ranks == 1 else f'λ₁ (top) to λ{ranks}'} of the "
         f"Hessian on each of {ds.sizes['batch']} disjoint batches of "
         f"{runs.provenance(ds, 'batch_size')} examples, {runs.seed_count(ds)}; hollow: not "
-        "converged. Bars: the same on all examples, one per seed; batches lie above it, since the "
-        f"largest eigenvalue is convex. Loss {runs.provenance(ds, 'loss')}, weight decay "
-        f"{decay:g}; BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        "converged. Bars: the same on all examples, one per seed; batches lie above it "
+        "on average, since the largest eigenvalue is convex. Loss "
+        f"{runs.provenance(ds, 'loss')}, weight decay {decay:g}; BatchNorm mode "
+        f"{runs.provenance(ds, 'bn')}.",
         (
             Panel(
                 Axis("eigenvalue", "nats", log=positive),
@@ -157,13 +158,17 @@ def training_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing
         )
         for v in runs.variants(ds)
     ]
+    dots = "(band: 95 % t-interval), dots: seeds"
+    if max(v.ds.sizes["run"] for v in runs.variants(ds)) < 3:
+        dots = "dots: seeds"
     return Drawing(
         "training_curvature",
         "Curvature along training",
-        f"Line: largest eigenvalue λ₁, mean over {runs.seed_count(ds)} (band: 95 % t-interval), "
-        "dots: seeds, hollow where not converged. Above the lines of its colour-free edges full-"
-        "batch steps of the rate η at the end of the epoch diverge on a quadratic: 2/η, with "
-        "momentum β 2(1+β)/η, for SAM λ*, which depends on ‖g‖. Mini-batches keep λ₁ below. "
+        f"Line: largest eigenvalue λ₁, geometric mean over {runs.seed_count(ds)}; {dots}, hollow "
+        "where not converged. Where λ₁ lies above the edge of its "
+        "rule, full-batch steps at the rate η of the end of that epoch diverge on a quadratic: 2/η "
+        "plain, 2(1+β)/η with momentum β, λ* for SAM, which depends on ‖g‖. Mini-batches keep λ₁ "
+        "below. "
         f"BatchNorm mode {runs.provenance(ds, 'bn')}; running statistics of each checkpoint.",
         tuple(panels),
         columns=3,
@@ -185,13 +190,14 @@ def _training(v: Variant, limits: tuple[float, float]) -> list[Mark]:
     marks: list[Mark] = []
     epochs = v.ds.epoch.values.astype(float)
     for name, (label, dash, color) in _EDGES.items():
-        with np.errstate(invalid="ignore"):
-            edge = np.nanmean(_finite(v.ds[name].transpose("run", "epoch").values), axis=0)
+        edge = _mean_edge(v.ds[name].transpose("run", "epoch").values)
         if np.isfinite(edge).any():
             inside = np.where(edge <= 1.3 * limits[1], edge, np.nan)
             marks.append(Line(epochs, inside, label, color, dash=dash, width=0.9))  # type: ignore[arg-type]
     top = v.ds.isel(rank=0).transpose("run", "epoch", ...)
-    marks += curve(v, top.eigenvalue, "epoch", log=True)
+    mean = curve(v, top.eigenvalue, "epoch", log=True)
+    # Of two seeds an interval says little that the dots do not.
+    marks += mean if top.sizes["run"] > 2 else mean[-1:]
     for seed, row, ok in zip(
         top.seed.values, top.eigenvalue.values, top.converged.values, strict=True
     ):
@@ -203,11 +209,11 @@ def _training(v: Variant, limits: tuple[float, float]) -> list[Mark]:
     return marks
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Infinite edges (rate 0) as NaN; a column without any stays NaN without a warning."""
-    found = np.where(np.isfinite(values), values, np.nan)
-    empty = np.isnan(found).all(0)
-    return np.where(empty, 0.0, found) + np.where(empty, np.nan, 0.0) if empty.any() else found
+def _mean_edge(values: np.ndarray) -> np.ndarray:
+    """Mean over runs of the finite edges (a rate of 0 has none), NaN where there are none."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
 
 def critical_sharpness(
@@ -221,7 +227,10 @@ def critical_sharpness(
     runs.require(ds, "critical_sharpness", "rate_lower", "rate_upper", "bracketed")
     found = list(runs.variants(ds))
     tops = {} if eigenvalues is None else _largest(runs.in_setting(eigenvalues, setting))
-    marks: list[Mark] = []
+    nowhere = np.array([np.nan])
+    marks: list[Mark] = [Points(nowhere, nowhere, "2/η_c", style.INK, "diamond")]
+    if tops:
+        marks.append(Points(nowhere, nowhere, "λ₁", style.INK))
     for row, v in enumerate(found):
         ok = v.ds.bracketed.values.astype(bool)
         with np.errstate(divide="ignore"):

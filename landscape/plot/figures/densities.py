@@ -5,14 +5,15 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs
-from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points, Rule
-from landscape.plot.figures._shared import row_axis
+from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points
 from landscape.plot.runs import Variant
 
 _POINTS = 240
 _WIDTH = 0.01  # of the range, or
 _DECADES = 0.1  # in decades: what a point mass is drawn with
-_FLOOR = 1e-5  # of what would be even, or of the largest eigenvalue
+_FLOOR = 1e-5  # of what would be even
+# Quadrature of a few dozen nodes does not resolve the cluster at 0, not even its sign.
+_RESOLVED = 1e-3  # of the largest eigenvalue
 
 
 def spectral_density(
@@ -55,10 +56,11 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """The same densities over each other, by magnitude, and what they sum up to.
 
     Linear and logarithmic view on one grid, effective dimension sum λ⁺ / (λ⁺ + z) against z where
-    it was measured, and the share of negative eigenvalues; all with their error over probes.
+    it was measured, and the share of eigenvalues below -z; all with two standard errors over
+    probes.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "ritz_value", "weight", "negative_mass")
+    runs.require(ds, "ritz_value", "weight")
     found = list(runs.variants(ds))
     grid, sigma = _linear_grid(ds)
     near = [mark for v in found for mark in _density(v, grid, sigma)]
@@ -67,14 +69,15 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     panels.append(_magnitudes(ds, found))
     if "effective_dimension" in ds:
         panels.append(_dimension(found))
-    panels.append(_negative(found))
+    panels.append(_negative(ds, found))
     return Drawing(
         "spectral_views",
         "Spectra of the Hessian on one grid",
         f"Stochastic Lanczos quadrature, mean of {_probes(ds)}; first seed only. Logarithmic view: "
-        "share of the eigenvalues per decade of |λ|, positive solid, negative dashed; what lies "
-        f"below {_FLOOR:g} of the largest is left out. Effective dimension: how many directions "
-        f"curve more than z. BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        "share of the eigenvalues per decade of |λ|, positive solid, negative dashed. Effective "
+        "dimension: how many directions curve more than z. Last: the share of eigenvalues below "
+        f"−z. Left out: |λ| below {_RESOLVED:g} of the largest, where some dozen nodes tell "
+        f"neither size nor sign. BatchNorm mode {runs.provenance(ds, 'bn')}.",
         tuple(panels),
         columns=2,
         panel_height=1.75,
@@ -131,12 +134,12 @@ def _curve(
 
 def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:
     largest = float(np.abs(ds.ritz_value).max())
-    decades = np.linspace(np.log10(_FLOOR * largest), np.log10(2 * largest), _POINTS)
+    decades = np.linspace(np.log10(_RESOLVED * largest), np.log10(2 * largest), _POINTS)
     marks: list[Mark] = []
     for v in found:
         run = v.ds.isel(run=0)
         nodes, weights = run.ritz_value.values, run.weight.values
-        size = np.log10(np.maximum(np.abs(nodes), 1e-3 * _FLOOR * largest))
+        size = np.log10(np.maximum(np.abs(nodes), 1e-6 * largest))
         for sign, dash in ((1, "solid"), (-1, "dash")):
             part = np.where(sign * nodes > 0, weights, 0.0)
             per_probe = stats.broaden(size, part, decades, sigma=_DECADES)
@@ -167,18 +170,19 @@ def _dimension(found: list[Variant]) -> Panel:
     )
 
 
-def _negative(found: list[Variant]) -> Panel:
-    marks: list[Mark] = [Rule("x", 0.0, "none", "solid")]
-    for row, v in enumerate(found):
+def _negative(ds: xr.Dataset, found: list[Variant]) -> Panel:
+    largest = float(np.abs(ds.ritz_value).max())
+    deepest = max(float(-ds.ritz_value.min()), 2 * _RESOLVED * largest)
+    z = np.geomspace(_RESOLVED * largest, deepest, 80)
+    marks: list[Mark] = []
+    for v in found:
         run = v.ds.isel(run=0)
-        share, error = 100 * float(run.negative_mass), 200 * float(run.negative_mass_stderr)
-        known = np.isfinite(error)
-        marks.append(
-            Points(
-                np.array([share]), np.array([float(row)]), v.label, v.color, v.symbol,
-                legend=False, x_low=np.array([share - error]) if known else None,
-                x_high=np.array([share + error]) if known else None,
-            )
-        )  # fmt: skip
-    rows = row_axis([v.label for v in found])
-    return Panel(Axis("negative eigenvalues", "%"), rows, tuple(marks), "below zero")
+        below = run.ritz_value.values[..., None] < -z
+        share = 100 * (run.weight.values[..., None] * below).sum(1)
+        marks += _curve(v, z, share, 100 / int(runs.provenance(ds, "num_parameters") or 10**6))
+    return Panel(
+        Axis("z", "nats", log=True),
+        Axis("eigenvalues below −z", "%", log=True),
+        tuple(marks),
+        "negative eigenvalues",
+    )

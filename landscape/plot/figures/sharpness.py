@@ -147,7 +147,12 @@ def _terms(found: list[Variant]) -> list[Panel]:
         share += curve(v, second / first, "rho", log=True)
     radius = Axis("radius ρ", log=True)
     return [
-        Panel(radius, Axis("loss increase", "nats", log=True), tuple(both), "its two terms"),
+        Panel(
+            radius,
+            Axis("loss increase", "nats", log=True),
+            tuple(both),
+            "one ascent step: its two terms",
+        ),
         Panel(radius, Axis("second over first", log=True), tuple(share)),
     ]
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 
 import xarray as xr
 
-from landscape import measure
+from landscape import measure, training
+from landscape.measure._common import check_choice
+from landscape.study import replay
 from landscape.study.bench import Bench
 
 
@@ -28,11 +30,57 @@ def hessian_trace(bench: Bench, *, num_probes: int = 32) -> xr.Dataset:
     return measure.hessian_trace(bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed)
 
 
-def spectral_density(bench: Bench, *, num_probes: int = 4, num_nodes: int = 40) -> xr.Dataset:
-    """Density of Hessian eigenvalues by stochastic Lanczos quadrature."""
+def spectral_density(
+    bench: Bench,
+    *,
+    num_probes: int = 4,
+    num_nodes: int = 40,
+    shifts: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0),
+) -> xr.Dataset:
+    """Density of Hessian eigenvalues by stochastic Lanczos quadrature; effective dimension."""
     return measure.spectral_density(
-        bench.risk(), bench.theta, num_probes=num_probes, num_nodes=num_nodes, seed=bench.seed
+        bench.risk(),
+        bench.theta,
+        num_probes=num_probes,
+        num_nodes=num_nodes,
+        shifts=list(shifts),
+        seed=bench.seed,
     )
+
+
+def gauss_newton_eigenvalues(bench: Bench, *, k: int = 5, max_hvps: int = 0) -> xr.Dataset:
+    """The k top eigenvalues of the Gauss-Newton matrix, with the exact Hessian of the loss."""
+    found = measure.top_eigenvalues(
+        bench.risk(),
+        bench.theta,
+        k=k,
+        matrix="ggn",
+        max_hvps=max_hvps or None,
+        seed=bench.seed,
+    )
+    return found.assign_attrs(measurement="gauss_newton_eigenvalues")
+
+
+def block_curvature(
+    bench: Bench, *, by: str = "module", num_probes: int = 30, matrix: str = "hessian"
+) -> xr.Dataset:
+    """Largest eigenvalue and trace of the blocks of all tensors, modules or kinds."""
+    return measure.block_curvature(
+        bench.risk(), bench.theta, by=by, num_probes=num_probes, matrix=matrix, seed=bench.seed
+    )
+
+
+def hessian_diagonal(bench: Bench, *, num_probes: int = 100) -> xr.Dataset:
+    """Diagonal of the Hessian, coordinate by coordinate: 16 bytes per parameter and run."""
+    return measure.hessian_diagonal(
+        bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed
+    )
+
+
+def frobenius(bench: Bench, *, num_probes: int = 30) -> xr.Dataset:
+    """Frobenius norm of the Hessian, and the trace weighted by the squared parameters."""
+    found = hessian_diagonal(bench, num_probes=num_probes)
+    return found.drop_dims("parameter").assign_attrs(measurement="frobenius")
 
 
 def sharpness(
@@ -66,11 +114,147 @@ def crosscheck(bench: Bench, *, num_probes: int = 30, max_iterations: int = 100)
     )
 
 
+def adaptive_sharpness(
+    bench: Bench,
+    *,
+    rho: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03),
+    norm: str = "linf",
+    normalize_logits: bool = False,
+    ascent_steps: int = 20,
+    num_pairs: int = 8,
+) -> xr.Dataset:
+    """Loss increase within relative changes of every weight."""
+    return measure.adaptive_sharpness(
+        bench.risk(),
+        bench.theta,
+        rho=list(rho),
+        norm=norm,
+        normalize_logits=normalize_logits,
+        ascent_steps=ascent_steps,
+        num_pairs=num_pairs,
+        seed=bench.seed,
+    )
+
+
+def m_sharpness(
+    bench: Bench,
+    *,
+    rho: tuple[float, ...] = (0.05, 0.1),
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64),
+) -> xr.Dataset:
+    """One-step sharpness of batches of several sizes."""
+    return measure.m_sharpness(
+        bench.risk(), bench.theta, rho=list(rho), batch_sizes=list(batch_sizes), seed=bench.seed
+    )
+
+
+def critical_sharpness(
+    bench: Bench, *, first_step: float = 0.01, tolerance: float = 0.001
+) -> xr.Dataset:
+    """2 over the smallest rate at which a gradient step raises the loss."""
+    return measure.critical_sharpness(
+        bench.risk(), bench.theta, first_step=first_step, tolerance=tolerance
+    )
+
+
+def minibatch_eigenvalues(
+    bench: Bench,
+    *,
+    batch_size: int = 32,
+    num_batches: int = 0,
+    k: int = 1,
+    matrix: str = "hessian",
+    objective: str = "data",
+) -> xr.Dataset:
+    """Top eigenvalues of single mini-batches (num_batches = 0: of all there are).
+
+    objective: "data", the loss of the study, or "training", the loss that was minimized: with label
+    smoothing, weight decay and one draw of the augmentation.
+    """
+    check_choice("objective", objective, ("data", "training"))
+    risk = bench.risk() if objective == "data" else replay.training_objective(bench)
+    return measure.minibatch_eigenvalues(
+        risk,
+        bench.theta,
+        batch_size=bench.at_most(batch_size),
+        num_batches=num_batches or None,
+        k=k,
+        matrix=matrix,
+        seed=bench.seed,
+    )
+
+
+def data_bracket(
+    bench: Bench, *, num_folds: int = 4, sizes: tuple[int, ...] = (), num_subsets: int = 4
+) -> xr.Dataset:
+    """λ₁ of subsets of the data, and what it is on the examples that they leave out."""
+    return measure.data_bracket(
+        bench.risk(),
+        bench.theta,
+        num_folds=num_folds,
+        sizes=list(sizes) or None,
+        num_subsets=num_subsets,
+        seed=bench.seed,
+    )
+
+
+def training_curvature(bench: Bench, *, k: int = 1) -> xr.Dataset:
+    """Top eigenvalues at every checkpoint that `[training] keep_every` kept, with the edges.
+
+    SAM's edge is drawn for the recipe sam alone, whose step it was derived for; adaptive
+    optimizers have none of these.
+    """
+    points = replay.Checkpoints(bench)
+    run, options = bench.run, training.TrainingOptions(**bench.run.training)
+    known = options.base == "sgd" and not options.nesterov
+    return measure.training_curvature(
+        bench.risk(),
+        points,
+        lr=points.rates if known else 0.0,
+        epochs=points.epochs,
+        rho=float(run.options["rho"]) if run.recipe == "sam" else 0.0,
+        momentum=options.momentum if known else 0.0,
+        k=k,
+        seed=bench.seed,
+    )
+
+
+def alignment(
+    bench: Bench,
+    *,
+    variants: tuple[str, ...] = ("sam", "asam", "sam_on", "zsharp", "random_mask"),
+    k: int = 5,
+    batch_size: int = 256,
+    bn: str = "batch",
+) -> xr.Dataset:
+    """Energy of the perturbations of several variants in the top eigenspace, against chance."""
+    return measure.alignment(
+        bench.risk(),
+        bench.theta,
+        variants=bench.counterfactuals(variants),
+        k=k,
+        batch_size=bench.at_most(batch_size),
+        bn=bn,
+        seed=bench.seed,
+    )
+
+
 MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     "top_eigenvalues": top_eigenvalues,
     "hessian_trace": hessian_trace,
     "spectral_density": spectral_density,
+    "gauss_newton_eigenvalues": gauss_newton_eigenvalues,
+    "block_curvature": block_curvature,
+    "hessian_diagonal": hessian_diagonal,
+    "frobenius": frobenius,
     "sharpness": sharpness,
+    "adaptive_sharpness": adaptive_sharpness,
+    "m_sharpness": m_sharpness,
+    "critical_sharpness": critical_sharpness,
+    "minibatch_eigenvalues": minibatch_eigenvalues,
+    "data_bracket": data_bracket,
+    "training_curvature": training_curvature,
+    "alignment": alignment,
     "crosscheck": crosscheck,
 }
-FIRST_SEED_ONLY = ("spectral_density", "crosscheck")
+FIRST_SEED_ONLY = ("spectral_density", "hessian_diagonal", "crosscheck")

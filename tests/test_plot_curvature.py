@@ -1,0 +1,217 @@
+"""Figures of curvature: both twins carry the numbers that were measured, and nothing more."""
+
+import numpy as np
+import pytest
+
+from landscape import measure, results, sam
+from landscape.errors import LandscapeError
+from landscape.plot import drawing as grammar
+from landscape.plot import figures
+from tests.figure_checks import check_figure
+from tests.measure_problems import cnn_risk
+
+VARIANTS = {"sam": sam.sam(rho=0.1), "sam_on": sam.sam_on(rho=0.1)}
+EIGEN = {"k": 3, "max_hvps": 40, "failure_probability": 1.0}
+
+MAKERS = {
+    "top_eigenvalues": lambda r: measure.top_eigenvalues(r, r.theta, **EIGEN, seed=0),
+    "gauss_newton_eigenvalues": lambda r: measure.top_eigenvalues(
+        r, r.theta, matrix="ggn", **EIGEN, seed=0
+    ),
+    "spectral_density": lambda r: measure.spectral_density(
+        r, r.theta, num_probes=3, num_nodes=12, shifts=[0.01, 0.1, 1.0], seed=0
+    ),
+    "block_curvature": lambda r: measure.block_curvature(
+        r, r.theta, by="module", num_probes=3, tolerance=1e-3, seed=0
+    ),
+    "frobenius": lambda r: measure.hessian_diagonal(r, r.theta, num_probes=5, seed=0).drop_dims(
+        "parameter"
+    ),
+    "sharpness": lambda r: measure.sharpness(
+        r, r.theta, rho=[0.05, 0.1, 0.2], ascent_steps=2, num_pairs=2, seed=0
+    ),
+    "adaptive_sharpness": lambda r: measure.adaptive_sharpness(
+        r, r.theta, rho=[0.01, 0.02], ascent_steps=2, num_pairs=2, seed=0
+    ),
+    "m_sharpness": lambda r: measure.m_sharpness(
+        r, r.theta, rho=[0.05, 0.1], batch_sizes=[2, 6, 24], seed=0
+    ),
+    "critical_sharpness": lambda r: measure.critical_sharpness(r, r.theta, tolerance=0.01),
+    "minibatch_eigenvalues": lambda r: measure.minibatch_eigenvalues(
+        r, r.theta, batch_size=6, k=2, tolerance=1e-3, seed=0
+    ),
+    "data_bracket": lambda r: measure.data_bracket(
+        r, r.theta, num_folds=2, sizes=[6, 12], num_subsets=2, seed=0
+    ),
+    "training_curvature": lambda r: measure.training_curvature(
+        r, [1.2 * r.theta, r.theta], epochs=[0, 3], lr=[0.1, 0.0], rho=0.1, momentum=0.9, seed=0
+    ),
+    "alignment": lambda r: measure.alignment(r, r.theta, variants=VARIANTS, k=2, seed=0),
+}
+CALLS = {
+    **{name: (name,) for name in MAKERS},
+    "gauss_newton_eigenvalues": ("gauss_newton_eigenvalues", "top_eigenvalues"),
+    "critical_sharpness": ("critical_sharpness", "top_eigenvalues"),
+    "spectral_views": ("spectral_density",),
+}
+RUNS = [("sgd", 0), ("sgd", 1), ("sam", 0)]
+
+
+@pytest.fixture(scope="module")
+def data():
+    risks = [cnn_risk(seed=number)[0] for number in range(len(RUNS))]
+    found = {}
+    for name, make in MAKERS.items():
+        parts = []
+        for (variant, seed), risk in zip(RUNS, risks, strict=True):
+            words = {"label": variant.upper(), "setting": "digits"}
+            labels = {"run": f"{variant}-{seed}", "variant": variant, "seed": seed, **words}
+            parts.append((labels, make(risk)))
+        found[name] = results.combine(parts)
+    return found
+
+
+def draw(data, name, **options):
+    return getattr(figures, name)(*(data[key] for key in CALLS[name]), **options)
+
+
+def marks(panel, kind, name=None):
+    return [m for m in panel.marks if isinstance(m, kind) and name in (None, m.name)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_both_twins_carry_the_drawing(data, name):
+    drawn = check_figure(name, *(data[key] for key in CALLS[name]))
+    assert all(panel.marks for panel in drawn.panels)
+    assert "{" not in drawn.caption
+    assert "None" not in drawn.caption
+
+
+def test_bars_of_blocks_are_shares_of_the_trace_beside_those_of_the_parameters(data):
+    ds = data["block_curvature"]
+    drawn = draw(data, "block_curvature")
+    assert [text for _, text in drawn.panels[0].y.ticks] == list(ds["block"].values)
+    first = drawn.panels[0]
+    (outline,) = marks(first, grammar.Bars, "parameters")
+    np.testing.assert_allclose(outline.x, ds.parameter_share.isel(run=0))
+    (bars,) = marks(first, grammar.Bars, "share of the trace")
+    trace = ds.trace.isel(run=[0, 1])
+    share = (trace / trace.sum("block")).mean("run").values
+    np.testing.assert_allclose(bars.x, share[share > bars.base])
+    assert len(bars.x) + sum(len(m.x) for m in marks(first, grammar.Points, "negative trace")) > 2
+
+
+def test_spectra_stand_on_one_grid_and_integrate_to_one(data):
+    drawn = draw(data, "spectral_density", reference="none")
+    grids = [marks(panel, grammar.Line)[0].x for panel in drawn.panels]
+    np.testing.assert_array_equal(grids[0], grids[1])
+    for panel in drawn.panels:
+        (line,), (band,) = marks(panel, grammar.Line), marks(panel, grammar.Band)
+        mass = np.nansum(line.y) * (line.x[1] - line.x[0])
+        assert mass == pytest.approx(1, abs=0.01)
+        shown = np.isfinite(line.y)
+        assert (band.low[shown] <= line.y[shown]).all()
+        assert (line.y[shown] <= band.high[shown]).all()
+
+
+def test_the_logarithmic_view_holds_positive_and_negative_parts(data):
+    drawn = draw(data, "spectral_views")
+    ds = data["spectral_density"].isel(run=0)
+    lines = marks(drawn.panels[1], grammar.Line, "SGD")
+    largest = float(np.abs(data["spectral_density"].ritz_value).max())
+    for line, sign in zip(lines, (1, -1), strict=True):
+        seen = (sign * ds.ritz_value > 1e-3 * largest).values
+        expected = float((ds.weight.values * seen).sum(1).mean())
+        step = np.log10(line.x[1] / line.x[0])
+        # What a Gaussian of 0.1 decades puts beyond the ends of the grid is lost.
+        assert np.nansum(line.y) * step == pytest.approx(expected, abs=0.05)
+    dimension = marks(drawn.panels[2], grammar.Line, "SGD")[0]
+    np.testing.assert_array_equal(dimension.y, ds.effective_dimension)
+    negative = marks(drawn.panels[3], grammar.Line, "SGD")[0]
+    share = (ds.weight * (ds.ritz_value < -negative.x[10])).sum("node").mean()
+    assert negative.y[10] == pytest.approx(100 * float(share))
+    bare = data["spectral_density"].drop_dims("shift")
+    assert len(figures.spectral_views(bare).panels) == 3
+
+
+def test_bounds_of_eigenvalues_are_drawn_and_unconverged_ones_are_hollow(data):
+    ds = data["top_eigenvalues"]
+    drawn = draw(data, "top_eigenvalues")
+    seeds = [m for m in marks(drawn.panels[0], grammar.Points) if m.hollow is not None]
+    width = np.concatenate([(m.x_high - m.x_low) / 2 for m in seeds])
+    assert sorted(width) == pytest.approx(sorted(ds.bound.values.ravel()), rel=1e-3, abs=1e-15)
+    assert sum(int(m.hollow.sum()) for m in seeds) == int((~ds.converged).sum())
+
+
+def test_terms_of_the_step_are_drawn_with_their_ratio(data):
+    drawn = draw(data, "sharpness")
+    terms, ratio = drawn.panels[-2:]
+    ds = data["sharpness"].isel(run=[0, 1])
+    first, second = marks(terms, grammar.Line, "SGD")
+    for line, name in ((first, "one_step_first_order"), (second, "one_step_second_order")):
+        np.testing.assert_allclose(line.y, np.exp(np.log(ds[name]).mean("run")))
+    assert (first.dash, second.dash) == ("solid", "dash")
+    np.testing.assert_allclose(marks(ratio, grammar.Line, "SGD")[0].y, second.y / first.y)
+
+
+def test_batches_lie_beside_the_whole(data):
+    ds = data["minibatch_eigenvalues"]
+    (panel,) = draw(data, "minibatch_eigenvalues").panels
+    whole = np.concatenate([m.x for m in marks(panel, grammar.Points, "all examples")])
+    assert sorted(whole) == pytest.approx(sorted(ds.whole_eigenvalue.values.ravel()))
+    dots = np.concatenate([m.x for m in marks(panel, grammar.Points, "SAM")])
+    assert sorted(dots) == pytest.approx(sorted(ds.eigenvalue.isel(run=[2]).values.ravel()))
+
+
+def test_the_bracket_ends_in_all_examples(data):
+    ds = data["data_bracket"]
+    panel = draw(data, "data_bracket").panels[0]
+    (upper,) = marks(panel, grammar.Points, "λ₁ of all examples")
+    assert upper.x[0] == 24
+    assert upper.y[0] == pytest.approx(float(ds.upper.isel(run=[0, 1]).mean()))
+    above, below = marks(panel, grammar.Line)
+    np.testing.assert_array_equal(above.x, [6, 12, 24])
+    np.testing.assert_array_equal(below.x, [6, 12, 12])
+    means = ds.sized_eigenvalue.isel(run=[0, 1]).mean(["run", "batch"])
+    np.testing.assert_allclose(above.y[:2], means)
+
+
+def test_edges_of_stability_stand_beside_the_curvature(data):
+    ds = data["training_curvature"]
+    panel = draw(data, "training_curvature").panels[1]
+    (sam_edge,) = marks(panel, grammar.Line, "λ* of SAM")
+    mean = ds.sam_edge.isel(run=[2]).mean("run").values
+    assert sam_edge.y[0] == pytest.approx(mean[0])
+    # At rate 0 nothing diverges, and no line is drawn.
+    assert np.isnan(sam_edge.y[1])
+    (curve,) = marks(panel, grammar.Line, "SAM")
+    assert curve.y[0] == pytest.approx(
+        float(np.exp(np.log(ds.eigenvalue.isel(run=[2], rank=0, epoch=0)).mean()))
+    )
+
+
+def test_alignment_is_drawn_against_both_chances(data):
+    ds = data["alignment"]
+    panel = draw(data, "alignment").panels[0]
+    (rule,) = marks(panel, grammar.Rule)
+    assert rule.value == pytest.approx(2 / ds.attrs.get("P", len(cnn_risk()[0].theta)))
+    assert [text for _, text in panel.y.ticks] == ["gradient", "SAM", "SAM-ON"]
+    matched = marks(panel, grammar.Points, "same energy per tensor")[-1]
+    expected = np.exp(np.log(ds.expected_matched.isel(run=[0, 1])).mean("run"))
+    np.testing.assert_allclose(matched.x, expected)
+
+
+def test_critical_sharpness_stands_beside_the_eigenvalue_where_that_was_measured(data):
+    both = draw(data, "critical_sharpness").panels[0]
+    alone = figures.critical_sharpness(data["critical_sharpness"]).panels[0]
+    assert len(both.marks) == 2 * len(alone.marks)
+    lost = data["critical_sharpness"].copy(deep=True)
+    lost["bracketed"].values[0] = False
+    assert "1 runs without a bracket" in figures.critical_sharpness(lost).caption
+
+
+def test_a_result_of_another_kind_is_refused_by_name(data):
+    with pytest.raises(LandscapeError, match="needs captured, expected_isotropic"):
+        figures.alignment(data["sharpness"])
+    with pytest.raises(LandscapeError, match="needs sized_eigenvalue"):
+        figures.data_bracket(data["sharpness"])
