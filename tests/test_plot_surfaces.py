@@ -59,7 +59,7 @@ def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
     assert "Illustration, not evidence" in drawn.caption
     end = slices.loss.isel(alpha=-1) - slices.loss.sel(alpha=0.0)
     spread = float((end.std("direction", ddof=1) / end.mean("direction")).median())
-    assert f"standard deviation of {spread:.0%} of its mean" in drawn.caption
+    assert f"standard deviation of {100 * spread:.0f} % of its mean" in drawn.caption
     assert "standard deviation" not in figures.loss_plane(planes).caption
 
 
@@ -175,8 +175,9 @@ def test_curvature_maps_show_bounds_gaps_and_what_did_not_converge():
     ds = results.combine(parts)
     drawn = check_figure("curvature_map", ds)
     fields = marks(drawn, grammar.Field)
-    assert [mark.name for mark in fields] == ["λ_max"] * 3 + ["λ_min"] * 3 + ["|λ_min| / λ_max"] * 3
-    np.testing.assert_array_equal(fields[4].values, ds.eigenvalue_min.isel(run=1))
+    assert [mark.name for mark in fields] == ["λₘₐₓ"] * 3 + ["−λₘᵢₙ"] * 3 + ["|λₘᵢₙ| / |λₘₐₓ|"] * 3
+    np.testing.assert_array_equal(fields[4].values, -ds.eigenvalue_min.isel(run=1))
+    assert np.isnan(fields[3].values).all()
     assert "within its residual" in drawn.caption
     loose = ds.copy(deep=True)
     loose.converged.values[0, 1, 1] = False
@@ -210,6 +211,10 @@ def test_three_points_are_named_where_they_lie():
     ds = measure.three_points(risk, models, cells=4)
     drawn = check_figure("three_points", ds)
     assert [mark.text for mark in marks(drawn, grammar.Label)] == list(models)
+    sides = marks(drawn, grammar.Line)
+    assert [side.name for side in sides] == ["SGD to SAM", "SGD to ZSharp", "SAM to ZSharp"]
+    line = measure.interpolation(risk, models["SAM"], end=models["ZSharp"], points=5)
+    np.testing.assert_allclose(sides[2].y, line.loss, rtol=1e-10)
     (points,) = marks(drawn, grammar.Points)
     assert list(zip(points.x, points.y, strict=True)) == [(0, 0), (1, 0), (0, 1)]
 
@@ -225,14 +230,14 @@ def test_trajectories_state_shares_null_residual_and_both_losses():
     assert len(drawn.panels) == 5
     one = ds.isel(run=0)
     assert drawn.panels[0].title == "SGD\n" + " + ".join(
-        f"{share:.0%}" for share in one.explained_share.values
+        f"{100 * share:.0f} %" for share in one.explained_share.values
     )
     points = next(m for m in drawn.panels[0].marks if getattr(m, "name", "") == "checkpoints")
     np.testing.assert_array_equal(np.c_[points.x, points.y], one.coordinate)
     contour = next(m for m in drawn.panels[0].marks if isinstance(m, grammar.Contours))
     assert contour.x[-1] == pytest.approx(1.5 * float(one.alpha_unit))
     assert contour.x[-1] >= points.x.max()
-    walk = " + ".join(f"{share:.0%}" for share in one.random_walk_share.values)
+    walk = " + ".join(f"{100 * share:.0f} %" for share in one.random_walk_share.values)
     assert f"would have {walk}" in drawn.caption
     residual, losses = drawn.panels[3:]
     np.testing.assert_array_equal(residual.marks[0].y, one.residual)
@@ -271,7 +276,7 @@ def test_the_barrier_matrix_is_symmetric_and_the_lines_are_by_variant():
     assert matrix.values[1, 4] == pytest.approx(float(alone.barrier), rel=1e-10)
     shown = {m.name for m in marks(drawn, grammar.Line) if m.legend}
     own = {f"{label} (mean of 1)" for label in VARIANTS.values()}
-    assert shown == {"two variants (mean of 12)", *own}
+    assert shown == {"two variants (mean of 6)", "two variants, one seed (mean of 6)", *own}
 
 
 def test_curves_and_lines_between_models():
@@ -283,6 +288,7 @@ def test_curves_and_lines_between_models():
     straight, bent = drawn.panels[0].marks
     np.testing.assert_array_equal(straight.y, curve.linear_loss)
     np.testing.assert_array_equal(bent.y, curve.loss)
+    np.testing.assert_array_equal(drawn.panels[1].marks[0].y, curve.linear_error_rate)
     line = measure.interpolation(risk, risk.theta, end=end, points=5)
     drawn = check_figure("interpolation", line)
     np.testing.assert_array_equal(drawn.panels[0].marks[0].y, line.loss)

@@ -111,7 +111,7 @@ def test_a_curve_is_trained_between_the_two_runs_that_are_named(finished):
     assert list(ds.variant.values) == ["sam", "sam"]
     assert list(ds.setting.values) == ["one", "two"]
     ends = [bench_of(finished, "sgd/0", setting=name) for name in ("one", "two")]
-    assert list(ds.end.values) == [bench.run.run_id for bench in ends]
+    assert list(ds.end.values) == ["sgd, seed 0"] * 2
     risk = ends[0].risk().with_bn("recalibrate")
     assert float(ds.loss[0, -1]) == pytest.approx(float(risk.loss(ends[0].theta)))
 

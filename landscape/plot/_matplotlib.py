@@ -285,7 +285,9 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
     ax.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(mark.values):
         if mark.digits is not None and np.isfinite(value):
-            dark = abs(value - (low + high) / 2) > 0.33 * (high - low)
+            # The diverging map is dark at both ends, the sequential one at its lower end.
+            share = (value - low) / (high - low)
+            dark = abs(share - 0.5) > 0.33 if mark.diverging else share < 0.5
             ax.text(
                 column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=5.5,
                 color="white" if dark else style.INK,
@@ -345,10 +347,11 @@ def _(mark: Surface, ax: Axes) -> None:
     ax.contour(x, y, below, levels=levels, zdir="z", offset=floor, linewidths=0.5, **options)
     ax.set_zlim(floor, top)
     ax.view_init(elev=28, azim=-60)
-    ax.set_box_aspect((1, 1, 0.75), zoom=0.9)
+    # Labels stand outside of the box, which is cut at the edge of the axes.
+    ax.set_box_aspect((1, 1, 0.75), zoom=0.82)
     ax.tick_params(pad=-3)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.labelpad = -8
+        axis.labelpad = -7
         axis.set_pane_color((1, 1, 1, 0))
         axis._axinfo["grid"].update(color=style.GRID, linewidth=0.4)
     if mark.log:

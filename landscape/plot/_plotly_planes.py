@@ -117,7 +117,7 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
         zaxis={"title": {"text": panel.z.title if panel.z else ""}, **look, **z},
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
-        camera={"eye": {"x": 1.25, "y": -1.45, "z": 0.85}},
+        camera={"eye": {"x": 1.55, "y": -1.75, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
         dragmode="orbit",
     )
 

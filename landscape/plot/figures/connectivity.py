@@ -61,7 +61,9 @@ def barrier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "losses, in nats (arXiv:1912.05671); rows and columns are named by variant"
         f"{' and seed' if several else ''}. Solutions whose units are permuted are far apart here "
         "though they agree as functions (arXiv:2209.04836), so a barrier does not tell two basins. "
-        f"Right: the lines of one variant in its colour, those between variants grey. {_mode(ds)}",
+        "Right: lines between two seeds of one variant in its colour; between two variants grey, "
+        "dashed where both had the same seed, that is initial weights and order of the data. "
+        f"{_mode(ds)}",
         panels,
         columns=2,
         panel_height=max(2.2, 0.6 + 0.13 * size),
@@ -75,23 +77,29 @@ def _mirrored(values: np.ndarray) -> np.ndarray:
 
 
 def _profiles(half: xr.Dataset) -> list[Mark]:
-    """Mean of the lines between two runs of a variant, and of two variants; single ones thin."""
+    """Mean of the lines within a variant, between two, and between two of one seed."""
     x = half.alpha.values.astype(float)
-    colors = {v.id: (v.label, v.color) for v in runs.variants(half)}
-    order = [str(name) for name in half.variant.values]
+    looks = {
+        "seeds": ("two variants", "#9a9a9a", "solid"),
+        "seed": ("two variants, one seed", "#9a9a9a", "dash"),
+        **{v.id: (v.label, v.color, "solid") for v in runs.variants(half)},
+    }
+    order, seeds = [str(name) for name in half.variant.values], half.seed.values
     groups: dict[str, list[np.ndarray]] = {}
     for i, j in zip(*np.nonzero(np.isfinite(half.barrier.values)), strict=True):
         if i != j:
-            key = order[i] if order[i] == order[j] else ""
+            between = "seed" if seeds[i] == seeds[j] else "seeds"
+            key = order[i] if order[i] == order[j] else between
             groups.setdefault(key, []).append(half.loss.values[i, j])
     marks: list[Mark] = []
-    for key in ["", *colors]:
-        label, color = colors.get(key, ("two variants", "#9a9a9a"))
+    for key, (label, color, dash) in looks.items():
         lines = groups.get(key, [])
-        marks += [Line(x, y, label, color, width=0.5, opacity=0.35, legend=False) for y in lines]
+        marks += [
+            Line(x, y, label, color, dash, width=0.5, opacity=0.35, legend=False) for y in lines
+        ]
         if lines:
             mean = np.mean(lines, axis=0)
-            marks.append(Line(x, mean, f"{label} (mean of {len(lines)})", color, width=1.8))
+            marks.append(Line(x, mean, f"{label} (mean of {len(lines)})", color, dash, width=1.8))
     return marks
 
 
@@ -103,7 +111,7 @@ def bezier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     for index in range(ds.sizes["run"]):
         one = ds.isel(run=index)
         x = one.alpha.values.astype(float)
-        title = f"{one.label.item()}, seed {int(one.seed)}, to {_end(one)}"
+        title = f"{one.label.item()}, seed {int(one.seed)} to {_end(one)}"
         panels.append(
             Panel(
                 Axis("position α"),
@@ -121,8 +129,11 @@ def bezier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                 Panel(
                     Axis("position α"),
                     Axis("error rate"),
-                    (Line(x, one.error_rate.values, "trained curve", "#0072b2", width=1.6),),
-                    "errors on the curve",
+                    (
+                        Line(x, one.linear_error_rate.values, "straight line", style.MUTED, "dash"),
+                        Line(x, one.error_rate.values, "trained curve", "#0072b2", width=1.6),
+                    ),
+                    "errors",
                 )
             )
     return Drawing(
@@ -142,7 +153,7 @@ def _nats(value: xr.DataArray) -> str:
 
 
 def _end(one: xr.Dataset) -> str:
-    return str(one.end.item()).rsplit("-", 1)[0] if "end" in one else "another run"
+    return str(one.end.item()) if "end" in one else "another model"
 
 
 def interpolation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:

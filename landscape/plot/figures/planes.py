@@ -98,9 +98,10 @@ def _plane_caption(
         parts.append(f"Cosine of the axes at most {cosine:.2f}.")
     if "evaluated" in ds and not surface:
         share = float(np.nanmean(ds.evaluated.values.astype(float)))
+        tolerance = runs.provenance(ds, "tolerance") or "the stated tolerance"
         parts.append(
-            f"Dots: the {share:.0%} of the cells that were evaluated; the others are interpolated "
-            f"within {runs.provenance(ds, 'tolerance') or 'the stated tolerance'} of the loss."
+            f"Dots: the {100 * share:.0f} % of the cells that were evaluated; the others are "
+            f"interpolated within {tolerance} of the loss."
         )
     parts.append(_mode(ds))
     if bool((~np.isfinite(ds.loss)).any()):
@@ -126,7 +127,7 @@ def _spread(slices: xr.Dataset | None, setting: str | None) -> str:
     reach = short(float(part.alpha[-1]))
     return (
         f" Between {part.sizes['direction']} directions of one model the rise at α = {reach} "
-        f"has a standard deviation of {float(relative.median()):.0%} of its mean."
+        f"has a standard deviation of {100 * float(relative.median()):.0f} % of its mean."
     )
 
 
@@ -159,7 +160,7 @@ def loss_surface(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "colours. Drag to rotate; the contours on the floor are those of the surface.",
         panels,
         columns=min(3, len(panels)),
-        panel_height=2.0,
+        panel_height=1.8,
         narrowest=1.6,
         legend=False,
     )
@@ -204,7 +205,8 @@ def plane_difference(
         "plane_difference",
         f"Loss minus that of {name} on the same plane",
         f"Mean over seeds of ln L − ln L({name}) at the same coordinates of the same random "
-        "directions, normalized to each model; below 0 (blue) the loss is lower. Dots: the 95 % "
+        "directions, normalized to each model; below 0 (blue) the loss is lower. At the centre "
+        "this is the difference of the training losses themselves. Dots: the 95 % "
         "t-interval of that cell, paired over seeds, excludes 0; 1 in 20 cells would by chance. "
         "p: exact, of no difference at any cell, from flipping the signs of whole seeds, which "
         f"cannot go below 2/2ⁿ. Random directions: illustration, not evidence. {_mode(ds)}",
@@ -221,12 +223,12 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     runs.require(ds, "eigenvalue_max", "eigenvalue_min", "residual_min", "non_convexity")
     found = list(runs.variants(ds))
     top = _positive(ds.eigenvalue_max.values)
-    low = _limit(ds.eigenvalue_min.values)
+    low = _positive(-ds.eigenvalue_min.values)
     ratio = max(float(np.nanmax(ds.non_convexity.values, initial=0.0)), 1e-12)
     rows = (
-        ("eigenvalue_max", "λ_max", {"limits": top, "log": True}),
-        ("eigenvalue_min", "λ_min", {"limits": (-low, low), "diverging": True}),
-        ("non_convexity", "|λ_min| / λ_max", {"limits": (0.0, ratio)}),
+        ("eigenvalue_max", "λₘₐₓ", {"limits": top, "log": True}),
+        ("eigenvalue_min", "−λₘᵢₙ", {"limits": low, "log": True}),
+        ("non_convexity", "|λₘᵢₙ| / |λₘₐₓ|", {"limits": (0.0, ratio)}),
     )
     panels = []
     for variable, name, look in rows:
@@ -234,15 +236,17 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         for v in found:
             one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
             x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
+            values = one[variable].values * (-1 if variable == "eigenvalue_min" else 1)
+            values = np.where((values > 0) | (not look.get("log")), values, np.nan)
             loose = ~one.converged.values.astype(bool) & np.isfinite(one[variable].values)
             marks: list[Mark] = [
-                Field(x, y, one[variable].values, name, units, **look),
+                Field(x, y, values, name, units, **look),
                 *gaps(x, y, one[variable].values),
                 *dots(x, y, loose, "not converged", hollow=True),
             ]
             if variable == "eigenvalue_min":
                 convex = one.eigenvalue_min.values - one.residual_min.values > 0
-                marks += dots(x, y, convex, "surely convex: λ_min − residual > 0")
+                marks += dots(x, y, convex, "surely convex: λₘᵢₙ − residual > 0")
             panels.append(Panel(_ALPHA, _BETA, tuple(marks), f"{v.label}, {name}"))
     worst = float(np.nanmax(np.maximum(ds.residual_max, ds.residual_min).values, initial=0.0))
     return Drawing(
@@ -250,7 +254,7 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Extreme Hessian eigenvalues over a random plane",
         "Eigenvalues of the whole Hessian at each cell, not of the plane, in nats per squared "
         f"parameter; each is within its residual, at most {short(worst)}, of an exact one (hollow: "
-        "not converged). |λ_min|/λ_max is 0 where no negative curvature was found "
+        "not converged). Where λₘᵢₙ is not negative its cell is blank and the ratio 0 "
         "(arXiv:1712.09913, section 6). First seed only; the directions are random: illustration, "
         f"not evidence. {_mode(ds)}"
         + (" Hatched: the loss is not finite there." if bool(ds.loss.isnull().any()) else ""),
@@ -273,7 +277,14 @@ def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15
         names = [str(name) for name in one.point.values[known]]
         values = one.model_loss.values[known]
         hover = [f"{name}: {short(float(v))} nats" for name, v in zip(names, values, strict=True)]
-        labels = [Label(a, b, name, "#ffffff") for a, b, name in zip(x, y, names, strict=True)]
+        middle = float(np.sqrt(ticks[0] * ticks[-1]) if log else ticks.mean())
+        labels = [
+            Label(
+                a, b, name, style.INK if v > middle else "#ffffff",
+                "right" if a > 0.5 else "left",
+            )
+            for a, b, name, v in zip(x, y, names, values, strict=True)
+        ]  # fmt: skip
         models = Points(x, y, "models", "#ffffff", "circle", legend=False, hover=hover)
         panels.append(
             Panel(
@@ -284,6 +295,14 @@ def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15
                 f"cosine {float(one.axis_cosine):.2f}",
             )
         )
+        panels.append(
+            Panel(
+                Axis("position between two"),
+                Axis("loss", "nats", log=log),
+                tuple(_edges(one, names)),
+                "along the sides of the triangle",
+            )
+        )
     return Drawing(
         "three_points",
         "Loss on the plane through three solutions",
@@ -292,10 +311,25 @@ def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15
         + (" Hatched: the loss is not finite there." if _holes(ds.loss.values) else ""),
         tuple(panels),
         columns=2,
-        panel_height=2.6,
-        narrowest=2.5,
-        legend=False,
+        panel_height=2.4,
+        narrowest=2.4,
     )
+
+
+def _edges(one: xr.Dataset, names: list[str]) -> list[Line]:
+    """The loss on the three lines between the models, which are rows of cells of the grid."""
+    grid = [float(a) for a in one.alpha.values if -1e-9 <= a <= 1 + 1e-9]
+    ends = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
+    lines = []
+    sides = (("a", "b", "#0072b2"), ("a", "c", "#d55e00"), ("b", "c", "#009e73"))
+    for (first, second, color), (i, j) in zip(sides, ((0, 1), (0, 2), (1, 2)), strict=True):
+        (a0, b0), (a1, b1) = ends[first], ends[second]
+        y = [
+            float(one.loss.sel(alpha=a0 + t * (a1 - a0), beta=b0 + t * (b1 - b0), method="nearest"))
+            for t in grid
+        ]
+        lines.append(Line(np.array(grid), np.array(y), f"{names[i]} to {names[j]}", color))
+    return lines
 
 
 def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
@@ -324,7 +358,7 @@ def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) 
         ),
     ]
     walk = ds.random_walk_share.values
-    null = " + ".join(f"{share:.0%}" for share in np.nanmean(walk, axis=0))
+    null = " + ".join(f"{100 * share:.0f} %" for share in np.nanmean(walk, axis=0))
     return Drawing(
         "trajectory",
         "Trainings on their principal planes",
@@ -349,7 +383,7 @@ def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
     scaled = one.assign_coords(
         alpha=one.alpha * float(one.alpha_unit), beta=one.beta * float(one.beta_unit)
     )
-    shares = " + ".join(f"{share:.0%}" for share in one.explained_share.values)
+    shares = " + ".join(f"{100 * share:.0f} %" for share in one.explained_share.values)
     return Panel(
         Axis("first direction"),
         Axis("second direction"),
@@ -360,7 +394,7 @@ def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
                 x, y, "checkpoints", "#ffffff", size=3.0, legend=False,
                 hover=[f"epoch {epoch}" for epoch in epochs],
             ),
-            centre("#ffffff"),
+            centre(),
         ),
         f"{v.label}\n{shares}",
     )  # fmt: skip
@@ -410,10 +444,10 @@ def gaps(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> list[Mark]:
     return [Gaps(x, y, values)] if _holes(values) else []
 
 
-def centre(color: str = style.INK) -> Points:
+def centre() -> Points:
     """The checkpoint that the plane goes through."""
     return Points(
-        np.array([0.0]), np.array([0.0]), _CENTRE, color, "x", size=4.0, legend=False,
+        np.array([0.0]), np.array([0.0]), _CENTRE, "#ffffff", "x", size=4.0, legend=False,
         hover=[_CENTRE],
     )  # fmt: skip
 

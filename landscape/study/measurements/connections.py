@@ -86,7 +86,7 @@ def bezier(
     )
     # Large, and made again by the same seed.
     ds = ds.drop_vars("control_point")
-    return ds.assign(end=Variable((), named[1].run_id, "1", "Run at the end").as_xarray())
+    return ds.assign(end=Variable((), _label(named[1]), "1", "Run at the end").as_xarray())
 
 
 def three_points(
