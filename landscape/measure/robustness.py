@@ -52,7 +52,7 @@ def robustness(
     accuracy(corruption, severity), NaN for other tasks than classification, loss(corruption,
     severity) in nats, accuracy_std (weight noise, else 0), strength(corruption, severity) in
     strength_unit(corruption), and clean_accuracy, clean_loss. BatchNorm keeps its running
-    statistics. Cost: about 8 + 2 num_draws forward passes.
+    statistics. Cost: 21 + 5 num_draws forward passes.
     """
     check_count("num_draws", num_draws, 2)
     own = risk.with_bn("eval")

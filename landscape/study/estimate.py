@@ -58,6 +58,20 @@ COSTS: Mapping[str, Callable[[Options], float]] = {
     "minibatch_eigenvalues": lambda o: 2 * PRODUCT * 15 * o["k"],
     "data_bracket": lambda o: PRODUCT * 20 * (o["num_folds"] + 1 + o["num_subsets"]),
     "alignment": lambda o: 20 * o["k"] + 2 * len(o["variants"]),
+    "enrichment": lambda o: 20 * o["k"] + PRODUCT * o["num_probes"] + 2 * len(o["variants"]),
+    "batch_overlap": lambda o: 2 * len(o["variants"]) * (1 + o["num_batches"]),
+    "perturbation_cosines": lambda o: 2 * len(o["variants"]),
+    "perturbation_controls": lambda o: 2 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
+    "gradient_noise": lambda _: 20,
+    "features": lambda _: FORWARD,
+}
+# Forward passes over the whole of a split, counted as one over the training data.
+OVER_DATA: Mapping[str, Callable[[Options], float]] = {
+    "generalization": lambda _: 1,
+    "memorization": lambda _: 1,
+    "calibration": lambda _: 1,
+    "margins": lambda _: 1,
+    "robustness": lambda o: 21 + 5 * o["num_draws"],
 }
 
 
@@ -128,8 +142,9 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
         for measurement, _ in missing:
             if measurement.name in COSTS:
                 cost = COSTS[measurement.name](measurement.options)
-            elif measurement.name == "generalization":
-                cost = probe.num_data / probe.num_examples * FORWARD
+            elif measurement.name in OVER_DATA:
+                passes = OVER_DATA[measurement.name](measurement.options)
+                cost = passes * probe.num_data / probe.num_examples * FORWARD
             else:
                 continue
             gradients.setdefault(measurement.name, []).append(cost)
