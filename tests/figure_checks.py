@@ -67,6 +67,7 @@ def check_words(drawn, paper, page):
     }
     scenes = [value for key, value in layout.items() if key.startswith("scene")]
     named |= {scene[f"{a}axis"]["title"]["text"] for scene in scenes for a in "xyz"}
+    named |= {t.colorbar.title.text for t in page.data if t.type == "surface"}
     shown |= {ax.get_zlabel() for ax in paper.axes if ax.name == "3d"}
     wanted = {axis.title for panel in drawn.panels for axis in (panel.x, panel.y, panel.z) if axis}
     assert wanted - {""} <= named

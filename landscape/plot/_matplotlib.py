@@ -348,7 +348,7 @@ def _(mark: Surface, ax: Axes) -> None:
     ax.set_zlim(floor, top)
     ax.view_init(elev=28, azim=-60)
     # Labels stand outside of the box, which is cut at the edge of the axes.
-    ax.set_box_aspect((1, 1, 0.75), zoom=0.82)
+    ax.set_box_aspect((1, 1, 0.75), zoom=0.78)
     ax.tick_params(pad=-3)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.labelpad = -7

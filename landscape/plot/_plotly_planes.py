@@ -105,6 +105,7 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     mark = next(mark for mark in panel.marks if isinstance(mark, Surface))
     bottom, top = (float(end) for end in mark.heights(np.array(mark.limits)))
     look = {"gridcolor": style.GRID, "backgroundcolor": "rgba(0,0,0,0)", "zeroline": False}
+    small = {"size": 11}
     z: dict[str, object] = {"range": [bottom - 0.35 * (top - bottom), top + 0.02 * (top - bottom)]}
     if mark.log:
         ticks = log_ticks(*mark.limits)
@@ -112,12 +113,13 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     figure.update_scenes(
         row=row,
         col=column,
-        xaxis={"title": {"text": panel.x.title}, **look},
-        yaxis={"title": {"text": panel.y.title}, **look},
-        zaxis={"title": {"text": panel.z.title if panel.z else ""}, **look, **z},
+        xaxis={"title": {"text": panel.x.title, "font": small}, "tickfont": small, **look},
+        yaxis={"title": {"text": panel.y.title, "font": small}, "tickfont": small, **look},
+        # Its title would stand outside of the scene; the colour bar has the same words.
+        zaxis={"title": {"text": ""}, "tickfont": small, **look, **z},
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
-        camera={"eye": {"x": 1.55, "y": -1.75, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
+        camera={"eye": {"x": 1.65, "y": -1.85, "z": 1.05}, "center": {"x": 0, "y": 0, "z": -0.1}},
         dragmode="orbit",
     )
 

@@ -103,8 +103,17 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "The surface around the solution",
         (
             Entry("loss_slice", ("loss_slice", "loss_slice_eval"), needed=1),
-            Entry("loss_plane"),
+            Entry("loss_plane", ("loss_plane", "loss_slice"), needed=1),
+            Entry("loss_surface", ("loss_plane",)),
+            Entry("plane_difference", ("loss_plane",)),
+            Entry("curvature_map"),
+            Entry("perturbation_slice"),
+            Entry("trajectory"),
         ),
+    ),
+    (
+        "Between the solutions",
+        (Entry("barrier"), Entry("three_points"), Entry("bezier")),
     ),
     ("Training", (Entry("history"),)),
 )

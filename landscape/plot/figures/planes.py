@@ -131,11 +131,21 @@ def _spread(slices: xr.Dataset | None, setting: str | None) -> str:
     )
 
 
-def loss_surface(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """The same planes as surfaces that rotate, with their contours on the floor."""
+def loss_surface(
+    ds: xr.Dataset,
+    *,
+    setting: str | None = None,
+    references: tuple[str, ...] = ("sgd", "sam"),
+    most: int = 4,
+) -> Drawing:
+    """The same planes as surfaces that rotate, with their contours on the floor.
+
+    At most `most` of them, the references first: a browser rotates few at a time.
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "loss")
-    found = list(runs.variants(ds))
+    every = list(runs.variants(ds))
+    found = sorted(every, key=lambda v: v.id not in references)[:most]
     values = [v.ds.isel(run=0).loss.transpose("alpha", "beta").values for v in found]
     ticks, log = shared_levels(values, 15)
     panels = tuple(
@@ -157,10 +167,11 @@ def loss_surface(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "loss_surface",
         f"Loss over a plane of {_kind(ds)}",
         f"{_plane_caption(ds, None, None, surface=True)} All panels share the scale of heights and "
-        "colours. Drag to rotate; the contours on the floor are those of the surface.",
+        "colours. Drag to rotate; the contours on the floor are those of the surface."
+        + (f" {len(found)} of {len(every)} variants." if len(found) < len(every) else ""),
         panels,
-        columns=min(3, len(panels)),
-        panel_height=1.8,
+        columns=min(3, len(panels)) if len(panels) != 4 else 2,
+        panel_height=1.9,
         narrowest=1.6,
         legend=False,
     )
