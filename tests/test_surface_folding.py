@@ -44,6 +44,13 @@ class Mixed(nn.Module):
         return self.head(torch.tanh(self.fourth(self.linear(x))))
 
 
+PROBES = ((0.0, 0.0), (1.0, 1.0), (-1.0, 1.0))
+
+
+def random_plane(risk):
+    return plane.random(risk, risk.theta, num_directions=2, seed=0)
+
+
 def risk_of(model, *, dtype=torch.float64, **options):
     x, y = images()
     with torch.random.fork_rng():
@@ -66,14 +73,17 @@ def test_all_kinds_of_layers_fold_to_the_same_losses_everywhere(options):
         model = Mixed().double()
     risk = risk_of(model, **options)
     before = fingerprint(model)
-    folded = Folded.of(risk, risk.theta)
+    # All parameters move, those of BatchNorm too.
+    axes = plane.random(
+        risk, risk.theta, num_directions=2, normalize="none", one_d="random", seed=1
+    )
+    folded = Folded.of(risk, axes, PROBES)
     # The transposed convolution is left alone.
     assert folded.num_folded == 3
-    generator = torch.Generator().manual_seed(1)
-    for scale in (0, 0.1, 1.0, 0.3):
-        step = torch.randn(risk.theta.shape, generator=generator, dtype=torch.float64)
-        point = risk.theta + scale * step
-        found, truth = folded.evaluate(point), risk.evaluate(point)
+    for point in ((0.0, 0.0), (0.1, 0.0), (0.1, 0.7), (1.0, -1.0), (0.0, 0.3)):
+        with folded.session():
+            found = folded.evaluate(point)
+        truth = risk.evaluate(axes.point(*point))
         torch.testing.assert_close(found.losses, truth.losses, rtol=1e-11, atol=1e-12)
         assert float(found.loss) == pytest.approx(float(truth.loss), rel=1e-12)
         assert float(found.error_rate) == float(truth.error_rate)
@@ -90,50 +100,54 @@ def test_float32_surfaces_equal_direct_evaluation_to_a_millionth(name):
     x = torch.randn(8, *shape, generator=generator)
     y = torch.randint(4, (8,), generator=generator)
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
-    folded = Folded.of(risk, risk.theta)
     axes = plane.random(risk, risk.theta, num_directions=2, seed=0)
+    folded = Folded.of(risk, axes, PROBES)
+    assert "first layer combined" in folded.method
     for point in ((0.0, 0.0), (0.5, -0.3), (-1.0, 1.0)):
-        theta = axes.point(*point)
-        truth = float(risk.evaluate(theta).loss)
-        assert float(folded.evaluate(theta).loss) == pytest.approx(truth, rel=1e-6)
+        truth = float(risk.evaluate(axes.point(*point)).loss)
+        with folded.session():
+            assert float(folded.evaluate(point).loss) == pytest.approx(truth, rel=1e-6)
 
 
 def test_what_does_not_fold_is_found_out():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Branching().double()
-    assert Folded.of(risk_of(model), risk_of(model).theta) is None
+    risk = risk_of(model)
+    assert Folded.of(risk, random_plane(risk), PROBES) is None
 
 
 def test_a_parametrized_convolution_is_left_alone():
     model = cnn()
     nn.utils.parametrizations.weight_norm(model[0])
     risk = risk_of(model)
-    folded = Folded.of(risk, risk.theta)
+    axes = random_plane(risk)
+    folded = Folded.of(risk, axes, PROBES)
     assert folded.num_folded == 1
-    point = risk.theta + 0.1
-    torch.testing.assert_close(
-        folded.evaluate(point).losses, risk.losses(point), rtol=1e-12, atol=0
-    )
+    assert "first layer" not in folded.method
+    with folded.session():
+        found = folded.evaluate((0.1, 0.4)).losses
+    torch.testing.assert_close(found, risk.losses(axes.point(0.1, 0.4)), rtol=1e-12, atol=0)
 
 
 def test_other_modes_few_points_and_batches_are_evaluated_directly():
     risk, _ = cnn_risk()
-    theta = risk.theta
-    assert "2 BatchNorm folded" in evaluator(risk, theta, points=64)[1]
+    axes = random_plane(risk)
+    assert "2 BatchNorm folded" in evaluator(risk, axes, probes=PROBES, points=64).method
     for other, points in (
         (risk, 63),
         (risk.with_bn("recalibrate"), 99),
         (risk.with_bn("full_batch"), 99),
         (EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), images(), batch_size=8), 99),
     ):
-        assert evaluator(other, theta, points=points)[1] == "direct"
+        assert evaluator(other, axes, probes=PROBES, points=points).method == "direct"
 
 
 def test_grids_say_how_they_were_evaluated_and_hold_the_checkpoint_to_the_bit():
     risk, _ = cnn_risk()
     ds = measure.loss_plane(risk, risk.theta, points=9, bn="eval", seed=2)
-    assert results.provenance(ds)["evaluation"] == "blocks of 24 rows, 2 BatchNorm folded"
+    method = "blocks of 24 rows, 2 BatchNorm folded, first layer combined"
+    assert results.provenance(ds)["evaluation"] == method
     assert float(ds.loss[4, 4]) == float(risk.loss(risk.theta)) == float(ds.center_loss)
     axes = plane.random(risk, risk.theta, num_directions=2, seed=2)
     direct = [[float(risk.loss(axes.point(a, b))) for b in ds.beta.values] for a in ds.alpha.values]
@@ -142,10 +156,14 @@ def test_grids_say_how_they_were_evaluated_and_hold_the_checkpoint_to_the_bit():
     assert ds.equals(again)
 
 
-def test_nan_passes_through_folding():
+@pytest.mark.parametrize("scale", [1e5, 1e158])
+def test_what_overflows_is_what_overflows_in_direct_evaluation(scale):
     risk, _ = cnn_risk()
     far = plane.Plane(risk.theta, 1e150 * torch.ones(2, 306).double(), "far", ("u", "v"))
-    alphas = 1e5 * np.linspace(-1, 1, 33)
+    alphas = scale * np.linspace(-1, 1, 33)
     ds = measure.loss_slice(risk, risk.theta, directions=far, alphas=alphas, bn="eval", seed=0)
     assert np.isfinite(ds.loss.sel(alpha=0)).all()
-    assert not np.isfinite(ds.loss.isel(alpha=0)).any()
+    for j in (0, 32):
+        truth = float(risk.loss(far.point(alphas[j])))
+        assert np.isfinite(truth) == (scale == 1e5)
+        np.testing.assert_allclose(ds.loss[0, j], truth, rtol=1e-12)

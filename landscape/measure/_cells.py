@@ -10,15 +10,17 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring
-from landscape.measure._folding import evaluator
+from landscape.measure._folding import Direct, Folded, evaluator
 from landscape.measure._inside import spend
 from landscape.plane import Plane
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, Evaluation
 from landscape.risk._criterion import errors_of
 from landscape.risk._memory import default_rows
 
 _OWN = ("loss", "error_rate", "loss_stderr", "rise_stderr")
+# Losses of single examples held until their standard errors are taken, for all points at once.
+_HELD = 2**22
 _WORDS = {
     "loss": ("nats", "Loss"),
     "error_rate": ("1", "Error rate"),
@@ -36,9 +38,7 @@ class Cells:
     points, with recalibrated BatchNorm statistics taken from the measured risk's examples.
     """
 
-    def __init__(
-        self, measuring: Measuring, also: Mapping[str, EmpiricalRisk] | None, *, points: int
-    ) -> None:
+    def __init__(self, measuring: Measuring, also: Mapping[str, EmpiricalRisk] | None) -> None:
         self.measuring, self.risk = measuring, measuring.risk
         self.also = (
             {name: _companion(self.risk, name, other) for name, other in also.items()}
@@ -54,30 +54,67 @@ class Cells:
             *decay,
             *(f"{name}_{key}" for name in self.also for key in _OWN[:3]),
         )
-        self.center = np.array(self._numbers(measuring.theta, evaluation))
-        self._evaluate, self.method = evaluator(self.risk, measuring.theta, points=points)
 
-    def at(self, plane: Plane, coordinates: Sequence[float]) -> np.ndarray:
-        """Values (len(names),) at the coordinates, evaluated anew even where they are all 0."""
-        point = plane.point(*coordinates)
-        # The checkpoint itself is always evaluated as the risk does, to agree to the last bit.
-        evaluate = self._evaluate if any(coordinates) else self.risk.evaluate
-        return np.array(self._numbers(point, evaluate(point)))
+    def over(self, plane: Plane, *, probes: Sequence[Sequence[float]], points: int) -> None:
+        """Prepare for so many points of the plane; ways to be quick are proved at the probes."""
+        self._plane = plane
+        self._own = evaluator(self.risk, plane, probes=probes, points=points)
+        self.method = self._own.method
+        self._others = {}
+        if not self._recalibrates:
+            self._others = {
+                name: evaluator(other, plane, probes=probes, points=points)
+                for name, other in self.also.items()
+            }
 
-    def _numbers(self, point: Tensor, evaluation: Any) -> list[float]:
-        found = [
-            float(evaluation.loss),
-            math.nan if evaluation.error_rate is None else float(evaluation.error_rate),
-            stderr(evaluation.losses),
-            math.nan if self._losses is None else stderr(evaluation.losses - self._losses),
-        ]
-        if self.risk.weight_decay:
-            found.append(0.5 * self.risk.weight_decay * float(point.double().square().sum()))
-        if self.also:
-            statistics = _statistics(self.risk, point)
-            for other in self.also.values():
-                found += _evaluated(other, point, statistics)
-        return found
+    @property
+    def _recalibrates(self) -> bool:
+        return self.risk.bn == "recalibrate" and self.risk.has_batchnorm
+
+    def at(self, points: Sequence[Sequence[float]]) -> np.ndarray:
+        """Values (len(points), len(names)) at the coordinates; the host waits for the last only.
+
+        The checkpoint itself is always evaluated as the risk does, to agree to the last bit.
+        """
+        size = max(1, _HELD // max(1, self.risk.num_examples))
+        parts = []
+        for start in range(0, len(points), size):
+            some = points[start : start + size]
+            columns = self._of(self._own, self.risk, some, self._losses)
+            if self.risk.weight_decay:
+                norms = [self._plane.point(*point).double().square().sum() for point in some]
+                columns.append(0.5 * self.risk.weight_decay * torch.stack(norms))
+            if self._recalibrates:
+                columns += self._given_statistics(some)
+            else:
+                for name, other in self._others.items():
+                    columns += self._of(other, self.also[name], some, None)[:3]
+            parts.append(torch.stack(columns, 1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _of(
+        self,
+        evaluator: Direct | Folded,
+        risk: EmpiricalRisk,
+        points: Sequence[Sequence[float]],
+        center: Tensor | None,
+    ) -> list[Tensor]:
+        """Loss, error rate, and the standard errors of the loss and of the rise, each (k,)."""
+        direct, found = Direct(risk, self._plane), []
+        with evaluator.session():
+            for point in points:
+                found.append((evaluator if any(point) else direct).evaluate(point))
+        return _columns(found, center)
+
+    def _given_statistics(self, points: Sequence[Sequence[float]]) -> list[Tensor]:
+        """Columns of the companions with BatchNorm statistics of the measured examples."""
+        found: dict[str, list[Evaluation]] = {name: [] for name in self.also}
+        for point in points:
+            theta = self._plane.point(*point)
+            statistics = _statistics(self.risk, theta)
+            for name, other in self.also.items():
+                found[name].append(_evaluated(other, theta, statistics))
+        return [column for each in found.values() for column in _columns(each, None)[:3]]
 
     def check(self, values: np.ndarray) -> None:
         """The losses of the grid's centre against the checkpoint's."""
@@ -125,11 +162,24 @@ def objective(risk: EmpiricalRisk) -> str:
     return f"mean {name}" + (f" + ½·{decay:g}·‖θ‖²" if decay else ", without weight decay")
 
 
-def stderr(losses: Tensor | None) -> float:
-    """S / sqrt(N) of the losses of single examples; NaN for one example or none kept apart."""
-    if losses is None or losses.numel() < 2:
-        return math.nan
-    return float(losses.double().std(correction=1)) / math.sqrt(losses.numel())
+def _columns(found: Sequence[Evaluation], center: Tensor | None) -> list[Tensor]:
+    """Loss, error rate, S / sqrt(N) of the losses and of their rise; NaN where there is none."""
+    loss = torch.stack([each.loss for each in found]).double()
+    absent = torch.full_like(loss, math.nan)
+    rates = [each.error_rate for each in found]
+    rate = absent if rates[0] is None else torch.stack(rates).double()
+    errors = absent
+    rises = absent
+    if found[0].losses is not None and found[0].losses.numel() > 1:
+        losses = torch.stack([each.losses for each in found]).double()
+        errors = stderr(losses)
+        rises = absent if center is None else stderr(losses.sub_(center))
+    return [loss, rate, errors, rises]
+
+
+def stderr(losses: Tensor) -> Tensor:
+    """S / sqrt(N) of losses (k, N) of single examples, (k,)."""
+    return losses.std(dim=1, correction=1) / math.sqrt(losses.shape[1])
 
 
 def _companion(risk: EmpiricalRisk, name: str, other: EmpiricalRisk) -> EmpiricalRisk:
@@ -152,10 +202,8 @@ def _shape(risk: EmpiricalRisk) -> tuple[Any, ...]:
     return risk.dtype, risk.device, [(tensor.name, tensor.shape) for tensor in tensors]
 
 
-def _statistics(risk: EmpiricalRisk, theta: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+def _statistics(risk: EmpiricalRisk, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
     """BatchNorm statistics of the risk's examples at theta, one pair per layer in call order."""
-    if risk.bn != "recalibrate" or not risk.has_batchnorm:
-        return None
     engine = risk._engine
     with engine.evaluating(theta):
         engine._gather_statistics(engine.batch_size or default_rows(engine.examples))
@@ -163,13 +211,9 @@ def _statistics(risk: EmpiricalRisk, theta: Tensor) -> list[tuple[Tensor, Tensor
 
 
 def _evaluated(
-    risk: EmpiricalRisk, theta: Tensor, statistics: list[tuple[Tensor, Tensor]] | None
-) -> list[float]:
-    """Loss, error rate and standard error of the loss on other data with statistics given."""
-    if statistics is None:
-        found = risk.evaluate(theta)
-        rate = math.nan if found.error_rate is None else float(found.error_rate)
-        return [float(found.loss), rate, stderr(found.losses)]
+    risk: EmpiricalRisk, theta: Tensor, statistics: list[tuple[Tensor, Tensor]]
+) -> Evaluation:
+    """Loss, error rate and losses on other data with statistics given."""
     engine, control = risk._engine, risk._engine.network.batchnorm
     sums, parts, wrong = [], [], []
     with engine.evaluating(theta):
@@ -179,11 +223,13 @@ def _evaluated(
             output = engine.network(batch)
             losses = engine.criterion(output, batch.targets, batch.count)
             errors = errors_of(output, batch.targets)
-            sums.append(float(engine.sum(losses, batch)))
+            sums.append(engine.sum(losses, batch))
             parts.append(losses)
-            wrong.append(math.nan if errors is None else float(errors.sum()))
+            wrong.append(None if errors is None else errors.sum())
     spend(risk, 1 / 3)
-    count = risk.num_examples
-    decay = 0.5 * risk.weight_decay * float(theta.double().square().sum())
-    losses = torch.cat(parts) if parts[0].ndim else None
-    return [sum(sums) / count + decay, sum(wrong) / count, stderr(losses)]
+    loss = torch.stack(sums).sum() / risk.num_examples
+    if risk.weight_decay:
+        loss = loss + 0.5 * risk.weight_decay * theta.double().square().sum()
+    known = all(each is not None for each in wrong)
+    rate = torch.stack(wrong).sum().to(risk.dtype) / risk.num_examples if known else None
+    return Evaluation(loss, rate, torch.cat(parts) if parts[0].ndim else None)

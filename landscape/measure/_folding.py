@@ -1,67 +1,110 @@
 """Values of a risk with frozen BatchNorm at many points: the same numbers from fewer operations.
 
 In evaluation mode BatchNorm is affine, so that it can be absorbed by the convolution before it:
-gamma (Wx + b - mean) / sqrt(var + eps) + beta = W' x + b'. Rows go through in blocks whose largest
-activation stays in cache.
+gamma (Wx + b - mean) / sqrt(var + eps) + beta = W' x + b'. The first layer is not computed anew
+(see `FirstLayer`), images lie in memory channel by channel within a pixel, and rows go through in
+blocks whose largest activation stays in cache.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from landscape.measure._first import FirstLayer
+from landscape.measure._fusing import fused, fusing_is_possible, linear
 from landscape.measure._inside import model_at, spend
+from landscape.measure._outcomes import Outcomes
+from landscape.measure._tracing import Trace, hooked, owns_weight
+from landscape.plane import Plane
 from landscape.risk import EmpiricalRisk, Evaluation
-from landscape.risk._criterion import errors_of
+from landscape.risk._data import Batch
 from landscape.risk._network import numerics
 
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATION_BYTES = 2**21
-# Below this many points, finding the pairs and proving them costs more than it saves.
+# Multiplications from which on a product gains more than its call costs.
+_LARGE_PRODUCT = 2**24
+# Below this many points, finding the layers and proving them costs more than it saves.
 _LEAST_POINTS = 64
 # Beyond what rounding may do to a loss the layers were not what they seemed.
 _SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
 
+Coordinates = Sequence[float]
 
-@dataclass(frozen=True)
-class _Pair:
-    """A layer and the BatchNorm that alone reads it."""
 
-    layer: nn.Module
-    norm: _BatchNorm
+@dataclass
+class _Layer:
+    """A layer whose weights are prepared for use at every point, with the norm it works for."""
+
+    module: nn.Module
+    norm: _BatchNorm | None
+    # The module's own parameters: views of the buffer that moves, or frozen tensors.
+    weight: Tensor
+    bias: Tensor | None
+    used: Tensor
+    # Scale and shift of the norm if no direction moves them.
+    fixed: tuple[Tensor, Tensor] | None = None
+
+
+class Direct:
+    """The risk's own evaluation at the points of a plane."""
+
+    method = "direct"
+
+    def __init__(self, risk: EmpiricalRisk, plane: Plane) -> None:
+        self._risk, self._plane = risk, plane
+
+    def session(self) -> contextlib.AbstractContextManager[None]:
+        """Within it points are evaluated."""
+        return contextlib.nullcontext()
+
+    def evaluate(self, coordinates: Coordinates) -> Evaluation:
+        """Loss, error rate and losses at the coordinates."""
+        return self._risk.evaluate(self._plane.point(*coordinates))
 
 
 class Folded:
     """risk.evaluate for bn="eval", equal up to rounding; `of` gives None where it is not valid."""
 
-    def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
-        self._risk, self._engine = risk, risk._engine
-        self._model = model_at(risk, theta).requires_grad_(False)
+    def __init__(
+        self, risk: EmpiricalRisk, plane: Plane, *, channels_last: bool, fuse: bool
+    ) -> None:
+        self._risk, self._plane, self._engine = risk, plane, risk._engine
+        self._model = model_at(risk, plane.origin).requires_grad_(False)
+        self._buffer = plane.origin.clone()
+        self._base: tuple[tuple[float, ...], Tensor] = ((), plane.origin)
         modules = dict(self._model.named_modules())
-        self._places = [
-            (modules[t.name.rpartition(".")[0]]._parameters, t.name.rpartition(".")[2], t)
-            for t in risk.layout.tensors
-        ]
-        self._pairs, largest = self._traced()
-        self.num_folded = len(self._pairs)
-        put = {(id(store), name) for store, name, _ in self._places}
-        self._own = [
-            {
-                name: pair.layer._parameters[name]
-                for name in ("weight", "bias")
-                if (id(pair.layer._parameters), name) not in put
-            }
-            for pair in self._pairs
-        ]
-        for pair in self._pairs:
-            pair.norm.forward = _identity  # type: ignore[method-assign]
-        self.rows = max(1, min(risk.num_examples, _ACTIVATION_BYTES // max(1, largest)))
+        for t in risk.layout.tensors:
+            owner, _, name = t.name.rpartition(".")
+            modules[owner]._parameters[name] = self._buffer[t.start : t.stop].view(t.shape)
+        trace = Trace(risk, self._model, self._buffer)
+        self.rows = _even(risk.num_examples, _ACTIVATION_BYTES // max(1, trace.largest))
+        self.channels_last = channels_last
+        self._layers = self._prepared(trace)
+        self.num_folded = sum(layer.norm is not None for layer in self._layers)
+        for relu in trace.relus:
+            relu.inplace = True
+        for layer in self._layers:
+            self._fold(layer)
+            if layer.norm is not None:
+                layer.norm.forward = _identity  # type: ignore[method-assign]
+        self._outcomes = Outcomes(risk)
+        self._batches = [self._formatted(b) for b in self._engine.examples.cut(self.rows)]
+        self._first = self._first_layer(trace.constant)
+        if fuse:
+            self._quicken(trace)
+        graph = fused(self._model, nothing=_identity) if fuse else None
+        self._fused = graph is not None or fuse
+        self._model = graph or self._model
 
     @classmethod
-    def of(cls, risk: EmpiricalRisk, theta: Tensor) -> "Folded | None":
-        """An evaluator proved at theta and beside it, or None."""
+    def of(
+        cls, risk: EmpiricalRisk, plane: Plane, probes: Sequence[Coordinates]
+    ) -> "Folded | None":
+        """An evaluator proved at the probes, or None."""
         engine = risk._engine
         network = engine.network
         if (
@@ -77,108 +120,231 @@ class Folded:
             or any(len(sites) != 1 for sites in network.sites)
         ):
             return None
-        folded = cls(risk, theta)
-        source = torch.Generator().manual_seed(0)
-        shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
-        shift *= 0.1 * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(shift)
-        return folded if all(folded._proved(point) for point in (theta, theta + shift)) else None
+        truth = [risk.losses(plane.point(*probe)) for probe in probes]
+        for images, fuse in _ways(network.model, risk):
+            # Code that cannot take another memory format, say.
+            with contextlib.suppress(RuntimeError):
+                folded = cls(risk, plane, channels_last=images, fuse=fuse)
+                if all(map(folded._agrees, probes, truth)):
+                    return folded
+        return None
 
-    def evaluate(self, theta: Tensor) -> Evaluation:
-        """Loss, error rate and losses at theta."""
-        engine, parts, wrong = self._engine, [], []
+    @property
+    def method(self) -> str:
+        """For the provenance: results depend on it to the last bit."""
+        parts = [f"blocks of {self.rows} rows", f"{self.num_folded} BatchNorm folded"]
+        parts += ["first layer combined"] if self._first else []
+        parts += ["channels last"] if self.channels_last else []
+        parts += ["fused"] if self._fused else []
+        return ", ".join(parts)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Within it points are evaluated."""
         with numerics(self._risk.device), torch.inference_mode():
-            self._put(theta)
-            for batch in engine.examples.cut(self.rows):
-                output = self._model(*batch.args, **batch.kwargs)
-                parts.append(engine.criterion(output, batch.targets, batch.count))
-                wrong.append(errors_of(output, batch.targets))
-            losses = torch.cat(parts)
-            mean = losses.double().mean()
-            if self._risk.weight_decay:
-                mean = mean + 0.5 * self._risk.weight_decay * theta.double().square().sum()
-            known = all(each is not None for each in wrong)
-            rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses) if known else None
+            yield
+
+    def evaluate(self, coordinates: Coordinates) -> Evaluation:
+        """Loss, error rate and losses at the coordinates."""
+        parts, wrong = [], []
+        self._put(coordinates)
+        for batch in self._batches:
+            if self._first:
+                self._first.rows = slice(batch.start, batch.start + batch.count)
+            output = self._model(*batch.args, **batch.kwargs)
+            losses, errors = self._outcomes(output, batch)
+            parts.append(losses)
+            wrong.append(errors)
+        losses = torch.cat(parts) if len(parts) > 1 else parts[0]
+        mean = losses.double().mean()
+        if self._risk.weight_decay:
+            mean = mean + 0.5 * self._risk.weight_decay * self._buffer.double().square().sum()
+        rate = None
+        if all(each is not None for each in wrong):
+            rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)
         spend(self._risk, 1 / 3)
         return Evaluation(mean.to(self._risk.dtype), rate, losses)
 
-    def _put(self, theta: Tensor) -> None:
-        for store, name, tensor in self._places:
-            store[name] = theta[tensor.start : tensor.stop].view(tensor.shape)
-        for pair, own in zip(self._pairs, self._own, strict=True):
-            self._fold(pair, own)
+    def _put(self, coordinates: Coordinates) -> None:
+        *leading, last = coordinates
+        if self._base[0] != (key := tuple(leading)):
+            self._base = key, self._plane.point(*leading)
+        if last:
+            direction = self._plane.directions[len(leading)]
+            torch.add(self._base[1], direction, alpha=last, out=self._buffer)
+        else:
+            self._buffer.copy_(self._base[1])
+        for layer in self._layers:
+            if self._first is None or layer is not self._combined:
+                self._fold(layer)
+        if self._first:
+            self._first.put(coordinates, self._along)
 
-    def _fold(self, pair: _Pair, own: dict[str, Tensor | None]) -> None:
-        """Weights in use of a layer that does its BatchNorm's work."""
-        norm, store = pair.norm, pair.layer._parameters
-        # A frozen tensor is not put back at every point, so that the one in use is last point's.
-        weight, bias = (own[n] if n in own else store[n] for n in ("weight", "bias"))
-        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
-        shift = shift * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias
-        store["weight"] = weight * scale.to(weight).view(-1, *[1] * (weight.ndim - 1))
-        store["bias"] = shift.to(weight)
+    def _fold(self, layer: _Layer) -> None:
+        if layer.norm is None:
+            layer.used.copy_(layer.weight)
+            return
+        scale, shift = layer.fixed or _scale_and_shift(layer.norm, layer.bias)
+        torch.mul(layer.weight, _column(scale, layer.weight), out=layer.used)
+        layer.module._parameters["bias"] = shift
 
-    def _traced(self) -> tuple[list[_Pair], int]:
-        """Pairs found in one forward pass of a few rows, and bytes a row of the largest output."""
-        made: list[tuple[Tensor, nn.Module]] = []
-        calls: dict[nn.Module, int] = {}
-        pairs: list[_Pair] = []
-        sizes = [0]
-        batch = self._engine.examples.cut(self._risk.num_examples)[0]
-        batch = batch.rows(0, min(4, batch.count))
+    def _prepared(self, trace: Trace) -> list[_Layer]:
+        """Layers whose weights in use are not the model's own ones."""
+        norms = {pair.layer: pair.norm for pair in trace.pairs}
+        layers = []
+        for module in self._model.modules():
+            images = self.channels_last and isinstance(module, nn.Conv2d) and owns_weight(module)
+            if module not in norms and not images:
+                continue
+            store = module._parameters
+            weight, bias = store["weight"], store["bias"]
+            used = torch.empty_like(
+                weight, memory_format=torch.channels_last if images else torch.contiguous_format
+            )
+            layer = _Layer(module, norms.get(module), weight, bias, used)
+            if layer.norm is not None and self._is_fixed(layer):
+                layer.fixed = _scale_and_shift(layer.norm, bias)
+            store["weight"] = used
+            layers.append(layer)
+        return layers
 
-        def after(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-            calls[module] = calls.get(module, 0) + 1
-            if not isinstance(output, Tensor):
-                return
-            sizes.append(output.nbytes // batch.count)
-            if isinstance(module, _FOLDABLE):
-                made.append((output, module))
-            if isinstance(module, _BatchNorm):
-                layer = next((layer for kept, layer in made if kept is args[0]), None)
-                if layer is not None:
-                    pairs.append(_Pair(layer, module))
+    def _is_fixed(self, layer: _Layer) -> bool:
+        """Whether no direction moves what scales and shifts the layer's channels."""
+        norm = layer.norm
+        return all(
+            not bool(step.any()) for step in self._steps((norm.weight, norm.bias, layer.bias))
+        )
 
-        hooks = [module.register_forward_hook(after) for module in self._model.modules()]
-        try:
-            with torch.no_grad():
+    def _steps(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        """What the directions add to these parameters, (m, n) each; nothing for frozen ones."""
+        found = []
+        for tensor in tensors:
+            if tensor is not None and _inside(tensor, self._buffer):
+                start = tensor.storage_offset()
+                found.append(self._plane.directions[:, start : start + tensor.numel()])
+        return found
+
+    def _first_layer(self, constant: Sequence[nn.Module]) -> FirstLayer | None:
+        """The layer whose inputs do not depend on theta, ready to be combined."""
+        self._combined: _Layer | None = None
+        if len(constant) != 1:
+            return None
+        module = constant[0]
+        self._combined = next((each for each in self._layers if each.module is module), None)
+        if self._combined is None:
+            store = module._parameters
+            weight = store["weight"]
+            self._combined = _Layer(module, None, weight, store["bias"], torch.empty_like(weight))
+        if self._combined.norm is not None and self._combined.fixed is None:
+            return None
+        inputs: list[Tensor] = []
+        hook = module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+        outputs = []
+        after = module.register_forward_hook(lambda _m, _a, output: outputs.append(output.nbytes))
+        with self.session():
+            for batch in self._batches:
                 self._model(*batch.args, **batch.kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        once = [p for p in pairs if calls[p.layer] == calls[p.norm] == 1 and _plain(p)]
-        return once, max(sizes)
+        hook.remove()
+        after.remove()
+        # At the origin, along both axes, and the sum of two of them.
+        if 4 * sum(outputs) > self._engine.memory:
+            return None
+        first = FirstLayer(module, inputs, channels_last=self.channels_last)
+        module.forward = first  # type: ignore[method-assign]
+        return first
 
-    def _proved(self, theta: Tensor) -> bool:
+    def _quicken(self, trace: Trace) -> None:
+        """Large linear layers in a kernel that does the GELU behind them as well."""
+        for module, outputs in trace.linears.items():
+            large = outputs * self.rows * module.in_features >= _LARGE_PRODUCT
+            if not large or "forward" in module.__dict__ or hooked(module):
+                continue
+            gelu = trace.gelus.get(module)
+            module.forward = linear(module, gelu=gelu is not None)  # type: ignore[method-assign]
+            if gelu is not None:
+                gelu.forward = _identity  # type: ignore[method-assign]
+
+    def _along(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the combined layer at the origin (0) or along a direction."""
+        layer = self._combined
+        vector = self._plane.origin if index == 0 else self._plane.directions[index - 1]
+        weight, bias = (
+            tensor if tensor is None else self._part(vector, tensor, frozen=index == 0)
+            for tensor in (layer.weight, layer.bias)
+        )
+        if layer.norm is None:
+            return weight, bias
+        scale, shift = layer.fixed
+        return weight * _column(scale, weight), shift if index == 0 else None
+
+    def _part(self, vector: Tensor, tensor: Tensor, *, frozen: bool) -> Tensor:
+        if not _inside(tensor, self._buffer):
+            return tensor if frozen else torch.zeros_like(tensor)
+        start = tensor.storage_offset()
+        return vector[start : start + tensor.numel()].view(tensor.shape)
+
+    def _formatted(self, batch: Batch) -> Batch:
+        if not self.channels_last:
+            return batch
+        return batch.mapped(
+            lambda leaf: (
+                leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
+            )
+        )
+
+    def _agrees(self, probe: Coordinates, truth: Tensor) -> bool:
         """Whether every single loss is the risk's own, up to rounding."""
-        found, truth = self.evaluate(theta).losses, self._risk.losses(theta)
+        with self.session():
+            found = self.evaluate(probe).losses
         slack = _SLACK[self._risk.dtype]
-        return torch.allclose(found.clone(), truth, rtol=slack, atol=slack, equal_nan=True)
+        finite = truth[truth.isfinite()]
+        large = max(1.0, float(finite.abs().max())) if len(finite) else 1.0
+        return torch.allclose(found, truth, rtol=slack, atol=slack * large, equal_nan=True)
 
 
 def evaluator(
-    risk: EmpiricalRisk, theta: Tensor, *, points: int
-) -> tuple[Callable[[Tensor], Evaluation], str]:
-    """The quickest evaluation of so many points that is valid, and its name for the provenance."""
+    risk: EmpiricalRisk, plane: Plane, *, probes: Sequence[Coordinates], points: int
+) -> Direct | Folded:
+    """The quickest evaluation of so many points that is valid, proved at the probes."""
     # A subclass may mean something else by `evaluate`.
     few = points < _LEAST_POINTS or type(risk) is not EmpiricalRisk
-    folded = None if few else Folded.of(risk, theta)
-    if folded is None:
-        return risk.evaluate, "direct"
-    return folded.evaluate, f"blocks of {folded.rows} rows, {folded.num_folded} BatchNorm folded"
+    folded = None if few else Folded.of(risk, plane, probes)
+    return Direct(risk, plane) if folded is None else folded
 
 
-def _plain(pair: _Pair) -> bool:
-    """Whether folding is what the two compute: channels on axis 1, frozen statistics, no hooks."""
-    norm = pair.norm
-    hooked = norm._forward_hooks or norm._forward_pre_hooks or pair.layer._forward_hooks
-    # A parametrized layer makes its weight anew from others.
-    owns = pair.layer._parameters.get("weight") is not None
-    return owns and norm.running_mean is not None and not norm.training and not hooked
+def _ways(model: nn.Module, risk: EmpiricalRisk) -> list[tuple[bool, bool]]:
+    """Channels last or not, fused or not: from the quickest to the most modest."""
+    # In float64 torch has no kernels of its own for either.
+    if risk.dtype != torch.float32 or not fusing_is_possible():
+        return [(False, False)]
+    images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return [*([(True, True), (True, False)] if images else []), (False, True), (False, False)]
+
+
+def _even(total: int, most: int) -> int:
+    """Rows of equal blocks, of about `most` at most."""
+    blocks = -(-total // max(1, most))
+    return -(-total // blocks)
+
+
+def _scale_and_shift(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scale and shift, per channel, of the product in front of the norm."""
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
+    shift = shift * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return scale.to(norm.running_var), shift.to(norm.running_var)
+
+
+def _column(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _inside(tensor: Tensor, buffer: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def loss_slice(
     alphas: Float[np.ndarray, "a"] | None = None,
     bn: str = "recalibrate",
     also: Mapping[str, EmpiricalRisk] | None = None,
+    tiles: Path | None = None,
     name: str = "loss_slice",
     seed: int,
 ) -> xr.Dataset:
@@ -54,13 +55,13 @@ def loss_slice(
     use the same examples. Both hold the BatchNorm statistics fixed. also: risks of the same model
     on other data, {"test": risk}, give test_loss, test_error_rate and test_loss_stderr at the same
     points; under bn="recalibrate" with the BatchNorm statistics of the measured examples.
+    tiles: a folder that keeps one file per direction, as for `loss_plane`.
     Cost: num_directions * (points - 1) + 1 forward passes over the data, twice with recalibration.
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
     grid = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
-    lines = num_directions if directions is None else len(directions.directions)
-    cells = Cells(measuring, also, points=lines * len(grid))
+    cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
             own,
@@ -71,12 +72,7 @@ def loss_slice(
             seed=seed,
         )
     line = at_theta(directions, measuring.theta)
-    shape = (len(line.directions), len(grid))
-    values = np.full((*shape, len(cells.names)), np.nan)
-    for i, j in np.ndindex(shape):
-        # The centre lies on every line; evaluated again on the first, it proves determinism.
-        known = i > 0 and grid[j] == 0
-        values[i, j] = cells.center if known else cells.at(line, [0.0] * i + [float(grid[j])])
+    values, notes = _lines(cells, line, grid, tiles)
     cells.check(values[:, grid == 0, 0])
 
     dims = ("direction", "alpha")
@@ -91,7 +87,9 @@ def loss_slice(
         "direction": np.array(line.labels, dtype=object),
     }
     return measuring.result(
-        variables, coords=coords, options={**line.provenance(), "seed": seed, **cells.provenance()}
+        variables,
+        coords=coords,
+        options={**line.provenance(), "seed": seed, **cells.provenance(), **notes},
     )
 
 
@@ -136,7 +134,7 @@ def loss_plane(
     measuring = Measuring(name, own, theta)
     first = symmetric_grid("alpha", radius, points) if alphas is None else own_grid("alpha", alphas)
     second = symmetric_grid("beta", radius, points) if betas is None else own_grid("beta", betas)
-    cells = Cells(measuring, also, points=len(first) * len(second))
+    cells = Cells(measuring, also)
     if directions is None:
         directions = planes.random(
             own, measuring.theta, num_directions=2, normalize=normalize, one_d=one_d, seed=seed
@@ -167,6 +165,60 @@ def loss_plane(
     )
 
 
+class _Tiled:
+    """Values at points, tile by tile; from disk where a tile is there and whole."""
+
+    def __init__(self, cells: Cells, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self._cells = cells
+        self._store = None
+        if folder is not None:
+            self._store = Tiles(folder, {**_key(cells), **key})
+        self._made = self._resumed = 0
+
+    def __call__(self, points: Sequence[Sequence[float]]) -> np.ndarray:
+        """Values (len(points), names) of the next tile."""
+        cells = self._cells
+
+        def compute() -> tuple[np.ndarray, float]:
+            before = cells.risk.cost
+            return cells.at(points), cells.risk.cost - before
+
+        if self._store is None:
+            return compute()[0]
+        name, shape = f"tile-{self._made:04d}", (len(points), len(cells.names))
+        values, cost, kept = self._store.get(name, shape, compute)
+        # The result says what the grid cost, not what was left of it to pay.
+        spend(cells.risk, cost if kept else 0.0)
+        self._made += 1
+        self._resumed += kept
+        return values
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """For the provenance."""
+        if self._store is None:
+            return {}
+        return {"tiles": self._made, "tiles_resumed": self._resumed}
+
+
+def _lines(
+    cells: Cells, line: Plane, grid: np.ndarray, folder: Path | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Values (direction, alpha, names), one tile per direction."""
+    count = len(line.directions)
+    leading = [(0.0,) * i for i in range(count)]
+    ends = [(*leading[i], float(a)) for i in {0, count - 1} for a in _ends(grid)]
+    cells.over(line, probes=[(0.0,), *ends], points=count * len(grid))
+    tiled = _Tiled(cells, folder, {"plane_sha256": line.fingerprint(), "alphas": _hex(grid)})
+    values = np.empty((count, len(grid), len(cells.names)))
+    values[0] = tiled([(float(a),) for a in grid])
+    for i in range(1, count):
+        # The centre lies on every line; evaluated again on the first, it proves determinism.
+        values[i, grid == 0] = values[0, grid == 0]
+        values[i, grid != 0] = tiled([(*leading[i], float(a)) for a in grid[grid != 0]])
+    return values, tiled.notes
+
+
 def _filled(
     cells: Cells,
     plane: Plane,
@@ -177,25 +229,25 @@ def _filled(
 ) -> tuple[np.ndarray, dict[str, Variable], dict[str, Any]]:
     """Values (alpha, beta, names), variables of an adaptive grid, and what to say of it."""
     first, second = axes
-    store = None
-    if folder is not None:
-        key = _key(cells, plane, axes)
-        adapted = {} if tolerance is None else {"tolerance": tolerance, "seed": seed}
-        store = Tiles(folder, {**key, **adapted})
-    tally = {"tiles": 0, "tiles_resumed": 0}
+    corners = [(float(a), float(b)) for a in _ends(first) for b in _ends(second)]
+    cells.over(plane, probes=[(0.0, 0.0), *corners], points=len(first) * len(second))
+    adapted = {} if tolerance is None else {"tolerance": tolerance, "seed": seed}
+    grid = {
+        "plane_sha256": plane.fingerprint(),
+        "alphas": _hex(first),
+        "betas": _hex(second),
+    }
+    tiled = _Tiled(cells, folder, {**grid, **adapted})
 
     def evaluate(wanted: Sequence[tuple[int, int]]) -> np.ndarray:
         # A tile is one alpha of a full grid, and as many cells of an adaptive one.
-        size, parts = len(second), []
-        for start in range(0, len(wanted), size):
-            part = wanted[start : start + size]
-            parts.append(_tile(cells, plane, axes, part, store, tally))
-        return np.concatenate(parts)
+        points = [(float(first[i]), float(second[j])) for i, j in wanted]
+        size = len(second)
+        return np.concatenate([tiled(points[s : s + size]) for s in range(0, len(points), size)])
 
     if tolerance is None:
         found = evaluate(list(np.ndindex(len(first), len(second))))
-        values = found.reshape(len(first), len(second), -1)
-        return values, {}, {} if store is None else dict(tally)
+        return found.reshape(len(first), len(second), -1), {}, dict(tiled.notes)
     surface = adaptive(evaluate, first, second, tolerance=tolerance, seed=seed)
     dims = ("alpha", "beta")
     of = "Relative error" if surface.notes["tolerance_of"] == "loss" else "Error over the range"
@@ -203,46 +255,24 @@ def _filled(
         "evaluated": Variable(dims, surface.evaluated, "1", "Evaluated, not interpolated"),
         "interpolation_error": Variable(dims, surface.error, "1", f"{of} of the loss, estimated"),
     }
-    return surface.values, extra, {**surface.notes, **({} if store is None else tally)}
+    return surface.values, extra, {**surface.notes, **tiled.notes}
 
 
-def _tile(
-    cells: Cells,
-    plane: Plane,
-    axes: tuple[np.ndarray, np.ndarray],
-    part: Sequence[tuple[int, int]],
-    store: Tiles | None,
-    tally: dict[str, int],
-) -> np.ndarray:
-    """Values (len(part), names), from disk where the tile is there and whole."""
-
-    def compute() -> tuple[np.ndarray, float]:
-        before = cells.risk.cost
-        points = [(float(axes[0][i]), float(axes[1][j])) for i, j in part]
-        values = np.stack([cells.at(plane, point) for point in points])
-        return values, cells.risk.cost - before
-
-    if store is None:
-        return compute()[0]
-    name = f"tile-{tally['tiles']:04d}"
-    values, cost, kept = store.get(name, (len(part), len(cells.names)), compute)
-    # The result says what the grid cost, not what was left of it to pay.
-    spend(cells.risk, cost if kept else 0.0)
-    tally["tiles"] += 1
-    tally["tiles_resumed"] += kept
-    return values
-
-
-def _key(cells: Cells, plane: Plane, axes: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def _key(cells: Cells) -> dict[str, Any]:
     return {
         **risk_key(cells.risk),
         **{f"{name}_risk": risk_key(other) for name, other in cells.also.items()},
         "evaluation": cells.method,
         "names": list(cells.names),
-        "plane_sha256": plane.fingerprint(),
-        "alphas": [float(alpha).hex() for alpha in axes[0]],
-        "betas": [float(beta).hex() for beta in axes[1]],
     }
+
+
+def _ends(axis: np.ndarray) -> tuple[float, float]:
+    return axis[0], axis[-1]
+
+
+def _hex(axis: np.ndarray) -> list[str]:
+    return [float(value).hex() for value in axis]
 
 
 def _norm(theta: Tensor) -> float:
