@@ -16,12 +16,14 @@ class Entry:
     """A function of `plot.figures` and the measurements that are its arguments, in order.
 
     Without the first `needed` of them there is no figure (default: all); the others may be missing.
+    Neither is there one where the first lacks one of `variables`, which older results do not have.
     Its keywords `setting`, `references`, `reference` and `metric` are filled in from the study.
     """
 
     figure: str
     data: tuple[str, ...] = ()
     needed: int | None = None
+    variables: tuple[str, ...] = ()
 
     @property
     def measurements(self) -> tuple[str, ...]:
@@ -33,6 +35,8 @@ class Entry:
         names = self.measurements
         needed = names if self.needed is None else names[: self.needed]
         if not all(study.has(name, setting) for name in needed):
+            return None
+        if any(name not in study.data[names[0]] for name in self.variables):
             return None
         make = getattr(figures, self.figure)
         accepted = inspect.signature(make).parameters
@@ -92,11 +96,33 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "What is perturbed?",
         (
             Entry("perturbation"),
+            Entry("perturbation_controls"),
             Entry("energy_over_time", ("perturbation_history",)),
-            Entry("gradient_zscores"),
-            Entry("mask_overlap"),
-            Entry("mask_persistence"),
+            Entry("energy_map", ("perturbation_history",)),
+            Entry("norm_ratio_map", ("perturbation_history",), variables=("norm_ratio",)),
             Entry("perturbation_over_time", ("perturbation_history",)),
+            Entry("gradient_zscores"),
+            Entry("zscore_tails", ("gradient_zscores",), variables=("exceedance",)),
+            Entry("mask_overlap"),
+            Entry("perturbation_cosines"),
+            Entry("batch_overlap"),
+            Entry("saved_mask_overlap"),
+            Entry("mask_persistence"),
+            Entry("mask_selection"),
+            Entry("mask_filters"),
+            Entry("enrichment"),
+            Entry("gradient_noise"),
+        ),
+    ),
+    (
+        "What is learned?",
+        (
+            Entry("calibration"),
+            Entry("memorization"),
+            Entry("margins"),
+            Entry("features"),
+            Entry("norms"),
+            Entry("robustness"),
         ),
     ),
     (

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import dots, height, row_axis, strings
@@ -87,30 +88,26 @@ def calibration(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         )
         marks.append(Line(x, y, v.label, v.color, opacity=0.8, width=0.9))
         marks.append(Points(x, y, v.label, v.color, v.symbol, size=3, legend=False))
-    axis = row_axis([v.label for v in found])
-    percent = ds.assign(ece=100 * ds.ece, confidence_gap=100 * ds.confidence_gap)
-    scaled = list(runs.variants(percent))
+    names = ("ece", "confidence_gap")
+    percent = list(runs.variants(ds.assign({name: 100 * ds[name] for name in names})))
+    errors = _by_variant(percent, names, ("calibration error", "confidence − accuracy"))
     ends = Axis("confidence", limits=(0.0, 1.02)), Axis("accuracy", limits=(0.0, 1.02))
+    axis = row_axis([v.label for v in found])
     return Drawing(
         "calibration",
         "Do the probabilities mean what they say?",
         "Left: accuracy by confidence, in bins of equal width (bins hold very different numbers of "
-        "examples: most lie at the right end). Middle: expected calibration error. Right: mean "
-        "confidence minus accuracy; below 0 the model is under-confident, which the error alone "
-        f"does not say. Mean over {runs.seed_count(ds)} with its 95 % t-interval; faint: seeds.",
+        "examples). Right: expected calibration error, and mean confidence minus accuracy; below 0 "
+        "the model is under-confident, which the error alone does not say. Mean over "
+        f"{runs.seed_count(ds)} with its 95 % t-interval; faint: seeds. Training on wrong labels "
+        "lowers the confidence on clean test data.",
         (
             Panel(*ends, tuple(marks)),
-            Panel(Axis("calibration error", "%"), axis, tuple(_by_variant(scaled, ["ece"]))),
-            Panel(
-                Axis("confidence − accuracy", "points"),
-                axis,
-                (Rule("x", 0.0, "none", "solid"), *_by_variant(scaled, ["confidence_gap"])),
-            ),
+            Panel(Axis("points of a hundred"), axis, (Rule("x", 0.0, "none", "solid"), *errors)),
         ),
-        columns=3,
-        panel_height=max(1.7, 0.5 + 0.17 * len(found)),
-        narrowest=1.6,
-        widths=(1.2, 1.0, 1.0),
+        columns=2,
+        panel_height=max(1.9, 0.5 + 0.22 * len(found)),
+        narrowest=1.9,
     )
 
 
@@ -167,8 +164,10 @@ def _rows(
     for name, label in columns:
         marks: list[Mark] = []
         for v in runs.variants(ds):
-            marks += dots(v.ds[name].transpose("run", dim).values.astype(float), rows, v.label,
-                          v.color, v.symbol, size=3.4, log=log)[-1:]  # fmt: skip
+            table = v.ds[name].transpose("run", dim).values.astype(float)
+            mean = stats.geometric_mean_ci if log else stats.mean_ci
+            centre = np.array([mean(column).estimate for column in table.T])
+            marks.append(Points(centre, rows, v.label, v.color, v.symbol, size=3.4))
         panels.append(Panel(Axis(label, log=log), row_axis(names), tuple(marks)))
     return Drawing(
         figure,
@@ -199,8 +198,8 @@ def margins(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "margins",
         "How far are the examples from the decision boundary?",
         "Quantiles of the margin, the logit of the label minus the largest other one (below 0: "
-        "wrong), and of the margin over the product of the layers' spectral norms, which does not "
-        f"grow with the weights; mean over {runs.seed_count(ds)}, band: 95 % t-interval.",
+        "wrong), and of the margin over the norm of the centred logits, which does not see their "
+        f"scale; mean over {runs.seed_count(ds)}, band: 95 % t-interval.",
         tuple(panels),
         columns=2,
         panel_height=1.8,
@@ -209,36 +208,40 @@ def margins(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Fit of clean and of mislabelled training examples over epochs, and how often they forget."""
+    """Fit of clean and of mislabelled training examples, over epochs, and forgetting events."""
     ds = runs.in_setting(ds, setting)
-    runs.require(ds, "clean_fit_epoch", "mislabelled_fit_epoch")
-    columns = (
+    runs.require(ds, "clean_fit", "mislabelled_fit", "mislabelled_recovered")
+    shares = ("clean_fit", "mislabelled_fit", "mislabelled_recovered")
+    found = list(runs.variants(ds.assign({name: 100 * ds[name] for name in shares})))
+    axis = row_axis([v.label for v in found])
+    words = ("clean labels", "wrong labels", "wrong labels, true class")
+    shown = [pair for pair in zip(shares, words, strict=True) if np.isfinite(ds[pair[0]]).any()]
+    marks = _by_variant(found, *zip(*shown, strict=True))
+    panels = [Panel(Axis("predicted", "%"), axis, tuple(marks))]
+    forgetting = ("forgetting_clean", "forgetting_mislabelled")
+    if forgetting[0] in ds:
+        shown = [pair for pair in zip(forgetting, words, strict=False)
+                 if np.isfinite(ds[pair[0]]).any()]  # fmt: skip
+        marks = _by_variant(found, *zip(*shown, strict=True)) if shown else []
+        panels.append(Panel(Axis("forgetting events"), axis, tuple(marks)))
+    for name, label in (
         ("clean_fit_epoch", "clean labels fitted"),
         ("mislabelled_fit_epoch", "wrong labels fitted"),
-        ("mislabelled_recovered_epoch", "true class recovered"),
-    )
-    panels = []
-    for name, label in columns:
+    ):
         if name in ds and bool(np.isfinite(ds[name]).any()):
             marks = [m for v in runs.variants(ds) for m in curve(v, 100 * v.ds[name], "epoch")]
             panels.append(Panel(Axis("epoch"), Axis(label, "%", limits=(-3, 103)), tuple(marks)))
-    forgetting = ("forgetting_clean", "forgetting_mislabelled")
-    if all(name in ds and bool(np.isfinite(ds[name]).any()) for name in forgetting):
-        found = list(runs.variants(ds))
-        marks = _by_variant(found, forgetting, ("clean labels", "wrong labels"))
-        panels.append(Panel(Axis("forgetting events"), row_axis([v.label for v in found]),
-                            tuple(marks)))  # fmt: skip
     return Drawing(
         "memorization",
         "What became of the wrong labels?",
-        "Training examples with right and with wrong labels: share predicted as labelled, and "
-        "share of the wrong-labelled ones predicted as their true class, at the end of the epochs "
-        "that were kept. Forgetting events: mean number of times that an example went from right "
-        f"to wrong during training. Mean over {runs.seed_count(ds)}; band and line: 95 % "
-        "t-interval. A model that is stopped early fits fewer wrong labels too.",
+        "Training examples with right and with wrong labels: share predicted as labelled at the "
+        "end, and share of the wrong-labelled ones predicted as their true class; mean number of "
+        "times that an example went from right to wrong between recorded epochs; both fits over "
+        f"the epochs. Mean over {runs.seed_count(ds)} with its 95 % t-interval; faint: seeds. A "
+        "model that is stopped early fits fewer wrong labels too.",
         tuple(panels),
         columns=2,
-        panel_height=1.6,
+        panel_height=max(1.5, 0.5 + 0.22 * len(found)),
         narrowest=2.0,
     )
 
@@ -253,8 +256,9 @@ def robustness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         table = ds.accuracy.sel(corruption=name)
         if not bool(np.isfinite(table).any()):
             continue
-        whole = xr.concat([ds.clean_accuracy, table], dim="severity")
-        whole = whole.assign_coords(severity=severity)
+        clean = ds.clean_accuracy.values[:, None]
+        values = np.concatenate([clean, table.transpose("run", "severity").values], axis=1)
+        whole = xr.DataArray(values, dims=("run", "severity"), coords={"severity": severity})
         marks: list[Mark] = []
         for v in runs.variants(ds):
             mine = whole.isel(run=np.flatnonzero(ds.variant.values == v.id))

@@ -10,7 +10,7 @@ from landscape.plot.runs import Variant
 
 _QUANTITIES = {
     "eigenvector": "v₁",
-    "eigenspace": "top eigenspace",
+    "eigenspace": "eigenspace",
     "hessian_diagonal": "diag(H)",
     "fisher": "Fisher",
     "weight": "w²",
@@ -31,7 +31,7 @@ def enrichment(
     shown = chosen(ds, references)
     panels = [
         Panel(
-            Axis(f"{text} over chance", log=True),
+            Axis(text, "× chance", log=True),
             axis,
             tuple(_over_chance(v, key, names)),
             f"at θ of {v.label}" if key == next(iter(quantities)) else "",

@@ -11,6 +11,8 @@ from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoke
 from landscape.plot.figures.outcome import curve
 from landscape.plot.runs import Variant
 
+_FACTOR = 4  # of chance, to either side, that the colours of filters span
+
 
 def mask_overlap(
     ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
@@ -38,25 +40,27 @@ def mask_overlap(
 
 
 def saved_mask_overlap(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Cohen's kappa between the masks that several runs (seeds, variants) saved; 0 is chance."""
+    """Cohen's kappa between the last masks of a variant's seeds, a dot per pair; 0 is chance."""
     ds = runs.in_setting(ds, setting)
-    runs.require(ds, "kappa_all", "first", "second")
-    names = _names(ds)
-    # A run's name ends in the hash of its options, which says nothing to a reader.
-    shown = [name.rsplit("-", 1)[0] if name.count("-") > 1 else name for name in names]
-    x, y, mark = square(
-        names, shown, strings(ds["first"]), strings(ds["second"]),
-        ds.kappa_all.isel(run=0).values, "κ",
-    )  # fmt: skip
+    runs.require(ds, "kappa_all", "pair")
+    found = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.kappa_all).any())]
+    marks: list[Mark] = [Rule("x", 0.0, "chance", "solid", text="chance")]
+    for row, v in enumerate(found):
+        kappa = v.ds.kappa_all.isel(run=0).values.astype(float)
+        pairs = strings(v.ds.pair)
+        marks.append(
+            Points(kappa, np.full(len(kappa), float(row)), v.label, v.color, v.symbol, size=3.4,
+                   opacity=0.6, legend=False, hover=pairs)
+        )  # fmt: skip
     return Drawing(
         "saved_mask_overlap",
         "Do different seeds choose the same coordinates?",
-        "Cohen's κ between the last masks of separate trainings, stratified over tensors: 1 is the "
-        "same mask, 0 is chance. Two seeds start from different weights, whose coordinates have "
-        "nothing to do with each other; what is left above 0 is position in the network.",
-        (Panel(x, y, (mark,)),),
-        panel_height=0.9 + 0.19 * len(names),
-        narrowest=2.4,
+        "Cohen's κ between the last recorded masks of a variant's seeds, one dot per pair of "
+        "seeds, stratified over tensors: 1 is the same mask, 0 is chance. Seeds start from "
+        "different weights, whose coordinates have nothing to do with each other; what is above 0 "
+        "lies in the position within the network. Pairs share seeds and are not independent.",
+        (Panel(Axis("κ"), row_axis([v.label for v in found]), tuple(marks)),),
+        panel_height=0.6 + 0.2 * len(found),
         legend=False,
     )
 
@@ -92,7 +96,7 @@ def batch_overlap(
         for index, (comparison, hollow, color) in enumerate(kinds):
             kappa = v.ds.kappa_all.sel(comparison=comparison).transpose("run", "direction").values
             marks += dots(kappa, rows + 0.24 * (index - 0.5), comparison, color, hollow=hollow)
-        panels.append(Panel(Axis("κ", limits=(-0.1, 1.05)), axis, tuple(marks),
+        panels.append(Panel(Axis("κ"), axis, tuple(marks),
                             f"at θ of {v.label}"))  # fmt: skip
     return Drawing(
         "batch_overlap",
@@ -178,15 +182,13 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             for name in ("share", "expected_share")
         )
         marks: list[Mark] = []
-        for table, name, color, dash in (
-            (chance, "independent draws", style.INK, "dash"),
-            (found, v.label, v.color, "solid"),
-        ):
-            times = table["bin"].values.astype(float)
-            mean = table.transpose("run", "bin").mean("run").values
-            shown = np.where(mean > 0, mean, np.nan)
-            marks.append(Line(times, shown, name, color, dash))  # type: ignore[arg-type]
-            marks.append(Points(times, shown, name, color, size=2.6, legend=False))
+        times = found["bin"].values.astype(float)
+        mean = found.transpose("run", "bin").mean("run").values
+        law = chance.transpose("run", "bin").mean("run").values
+        mean, law = (np.where(share > 0, share, np.nan) for share in (mean, law))
+        marks.append(Line(times, law, "independent draws", style.MUTED, "dash", width=1.6))
+        marks.append(Line(times, mean, v.label, v.color, width=0.9))
+        marks.append(Points(times, mean, v.label, v.color, v.symbol, size=2.6, legend=False))
         spread = float(v.ds.over_dispersion.median())
         support = float(v.ds.effective_support.where(partly).median())
         title = f"{v.label}\ndispersion {spread:.2g}, support {100 * support:.0f} %"
@@ -205,8 +207,8 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"over the tensors that are selected in part, mean over {runs.seed_count(ds)}. Dashed: the "
         "binomial law of independent masks of the same density. Dispersion: variance of the "
         "selection frequency over that of independent masks, 1 at chance; support: effective share "
-        "of coordinates that are ever selected (medians over tensors). Snapshots stand in groups "
-        "1, 2, 4, … steps apart, so that masks that are kept for some steps look persistent.",
+        "of coordinates that are ever selected (medians over tensors). Snapshots may stand in "
+        "groups a few steps apart, where masks that are kept for some steps look persistent.",
         tuple(panels),
         columns=3,
         panel_height=1.5,
@@ -217,23 +219,25 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Share of the snapshots in which each (output channel, input channel) of a layer is chosen."""
+    """How often each (output channel, input channel) of one layer is selected, over chance."""
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "frequency", "expected")
-    shown = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.frequency).any())]
-    tables = [v.ds.frequency.isel(run=0).transpose("channel", "input") for v in shown]
-    top = max((float(table.max()) for table in tables), default=1.0)
     panels = []
-    for v, table in zip(shown, tables, strict=True):
+    for v in runs.variants(ds):
+        table, chance = v.ds.frequency.isel(run=0), float(v.ds.expected.isel(run=0))
+        if not 0 < chance < 1:
+            continue
         rows, columns = (tuple(map(str, table[d].values.tolist())) for d in ("channel", "input"))
-        mark = Matrix(table.values, rows, columns, "selected", "share", (0.0, max(top, 1e-6)),
-                      diverging=False, digits=None)  # fmt: skip
+        ratio = table.transpose("channel", "input").values / chance
+        limits = (1 / _FACTOR, _FACTOR)
+        mark = Matrix(np.clip(ratio, *limits), rows, columns, "selected", "× chance", limits,
+                      digits=None, log=True)  # fmt: skip
         panels.append(
             Panel(
                 _counted("input channel", columns),
                 _counted("output channel", rows, down=True),
                 (mark,),
-                f"{v.label}, chance {float(v.ds.expected.isel(run=0)):.2g}",
+                f"{v.label}\n{100 * chance:.3g} % selected",
             )
         )
     tensor = runs.provenance(ds, "tensor")
@@ -241,11 +245,14 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "mask_filters",
         f"Which filters of {tensor} are selected?" if tensor else "Which filters are selected?",
         "Share of the snapshots and kernel positions in which a coordinate of the filter is in the "
-        "mask; the title names what equal use of all filters would give. First seed. A bright row "
-        "is an output channel that is always perturbed, a dark one never.",
+        "mask, over the layer's mean, which the title names and equal use of all filters would "
+        f"give; beyond {_FACTOR} times either way as {_FACTOR} times. First seed. A red row is an "
+        "output channel that is favoured, a red column an input channel. A mask that selects all "
+        "or nothing of the layer is left out; the larger the mean, the less room there is above "
+        "it.",
         tuple(panels),
         columns=min(3, max(len(panels), 1)),
-        panel_height=1.75,
+        panel_height=1.9,
         narrowest=1.6,
         legend=False,
     )

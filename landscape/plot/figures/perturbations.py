@@ -215,11 +215,11 @@ def _map(
 
 
 def _decades(tables: list[np.ndarray]) -> tuple[float, float]:
-    """Limits that hold all positive values, three decades below the largest at most."""
+    """Limits that hold all positive values, four decades below the largest at most."""
     values = np.concatenate([table.ravel() for table in tables]) if tables else np.array([])
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return 1e-3, 1.0
     high = float(values.max())
-    low = max(float(values.min()), 1e-3 * high)
+    low = max(float(values.min()), 1e-4 * high)
     return (low, high) if high > 1.001 * low else (0.5 * high, 2 * high)

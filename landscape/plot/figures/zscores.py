@@ -139,7 +139,7 @@ def zscore_tails(
 
     One line per tensor with two dimensions (`tensors` for others), one row per variant.
     """
-    ds = runs.in_setting(ds, setting)
+    ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "exceedance", "z_quantile", "lorenz", "reference_exceedance")
     names = _filtered(ds) if tensors is None else list(tensors)
     at = ds.sel(tensor=names)
@@ -150,13 +150,13 @@ def zscore_tails(
     return Drawing(
         "zscore_tails",
         "How heavy are the tails that a z-score filter keeps?",
-        "One line per tensor of two or more dimensions, coloured by kind, mean over "
-        f"{runs.seed_count(ds)}. Left: share of coordinates beyond t. Middle: quantiles of z "
+        "One line per tensor of two or more dimensions, coloured by kind; first seed. Left: share "
+        "of coordinates beyond t. Middle: quantiles of z "
         "against those of the normal law; with so many coordinates any law is rejected, so read "
-        "the distance, not a test. Right: share of ‖g‖² in the coordinates of largest |z|; dots: "
-        f"what is kept at percentile {percentile}. Black and grey: standardized reference laws. "
-        "The threshold alone does not order tails: it is lower for a t law of 3 degrees than for "
-        "the normal law." + _flags(at),
+        "the distance, not a test. Right: share of ‖g‖² in the coordinates of largest |z|. Dots: "
+        f"threshold and what it keeps at percentile {percentile}. Black and grey: standardized "
+        "reference laws. The threshold alone does not order tails: it is lower for a t law of 3 "
+        "degrees than for the normal law." + _flags(at),
         tuple(panels),
         columns=3,
         panel_height=1.55,

@@ -1,0 +1,475 @@
+"""Figures of what is perturbed and of what is learned, on results of the measurements."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from landscape import measure, results, sam
+from landscape.errors import LandscapeError
+from landscape.plot import drawing as grammar
+from landscape.plot import figures, interactive, runs, static, style
+from landscape.results import Variable
+from landscape.streams import PackedMasks
+from tests.figure_checks import check_figure
+from tests.measure_problems import cnn_risk, images
+
+MASKED = {
+    "zsharp": sam.zsharp(rho=0.1, percentile=0.8),
+    "topk_gradient": sam.topk_gradient(rho=0.1, density=0.2),
+    "random_mask": sam.random_mask(rho=0.1, density=0.2),
+}
+LABELS = {"sgd": "SGD", "sam": "SAM", "zsharp": "ZSharp"}
+
+
+def study(make, variants=("sam", "zsharp"), seeds=2):
+    """A combined result: `make(variant, seed)` for every run."""
+    parts = []
+    for variant in variants:
+        for seed in range(seeds):
+            labels = {
+                "run": f"{variant}-s{seed}-00c0ffee",
+                "variant": variant,
+                "label": LABELS[variant],
+                "setting": "noisy",
+                "seed": seed,
+            }
+            parts.append((labels, make(variant, seed)))
+    return results.combine(parts)
+
+
+def masks(seed, steps=(0, 1, 2, 4, 8), density=0.3, keep=0.5):
+    """Snapshots of a 4 x 3 x 3 x 3 layer and a vector that is always selected."""
+    rng = np.random.default_rng(seed)
+    fixed, found = rng.random(108) < density, []
+    for step in steps:
+        fresh = rng.random(108) < density
+        mask = np.where(rng.random(108) < keep, fixed, fresh)
+        found.append((step, PackedMasks.of({"conv.weight": mask, "norm.weight": np.ones(4)})))
+    return found
+
+
+def spread(ds, seed):
+    """Another seed of the same result: numbers a tenth apart."""
+    return ds.map(lambda v: v * (1 + 0.1 * seed) if v.dtype.kind == "f" else v, keep_attrs=True)
+
+
+@pytest.fixture(scope="module")
+def data():
+    risk, _ = cnn_risk(n=24)
+    theta = risk.theta
+    kinds = {"conv.weight": "conv", "norm.weight": "norm"}
+    correct = np.random.default_rng(0).random((4, 24)) < 0.6
+    once = {
+        "gradient_zscores": measure.gradient_zscores(risk, theta, percentile=0.8),
+        "mask_overlap": measure.mask_overlap(
+            risk, theta, variants=MASKED, batch_size=8, num_permutations=19, seed=0
+        ),
+        "batch_overlap": measure.batch_overlap(
+            risk, theta, variants=MASKED, batch_size=6, num_batches=2, seed=0
+        ),
+        "enrichment": measure.enrichment(
+            risk, theta, variants=MASKED, k=1, num_probes=2, fisher_examples=4, batch_size=8, seed=0
+        ),
+        "perturbation_cosines": measure.perturbation_cosines(
+            risk, theta, variants=MASKED, batch_size=8, seed=0
+        ),
+        "perturbation_controls": measure.perturbation_controls(
+            risk, theta, variant=MASKED["zsharp"], num_draws=2, batch_size=8, seed=0
+        ),
+        "gradient_noise": measure.gradient_noise(risk, theta, batch_size=6, seed=0),
+        "calibration": measure.calibration(risk, theta, num_bins=5),
+        "norms": measure.norms(risk, theta, initial=0.5 * theta),
+        "features": measure.features(risk, theta, num_examples=16, seed=0),
+        "margins": measure.margins(risk, theta),
+        "robustness": measure.robustness(risk, theta, num_draws=2, seed=0),
+        "memorization": measure.memorization(
+            risk, theta, clean_targets=(images(24)[1] + torch.arange(24) % 3) % 4,
+            correct=correct, epochs=[1, 2, 3, 4],
+        ),
+    }  # fmt: skip
+    found = {name: study(lambda _, seed, ds=ds: spread(ds, seed)) for name, ds in once.items()}
+    found |= {
+        "mask_selection": study(lambda v, s: measure.mask_selection(masks(s), kinds=kinds)),
+        "mask_persistence": study(
+            # A mask that never changes is never halved.
+            lambda v, s: measure.mask_persistence(masks(s, keep=1.0 if v == "sam" else 0.3))
+        ),
+        "mask_filters": study(
+            lambda v, s: measure.mask_filters(masks(s), tensor="conv.weight", shape=(4, 3, 3, 3))
+        ),
+        "saved_mask_overlap": study(
+            lambda v, s: measure.saved_mask_overlap(
+                {f"seed {i}": masks(i)[-1][1] for i in range(3)}, kinds=kinds
+            ),
+            seeds=1,
+        ),
+        "perturbation_history": study(lambda v, s: history(s)),
+    }
+    return found
+
+
+def history(seed, tensors=None, epochs=4):
+    """Recorded perturbations: the energy share of tensor i at epoch t is made of i, t and seed."""
+    names, kinds = zip(*(tensors or TENSORS), strict=True)
+    count = len(names)
+    energy = (1.0 + np.arange(count) + seed) * np.linspace(1, 2, epochs)[:, None]
+    energy[:, [k == "norm" for k in kinds]] *= 0.01
+    energy[:, 1] = 0.0
+    energy = energy / energy.sum(1, keepdims=True)
+    both = ("epoch", "tensor")
+    variables = {
+        "energy_share": Variable(both, energy, "1", "share of the energy"),
+        "norm_ratio": Variable(both, 0.1 * energy**0.5, "1", "norm over that of the weights"),
+        "density": Variable(both, np.ones_like(energy), "1", "density"),
+    }
+    coords = {
+        "epoch": np.arange(1, epochs + 1),
+        "tensor": np.array(names, dtype=object),
+        "kind": ("tensor", np.array(kinds, dtype=object)),
+        "size": ("tensor", np.full(count, 100)),
+    }
+    return results.make("perturbation_history", variables, coords=coords, provenance={})
+
+
+TENSORS = (("conv1.weight", "conv"), ("norm1.weight", "norm"), ("fc.weight", "linear"),
+           ("fc.bias", "bias"))  # fmt: skip
+
+
+def resnet18():
+    """Names and kinds of the 62 tensors of a ResNet-18, in depth order."""
+    tensors = [("conv1.weight", "conv"), ("bn1.weight", "norm"), ("bn1.bias", "norm")]
+    for layer in range(1, 5):
+        for block in range(2):
+            inside = [("conv1", "bn1"), ("conv2", "bn2")]
+            if layer > 1 and block == 0:
+                inside.append(("downsample.0", "downsample.1"))
+            for conv, norm in inside:
+                at = f"layer{layer}.{block}"
+                tensors.append((f"{at}.{conv}.weight", "conv"))
+                tensors += [(f"{at}.{norm}.{part}", "norm") for part in ("weight", "bias")]
+    return [*tensors, ("fc.weight", "linear"), ("fc.bias", "bias")]
+
+
+def deep_perturbation(seed):
+    """A perturbation of those 62 tensors."""
+    names, kinds = zip(*resnet18(), strict=True)
+    rng = np.random.default_rng(seed)
+    sizes = np.array([3e5 if kind == "conv" else 512.0 for kind in kinds])
+    energy = rng.dirichlet(np.ones(len(names)))
+    values = {"density": np.ones(len(names)), "energy_share": energy,
+              "parameter_share": sizes / sizes.sum()}  # fmt: skip
+    coords = {
+        "tensor": np.array(names, dtype=object),
+        "kind": ("tensor", np.array(kinds, dtype=object)),
+        "size": ("tensor", sizes),
+        "ndim": ("tensor", np.array([4 if kind == "conv" else 1 for kind in kinds])),
+    }
+    variables = {key: Variable("tensor", value, "1", key) for key, value in values.items()}
+    variables["rho_eff"] = Variable((), 0.1, "1", "radius")
+    return results.make("perturbation", variables, coords=coords, provenance={})
+
+
+NAMES = [
+    "energy_map", "norm_ratio_map", "energy_over_time", "gradient_zscores", "zscore_tails",
+    "mask_overlap", "batch_overlap", "saved_mask_overlap", "mask_persistence", "mask_selection",
+    "mask_filters", "enrichment", "perturbation_cosines", "perturbation_controls",
+    "gradient_noise", "calibration", "norms", "features", "margins", "robustness", "memorization",
+]  # fmt: skip
+CALLS = {name: name for name in NAMES} | {
+    "energy_map": "perturbation_history",
+    "norm_ratio_map": "perturbation_history",
+    "energy_over_time": "perturbation_history",
+    "zscore_tails": "gradient_zscores",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_twins_show_the_measurement(name, data):
+    drawn = check_figure(name, data[CALLS[name]])
+    assert all(panel.marks for panel in drawn.panels)
+    assert len(drawn.caption) > 80
+    assert "nan" not in drawn.caption.lower().split()
+
+
+def marks_of(drawn, kind, panel=0, name=None):
+    return [
+        mark
+        for mark in drawn.panels[panel].marks
+        if isinstance(mark, kind) and name in (None, mark.name)
+    ]
+
+
+def test_energy_map_is_the_mean_over_seeds_in_depth_order(data):
+    drawn = figures.energy_map(data["perturbation_history"])
+    (mark,) = marks_of(drawn, grammar.Matrix)
+    expected = np.mean([history(seed).energy_share.values.T for seed in range(2)], axis=0)
+    np.testing.assert_allclose(mark.values, expected)
+    assert mark.rows == tuple(name for name, _ in TENSORS)
+    assert mark.log
+    strip = {bar.name: bar for bar in marks_of(drawn, grammar.Bars)}
+    assert {name: bar.color for name, bar in strip.items()} == {
+        kind: style.kind(kind) for _, kind in TENSORS
+    }
+    assert strip["linear"].y.tolist() == [2.0]
+
+
+def test_logarithmic_colours_are_those_of_the_values_and_nothing_is_blank(data):
+    drawn = figures.energy_map(data["perturbation_history"])
+    values = marks_of(drawn, grammar.Matrix)[0].values
+    trace = next(t for t in interactive.render(drawn).data if t.type == "heatmap")
+    np.testing.assert_allclose(10.0 ** np.asarray(trace.z)[[0, 2, 3]], values[[0, 2, 3]], rtol=1e-5)
+    image = static.render(drawn).axes[0].images[0]
+    np.testing.assert_array_equal(image.get_array().filled(np.nan)[[0, 2, 3]], values[[0, 2, 3]])
+    assert np.isnan(np.asarray(trace.z)[1]).all()
+    assert np.isnan(image.get_array().filled(np.nan)[1]).all()
+
+
+def test_panels_of_one_scale_share_one_colour_bar(data):
+    bars = [
+        ax
+        for ax in static.energy_map(data["perturbation_history"]).axes
+        if ax.get_label() == "<colorbar>"
+    ]
+    assert len(bars) == 1
+    page = interactive.energy_map(data["perturbation_history"])
+    assert sum(bool(t.showscale) for t in page.data if t.type == "heatmap") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("perturbation", lambda v, s: deep_perturbation(s)),
+        ("energy_map", lambda v, s: history(s, resnet18(), epochs=30)),
+        ("norm_ratio_map", lambda v, s: history(s, resnet18(), epochs=30)),
+    ],
+)
+def test_sixty_tensors_stay_readable_in_depth_order(name, make):
+    """No two row labels overlap on paper, and a row is 15 pixels high or more on a page."""
+    ds = study(make)
+    drawn = getattr(figures, name)(ds)
+    names = [tensor for tensor, _ in resnet18()]
+    assert len(names) == 62
+    ticks = sorted(drawn.panels[0].y.ticks)
+    assert [text for _, text in ticks] == names
+    low, high = drawn.panels[0].y.limits
+    assert low > high  # downwards: the first tensor is on top
+    figure = static.render(drawn)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = sorted(
+        (label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()),
+        key=lambda box: box.y0,
+    )
+    assert len(boxes) == 62
+    # A pixel of 200 dpi: the boxes hold room for accents and descenders that names do not have.
+    assert all(b.y0 >= a.y1 - 0.25 * a.height for a, b in itertools.pairwise(boxes))
+    page = interactive.render(drawn, width=7.2)
+    rows = -(-len(drawn.panels) // 4)
+    assert page.layout.height / rows / 62 >= 12
+    kinds = dict(resnet18())
+    for bar in marks_of(drawn, grammar.Bars):
+        if bar.name in style.KINDS:
+            assert {kinds[names[int(y)]] for y in bar.y} == {bar.name}
+
+
+def test_ridges_stand_on_their_rows_with_the_threshold_marked(data):
+    ds = data["gradient_zscores"]
+    drawn = figures.gradient_zscores(ds)
+    filtered = [str(n) for n, d in zip(ds.tensor.values, ds.ndim.values, strict=True) if d > 1]
+    assert [text for _, text in drawn.panels[0].y.ticks] == filtered
+    (ticks,) = marks_of(drawn, grammar.Points, name="threshold")
+    at = next(runs.variants(ds)).ds.sel(tensor=filtered)
+    np.testing.assert_allclose(ticks.x[len(filtered) :], at.threshold.median("run"))
+    np.testing.assert_allclose(ticks.x[: len(filtered)], -ticks.x[len(filtered) :])
+    bands = marks_of(drawn, grammar.Band)
+    assert [band.low[0] for band in bands] == [2.0, 1.0, 0.0]
+    normal = marks_of(drawn, grammar.Line, name="normal law")[0]
+    heights = [band.high - band.low for band in bands]
+    # The same scale for the law and for all ridges, and areas of 1 but for what lies beyond 12.
+    peak = np.nanmax(normal.y[: len(normal.y) // 3]) - 2.0
+    scale = peak / (1 / np.sqrt(2 * np.pi))
+    for tall, band in zip(heights, bands, strict=True):
+        assert np.trapezoid(tall, band.x) / scale == pytest.approx(1.05, rel=1e-6)
+    chosen = figures.gradient_zscores(ds, tensors=("0.weight",), variants=("zsharp",))
+    assert len(chosen.panels) == 1
+    assert chosen.panels[0].title == "ZSharp"
+
+
+def test_tails_show_every_law_and_what_is_kept(data):
+    ds = data["gradient_zscores"]
+    drawn = figures.zscore_tails(ds)
+    assert len(drawn.panels) == 6  # two variants, three panels each
+    exceedance, quantiles, lorenz = drawn.panels[:3]
+    for panel in (exceedance, quantiles, lorenz):
+        named = {mark.name for mark in panel.marks}
+        assert {"normal law", "Laplace", "t, 5 degrees", "t, 3 degrees"} <= named
+    at = ds.sel(tensor="3.weight").isel(run=0)
+    line = next(m for m in exceedance.marks if m.name == "3.weight")
+    np.testing.assert_allclose(line.y, at.exceedance.where(at.exceedance > 0))
+    dots = next(m for m in lorenz.marks if m.name == "kept")
+    kept = ds.captured_energy.isel(run=0).sel(tensor=["0.weight", "3.weight"])
+    np.testing.assert_allclose(dots.y, kept)
+    normal = next(m for m in quantiles.marks if m.name == "normal law")
+    np.testing.assert_allclose(normal.x, normal.y, atol=1e-9)
+
+
+def test_selection_pools_what_is_selected_in_part(data):
+    ds = data["mask_selection"]
+    drawn = figures.mask_selection(ds)
+    found = next(runs.variants(ds)).ds
+    line = marks_of(drawn, grammar.Line, name="SAM")[0]
+    share = found.share.sel(tensor="conv.weight").mean("run")
+    np.testing.assert_allclose(line.y, share.where(share > 0))
+    chance = marks_of(drawn, grammar.Line, name="independent draws")[0]
+    np.testing.assert_allclose(chance.y, found.expected_share.sel(tensor="conv.weight").mean("run"))
+    assert f"dispersion {float(found.over_dispersion.median()):.2g}" in drawn.panels[0].title
+
+
+def test_selection_weighs_tensors_by_their_size():
+    def two(_, seed):
+        rng = np.random.default_rng(seed)
+        pairs = [
+            (t, PackedMasks.of({"a": rng.random(30) < 0.5, "b": rng.random(90) < 0.1}))
+            for t in range(6)
+        ]
+        return measure.mask_selection(pairs)
+
+    ds = study(two, variants=("zsharp",), seeds=1)
+    line = marks_of(figures.mask_selection(ds), grammar.Line, name="ZSharp")[0]
+    share = ds.share.isel(run=0)
+    expected = 0.25 * share.sel(tensor="a") + 0.75 * share.sel(tensor="b")
+    np.testing.assert_allclose(line.y, expected.where(expected > 0))
+
+
+def test_a_mask_that_outlasts_the_record_has_a_hollow_half_life(data):
+    drawn = figures.mask_persistence(data["mask_persistence"])
+    assert [text for _, text in drawn.panels[1].y.ticks] == ["SAM", "ZSharp"]
+    kept, new = marks_of(drawn, grammar.Points, panel=1)
+    assert kept.hollow.all()
+    assert set(kept.x) == {float(data["mask_persistence"].lag.max())}
+    assert not new.hollow.any()
+    expected = data["mask_persistence"].half_life.values[2:]
+    np.testing.assert_allclose(new.x, expected)
+    assert {r.text for r in marks_of(drawn, grammar.Rule)} == {"chance", "half"}
+
+
+def test_enrichment_draws_the_interval_of_random_masks_around_one(data):
+    ds = data["enrichment"]
+    drawn = figures.enrichment(ds)
+    quantities = [name for name in ds.data_vars if name.startswith("enrichment_")]
+    assert len(drawn.panels) == len(quantities)  # at theta of SAM, the only reference there is
+    names = [str(name) for name in ds.direction.values]
+    panel = next(i for i, p in enumerate(drawn.panels) if p.x.title == "Fisher (× chance)")
+    assert [r.value for r in marks_of(drawn, grammar.Rule, panel)] == [1.0]
+    at = next(runs.variants(ds)).ds
+    spread = 1.96 * at.chance_std_fisher.mean("run").values
+    bars = marks_of(drawn, grammar.Bars, panel)
+    np.testing.assert_allclose([float(bar.x[0]) for bar in bars], 1 + spread)
+    np.testing.assert_allclose([bar.base for bar in bars], np.maximum(1 - spread, 0.05))
+    dot = marks_of(drawn, grammar.Points, panel, names[0])[-1]
+    values = at.enrichment_fisher.sel(direction=names[0]).values
+    np.testing.assert_allclose(dot.x, np.exp(np.log(values).mean()))
+
+
+def test_controls_stand_beside_the_variant_with_the_spread_of_draws(data):
+    ds = data["perturbation_controls"]
+    drawn = figures.perturbation_controls(ds)
+    assert [panel.x.label for panel in drawn.panels[:3]] == ["‖e‖", "on the batch", "on all data"]
+    assert [text for _, text in drawn.panels[0].y.ticks] == [str(c) for c in ds.control.values]
+    at = next(runs.variants(ds)).ds.sel(support="all tensors")
+    values = at.loss_increase_full.sel(control="variant").values
+    rule = marks_of(drawn, grammar.Rule, panel=2)[0]
+    assert rule.value == pytest.approx(np.exp(np.log(values).mean()))
+    random = "random, equal radius"
+    row = [str(c) for c in ds.control.values].index(random)
+    here = [
+        m
+        for m in marks_of(drawn, grammar.Points, panel=2, name="all tensors")
+        if round(float(m.y[0])) == row
+    ]
+    seeds = next(m for m in here if m.x_high is not None)
+    mean, std = (at[f"loss_increase_full{part}"].sel(control=random) for part in ("", "_std"))
+    np.testing.assert_allclose(seeds.x, mean)
+    np.testing.assert_allclose(seeds.x_high, mean + 2 * std)
+    large = [m for m in marks_of(drawn, grammar.Points, panel=2) if m.x_high is None]
+    assert {m.name: bool(m.hollow[0]) for m in large} == {
+        "all tensors": False,
+        "without 1-D tensors": True,
+    }
+
+
+def test_a_variant_that_selects_everything_has_no_row_of_controls(data):
+    ds = data["perturbation_controls"].copy(deep=True)
+    ds.radius[:2] = ds.radius[:2].isel(control=[0]).values
+    drawn = figures.perturbation_controls(ds)
+    assert [panel.title for panel in drawn.panels if panel.title] == ["ZSharp"]
+    assert "one and the same for SAM." in drawn.caption
+
+
+def test_filters_are_named_by_channel_and_shown_on_one_scale(data):
+    ds = data["mask_filters"]
+    drawn = figures.mask_filters(ds)
+    first, second = (marks_of(drawn, grammar.Matrix, panel)[0] for panel in range(2))
+    over = ds.frequency.isel(run=0) / float(ds.expected.isel(run=0))
+    np.testing.assert_allclose(first.values, np.clip(over, 0.25, 4))
+    assert first.limits == second.limits
+    assert drawn.title == "Which filters of conv.weight are selected?"
+
+
+def test_calibration_leaves_empty_bins_out(data):
+    drawn = figures.calibration(data["calibration"])
+    line = marks_of(drawn, grammar.Line, name="SAM")[0]
+    full = data["calibration"]["count"].isel(run=0) > 0
+    assert len(line.x) == int(full.sum())
+    assert np.isfinite(line.x).all()
+
+
+def test_robustness_begins_with_what_is_undisturbed(data):
+    ds = data["robustness"]
+    drawn = figures.robustness(ds)
+    line = marks_of(drawn, grammar.Line, name="SAM")[0]
+    assert line.x.tolist() == [0, 1, 2, 3, 4, 5]
+    clean = ds.clean_accuracy.isel(run=slice(0, 2)).mean()
+    assert line.y[0] == pytest.approx(100 * float(clean))
+
+
+def test_what_can_mislead_says_so(data):
+    """Constant densities, correlated coordinates, kept masks, unlike severities, confounders."""
+    said = {
+        "perturbation": "density is constant by construction",
+        "mask_overlap": "Filters are correlated",
+        "mask_selection": "masks that are kept for some steps look persistent",
+        "zscore_tails": "any law is rejected",
+        "enrichment": "at 1 by construction",
+        "perturbation_controls": "not better training",
+        "norms": "has the same function at any norm",
+        "features": "compare within a row",
+        "robustness": "not comparable between panels",
+        "memorization": "stopped early fits fewer wrong labels",
+        "saved_mask_overlap": "not independent",
+    }
+    for name, words in said.items():
+        ds = (
+            study(lambda v, s: deep_perturbation(s))
+            if name == "perturbation"
+            else data[CALLS[name]]
+        )
+        assert words in getattr(figures, name)(ds).caption.replace("\n", " "), name
+
+
+def test_results_without_the_variables_are_named(data):
+    without = data["gradient_zscores"].drop_vars(["exceedance", "lorenz"])
+    with pytest.raises(LandscapeError, match=r"This figure needs exceedance, lorenz; the result"):
+        figures.zscore_tails(without)
+    without = data["perturbation_history"].drop_vars("norm_ratio")
+    with pytest.raises(LandscapeError, match=r"This figure needs norm_ratio; the result"):
+        figures.norm_ratio_map(without)
+
+
+def test_a_single_result_needs_no_study():
+    risk, _ = cnn_risk()
+    drawn = figures.norms(measure.norms(risk, risk.theta))
+    assert len(drawn.panels) == 1  # no initial weights: no distance
+    assert {m.name for m in marks_of(drawn, grammar.Points)} == {"This model"}
