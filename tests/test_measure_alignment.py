@@ -100,10 +100,13 @@ def test_enrichment_of_known_masks():
     assert float(top["captured_eigenspace"]) == pytest.approx(1.0)
     assert float(top["expected_eigenspace"]) == pytest.approx(1 / 3)
     assert float(top["enrichment_eigenspace"]) == pytest.approx(3.0)
+    # v_1 alone lies in the first tensor, whose density is 1/3 too.
+    assert float(top["captured_eigenvector"]) == pytest.approx(1.0)
+    assert float(top["enrichment_eigenvector"]) == pytest.approx(3.0)
     # The diagonal of a diagonal matrix is exact with any probe.
     assert float(top["captured_hessian_diagonal"]) == pytest.approx(16 / sum(values))
     assert float(top["enrichment_weight"]) == pytest.approx(1.0)
-    for name in ("eigenspace", "hessian_diagonal", "fisher", "weight"):
+    for name in ("eigenvector", "eigenspace", "hessian_diagonal", "fisher", "weight"):
         assert float(ds[f"enrichment_{name}"].sel(direction="all")) == pytest.approx(1.0)
 
 

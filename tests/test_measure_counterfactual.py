@@ -23,7 +23,7 @@ def after_steps(name, seed=4):
     """An optimizer some steps into its training, and what `measure` says of its next batch."""
     model = cnn()
     optimizer = ready(model, variants()[name])
-    for t in range(5 if name == "looksam" else 3):  # which climbs every fifth step
+    for t in range(10 if name == "looksam" else 3):  # which climbs every tenth step
         step(optimizer, batch(t))
     x, y, _ = batch(3, size=40)
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))

@@ -121,11 +121,11 @@ def enrichment(
     For a quantity q and a mask m, captured_<q>(direction) = sum over m of q / sum of q, and
     expected_<q> = sum_l density_l q_l / q, the same density in every tensor placed at random there
     (stratified); enrichment_<q> is their ratio, 1 at chance with standard deviation
-    chance_std_<q> (drawing without replacement in each tensor). The quantities: `eigenspace`, sum_i
-    v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by num_probes Hutchinson probes
-    (its sum is the trace; single terms may be negative); `fisher`, mean over `fisher_examples`
-    examples of the squared gradient (empirical Fisher); `weight`, theta². `direction` names the
-    variants.
+    chance_std_<q> (drawing without replacement in each tensor). The quantities: `eigenvector`,
+    v_1²; `eigenspace`, sum_i v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by
+    num_probes Hutchinson probes (its sum is the trace; single terms may be negative); `fisher`,
+    mean over `fisher_examples` examples of the squared gradient (empirical Fisher); `weight`,
+    theta². `direction` names the variants.
     """
     if not variants:
         raise LandscapeError("enrichment got no variant; name at least one with a mask.")
@@ -141,6 +141,7 @@ def enrichment(
     ]
     pairs = eigenpairs(measuring, k=k, seed=seed)
     quantities = {
+        "eigenvector": pairs.vectors[0].double().square(),
         "eigenspace": pairs.vectors.double().square().sum(0),
         "hessian_diagonal": _hessian_diagonal(risk, theta, num_probes, seed),
         "fisher": empirical_fisher(risk, theta, num_examples=fisher_examples, seed=seed),
@@ -178,6 +179,7 @@ def enrichment(
 
 
 _TITLES = {
+    "eigenvector": "the top eigenvector",
     "eigenspace": "the top eigenspace",
     "hessian_diagonal": "the Hessian's trace",
     "fisher": "the Fisher information",

@@ -1,0 +1,242 @@
+"""Time and peak memory of the measurements of perturbations on networks of 11 to 36 million.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about an hour
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
+
+Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
+set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
+but build the network and take one gradient. Inputs are 16 seeded 3x32x32 images, batches are of 8;
+times are proportional to that, memory hardly. The masks are 200 snapshots of the 36 M network as
+the recorder writes them, independent at a density of 1/16, read warm from the disk.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.interleaved import hardware, versions
+from landscape import EmpiricalRisk, measure, problems, sam, snapshots
+from landscape.params import ParamLayout
+from landscape.problems.resnet import ResNet
+from landscape.problems.vit import ViT
+
+RESULTS = Path(__file__).parent / "results" / "scale-cpu.json"
+SHAPE, EXAMPLES, BATCH, SNAPSHOTS = (3, 32, 32), 16, 8, 200
+
+
+def wide(seed: int = 0) -> nn.Module:
+    """A wide residual network, depth 28 and width 10 (arXiv:1605.07146), with our blocks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResNet((4, 4, 4), (160, 320, 640), num_classes=10)
+
+
+def vit_s(seed: int = 0) -> nn.Module:
+    """ViT-S (arXiv:2012.12877) with patches of 4."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViT(image=SHAPE, patch=4, dim=384, depth=12, heads=6, num_classes=10)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: problems.make_model("resnet18", num_classes=10, input_shape=SHAPE, seed=0),
+    "wide_resnet_28_10": wide,
+    "vit_s": vit_s,
+}
+VARIANTS = {
+    "zsharp": sam.zsharp(rho=0.05),
+    "topk_gradient": sam.topk_gradient(rho=0.05),
+    "ssam_f": sam.ssam_f(rho=0.05, num_samples=8),
+    "random_mask": sam.random_mask(rho=0.05),
+}
+FEW = {name: VARIANTS[name] for name in ("zsharp", "random_mask")}
+
+Call = Callable[[EmpiricalRisk], Any]
+MEASUREMENTS: dict[str, Call] = {
+    "setup": lambda r: r.gradient(r.theta),
+    "gradient_zscores": lambda r: measure.gradient_zscores(r, r.theta),
+    "gradient_zscores, streamed": lambda r: measure.gradient_zscores(r, r.theta, exact_up_to=1024),
+    "gradient_zscores, 2 mini-batches": lambda r: measure.gradient_zscores(
+        r, r.theta, source="mini-batch", batch_size=BATCH, num_batches=2
+    ),
+    "perturbation": lambda r: measure.perturbation(
+        r, r.theta, variant=VARIANTS["zsharp"], batch_size=BATCH, seed=0
+    ),
+    "perturbation_controls": lambda r: measure.perturbation_controls(
+        r, r.theta, variant=VARIANTS["zsharp"], num_draws=2, batch_size=BATCH, seed=0
+    ),
+    "perturbation_cosines, 4 variants": lambda r: measure.perturbation_cosines(
+        r, r.theta, variants=VARIANTS, batch_size=BATCH, seed=0
+    ),
+    "mask_overlap, 4 variants": lambda r: measure.mask_overlap(
+        r, r.theta, variants=VARIANTS, batch_size=BATCH, seed=0
+    ),
+    "batch_overlap, 2 variants": lambda r: measure.batch_overlap(
+        r, r.theta, variants=FEW, batch_size=BATCH, num_batches=2, seed=0
+    ),
+    "gradient_noise": lambda r: measure.gradient_noise(r, r.theta, batch_size=BATCH, seed=0),
+    "calibration": lambda r: measure.calibration(r, r.theta),
+    "features": lambda r: measure.features(r, r.theta, seed=0),
+    "margins": lambda r: measure.margins(r, r.theta),
+    "norms": lambda r: measure.norms(r, r.theta, initial=r.theta),
+    "robustness, 2 draws": lambda r: measure.robustness(r, r.theta, num_draws=2, seed=0),
+}
+
+
+def risk_of(network: str) -> EmpiricalRisk:
+    """The network's risk on seeded images."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(EXAMPLES, *SHAPE, generator=source)
+    y = torch.randint(10, (EXAMPLES,), generator=source)
+    return EmpiricalRisk(NETWORKS[network](), nn.CrossEntropyLoss(), (x, y), batch_size=BATCH)
+
+
+def peak() -> float:
+    """Largest resident set of this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cell(network: str, name: str) -> dict[str, float]:
+    """One measurement, in this process."""
+    risk = risk_of(network)
+    start, wall = time.process_time(), time.perf_counter()
+    MEASUREMENTS[name](risk)
+    return {
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "wall_seconds": round(time.perf_counter() - wall, 2),
+        "peak_mb": round(peak()),
+    }
+
+
+# --- 200 masks --------------------------------------------------------------------------------
+
+
+def write_masks(folder: Path) -> None:
+    """Snapshots of the 36 M network, every 50 steps."""
+    layout = ParamLayout.of(wide())
+    tensors = snapshots.Tensors(
+        layout.names, tuple(t.kind for t in layout.tensors),
+        tuple(t.numel for t in layout.tensors), tuple(t.ndim for t in layout.tensors),
+    )  # fmt: skip
+    place = folder / "snapshots"
+    place.mkdir(parents=True)
+    snapshots.write_tensors(place, tensors)
+    ends = np.cumsum([(size + 7) // 8 for size in tensors.sizes])
+    spare = np.array([8 * ((size + 7) // 8) - size for size in tensors.sizes])
+    counts = np.zeros((len(tensors), snapshots.GRID.bins + 3), np.uint32)
+    source = np.random.default_rng(0)
+    for i in range(SNAPSHOTS):
+        bits = source.integers(0, 256, (4, ends[-1]), dtype=np.uint8)
+        bits = bits[0] & bits[1] & bits[2] & bits[3]
+        bits[ends - 1] &= np.uint8(255) << spare.astype(np.uint8)  # bits beyond a tensor are 0
+        snapshots.write_snapshot(place, 50 * i, tensors, zscore_counts=counts, mask_bits=bits)
+
+
+def masks_cell(name: str, folder: Path) -> dict[str, float]:
+    """One use of the 200 snapshots, in this process."""
+    start, wall = time.process_time(), time.perf_counter()
+    if name == "read the files":
+        for path in sorted((folder / "snapshots").glob("[0-9]*.npz")):
+            path.read_bytes()
+    else:
+        series = snapshots.read_masks(folder)
+        pairs = [(i, j) for j in range(len(series)) for i in range(j)]
+        found = {
+            "open and verify": lambda: None,
+            "overlap of all 19 900 pairs": lambda: series.overlap(pairs).pooled().kappa,
+            "mask_persistence, 8 lags": lambda: measure.mask_persistence(
+                series, lags=[50 * 2**k for k in range(8)]
+            ),
+            "mask_selection": lambda: measure.mask_selection(series),
+        }[name]()
+        if name.startswith("overlap"):
+            assert abs(float(np.nanmean(found))) < 1e-3  # independent masks
+    return {
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "wall_seconds": round(time.perf_counter() - wall, 2),
+        "peak_mb": round(peak()),
+    }
+
+
+MASKS = (
+    "read the files", "open and verify", "overlap of all 19 900 pairs",
+    "mask_persistence, 8 lags", "mask_selection",
+)  # fmt: skip
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def separately(*arguments: str) -> dict[str, float]:
+    """What another process of this module prints."""
+    command = [sys.executable, "-m", "benchmarks.scale", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def masks_table() -> dict[str, Any]:
+    """Every use of the 200 snapshots."""
+    with tempfile.TemporaryDirectory() as folder:
+        separately("--write", folder)
+        size = sum(p.stat().st_size for p in Path(folder).rglob("*"))
+        rows = {name: separately("--masks-cell", name, "--folder", folder) for name in MASKS}
+    return {"snapshots": SNAPSHOTS, "file_mb": round(size / 2**20), **rows}
+
+
+def keep(name: str, table: dict[str, Any]) -> None:
+    """Put one table into the results file, beside those that are there."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known |= {"machine": hardware(), "versions": versions(), "examples": EXAMPLES, "batch": BATCH}
+    known[name] = {**known.get(name, {}), **table}
+    RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS)
+    parser.add_argument("--only", default="", help="measurements, separated by semicolons")
+    parser.add_argument("--masks", action="store_true")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--masks-cell", help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.cell:
+        print(json.dumps(cell(given.network, given.cell)))
+    elif given.masks_cell:
+        print(json.dumps(masks_cell(given.masks_cell, given.folder / "run")))
+    elif given.write:
+        write_masks(given.write / "run")
+        print("{}")
+    else:
+        chosen = given.only.split(";") if given.only else list(MEASUREMENTS)
+        for network in [] if given.masks else [given.network] if given.network else NETWORKS:
+            parameters = sum(p.numel() for p in NETWORKS[network]().parameters())
+            keep(network, {"parameters": parameters})
+            for name in chosen:
+                row = separately("--network", network, "--cell", name)
+                print(network, name, row, flush=True)
+                keep(network, {name: row})
+        if given.masks or not given.network:
+            table = masks_table()
+            print(json.dumps(table, indent=1))
+            keep("200 masks of wide_resnet_28_10", table)
+
+
+if __name__ == "__main__":
+    main()
