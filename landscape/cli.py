@@ -287,6 +287,31 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
     print(json.dumps({"report": str(path)}) if as_json else path)
 
 
+@app.command(epilog=EPILOG)
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A result (.nc), or a surface of loss-landscape (.h5).")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="What to write: .csv, .nc, .png, .pdf, .svg or .html.")
+    ],
+    figure: Annotated[
+        str | None, typer.Option(help="Name of the figure; default that of the measurement.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a result as a table or figure, or bring an old loss surface along.
+
+    landscape convert studies/demo/results/loss_plane.nc plane.csv
+
+    landscape convert old_surface.h5 old.html --figure loss_surface
+    """
+    from landscape.plot import files
+
+    path = files.convert(source, target, figure=figure)
+    print(json.dumps({"file": str(path)}) if as_json else path)
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 

@@ -233,7 +233,8 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
     (no ycoordinates) gives loss(direction, alpha). Cells with -1 were not computed there and are
     NaN here. That program fills its table with x running fastest, whatever shape it states, so that
     its rows are y; here they are alpha = x. bn is "eval", which is what that program does; model,
-    data and directions are not in the file and so not in the provenance.
+    data and directions are not in the file and so not in the provenance, which names the file of
+    directions.
     """
     path = Path(path)
     if not path.exists():
@@ -271,7 +272,14 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
     else:
         coords["beta"] = Variable("beta", axes[1], "‖d₂‖", "β")
     provenance = {"imported_from": path.name, "program": "loss-landscape", "bn": "eval"}
+    if "dir_file" in found:
+        provenance["directions_file"] = Path(_word(found["dir_file"])).name
     return results.make(name, variables, coords=coords, provenance=provenance)
+
+
+def _word(value: np.ndarray) -> str:
+    item = value.item()
+    return item.decode() if isinstance(item, bytes) else str(item)
 
 
 _GOLDSTEIN = {

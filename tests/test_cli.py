@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,11 +49,13 @@ def test_help_needs_no_torch_and_names_every_command():
     program += "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert said.stdout.strip().endswith("False False")
-    for name in ("demo", "run", "train", "measure", "figures", "report", "Exit codes"):
+    for name in ("demo", "run", "train", "measure", "figures", "report", "convert", "Exit codes"):
         assert name in said.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "train", "measure", "figures", "report"])
+@pytest.mark.parametrize(
+    "name", ["demo", "run", "train", "measure", "figures", "report", "convert"]
+)
 def test_every_command_has_help(name, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, name, "--help")
     assert code == 0
@@ -179,3 +182,57 @@ def test_the_quick_demo_ends_in_a_report_and_a_second_call_does_nothing(tmp_path
     assert len(json.loads(first.stdout)["done"]) == 3
     second = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert len(json.loads(second.stdout)["kept"]) == 3
+
+
+def old_surface(path):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["dir_file"] = "directions.h5"
+        file["xcoordinates"] = np.linspace(-1, 1, 3)
+        file["ycoordinates"] = np.linspace(-1, 1, 5)
+        # x runs fastest there, under the shape (x, y); -1 was not computed.
+        losses = np.add.outer(10 * np.linspace(-1, 1, 5), np.linspace(-1, 1, 3) + 20).reshape(3, 5)
+        losses[2, 4] = -1
+        file["train_loss"], file["train_acc"] = losses, np.where(losses == -1, -1, 80.0)
+    return path
+
+
+def test_old_surfaces_become_results_tables_and_figures(at, tmp_path):
+    source = old_surface(tmp_path / "old.h5")
+    for target in ("old.nc", "old.csv", "old.png", "old.html"):
+        more = ["--figure", "loss_surface"] if target.endswith("html") else []
+        code, out, _ = at("convert", source, tmp_path / target, *more)
+        assert (code, out.strip()) == (0, str(tmp_path / target))
+    ds = results.load(tmp_path / "old.nc")
+    assert ds.loss.sel(alpha=1.0, beta=-1.0) == 11
+    assert np.isnan(ds.loss.sel(alpha=1.0, beta=1.0))
+    assert results.provenance(ds)["directions_file"] == "directions.h5"
+    assert (tmp_path / "old.csv").read_text().startswith("alpha,beta,loss,error_rate")
+    code, out, _ = at("convert", tmp_path / "old.nc", tmp_path / "again.csv", "--json")
+    assert json.loads(out) == {"file": str(tmp_path / "again.csv")}
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "old.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("old.h5", "old.docx"), "ends in '.docx'; possible: .csv, .nc"),
+        (("old.txt", "old.nc"), "results are read from .nc and .h5"),
+        (("old.h5", "x.png", "--figure", "pie"), "No figure is called 'pie'; name one of"),
+        (("none.h5", "x.nc"), "none.h5 does not exist"),
+        (("old.h5", "x.png", "--figure", "barrier"), "This figure needs barrier"),
+    ],
+)
+def test_conversions_that_are_not_possible_are_named(at, tmp_path, arguments, message):
+    old_surface(tmp_path / "old.h5")
+    code, _, err = at("convert", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_result_is_not_converted_onto_itself(at, tmp_path):
+    (tmp_path / "a.nc").write_text("x")
+    code, _, err = at("convert", "a.nc", "a.nc")
+    assert code == 2
+    assert "is both source and target" in err
