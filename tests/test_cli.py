@@ -17,6 +17,7 @@ from landscape.study.flags import Flags, study_text
 from tests.study_problem import make
 
 HERE = Path(__file__).parent
+COMMANDS = ("demo", "run", "train", "measure", "figures", "report", "convert")
 SMALL = [
     "--set", "measure.loss_slice.points=3", "--set", "measure.loss_slice_eval.points=3",
     "--set", "measure.loss_plane.points=3", "--set", "measure.sharpness.rho=[0.1]",
@@ -49,13 +50,11 @@ def test_help_needs_no_torch_and_names_every_command():
     program += "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert said.stdout.strip().endswith("False False")
-    for name in ("demo", "run", "train", "measure", "figures", "report", "convert", "Exit codes"):
+    for name in (*COMMANDS, "Exit codes"):
         assert name in said.stdout
 
 
-@pytest.mark.parametrize(
-    "name", ["demo", "run", "train", "measure", "figures", "report", "convert"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, name, "--help")
     assert code == 0

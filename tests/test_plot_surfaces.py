@@ -335,3 +335,12 @@ def test_planes_of_eigenvectors_are_not_called_random():
     drawn = figures.loss_plane(ds)
     assert drawn.title == "Loss on a plane of eigenvectors"
     assert "Illustration" not in drawn.caption
+
+
+def test_a_line_without_points_near_the_centre_has_one_window():
+    risk, _ = cnn_risk()
+    call = {"num_directions": 2, "bn": "eval", "seed": 0}
+    coarse = measure.loss_slice(risk, risk.theta, points=3, **call)
+    assert len(check_figure("loss_slice", coarse).panels) == 1
+    fine = measure.loss_slice(risk, risk.theta, points=9, **call)
+    assert len(figures.loss_slice(fine).panels) == 2

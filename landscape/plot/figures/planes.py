@@ -90,7 +90,10 @@ def _plane_caption(
         )
         shared = "All models share the directions (normalized per filter) and the levels."
     else:
-        parts.append(f"Axes: {runs.provenance(ds, 'directions')}; coordinates are distances.")
+        axes = runs.provenance(ds, "directions")
+        parts.append(
+            f"Axes: {axes}; coordinates are distances." if axes else "Directions are not recorded."
+        )
         shared = "All panels share the levels."
     parts.append(f"First seed only. {shared}")
     if "axis_cosine" in ds:

@@ -28,12 +28,15 @@ def loss_slice(
     ids = [v.id for v in runs.variants(modes[0])]
     common = [name for name in references if name in ids]
     rest = [name for name in ids if name not in common]
+    # A line of few points (one that was brought along) may have none in the narrow window.
+    grid = np.abs(modes[0].alpha.values)
+    windows = [window for window in _WINDOWS if (grid <= window[0] + 1e-9).sum() > 2]
     groups = [list(part) for part in np.array_split(rest, max(1, -(-len(rest) // _PER_ROW)))]
     panels = [
         _slice_panel(part, [*common, *group], width, title)
         for group in groups
         for part in modes
-        for width, title in _WINDOWS
+        for width, title in windows
     ]
     directions = modes[0].sizes["direction"]
     bands = (
@@ -50,7 +53,7 @@ def loss_slice(
         "weights, so α = 1 is a different distance in each. Frozen BatchNorm statistics (eval) "
         "exaggerate the rise; the two modes must not be compared with each other.",
         tuple(panels),
-        columns=2 * len(modes),
+        columns=max(1, len(windows)) * len(modes),
         panel_height=1.3,
         share_x="grid",
     )
