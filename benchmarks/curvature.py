@@ -1,14 +1,13 @@
-"""Hessian products, top eigenvalues and traces: cost beside PyHessian and its successors.
+"""Hessian products, top eigenvalues, traces and densities: cost beside three other packages.
 
-    python -m venv peers
-    peers/bin/pip install . scipy pyhessian==0.1 hessian-eigenthings==1.0.0a5 \
+    python -m venv peers && peers/bin/pip install . pyhessian==0.1 hessian-eigenthings==1.0.0a5 \
         curvlinops-for-pytorch==3.0.1
     OMP_NUM_THREADS=1 peers/bin/python -m benchmarks.curvature --case cnn --part top
 
 Same network, weights, examples and threads for all; runs in turn, CPU time, paired ratios, one of
-our runs listed twice as the A/A control. Each (case, part) is one entry of the JSON file, so that a
-busy machine can be asked in short pieces. An eigenpair is right if its residual, in float64, is at
-most 1e-3 of the largest eigenvalue and the value is one of the top k.
+our runs listed twice as the A/A control. Each (case, part, N) is one entry of the JSON file, so
+that a busy machine can be asked in short pieces; `--only` makes them shorter. An eigenpair is right
+if its residual is at most 1e-3 of the largest eigenvalue and the value is one of the top k.
 """
 
 import argparse
@@ -33,22 +32,50 @@ from benchmarks.interleaved import (
     paired_ratio,
     versions,
 )
-from landscape import EmpiricalRisk, measure, problems
+from landscape import EmpiricalRisk, measure
+from landscape.problems.resnet import resnet18, resnet20
+from landscape.problems.vit import ViT
+from landscape.risk import _memory
 
-RESULTS = Path(__file__).parent / "results" / "curvature-cpu.json"
-CASES = {"cnn": (1, 8, 8), "resnet20": (3, 32, 32), "vit": (3, 32, 32)}
+FOLDER = Path(__file__).parent / "results"
+SHAPE = (3, 32, 32)
 EQUAL = 1e-3  # residual over the largest eigenvalue at which costs are compared
 K = 5
+GRAPHS = 4 * 2**30  # bytes for kept graphs, since two of the peers keep theirs whatever they take
+DEVICE = torch.device("cpu")
+
+
+def cnn() -> nn.Module:
+    """54 682 parameters: three convolutions with BatchNorm and ReLU, mean, linear."""
+    layers: list[nn.Module] = []
+    for before, width, stride in ((3, 24, 1), (24, 48, 2), (48, 98, 2)):
+        layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width),
+                   nn.ReLU()]  # fmt: skip
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(98, 10))
+
+
+def vit() -> nn.Module:
+    """310 730 parameters: patches of 4, width 64, six blocks of four heads."""
+    return ViT(image=SHAPE, patch=4, dim=64, depth=6, heads=4, num_classes=10)
+
+
+CASES: dict[str, Callable[..., nn.Module]] = {
+    "cnn": lambda **_: cnn(),
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "vit": lambda **_: vit(),
+}
 
 
 def problem(case: str, examples: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A network after 30 steps on seeded images of ten noisy prototypes."""
-    shape = CASES[case]
-    model = problems.make_model(case, num_classes=10, input_shape=shape, seed=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CASES[case](num_classes=10, input_shape=SHAPE)
     source = torch.Generator().manual_seed(0)
     y = torch.randint(10, (examples,), generator=source)
-    x = torch.randn(10, *shape, generator=source)[y] + torch.randn(
-        examples, *shape, generator=source
+    x = torch.randn(10, *SHAPE, generator=source)[y] + torch.randn(
+        examples, *SHAPE, generator=source
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(30):
@@ -57,32 +84,40 @@ def problem(case: str, examples: int) -> tuple[nn.Module, Tensor, Tensor]:
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
     optimizer.zero_grad()
-    return model.eval(), x, y
+    return model.eval().to(DEVICE), x.to(DEVICE), y.to(DEVICE)
 
 
-def make_risk(model: nn.Module, x: Tensor, y: Tensor) -> EmpiricalRisk:
-    return EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+def make_risk(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> EmpiricalRisk:
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), **{"memory": GRAPHS} | options)
 
 
 def products(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
     """One Hessian product, graph kept or not, and one gradient."""
     risk = make_risk(model, x, y)
-    theta, exact = risk.theta, risk.with_dtype(torch.float64)
-    v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1))
+    theta = risk.theta
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(1)).to(theta)
     kept = risk.linearized_hvp(theta)
+    # A memory that two thirds of the graphs fit.
+    half = make_risk(model, x, y, memory=int(graph_bytes(risk) * 2 / 3)).linearized_hvp(theta)
     runs: dict[str, Callable[[], Any]] = {
         "landscape, graph kept": lambda: kept(v),
         "landscape, graph kept (A/A)": lambda: kept(v),
+        f"landscape, {half.num_kept / len(y):.0%} of the graph kept": lambda: half(v),
         "landscape, rebuilt": lambda: risk.hvp(theta, v),
         "landscape, gradient": lambda: risk.gradient(theta),
     }
     peers = {name: make(copy.deepcopy(model), x, y) for name, make in PEERS.items()}
-    truth = exact.hvp(theta.double(), v.double())
+    # Of few rows: float64 takes five times as long.
+    few = slice(0, 16)
+    small, truth = make_risk(model, x[few], y[few]), None
+    truth = small.with_dtype(torch.float64).hvp(theta.double(), v.double())
     errors = {}
     for name, peer in peers.items():
         runs[name] = lambda peer=peer: peer.product(v)
-        errors[name] = float((peer.product(v).double() - truth).norm() / truth.norm())
-    errors["landscape"] = float((kept(v).double() - truth).norm() / truth.norm())
+        other = PEERS[name](copy.deepcopy(model), x[few], y[few])
+        errors[name] = float((other.product(v).double() - truth).norm() / truth.norm())
+        other.close()
+    errors["landscape"] = float((small.hvp(theta, v).double() - truth).norm() / truth.norm())
     timed = {name: (lambda run=run: _quiet(run)) for name, run in runs.items()}
     samples = in_turn(timed, rounds=rounds, seconds=0.0)
     for peer in peers.values():
@@ -93,26 +128,34 @@ def products(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, A
         "kept_over": {
             name: paired_ratio(base, row) for name, row in samples.items() if row is not base
         },
+        "graph_mib": round(graph_bytes(risk) / 2**20, 1),
         "relative_error_to_float64": {name: float(f"{e:.2e}") for name, e in errors.items()},
     }
 
 
+def graph_bytes(risk: EmpiricalRisk) -> float:
+    return _memory.graph_bytes(risk._engine, risk.num_examples, order=2)
+
+
 def _quiet(run: Callable[[], Any]) -> None:
     run()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
-def reference(model: nn.Module, x: Tensor, y: Tensor) -> tuple[EmpiricalRisk, Tensor]:
-    """The risk in float64 and its top eigenvalues to 1e-8."""
-    risk = make_risk(model, x, y).with_dtype(torch.float64)
-    ds = measure.top_eigenvalues(risk, risk.theta, k=K, tolerance=1e-7, seed=9)
-    return risk, torch.from_numpy(ds["eigenvalue"].values)
+def reference(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Any, Tensor]:
+    """Our product with the graph kept, and the top eigenvalues to 1e-4."""
+    risk = make_risk(model, x, y)
+    ds = measure.top_eigenvalues(risk, risk.theta, k=K, certify="none", seed=9)
+    return risk.linearized_hvp(risk.theta), torch.from_numpy(ds["eigenvalue"].values)
 
 
-def judged(risk: EmpiricalRisk, truth: Tensor, values: Tensor, vectors: Tensor) -> dict[str, Any]:
-    """Residuals in float64 and errors against the true top k, over the largest eigenvalue."""
-    V = vectors.double()
+def judged(product: Any, truth: Tensor, values: Tensor, vectors: Tensor) -> dict[str, Any]:
+    """Residuals and errors against the true top k, over the largest eigenvalue."""
+    V = vectors.double().cpu()
     V = V / V.norm(dim=1, keepdim=True)
-    residuals = (risk.hvp(risk.theta, V) - values[:, None] * V).norm(dim=1) / truth[0]
+    HV = product(V.float().to(DEVICE)).double().cpu()
+    residuals = (HV - values[:, None] * V).norm(dim=1) / truth[0]
     error = float((values.sort(descending=True).values - truth).abs().max() / truth[0])
     worst = float(residuals.max())
     return {
@@ -132,13 +175,17 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]) -> tup
         "certificate": int(ds["certificate_hvps"]),
     }
     parts["iteration"] = int(ds["num_hvps"]) - sum(parts.values())
+    if not bool(ds["converged"].all()):
+        raise RuntimeError(f"not converged: {parts}")
     values, vectors = (torch.from_numpy(ds[n].values) for n in ("eigenvalue", "eigenvector"))
     return values, vectors, parts
 
 
-def eigenvalues(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
+def eigenvalues(
+    model: nn.Module, x: Tensor, y: Tensor, rounds: int, only: list[str]
+) -> dict[str, Any]:
     """Top k end to end, by each package at its defaults and at the residual to compare at."""
-    risk, truth = reference(model, x, y)
+    product, truth = reference(model, x, y)
 
     def peer(name: str, **options: float) -> Callable[[], tuple[Any, ...]]:
         def run() -> tuple[Any, ...]:
@@ -150,77 +197,130 @@ def eigenvalues(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str
 
         return run
 
-    bare = {"certify": "none", "failure_probability": 1.0}
+    def landscape(**options: Any) -> Callable[[], tuple[Any, ...]]:
+        return lambda: ours(model, x, y, options)
+
     chosen: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "landscape": lambda: ours(model, x, y, {}),
-        "landscape (A/A)": lambda: ours(model, x, y, {}),
-        "landscape, residuals in float32": lambda: ours(model, x, y, {"certify": "none"}),
-        "landscape, no search, float32": lambda: ours(model, x, y, bare),
+        "landscape": landscape(),
+        "landscape (A/A)": landscape(),
+        "landscape, certify working": landscape(certify="working"),
+        "landscape, certify none": landscape(certify="none"),
+        "landscape, certify none, no search": landscape(certify="none", failure_probability=1.0),
         "pyhessian, defaults (tol 1e-3)": peer("pyhessian", tol=1e-3, most=100),
         "curvlinops + ARPACK, tol 1e-3": peer("curvlinops", tol=1e-3),
         "hessian-eigenthings, defaults": peer("hessian-eigenthings", steps=2 * K),
     }
-    rows: dict[str, Any] = {}
-    for name, first, factor in (("pyhessian", 1e-4, 0.1), ("hessian-eigenthings", 15, 5)):
-        for i in range(4):
-            value = first * factor**i if name == "pyhessian" else first + factor * i
-            options = {"tol": value} if name == "pyhessian" else {"steps": value}
-            run = peer(name, **options)
-            found = judged(risk, truth, *run()[:2])
-            if found["right"]:
-                (option,) = options.items()
-                chosen[f"{name}, {option[0]} {option[1]:.3g}"] = run
-                break
-        else:
-            rows[f"{name}, right"] = f"not reached within 4 settings; the last: {found}"
+    for tol in (1e-4, 1e-5, 1e-6):
+        chosen[f"pyhessian, tol {tol:.0e}"] = peer("pyhessian", tol=tol)
+    for steps in (15, 20, 25, 30):
+        chosen[f"hessian-eigenthings, {steps} steps"] = peer("hessian-eigenthings", steps=steps)
+    if only:
+        chosen = {n: run for n, run in chosen.items() if n == "landscape" or any(
+            n.startswith(o) for o in only)}  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name in chosen}
-    for i in range(rounds + 1):
+    rows: dict[str, Any] = {}
+    for i in range(rounds):
         for name in list(chosen) if i % 2 else list(chosen)[::-1]:
             kept: list[Any] = []
             run = chosen[name]
-            seconds = cpu_seconds(lambda run=run, kept=kept: kept.append(run()))
-            if i:  # the first round warms up
-                samples[name].append(seconds)
-            elif name not in rows:
+            samples[name].append(cpu_seconds(lambda run=run, kept=kept: kept.append(run())))
+            if name not in rows:
                 values, vectors, count = kept[0]
                 total = sum(count.values()) if isinstance(count, dict) else count
-                rows[name] = judged(risk, truth, values, vectors) | {"hvps": total}
+                rows[name] = judged(product, truth, values, vectors) | {"hvps": total}
                 if isinstance(count, dict):
                     rows[name] |= {"of_which": count}
     for name, row in samples.items():
         rows[name] |= {
-            "cpu_seconds": round(statistics.median(row), 3),
+            "cpu_seconds": [round(value, 3) for value in row],
             "over_landscape": paired_ratio(row, samples["landscape"]),
         }
     return {"eigenvalues": [round(float(value), 6) for value in truth], "runs": rows}
 
 
+PROBES, NODES = 20, 30
+
+
 def traces(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
-    """Twenty Hutchinson probes end to end; all use signs or normals, so errors are alike."""
-    number = 20
+    """Hutchinson probes end to end: all draw signs, so that a probe's deviation is the same."""
 
     def landscape() -> None:
         risk = make_risk(model, x, y)
-        measure.hessian_trace(risk, risk.theta, num_probes=number, seed=0)
+        measure.hessian_trace(risk, risk.theta, num_probes=PROBES, seed=0)
+
+    def plus() -> None:
+        risk = make_risk(model, x, y)
+        measure.hessian_trace(risk, risk.theta, num_probes=30, method="hutch++", seed=0)
+
+    found = {
+        method: measure.hessian_trace(
+            risk := make_risk(model, x, y), risk.theta, num_probes=30, method=method, seed=1
+        )
+        for method in measure.curvature.TRACES
+    }
+    samples = _ended(model, x, y, landscape, "trace", rounds, {"landscape, Hutch++ of 30": plus})
+    spread = float(found["hutchinson"]["trace_stderr"]) * 30**0.5
+    value = float(found["hutchinson"]["trace"])
+    # CPU time to a standard error of a twentieth of the trace, were all of it spent on probes.
+    number = (spread / (0.05 * value)) ** 2
+    seconds = {
+        name: round(statistics.median(row) * number / PROBES, 2)
+        for name, row in samples.items()
+        if "Hutch++" not in name
+    }
+    return _summary(samples) | {
+        "probes": PROBES,
+        "sd_of_a_probe": round(spread, 3),
+        "trace": round(value, 3),
+        "stderr_of_hutch++_of_30": round(float(found["hutch++"]["trace_stderr"]), 3),
+        "stderr_of_hutchinson_of_30": round(float(found["hutchinson"]["trace_stderr"]), 3),
+        "cpu_seconds_to_stderr_of_5_percent": seconds,
+    }
+
+
+def densities(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
+    """One probe of stochastic Lanczos quadrature: at equal cost a probe, equal errors."""
+
+    def landscape() -> None:
+        risk = make_risk(model, x, y)
+        measure.spectral_density(risk, risk.theta, num_probes=1, num_nodes=NODES, seed=0)
+
+    samples = _ended(model, x, y, landscape, "density", rounds, {})
+    return _summary(samples) | {"probes": 1, "nodes": NODES}
+
+
+def _ended(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    landscape: Callable[[], None],
+    method: str,
+    rounds: int,
+    more: dict[str, Callable[[], None]],
+) -> dict[str, list[float]]:
+    """CPU seconds of a method of each package, object making included."""
 
     def peer(name: str) -> Callable[[], None]:
         def run() -> None:
             other = PEERS[name](copy.deepcopy(model), x, y)
-            other.trace(number)
-            other.close()
+            try:
+                getattr(other, method)(PROBES if method == "trace" else NODES)
+            finally:
+                other.close()
 
         return run
 
-    runs = {"landscape": landscape, "landscape (A/A)": landscape}
-    runs |= {name: peer(name) for name in PEERS}
-    samples = {name: [] for name in runs}
-    for i in range(rounds + 1):
+    runs = {"landscape": landscape, "landscape (A/A)": landscape} | more
+    runs |= {name: peer(name) for name in PEERS if hasattr(PEERS[name], method)}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds):
         for name in list(runs) if i % 2 else list(runs)[::-1]:
-            seconds = cpu_seconds(runs[name])
-            if i:
-                samples[name].append(seconds)
+            samples[name].append(cpu_seconds(runs[name]))
+    return samples
+
+
+def _summary(samples: dict[str, list[float]]) -> dict[str, Any]:
     return {
-        "probes": number,
         "cpu_seconds": {name: round(statistics.median(row), 3) for name, row in samples.items()},
         "over_landscape": {
             name: paired_ratio(row, samples["landscape"])
@@ -230,7 +330,7 @@ def traces(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any
     }
 
 
-PARTS = {"hvp": products, "top": eigenvalues, "trace": traces}
+PARTS = {"hvp": products, "top": eigenvalues, "trace": traces, "density": densities}
 
 
 def main() -> None:
@@ -238,27 +338,41 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--examples", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="part top: names that runs start with, by ;")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    global DEVICE
+    DEVICE = torch.device(asked.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     before = os.getloadavg()[0]
     with sdpa_kernel([SDPBackend.MATH]):
         model, x, y = problem(asked.case, asked.examples)
-        entry = PARTS[asked.part](model, x, y, asked.rounds)
-        entry |= {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "examples": asked.examples,
-            "rounds": asked.rounds,
-            "hardware": hardware(),
-            "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
-            "versions": versions(*PACKAGES),
-        }
-        table = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-        table[f"{asked.case}, {asked.part}"] = entry
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        print(json.dumps(entry, indent=1, ensure_ascii=False))
+        options = {"only": [o for o in asked.only.split(";") if o]} if asked.part == "top" else {}
+        entry = PARTS[asked.part](model, x, y, asked.rounds, **options)
+    entry |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "examples": asked.examples,
+        "rounds": asked.rounds,
+        "hardware": hardware() | ({"gpu": torch.cuda.get_device_name()} if x.is_cuda else {}),
+        "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "versions": versions(*PACKAGES),
+    }
+    out = asked.out or FOLDER / f"curvature-{DEVICE.type}.json"
+    record(out, f"{asked.case}, {asked.part}, N={asked.examples}", entry)
+
+
+def record(path: Path, key: str, entry: dict[str, Any]) -> None:
+    """One entry of the JSON file; runs of an entry that was asked in pieces stay."""
+    table = json.loads(path.read_text()) if path.exists() else {}
+    old = table.get(key, {}).get("runs", {})
+    if "runs" in entry:
+        entry["runs"] = {n: r for n, r in old.items() if n not in entry["runs"]} | entry["runs"]
+    table[key] = entry
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(entry, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 class PyHessian:
-    """PyHessian 0.1 with the graph of one batch kept; largest |eigenvalue| by power iteration."""
+    """PyHessian 0.1 with the graph of one batch kept; largest |eigenvalue| by power iteration.
+
+    Its density needs torch.eig, which torch no longer has.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.module = importlib.import_module("pyhessian.hessian")
@@ -97,6 +100,12 @@ class Eigenthings:
     def trace(self, num: int) -> Any:
         return self.package.hutchinson(self.operator, num_samples=num, seed=0)
 
+    def density(self, nodes: int) -> Any:
+        algorithms = importlib.import_module("hessian_eigenthings.algorithms")
+        return algorithms.spectral_density(
+            self.operator, num_runs=1, lanczos_steps=nodes, num_grid_points=1000, seed=0
+        )
+
 
 class Curvlinops:
     """curvlinops: a linear operator whose eigenvalues SciPy's ARPACK finds."""
@@ -128,6 +137,10 @@ class Curvlinops:
     def trace(self, num: int) -> Any:
         trace = importlib.import_module("curvlinops").hutchinson_trace
         return trace(self.operator, num_matvecs=num)
+
+    def density(self, nodes: int) -> Any:
+        package = importlib.import_module("curvlinops")
+        return package.lanczos_approximate_spectrum(self.operator, nodes)
 
 
 PEERS = {"pyhessian": PyHessian, "hessian-eigenthings": Eigenthings, "curvlinops": Curvlinops}

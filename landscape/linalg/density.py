@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.errors import LandscapeError
-from landscape.linalg._krylov import Krylov
+from landscape.errors import Interrupted, LandscapeError
+from landscape.linalg._krylov import Krylov, Ritz
 from landscape.linalg.trace import rademacher
 
 
@@ -39,7 +39,8 @@ def slq(
 
     Exact for polynomials of degree below 2·num_steps in vᵀf(H)v; the error over probes falls as
     1/√num_probes, so spend on probes first. Golub & Meurant 1994; Ubaru, Chen & Saad 2017,
-    doi:10.1137/16M1104974, Algorithm 1. Cost: num_probes · num_steps products.
+    doi:10.1137/16M1104974, Algorithm 1. Cost: num_probes · num_steps products. Raises
+    Interrupted with the probes so far.
     """
     if num_probes < 1 or num_steps < 1:
         raise LandscapeError(
@@ -48,24 +49,35 @@ def slq(
     steps = min(num_steps, size)
     nodes = torch.zeros(num_probes, steps, dtype=torch.float64)
     weights = torch.zeros(num_probes, steps, dtype=torch.float64)
-    none = torch.empty((0, size), dtype=dtype, device=device)
-    for probe in range(num_probes):
-        start = rademacher((size,), generator=generator, dtype=dtype, device=device)
-        space = Krylov(
-            matvec,
-            size,
-            locked=none,
-            scale=0.0,
-            generator=generator,
-            dtype=dtype,
-            device=torch.device(device),
-            start=start,
-        )
-        for _ in range(steps):
-            space.step()
-        ritz = space.settle()
-        count = len(ritz.values)
-        nodes[probe, :count] = ritz.values
-        weights[probe, :count] = ritz.coefficients[0] ** 2
-        nodes[probe, count:] = ritz.values[-1]
+    try:
+        for probe in range(num_probes):
+            start = rademacher((size,), generator=generator, dtype=dtype, device=device)
+            ritz = _space(matvec, start, steps, generator)
+            count = len(ritz.values)
+            nodes[probe, :count] = ritz.values
+            weights[probe, :count] = ritz.coefficients[0] ** 2
+            nodes[probe, count:] = ritz.values[-1]
+    except KeyboardInterrupt as stop:
+        known = Quadrature(nodes[:probe], weights[:probe], probe * steps) if probe else None
+        raise Interrupted(f"Interrupted after {probe} probes.", known) from stop
     return Quadrature(nodes, weights, num_probes * steps)
+
+
+def _space(
+    matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, generator: torch.Generator
+) -> Ritz:
+    """The Krylov space of one probe."""
+    size = len(start)
+    space = Krylov(
+        matvec,
+        size,
+        locked=start.new_empty((0, size)),
+        scale=0.0,
+        generator=generator,
+        dtype=start.dtype,
+        device=start.device,
+        start=start,
+    )
+    for _ in range(steps):
+        space.step()
+    return space.settle()

@@ -211,9 +211,9 @@ class _Search:
                 space = self.krylov(None)
                 self.extend(space, self.searched)
                 complete = self.found_none
+            return self.finish(complete or len(self.values) == self.size)
         except KeyboardInterrupt as stop:
             raise Interrupted("The search was interrupted.", self.partial(space)) from stop
-        return self.finish(complete or len(self.values) == self.size)
 
     def krylov(self, start: Tensor | None) -> Krylov:
         return Krylov(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import Interrupted, LandscapeError
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -25,17 +25,21 @@ def hutchinson(
 
     Var(vᵀHv) = 2·Σ_{i≠j} H_ij² for symmetric H, so the mean's standard error is
     std(samples) / √num_probes. Cost: num_probes products. Hutchinson 1989,
-    doi:10.1080/03610918908812806.
+    doi:10.1080/03610918908812806. Raises Interrupted with the samples so far.
     """
     if num_probes < 1:
         raise LandscapeError(
             f"num_probes={num_probes} asked; at least 1 is needed, 2 for an error."
         )
-    samples = torch.empty(num_probes, dtype=dtype, device=device)
-    for index in range(num_probes):
-        v = rademacher((size,), generator=generator, dtype=dtype, device=device)
-        samples[index] = v @ matvec(v)
-    return samples
+    samples: list[Tensor] = []
+    try:
+        for _ in range(num_probes):
+            v = rademacher((size,), generator=generator, dtype=dtype, device=device)
+            samples.append(v @ matvec(v))
+    except KeyboardInterrupt as stop:
+        known = torch.stack(samples) if samples else None
+        raise Interrupted(f"Interrupted after {len(samples)} probes.", known) from stop
+    return torch.stack(samples)
 
 
 def rademacher(

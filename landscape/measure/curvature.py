@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg import density, lanczos, trace
 from landscape.measure import certificates
 from landscape.measure._common import Measuring, check_choice, check_count, generator, numbers
@@ -63,26 +63,13 @@ def top_eigenvalues(
     outside of a selection).
     Cost: num_hvps Hessian products of about 2.5 gradients each; max_hvps bounds them,
     max_basis the vectors (of P numbers) held at once, at the price of more products.
+    Ctrl-C raises errors.Interrupted, whose `partial` is this result as far as it is known, with
+    interrupted=True among its attributes, nothing converged and no bounds.
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
     check_choice("certify", certify, certificates.CERTIFY)
     loss = measuring.finite_loss()
     product = Operator.of(risk, measuring.theta, matrix=matrix, select=select)
-    pairs = eigenpairs(
-        measuring,
-        product=product,
-        matrix=matrix,
-        k=k,
-        which=which,
-        tolerance=tolerance,
-        max_hvps=max_hvps,
-        max_basis=max_basis,
-        failure_probability=failure_probability,
-        certify=certify,
-        start=_warm(start, product),
-        seed=seed,
-    )
-    proof = certificates.certify(pairs, risk, how=certify, failure_probability=failure_probability)
     options = {
         "k": k,
         "which": which,
@@ -94,15 +81,42 @@ def top_eigenvalues(
         "warm_start": start is not None,
         "seed": seed,
     }
-    return measuring.result(
-        {
-            **_pairs_variables(pairs, proof, TITLES[matrix]),
-            **(_vectors(product.embed(pairs.vectors), TITLES[matrix]) if return_vectors else {}),
-            "loss": Variable((), float(loss), "nats", "Loss at theta"),
-        },
-        coords={"rank": np.arange(len(pairs.values))},
-        options=options,
-    )
+
+    def result(pairs: lanczos.EigenPairs, options: dict[str, Any]) -> xr.Dataset:
+        proof = certificates.certify(
+            pairs, risk, how=certify, failure_probability=failure_probability
+        )
+        return measuring.result(
+            {
+                **_pairs_variables(pairs, proof, TITLES[matrix]),
+                **(
+                    _vectors(product.embed(pairs.vectors), TITLES[matrix]) if return_vectors else {}
+                ),
+                "loss": Variable((), float(loss), "nats", "Loss at theta"),
+            },
+            coords={"rank": np.arange(len(pairs.values))},
+            options=options,
+        )
+
+    try:
+        pairs = eigenpairs(
+            measuring,
+            product=product,
+            matrix=matrix,
+            k=k,
+            which=which,
+            tolerance=tolerance,
+            max_hvps=max_hvps,
+            max_basis=max_basis,
+            failure_probability=failure_probability,
+            certify=certify,
+            start=_warm(start, product),
+            seed=seed,
+        )
+    except Interrupted as stop:
+        stop.partial = stop.partial and result(stop.partial, options | {"interrupted": True})
+        raise
+    return result(pairs, options)
 
 
 def _pairs_variables(
@@ -112,7 +126,7 @@ def _pairs_variables(
     first, last = float(pairs.values[0]), float(pairs.values[-1])
     ratio = first / last if last else math.nan
     off, probability = "‖(H₃₂ − H₆₄)V g‖, g normal", pairs.failure_probability
-    proofs = 1 if math.isfinite(pairs.product_error) else count
+    proofs = 1 if math.isfinite(pairs.product_error) else 0 if pairs.interrupted else count
     return {
         "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
         "ratio": Variable((), ratio, "1", "λ₁ / λ_k"),
@@ -214,7 +228,9 @@ def hessian_trace(
     method "hutch++" (arXiv:2010.09649) spends a third of num_probes products on a subspace Q and a
     third on its exact trace; trace_sample holds the rest, and trace_stderr is given Q. Better from
     some 30 products on. matrix: "hessian" or "ggn"; select: the block of these tensors.
-    Cost: num_probes Hessian products (10 more for a target).
+    Cost: num_probes Hessian products (10 more for a target). Ctrl-C raises errors.Interrupted:
+    `partial` is the result of the probes so far, interrupted=True among its attributes (None for
+    hutch++, and of less than two probes).
     """
     measuring = Measuring("hessian_trace", risk, theta)
     check_count("num_probes", num_probes, 2)
@@ -224,26 +240,6 @@ def hessian_trace(
     draws = {"dtype": theta.dtype, "device": theta.device}
     if target_stderr is not None:
         num_probes = _enough_probes(operator, target_stderr, max_probes, method, seed, draws)
-    if method == "hutch++":
-        found = trace.hutchpp(
-            operator, operator.size, num_matvecs=num_probes, generator=generator(seed), **draws
-        )
-        samples = numbers(found.samples)
-    else:
-        samples = numbers(
-            trace.hutchinson(
-                operator, operator.size, num_probes=num_probes, generator=generator(seed), **draws
-            )
-        )
-    units = "nats / parameter²"
-    error = samples.std(ddof=1) / np.sqrt(len(samples))
-    title = f"Trace of the {TITLES[matrix]}"
-    variables = {
-        "trace_sample": Variable("probe", samples, units, "vᵀHv of one probe"),
-        "trace": Variable((), samples.mean(), units, title),
-        "trace_stderr": Variable((), error, units, "Standard error of the trace over probes"),
-        "loss": Variable((), float(loss), "nats", "Loss at theta"),
-    }
     options = {
         "num_probes": num_probes,
         "target_stderr": target_stderr,
@@ -252,7 +248,38 @@ def hessian_trace(
         "select": select and [tensor.name for tensor in risk.layout.select(select)],
         "seed": seed,
     }
-    return measuring.result(variables, coords={"probe": np.arange(len(samples))}, options=options)
+    title = f"Trace of the {TITLES[matrix]}"
+
+    def result(samples: np.ndarray, options: dict[str, Any]) -> xr.Dataset:
+        return measuring.result(
+            _trace_variables(samples, title)
+            | {"loss": Variable((), float(loss), "nats", "Loss at theta")},
+            coords={"probe": np.arange(len(samples))},
+            options=options,
+        )
+
+    draws = {"generator": generator(seed)} | draws
+    if method == "hutch++":
+        found = trace.hutchpp(operator, operator.size, num_matvecs=num_probes, **draws)
+        return result(numbers(found.samples), options)
+    try:
+        samples = trace.hutchinson(operator, operator.size, num_probes=num_probes, **draws)
+    except Interrupted as stop:
+        known = [] if stop.partial is None else numbers(stop.partial)
+        cut = options | {"num_probes": len(known), "interrupted": True}
+        stop.partial = result(known, cut) if len(known) > 1 else None
+        raise
+    return result(numbers(samples), options)
+
+
+def _trace_variables(samples: np.ndarray, title: str) -> dict[str, Variable]:
+    units = "nats / parameter²"
+    error = samples.std(ddof=1) / np.sqrt(len(samples))
+    return {
+        "trace_sample": Variable("probe", samples, units, "vᵀHv of one probe"),
+        "trace": Variable((), samples.mean(), units, title),
+        "trace_stderr": Variable((), error, units, "Standard error of the trace over probes"),
+    }
 
 
 def _enough_probes(
@@ -295,7 +322,8 @@ def spectral_density(
     eigenvalues below 0 (nodes within num_nodes * 10 eps of the largest count as 0), and for every z
     of `shifts` effective_dimension(shift) = sum_i lambda_i⁺ / (lambda_i⁺ + z) (arXiv:2003.02139),
     each with its standard error over probes. matrix: "hessian" or "ggn"; select: the block of these
-    tensors. Cost: num_probes * num_nodes Hessian products.
+    tensors. Cost: num_probes * num_nodes Hessian products. Ctrl-C raises errors.Interrupted, whose
+    `partial` is the result of the probes so far, interrupted=True among its attributes, or None.
     """
     measuring = Measuring("spectral_density", risk, theta)
     check_count("num_probes", num_probes, 1)
@@ -304,32 +332,6 @@ def spectral_density(
         raise LandscapeError(f"shifts={list(shifts)} asked; each z must be above 0.")
     loss, theta = measuring.finite_loss(), measuring.theta
     operator = Operator.of(risk, theta, matrix=matrix, select=select)
-    quadrature = density.slq(
-        operator,
-        operator.size,
-        num_probes=num_probes,
-        num_steps=num_nodes,
-        generator=generator(seed),
-        dtype=theta.dtype,
-        device=theta.device,
-    )
-    nodes, weights = numbers(quadrature.nodes), numbers(quadrature.weights)
-    dims = ("probe", "node")
-    zero = 10 * num_nodes * torch.finfo(theta.dtype).eps * np.abs(nodes).max()
-    variables = {
-        "ritz_value": Variable(dims, nodes, "nats / parameter²", "Ritz value"),
-        "weight": Variable(dims, weights, "1", "Quadrature weight"),
-        "loss": Variable((), float(loss), "nats", "Loss at theta"),
-    }
-    variables |= _over_probes(
-        "negative_mass", (), (weights * (nodes < -zero)).sum(1), "Share of negative eigenvalues"
-    )
-    coords = {"probe": np.arange(num_probes), "node": np.arange(nodes.shape[1])}
-    if len(shifts):
-        z, positive = np.array(shifts, dtype=float), nodes.clip(min=0)[..., None]
-        sums = operator.size * (weights[..., None] * positive / (positive + z)).sum(1)
-        variables |= _over_probes("effective_dimension", "shift", sums, "Effective dimension")
-        coords["shift"] = z
     options = {
         "num_probes": num_probes,
         "num_nodes": num_nodes,
@@ -337,7 +339,54 @@ def spectral_density(
         "select": select and [tensor.name for tensor in risk.layout.select(select)],
         "seed": seed,
     }
-    return measuring.result(variables, coords=coords, options=options)
+
+    def result(quadrature: density.Quadrature, options: dict[str, Any]) -> xr.Dataset:
+        nodes, weights = numbers(quadrature.nodes), numbers(quadrature.weights)
+        zero = 10 * num_nodes * torch.finfo(theta.dtype).eps * np.abs(nodes).max()
+        coords = {"probe": np.arange(len(nodes)), "node": np.arange(nodes.shape[1])}
+        if len(shifts):
+            coords["shift"] = np.array(shifts, dtype=float)
+        return measuring.result(
+            _density_variables(nodes, weights, zero, shifts, operator.size)
+            | {"loss": Variable((), float(loss), "nats", "Loss at theta")},
+            coords=coords,
+            options=options,
+        )
+
+    try:
+        quadrature = density.slq(
+            operator,
+            operator.size,
+            num_probes=num_probes,
+            num_steps=num_nodes,
+            generator=generator(seed),
+            dtype=theta.dtype,
+            device=theta.device,
+        )
+    except Interrupted as stop:
+        known = stop.partial
+        cut = {"num_probes": len(known.nodes), "interrupted": True} if known else {}
+        stop.partial = known and result(known, options | cut)
+        raise
+    return result(quadrature, options)
+
+
+def _density_variables(
+    nodes: np.ndarray, weights: np.ndarray, zero: float, shifts: Sequence[float], size: int
+) -> dict[str, Variable]:
+    dims = ("probe", "node")
+    variables = {
+        "ritz_value": Variable(dims, nodes, "nats / parameter²", "Ritz value"),
+        "weight": Variable(dims, weights, "1", "Quadrature weight"),
+    }
+    variables |= _over_probes(
+        "negative_mass", (), (weights * (nodes < -zero)).sum(1), "Share of negative eigenvalues"
+    )
+    if len(shifts):
+        z, positive = np.array(shifts, dtype=float), nodes.clip(min=0)[..., None]
+        sums = size * (weights[..., None] * positive / (positive + z)).sum(1)
+        variables |= _over_probes("effective_dimension", "shift", sums, "Effective dimension")
+    return variables
 
 
 def _over_probes(

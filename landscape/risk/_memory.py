@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
 _SHARE_OF_A_PASS = 4
-_PARTS = 8
+_PARTS, _LEAST_ROWS = 8, 16
 
 
 def default(device: torch.device) -> int:
@@ -33,13 +33,15 @@ def default_rows(examples: Examples) -> int:
 def graph_rows(engine: "Engine", order: int) -> int:
     """Rows whose graph of this order of derivative stays within the memory allowed.
 
-    Of second order, where not all fit, an eighth: seven may be kept while one is rebuilt.
+    Of second order, where not all fit, an eighth: seven may be kept while one is rebuilt. But not
+    batches so small that what each of them holds of the weights and starting them would matter.
     """
     rows = default_rows(engine.examples)
     fixed, each = _graph_size(engine, order)
     most = int((engine.memory - fixed) / max(each, 1))
     if order > 1 and most < engine.examples.num_examples:
-        most = int((engine.memory / _PARTS - fixed) / max(each, 1))
+        part = int((engine.memory / _PARTS - fixed) / max(each, 1))
+        most = part if part >= _LEAST_ROWS else most
     return max(1, min(rows, most))
 
 
