@@ -7,8 +7,8 @@
 Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
 set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
 but build the network and take one gradient. Inputs are 16 seeded 3x32x32 images, batches are of 8;
-times are proportional to that, memory hardly. The masks are 200 snapshots of the 36 M network as
-the recorder writes them, independent at a density of 1/16, read warm from the disk.
+times are proportional to that, memory hardly. The 200 mask snapshots are those of `recorder.py`,
+which compares all their pairs.
 """
 
 import argparse
@@ -22,18 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.interleaved import hardware, versions
+from benchmarks.recorder import LAGS, write_masks
 from landscape import EmpiricalRisk, measure, problems, sam, snapshots
-from landscape.params import ParamLayout
 from landscape.problems.resnet import ResNet
 from landscape.problems.vit import ViT
 
 RESULTS = Path(__file__).parent / "results" / "scale-cpu.json"
-SHAPE, EXAMPLES, BATCH, SNAPSHOTS = (3, 32, 32), 16, 8, 200
+SHAPE, EXAMPLES, BATCH = (3, 32, 32), 16, 8
 
 
 def wide(seed: int = 0) -> nn.Module:
@@ -122,58 +121,22 @@ def cell(network: str, name: str) -> dict[str, float]:
 
 # --- 200 masks --------------------------------------------------------------------------------
 
-
-def write_masks(folder: Path) -> None:
-    """Snapshots of the 36 M network, every 50 steps."""
-    layout = ParamLayout.of(wide())
-    tensors = snapshots.Tensors(
-        layout.names, tuple(t.kind for t in layout.tensors),
-        tuple(t.numel for t in layout.tensors), tuple(t.ndim for t in layout.tensors),
-    )  # fmt: skip
-    place = folder / "snapshots"
-    place.mkdir(parents=True)
-    snapshots.write_tensors(place, tensors)
-    ends = np.cumsum([(size + 7) // 8 for size in tensors.sizes])
-    spare = np.array([8 * ((size + 7) // 8) - size for size in tensors.sizes])
-    counts = np.zeros((len(tensors), snapshots.GRID.bins + 3), np.uint32)
-    source = np.random.default_rng(0)
-    for i in range(SNAPSHOTS):
-        bits = source.integers(0, 256, (4, ends[-1]), dtype=np.uint8)
-        bits = bits[0] & bits[1] & bits[2] & bits[3]
-        bits[ends - 1] &= np.uint8(255) << spare.astype(np.uint8)  # bits beyond a tensor are 0
-        snapshots.write_snapshot(place, 50 * i, tensors, zscore_counts=counts, mask_bits=bits)
+MASKS: dict[str, Callable[[snapshots.MaskSeries], Any]] = {
+    "read_masks": len,
+    "mask_persistence, 7 lags": lambda series: measure.mask_persistence(series, lags=LAGS),
+    "mask_selection": measure.mask_selection,
+}
 
 
 def masks_cell(name: str, folder: Path) -> dict[str, float]:
     """One use of the 200 snapshots, in this process."""
     start, wall = time.process_time(), time.perf_counter()
-    if name == "read the files":
-        for path in sorted((folder / "snapshots").glob("[0-9]*.npz")):
-            path.read_bytes()
-    else:
-        series = snapshots.read_masks(folder)
-        pairs = [(i, j) for j in range(len(series)) for i in range(j)]
-        found = {
-            "open and verify": lambda: None,
-            "overlap of all 19 900 pairs": lambda: series.overlap(pairs).pooled().kappa,
-            "mask_persistence, 8 lags": lambda: measure.mask_persistence(
-                series, lags=[50 * 2**k for k in range(8)]
-            ),
-            "mask_selection": lambda: measure.mask_selection(series),
-        }[name]()
-        if name.startswith("overlap"):
-            assert abs(float(np.nanmean(found))) < 1e-3  # independent masks
+    MASKS[name](snapshots.read_masks(folder))
     return {
         "cpu_seconds": round(time.process_time() - start, 2),
         "wall_seconds": round(time.perf_counter() - wall, 2),
         "peak_mb": round(peak()),
     }
-
-
-MASKS = (
-    "read the files", "open and verify", "overlap of all 19 900 pairs",
-    "mask_persistence, 8 lags", "mask_selection",
-)  # fmt: skip
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -191,10 +154,8 @@ def separately(*arguments: str) -> dict[str, float]:
 def masks_table() -> dict[str, Any]:
     """Every use of the 200 snapshots."""
     with tempfile.TemporaryDirectory() as folder:
-        separately("--write", folder)
-        size = sum(p.stat().st_size for p in Path(folder).rglob("*"))
-        rows = {name: separately("--masks-cell", name, "--folder", folder) for name in MASKS}
-    return {"snapshots": SNAPSHOTS, "file_mb": round(size / 2**20), **rows}
+        write_masks(Path(folder))
+        return {name: separately("--masks-cell", name, "--folder", folder) for name in MASKS}
 
 
 def keep(name: str, table: dict[str, Any]) -> None:
@@ -212,17 +173,13 @@ def main() -> None:
     parser.add_argument("--masks", action="store_true")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--masks-cell", help=argparse.SUPPRESS)
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.cell:
         print(json.dumps(cell(given.network, given.cell)))
     elif given.masks_cell:
-        print(json.dumps(masks_cell(given.masks_cell, given.folder / "run")))
-    elif given.write:
-        write_masks(given.write / "run")
-        print("{}")
+        print(json.dumps(masks_cell(given.masks_cell, given.folder)))
     else:
         chosen = given.only.split(";") if given.only else list(MEASUREMENTS)
         for network in [] if given.masks else [given.network] if given.network else NETWORKS:
@@ -235,7 +192,7 @@ def main() -> None:
         if given.masks or not given.network:
             table = masks_table()
             print(json.dumps(table, indent=1))
-            keep("200 masks of wide_resnet_28_10", table)
+            keep("200 masks of 36 M", table)
 
 
 if __name__ == "__main__":

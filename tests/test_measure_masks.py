@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats as laws
 
 from landscape import LandscapeError, measure, results, sam
+from landscape.measure.mask_history import occurring_lags
 from landscape.measure.masks import adjusted
 from landscape.streams import Overlap, PackedMasks, half_life
 from tests.measure_problems import cnn_risk, fingerprint, same
@@ -193,6 +194,14 @@ def test_half_life_of_known_decays():
     assert np.isnan(half_life(lags, np.full(4, np.nan)))
     both = half_life(lags, np.stack([kappa, np.full(4, np.nan)], axis=1))
     np.testing.assert_allclose(both, [5.0, np.nan])
+
+
+def test_lags_are_those_that_occur_in_a_geometric_series():
+    assert occurring_lags([0, 50, 100, 150, 400]) == [50, 100, 150, 300]
+    assert occurring_lags([0, 1, 2, 4, 8]) == [1, 2, 4, 8]
+    assert occurring_lags([7]) == []
+    masks = [(step, saved(step)) for step in (0, 50, 150)]
+    np.testing.assert_array_equal(measure.mask_persistence(masks)["lag"], [50, 100, 150])
 
 
 def test_persistence_has_a_half_life_per_tensor():

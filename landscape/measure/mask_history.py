@@ -15,7 +15,6 @@ from landscape.snapshots import MaskSeries
 from landscape.streams import Overlap, PackedMasks, half_life
 from landscape.streams import persistence as pair_by_lag
 
-LAGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 Snapshots = Sequence[tuple[int, PackedMasks]] | MaskSeries
 _FIELDS = ("size", "first", "second", "common")
 _TITLES = {
@@ -29,28 +28,29 @@ _TITLES = {
 def mask_persistence(
     snapshots: Snapshots,
     *,
-    lags: Iterable[int] = LAGS,
+    lags: Iterable[int] | None = None,
     kinds: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Overlap of a training's own masks `lag` steps apart, and the lag at which it is halved.
 
     snapshots: (step, masks) recorded at any steps, or what `snapshots.read_masks` returns, which is
-    streamed from the disk. jaccard(lag), expected_jaccard, coefficient and kappa pool all pairs of
+    streamed from the disk. lags: those wanted; by default the smallest that occurs from every power
+    of two on. jaccard(lag), expected_jaccard, coefficient and kappa pool all pairs of
     a lag and all tensors against the stratified null; kappa_tensor(lag, tensor) the pairs of one
     tensor. num_pairs(lag) says how many pairs a value rests on. half_life, half_life_tensor(tensor)
     in steps: the lag at which kappa is 1/2, linear from kappa(0) = 1; inf where it stays above up
     to the last lag; what is below the first lag was not observed but interpolated. kinds: kind of
     each tensor by name.
     """
-    wanted = sorted(set(lags))
     series = isinstance(snapshots, MaskSeries)
+    steps = snapshots.steps.tolist() if series else sorted(step for step, _ in snapshots)
+    wanted = occurring_lags(steps) if lags is None else sorted(set(lags))
     found, overlaps = snapshots.lagged(wanted) if series else pair_by_lag(snapshots, wanted)
     if not len(found):
-        steps = snapshots.steps.tolist() if series else sorted(step for step, _ in snapshots)
         raise LandscapeError(
             f"{len(steps)} mask snapshots at steps {steps[:6]} hold no two that are "
-            f"{', '.join(map(str, wanted[:6]))} steps apart; record more snapshots "
+            f"{', '.join(map(str, wanted[:6])) or 'any'} steps apart; record more snapshots "
             f"or ask for lags that occur."
         )
     # All (pair, tensor) counts are strata of a lag's null; of a tensor's, its pairs.
@@ -81,6 +81,17 @@ def mask_persistence(
         coords=coords | saved_coords(first, kinds),
         provenance={"num_snapshots": len(snapshots), **(provenance or {})},
     )
+
+
+def occurring_lags(steps: Sequence[int]) -> list[int]:
+    """Distances between the steps: of all that occur, the smallest from every power of two on."""
+    at = np.asarray(sorted(set(steps)))
+    apart = np.unique(np.abs(at[:, None] - at[None]))
+    apart = apart[apart > 0]
+    if not len(apart):
+        return []
+    powers = 2 ** np.arange(int(apart[-1]).bit_length())
+    return sorted({int(apart[np.searchsorted(apart, p)]) for p in powers if p <= apart[-1]})
 
 
 def mask_selection(

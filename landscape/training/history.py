@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from landscape import results, snapshots, storage
+from landscape import measure, results, snapshots, storage
 from landscape.errors import LandscapeError
 from landscape.results import Variable
-from landscape.snapshots import MaskSeries, Steps
+from landscape.snapshots import Steps
 
 
 def consolidate(folder: Path) -> dict[str, xr.Dataset]:
@@ -20,8 +20,7 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     perturbation_history (epoch, tensor): means over the steps of an epoch of energy_share, density,
     norm_ratio ‖e_l‖/‖w_l‖, first_order g1_l·e_l, perturbation_norm, radius_ratio ‖e‖/rho, cosine
     cos(g1, g2), sharpness_gap L(w+e) - L(w); NaN steps are left out (`landscape.record`).
-    mask_persistence (lag): jaccard, kappa and the chance value expected_jaccard of masks `lag`
-    steps apart, means over pairs; only for variants with masks.
+    mask_persistence (lag): `measure.mask_persistence`; only for variants with masks.
     """
     folder = Path(folder)
     records, torn = storage.read_lines(folder / "history.jsonl")
@@ -35,7 +34,8 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
         found["perturbation_history"] = _perturbations(steps, said)
     masks = snapshots.read_masks(folder)
     if len(masks) > 1:
-        found["mask_persistence"] = _persistence(masks, said)
+        said = {**said, "steps": masks.steps.tolist()}
+        found["mask_persistence"] = measure.mask_persistence(masks, provenance=said)
     return found
 
 
@@ -102,29 +102,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     seen = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(seen, values, 0.0).sum(0, dtype=np.float64) / seen.sum(0)
-
-
-def _persistence(masks: MaskSeries, said: Mapping[str, Any]) -> xr.Dataset:
-    last = int(masks.steps[-1])
-    lags = [2**i for i in range(max(1, last).bit_length()) if 2**i <= last]
-    found, overlaps = masks.lagged(lags)
-    pooled = [overlap.pooled() for overlap in overlaps]
-
-    def mean(name: str) -> np.ndarray:
-        values = [np.asarray(getattr(p, name), dtype=float) for p in pooled]
-        return np.array(
-            [v[~np.isnan(v)].mean() if (~np.isnan(v)).any() else np.nan for v in values]
-        )
-
-    words = {
-        "jaccard": "Jaccard overlap of masks",
-        "expected_jaccard": "Jaccard overlap expected by chance",
-        "kappa": "Overlap beyond chance (Cohen's κ)",
-    }
-    variables = {name: Variable("lag", mean(name), "1", text) for name, text in words.items()}
-    pairs = [len(p.common) for p in pooled]
-    variables["num_pairs"] = Variable("lag", pairs, "1", "Pairs of masks")
-    steps = masks.steps.tolist()
-    return results.make(
-        "mask_persistence", variables, coords={"lag": found}, provenance={**said, "steps": steps}
-    )

@@ -20,9 +20,7 @@ def mask_persistence(bench: Bench) -> xr.Dataset | None:
     masks = _recorded(bench)
     if masks is None:
         return None
-    last = int(masks.steps[-1])
-    lags = [2**i for i in range(max(1, last).bit_length()) if 2**i <= last]
-    return measure.mask_persistence(masks, lags=lags, provenance=_said(masks))
+    return measure.mask_persistence(masks, provenance=_said(masks))
 
 
 def mask_selection(bench: Bench) -> xr.Dataset | None:
