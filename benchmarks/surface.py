@@ -1,25 +1,23 @@
-"""Planes of the loss: points per CPU-second beside loss-landscapes and landscaper.
+"""Planes of the loss: points per CPU-second beside three other packages, at the same points.
 
-    python -m venv peers
-    peers/bin/pip install . loss-landscapes==3.0.6
-    peers/bin/pip install --no-deps landscaper==1.3.1
-    peers/bin/pip install tqdm nglpy ghalton drawsvg coloraide gudhi topopy
-    OMP_NUM_THREADS=1 peers/bin/python -m benchmarks.surface --case cnn
+    git clone https://github.com/tomgoldstein/loss-landscape
+    pip install --no-deps --target ../peers loss-landscapes==3.0.6 landscaper==1.3.1
+    pip install --target ../peers tqdm nglpy drawsvg coloraide gudhi topopy
+    OMP_NUM_THREADS=1 PYTHONPATH=../peers python -m benchmarks.surface --case cnn \
+        --peer loss-landscape=../loss-landscape
 
-Same network, weights, examples, number of points and threads for all, BatchNorm frozen; runs in
-turn, CPU time, paired ratios, one of our runs listed twice as the A/A control. The peers lay their
-own grids around the model and return the loss alone; each is run on one batch and on batches of
-128, and compared by the better of the two. Ours returns error rates and standard errors as well.
-`adaptive` gives the evaluations that tolerance=0.01 takes on a 51 x 51 grid, and the share of all
-its cells that keep it (--full evaluates that grid twice, once whole).
+Same network, weights, examples, axes, points and threads for all, BatchNorm frozen; runs in turn,
+CPU time, paired ratios, one of our runs listed twice as the A/A control. Each peer is run on
+batches of several sizes and compared by the best one; what it returns is compared with ours. Ours
+returns error rates and standard errors as well. `gemm` is the quickest product of two matrices of
+1024 x 1024 in the same run. `adaptive` gives the evaluations that tolerance=0.01 takes on a 51 x 51
+grid, and the share of all its cells that keep it (--full evaluates that grid twice, once whole).
 """
 
 import argparse
-import contextlib
-import copy
-import importlib
-import io
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,141 +25,178 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.interleaved import cpu_seconds, hardware, milliseconds, paired_ratio, versions
-from landscape import EmpiricalRisk, measure, problems, results
+from benchmarks.surface_peers import PEERS, goldstein, worst_difference
+from landscape import EmpiricalRisk, measure, plane, problems, results
 
-RESULTS = Path(__file__).parent / "results" / "surface-cpu.json"
-# Shape of an input, examples, points along an axis.
+RESULTS = Path(__file__).parent / "results"
+# Examples, points along an axis, and the rows of a peer's batches.
 CASES = {
-    "cnn": ((1, 8, 8), 1000, 9),
-    "mlp": ((1, 8, 8), 1000, 21),
-    "resnet20": ((3, 32, 32), 32, 9),
-    "vit": ((3, 32, 32), 4, 9),
+    "cnn": (1000, 25, (128, 500)),
+    "mlp": (1000, 51, (500, 1000)),
+    "resnet20": (32, 13, (32,)),
+    "vit": (8, 13, (8,)),
 }
 PACKAGES = ("loss-landscapes", "landscaper")
 
 
-def problem(case: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network after 30 steps on seeded images of ten noisy prototypes."""
-    shape, examples, _ = CASES[case]
-    model = problems.make_model(case, num_classes=10, input_shape=shape, seed=0)
+def problem(case: str, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
+    """A network after 60 steps on digits, or on seeded images of ten noisy prototypes."""
+    examples = CASES[case][0]
     source = torch.Generator().manual_seed(0)
-    y = torch.randint(10, (examples,), generator=source)
-    x = torch.randn(10, *shape, generator=source)[y] + torch.randn(
-        examples, *shape, generator=source
-    )
+    if case in ("cnn", "mlp"):
+        data = problems.load_data("digits").train
+        x, y = data.x[:examples], data.y[:examples]
+    else:
+        y = torch.randint(10, (max(examples, 256),), generator=source)
+        x = torch.randn(10, 3, 32, 32, generator=source)[y]
+        x = x + torch.randn(x.shape, generator=source)
+    model = problems.make_model(case, num_classes=10, input_shape=tuple(x.shape[1:]), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(30):
-        rows = torch.randint(examples, (32,), generator=source)
+    for _ in range(60):
+        rows = torch.randint(len(x), (32,), generator=source)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
     optimizer.zero_grad()
-    return model.eval(), x, y
+    return model.eval().to(device), x[:examples].to(device), y[:examples].to(device)
 
 
-def loss_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rows: int) -> float:
-    """Mean loss over all examples, in batches of so many rows."""
-    parts = [
-        nn.functional.cross_entropy(model(a), b, reduction="sum").item()
-        for a, b in zip(x.split(rows), y.split(rows), strict=True)
-    ]
-    return sum(parts) / len(x)
+def axes_for(risk: EmpiricalRisk) -> plane.Plane:
+    """Two random directions that every peer can be given: tensors of norm c sqrt(n), biases 0."""
+    draws = plane.random(risk, risk.theta, num_directions=2, normalize="none", seed=0).directions
+    rows = []
+    for draw in draws:
+        parts = risk.layout.unflatten(draw)
+        flat = [p * (p.numel() ** 0.5 / max(float(p.norm()), 1e-30)) for p in parts.values()]
+        row = torch.cat([p.flatten() for p in flat])
+        rows.append(0.3 * row * risk.theta.norm() / row.norm())
+    return plane.Plane(risk.theta, torch.stack(rows), "random", ("u", "v"))
 
 
-def loss_landscapes(
-    model: nn.Module, x: Tensor, y: Tensor, *, rows: int, points: int
-) -> Callable[[], None]:
-    package = importlib.import_module("loss_landscapes")
-    base = importlib.import_module("loss_landscapes.metrics.metric").Metric
-
-    class Loss(base):
-        def __call__(self, wrapper: Any) -> float:
-            return loss_of(wrapper.forward, x, y, rows)
-
-    own = copy.deepcopy(model)
-    metric = Loss()
-    return lambda: package.random_plane(
-        own, metric, distance=1, steps=points, normalization="filter", deepcopy_model=True
-    )
+def gemm_peak(times: int = 20) -> float:
+    """Floating-point operations a CPU-second of the quickest of some 1024 x 1024 products."""
+    a, b = torch.randn(2, 1024, 1024)
+    return 2 * 1024**3 / min(cpu_seconds(lambda: _quiet(lambda: a @ b)) for _ in range(times))
 
 
-def landscaper(
-    model: nn.Module, x: Tensor, y: Tensor, *, rows: int, points: int
-) -> Callable[[], None]:
-    package = importlib.import_module("landscaper.compute")
-    own = copy.deepcopy(model)
-    source = torch.Generator().manual_seed(1)
-    axes = [[torch.randn(p.shape, generator=source) for p in own.parameters()] for _ in range(2)]
-
-    def run() -> None:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            package.compute_loss_landscape(
-                own, (x, y), axes, lambda m, d: loss_of(m, *d, rows), steps=points,
-                distance=0.5, dim=2, device="cpu",
-            )  # fmt: skip
-
-    return run
-
-
-PEERS = {"loss-landscapes": loss_landscapes, "landscaper": landscaper}
-
-
-def ours(risk: EmpiricalRisk, **options: Any) -> Callable[[], Any]:
-    call = {"bn": "eval", "seed": 0} | options
-    return lambda: measure.loss_plane(risk, risk.theta, **call)
-
-
-def grids(case: str, rounds: int) -> dict[str, Any]:
-    """CPU time of a whole grid, all runs in turn, the order reversed every round."""
-    model, x, y = problem(case)
-    points = CASES[case][2]
+def grids(case: str, rounds: int, clones: dict[str, str], device: str) -> dict[str, Any]:
+    """Time of a whole grid, all runs in turn, the order reversed every round."""
+    model, x, y = problem(case, device)
+    _, points, batches = CASES[case]
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
-    runs = {name: ours(risk, points=points) for name in ("landscape", "landscape (A/A)")}
-    runs["landscape, recalibrate"] = ours(risk, points=points, bn="recalibrate")
-    missing = []
-    for name, make in PEERS.items():
+    shared = axes_for(risk)
+    call = {"directions": shared, "points": points, "seed": 0}
+
+    def ours(bn: str) -> Callable[[], Any]:
+        return lambda: measure.loss_plane(risk, risk.theta, bn=bn, **call)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "landscape": ours("eval"),
+        "landscape (A/A)": ours("eval"),
+    }
+    truth, differences, missing = runs["landscape"](), {}, []
+    vectors = [list(risk.layout.unflatten(row).values()) for row in shared.directions]
+    makers = {name: (lambda path=path: goldstein(Path(path))) for name, path in clones.items()}
+    for name, make in (makers | {n: (lambda m=m: m) for n, m in PEERS.items()}).items():
         try:
-            for rows in sorted({len(x), min(128, len(x))}):
-                runs[f"{name}, batches of {rows}"] = make(model, x, y, rows=rows, points=points)
+            for rows in batches:
+                run = make()(model, x, y, vectors, rows=rows, points=points)
+                off = worst_difference(name, run(), truth.loss.values)
+                runs[f"{name}, batches of {rows}"] = run
+                differences[name] = float(f"{max(off, differences.get(name, 0.0)):.2e}")
         except ImportError as error:
             missing.append(f"{name}: not run ({error})")
-    for run in runs.values():
-        run()
+    seconds = cpu_seconds if device == "cpu" else _device_seconds
     samples: dict[str, list[float]] = {name: [] for name in runs}
+    peaks = []
     for i in range(rounds):
+        peaks.append(gemm_peak() if device == "cpu" else float("nan"))
         for name in list(runs) if i % 2 == 0 else list(runs)[::-1]:
-            samples[name].append(cpu_seconds(lambda run=runs[name]: _quiet(run)))
-    base = samples["landscape"]
+            samples[name].append(seconds(lambda run=runs[name]: _quiet(run)))
     return {
         "examples": len(x),
         "points": points**2,
-        "evaluation": results.provenance(runs["landscape"]())["evaluation"],
+        "evaluation": results.provenance(truth)["evaluation"],
+        "worst_relative_difference_from_ours": differences,
+        "missing": missing,
+        "recalibrate_over_eval": _recalibrated(risk, shared, points, seconds),
+        **_summary(samples, points**2, _flops(model, x), max(peaks)),
+    }
+
+
+def _recalibrated(
+    risk: EmpiricalRisk, axes: plane.Plane, points: int, seconds: Callable[..., float]
+) -> float | None:
+    """Time of a point with recalibrated BatchNorm over that of one with frozen statistics."""
+    if not risk.has_batchnorm:
+        return None
+    call = {"directions": axes, "seed": 0}
+    costs = []
+    for bn, size in (("recalibrate", 5), ("eval", points)):
+        one = lambda bn=bn, size=size: _quiet(  # noqa: E731
+            lambda: measure.loss_plane(risk, risk.theta, bn=bn, points=size, **call)
+        )
+        costs.append(min(seconds(one) for _ in range(3)) / size**2)
+    return round(costs[0] / costs[1], 2)
+
+
+def _summary(
+    samples: dict[str, list[float]], points: int, flops: float, peak: float
+) -> dict[str, Any]:
+    """Points per second, ratios, the best setting of every peer, and the share of the peak."""
+    base = samples["landscape"]
+    rates = {name: round(points / np.median(row), 1) for name, row in samples.items()}
+    best: dict[str, str] = {}
+    for name in sorted(samples, key=lambda name: rates[name]):
+        if ", batches" in name:
+            best[name.split(",")[0]] = name
+    return {
         "milliseconds_per_grid": {name: milliseconds(row) for name, row in samples.items()},
-        "points_per_cpu_second": {
-            name: round(1e3 * points**2 / milliseconds(row), 1) for name, row in samples.items()
-        },
+        "points_per_second": rates,
+        "share_of_gemm_peak": {name: round(r * flops / peak, 3) for name, r in rates.items()},
+        "gemm_gflop_per_second": round(peak / 1e9, 1),
         "time_over_ours": {
             name: paired_ratio(row, base) for name, row in samples.items() if row is not base
         },
-        "missing": missing,
+        "time_of_best_setting_over_ours": {
+            peer: paired_ratio(samples[name], base) for peer, name in best.items()
+        },
     }
+
+
+def _flops(model: nn.Module, x: Tensor) -> float:
+    """Operations of the products and convolutions of one point, as the network states them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return float(counter.get_total_flops())
+
+
+def _device_seconds(run: Callable[[], None]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _quiet(run: Callable[[], Any]) -> None:
     run()
 
 
-def adaptive(case: str) -> dict[str, Any]:
-    """What tolerance=0.01 costs and keeps on a 51 x 51 grid, against the same grid whole."""
+def adaptive(case: str, examples: int, points: int = 51) -> dict[str, Any]:
+    """What tolerance=0.01 costs and keeps on a grid, against the same grid whole."""
     model, x, y = problem(case)
-    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x[:256], y[:256]))
-    whole = ours(risk, points=51)()
-    part = ours(risk, points=51, tolerance=0.01)()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x[:examples], y[:examples]))
+    call = {"bn": "eval", "points": points, "seed": 0}
+    whole = measure.loss_plane(risk, risk.theta, **call)
+    part = measure.loss_plane(risk, risk.theta, tolerance=0.01, **call)
     off = np.abs(part.loss / whole.loss - 1).values
     found = results.provenance(part)
     return {
+        "examples": len(x[:examples]),
         "cells": found["cells"],
         "evaluated": found["evaluated_cells"],
         "saving": round(found["cells"] / found["evaluated_cells"], 2),
@@ -171,21 +206,35 @@ def adaptive(case: str) -> dict[str, Any]:
     }
 
 
+def _commit(path: str) -> str:
+    call = ["git", "-C", path, "rev-parse", "HEAD"]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--full", action="store_true", help="compare an adaptive 51 x 51 grid too")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer", action="append", default=[], help="loss-landscape=CLONE")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--full", type=int, metavar="N", help="an adaptive grid too, N examples")
+    parser.add_argument("--only-full", action="store_true", help="that alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    entry = {"grid": grids(options.case, options.rounds)}
+    clones = dict(pair.split("=", 1) for pair in options.peer)
+    path = RESULTS / f"surface-{options.device}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    entry = found.setdefault("cases", {}).setdefault(options.case, {})
+    if not options.only_full:
+        entry["grid"] = grids(options.case, options.rounds, clones, options.device)
     if options.full:
-        entry["adaptive"] = adaptive(options.case)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        entry["adaptive"] = adaptive(options.case, options.full)
     found["hardware"], found["versions"] = hardware(), versions(*PACKAGES)
-    found.setdefault("cases", {})[options.case] = entry
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    found["versions"] |= {name: _commit(path) for name, path in clones.items()}
+    if options.device == "cuda":
+        found["hardware"]["gpu"] = torch.cuda.get_device_name()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     print(json.dumps(entry, indent=1))
 
 

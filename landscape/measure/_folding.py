@@ -49,6 +49,10 @@ class _Layer:
     fixed: tuple[Tensor, Tensor] | None = None
 
 
+class _Read(Exception):  # noqa: N818
+    """Ends a forward pass at the layer whose inputs were asked."""
+
+
 class Direct:
     """The risk's own evaluation at the points of a plane."""
 
@@ -94,11 +98,10 @@ class Folded:
         self._outcomes = Outcomes(risk)
         self._batches = [self._formatted(b) for b in self._engine.examples.cut(self.rows)]
         self._first = self._first_layer(trace.constant)
-        if fuse:
-            self._quicken(trace)
-        graph = fused(self._model, nothing=_identity) if fuse else None
-        self._fused = graph is not None or fuse
-        self._model = graph or self._model
+        quick = self._quicken(trace) if fuse else 0
+        graph = fused(self._model, nothing=_identity) if fuse and channels_last else None
+        self._fused = bool(quick) or graph is not None
+        self._call = self._model if graph is None else graph.forward
 
     @classmethod
     def of(
@@ -151,7 +154,7 @@ class Folded:
         for batch in self._batches:
             if self._first:
                 self._first.rows = slice(batch.start, batch.start + batch.count)
-            output = self._model(*batch.args, **batch.kwargs)
+            output = self._call(*batch.args, **batch.kwargs)
             losses, errors = self._outcomes(output, batch)
             parts.append(losses)
             wrong.append(errors)
@@ -237,32 +240,46 @@ class Folded:
             self._combined = _Layer(module, None, weight, store["bias"], torch.empty_like(weight))
         if self._combined.norm is not None and self._combined.fixed is None:
             return None
-        inputs: list[Tensor] = []
-        hook = module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
-        outputs = []
-        after = module.register_forward_hook(lambda _m, _a, output: outputs.append(output.nbytes))
-        with self.session():
-            for batch in self._batches:
-                self._model(*batch.args, **batch.kwargs)
-        hook.remove()
-        after.remove()
+        inputs, size = self._inputs_of(module)
         # At the origin, along both axes, and the sum of two of them.
-        if 4 * sum(outputs) > self._engine.memory:
+        if 4 * size * self._risk.num_examples > self._engine.memory:
             return None
         first = FirstLayer(module, inputs, channels_last=self.channels_last)
         module.forward = first  # type: ignore[method-assign]
         return first
 
-    def _quicken(self, trace: Trace) -> None:
-        """Large linear layers in a kernel that does the GELU behind them as well."""
+    def _inputs_of(self, module: nn.Module) -> tuple[list[Tensor], int]:
+        """What the module reads, block by block, and bytes a row of what it makes."""
+        inputs: list[Tensor] = []
+        sizes: list[int] = []
+
+        def read(x: Tensor) -> Tensor:
+            inputs.append(x)
+            output = type(module).forward(module, x[:1])
+            sizes.append(output.nbytes)
+            raise _Read
+
+        module.forward = read  # type: ignore[method-assign]
+        with self.session():
+            for batch in self._batches:
+                with contextlib.suppress(_Read):
+                    self._model(*batch.args, **batch.kwargs)
+        del module.forward
+        return inputs, max(sizes)
+
+    def _quicken(self, trace: Trace) -> int:
+        """How many large linear layers run in a kernel that does the GELU behind them as well."""
+        count = 0
         for module, outputs in trace.linears.items():
             large = outputs * self.rows * module.in_features >= _LARGE_PRODUCT
             if not large or "forward" in module.__dict__ or hooked(module):
                 continue
             gelu = trace.gelus.get(module)
+            count += 1
             module.forward = linear(module, gelu=gelu is not None)  # type: ignore[method-assign]
             if gelu is not None:
                 gelu.forward = _identity  # type: ignore[method-assign]
+        return count
 
     def _along(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the combined layer at the origin (0) or along a direction."""

@@ -207,7 +207,7 @@ def _lines(
     """Values (direction, alpha, names), one tile per direction."""
     count = len(line.directions)
     leading = [(0.0,) * i for i in range(count)]
-    ends = [(*leading[i], float(a)) for i in {0, count - 1} for a in _ends(grid)]
+    ends = [(float(grid[0]),), (*leading[-1], float(grid[-1]))]
     cells.over(line, probes=[(0.0,), *ends], points=count * len(grid))
     tiled = _Tiled(cells, folder, {"plane_sha256": line.fingerprint(), "alphas": _hex(grid)})
     values = np.empty((count, len(grid), len(cells.names)))
@@ -229,7 +229,7 @@ def _filled(
 ) -> tuple[np.ndarray, dict[str, Variable], dict[str, Any]]:
     """Values (alpha, beta, names), variables of an adaptive grid, and what to say of it."""
     first, second = axes
-    corners = [(float(a), float(b)) for a in _ends(first) for b in _ends(second)]
+    corners = [(float(a), float(second[-1])) for a in _ends(first)]
     cells.over(plane, probes=[(0.0, 0.0), *corners], points=len(first) * len(second))
     adapted = {} if tolerance is None else {"tolerance": tolerance, "seed": seed}
     grid = {
