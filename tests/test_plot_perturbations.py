@@ -4,138 +4,22 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from landscape import measure, results, sam
+from landscape import measure, results
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures, interactive, runs, static, style
 from landscape.results import Variable
 from landscape.streams import PackedMasks
 from tests.figure_checks import check_figure
-from tests.measure_problems import cnn_risk, images
-
-MASKED = {
-    "zsharp": sam.zsharp(rho=0.1, percentile=0.8),
-    "topk_gradient": sam.topk_gradient(rho=0.1, density=0.2),
-    "random_mask": sam.random_mask(rho=0.1, density=0.2),
-}
-LABELS = {"sgd": "SGD", "sam": "SAM", "zsharp": "ZSharp"}
-
-
-def study(make, variants=("sam", "zsharp"), seeds=2):
-    """A combined result: `make(variant, seed)` for every run."""
-    parts = []
-    for variant in variants:
-        for seed in range(seeds):
-            labels = {
-                "run": f"{variant}-s{seed}-00c0ffee",
-                "variant": variant,
-                "label": LABELS[variant],
-                "setting": "noisy",
-                "seed": seed,
-            }
-            parts.append((labels, make(variant, seed)))
-    return results.combine(parts)
-
-
-def masks(seed, steps=(0, 1, 2, 4, 8), density=0.3, keep=0.5):
-    """Snapshots of a 4 x 3 x 3 x 3 layer and a vector that is always selected."""
-    rng = np.random.default_rng(seed)
-    fixed, found = rng.random(108) < density, []
-    for step in steps:
-        fresh = rng.random(108) < density
-        mask = np.where(rng.random(108) < keep, fixed, fresh)
-        found.append((step, PackedMasks.of({"conv.weight": mask, "norm.weight": np.ones(4)})))
-    return found
-
-
-def spread(ds, seed):
-    """Another seed of the same result: numbers a tenth apart."""
-    return ds.map(lambda v: v * (1 + 0.1 * seed) if v.dtype.kind == "f" else v, keep_attrs=True)
+from tests.fixtures_perturbations import TENSORS, history, measured, study
+from tests.measure_problems import cnn_risk
 
 
 @pytest.fixture(scope="module")
 def data():
-    risk, _ = cnn_risk(n=24)
-    theta = risk.theta
-    kinds = {"conv.weight": "conv", "norm.weight": "norm"}
-    correct = np.random.default_rng(0).random((4, 24)) < 0.6
-    once = {
-        "gradient_zscores": measure.gradient_zscores(risk, theta, percentile=0.8),
-        "mask_overlap": measure.mask_overlap(
-            risk, theta, variants=MASKED, batch_size=8, num_permutations=19, seed=0
-        ),
-        "batch_overlap": measure.batch_overlap(
-            risk, theta, variants=MASKED, batch_size=6, num_batches=2, seed=0
-        ),
-        "enrichment": measure.enrichment(
-            risk, theta, variants=MASKED, k=1, num_probes=2, fisher_examples=4, batch_size=8, seed=0
-        ),
-        "perturbation_cosines": measure.perturbation_cosines(
-            risk, theta, variants=MASKED, batch_size=8, seed=0
-        ),
-        "perturbation_controls": measure.perturbation_controls(
-            risk, theta, variant=MASKED["zsharp"], num_draws=2, batch_size=8, seed=0
-        ),
-        "gradient_noise": measure.gradient_noise(risk, theta, batch_size=6, seed=0),
-        "calibration": measure.calibration(risk, theta, num_bins=5),
-        "norms": measure.norms(risk, theta, initial=0.5 * theta),
-        "features": measure.features(risk, theta, num_examples=16, seed=0),
-        "margins": measure.margins(risk, theta),
-        "robustness": measure.robustness(risk, theta, num_draws=2, seed=0),
-        "memorization": measure.memorization(
-            risk, theta, clean_targets=(images(24)[1] + torch.arange(24) % 3) % 4,
-            correct=correct, epochs=[1, 2, 3, 4],
-        ),
-    }  # fmt: skip
-    found = {name: study(lambda _, seed, ds=ds: spread(ds, seed)) for name, ds in once.items()}
-    found |= {
-        "mask_selection": study(lambda v, s: measure.mask_selection(masks(s), kinds=kinds)),
-        "mask_persistence": study(
-            # A mask that never changes is never halved.
-            lambda v, s: measure.mask_persistence(masks(s, keep=1.0 if v == "sam" else 0.3))
-        ),
-        "mask_filters": study(
-            lambda v, s: measure.mask_filters(masks(s), tensor="conv.weight", shape=(4, 3, 3, 3))
-        ),
-        "saved_mask_overlap": study(
-            lambda v, s: measure.saved_mask_overlap(
-                {f"seed {i}": masks(i)[-1][1] for i in range(3)}, kinds=kinds
-            ),
-            seeds=1,
-        ),
-        "perturbation_history": study(lambda v, s: history(s)),
-    }
-    return found
-
-
-def history(seed, tensors=None, epochs=4):
-    """Recorded perturbations: the energy share of tensor i at epoch t is made of i, t and seed."""
-    names, kinds = zip(*(tensors or TENSORS), strict=True)
-    count = len(names)
-    energy = (1.0 + np.arange(count) + seed) * np.linspace(1, 2, epochs)[:, None]
-    energy[:, [k == "norm" for k in kinds]] *= 0.01
-    energy[:, 1] = 0.0
-    energy = energy / energy.sum(1, keepdims=True)
-    both = ("epoch", "tensor")
-    variables = {
-        "energy_share": Variable(both, energy, "1", "share of the energy"),
-        "norm_ratio": Variable(both, 0.1 * energy**0.5, "1", "norm over that of the weights"),
-        "density": Variable(both, np.ones_like(energy), "1", "density"),
-    }
-    coords = {
-        "epoch": np.arange(1, epochs + 1),
-        "tensor": np.array(names, dtype=object),
-        "kind": ("tensor", np.array(kinds, dtype=object)),
-        "size": ("tensor", np.full(count, 100)),
-    }
-    return results.make("perturbation_history", variables, coords=coords, provenance={})
-
-
-TENSORS = (("conv1.weight", "conv"), ("norm1.weight", "norm"), ("fc.weight", "linear"),
-           ("fc.bias", "bias"))  # fmt: skip
+    return measured()
 
 
 def resnet18():

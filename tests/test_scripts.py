@@ -6,17 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from landscape import results
+from tests.fixtures_perturbations import measured
 from tests.fixtures_results import write_study
+from tests.fixtures_surfaces import write_surfaces
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "analysis_scripts").glob("fig_*.py"))
+# Made by the measurements themselves, beside the made-up results of a study.
+MEASURED = ("gradient_zscores", "mask_selection", "mask_filters", "enrichment",
+            "perturbation_controls")  # fmt: skip
 LIMIT = 1_000_000  # bytes of data committed beside one figure
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
+    place = write_study(folder)
+    for name, ds in measured(*MEASURED).items():
+        results.save(ds, place.results / f"{name}.nc")
+    write_surfaces(folder)
     return folder
 
 
