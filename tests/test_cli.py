@@ -138,12 +138,20 @@ def test_train_then_measure(at, tmp_path):
     assert found["memory_bytes"] > 0
     assert {row["name"] for row in found["rows"]} >= {"top_eigenvalues", "loss_slice"}
     assert "training" not in {row["name"] for row in found["rows"]}
+    assert found["recorded_bytes"] == 0
     assert not list(tmp_path.glob("t/results/*.nc"))
     table = at("measure", "t", "--estimate")[1]
     assert "gradients" in table
     assert "MiB of memory" in table
     assert at("measure", "t", "--workers", "0")[0] == 0
     assert (tmp_path / "t" / "report.html").exists()
+
+
+def test_an_estimate_says_what_the_trainings_will_record(at, tmp_path):
+    (tmp_path / "s.toml").write_text(demo_text(quick=True))
+    code, out, said = at("measure", "s.toml", "--estimate")
+    assert code == 0, said
+    assert "The trainings record at most 1.8 MB." in out
 
 
 def test_data_that_are_not_there_fail_the_run_and_say_where_to_get_them(at):

@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from landscape import sam, training
+from landscape import problems, sam, snapshots, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
+from landscape.problems import load_weights
 from landscape.snapshots import GRID, read_masks
 from landscape.streams import PackedMasks
+from landscape.training import checkpoint
 from landscape.training.batches import batches
 from tests import training_problems as small
 
@@ -164,3 +166,81 @@ def test_folders_without_a_whole_training_are_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(LandscapeError, match=r"steps.bin is damaged: 1 of 18 rows .* first is 17"):
         training.consolidate(tmp_path)
+
+
+def test_weights_and_first_order_effects_are_those_at_w(tmp_path):
+    recorder = training.RecorderOptions(snapshots=0)
+    small.train(tmp_path, "zsharp", recorder=recorder)
+    steps = training.read_steps(tmp_path)
+    norms = [float(p.detach().norm()) for p in small.model().parameters()]
+    assert steps["weight_norm"][0].tolist() == pytest.approx(norms, rel=1e-6)
+    for i, seen in enumerate(replay("zsharp")):
+        e = seen.e.values()
+        first = [float((g.double() * d.double()).sum()) for g, d in zip(seen.g1, e, strict=True)]
+        assert steps["first_order"][i].tolist() == pytest.approx(first, rel=1e-4, abs=1e-9)
+    ds = training.consolidate(tmp_path)["perturbation_history"]
+    share, norm = steps["energy_share"][:6], steps["perturbation_norm"][:6]
+    weights = np.where(steps["weight_norm"] > 0, steps["weight_norm"], np.nan)[:6]  # one is 0
+    ratio = np.nanmean(np.sqrt(share) * norm[:, None] / weights, axis=0)
+    assert ds.norm_ratio[0].values == pytest.approx(ratio, rel=1e-5)
+    assert ds.first_order[0].values == pytest.approx(steps["first_order"][:6].mean(0), rel=1e-5)
+
+
+def test_snapshots_every_so_many_steps(tmp_path):
+    recorder = training.RecorderOptions(snapshots=0, every=5)
+    assert recorder.steps(18) == {0, 5, 10, 15}
+    both = training.RecorderOptions(snapshots=1, every=5)
+    assert both.steps(18) == {0, 1, 2, 4, 5, 8, 10, 15, 16, 17}
+    small.train(tmp_path, "zsharp", recorder=recorder)
+    assert training.read_masks(tmp_path).steps.tolist() == [0, 5, 10, 15]
+    assert training.consolidate(tmp_path)["mask_persistence"].lag.values.tolist() == [5, 10]
+    with pytest.raises(LandscapeError, match="every=-1 was asked; give a whole number"):
+        training.RecorderOptions(every=-1)
+
+
+def test_correctness_of_every_training_example_at_the_end_of_every_epoch(tmp_path):
+    recorder = training.RecorderOptions(scalars=False, snapshots=0, correctness=True)
+    model, _ = small.train(tmp_path, "sam", recorder=recorder, epochs=5, dropout=0.3, keep_every=1)
+    found = training.read_correctness(tmp_path)
+    assert found.epochs.tolist() == [1, 2, 3, 4, 5]
+    split = small.data().train
+    for epoch, correct in zip(found.epochs, found.correct, strict=True):
+        model = small.model(dropout=0.3)
+        load_weights(model, checkpoint.weights_path(tmp_path, int(epoch)))
+        model.eval()
+        assert correct.tolist() == (model(split.x).argmax(1) == split.y).tolist()
+    assert 0 < found.correct.mean() < 1
+    options = training.TrainingOptions(epochs=5, batch_size=16)
+    announced = training.estimate_bytes(
+        ParamLayout.of(small.model()), options, recorder, num_examples=96
+    )
+    assert (tmp_path / "snapshots" / "correct.bin").stat().st_size == announced
+
+
+def test_correctness_needs_classes(tmp_path):
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    data = problems.as_splits([(x, x[:, :3])] * 3, name="regression")
+    with pytest.raises(LandscapeError, match=r"correctness=True .* targets of regression are not"):
+        training.train(
+            small.model(), data, small.variant("sam"), training.TrainingOptions(), seed=0,
+            folder=tmp_path, recorder=training.RecorderOptions(correctness=True),
+        )  # fmt: skip
+
+
+def test_a_full_disk_ends_the_training_and_the_same_call_continues_it(tmp_path, monkeypatch):
+    small.train(tmp_path / "whole", "zsharp")
+    append, calls = snapshots.RowFile.append, []
+
+    def full(self, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise LandscapeError("The disk is full: steps.bin was not written")
+        append(self, rows)
+
+    monkeypatch.setattr(snapshots.RowFile, "append", full)
+    with pytest.raises(LandscapeError, match="disk is full"):
+        small.train(tmp_path / "hit", "zsharp")
+    assert len(training.read_steps(tmp_path / "hit")) == 6
+    small.train(tmp_path / "hit", "zsharp")
+    for path in (tmp_path / "whole" / "snapshots").glob("*"):
+        assert (tmp_path / "hit" / "snapshots" / path.name).read_bytes() == path.read_bytes()

@@ -20,7 +20,7 @@ from landscape.snapshots.files import (
 from landscape.streams import Grid, Histogram, Overlap, PackedMasks
 
 _TILE = 1 << 12  # words of 64 coordinates per snapshot and pass of a comparison
-_TOGETHER = 16  # pairs per numpy call
+_TOGETHER = 8  # pairs per numpy call: what stays in the cache
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ class MaskSeries:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        if not len(self):
-            return np.zeros((0, len(self.tensors)), np.int64)
-        return np.stack([self[i].counts() for i in range(len(self))])
+        return _common(self, np.arange(len(self))[:, None].repeat(2, axis=1))
 
     def overlap(self, pairs: Sequence[tuple[int, int]]) -> Overlap:
         """Overlap of pairs of snapshots (indices), fields (pairs, tensors).
@@ -167,15 +165,18 @@ def _common(series: MaskSeries, pairs: np.ndarray) -> np.ndarray:
     order = np.argsort(pairs[:, 0], kind="stable")
     firsts, starts = np.unique(pairs[order, 0], return_index=True)
     groups = list(zip(firsts, np.split(order, starts[1:]), strict=True)) if len(pairs) else []
-    for span, starts_of, owners in _tiles(series.sizes):
-        words = _read_tile(series.members, span, starts_of)
-        heads = words[1]
+    for span, heads_of, owners in _tiles(series.sizes):
+        words, heads = _read_tile(series.members, span, heads_of)
+        both = np.empty((_TOGETHER, words.shape[1]), np.uint64)
+        bits = np.empty(both.shape, np.uint8)
         for first, members in groups:
             for at in range(0, len(members), _TOGETHER):
                 some = members[at : at + _TOGETHER]
-                both = words[0][first] & words[0][pairs[some, 1]]
-                counts = np.bitwise_count(both)
-                found = np.add.reduceat(counts, heads, axis=1, dtype=np.int64)
+                n = len(some)
+                np.take(words, pairs[some, 1], axis=0, out=both[:n], mode="clip")  # "raise" copies
+                np.bitwise_and(both[:n], words[first], out=both[:n])
+                np.bitwise_count(both[:n], out=bits[:n])
+                found = np.add.reduceat(bits[:n], heads, axis=1, dtype=np.int64)
                 common[some[:, None], owners] += found
     return common
 

@@ -68,6 +68,17 @@ def make_loss(run: Run, base: Path) -> Any:
         return problems.make_loss(run.problem.loss)
 
 
+def recorded_bytes(job: Job) -> int:
+    """Bytes that the recorder of a run's training writes at most."""
+    data = load_data(job.run.problem, job.base)
+    return training.estimate_bytes(
+        ParamLayout.of(make_model(job.run, data, job.base)),
+        training.TrainingOptions(**job.run.training),
+        training.RecorderOptions(),
+        num_examples=len(data.train),
+    )
+
+
 def train(job: Job, progress: Callable[[float], None]) -> None:
     """Train a run in its folder, or continue it where it stopped."""
     run = job.run

@@ -87,13 +87,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Rows of what is missing, seconds with all workers, bytes of all workers together."""
+    """Rows of what is missing, seconds with all workers, bytes of all workers together.
+
+    recorded: bytes on the disk that the recorders of the missing trainings write at most.
+    """
 
     rows: tuple[Row, ...]
     gradient_seconds: float
     num_examples: int
     workers: int
     memory: int
+    recorded: int
 
     @property
     def seconds(self) -> float:
@@ -106,6 +110,7 @@ class Estimate:
             "seconds": self.seconds,
             "gradients": sum(row.gradients for row in self.rows),
             "memory_bytes": self.memory,
+            "recorded_bytes": self.recorded,
             "workers": self.workers,
             "gradient_seconds": self.gradient_seconds,
             "num_examples": self.num_examples,
@@ -124,21 +129,26 @@ class Estimate:
             f"{self.memory / MIB:,.0f} MiB of memory. A gradient over {self.num_examples} examples "
             f"takes {1000 * self.gradient_seconds:.3g} ms here."
         )
+        if self.recorded:
+            lines.append(f"The trainings record at most {self.recorded / 1e6:,.1f} MB.")
         return "\n".join(lines)
 
 
 def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     """Cost of everything that is still missing in `folder`, without doing any of it."""
+    from landscape.study import bench
+
     device = running.resolve_device(options.device)
     place = StudyFolder(Path(folder).absolute())
     workers = running.worker_count(options, device)
     todo = [running.job_of(study, run, place, device, options) for run in study.runs]
     gradients: dict[str, list[float]] = {}
-    probe = _Probe(todo[0])
+    probe, recorded = _Probe(todo[0]), 0
     for job in todo:
         train, missing = jobs.missing(job)
         if train:
             gradients.setdefault("training", []).append(probe.training(job.run))
+            recorded += bench.recorded_bytes(job)
         for measurement, _ in missing:
             if measurement.name in COSTS:
                 cost = COSTS[measurement.name](measurement.options)
@@ -153,7 +163,7 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
         for name, costs in gradients.items()
     )
     busy = max(1, min(workers, len(todo)))
-    return Estimate(rows, probe.seconds, probe.num_examples, busy, busy * probe.memory)
+    return Estimate(rows, probe.seconds, probe.num_examples, busy, busy * probe.memory, recorded)
 
 
 class _Probe:

@@ -157,7 +157,7 @@ def _train(job: Job, report: Report) -> None:
     def progress(fraction: float) -> None:
         report(share * fraction, "training")
 
-    report(0.0, "training")
+    report(0.0, f"training, recording at most {bench.recorded_bytes(job) / 1e6:.1f} MB")
     bench.train(job, progress)
 
 

@@ -153,9 +153,7 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     """A row of steps.bin: SCALARS, then PER_TENSOR one after the other, float64 on the device."""
     like = seen.loss_clean
     told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
-    head = torch.stack(
-        [torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in told]
-    )
+    head = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in told])
     zero = torch.zeros((), device=like.device)
     shares = torch.stack(list(seen.energy_share.values()))
     first = [

@@ -1,0 +1,311 @@
+"""What recording costs: share of a training step, and comparing many masks.
+
+    python -m benchmarks.recorder                 # minutes
+    python -m benchmarks.recorder --only masks    # 1 GB of files in a temporary folder
+
+step: ResNet-20, batch 128, 32 x 32 images. `inside` is the CPU time between entering and leaving
+the recorder over the CPU time of the step, per step; `inside_wall` the same by the clock, with the
+waits for the disk; `whole` compares steps with and without, in turn, beside an A/A control.
+masks: 200 snapshots of 36 M coordinates, compared in a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import landscape
+from benchmarks import interleaved
+from landscape import sam, snapshots
+from landscape.params import ParamLayout
+from landscape.problems import make_model
+from landscape.snapshots import GRID, Tensors
+from landscape.training import RecorderOptions, TrainingOptions, estimate_bytes
+from landscape.training.recorder import Recorder
+
+BATCH, EVERY = 128, 50
+GUARDS = {"scalars": 0.03, "masks": 0.15}
+SIZES = (64 * 3 * 9, *(512,) * 40, *(2_359_296,) * 15, 512_000)  # 35.9 M, 57 tensors
+SNAPSHOTS = 200
+LAGS = (1, 2, 5, 10, 20, 50, 100)
+
+
+class Clock:
+    """CPU and wall-clock seconds spent inside wrapped calls."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 0.0
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            cpu, wall = time.process_time(), time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.cpu += time.process_time() - cpu
+                self.wall += time.perf_counter() - wall
+
+        return timed
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(BATCH, 3, 32, 32, generator=g), torch.randint(0, 10, (BATCH,), generator=g)
+
+
+def resnet() -> nn.Module:
+    return make_model("resnet20", num_classes=10, input_shape=(3, 32, 32), seed=0)
+
+
+class Own:
+    """Our optimizer and its recorder, as `training.train` uses them."""
+
+    def __init__(self, folder: Path, options: RecorderOptions, steps: int) -> None:
+        model, data = resnet(), batch()
+        base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+        self.optimizer = sam.SAM(model, base, sam.zsharp(0.05))
+        self.recorder = Recorder(folder, options, self.optimizer, steps)
+        self.clock, self.count = Clock(), 0
+        self.before = self.clock.around(self.recorder.before)
+        self.after = self.clock.around(self._after)
+
+        def closure() -> torch.Tensor:
+            loss = nn.functional.cross_entropy(model(data[0]), data[1])
+            loss.backward()
+            return loss
+
+        self.closure = closure
+
+    def _after(self) -> None:
+        self.recorder.record(1, self.count)
+        if (self.count + 1) % EVERY == 0:
+            self.recorder.flush()
+
+    def step(self) -> None:
+        self.before()
+        self.optimizer.step(self.closure)
+        self.after()
+        self.count += 1
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """SAM in the published calling shape: first_step, second_step, a base optimizer inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"rho": 0.05, "lr": 0.01, "momentum": 0.9})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.01, momentum=0.9)
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        params = self.param_groups[0]["params"]
+        scale = 0.05 / torch.stack(torch._foreach_norm([p.grad for p in params])).norm()
+        self.old = [p.detach().clone() for p in params]
+        for p in params:
+            p.add_(scale * p.grad)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p, old in zip(self.param_groups[0]["params"], self.old, strict=True):
+            p.data = old
+        self.base.step()
+        self.zero_grad()
+
+
+class Foreign:
+    """Another optimizer, with `landscape.record` around it or not."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.model, self.data = resnet(), batch()
+        self.optimizer, self.clock = TwoSteps(self.model), Clock()
+        if folder is None:
+            return
+        recording = landscape.record(
+            self.model, folder=folder, steps_per_epoch=EVERY, snapshot_every=EVERY
+        )
+        around, listener = self.clock.around, recording.seen.listener
+        recording._before_forward = around(recording._before_forward)
+        recording.step = around(recording.step)
+        recording.seen.listener = lambda i: around(listener(i))
+        recording.__enter__()
+
+    def step(self) -> None:
+        for end in (self.optimizer.first_step, self.optimizer.second_step):
+            nn.functional.cross_entropy(self.model(self.data[0]), self.data[1]).backward()
+            end()
+
+
+@contextmanager
+def folders(*names: str) -> Iterator[list[Path]]:
+    with tempfile.TemporaryDirectory() as place:
+        yield [Path(place) / name for name in names]
+
+
+def inside(made: Any, steps: int) -> dict[str, Any]:
+    """Median share of a step spent in the recorder, without snapshots; one snapshot's share."""
+    cpu, wall, taken = [], [], []
+    for _ in range(3):
+        made.step()
+    for _ in range(steps):
+        clock = made.clock
+        clock.cpu = clock.wall = 0.0
+        began, clocked = time.process_time(), time.perf_counter()
+        made.step()
+        own = time.process_time() - began - clock.cpu
+        cpu.append(clock.cpu / own)
+        wall.append(clock.wall / (time.perf_counter() - clocked - clock.wall))
+        taken.append(own)
+    return {
+        "inside": spread(cpu),
+        "inside_mean": round(float(np.mean(cpu)), 4),
+        "inside_wall_mean": round(float(np.mean(wall)), 4),
+        "step_ms": round(1e3 * float(np.median(taken)), 1),
+        "steps": steps,
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = np.median(rng.choice(values, size=(2000, len(values))), axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"median": round(float(np.median(values)), 5), "low": round(float(low), 5),
+            "high": round(float(high), 5)}  # fmt: skip
+
+
+def step_costs(steps: int, rounds: int) -> dict[str, Any]:
+    off, scalars = RecorderOptions(scalars=False, snapshots=0), RecorderOptions(snapshots=0)
+    masks = RecorderOptions(snapshots=0, every=EVERY)
+    with folders("a", "b", "c", "d", "e", "f", "g") as (a, b, c, d, e, f, g):
+        found: dict[str, Any] = {
+            "scalars": inside(Own(c, scalars, 10**6), steps),
+            # From step 3 on: one snapshot in each 50 steps.
+            "masks": inside(Own(d, masks, 10**6), -(-steps // EVERY) * EVERY),
+            "record": inside(Foreign(e), -(-steps // EVERY) * EVERY),
+        }
+        runs = {
+            "off": Own(a, off, 10**6).step,
+            "off_again": Own(b, off, 10**6).step,
+            "scalars": Own(f, scalars, 10**6).step,
+            "foreign": Foreign(None).step,
+            "record": Foreign(g).step,
+        }
+        samples = interleaved.in_turn(runs, rounds=rounds, seconds=0.0)
+    pairs = (("off_again", "off"), ("scalars", "off"), ("record", "foreign"))
+    found["whole"] = {
+        f"{x}/{y}": interleaved.paired_ratio(samples[x], samples[y]) for x, y in pairs
+    }
+    return found
+
+
+def announced() -> dict[str, float]:
+    """MB that a study's training says it will write: ResNet-18, 200 epochs, default recorder."""
+    model = make_model("resnet18", num_classes=10, input_shape=(3, 32, 32), seed=0)
+    options = TrainingOptions(epochs=200, batch_size=128)
+    layout = ParamLayout.of(model)
+    sizes = {
+        "default": RecorderOptions(),
+        "scalars": RecorderOptions(snapshots=0),
+        "masks_every_50": RecorderOptions(every=50),
+    }
+    return {
+        name: round(estimate_bytes(layout, options, o, num_examples=50_000) / 1e6, 1)
+        for name, o in sizes.items()
+    }
+
+
+# --- many masks -----------------------------------------------------------------------------------
+
+
+def write_masks(folder: Path) -> None:
+    """Random masks of density 1/4; the bits of one snapshot are those of another, rolled."""
+    names = tuple(f"t{i}" for i in range(len(SIZES)))
+    tensors = Tensors(names, ("conv",) * len(SIZES), SIZES, (4,) * len(SIZES))
+    snapshots.write_tensors(folder / "snapshots", tensors)
+    random = np.random.default_rng(0)
+    count = sum((size + 7) // 8 for size in SIZES)
+    bits = random.integers(0, 256, count, np.uint8) & random.integers(0, 256, count, np.uint8)
+    zscores = np.zeros((len(SIZES), GRID.bins + 3))
+    for step in range(SNAPSHOTS):
+        snapshots.write_snapshot(
+            folder / "snapshots", step, tensors, zscore_counts=zscores,
+            mask_bits=np.roll(bits, 977 * step),
+        )  # fmt: skip
+
+
+def compare_masks(folder: Path) -> dict[str, Any]:
+    """Seconds (wall, CPU) and the peak memory of this process."""
+    found: dict[str, Any] = {"snapshots": SNAPSHOTS, "coordinates": sum(SIZES)}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = work()
+        found[name] = {"wall_s": round(time.perf_counter() - wall, 2),
+                       "cpu_s": round(time.process_time() - cpu, 2)}  # fmt: skip
+        return result
+
+    paths = sorted((folder / "snapshots").glob("*.npz"))
+    timed("read_bytes_only", lambda: [len(path.read_bytes()) for path in paths])
+    series = timed("read_masks (every byte checked)", lambda: snapshots.read_masks(folder))
+    timed("counts", series.counts)
+    lags = timed(f"lagged{LAGS}", lambda: series.lagged(LAGS))[1]
+    found["lagged_pairs"] = sum(len(overlap.common) for overlap in lags)
+    pairs = [(i, j) for i in range(SNAPSHOTS) for j in range(i)]
+    timed("all_pairs", lambda: series.overlap(pairs))
+    found["pairs"] = len(pairs)
+    found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return found
+
+
+def mask_costs() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        write_masks(Path(place))
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.recorder", "--compare", place],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("step", "masks"))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/recorder-cpu.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.compare:
+        print(json.dumps(compare_masks(options.compare)))
+        return 0
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found |= {"hardware": interleaved.hardware(), "versions": interleaved.versions()}
+    if options.only != "masks":
+        found["step"] = step_costs(options.steps, options.rounds)
+        found["announced_mb_resnet18_200_epochs"] = announced()
+    if options.only != "step":
+        found["masks"] = mask_costs()
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+    shares = {name: found["step"][name]["inside_mean"] for name in GUARDS if "step" in found}
+    missed = [name for name, share in shares.items() if share > GUARDS[name]]
+    if missed:
+        print(f"beyond the guard: {', '.join(missed)}", file=sys.stderr)
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
