@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, measure, sam
+from landscape import EmpiricalRisk, LandscapeError, measure, sam
 from landscape.measure._counterfactual import Counterfactual
 from tests.sam_models import batch, cnn, ready, same, step, variants
 
@@ -95,3 +95,42 @@ def test_zsharps_released_norm_has_a_radius_of_root_k_plus_s1():
         assert float(ds["radius_ratio"]) == pytest.approx(expected, rel=1e-6)
     dense = np.where(ds["ndim"] > 1, 0.05, 1.0)
     np.testing.assert_allclose(ds["density"], dense, atol=0.02)
+
+
+class Root(nn.Module):
+    """A tensor whose gradient is infinite at 0, and one that is never reached (None)."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Linear(3, 2, dtype=torch.float64)
+        self.bad = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.unreached = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.fine(x) + self.bad.sqrt()
+
+
+FILTER = sam.zsharp(0.1, percentile=0.5)
+TWO = {"a": sam.sam(0.1), "b": FILTER}
+ASKED = {
+    "perturbation": {"variant": sam.sam(0.1)},
+    "perturbation_controls": {"variant": FILTER},
+    "perturbation_cosines": {"variants": TWO},
+    "mask_overlap": {"variants": TWO},
+    "batch_overlap": {"variants": {"b": FILTER}, "batch_size": 4, "num_batches": 2},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_gradients_that_are_not_finite_are_refused_and_none_is_zero(name):
+    x, y = torch.arange(24.0).double().view(8, 3).sin(), torch.arange(8) % 2
+    function = getattr(measure, name)
+    risk = EmpiricalRisk(Root(), nn.CrossEntropyLoss(), (x, y))
+    with pytest.raises(LandscapeError, match="gradient of bad has 2 NaN or infinite values of 2"):
+        function(risk, risk.theta, seed=0, **ASKED[name])
+    sound = risk.theta
+    bad = next(t for t in risk.layout.tensors if t.name == "bad")
+    sound[bad.start : bad.stop] = 1.0
+    ds = function(risk, sound, seed=0, **ASKED[name])
+    if "energy_share" in ds:
+        assert (ds["energy_share"].sel(tensor="unreached.weight") == 0).all()

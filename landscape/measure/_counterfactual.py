@@ -65,6 +65,14 @@ class Counterfactual:
         draws = self.seed if seed is None else seed
         made = sam.perturb(variant, self.model, self.losses, rows, state=state, seed=draws)
         made.note = note or made.note
+        for name, g in zip(made.names, made.g1, strict=True):
+            if g is not None and not bool(torch.isfinite(g).all()):
+                bad = int((~torch.isfinite(g)).sum())
+                raise LandscapeError(
+                    f"The gradient of {name} has {bad} NaN or infinite values of {g.numel()} on a "
+                    f"batch of {len(rows)} examples; {variant.name!r} needs a finite gradient. "
+                    f"Check the checkpoint and the inputs."
+                )
         return made
 
     def batches(self, count: int) -> list[Tensor]:
