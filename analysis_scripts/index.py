@@ -9,8 +9,9 @@ from pathlib import Path
 FIGURES = Path(__file__).parents[1] / "figures"
 HEADER = """# Figures
 
-Made by the scripts in `analysis_scripts/` from the demo study (`make demo`). The data behind each
-figure lie in `data/`; without `--study` a script redraws its figure from them in seconds.
+Made by the scripts in `analysis_scripts/` from the demo study (`make demo`) or from the study file
+that the script names (`landscape run`). The data behind each figure lie in `data/`; without
+`--study` a script redraws its figure from them in seconds.
 `make figures` redraws all of them. Every figure is there as PNG and as PDF with embedded fonts.
 
 | figure | what it asks and shows | script |

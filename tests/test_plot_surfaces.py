@@ -148,6 +148,11 @@ def test_the_difference_marks_the_cells_whose_interval_excludes_zero(planes):
     assert sum(len(m.x) for m in dots) == surely.sum()
     one = planes.isel(run=planes.seed.values == 0)
     assert not figures.plane_difference(one).panels
+    for twins in (static, interactive):
+        with pytest.raises(
+            LandscapeError, match="'plane_difference' has nothing to draw from this"
+        ):
+            twins.plane_difference(one)
 
 
 def test_certain_cells_are_dots():

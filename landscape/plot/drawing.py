@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from landscape.errors import LandscapeError
+
 # Axes that count something: no ticks between whole numbers.
 WHOLE = ("epoch",)
 SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
@@ -235,6 +237,8 @@ class Drawing:
 
     def grid(self, width: float) -> tuple[int, int]:
         """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""
+        if not self.panels:
+            raise LandscapeError(f"The figure {self.name!r} has nothing to draw from this result.")
         columns = max(1, min(self.columns, len(self.panels), int(width / self.narrowest)))
         while self.columns % columns and self.share_y == "grid":
             columns -= 1

@@ -187,11 +187,12 @@ def plane_difference(
 
     Cells whose interval excludes 0 carry a dot. Without a second seed there is nothing to draw.
     """
-    ds = runs.in_setting(ds, setting)
+    # Whole, because its provenance lists all runs.
+    whole, ds = runs.as_runs(ds), runs.in_setting(ds, setting)
     found = [v for v in runs.variants(ds) if v.id != reference]
     base = next((v for v in runs.variants(ds) if v.id == reference), None)
     made = [
-        (v, surfaces.difference(ds, variant=v.id, reference=reference, scale="log_loss"))
+        (v, _difference(whole, v.id, reference, setting))
         for v in (found if base is not None else [])
         if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
     ]
@@ -228,6 +229,12 @@ def plane_difference(
         columns=min(3, max(1, len(panels))),
         panel_height=1.6,
         narrowest=1.4,
+    )
+
+
+def _difference(ds: xr.Dataset, variant: str, reference: str, setting: str | None) -> xr.Dataset:
+    return surfaces.difference(
+        ds, variant=variant, reference=reference, setting=setting, scale="log_loss"
     )
 
 

@@ -30,7 +30,9 @@ def loss_slice(
     rest = [name for name in ids if name not in common]
     # A line of few points (one that was brought along) may have none in the narrow window.
     grid = np.abs(modes[0].alpha.values)
+    reach = float(grid.max())
     windows = [window for window in _WINDOWS if (grid <= window[0] + 1e-9).sum() > 2]
+    windows = windows or [(reach, f"|α| ≤ {reach:g}")]
     groups = [list(part) for part in np.array_split(rest, max(1, -(-len(rest) // _PER_ROW)))]
     panels = [
         _slice_panel(part, [*common, *group], width, title)
