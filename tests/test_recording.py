@@ -12,6 +12,7 @@ from torch import nn
 import landscape
 from landscape import sam, snapshots, training
 from landscape.errors import LandscapeError
+from landscape.plot import static
 from landscape.streams import PackedMasks
 from landscape.training.recorder import scalars, weight_norms, zscore_counts
 from tests import training_problems as small
@@ -595,3 +596,31 @@ def test_the_same_results_and_figures_as_of_a_training(tmp_path):
     assert found["mask_persistence"].lag.values.tolist() == [1, 2]
     drawing = landscape.plot.figures.energy_over_time(ds)
     assert drawing.panels
+
+
+EXAMPLE = """
+optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)  # anybody's class
+with landscape.record(model, folder="runs/sam", steps_per_epoch=len(loader)):
+    for epoch in range(3):
+        for x, y in loader:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.first_step(zero_grad=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.second_step(zero_grad=True)
+history = landscape.training.consolidate("runs/sam")["perturbation_history"]
+static.save(static.energy_over_time(history), "energy.pdf")
+"""
+
+
+def test_the_ten_line_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = small.model()
+
+    def published(params, base, rho, lr):
+        return made(model, e_sam, {"rho": rho}, base=base, lr=lr)[0]
+
+    names = {"model": model, "loader": batches(), "SAM": published, "torch": torch, "F": F}
+    names |= {"landscape": landscape, "static": static}
+    exec(compile(EXAMPLE, "README.md", "exec"), names)
+    assert len(snapshots.read_steps("runs/sam")) == 12
+    assert (tmp_path / "energy.pdf").stat().st_size > 5_000
