@@ -245,7 +245,7 @@ def test_enrichment_draws_the_interval_of_random_masks_around_one(data):
     quantities = [name for name in ds.data_vars if name.startswith("enrichment_")]
     assert len(drawn.panels) == len(quantities)  # at theta of SAM, the only reference there is
     names = [str(name) for name in ds.direction.values]
-    panel = next(i for i, p in enumerate(drawn.panels) if p.x.title == "Fisher (× chance)")
+    panel = next(i for i, p in enumerate(drawn.panels) if p.x.title == "Fisher (×)")
     assert [r.value for r in marks_of(drawn, grammar.Rule, panel)] == [1.0]
     at = next(runs.variants(ds)).ds
     spread = 1.96 * at.chance_std_fisher.mean("run").values

@@ -31,7 +31,7 @@ def enrichment(
     shown = chosen(ds, references)
     panels = [
         Panel(
-            Axis(text, "× chance", log=True),
+            Axis(text, "×", log=True),
             axis,
             tuple(_over_chance(v, key, names)),
             f"at θ of {v.label}" if key == next(iter(quantities)) else "",
@@ -44,8 +44,9 @@ def enrichment(
         "Do the masks pick what is curved, informative or large?",
         "Share of a quantity that lies in the mask a variant would use at one θ and batch, over "
         "the share that a random mask with the same density in every tensor gets: 1 is chance. "
-        f"Geometric mean over {runs.seed_count(ds)} with its 95 % t-interval; grey: where 95 % of "
-        "such random masks lie (mean ± 1.96 SD). Quantities: squares of the leading eigenvector "
+        f"Geometric mean over {runs.seed_count(ds)} with its 95 % t-interval; grey: mean ± 1.96 SD "
+        "of such random masks, exact, but where a few coordinates hold most of a quantity one of "
+        "them in a mask lands far outside: see the row of a random mask. Quantities: squares of the leading eigenvector "
         "and of the leading eigenvectors of the Hessian, its diagonal (Hutchinson), the empirical "
         "Fisher information, the squared weights. A mask that selects all or nothing of every "
         "tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity is not a mechanism.",
