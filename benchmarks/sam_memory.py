@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape import sam
 
-SIZE = 1 << 16
+SIZE = 1 << 19
 
 
 def _tensors() -> list[torch.Tensor]:

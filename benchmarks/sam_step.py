@@ -3,6 +3,7 @@
     pip install --no-deps --target ../peers pytorch-optimizer==4.1.0     # the peer on PyPI, once
     PYTHONPATH=../peers python -m benchmarks.sam_step                    # minutes
     ... --peer davda54/sam=../sam --peer F-SAM=../F-SAM --peer ZSharp=../ZSharp   # clones
+    ... --networks vit --parts optimizer_only      # a piece, put into the file beside the others
 
 Optimizer-only: the step with closures that hand out stored gradients, their own time taken off.
 Full step: forward and backward passes included. CPU time, runs in turn, an A/A control in each
@@ -28,6 +29,8 @@ from landscape.problems import make_model
 BATCH = {"resnet20": 16, "vit": 8}
 GUARDS = {"davda54/sam": 0.65, "F-SAM": 0.5, "ZSharp": 0.75}
 FULL_STEP_GUARD = 2.2
+LEAN = " without perturbation kept"
+PARTS = ("optimizer_only", "full_step", "partial_gradients", "mask_refresh", "memory")
 OURS = {
     "sam": sam.sam(0.05),
     "fsam": sam.fsam(0.05),
@@ -106,6 +109,35 @@ def steps(
     return {"sgd": plain, "peer": published, "ours": ours}[kind]
 
 
+def arithmetic(model: nn.Module, closure: Callable[[], Any]) -> Callable[[], float]:
+    """SAM's arithmetic alone: norm of g1, w + e into kept memory, norm of g2, the base step.
+
+    What is left between this and the class is what the class does beside it.
+    """
+    parameters, base = list(model.parameters()), sgd(model)
+    own = [p.data for p in parameters]
+    buffers = [torch.empty_like(w) for w in own]
+
+    @torch.no_grad()
+    def step() -> float:
+        for p in parameters:
+            p.grad = None
+        closure()
+        g1 = [p.grad for p in parameters]
+        factor = 0.05 / float(torch.stack(torch._foreach_norm(g1)).norm())
+        for p, w, g, buffer in zip(parameters, own, g1, buffers, strict=True):
+            p.data = torch.add(w, g, alpha=factor, out=buffer)
+            p.grad = None
+        closure()
+        for p, w in zip(parameters, own, strict=True):
+            p.data = w
+        if torch.isfinite(torch.stack(torch._foreach_norm([p.grad for p in parameters])).sum()):
+            base.step()
+        return closure.taken()
+
+    return step
+
+
 def make_runs(
     name: str, peers: dict[str, Any], full: bool
 ) -> dict[str, Callable[[], float | None]]:
@@ -119,6 +151,13 @@ def make_runs(
     runs: dict[str, Callable[[], float | None]] = {"SGD": run(sgd, "sgd")}
     for recipe, variant in OURS.items():
         runs[recipe] = run(lambda m, v=variant: sam.SAM(m, sgd(m), v), "ours")
+    if not full:
+        for recipe, variant in OURS.items():
+            runs[recipe + LEAN] = run(
+                lambda m, v=variant: sam.SAM(m, sgd(m), v, keep_perturbation=False), "ours"
+            )
+        model = model_of(name)
+        runs["arithmetic of sam alone"] = arithmetic(model, Stored(model, data))
     runs["sam again"] = run(lambda m: sam.SAM(m, sgd(m), OURS["sam"]), "ours")
     for label, make in peers.items():
         runs[label] = run(lambda m, make=make: make(list(m.parameters())), "peer")
@@ -130,6 +169,12 @@ def compare(name: str, peers: dict[str, Any], *, full: bool, rounds: int) -> dic
     samples = interleaved.in_turn(make_runs(name, peers, full), rounds=rounds)
     ratio = interleaved.paired_ratio
     recipe_of = {p.name: p.recipe for p in PEERS}
+    lean = {} if full else {k: ratio(samples[recipe_of[k] + LEAN], samples[k]) for k in peers}
+    floor = {} if full else {
+        k: ratio(samples["arithmetic of sam alone"], samples[k])
+        for k in peers
+        if recipe_of[k] == "sam"
+    }  # fmt: skip
     return {
         "cpu_ms": {k: interleaved.milliseconds(v) for k, v in samples.items()},
         "control_a_a": ratio(samples["sam again"], samples["sam"]),
@@ -139,6 +184,8 @@ def compare(name: str, peers: dict[str, Any], *, full: bool, rounds: int) -> dic
         "relative_to_published": {
             k: ratio(samples[recipe_of[k]], samples[k]) for k in peers if k in samples
         },
+        "relative_to_published" + LEAN.replace(" ", "_"): lean,
+        "arithmetic_of_sam_alone_relative_to_published": floor,
     }
 
 
@@ -194,22 +241,55 @@ def mask_refresh(name: str, rounds: int, num_samples: int = 16) -> dict[str, Any
 
 
 def guards(networks: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every bar with what was measured."""
+    """Every bar with what was measured, as far as it was."""
     rows = []
+
+    def add(what: str, bar: float, measured: float | None) -> None:
+        found = {"measured": "not run" if measured is None else round(measured, 4)}
+        met = None if measured is None else measured <= bar
+        rows.append({"what": what, "at_most": bar} | found | {"met": met})
+
     for name, found in networks.items():
-        for peer, bar in GUARDS.items():
-            got = found["optimizer_only"]["relative_to_published"].get(peer)
-            row = {"what": f"{name}: optimizer-only, ours / {peer}", "at_most": bar}
-            measured = got["ratio"] if got else "not run"
-            rows.append(row | {"measured": measured, "met": got["ratio"] <= bar if got else None})
-        got = found["full_step"]["relative_to_sgd"]["sam"]["ratio"]
-        row = {"what": f"{name}: full SAM step / SGD step", "at_most": FULL_STEP_GUARD}
-        rows.append(row | {"measured": got, "met": got <= FULL_STEP_GUARD})
-        for part in ("optimizer_only", "full_step"):
-            got = found[part]["control_a_a"]["ratio"]
-            row = {"what": f"{name}: A/A control, {part}, distance from 1", "at_most": 0.05}
-            rows.append(row | {"measured": round(abs(got - 1), 4), "met": abs(got - 1) <= 0.05})
+        alone, whole = found.get("optimizer_only"), found.get("full_step")
+        for key, label in (("", ""), (LEAN.replace(" ", "_"), "," + LEAN)):
+            for peer, bar in GUARDS.items() if alone else ():
+                got = alone["relative_to_published" + key].get(peer)
+                what = f"{name}: optimizer-only, ours / {peer}{label}"
+                add(what, bar, got["ratio"] if got else None)
+        if whole:
+            sam_step = whole["relative_to_sgd"]["sam"]["ratio"]
+            add(f"{name}: full SAM step / SGD step", FULL_STEP_GUARD, sam_step)
+        for part, measured in (("optimizer_only", alone), ("full_step", whole)):
+            if measured:
+                off = abs(measured["control_a_a"]["ratio"] - 1)
+                add(f"{name}: A/A control, {part}, distance from 1", 0.05, off)
     return rows
+
+
+def measure(name: str, peers: dict[str, Any], parts: list[str], rounds: int) -> dict[str, Any]:
+    """The asked parts of one network."""
+    found: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in model_of(name).parameters()),
+        "batch": BATCH[name],
+    }
+    for part in parts:
+        print(f"{name}: {part}", file=sys.stderr)
+        if part in ("optimizer_only", "full_step"):
+            found[part] = compare(name, peers, full=part == "full_step", rounds=rounds)
+            found[part]["rounds"] = rounds
+        elif part == "partial_gradients":
+            found[part] = partial_gradients(name, max(5, rounds // 2))
+        elif part == "mask_refresh":
+            found[part] = mask_refresh(name, 5)
+    return found
+
+
+def earlier(path: Path, same: dict[str, Any]) -> dict[str, Any]:
+    """The networks and memory in the file, where they are of the same machine and versions."""
+    if not path.exists():
+        return {}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if all(result.get(k) == v for k, v in same.items()) else {}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,36 +300,30 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=21, help="paired samples of each class")
     parser.add_argument("--networks", nargs="+", default=list(BATCH), choices=list(BATCH))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sam_step-cpu.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     clones = {k: Path(v) for k, v in (x.split("=", 1) for x in options.peer)}
     loaded = {p.name: load(p, clones) for p in PEERS}
     peers = {name: make for name, (make, _) in loaded.items() if make is not None}
-    networks = {}
-    for name in options.networks:
-        print(f"{name}: optimizer only", file=sys.stderr)
-        found: dict[str, Any] = {
-            "parameters": sum(p.numel() for p in model_of(name).parameters()),
-            "batch": BATCH[name],
-            "optimizer_only": compare(name, peers, full=False, rounds=options.rounds),
-        }
-        print(f"{name}: full steps", file=sys.stderr)
-        found["full_step"] = compare(name, peers, full=True, rounds=options.rounds)
-        print(f"{name}: partial gradients, mask refresh, memory", file=sys.stderr)
-        found["partial_gradients"] = partial_gradients(name, max(5, options.rounds // 2))
-        found["mask_refresh"] = mask_refresh(name, 5)
-        networks[name] = found
     result = {
         "benchmark": "sam_step",
         "hardware": interleaved.hardware(),
         "versions": interleaved.versions(),
-        "rounds": options.rounds,
         "base": f"torch.optim.SGD, {OPTIONS}",
         "peers": {n: w if make else f"not run: {w}" for n, (make, w) in loaded.items()},
+    }
+    before = earlier(options.out, result)
+    networks = before.get("networks", {})
+    for name in options.networks:
+        found = measure(name, peers, options.parts, options.rounds)
+        networks[name] = networks.get(name, {}) | found
+    memory = sam_memory.table() if "memory" in options.parts else None
+    result |= {
         "guards": guards(networks),
         "networks": networks,
-        "memory_in_copies_of_the_weights": sam_memory.table(),
+        "memory_in_copies_of_the_weights": memory or before.get("memory_in_copies_of_the_weights"),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Mixed precision: GradScaler, autocast, bf16 weights, non-finite gradients, very large tensors."""
 
 import contextlib
+import copy
 import logging
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
-from tests.sam_models import batch, closure_of, cnn, losses_of
+from landscape.sam import schedule
+from tests.sam_models import batch, closure_of, cnn, losses_of, same
 
 VARIANTS = {
     "sam": sam.sam(0.1),
@@ -260,6 +262,7 @@ def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
 
     for module in (basestep, stepping):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
+    monkeypatch.setattr(basestep, "SMALL", 0)
     for variant in VARIANTS.values():
         for bad_pass in (1, 2):
             model, calls = cnn(), []
@@ -281,6 +284,97 @@ def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
                 assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
             optimizer.step(closure_of(model, batch(2)))
             assert all(p.isfinite().all() for p in model.parameters()), variant.name
+
+
+WITH_MEMORY = {
+    "sam": sam.sam(0.1),
+    "fsam": sam.fsam(0.1),
+    "fsam, paper": sam.fsam(0.1, sigma=0.5, ema_order="paper"),
+    "async_sam": sam.async_sam(0.1),
+    "looksam": sam.looksam(0.1, k=1),
+    "lightsam": sam.with_radius(sam.sam(0.1), schedule.AdaGradNorm(0.1)),
+    "lagnp": sam.lagnp(0.1, smoothing=0.5),
+}
+
+
+@pytest.mark.parametrize("bad_pass", [1, 2])
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("base", ["sgd", "adam"])
+def test_a_skipped_step_leaves_momentum_and_averages_without_asking_the_device(
+    base, name, bad_pass, monkeypatch
+):
+    """Bit for bit what the host's own skip leaves: momentum and weight decay would move else."""
+    from landscape.sam import basestep, stepping
+
+    options = {"lr": 0.05, "weight_decay": 0.1}
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, momentum=0.9, **options),
+        "adam": lambda p: torch.optim.Adam(p, **options),
+    }[base]
+
+    def trained():
+        model = cnn()
+        optimizer = sam.SAM(model, make(model.parameters()), WITH_MEMORY[name])
+        for t in (0, 1):
+            optimizer.step(closure_of(model, batch(t)))
+        calls = []
+
+        def bad():
+            calls.append(1)
+            loss = nn.functional.cross_entropy(model(batch(2)[0]), batch(2)[1])
+            (loss * (float("nan") if len(calls) == bad_pass else 1.0)).backward()
+            return loss
+
+        optimizer.step(bad)
+        assert optimizer.num_skipped == 1
+        kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()["base"]["state"]))
+        return kept, tensors_of(copy.deepcopy(optimizer.slots))
+
+    (weights, state), slots = trained()
+    for module in (basestep, stepping):
+        monkeypatch.setattr(module, "is_finite", torch.isfinite)
+    monkeypatch.setattr(basestep, "SMALL", 0)
+    (weights_, state_), slots_ = trained()
+    assert same(list(weights.values()), list(weights_.values()))
+    assert same(tensors_of(state), tensors_of(state_))
+    if bad_pass == 1 or name != "lightsam":  # pass 1 was finite, and counts for the sum
+        assert same(slots, slots_)
+
+
+def tensors_of(value):
+    """All tensors in nested dicts, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if not isinstance(value, dict):
+        return []
+    return [t for key in sorted(value, key=str) for t in tensors_of(value[key])]
+
+
+@pytest.mark.parametrize("bad_pass", [1, 2])
+def test_an_optimizer_may_wait_for_the_device(bad_pass, monkeypatch):
+    """Then a skipped step is nothing at all; else what the host counts goes on."""
+    from landscape.sam import basestep, stepping
+
+    for module in (basestep, stepping):
+        monkeypatch.setattr(module, "is_finite", torch.isfinite)
+    monkeypatch.setattr(basestep, "SMALL", 0)
+    counted = {}
+    for wait in (True, False):
+        model, calls = cnn(), []
+        base = torch.optim.Adam(model.parameters(), lr=0.05)
+        optimizer = sam.SAM(model, base, sam.sam(0.1), wait_for_device=wait)
+        optimizer.step(closure_of(model, batch()))
+
+        def bad():
+            calls.append(1)
+            loss = nn.functional.cross_entropy(model(batch(1)[0]), batch(1)[1])
+            (loss * (float("nan") if len(calls) == bad_pass else 1.0)).backward()
+            return loss
+
+        optimizer.step(bad)
+        assert optimizer.num_skipped == 1
+        counted[wait] = (optimizer.step_count, *{int(s["step"]) for s in base.state.values()})
+    assert counted == {True: (1, 1), False: (2, 1)}
 
 
 @pytest.mark.slow

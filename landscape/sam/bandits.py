@@ -31,6 +31,7 @@ class RandomTensors:
 
     beta: float = 0.6
     draw: Draw = bernoulli
+    needs_g1 = False
 
     def active(self, names: Sequence[str], state: State, **_: object) -> list[bool]:
         """The tensors drawn for this step."""
@@ -61,6 +62,7 @@ class Bandit:
     share: float = 0.5
     rate: float = 1e-3
     draw: Draw = bernoulli
+    needs_g1 = False  # its norms alone
 
     def active(
         self, names: Sequence[str], state: State, generator: torch.Generator, **_: object
@@ -74,6 +76,7 @@ class Bandit:
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
+        _ = point.norms  # for `after_step`, when g1 may be gone
         return _in_state(point, state)
 
     def after_step(self, point: Point, state: State) -> None:

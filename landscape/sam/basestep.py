@@ -1,7 +1,9 @@
 """From the descent gradient to the base step: finite or not, clipped, scaled, skipped, counted."""
 
+import contextlib
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from landscape.sam.geometry import scale
 from landscape.sam.variant import Point, tensor_norms, total_norm
+from landscape.sam.weights import SMALL
 
 Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
 
@@ -53,7 +56,7 @@ def finish(optimizer: Any, point: Point, finite: Finite, *, scaled: bool) -> Non
 
 def gradients_finite(optimizer: Any) -> Finite:
     """Whether all of `.grad` is finite."""
-    return all_finite([p.grad for p in optimizer.trained.parameters])
+    return settle(optimizer, all_finite([p.grad for p in optimizer.trained.parameters]))
 
 
 def _report(optimizer: Any) -> None:
@@ -97,8 +100,17 @@ def _scaled_step(optimizer: Any, finite: Finite) -> None:
     optimizer.scaler.step(optimizer.base)
 
 
+def settle(optimizer: Any, finite: Finite) -> Finite:
+    """The answer as a bool where the optimizer is to wait for the device."""
+    return bool(finite) if optimizer.wait_for_device else finite
+
+
 def _guarded_step(optimizer: Any, finite: Tensor) -> None:
-    """On CUDA: skip without asking the device whether to."""
+    """On CUDA: skip without asking the device whether to.
+
+    A fused base optimizer is told. Any other steps with zeros, which momentum and weight decay
+    would still move, and is then put back from a copy of its weights and state.
+    """
     base = optimizer.base
     if all(g.get("fused") for g in base.param_groups):
         base.found_inf = (~finite).float()
@@ -110,19 +122,40 @@ def _guarded_step(optimizer: Any, finite: Tensor) -> None:
     for p in optimizer.trained.parameters:
         if p.grad is not None:
             p.grad = torch.where(finite, p.grad, 0.0)
+    before = {key: t.clone() for key, t in _altered(optimizer, finite.device)}
     base.step()
+    for key, t in _altered(optimizer, finite.device):
+        old = before.get(key)  # state begins at zero
+        t.copy_(torch.where(finite, t, torch.zeros_like(t) if old is None else old))
+
+
+def _altered(optimizer: Any, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
+    """What a base step alters on the device: weights with a gradient, and their state."""
+    for i, p in enumerate(optimizer.trained.parameters):
+        if p.grad is not None:
+            yield i, p
+            for name, value in optimizer.base.state.get(p, {}).items():
+                if isinstance(value, Tensor) and value.device == device:
+                    yield (i, name), value
 
 
 def is_finite(norm: Tensor) -> Finite:
     """Whether a norm is finite, asked of the device without waiting on CUDA."""
-    finite = torch.isfinite(norm)
-    return finite if norm.is_cuda else bool(finite)
+    return torch.isfinite(norm) if norm.is_cuda else math.isfinite(norm.item())
 
 
 def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
     """Whether all gradients that exist are finite."""
-    norms = tensor_norms([g for g in gradients if g is not None])
-    return is_finite(total_norm(norms)) if norms else True
+    there = [g for g in gradients if g is not None]
+    if not there:
+        return True
+    if there[0].is_cpu and sum(map(torch.numel, there)) < SMALL * len(there):
+        # One pass of little tensors, multiplied by 1; a norm each costs three times as much.
+        bad = torch.zeros(())
+        with contextlib.suppress(RuntimeError):  # a gradient that overlaps itself
+            torch._amp_foreach_non_finite_check_and_unscale_(there, bad, torch.ones(()))
+            return not bad.item()
+    return is_finite(total_norm(tensor_norms(there)))
 
 
 def both_finite(a: Finite, b: Finite) -> Finite:

@@ -173,6 +173,12 @@ class Reuse:
         else:
             along = [(a * b).sum() / (a.square().sum() + self.eps**2) for a, b in zip(g1, g2)]
         gv = [b - c.to(b.dtype) * a for a, b, c in zip(g1, g2, along, strict=True)]
+        kept = state.get("gv", {})
+        if isinstance(point.finite, Tensor):
+            gv = [
+                torch.where(point.finite, v, kept.get(n, torch.zeros_like(v)))
+                for n, v in zip(point.names, gv, strict=True)
+            ]
         state["gv"] = dict(zip(point.names, gv, strict=True))
         return g2
 

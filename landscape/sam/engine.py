@@ -13,6 +13,7 @@ from landscape.params import ParamLayout
 from landscape.sam.geometry import Scaled
 from landscape.sam.passes import Statistics, batch_size, select
 from landscape.sam.variant import MaskEntry, Point, State, Variant
+from landscape.sam.weights import SMALL
 
 SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
 
@@ -25,6 +26,16 @@ class Trained:
     kinds: tuple[str, ...]
     modules: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """The parameters by name."""
+        return dict(zip(self.names, self.parameters, strict=True))
+
+    @cached_property
+    def little(self) -> bool:
+        """Whether the tensors are so small that calling for their arithmetic takes longer."""
+        return sum(p.numel() for p in self.parameters) < SMALL * len(self.parameters)
 
     @cached_property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -80,10 +91,15 @@ class Ascent:
     def steps(self) -> tuple[list[Tensor], float]:
         """(directions, factor) of the perturbed tensors, whose products are e."""
         if isinstance(self.raised, Scaled):
-            live = [x for x in self.raised.tensors if x is not None]
+            live = self.raised.tensors if self.whole else _there(self.raised.tensors)
             if live and live[0].is_cpu:
                 return live, float(self.raised.factor)
-        return [x for x in self.e if x is not None], 1.0
+        return _there(self.e), 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor of the point is perturbed, without looking at each."""
+        return self.mask is None and isinstance(self.raised, Scaled)
 
     def add_to(self, weights: Sequence[Tensor]) -> None:
         """Move the perturbed tensors, in the order of the point, from w to w + e in place."""
@@ -92,13 +108,22 @@ class Ascent:
             torch._foreach_add_(list(weights), directions, alpha=factor)
 
 
+def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [x for x in tensors if x is not None]
+
+
 def new_slots() -> dict[str, State]:
     """Empty state for every slot."""
     return {name: {} for name in SLOTS}
 
 
-def ascend(variant: Variant, point: Point, slots: dict[str, State]) -> Ascent:
-    """Source → radius → selector → geometry at one point; tensors of radius 0 take no part."""
+def ascend(
+    variant: Variant, point: Point, slots: dict[str, State], u: list[Tensor] | None = None
+) -> Ascent:
+    """Source → radius → selector → geometry at one point; tensors of radius 0 take no part.
+
+    u: what the source has made already.
+    """
     if point.scales is not None and 0 in point.scales:
         keep = [i for i, s in enumerate(point.scales) if s != 0]
         part = ascend(variant, point.only(keep), slots)
@@ -108,7 +133,7 @@ def ascend(variant: Variant, point: Point, slots: dict[str, State]) -> Ascent:
             e[i] = part.e[j]
             mask[i] = True if part.mask is None else part.mask[j]
         return Ascent(e, mask, part.rho)
-    u = variant.source(point, slots["source"])
+    u = variant.source(point, slots["source"]) if u is None else u
     rho = variant.radius(point, slots["radius"])
     mask = variant.selector(point, u, slots["selector"])
     _check_mask(variant, point, mask)

@@ -30,6 +30,11 @@ class SameBatch:
         if self.micro_batches < 1:
             raise LandscapeError(f"micro_batches={self.micro_batches}; give a number >= 1.")
 
+    @property
+    def needs_g1(self) -> bool:
+        """Whether g1 is read once the ascent is known."""
+        return self.partial and self.off == "clean"
+
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 1, at w."""
         return passes.backward(only=only)
@@ -49,6 +54,7 @@ class LossRise:
 
     gamma: float = 0.5
     strict: bool = True
+    needs_g1 = False
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 1 on the whole batch; keeps the losses per example."""
@@ -119,6 +125,7 @@ class AscentFraction:
     """Pass 1 on the first share `fraction` of the batch only (Async-SAM's b'/b)."""
 
     fraction: float = 1.0
+    needs_g1 = False
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 1 on the leading examples."""
@@ -144,6 +151,7 @@ class ClassWeighted:
     sharpness: float = 0.5
     flat_gamma: float = 1.0
     targets: int | str = 1
+    needs_g1 = False
 
     def shares(self, passes: Passes) -> Tensor:
         """c_y per example of the batch, (B,)."""

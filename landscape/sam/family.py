@@ -173,7 +173,7 @@ def msam(rho: float = 0.3) -> Variant:
 
 
 def sl_sam(rho: float = 0.01, *, share: float = 0.5) -> Variant:
-    """SAM on tensors drawn by a bandit; the others are neither perturbed nor updated (SL-SAM).
+    """SAM on tensors drawn by a bandit, the others not updated: SL-SAM (arXiv:2602.09395).
 
     Inclusion probabilities follow the tensors' first-pass gradient norms (`bandits.Bandit`), their
     sum being share × number of tensors. e = rho g1/‖g1‖ over the drawn tensors, and both backward

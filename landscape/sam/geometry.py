@@ -75,7 +75,7 @@ class Geometry:
     ) -> list[Tensor | None] | Scaled:
         """The perturbation per tensor, None where a tensor is not perturbed."""
         metric = self.metric_of(point)
-        f = apply_mask(u, mask)
+        f = u if mask is None else apply_mask(u, mask)
         if self.p == math.inf:
             signs = [None if x is None else x.sign() for x in f]
             e = scale(weigh(signs, metric), rho)
@@ -83,7 +83,7 @@ class Geometry:
             e = self._per_tensor(point, u, f, metric, rho)
         else:
             factor = self._factor(point, u, f, metric, rho)
-            scaled = Scaled(weigh(weigh(f, metric), metric), factor)
+            scaled = Scaled(f if metric is None else weigh(weigh(f, metric), metric), factor)
             if self.match == "radius" and point.scales is None:
                 return scaled
             e = scaled.multiplied()
@@ -92,6 +92,12 @@ class Geometry:
         if point.scales is not None:
             e = [x if s == 1 or x is None else x * s for x, s in zip(e, point.scales, strict=True)]
         return e
+
+    @property
+    def plain(self) -> bool:
+        """Whether e is u over its norm, and nothing else."""
+        usual = self.metric == "identity" and self.p == 2 and self.match == "radius"
+        return usual and self.scope in ("global", "full")
 
     def metric_of(self, point: Point) -> list[Tensor | None] | None:
         """T at w per tensor, None where it is 1."""
@@ -113,16 +119,14 @@ class Geometry:
     def _factor(self, point, u, f, metric, rho):
         if self.scope == "none":
             return rho
-        if self.scope == "raw" or (metric is None and self._is_raw(point, u, f)):
+        if self.scope == "raw":
             norm = point.norm
+        elif metric is None and (f is u or self.scope == "full"):
+            norm = point.norm_of(u)
         else:
             taken = weigh(u if self.scope == "full" else f, metric)
             norm = total_norm(tensor_norms([x for x in taken if x is not None]))
         return rho / (norm + self.eps)
-
-    @staticmethod
-    def _is_raw(point, u, f) -> bool:
-        return u is point.gradients and all(a is b for a, b in zip(f, u, strict=True))
 
     def _per_tensor(self, point, u, f, metric, rho):
         raw = rho / (point.norm + self.eps)

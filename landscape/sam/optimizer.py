@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
-from landscape.sam import basestep, replicas, saved, stepping
+from landscape.sam import basestep, points, replicas, saved, stepping
 from landscape.sam.checks import (
     check_base,
     check_belongs,
@@ -18,10 +18,11 @@ from landscape.sam.checks import (
     check_needs,
     check_unchanged,
 )
-from landscape.sam.engine import Trained, new_slots, squared_gradients, unwrap
-from landscape.sam.passes import Backup, Passes, Statistics
+from landscape.sam.engine import Trained, new_slots
+from landscape.sam.passes import Passes, Statistics
 from landscape.sam.perturbation import Perturbation, counterfactual
-from landscape.sam.variant import Point, Variant, check_choice, check_rho
+from landscape.sam.variant import Point, Variant, check_choice
+from landscape.sam.weights import Backup, Workspace
 
 BN_POLICIES = ("first", "second", "both")
 _CLOSURE_FORM = object()
@@ -50,11 +51,14 @@ class SAM(Optimizer):
     of its own examples (m-sharpness, m = examples per process) and descends with the mean;
     averages and masks then differ between processes.
     keep_perturbation: keep e, g1 and g2 of the last step for `perturbation` (2-3 copies of the
-    weights until the next step); False saves that memory.
+    weights until the next step); False saves that memory, and lets u and w + e be written where g1
+    was on the CPU, unless something else refers to it.
 
     A step with a non-finite gradient is skipped and counted in `num_skipped`; weights, momentum and
     averages stay as they were. On CUDA nothing waits for the device: a fused base optimizer is told
-    (`found_inf`), any other gets a zero gradient for that step.
+    (`found_inf`), any other is put back from a copy of weights and state held while it steps. What
+    the host counts goes on: `step_count`, Adam's `step` (unless capturable), the refresh of masks.
+    wait_for_device=True asks once per pass instead, and nothing at all happens in such a step.
     Gradients add up in a closure that runs several backward passes, or call
     step(losses, batch, micro_batch=32): one e for the whole batch, 32 examples in memory.
 
@@ -91,6 +95,7 @@ class SAM(Optimizer):
         scaler: Any = None,
         sync_perturbation: bool = True,
         keep_perturbation: bool = True,
+        wait_for_device: bool = False,
     ) -> None:
         check_choice(bn, BN_POLICIES, "bn")
         check_base(base)
@@ -98,6 +103,7 @@ class SAM(Optimizer):
         self.bn, self.same_rng_both_passes = bn, same_rng_both_passes
         self.clip_norm, self.scaler = clip_norm, scaler
         self.sync_perturbation, self.keep_perturbation = sync_perturbation, keep_perturbation
+        self.wait_for_device = wait_for_device
         self.local = not sync_perturbation and replicas.replicated(model) is not None
         if self.local:
             replicas.check_local(model, variant)
@@ -112,14 +118,15 @@ class SAM(Optimizer):
         self.host_generator = self.generator if on_host else torch.Generator().manual_seed(seed)
         self._all_at_once = replicas.all_gradients_at_once(model)
         self.slots = new_slots()
-        self.statistics_start, self.statistics_first, self.statistics_second = (
-            Statistics(model) for _ in range(3)
-        )
-        self.backup = Backup()
+        self.dense = False  # whether the gradients are, once seen
+        self.own_slots = all(_is_own(getattr(variant, name)) for name in self.slots)
+        self.statistics_start, self.statistics_first = Statistics(model), Statistics(model)
+        self.statistics_second = Statistics(model, eager=not self._all_at_once)
+        self.backup, self.workspace = Backup(), Workspace()
         self.step_count, self.epoch, self.total_epochs = 0, 0, None
         self.epoch_begun = False
         self.skipped: int | Tensor = 0
-        self._fisher_data: tuple[Callable[[Any], Tensor], Any, bool] | None = None
+        self.fisher_data: tuple[Callable[[Any], Tensor], Any, bool] | None = None
         self.last: Perturbation | None = None
         self._pending: Point | None = None  # of a gradient that `backward` left in .grad
         self._used: _Held | None = None
@@ -165,7 +172,7 @@ class SAM(Optimizer):
         """
         if not isinstance(data, (Tensor, tuple, list, dict)):
             data = torch.utils.data.default_collate([data[i] for i in range(len(data))])
-        self._fisher_data = (losses, data, shuffle)
+        self.fisher_data = (losses, data, shuffle)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients; each pass does so itself."""
@@ -239,7 +246,7 @@ class SAM(Optimizer):
         check_needs(
             self.variant,
             has_batch=has_batch,
-            has_fisher=self._fisher_data is not None,
+            has_fisher=self.fisher_data is not None,
             has_epochs=self.epoch_begun,
         )
         if micro_batch is not None:
@@ -265,6 +272,7 @@ class SAM(Optimizer):
             check_unchanged(self.base, tuple(self._ids))
         trainable = [p.requires_grad for p in parameters]
         if trainable != self._trainable:
+            self.dense = False
             self.trained, self.backup = Trained.of(self.model, parameters), Backup()
             check_belongs(self.model, self.trained, parameters)
             self._trainable = trainable
@@ -311,7 +319,7 @@ class SAM(Optimizer):
             seed=seed,
             epoch=self.epoch,
             total_epochs=self.total_epochs,
-            momentum=self._momentum,
+            momentum=partial(points.momentum, self),
         )
 
     # ------------------------------------------------------------------------------ state on disk
@@ -332,63 +340,10 @@ class SAM(Optimizer):
                 "optimizer and make a new SAM."
             )
 
-    # ------------------------------------------------------------------- what slots may read
 
-    def point(self, live: Sequence[int], gradients: list[Tensor]) -> Point:
-        """The point of this step, over the tensors `live`."""
-        trained = self.trained
-        every = len(live) == len(trained.names)
-        return Point(
-            names=trained.names if every else tuple(trained.names[i] for i in live),
-            kinds=trained.kinds if every else tuple(trained.kinds[i] for i in live),
-            modules=trained.modules if every else tuple(trained.modules[i] for i in live),
-            weights=[trained.parameters[i] for i in live],
-            gradients=gradients,
-            generator=self.generator,
-            host_generator=self.host_generator,
-            scales=self._scales(live),
-            step=self.step_count,
-            epoch=self.epoch,
-            total_epochs=self.total_epochs,
-            lr=float(self.base.param_groups[0].get("lr", 0.0)),
-            momentum=self._momentum,
-            group=self._group,
-            fisher=None if self._fisher_data is None else self._fisher,
-        )
-
-    def _scales(self, live: Sequence[int]) -> list[float] | None:
-        """Radius of each tensor over the variant's own, from `rho` in the parameter groups."""
-        key = "sam_rho" if "rho" in self.base.defaults else "rho"  # Adadelta has a rho of its own
-        if not any(key in g for g in self.base.param_groups):
-            return None
-        nominal = getattr(self.variant.radius, "rho", None)
-        if not nominal:
-            raise LandscapeError(
-                f"a parameter group sets rho and variant {self.variant.name!r} has no positive "
-                "constant rho to relate it to; drop rho from the group or give the variant one."
-            )
-        own = {
-            id(p): check_rho(g.get(key, nominal), "rho of a parameter group") / nominal
-            for g in self.base.param_groups
-            for p in g["params"]
-        }
-        return [own[id(self.trained.parameters[i])] for i in live]
-
-    def _momentum(self, name: str) -> Tensor | None:
-        p = self.trained.parameters[self.trained.names.index(name)]
-        state = self.base.state.get(p, {})
-        return state.get("momentum_buffer", state.get("exp_avg"))
-
-    def _group(self, name: str) -> dict[str, Any]:
-        p = self.trained.parameters[self.trained.names.index(name)]
-        return next(g for g in self.base.param_groups if any(q is p for q in g["params"]))
-
-    def _fisher(self, num_samples: int, **options: Any) -> dict[str, Tensor]:
-        losses, data, shuffle = self._fisher_data
-        return squared_gradients(
-            unwrap(self.model), self.trained, losses, data, num_samples,
-            generator=self.host_generator, shuffle=shuffle, **options,
-        )  # fmt: skip
+def _is_own(slot: Any) -> bool:
+    """Whether a slot is one of this package's."""
+    return slot is None or str(slot.__module__).startswith("landscape.sam.")
 
 
 class _Held:

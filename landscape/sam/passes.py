@@ -217,9 +217,14 @@ class Statistics:
 
     `momentum` is left alone: setting it to 0 still counts batches, changes cumulative averages
     (momentum=None), and freezes a layer for good when it is done twice.
+    eager: no recorded or compiled graph runs the model, so that BatchNorm may be told for a block
+    to keep no statistics; in training mode its outputs do not depend on them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, eager: bool = False) -> None:
+        tracking = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+        told = eager and all(map(_keeps_statistics_when_told, tracking))
+        self._told = tracking if told else []
         self._where = [
             (m, name)
             for m in model.modules()
@@ -254,63 +259,30 @@ class Statistics:
     @contextlib.contextmanager
     def frozen(self, active: bool = True) -> Iterator[None]:
         """Undo what the block does to them."""
-        if active:
+        told = [m.__dict__ for m in self._told if m.track_running_stats] if active else []
+        if active and not self._told:
             self.save()
+        for module in told:
+            module["track_running_stats"] = False
         try:
             yield
         finally:
-            if active:
+            for module in told:
+                module["track_running_stats"] = True
+            if active and not self._told:
                 self.restore()
 
 
-class Backup:
-    """Weights moved from w to w + e and back to w, in buffers that are kept between steps.
-
-    On the CPU a weight points to its buffer, where w + e is written, until it points back: its own
-    memory is never touched. Elsewhere recorded graphs hold addresses, and a view shares memory with
-    others: there the buffer keeps w, and e is added in place.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, Tensor, Tensor, bool]] = {}
-        self._moved: list[tuple[Tensor, Tensor]] = []
-        self._copied: tuple[list[Tensor], list[Tensor]] | None = None
-
-    def climb(
-        self, indices: Sequence[int], weights: list[Tensor], directions: list[Tensor], factor: float
-    ) -> None:
-        """Move to w + factor * direction; `indices` name the buffers."""
-        add, shared = torch.add, []
-        for i, w, d in zip(indices, weights, directions, strict=True):
-            known = self._known.get(i)
-            if known is None or known[0] != w.data_ptr():
-                known = self._known[i] = _learn(w)
-            _, own, buffer, alone = known
-            if alone:
-                self._moved.append((w, own))
-                w.data = add(own, d, alpha=factor, out=buffer)
-            else:
-                shared.append((w, d, buffer))
-        if shared:
-            w, d, buffers = map(list, zip(*shared, strict=True))
-            torch._foreach_copy_(buffers, w)
-            self._copied = (w, buffers)
-            torch._foreach_add_(w, d, alpha=factor)
-
-    def restore(self) -> None:
-        """Back to w, bit for bit."""
-        for w, own in self._moved:
-            w.data = own
-        self._moved.clear()
-        if self._copied is not None:
-            torch._foreach_copy_(*self._copied)
-            self._copied = None
-
-
-def _learn(w: Tensor) -> tuple[int, Tensor, Tensor, bool]:
-    """Address, w itself, a buffer, and whether nothing else shares its memory or address."""
-    alone = w.is_cpu and w.untyped_storage().nbytes() == w.nbytes
-    return w.data_ptr(), w.data, torch.empty_like(w, requires_grad=False), alone
+def _keeps_statistics_when_told(module: nn.Module) -> bool:
+    """Whether a layer is torch's own BatchNorm on the CPU, which obeys `track_running_stats`."""
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    return (
+        isinstance(module, batch_norm)
+        and type(module).forward is batch_norm.forward
+        and "forward" not in module.__dict__
+        and "track_running_stats" in module.__dict__
+        and module.running_mean.is_cpu
+    )
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -27,7 +27,6 @@ class Perturbation:
     """The perturbation e of one step; every property is computed on first use.
 
     names, shapes: all trained tensors. ascent: e of the tensors `live`; None without a climb.
-    masks: per tensor True, False or a bool tensor; None when the variant selects everything.
     g1, g2: gradients at w and w + e where they were computed. loss_clean, loss_perturbed: 0-d, in
     the units of the loss (equal when the step did not climb). rho: the radius asked of the step.
     note: how state was found for a counterfactual.
@@ -36,8 +35,7 @@ class Perturbation:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     ascent: Ascent | None
-    live: list[int]
-    masks: list[MaskEntry] | None
+    live: Sequence[int]
     g1: list[Tensor | None]
     g2: list[Tensor | None]
     loss_clean: Tensor
@@ -49,6 +47,14 @@ class Perturbation:
     def climbed(self) -> bool:
         """Whether the step had an ascent."""
         return self.ascent is not None
+
+    @cached_property
+    def masks(self) -> list[MaskEntry]:
+        """Per tensor True, False or a bool tensor; all False without a climb."""
+        if self.ascent is None:
+            return [False] * len(self.names)
+        mask = self.ascent.mask or [True] * len(self.live)
+        return spread(mask, self.live, len(self.names), False)
 
     @cached_property
     def perturbed(self) -> list[Tensor | None]:
@@ -69,10 +75,9 @@ class Perturbation:
     @cached_property
     def mask(self) -> dict[str, Tensor]:
         """Selected coordinates per tensor, bool."""
-        entries: Sequence[MaskEntry] = self.masks or [e is not None for e in self.perturbed]
         full = [
             torch.tensor(m, device=self._zero.device).expand(shape) if isinstance(m, bool) else m
-            for m, shape in zip(entries, self.shapes, strict=True)
+            for m, shape in zip(self.masks, self.shapes, strict=True)
         ]
         return dict(zip(self.names, full, strict=True))
 
@@ -216,7 +221,6 @@ def counterfactual(
         shapes=tuple(p.shape for p in parameters),
         ascent=ascent,
         live=live,
-        masks=_spread_mask(ascent, live, len(parameters)),
         g1=g1,
         g2=g2,
         loss_clean=loss1,
@@ -224,11 +228,6 @@ def counterfactual(
         rho=ascent.rho,
         note="live state" if state is not None else "no state: averages and masks start here",
     )
-
-
-def _spread_mask(ascent: Ascent, live: Sequence[int], size: int) -> list[MaskEntry]:
-    mask = [True] * len(live) if ascent.mask is None else ascent.mask
-    return spread(mask, live, size, False)
 
 
 def _per_example(losses: Callable[[Any], Tensor]) -> Callable[[Any], Any]:

@@ -136,7 +136,8 @@ ROWS: dict[str, Row] = {
         "Code takes weight decay at w + e; default: at w, in the base optimizer.",
     ),
     "sl_sam": Row(
-        "SL-SAM", "", "e = ρ g1/‖g1‖ on tensors drawn by a bandit; the others are not updated",
+        "SL-SAM", "arXiv:2602.09395",
+        "e = ρ g1/‖g1‖ on tensors drawn by a bandit; the others are not updated",
         "share 0.5, ρ 0.01", "2F, 2 partial B", "1", "parity",
     ),
     "wsam": Row(

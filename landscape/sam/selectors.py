@@ -214,6 +214,8 @@ class TopLayers:
         scores = torch.stack([total_norm(norms) for norms in groups.values()])
         if self.smoothing and "scores" in state and len(state["scores"]) == len(scores):
             scores = self.smoothing * state["scores"] + (1 - self.smoothing) * scores
+            if isinstance(point.finite, Tensor):
+                scores = torch.where(point.finite, scores, state["scores"])
         if self.smoothing:
             state["scores"] = scores
         if state.get("chosen") is None or state["age"] % self.every == 0:

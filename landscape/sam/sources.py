@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape.sam.variant import Point, State
+from landscape.sam.weights import SMALL
 
 
 def gradient(point: Point, state: State) -> list[Tensor]:  # noqa: ARG001
@@ -30,24 +31,63 @@ class Friendly:
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:
         """U per tensor; updates `state["ema"]`, keyed by tensor name."""
-        memory = state.setdefault("ema", {})
-        g = point.gradients
-        fresh = [name not in memory for name in point.names]
-        for name, new, gradient_ in zip(point.names, fresh, g, strict=True):
-            if new:
-                memory[name] = (
-                    gradient_.clone() if self.init == "grad" else torch.zeros_like(gradient_)
-                )
-        ema = [memory[name] for name in point.names]
-        before = None
         if self.order == "code":
-            before = torch._foreach_add(g, ema, alpha=-self.sigma)
-        torch._foreach_lerp_(ema, g, 1 - self.lmbda)
-        if before is None:
-            before = torch._foreach_add(g, ema, alpha=-self.sigma)
-        if self.init == "grad" and any(fresh):
-            before = [a if new else u for a, u, new in zip(g, before, fresh, strict=True)]
-        return list(before)
+            u = self.direction(point, state)
+            self.remember(point, u, state)
+            return u
+        g = point.gradients
+        fresh = {n for n in point.names if n not in state.setdefault("ema", {})}
+        self._take_in(point, state, g, 1.0 - self.lmbda, self.lmbda)
+        u = torch._foreach_add(g, [state["ema"][n] for n in point.names], alpha=-self.sigma)
+        if self.init == "zero":
+            return list(u)
+        return [x if n in fresh else d for n, x, d in zip(point.names, g, u, strict=True)]
+
+    def direction(self, point: Point, state: State) -> list[Tensor]:
+        """U per tensor with order="code", finite where g1 is; the average stays as it is."""
+        g, memory = point.gradients, state.get("ema", {})
+        means = [memory.get(n) for n in point.names]
+        room = None if point.room is None else point.room(g)
+        if room is None or any(m is None for m in means):
+            return [
+                x if m is None else torch.sub(x, m, alpha=self.sigma)
+                for x, m in zip(g, means, strict=True)
+            ]
+        if sum(map(torch.numel, g)) < SMALL * len(g):
+            return list(torch._foreach_add(g, means, alpha=-self.sigma))
+        norms = []
+        wide = torch.float32 if g[0].dtype in (torch.float16, torch.bfloat16) else None
+        for x, m, out in reversed(list(zip(g, means, room, strict=True))):
+            torch.sub(x, m, alpha=self.sigma, out=out)
+            norms.append(torch.linalg.vector_norm(out, dtype=wide))  # while it is in the cache
+        point.known_norms = (room, norms[::-1])
+        return room
+
+    def remember(self, point: Point, u: list[Tensor], state: State) -> None:
+        """Move the average towards g1 = u + sigma M: M = (lmbda + (1 - lmbda) sigma) M + ... u."""
+        keep = self.lmbda + (1 - self.lmbda) * self.sigma
+        self._take_in(point, state, u, 1 - self.lmbda, 1.0 if self.sigma == 1 else keep)
+
+    def _take_in(
+        self, point: Point, state: State, x: list[Tensor], weight: float, keep: float
+    ) -> None:
+        """M = keep M + weight x; where there is no M yet, x (init="grad") or weight x."""
+        memory = state.setdefault("ema", {})
+        known = [(memory[n], v) for n, v in zip(point.names, x, strict=True) if n in memory]
+        if known:
+            means, taken = map(list, zip(*known, strict=True))
+            before = None
+            if isinstance(point.finite, Tensor):  # on CUDA, where nothing waits for the answer
+                before = [m.clone() for m in means]
+            if keep != 1:
+                torch._foreach_mul_(means, keep)
+            torch._foreach_add_(means, taken, alpha=weight)
+            if before is not None:
+                for m, old in zip(means, before, strict=True):
+                    m.copy_(torch.where(point.finite, m, old))
+        for n, v in zip(point.names, x, strict=True):
+            if n not in memory:
+                memory[n] = v.clone() if self.init == "grad" else v * weight
 
 
 @dataclass(frozen=True)
@@ -85,7 +125,9 @@ class Stale:
             previous[n] if n in previous else torch.zeros_like(g)
             for n, g in zip(point.names, point.gradients, strict=True)
         ]
-        kept = [g.clone() for g in point.gradients]
+        kept = point.gradients
+        if isinstance(point.finite, Tensor):
+            kept = [torch.where(point.finite, g, old) for g, old in zip(kept, u, strict=True)]
         state["previous"] = dict(zip(point.names, kept, strict=True))
         return u
 

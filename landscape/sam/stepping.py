@@ -1,6 +1,7 @@
 """The descent gradient of one step: g1, the climb, g2, the correction."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam import replicas
+from landscape.sam import points, replicas
 from landscape.sam.basestep import (
     Finite,
     all_finite,
@@ -17,16 +18,19 @@ from landscape.sam.basestep import (
     is_finite,
     run_hook,
     scale_factor,
+    settle,
 )
 from landscape.sam.checks import check_dense
 from landscape.sam.engine import Ascent, ascend
-from landscape.sam.evaluate import SameBatch
+from landscape.sam.geometry import Geometry, Scaled
 from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import Passes, batch_size, rng_state, select, set_rng_state
-from landscape.sam.perturbation import Perturbation, spread
-from landscape.sam.schedule import always
-from landscape.sam.sources import gradient
+from landscape.sam.perturbation import Perturbation
+from landscape.sam.schedule import Constant, always
+from landscape.sam.selectors import everything
+from landscape.sam.sources import Stale
 from landscape.sam.variant import Point
+from landscape.sam.weights import unshared
 
 Gradients = list[Tensor | None]  # over all trained tensors
 
@@ -37,19 +41,22 @@ class First:
 
     point: Point
     g1: Gradients
-    live: list[int]
+    live: Sequence[int]
     rng: Any = None
     passed: bool = True  # False for a variant without a first pass
+    u: list[Tensor] | None = None  # of a source that was asked before g1 was known to be finite
+    spare: bool = False  # whether the memory of g1 may hold u and then w + e
 
     def forget(self) -> None:
         """Free g1, which nothing reads any more."""
         self.g1 = [None] * len(self.g1)
-        self.point.gradients = []
+        self.point.gradients, self.point.known_norms = [], None
 
 
 def descend(optimizer: Any, passes: Passes) -> tuple[Tensor, Point, Finite]:
     """Leave gd of the batch in `.grad`; the loss at w, the point, whether all was finite."""
     parts = getattr(optimizer.variant.evaluate, "micro_batches", 1)
+    optimizer.last = None  # its memory serves this step
     optimizer.statistics_start.save()
     if parts > 1:
         return _micro_batches(optimizer, passes, parts)
@@ -107,19 +114,25 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
     variant, slots = optimizer.variant, optimizer.slots
     first = _first_pass(optimizer, passes)
     point = first.point
-    finite = is_finite(point.norm) if point.gradients else True
+    finite: Finite = True
+    if _source_first(optimizer, point):
+        first.u = variant.source.direction(point, slots["source"])
+        finite = is_finite(point.norm_of(first.u))
+    elif first.passed:
+        finite = settle(optimizer, is_finite(point.norm))
     if optimizer.local:
         finite = replicas.all_agree(optimizer.model, finite, optimizer.device)
     if finite is False:
         _remember(optimizer, first)
         return point, False
-    if isinstance(finite, Tensor) and variant.source is not gradient:
-        # Without waiting for the device: an infinite gradient must not enter the averages.
-        point.gradients = [torch.where(finite, g, 0.0) for g in point.gradients]
+    if isinstance(finite, Tensor):
+        _quarantine(point, finite)
     is_open = variant.gate(point, slots["gate"])
     if optimizer.local and variant.gate is not always:
         is_open = replicas.all_agree(optimizer.model, bool(is_open), optimizer.device)
     if is_open:
+        if first.u is not None:
+            variant.source.remember(point, first.u, slots["source"])
         return _climb(optimizer, passes, first, finite)
     if optimizer.local:
         _average_first(optimizer, first)
@@ -130,6 +143,29 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
             optimizer.trained.parameters[i].grad = g
     _remember(optimizer, first)
     return point, finite
+
+
+def _source_first(optimizer: Any, point: Point) -> bool:
+    """Whether the norm of u, which is needed anyway, can tell that g1 is finite."""
+    variant, geometry = optimizer.variant, optimizer.variant.geometry
+    return (
+        getattr(variant.source, "order", "") == "code"
+        and variant.selector is everything
+        and variant.gate is always
+        and isinstance(variant.radius, Constant)
+        and isinstance(geometry, Geometry)
+        and geometry.plain
+        and point.scales is None
+        and optimizer.device.type == "cpu"
+    )
+
+
+def _quarantine(point: Point, finite: Tensor) -> None:
+    """Without waiting for the device: nothing infinite may reach what a slot keeps."""
+    point.gradients = [torch.where(finite, g, 0.0) for g in point.gradients]
+    norms = torch.where(finite, torch.stack(point.norms), 0.0)
+    point._norms, point._norm = list(norms.unbind()), torch.where(finite, point.norm, 0.0)
+    point.finite = finite
 
 
 def _average_first(optimizer: Any, first: First) -> None:
@@ -144,27 +180,49 @@ def _average_first(optimizer: Any, first: First) -> None:
 def _first_pass(optimizer: Any, passes: Passes) -> First:
     variant, parameters = optimizer.variant, optimizer.trained.parameters
     rng = rng_state(optimizer.device) if optimizer.same_rng_both_passes else None
+    point = points.make(optimizer)
     if not getattr(variant.source, "first_pass", True):
-        live = list(range(len(parameters)))
-        point = optimizer.point(live, [])
         point.loss_at = _loss_at(optimizer, passes, point.weights)
-        return First(point, [None] * len(parameters), live, rng, passed=False)
+        return First(point, [None] * len(parameters), list(range(len(parameters))), rng, False)
     if optimizer.bn == "second":
         optimizer.statistics_first.save()
-    bare = optimizer.point([], [])
-    bare.scratch["names"] = optimizer.trained.names
-    local = optimizer.local
-    with replicas.unsynced(optimizer.model) if local else contextlib.nullcontext():
-        _add_loss_term(optimizer, passes, bare)
+    with replicas.unsynced(optimizer.model) if optimizer.local else contextlib.nullcontext():
+        _add_loss_term(optimizer, passes, point)
         only = _restricted(optimizer)
-        loss = variant.evaluate.first(passes, bare, optimizer.slots["evaluate"], only)
+        loss = variant.evaluate.first(passes, point, optimizer.slots["evaluate"], only)
     g1 = replicas.own_gradients(optimizer.model, [p.grad for p in parameters])
-    live = [i for i, g in enumerate(g1) if g is not None]
-    check_dense(optimizer.trained.names, g1)
-    point = optimizer.point(live, [g1[i] for i in live])
-    point.loss, point.scratch = loss, bare.scratch
+    spare = _may_overwrite(optimizer, g1)
+    live: Sequence[int] = [i for i, g in enumerate(g1) if g is not None]
+    if not optimizer.dense:
+        check_dense(optimizer.trained.names, g1)
+        optimizer.dense = True
+    if len(live) < len(g1):
+        point = point.only(live)
+        point.gradients = [g1[i] for i in live]
+    else:
+        live, point.gradients = range(len(g1)), g1
+    point.loss = loss
     point.loss_at = _loss_at(optimizer, passes, point.weights)
-    return First(point, g1, live, rng)
+    if optimizer.keep_perturbation:
+        point.room = optimizer.workspace.lend if optimizer.device.type == "cpu" else None
+    elif spare and _source_first(optimizer, point):
+        point.room = list
+    return First(point, g1, live, rng, spare=spare)
+
+
+def _may_overwrite(optimizer: Any, g1: Gradients) -> bool:
+    """Whether u and then w + e may be written where g1 is.
+
+    Not where somebody else refers to it, and not with slots of others, who may keep it.
+    """
+    return (
+        optimizer.device.type == "cpu"
+        and not optimizer.trained.little
+        and optimizer.own_slots
+        and not isinstance(optimizer.variant.source, Stale)
+        and _only_g2_matters(optimizer)
+        and unshared(g1)
+    )
 
 
 def _loss_at(optimizer: Any, passes: Passes, weights: list[Tensor]) -> Any:
@@ -217,9 +275,11 @@ def _restricted(optimizer: Any) -> list[bool] | None:
 def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tuple[Point, Finite]:
     """Perturb, run pass 2, restore by copy whatever is raised, and correct."""
     variant, slots, parameters = optimizer.variant, optimizer.slots, optimizer.trained.parameters
-    ascent = ascend(variant, first.point, slots)
-    perturbed = spread(ascent.perturbs, first.live, len(parameters), False)
-    climbed = [i for i, on in enumerate(perturbed) if on]
+    ascent = ascend(variant, first.point, slots, first.u)
+    first.u = None
+    climbed = first.live
+    if not ascent.whole:
+        climbed = [i for i, on in zip(first.live, ascent.perturbs, strict=True) if on]
     if optimizer.local and getattr(variant.correction, "needs_g1", True):
         _average_first(optimizer, first)
     after = rng_state(optimizer.device) if first.rng is not None else None
@@ -227,7 +287,8 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
         optimizer.statistics_first.restore()
     weights = [parameters[i] for i in climbed]
     try:
-        optimizer.backup.climb(climbed, weights, *ascent.steps())
+        over = first.spare and isinstance(ascent.raised, Scaled)
+        optimizer.backup.climb(climbed, weights, *ascent.steps(), over=over)
         run_hook(variant.selector, "after_ascent", first.point, slots["selector"])
         if not optimizer.keep_perturbation:
             ascent = Ascent([], None, ascent.rho)
@@ -235,14 +296,9 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             first.forget()
         if first.rng is not None:
             set_rng_state(first.rng, optimizer.device)
-        loss2 = _second_pass(optimizer, passes, first, perturbed)
+        loss2 = _second_pass(optimizer, passes, first, climbed)
         g2 = [p.grad for p in parameters]
-        both = [i for i in first.live if g2[i] is not None]
-        pair = first.point
-        if len(both) < len(first.live):
-            where = {i: j for j, i in enumerate(first.live)}
-            pair = first.point.only([where[i] for i in both])
-        taken = [g2[i] for i in both]
+        both, pair, taken = _both(first, g2)
         run_hook(
             variant.correction, "before_restore", pair, pair.gradients, taken, slots["correction"]
         )
@@ -252,21 +308,37 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             set_rng_state(after, optimizer.device)
     if first.point.loss is None:
         first.point.loss = pair.loss = loss2
-    finite = both_finite(finite, all_finite(g2))
+    finite = both_finite(finite, settle(optimizer, all_finite(g2)))
     _remember(optimizer, first, ascent, g2, loss2)
     if finite is False:
         return first.point, False
     if isinstance(finite, Tensor) and getattr(variant.correction, "needs_g1", True):
         # Without waiting for the device: nothing infinite may reach what a correction keeps.
+        pair.finite = finite
         pair.gradients = [torch.where(finite, g, 0.0) for g in pair.gradients]
         taken = [torch.where(finite, g, 0.0) for g in taken]
     gd = variant.correction(pair, pair.gradients, taken, slots["correction"])
-    for i, g in zip(both, gd, strict=True):
-        parameters[i].grad = g
+    if gd is not taken:
+        for i, g in zip(both, gd, strict=True):
+            parameters[i].grad = g
     if getattr(variant.evaluate, "partial", False) and variant.evaluate.off == "clean":
+        # What a source keeps may not be what a caller's clipping then alters.
+        own = torch.clone if getattr(variant.source, "remembers", False) else lambda g: g
         for p, g in zip(parameters, first.g1, strict=True):
-            p.grad = g if p.grad is None else p.grad
+            if p.grad is None and g is not None:
+                p.grad = own(g)
     return pair, finite
+
+
+def _both(first: First, g2: Gradients) -> tuple[list[int], Point, list[Tensor]]:
+    """The tensors with both gradients: where they are, the point over them, their g2."""
+    both = [i for i in first.live if g2[i] is not None]
+    if len(both) == len(g2):
+        return both, first.point, g2
+    if len(both) == len(first.live):
+        return both, first.point, [g2[i] for i in both]
+    where = {i: j for j, i in enumerate(first.live)}
+    return both, first.point.only([where[i] for i in both]), [g2[i] for i in both]
 
 
 def _only_g2_matters(optimizer: Any) -> bool:
@@ -276,15 +348,16 @@ def _only_g2_matters(optimizer: Any) -> bool:
     return not (
         optimizer.keep_perturbation
         or getattr(variant.correction, "needs_g1", True)
-        or variant.evaluate != SameBatch()
+        or getattr(variant.evaluate, "needs_g1", True)
         or (hasattr(selector, "after_step") and getattr(selector, "needs_g1", True))
         or variant.loss_term is not None
     )
 
 
-def _second_pass(optimizer: Any, passes: Passes, first: First, perturbed: list[bool]) -> Tensor:
-    evaluate = optimizer.variant.evaluate
-    only = perturbed if getattr(evaluate, "partial", False) else None
+def _second_pass(optimizer: Any, passes: Passes, first: First, climbed: Sequence[int]) -> Tensor:
+    evaluate, only = optimizer.variant.evaluate, None
+    if getattr(evaluate, "partial", False):
+        only = [i in set(climbed) for i in range(len(optimizer.trained.names))]
     # A variant without a first pass has this one alone to update running statistics.
     keep = optimizer.bn == "first" and first.passed
     with optimizer.statistics_second.frozen(keep):
@@ -300,18 +373,13 @@ def _remember(
 ) -> None:
     if not optimizer.keep_perturbation:
         return
-    size, live = len(optimizer.trained.names), first.live
-    mask = [False] * size
-    if ascent is not None:
-        mask = spread(ascent.mask or [True] * len(live), live, size, False)
     optimizer.last = Perturbation(
         names=optimizer.trained.names,
         shapes=optimizer.trained.shapes,
         ascent=ascent,
-        live=live,
-        masks=mask,
+        live=first.live,
         g1=first.g1,
-        g2=g2 or [None] * size,
+        g2=g2 or [None] * len(first.g1),
         loss_clean=first.point.loss,
         loss_perturbed=first.point.loss if loss2 is None else loss2,
         rho=ascent.rho if ascent else 0.0,

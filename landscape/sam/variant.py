@@ -30,6 +30,10 @@ class Point:
     group(name): the tensor's parameter group in the base optimizer;
     fisher(num_samples, ...): squared per-example gradients, None when no data were given;
     loss_at(offsets): the batch's loss at w + offsets, without gradients, running statistics kept;
+    room(like): tensors like these in which a source may write u, or None;
+    finite: on CUDA, where nothing waits for the device, whether g1 is finite, a 0-d bool tensor:
+    what a slot keeps must not change where it is False (`torch.where`);
+    known_norms: a list of tensors and their norms, for `norm_of`;
     scratch: what slots hand to each other within one step.
     """
 
@@ -50,7 +54,10 @@ class Point:
     group: Callable[[str], dict[str, Any]] | None = None
     fisher: Callable[..., dict[str, Tensor]] | None = None
     loss_at: Callable[[list[Tensor]], Tensor] | None = None
+    room: Callable[[list[Tensor]], list[Tensor] | None] | None = None
+    finite: bool | Tensor = True
     scratch: State = field(default_factory=dict)
+    known_norms: tuple[list[Tensor], list[Tensor]] | None = None
     _norms: list[Tensor] | None = None
     _norm: Tensor | None = None
 
@@ -68,6 +75,14 @@ class Point:
             self._norm = total_norm(self.norms)
         return self._norm
 
+    def norm_of(self, tensors: list[Tensor]) -> Tensor:
+        """Their ℓ2 norm together, 0-d; g1's and those of `known_norms` are computed once."""
+        if tensors is self.gradients:
+            return self.norm
+        if self.known_norms is None or tensors is not self.known_norms[0]:
+            self.known_norms = (tensors, tensor_norms(tensors))
+        return total_norm(self.known_norms[1])
+
     def only(self, keep: Sequence[int]) -> "Point":
         """The same point, seen through the tensors `keep`."""
         take = lambda items: [items[i] for i in keep]  # noqa: E731
@@ -81,6 +96,7 @@ class Point:
             scales=None if self.scales is None else take(self.scales),
             _norms=None if self._norms is None else take(self._norms),
             _norm=None,
+            known_norms=None,
         )
 
 
@@ -88,18 +104,21 @@ def tensor_norms(tensors: Sequence[Tensor], p: float = 2.0) -> list[Tensor]:
     """ℓp norm of each tensor, accumulated in at least float32."""
     if not tensors:
         return []
+    tensors = tensors if isinstance(tensors, list) else list(tensors)
     if tensors[0].dtype in (torch.float16, torch.bfloat16):
-        return list(torch._foreach_norm(list(tensors), p, dtype=torch.float32))
-    return list(torch._foreach_norm(list(tensors), p))
+        return list(torch._foreach_norm(tensors, p, dtype=torch.float32))
+    return list(torch._foreach_norm(tensors, p))
 
 
-def total_norm(norms: Sequence[Tensor]) -> Tensor:
+def total_norm(norms: list[Tensor]) -> Tensor:
     """ℓ2 norm of a list of norms, on the first one's device; () and 0 for an empty list."""
     if not norms:
         return torch.zeros(())
-    if len({n.device for n in norms}) > 1:
-        norms = [n.to(norms[0].device) for n in norms]
-    return torch.linalg.vector_norm(torch.stack(list(norms)))
+    try:
+        together = torch.stack(norms)
+    except RuntimeError:  # on several devices
+        together = torch.stack([n.to(norms[0].device) for n in norms])
+    return torch.linalg.vector_norm(together)
 
 
 def apply_mask(tensors: Sequence[Tensor], mask: Sequence[MaskEntry] | None) -> list[Tensor | None]:
