@@ -211,6 +211,7 @@ class _Search:
                 space = self.krylov(None)
                 self.extend(space, self.searched)
                 complete = self.found_none
+            space.rows = space.rows[:0].clone()  # room for the proof
             return self.finish(complete or len(self.values) == self.size)
         except KeyboardInterrupt as stop:
             raise Interrupted("The search was interrupted.", self.partial(space)) from stop
@@ -401,10 +402,11 @@ class _Search:
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
         V = self.vectors.to(torch.float64)
-        factor, off = torch.linalg.cholesky(V @ V.T), math.nan
-        V = torch.linalg.solve_triangular(factor, V, upper=False)
+        upright, off = torch.linalg.inv(torch.linalg.cholesky(V @ V.T)), math.nan
+        _turn(upright, V)
         if self.sampled:
-            HV = torch.linalg.solve_triangular(factor, self.images.to(V), upper=False)
+            HV = self.images.to(torch.float64)
+            _turn(upright, HV)
             g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(V)
             off = float(torch.linalg.vector_norm(self.certificate(g @ V).to(V) - g @ HV))
         elif self.certificate is None:
@@ -414,8 +416,11 @@ class _Search:
         small = (V @ HV.T).to("cpu")
         values, turn = torch.linalg.eigh((small + small.T) / 2)
         values, turn = values.flip(0).to(V), turn.flip(1).T.to(V)
-        V, HV = turn @ V, turn @ HV
-        R = HV - values[:, None] * V
+        _turn(turn, V)
+        _turn(turn, HV)
+        R = HV
+        for row, value, v in zip(R, values, V, strict=True):
+            row.sub_(value * v)
         residuals = torch.linalg.vector_norm(R, dim=1)
         bound = self.tolerance * max(self.scale, float(values.abs().max()))
         shown = self.dtype if self.certificate is None else torch.float64
@@ -432,3 +437,10 @@ class _Search:
             failure_probability=self.risk,
             product_error=off,
         )
+
+
+def _turn(turn: Tensor, rows: Tensor) -> None:
+    """Replace rows by turn @ rows, in slabs, so that nothing is doubled."""
+    for start in range(0, rows.shape[1], 2**20):
+        slab = slice(start, start + 2**20)
+        rows[:, slab] = turn @ rows[:, slab]

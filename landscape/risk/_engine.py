@@ -157,10 +157,10 @@ class Engine:
         """Batches whose graphs of second order are held together, and those rebuilt one by one."""
         kept, rebuilt, room = [], [], float(self.memory)
         batches = self.graph_batches(order=2)
-        if len(batches) > 1:
-            room -= max(_memory.graph_bytes(self, batch.count, order=2) for batch in batches)
-        for batch in batches:
-            room -= _memory.graph_bytes(self, batch.count, order=2)
+        sizes = [_memory.graph_bytes(self, batch.count, order=2) for batch in batches]
+        room -= max(sizes) if sum(sizes) > room else 0.0
+        for batch, size in zip(batches, sizes, strict=True):
+            room -= size
             (rebuilt if room < 0 else kept).append(batch)
         return kept, rebuilt
 

@@ -15,6 +15,7 @@ GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
 _SHARE_OF_A_PASS = 4
 _PARTS, _LEAST_ROWS = 8, 16
+_CPU_BATCH = 2**26
 
 
 def default(device: torch.device) -> int:
@@ -42,6 +43,10 @@ def graph_rows(engine: "Engine", order: int) -> int:
     if order > 1 and most < engine.examples.num_examples:
         part = int((engine.memory / _PARTS - fixed) / max(each, 1))
         most = part if part >= _LEAST_ROWS else most
+    if order > 1 and engine.device.type == "cpu":
+        # Above this the allocator asks the system for fresh pages at every operation, which costs
+        # a third of a product.
+        most = min(most, max(_LEAST_ROWS, int((_CPU_BATCH - fixed) / max(each, 1))))
     return max(1, min(rows, most))
 
 

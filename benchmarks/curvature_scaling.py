@@ -1,0 +1,151 @@
+"""What curvature costs against examples, parameters, pairs and processes, and in memory.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.curvature_scaling --part examples
+
+parts: "examples" (N), "parameters" (P), "pairs" (k), "memory" (peak of ResNet-18, 11 M parameters,
+top 5, with a bounded basis), "processes" (two gloo processes with half of the examples each).
+"""
+
+import argparse
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from benchmarks.curvature import FOLDER, make_risk, problem, record
+from benchmarks.interleaved import cpu_seconds, hardware, versions
+from landscape import EmpiricalRisk, measure
+
+K = 5
+TOLERANCE = 1e-3
+
+
+def row(risk: EmpiricalRisk, **options: Any) -> dict[str, Any]:
+    """One search end to end: CPU seconds and products."""
+    kept: list[Any] = []
+    asked = {"k": K, "tolerance": TOLERANCE, "seed": 0} | options
+    seconds = cpu_seconds(lambda: kept.append(measure.top_eigenvalues(risk, risk.theta, **asked)))
+    ds = kept[0]
+    counts = {n: int(ds[n]) for n in ("num_hvps", "certificate_hvps", "search_hvps")}
+    return {
+        "cpu_seconds": round(seconds, 3),
+        **counts,
+        "converged": bool(ds["converged"].all()),
+        "gradients": ds.attrs.get("cost_gradients"),
+    }
+
+
+def against_examples(_: int) -> dict[str, Any]:
+    """CPU seconds against N, at the same weights: products do not grow, seconds do with N."""
+    model, x, y = problem("cnn", 1024)
+    return {f"N={n}": row(make_risk(model, x[:n], y[:n])) for n in (128, 256, 512, 1024)}
+
+
+def against_parameters(examples: int) -> dict[str, Any]:
+    """MLPs on 3072 inputs: width 32, 128, 512 (99 k to 1.8 M parameters)."""
+    _, x, y = problem("cnn", examples)
+    rows = {}
+    for width in (32, 128, 512):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [nn.Flatten(), nn.Linear(3072, width), nn.Tanh(), nn.Linear(width, width),
+                      nn.Tanh(), nn.Linear(width, 10)]  # fmt: skip
+        risk = make_risk(nn.Sequential(*layers), x, y)
+        rows[f"P={risk.layout.num_parameters}"] = row(risk)
+    return rows
+
+
+def against_pairs(examples: int) -> dict[str, Any]:
+    """Products and seconds against k."""
+    risk = make_risk(*problem("cnn", examples))
+    return {f"k={k}": row(risk, k=k, max_hvps=600) for k in (1, 2, 5, 10, 20)}
+
+
+def in_memory(examples: int) -> dict[str, Any]:
+    """Peak resident memory of this process, which does nothing else."""
+    risk = make_risk(*problem("resnet18", examples), memory=2**28)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = row(risk, max_basis=2 * K + 4, certify="float64", max_hvps=400)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "parameters": risk.layout.num_parameters,
+        "examples": examples,
+        "max_basis": 2 * K + 4,
+        "peak_gib": round(peak / 2**20, 2),
+        "peak_before_gib": round(before / 2**20, 2),
+        **found,
+    }
+
+
+def over_processes(examples: int) -> dict[str, Any]:
+    """CPU and wall seconds of a product: all examples here, or half of them in each of two."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_share, args=(port, examples, results), nprocs=2, join=True)
+    both = [results.get() for _ in range(2)]
+    risk = make_risk(*problem("cnn", examples))
+    alone = _timed(risk)
+    return {
+        "one process": alone,
+        "each of two": both,
+        "cpu_over_one": [round(r["cpu_seconds"] / alone["cpu_seconds"], 3) for r in both],
+        "wall_over_one": [round(r["wall_seconds"] / alone["wall_seconds"], 3) for r in both],
+    }
+
+
+def _share(rank: int, port: int, examples: int, results: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model, x, y = problem("cnn", examples)
+    half = slice(0, examples // 2) if rank == 0 else slice(examples // 2, examples)
+    results.put(_timed(make_risk(model, x[half], y[half], distributed=True)))
+    dist.destroy_process_group()
+
+
+def _timed(risk: EmpiricalRisk, times: int = 5) -> dict[str, float]:
+    product, v = risk.linearized_hvp(risk.theta), risk.theta
+    product(v)
+    wall = time.perf_counter()
+    cpu = cpu_seconds(lambda: None if product(v) is None else 0.0, times)
+    wall = (time.perf_counter() - wall) / times
+    norm = float(product(v).double().norm())
+    return {"cpu_seconds": round(cpu, 4), "wall_seconds": round(wall, 4), "product_norm": norm}
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "examples": against_examples,
+    "parameters": against_parameters,
+    "pairs": against_pairs,
+    "memory": in_memory,
+    "processes": over_processes,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--examples", type=int, default=512)
+    asked = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    before = os.getloadavg()[0]
+    entry: dict[str, Any] = {"rows": PARTS[asked.part](asked.examples)}
+    entry |= {
+        "hardware": hardware(),
+        "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "versions": versions(),
+    }
+    record(FOLDER / "curvature-cpu.json", f"scaling, {asked.part}", entry)
+
+
+if __name__ == "__main__":
+    main()
