@@ -46,10 +46,11 @@ def enrichment(
         "the share that a random mask with the same density in every tensor gets: 1 is chance. "
         f"Geometric mean over {runs.seed_count(ds)} with its 95 % t-interval; grey: mean ± 1.96 SD "
         "of such random masks, exact, but where a few coordinates hold most of a quantity one of "
-        "them in a mask lands far outside: see the row of a random mask. Quantities: squares of the leading eigenvector "
-        "and of the leading eigenvectors of the Hessian, its diagonal (Hutchinson), the empirical "
-        "Fisher information, the squared weights. A mask that selects all or nothing of every "
-        "tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity is not a mechanism.",
+        "them in a mask lands far outside: see the row of a random mask. Quantities: squares of "
+        "the leading eigenvector and of the leading eigenvectors of the Hessian, its diagonal "
+        "(Hutchinson), the empirical Fisher information, the squared weights. A mask that selects "
+        "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
+        "is not a mechanism.",
         tuple(panels),
         columns=len(quantities),
         panel_height=0.5 + 0.17 * len(names),
