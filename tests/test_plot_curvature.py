@@ -3,72 +3,24 @@
 import numpy as np
 import pytest
 
-from landscape import measure, results, sam
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures
 from tests.figure_checks import check_figure
+from tests.fixtures_curvature import MAKERS, measured
 from tests.measure_problems import cnn_risk
 
-VARIANTS = {"sam": sam.sam(rho=0.1), "sam_on": sam.sam_on(rho=0.1)}
-EIGEN = {"k": 3, "max_hvps": 40, "failure_probability": 1.0}
-
-MAKERS = {
-    "top_eigenvalues": lambda r: measure.top_eigenvalues(r, r.theta, **EIGEN, seed=0),
-    "gauss_newton_eigenvalues": lambda r: measure.top_eigenvalues(
-        r, r.theta, matrix="ggn", **EIGEN, seed=0
-    ),
-    "spectral_density": lambda r: measure.spectral_density(
-        r, r.theta, num_probes=3, num_nodes=12, shifts=[0.01, 0.1, 1.0], seed=0
-    ),
-    "block_curvature": lambda r: measure.block_curvature(
-        r, r.theta, by="module", num_probes=3, tolerance=1e-3, seed=0
-    ),
-    "frobenius": lambda r: measure.hessian_diagonal(r, r.theta, num_probes=5, seed=0).drop_dims(
-        "parameter"
-    ),
-    "sharpness": lambda r: measure.sharpness(
-        r, r.theta, rho=[0.05, 0.1, 0.2], ascent_steps=2, num_pairs=2, seed=0
-    ),
-    "adaptive_sharpness": lambda r: measure.adaptive_sharpness(
-        r, r.theta, rho=[0.01, 0.02], ascent_steps=2, num_pairs=2, seed=0
-    ),
-    "m_sharpness": lambda r: measure.m_sharpness(
-        r, r.theta, rho=[0.05, 0.1], batch_sizes=[2, 6, 24], seed=0
-    ),
-    "critical_sharpness": lambda r: measure.critical_sharpness(r, r.theta, tolerance=0.01),
-    "minibatch_eigenvalues": lambda r: measure.minibatch_eigenvalues(
-        r, r.theta, batch_size=6, k=2, tolerance=1e-3, seed=0
-    ),
-    "data_bracket": lambda r: measure.data_bracket(
-        r, r.theta, num_folds=2, sizes=[6, 12], num_subsets=2, seed=0
-    ),
-    "training_curvature": lambda r: measure.training_curvature(
-        r, [1.2 * r.theta, r.theta], epochs=[0, 3], lr=[0.1, 0.0], rho=0.1, momentum=0.9, seed=0
-    ),
-    "alignment": lambda r: measure.alignment(r, r.theta, variants=VARIANTS, k=2, seed=0),
-}
 CALLS = {
     **{name: (name,) for name in MAKERS},
     "gauss_newton_eigenvalues": ("gauss_newton_eigenvalues", "top_eigenvalues"),
     "critical_sharpness": ("critical_sharpness", "top_eigenvalues"),
     "spectral_views": ("spectral_density",),
 }
-RUNS = [("sgd", 0), ("sgd", 1), ("sam", 0)]
 
 
 @pytest.fixture(scope="module")
 def data():
-    risks = [cnn_risk(seed=number)[0] for number in range(len(RUNS))]
-    found = {}
-    for name, make in MAKERS.items():
-        parts = []
-        for (variant, seed), risk in zip(RUNS, risks, strict=True):
-            words = {"label": variant.upper(), "setting": "digits"}
-            labels = {"run": f"{variant}-{seed}", "variant": variant, "seed": seed, **words}
-            parts.append((labels, make(risk)))
-        found[name] = results.combine(parts)
-    return found
+    return measured(*MAKERS)
 
 
 def draw(data, name, **options):
@@ -194,7 +146,7 @@ def test_alignment_is_drawn_against_both_chances(data):
     ds = data["alignment"]
     panel = draw(data, "alignment").panels[0]
     (rule,) = marks(panel, grammar.Rule)
-    assert rule.value == pytest.approx(2 / ds.attrs.get("P", len(cnn_risk()[0].theta)))
+    assert rule.value == pytest.approx(2 / len(cnn_risk()[0].theta))
     assert [text for _, text in panel.y.ticks] == ["gradient", "SAM", "SAM-ON"]
     matched = marks(panel, grammar.Points, "same energy per tensor")[-1]
     expected = np.exp(np.log(ds.expected_matched.isel(run=[0, 1])).mean("run"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from landscape import results
+from tests import fixtures_curvature
 from tests.fixtures_perturbations import measured
 from tests.fixtures_results import write_study
 from tests.fixtures_surfaces import write_surfaces
@@ -16,6 +17,8 @@ SCRIPTS = sorted((ROOT / "analysis_scripts").glob("fig_*.py"))
 # Made by the measurements themselves, beside the made-up results of a study.
 MEASURED = ("gradient_zscores", "mask_selection", "mask_filters", "enrichment",
             "perturbation_controls")  # fmt: skip
+CURVATURE = ("block_curvature", "training_curvature", "data_bracket", "minibatch_eigenvalues",
+             "alignment")  # fmt: skip
 LIMIT = 1_000_000  # bytes of data committed beside one figure
 
 
@@ -23,7 +26,8 @@ LIMIT = 1_000_000  # bytes of data committed beside one figure
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     place = write_study(folder)
-    for name, ds in measured(*MEASURED).items():
+    more = fixtures_curvature.measured(*CURVATURE)
+    for name, ds in (measured(*MEASURED) | more).items():
         results.save(ds, place.results / f"{name}.nc")
     write_surfaces(folder)
     return folder
