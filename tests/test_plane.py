@@ -1,11 +1,12 @@
 """Directions: norms of filters, shared draws, planes through points, trajectories."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from landscape import LandscapeError, ParamLayout, plane
-from tests.measure_problems import cnn, cnn_risk, quadratic
+from landscape import EmpiricalRisk, LandscapeError, ParamLayout, measure, plane
+from tests.measure_problems import cnn, cnn_risk, images, quadratic
 
 
 def rows_of(layout, flat, name):
@@ -159,6 +160,18 @@ def test_perturbation_axes_can_be_made_orthogonal():
     assert square.labels == ("sam", "zsharp")
 
 
+def test_collinear_checkpoints_leave_a_second_axis_that_is_named_random():
+    g = torch.Generator().manual_seed(0)
+    start, step = torch.randn(2, 30, generator=g, dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32):
+        line = plane.trajectory([(start + t * step).to(dtype) for t in (0.0, 1.0, 3.0, 4.0)])
+        assert line.details["explained_share"] == pytest.approx([1.0, 0.0], abs=1e-10)
+        assert abs(float(line.cosines[0, 1])) < 1e-6
+        assert line.norms.tolist() == pytest.approx([1, 1])
+    exact = plane.trajectory([start + t * step for t in (0.0, 1.0, 3.0, 4.0)])
+    assert exact.labels == ("principal 1", "random 2 (the checkpoints span 1)")
+
+
 def test_trajectory_of_collinear_checkpoints_explains_everything_with_one_axis():
     g = torch.Generator().manual_seed(0)
     start, step, side = torch.randn(3, 30, generator=g, dtype=torch.float64)
@@ -172,6 +185,145 @@ def test_trajectory_of_collinear_checkpoints_explains_everything_with_one_axis()
     assert sum(bent.details["explained_share"]) == pytest.approx(1.0)
     assert bent.details["residual"] == pytest.approx([0.0] * 5, abs=1e-6)
     assert torch.equal(bent.origin, points[-1])
+
+
+def zoo():
+    """One of each kind of tensor."""
+
+    class Zoo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv1d(2, 4, 3)
+            self.conv2 = nn.Conv2d(3, 6, 3)
+            self.grouped = nn.Conv2d(4, 6, 3, groups=2)
+            self.depthwise = nn.Conv2d(5, 5, 3, groups=5)
+            self.conv3 = nn.Conv3d(2, 3, 2)
+            self.up = nn.ConvTranspose2d(4, 3, 2)
+            self.linear = nn.Linear(7, 5)
+            self.attention = nn.MultiheadAttention(6, 2)
+            self.embedding = nn.Embedding(8, 4)
+            self.batch_norm = nn.BatchNorm2d(4)
+            self.layer_norm = nn.LayerNorm(5)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Zoo().double()
+        for p in model.parameters():
+            p.data.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+# name -> axis of the filters; one_d tensors are one filter.
+FILTER_AXIS = {
+    "conv1.weight": 0, "conv2.weight": 0, "grouped.weight": 0, "depthwise.weight": 0,
+    "conv3.weight": 0, "up.weight": 1, "linear.weight": 0, "attention.in_proj_weight": 0,
+    "attention.out_proj.weight": 0, "embedding.weight": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("one_d", ["zero", "random"])
+def test_every_filter_of_every_kind_of_tensor_has_the_norm_of_its_weights(one_d):
+    model = zoo()
+    layout = ParamLayout.of(model)
+    theta = layout.flatten(dict(model.named_parameters())).detach()
+    p = plane.random(model, theta, num_directions=2, one_d=one_d, seed=3)
+    for d in p.directions:
+        for tensor in layout.tensors:
+            w, v = (rows_of(layout, x, tensor.name) for x in (theta, d))
+            if tensor.ndim == 1:
+                assert tensor.name not in FILTER_AXIS
+                expected = w.norm() if one_d == "random" else torch.zeros_like(w.norm())
+                torch.testing.assert_close(v.norm(), expected)
+                continue
+            axis = FILTER_AXIS[tensor.name]
+            w, v = (x.movedim(axis, 0).flatten(1).norm(dim=1) for x in (w, v))
+            torch.testing.assert_close(v, w, rtol=1e-12, atol=0)
+    kinds = {tensor.kind for tensor in layout.tensors}
+    assert {"conv", "linear", "norm", "bias", "embedding"} <= kinds
+
+
+def test_one_saved_set_of_directions_serves_every_model(tmp_path):
+    risk, _ = cnn_risk()
+    other, _ = cnn_risk(seed=9)
+    made = plane.random(risk, risk.theta, num_directions=2, seed=3)
+    path = plane.save(made, tmp_path / "directions.safetensors")
+    again = plane.load(path)
+    assert again.fingerprint() == made.fingerprint()
+    assert (again.kind, again.labels, again.details) == (made.kind, made.labels, made.details)
+    there = plane.shared(again, other, other.theta)
+    expected = plane.random(other, other.theta, num_directions=2, seed=3)
+    torch.testing.assert_close(there.directions, expected.directions, rtol=1e-12, atol=1e-14)
+    assert torch.equal(there.origin, other.theta)
+    # One radius for all models.
+    common = plane.shared(again, other, other.theta, reference=risk.theta)
+    torch.testing.assert_close(common.directions, made.directions, rtol=1e-12, atol=1e-14)
+
+
+def test_saved_planes_that_are_damaged_or_of_another_model_are_named(tmp_path):
+    risk, _ = cnn_risk()
+    made = plane.random(risk, risk.theta, num_directions=1, seed=3)
+    path = plane.save(made, tmp_path / "plane.safetensors")
+    whole = path.read_bytes()
+    with pytest.raises(LandscapeError, match=r"none\.safetensors does not exist"):
+        plane.load(tmp_path / "none.safetensors")
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LandscapeError, match="is no whole plane"):
+        plane.load(path)
+    path.write_bytes(whole[:-8] + b"12345678")
+    with pytest.raises(LandscapeError, match="does not hold the plane that was saved"):
+        plane.load(path)
+    flat, _, _ = quadratic([1.0, 2.0])
+    with pytest.raises(LandscapeError, match="The directions have 306 parameters and the model 2"):
+        plane.shared(made, flat, flat.theta)
+
+
+def mlp(*, scale=1.0):
+    """A ReLU network whose first layer is multiplied and the second divided by one factor."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4)
+        ).double()
+    with torch.no_grad():
+        model[1].weight *= scale
+        model[1].bias *= scale
+        model[3].weight /= scale
+    return model
+
+
+def test_a_relu_layer_rescaled_by_one_factor_has_the_same_filter_normalized_plane():
+    """The function is the same and so is its slice; with raw directions it is not."""
+    losses = {}
+    for normalize in ("filter", "none"):
+        for scale in (1.0, 7.0):
+            data = images()
+            risk = EmpiricalRisk(mlp(scale=scale), nn.CrossEntropyLoss(), data, dtype=torch.float64)
+            ds = measure.loss_plane(
+                risk, risk.theta, normalize=normalize, points=5, bn="eval", seed=0
+            )
+            losses[normalize, scale] = ds.loss.values
+    np.testing.assert_allclose(losses["filter", 1.0], losses["filter", 7.0], rtol=1e-12)
+    assert abs(losses["none", 1.0] - losses["none", 7.0]).max() > 0.1
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_planes_through_three_points_hit_their_losses(make, dtype, rtol):
+    x, y = images()
+    loss = nn.CrossEntropyLoss()
+    risk = EmpiricalRisk(make().to(dtype), loss, (x.to(dtype), y), dtype=dtype)
+    g = torch.Generator().manual_seed(0)
+    models = {
+        name: risk.theta + 0.2 * torch.randn(risk.theta.shape, generator=g, dtype=dtype)
+        for name in ("a", "b", "c")
+    }
+    ds = measure.three_points(risk, models, cells=2, margin=0.5)
+    own = risk.with_bn("recalibrate")
+    for name, theta in models.items():
+        one = ds.sel(point=name)
+        here = ds.loss.sel(alpha=float(one.model_alpha), beta=float(one.model_beta))
+        assert float(here) == pytest.approx(float(own.loss(theta)), rel=rtol)
+        assert float(one.model_loss) == float(own.loss(theta))
 
 
 def test_fingerprint_tells_planes_apart():
@@ -196,6 +348,14 @@ def test_bad_planes_are_refused():
         plane.Plane(a, torch.ones(1, 4), "x", ("x",))
     with pytest.raises(LandscapeError, match="3 directions asked of 2 checkpoints"):
         plane.trajectory([a, 2 * a], num_directions=3)
+    with pytest.raises(LandscapeError, match="2 directions asked of 0 checkpoints; give at least"):
+        plane.trajectory([])
+    with pytest.raises(LandscapeError, match="checkpoints have 3, 4 parameters; give those of one"):
+        plane.trajectory([a, torch.ones(4), a])
+    with pytest.raises(LandscapeError, match="All 3 checkpoints are equal"):
+        plane.trajectory([a, a, a])
+    with pytest.raises(LandscapeError, match="leave unit=True with it"):
+        plane.perturbations(a, {"sam": a}, unit=False, orthogonalize=True)
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):
         plane.random(risk, risk.theta, num_directions=1, normalize="rows", seed=0)

@@ -6,18 +6,39 @@ variants can be compared (arXiv:1712.09913, section 4).
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from landscape.errors import LandscapeError
-from landscape.params import ParamLayout, TensorInfo
+from landscape.params import ParamLayout
+from landscape.plane.filters import Filters, is_one_d
 from landscape.risk import EmpiricalRisk
+from landscape.storage import write_atomically
+
+__all__ = [
+    "Filters",
+    "Plane",
+    "eigenvectors",
+    "gradient",
+    "interpolation",
+    "is_one_d",
+    "load",
+    "perturbations",
+    "random",
+    "save",
+    "shared",
+    "through",
+    "trajectory",
+]
 
 NORMALIZATIONS = ("filter", "layer", "global", "none")
 ONE_D = ("zero", "random")
@@ -149,100 +170,74 @@ def random(
     return Plane(theta, rows, "random", labels, details)
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What is rescaled as a whole, for every tensor of a layout.
+def shared(
+    directions: Plane,
+    model: EmpiricalRisk | nn.Module,
+    theta: Float[Tensor, "P"],
+    *,
+    normalize: str = "filter",
+    one_d: str = "zero",
+    reference: Float[Tensor, "P"] | None = None,
+) -> Plane:
+    """One set of directions, say a saved one, at another model: normalized to theta anew.
 
-    Convolutions (grouped and depthwise too) and linear layers, fused QKV among them: one output
-    channel, index 0. Transposed convolutions: one output channel of one group, index 1
-    (`transposed` maps their names to the number of groups). Embeddings: one row. Other tensors:
-    index 0 after leading axes of length 1 are dropped, so that a positional embedding (1, n, d) has
-    n filters. 1-D tensors: one filter.
+    Filters are only rescaled, so that the directions that `random` made for one model give, at
+    another one, what `random` makes there from the same seed; 0 stays 0. reference: normalize
+    against these weights instead (one radius for all models).
     """
-
-    layout: ParamLayout
-    transposed: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: EmpiricalRisk | nn.Module | ParamLayout) -> "Filters":
-        """The rule for a risk's model, a module, or a bare layout without transposed ones."""
-        if isinstance(model, ParamLayout):
-            return cls(model)
-        module = model if isinstance(model, nn.Module) else model.model
-        layout = ParamLayout.of(module) if isinstance(model, nn.Module) else model.layout
-        modules = dict(module.named_modules())
-        transposed = {
-            tensor.name: owner.groups
-            for tensor in layout.tensors
-            if isinstance(owner := modules.get(tensor.module), _ConvTransposeNd)
-            and tensor.kind == "conv"
-        }
-        return cls(layout, transposed)
-
-    def rows(self, tensor: TensorInfo, flat: Float[Tensor, "n"]) -> Float[Tensor, "f m"]:
-        """The tensor's values, one row per filter."""
-        if is_one_d(tensor):
-            return flat[None]
-        if tensor.name in self.transposed:
-            split = self._split(tensor)
-            return flat.view(split).transpose(1, 2).reshape(split[0] * split[2], -1)
-        return flat.view(_squeezed(tensor)[0], -1)
-
-    def flat(self, tensor: TensorInfo, rows: Float[Tensor, "f m"]) -> Float[Tensor, "n"]:
-        """Inverse of `rows`."""
-        if tensor.name in self.transposed and not is_one_d(tensor):
-            groups, inputs, outputs, *kernel = self._split(tensor)
-            return rows.view(groups, outputs, inputs, *kernel).transpose(1, 2).reshape(-1)
-        return rows.reshape(-1)
-
-    def _split(self, tensor: TensorInfo) -> tuple[int, ...]:
-        groups = self.transposed[tensor.name]
-        inputs, outputs, *kernel = tensor.shape
-        return (groups, inputs // groups, outputs, *kernel)
-
-    def normalized(
-        self,
-        direction: Float[Tensor, "P"],
-        weights: Float[Tensor, "P"],
-        *,
-        normalize: str = "filter",
-        one_d: str = "zero",
-    ) -> Float[Tensor, "P"]:
-        """The direction rescaled against the weights, as `random` says; zero filters stay zero."""
-        scaled = torch.zeros_like(direction)
-        for tensor in self.layout.tensors:
-            if one_d == "zero" and is_one_d(tensor):
-                continue
-            span = slice(tensor.start, tensor.stop)
-            draw, weight = direction[span], weights[span]
-            if normalize == "filter":
-                rows = _rescaled(self.rows(tensor, draw), self.rows(tensor, weight))
-                scaled[span] = self.flat(tensor, rows)
-            elif normalize == "layer":
-                scaled[span] = _rescaled(draw[None], weight[None])[0]
-            else:
-                scaled[span] = draw
-        if normalize == "global":
-            scaled = _rescaled(scaled[None], weights[None])[0]
-        return scaled
+    _choice("normalize", normalize, NORMALIZATIONS)
+    _choice("one_d", one_d, ONE_D)
+    weights = theta if reference is None else reference
+    for what, size in (("directions", directions.origin), ("reference", weights)):
+        if size.shape != theta.shape:
+            raise LandscapeError(
+                f"The {what} have {size.numel()} parameters and the model {theta.numel()}; "
+                f"give those of the same architecture."
+            )
+    rule = Filters.of(model)
+    rows = [
+        rule.normalized(d.to(theta), weights, normalize=normalize, one_d=one_d)
+        for d in directions.directions
+    ]
+    details = {
+        **directions.details,
+        "normalize": normalize,
+        "one_d": one_d,
+        "reference": "own weights" if reference is None else "given weights",
+    }
+    return Plane(theta, torch.stack(rows), directions.kind, directions.labels, details)
 
 
-def is_one_d(tensor: TensorInfo) -> bool:
-    """Whether a tensor has one axis (bias, norm, class token) and is left alone by default."""
-    return len(_squeezed(tensor)) <= 1
+def save(plane: Plane, path: Path) -> Path:
+    """Write a plane as .safetensors, whole or not at all; `load` gives the same bits."""
+    tensors = {"origin": plane.origin, "directions": plane.directions}
+    words = {"kind": plane.kind, "labels": list(plane.labels), "details": plane.details}
+    kept = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
+    said = {"plane": json.dumps(words), "sha256": plane.fingerprint()}
+    return write_atomically(Path(path), lambda temporary: save_file(kept, temporary, said))
 
 
-def _squeezed(tensor: TensorInfo) -> tuple[int, ...]:
-    shape = list(tensor.shape)
-    while tensor.kind not in ("conv", "linear", "embedding") and len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return tuple(shape)
-
-
-def _rescaled(draw: Tensor, weight: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(draw, dim=1, keepdim=True)
-    target = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-    return torch.where(length > 0, draw * (target / torch.where(length > 0, length, 1)), 0)
+def load(path: Path) -> Plane:
+    """Read a plane that `save` wrote; a damaged or foreign file is named."""
+    path = Path(path)
+    if not path.exists():
+        raise LandscapeError(f"{path} does not exist; give a file that plane.save wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words = json.loads(said["plane"])
+        found = Plane(
+            tensors["origin"], tensors["directions"], words["kind"], tuple(words["labels"]),
+            words["details"],
+        )  # fmt: skip
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise LandscapeError(
+            f"{path} is no whole plane ({type(error).__name__}: {error}); save it again."
+        ) from None
+    if found.fingerprint() != said.get("sha256"):
+        raise LandscapeError(f"{path} does not hold the plane that was saved; save it again.")
+    return found
 
 
 # --- directions that mean something ------------------------------------------------------------
