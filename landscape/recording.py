@@ -1,6 +1,7 @@
 """Record what any optimizer perturbs, seen from the weights at the model's forward passes."""
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +138,10 @@ class Recording:
             if any(id(p) in own for group in groups for p in group["params"]):
                 self._stepped(optimizer)
 
-        self.handles = [self.model.register_forward_pre_hook(self._before_forward)]
+        look = self._before_forward
+        if "torch._dynamo" in sys.modules:  # nothing to be compiled into the model's graph
+            look = torch.compiler.disable(look)
+        self.handles = [self.model.register_forward_pre_hook(look)]
         if self.step_ends == "optimizer":
             self.handles.append(register_optimizer_step_post_hook(stepped))
         if self.gradients:
