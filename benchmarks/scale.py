@@ -1,12 +1,12 @@
 """Time and peak memory of the measurements of perturbations on networks of 11 to 36 million.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about an hour
+    OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about 10 minutes
     OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
     OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
 
 Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
 set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
-but build the network and take one gradient. Inputs are 16 seeded 3x32x32 images, batches are of 8;
+but build the network and take one gradient. Inputs are 8 seeded 3x32x32 images, batches are of 4;
 times are proportional to that, memory hardly. The 200 mask snapshots are those of `recorder.py`,
 which compares all their pairs.
 """
@@ -32,7 +32,7 @@ from landscape.problems.resnet import ResNet
 from landscape.problems.vit import ViT
 
 RESULTS = Path(__file__).parent / "results" / "scale-cpu.json"
-SHAPE, EXAMPLES, BATCH = (3, 32, 32), 16, 8
+SHAPE, EXAMPLES, BATCH = (3, 32, 32), 8, 4
 
 
 def wide(seed: int = 0) -> nn.Module:
