@@ -1,0 +1,5 @@
+"""`python -m landscape.cli`."""
+
+from landscape.cli import main
+
+main()

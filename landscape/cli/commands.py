@@ -1,0 +1,264 @@
+"""The commands: thin; the work is imported inside them, so that --help is quick."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from landscape.cli import plans
+from landscape.cli.flags import (
+    OWN,
+    RUNNING,
+    TRAINING,
+    Data,
+    DataDir,
+    Device,
+    Dtype,
+    Json,
+    Loss,
+    Model,
+    Out,
+    Rho,
+    Seed,
+    Set,
+    StudyDir,
+    Threads,
+    Variant,
+    Workers,
+)
+from landscape.errors import LandscapeError
+
+EPILOG = (
+    "Exit codes: 0 all well, 1 some runs failed, 2 bad input, 130 stopped by Ctrl-C. "
+    "Every command resumes: run it again and only what is missing is done."
+)
+app = typer.Typer(
+    name="landscape",
+    help="Measure and draw the loss landscape of networks trained with SAM and its variants.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command(epilog=EPILOG)
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default studies/demo.", rich_help_panel=RUNNING)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="SGD, SAM and ZSharp, one seed: under a minute.")
+    ] = False,
+    print_study: Annotated[
+        bool, typer.Option("--print-study", help="Print the study file that the demo is, and stop.")
+    ] = False,
+    open_report: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the report in a browser at the end.")
+    ] = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Train SGD and eleven SAM variants on handwritten digits, measure, and write a report.
+
+    About five minutes on two CPU cores; no download. Run it again and it resumes.
+    """
+    from landscape.study.demo import demo_text
+
+    text = demo_text(quick=quick)
+    if print_study:
+        print(text, end="")
+        return
+    from landscape import study
+
+    folder = out or Path("studies") / ("demo-quick" if quick else "demo")
+    plan = study.parse(text, base=folder.absolute())
+    options = study.Options(device=device, workers=workers, threads=threads)
+    plans.finish(study.run(plan, folder, options), as_json=as_json, open_report=open_report)
+
+
+@app.command(epilog=EPILOG)
+def run(
+    study_file: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="A study.toml, or the folder of a study to continue."),
+    ],
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train, measure and report a study. What is there already is kept.
+
+    `landscape demo --print-study` prints a study file to start from.
+    """
+    from landscape import study
+
+    plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
+    options = study.Options(device=device, workers=workers, threads=threads)
+    plans.finish(study.run(plan, folder, options), as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+def train(
+    data: Data = "digits",
+    model: Model = "cnn",
+    loss: Loss = None,
+    variant: Variant = "sam",
+    rho: Rho = None,
+    seed: Seed = 0,
+    epochs: Annotated[int | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    label_noise: Annotated[
+        float | None,
+        typer.Option(help="Share of wrong training labels.", rich_help_panel=TRAINING),
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model; `landscape measure FOLDER` then measures it.
+
+    Any option of a recipe or of the training is one --set away, e.g. --set training.weight_decay=0
+    or --set run.percentile=0.9. Your own data, model or loss: package.module:callable.
+    """
+    from landscape import study
+    from landscape.study.flags import Flags
+
+    flags = Flags(
+        data=data, model=model, loss=loss, variant=variant, rho=rho, seed=seed, epochs=epochs,
+        lr=lr, batch_size=batch_size, label_noise=label_noise, data_dir=data_dir,
+    )  # fmt: skip
+    plan, folder = plans.from_flags(flags, out, dtype, changes)
+    options = study.Options(device=device, workers=0, threads=threads, measure=False)
+    summary = study.run(plan, folder, options)
+    plans.say_summary(summary)
+    plans.leave(summary, as_json, {"checkpoints": [str(p) for p in summary.checkpoints()]})
+
+
+@app.command(epilog=EPILOG)
+def measure(
+    study_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[STUDY]", help="A study.toml or a study's folder: its trained runs."
+        ),
+    ] = None,
+    data: Data = None,
+    model: Model = None,
+    loss: Loss = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A .pt, .pth or .safetensors file.", rich_help_panel=OWN),
+    ] = None,
+    variant: Variant = "sgd",
+    rho: Rho = None,
+    seed: Seed = 0,
+    examples: Annotated[
+        int | None, typer.Option(help="Examples to measure on; 256.", rich_help_panel=OWN)
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Print gradients, seconds and memory; measure nothing."),
+    ] = False,
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Measure trained runs of a study, or a checkpoint of your own, and write the report.
+
+    Your own work: landscape measure --model mine:make --data mine:data --weights a.pt
+    --variant sam --rho 0.05
+
+    make() returns the nn.Module, data() a (inputs, targets) pair or train, val and test splits.
+    """
+    from landscape import study
+
+    if study_file is not None:
+        if weights is not None:
+            raise LandscapeError(f"Give a study ({study_file}) or --weights {weights}, not both.")
+        plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
+    else:
+        plan, folder = plans.from_flags(
+            plans.own_flags(data, model, loss, weights, variant, rho, seed, examples, data_dir),
+            out, dtype, changes,
+        )  # fmt: skip
+    if estimate:
+        options = study.Options(device=device, workers=workers, threads=threads)
+        plans.say_estimate(plan, folder, options, as_json)
+        return
+    options = study.Options(device=device, workers=workers, threads=threads, train=False)
+    plans.finish(study.run(plan, folder, options), as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+def figures(
+    folder: StudyDir,
+    as_json: Json = False,
+) -> None:
+    """Draw every figure of a study: PDF and PNG for the paper, HTML for the web."""
+    from landscape import report
+    from landscape.storage import StudyFolder
+
+    place = StudyFolder(folder.absolute())
+    place.check()
+    paths = report.write_figures(place)
+    if as_json:
+        print(json.dumps({"figures": [str(path) for path in paths]}))
+    else:
+        print(f"{len(paths)} figures in {place.figures}")
+
+
+@app.command(epilog=EPILOG)
+def report(folder: StudyDir, as_json: Json = False) -> None:
+    """Write report.html and report.md of a study from its results."""
+    from landscape import report as reports
+    from landscape.storage import StudyFolder
+
+    place = StudyFolder(folder.absolute())
+    place.check()
+    path = reports.write(place)
+    print(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command(epilog=EPILOG)
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A result (.nc), or a surface of loss-landscape (.h5).")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="What to write: .csv, .nc, .png, .pdf, .svg or .html.")
+    ],
+    figure: Annotated[
+        str | None, typer.Option(help="Name of the figure; default that of the measurement.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a result as a table or figure, or bring an old loss surface along.
+
+    landscape convert studies/demo/results/loss_plane.nc plane.csv
+
+    landscape convert old_surface.h5 old.html --figure loss_surface
+    """
+    from landscape.plot import files
+
+    path = files.convert(source, target, figure=figure)
+    print(json.dumps({"file": str(path)}) if as_json else path)

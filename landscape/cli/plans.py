@@ -1,0 +1,123 @@
+"""From flags to a study and its folder, and from its summary to words and an exit code."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from landscape.errors import LandscapeError
+
+if TYPE_CHECKING:
+    from landscape.study import Options, Study, Summary
+    from landscape.study.flags import Flags
+
+
+def own_flags(
+    data: str | None,
+    model: str | None,
+    loss: str | None,
+    weights: Path | None,
+    variant: str,
+    rho: float | None,
+    seed: int,
+    examples: int | None,
+    data_dir: Path | None,
+) -> "Flags":
+    """What the flags of `measure` say; refused without weights."""
+    from landscape.study.flags import Flags
+
+    if weights is None:
+        raise LandscapeError(
+            "Nothing to measure: give a study.toml, a study's folder, or --model, --data and "
+            "--weights of your own."
+        )
+    return Flags(
+        data=data, model=model, loss=loss, weights=weights, variant=variant, rho=rho, seed=seed,
+        examples=examples, data_dir=data_dir,
+    )  # fmt: skip
+
+
+def open(
+    given: Path,
+    out: Path | None,
+    data_dir: Path | None,
+    dtype: str | None,
+    changes: list[str] | None,
+) -> "tuple[Study, Path]":
+    """A study file, or the folder of a study to continue, and the folder to work in."""
+    from landscape import study
+
+    overrides = tuple(changes or ())
+    if data_dir is not None:
+        overrides += (f"problem.data_dir={json.dumps(str(data_dir.absolute()))}",)
+    if given.is_dir() and (out is None or out == given):
+        return study.reopen(given, overrides=overrides, dtype=dtype), given
+    plan = study.load(given, overrides=overrides, dtype=dtype)
+    return plan, out or Path("studies") / plan.name
+
+
+def from_flags(
+    flags: "Flags", out: Path | None, dtype: str | None, changes: list[str] | None
+) -> "tuple[Study, Path]":
+    """The study that flags describe, and the folder to work in."""
+    from landscape import study
+    from landscape.study.flags import default_name, study_text
+
+    plan = study.parse(
+        study_text(flags), base=Path.cwd(), overrides=tuple(changes or ()), dtype=dtype
+    )
+    return plan, out or Path("studies") / default_name(flags)
+
+
+def finish(summary: "Summary", *, as_json: bool, open_report: bool = False) -> None:
+    """Write the report if anything changed, say what happened, and leave with the right code."""
+    from landscape.study.running import report_is_fresh
+
+    say_summary(summary)
+    path = summary.folder.report
+    if not summary.has_results():
+        leave(summary, as_json, {"report": None})
+        raise LandscapeError(f"{summary.folder.root}: no run has results, so there is no report.")
+    if not report_is_fresh(summary.folder):
+        from landscape import report as reports
+
+        print("Writing the report ...", file=sys.stderr)
+        path = reports.write(summary.folder)
+    if not as_json:
+        print(path)
+    if open_report:
+        import webbrowser
+
+        webbrowser.open(path.as_uri())
+    leave(summary, as_json, {"report": str(path)})
+
+
+def say_summary(summary: "Summary") -> None:
+    """Counts, failures and what was left out, on stderr."""
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    say(summary.sentence())
+    for name, reason in summary.failed.items():
+        say(f"failed: {name}: {reason}")
+    if summary.stale:
+        say(
+            f"Left out of the results, because the study file no longer asks for them: "
+            f"{', '.join(summary.stale)} (in {summary.folder.runs})."
+        )
+
+
+def leave(summary: "Summary", as_json: bool, more: dict[str, Any]) -> None:
+    """The summary as JSON where asked, and exit code 1 if a run failed."""
+    if as_json:
+        print(json.dumps(summary.as_dict() | more, indent=2))
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def say_estimate(plan: "Study", folder: Path, options: "Options", as_json: bool) -> None:
+    """Print what a study would cost."""
+    from landscape.study.estimate import estimate
+
+    found = estimate(plan, folder, options)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
