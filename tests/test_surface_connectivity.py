@@ -61,6 +61,32 @@ def test_barrier_matrix_equals_pairwise_interpolation_with_recalibrated_batchnor
     same(before, fingerprint(model))
 
 
+def test_a_row_of_the_barrier_matrix_is_its_part_and_nothing_lies_before_oneself():
+    models = {"a": on_ring(0), "b": on_ring(60), "c": on_ring(180)}
+    whole = measure.barrier_matrix(ring(), models, points=9)
+    row = measure.barrier(ring(), models["a"], others=models, points=9)
+    assert list(row.other.values) == ["a", "b", "c"]
+    np.testing.assert_array_equal(row.loss.values[1:], whole.loss.values[:2])
+    np.testing.assert_array_equal(row.barrier.values, [0, *whole.barrier.values[:2]])
+    np.testing.assert_array_equal(row.distance.values, [0, *whole.distance.values[:2]])
+    assert set(results.provenance(row)["others"]) == {"a", "b", "c"}
+
+
+def test_a_plane_through_three_points_of_a_ring_follows_its_closed_form():
+    models = {"a": on_ring(0), "b": on_ring(90), "c": on_ring(210)}
+    ds = measure.three_points(ring(), models, cells=4, margin=0.5)
+    assert list(ds.alpha.values) == [k / 4 for k in range(-2, 7)]
+    a, b, c = models.values()
+    for i, alpha in enumerate(ds.alpha.values):
+        for j, beta in enumerate(ds.beta.values):
+            w = a + alpha * (b - a) + beta * (c - a)
+            assert float(ds.loss[i, j]) == pytest.approx(float((w @ w - 1) ** 2), abs=1e-12)
+    np.testing.assert_allclose(ds.model_loss, 0, atol=1e-12)
+    assert list(ds.point.values) == ["a", "b", "c"]
+    cosine = float((b - a) @ (c - a) / (b - a).norm() / (c - a).norm())
+    assert float(ds.axis_cosine) == pytest.approx(cosine)
+
+
 def test_a_line_on_a_convex_bowl_has_no_barrier():
     risk, _, _ = quadratic([3.0, 1.0, 0.2])
     ds = measure.barrier_matrix(risk, {"a": risk.theta, "b": -2 * risk.theta}, points=7)
@@ -124,6 +150,23 @@ def test_bad_paths_are_refused():
         measure.barrier_matrix(risk, {"a": theta, "b": theta[1:]})
     with pytest.raises(LandscapeError, match=r"Direction 'a to b' .* has norm 0"):
         measure.barrier_matrix(risk, {"a": theta, "b": theta})
+    with pytest.raises(LandscapeError, match="between two models; no other one was given"):
+        measure.barrier(risk, theta, others={})
+    with pytest.raises(LandscapeError, match="P = 306 trainable"):
+        measure.barrier(risk, theta, others={"b": theta[1:]})
+    with pytest.raises(LandscapeError, match="through three models; 2 were given"):
+        measure.three_points(risk, {"a": theta, "b": theta + 1})
+    line = {"a": theta, "b": theta + 1, "c": theta + 3}
+    with pytest.raises(LandscapeError, match="The points a, b, c lie on one line"):
+        measure.three_points(risk, line)
+    with pytest.raises(LandscapeError, match="P = 306 trainable"):
+        measure.three_points(risk, line | {"c": theta[1:]})
+    with pytest.raises(LandscapeError, match=r"margin=-0\.5 was asked"):
+        measure.three_points(risk, line, margin=-0.5)
+    with pytest.raises(LandscapeError, match="cells=0 was asked"):
+        measure.three_points(risk, line, cells=0)
+    with pytest.raises(LandscapeError, match="running statistics belong to one of them"):
+        measure.three_points(risk, line, bn="eval")
     with pytest.raises(LandscapeError, match="steps=0 was asked"):
         CurveTraining(steps=0)
     with pytest.raises(LandscapeError, match=r"lr=-1.* cannot train a curve"):
