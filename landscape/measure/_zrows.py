@@ -251,7 +251,8 @@ def captured(name: str, threshold: float) -> float:
         s = math.sqrt(2) * t
         return math.exp(-s) * (1 + s + s * s / 2)
     nu = int(name[1:])
-    # With x = z sqrt(nu / (nu - 2)), the law of x² nu / (...) is a Beta prime: a Beta tail.
+    # x = z sqrt(nu / (nu - 2)) has Student's density; x² weights it to a Beta(3/2, nu/2 - 1) law of
+    # x² / (nu + x²).
     x = t * math.sqrt(nu / (nu - 2))
     return float(stats.beta.sf(x * x / (nu + x * x), 1.5, nu / 2 - 1))
 
