@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -244,3 +245,10 @@ def test_the_quick_demo_has_the_radii_of_the_demo():
 
 def test_public_names():
     assert all(hasattr(study, name) for name in study.__all__)
+
+
+def test_the_list_of_measurements_is_fresh():
+    from landscape.study import measurements
+
+    written = Path(study.__file__).with_name("MEASUREMENTS.md").read_text(encoding="utf-8")
+    assert written == measurements.listing(), "run python -m landscape.study.measurements"

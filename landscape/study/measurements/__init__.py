@@ -10,6 +10,7 @@ from typing import Any
 
 import xarray as xr
 
+from landscape.study import toml
 from landscape.study.bench import Bench
 from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
 
@@ -52,3 +53,27 @@ def options_of(name: str) -> dict[str, Any]:
 def measure_run(bench: Bench, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
     """One measurement of one run; None where the run has nothing of the kind (masks of SGD)."""
     return MEASUREMENTS[name](bench, **options)
+
+
+def listing() -> str:
+    """Every measurement with what it is and its options: a Markdown document."""
+    lines = [
+        "# What a study can measure",
+        "",
+        "Made by `python -m landscape.study.measurements`. Without a list in `[measure]` a study "
+        "makes those marked ●; a table `[measure.<name>]` sets options and adds any other. Marked "
+        "¹: by default only for the first seed of each variant (`first_seed_only`). Marked ²: of "
+        "several runs, made when they are trained.",
+    ]
+    for topic in _TOPICS:
+        title = (topic.__doc__ or "").splitlines()[0].rstrip(".")
+        lines += ["", f"## {title}", "", "| measurement | what it is | options |", "|---|---|---|"]
+        for name, function in topic.MEASUREMENTS.items():
+            marks = " ●" * (name in DEFAULT) + " ¹" * (name in FIRST_SEED_ONLY)
+            marks += " ²" * (name in ACROSS_RUNS)
+            said = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+            options = ", ".join(
+                f"`{key} = {toml.value_text(v)}`" for key, v in options_of(name).items()
+            )
+            lines.append(f"| `{name}`{marks} | {said} | {options} |")
+    return "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
         bn: str = mode,
         also: tuple[str, ...] = (),
     ) -> xr.Dataset:
-        """Two windows: `points` in [-radius, radius], `fine_points` in a quarter of it."""
+        """Loss along random directions: two windows, the inner one a quarter as wide."""
         wide = measure.symmetric_grid("alpha", radius, points)
         near = measure.symmetric_grid("alpha", radius / 4, fine_points)
         return measure.loss_slice(
