@@ -434,6 +434,30 @@ def test_cuda_float16_with_a_scaler_that_starts_too_high(name):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_on_cuda_leaves_weights_and_momentum(fused):
+    device = torch.device("cuda")
+    model = cnn().float().to(device)
+    base = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused
+    )  # fmt: skip
+    optimizer = sam.SAM(model, base, sam.fsam(0.1))
+    x, y, _ = batch()
+    x, y = x.float().to(device), y.to(device)
+    optimizer.step(closure_of(model, (x, y)))
+
+    def kept():
+        momentum = [base.state[p]["momentum_buffer"].clone() for p in model.parameters()]
+        return [*copy.deepcopy(model.state_dict()).values(), *momentum,
+                *tensors_of(copy.deepcopy(optimizer.slots))]  # fmt: skip
+
+    before = kept()
+    optimizer.step(closure_of(model, (x * torch.nan, y)))
+    assert same(before, kept())
+    assert optimizer.num_skipped == 1
+
+
+@pytest.mark.gpu
 def test_cuda_steps_do_not_wait_for_the_device():
     device = torch.device("cuda")
     model = cnn().float().to(device)
