@@ -5,7 +5,7 @@ import pytest
 
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
-from landscape.plot import figures
+from landscape.plot import figures, interactive
 from tests.figure_checks import check_figure
 from tests.fixtures_curvature import MAKERS, measured
 from tests.measure_problems import cnn_risk
@@ -58,12 +58,15 @@ def test_spectra_stand_on_one_grid_and_integrate_to_one(data):
     grids = [marks(panel, grammar.Line)[0].x for panel in drawn.panels]
     np.testing.assert_array_equal(grids[0], grids[1])
     for panel in drawn.panels:
-        (line,), (band,) = marks(panel, grammar.Line), marks(panel, grammar.Band)
+        (line,), bands = marks(panel, grammar.Line), marks(panel, grammar.Band)
         mass = np.nansum(line.y) * (line.x[1] - line.x[0])
         assert mass == pytest.approx(1, abs=0.01)
         shown = np.isfinite(line.y)
-        assert (band.low[shown] <= line.y[shown]).all()
-        assert (line.y[shown] <= band.high[shown]).all()
+        # Bands leave out what the line leaves out.
+        np.testing.assert_array_equal(np.concatenate([band.x for band in bands]), line.x[shown])
+        low, high = (np.concatenate([getattr(b, end) for b in bands]) for end in ("low", "high"))
+        assert (low <= line.y[shown]).all()
+        assert (line.y[shown] <= high).all()
 
 
 def test_the_logarithmic_view_holds_positive_and_negative_parts(data):
@@ -104,6 +107,19 @@ def test_terms_of_the_step_are_drawn_with_their_ratio(data):
         np.testing.assert_allclose(line.y, np.exp(np.log(ds[name]).mean("run")))
     assert (first.dash, second.dash) == ("solid", "dash")
     np.testing.assert_allclose(marks(ratio, grammar.Line, "SGD")[0].y, second.y / first.y)
+
+
+def test_words_beside_a_rule_stand_at_its_value_on_logarithmic_axes(data):
+    for page, axis, value in (
+        (interactive.alignment(data["alignment"]), "x", 2 / len(cnn_risk()[0].theta)),
+        (interactive.sharpness(data["sharpness"]), "y", 1.0),
+    ):
+        texts = ("k/P", "curvature counts as much")
+        beside = [note for note in page.layout.annotations if note.text in texts]
+        assert beside
+        for note in beside:
+            assert note[axis] == pytest.approx(np.log10(value))
+            assert note[f"{'y' if axis == 'x' else 'x'}ref"].endswith(" domain")
 
 
 def test_batches_lie_beside_the_whole(data):

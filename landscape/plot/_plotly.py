@@ -219,7 +219,10 @@ def _(mark: Points, at: _Place) -> None:
                 "size": 0.1 if mark.symbol == "none" else 1.8 * mark.size,
                 "color": mark.color,
                 "opacity": mark.opacity,
-                "line": {"width": 1.6 if mark.symbol == "bar" else 0.6, "color": mark.color},
+                "line": {
+                    "width": 1.6 if mark.symbol == "bar" or hollow.all() else 0.6,
+                    "color": mark.color,
+                },
             },
             text=text,
             hovertemplate=head + _hover(at.panel) + "<extra></extra>",
@@ -288,14 +291,28 @@ def _(mark: Bars, at: _Place) -> None:
 def _(mark: Rule, at: _Place) -> None:
     add = at.figure.add_vline if mark.axis == "x" else at.figure.add_hline
     options: dict[str, object] = {mark.axis: mark.value}
-    if mark.text:
-        options |= {
-            "annotation_text": mark.text,
-            "annotation_position": "top right" if mark.axis == "x" else "top left",
-            "annotation_font": {"size": 10, "color": mark.color},
-        }
     options["line"] = {"color": mark.color, "dash": _DASHES[mark.dash], "width": 1}
     add(row=at.row, col=at.col, exclude_empty_subplots=False, **options)
+    if not mark.text:
+        return
+    # The text that add_vline offers takes the value of a logarithmic axis for its logarithm.
+    log = (at.panel.x if mark.axis == "x" else at.panel.y).log
+    across = {"x": "y", "y": "x"}[mark.axis]
+    place = {
+        mark.axis: math.log10(mark.value) if log else mark.value,
+        across: 1 if mark.axis == "x" else 0,
+        f"{across}ref": f"{across} domain",
+    }
+    at.figure.add_annotation(
+        text=mark.text,
+        showarrow=False,
+        xanchor="left",
+        yanchor="top" if mark.axis == "x" else "bottom",
+        font={"size": 10, "color": mark.color},
+        row=at.row,
+        col=at.col,
+        **place,
+    )
 
 
 @_draw.register
@@ -396,4 +413,6 @@ def _(mark: Label, at: _Place) -> None:
         xanchor=mark.anchor,
         xshift={"left": 6, "right": -6, "center": 0}[mark.anchor],
         font={"color": mark.color, "size": 11},
+        row=at.row,
+        col=at.col,
     )

@@ -128,8 +128,14 @@ def _curve(
     if count < 2 or not band:
         return [line]
     error = 2 * per_probe.std(0, ddof=1) / np.sqrt(count)
-    low = np.where(shown, np.maximum(mean - error, floor), np.nan)
-    return [Band(x, low, np.where(shown, mean + error, np.nan), v.label, v.color), line]
+    low, high = np.maximum(mean - error, floor), mean + error
+    # One band per stretch above the floor: a page would fill the gaps of a single one.
+    edges = np.flatnonzero(np.diff(shown.astype(int))) + 1
+    stretches = [part for part in np.split(np.arange(len(x)), edges) if shown[part[0]]]
+    return [
+        *(Band(x[part], low[part], high[part], v.label, v.color) for part in stretches),
+        line,
+    ]
 
 
 def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:

@@ -56,12 +56,13 @@ def adaptive_sharpness(
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _ADAPTIVE, reference, "relative radius ρ")
     base = next((v for v in found if v.id == reference), None)
+    norm = {"linf": "ℓ∞", "l2": "ℓ2"}.get(str(runs.provenance(ds, "norm")), "given")
     logits = "normalized" if runs.provenance(ds, "normalize_logits") == "True" else "plain"
     return Drawing(
         "adaptive_sharpness",
         "Sharpness relative to the size of the weights",
-        "Increase of the loss over |θ|·d with ‖d‖ ≤ ρ in the norm "
-        f"{runs.provenance(ds, 'norm')}, which rescaled layers leave alone; {logits} logits. "
+        f"Increase of the loss over |θ|·d with ‖d‖ ≤ ρ in the {norm} norm, which rescaled layers "
+        f"leave alone; {logits} logits. "
         f"Geometric mean over {runs.seed_count(ds)} with the band of its 95 % t-interval; right: "
         f"paired ratio to {base.label if base else 'the reference'}. BatchNorm mode eval.",
         tuple(panels),
@@ -101,7 +102,7 @@ def m_sharpness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Sharpness of single mini-batches",
         "Mean over disjoint batches of the increase of a batch's own loss after one step of "
         f"length ρ along its own gradient; geometric mean over {runs.seed_count(ds)}, band: its "
-        "95 % t-interval. The largest m shows the sharpness of all examples. BatchNorm mode eval.",
+        "95 % t-interval. With m = N it is the sharpness of all examples. BatchNorm mode eval.",
         tuple(panels),
         columns=min(3, len(panels)),
         panel_height=1.8,
