@@ -458,13 +458,15 @@ def test_a_skipped_step_on_cuda_leaves_weights_and_momentum(fused):
 
 
 @pytest.mark.gpu
-def test_cuda_steps_do_not_wait_for_the_device():
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["sam", "fsam", "gsam"])
+def test_cuda_steps_do_not_wait_for_the_device(name, fused):
     device = torch.device("cuda")
     model = cnn().float().to(device)
     x, y, _ = batch()
     b = (x.float().to(device), y.to(device))
-    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    optimizer = sam.SAM(model, base, sam.sam(0.1))
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    optimizer = sam.SAM(model, base, VARIANTS[name])
     optimizer.step(losses_of(model), b)
     torch.cuda.set_sync_debug_mode("error")
     try:
