@@ -63,7 +63,8 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "scale, the batch size at which noise and signal are equal (absent where the noise hides "
         f"the signal). Right: loss change on the batch and on all data, a step of length {radius} "
         f"along the batch gradient (B = {size}), along its part in the full gradient's direction, "
-        f"and along the rest. Mean over batches and over {runs.seed_count(ds)} with its 95 % "
+        "along the rest, and along what is left of it without a moving average of batch gradients "
+        f"(F-SAM). Mean over batches and over {runs.seed_count(ds)} with its 95 % "
         "t-interval; faint: seeds.",
         panels,
         columns=4,
@@ -96,14 +97,14 @@ def calibration(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     return Drawing(
         "calibration",
         "Do the probabilities mean what they say?",
-        "Left: accuracy by confidence, in bins of equal width (bins hold very different numbers of "
-        "examples). Right: expected calibration error, and mean confidence minus accuracy; below 0 "
-        "the model is under-confident, which the error alone does not say. Mean over "
+        "Left: expected calibration error, and mean confidence minus accuracy; below 0 the model "
+        "is under-confident, which the error alone does not say. Right: accuracy by confidence, in "
+        "bins of equal width (bins hold very different numbers of examples). Mean over "
         f"{runs.seed_count(ds)} with its 95 % t-interval; faint: seeds. Training on wrong labels "
         "lowers the confidence on clean test data.",
         (
-            Panel(*ends, tuple(marks)),
             Panel(Axis("points of a hundred"), axis, (Rule("x", 0.0, "none", "solid"), *errors)),
+            Panel(*ends, tuple(marks)),
         ),
         columns=2,
         panel_height=max(1.9, 0.5 + 0.22 * len(found)),
@@ -225,12 +226,13 @@ def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         marks = _by_variant(found, *zip(*shown, strict=True)) if shown else []
         panels.append(Panel(Axis("forgetting events"), axis, tuple(marks)))
     for name, label in (
-        ("clean_fit_epoch", "clean labels fitted"),
-        ("mislabelled_fit_epoch", "wrong labels fitted"),
+        ("clean_fit_epoch", "clean labels"),
+        ("mislabelled_fit_epoch", "wrong labels"),
     ):
         if name in ds and bool(np.isfinite(ds[name]).any()):
             marks = [m for v in runs.variants(ds) for m in curve(v, 100 * v.ds[name], "epoch")]
-            panels.append(Panel(Axis("epoch"), Axis(label, "%", limits=(-3, 103)), tuple(marks)))
+            fitted = Axis("predicted as labelled", "%", limits=(-3, 103))
+            panels.append(Panel(Axis("epoch"), fitted, tuple(marks), label))
     return Drawing(
         "memorization",
         "What became of the wrong labels?",
@@ -243,6 +245,7 @@ def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         columns=2,
         panel_height=max(1.5, 0.5 + 0.22 * len(found)),
         narrowest=2.0,
+        share_y="grid",
     )
 
 
@@ -263,7 +266,8 @@ def robustness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         for v in runs.variants(ds):
             mine = whole.isel(run=np.flatnonzero(ds.variant.values == v.id))
             marks += curve(v, 100 * mine, "severity")
-        panels.append(Panel(Axis("severity"), Axis("accuracy", "%"), tuple(marks), name))
+        panels.append(Panel(Axis("severity"), Axis("accuracy", "%", limits=(-3, 103)), tuple(marks),
+                            name))  # fmt: skip
     return Drawing(
         "robustness",
         "What is left of the accuracy when weights or inputs are disturbed?",

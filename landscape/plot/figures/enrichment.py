@@ -9,11 +9,11 @@ from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoke
 from landscape.plot.runs import Variant
 
 _QUANTITIES = {
-    "eigenvector": "v₁",
-    "eigenspace": "eigenspace",
-    "hessian_diagonal": "diag(H)",
-    "fisher": "Fisher",
-    "weight": "w²",
+    "eigenvector": "leading eigenvector",
+    "eigenspace": "leading eigenspace",
+    "hessian_diagonal": "diagonal of H",
+    "fisher": "Fisher information",
+    "weight": "squared weights",
 }
 _SIDES = 1.96  # SDs to either side: 95 % of a normal law
 _LOWEST = 0.05
@@ -29,15 +29,16 @@ def enrichment(
     names, known = strings(ds.direction), labels(ds)
     axis = row_axis([spoken(name, known) for name in names])
     shown = chosen(ds, references)
+    first = next(iter(quantities))
     panels = [
         Panel(
-            Axis(text, "×", log=True),
+            Axis(text, "× chance", log=True),
             axis,
             tuple(_over_chance(v, key, names)),
-            f"at θ of {v.label}" if key == next(iter(quantities)) else "",
+            f"at θ of {v.label}" if key == first else "",
         )
-        for v in shown
         for key, text in quantities.items()
+        for v in shown
     ]
     return Drawing(
         "enrichment",
@@ -52,10 +53,9 @@ def enrichment(
         "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
         "is not a mechanism.",
         tuple(panels),
-        columns=len(quantities),
-        panel_height=0.5 + 0.17 * len(names),
-        narrowest=0.95,
-        share_x="grid",
+        columns=len(shown),
+        panel_height=0.45 + 0.13 * len(names),
+        narrowest=2.0,
         share_y="grid",
         legend=False,
     )

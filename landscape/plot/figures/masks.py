@@ -134,9 +134,9 @@ def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
     if "half_life" in ds:
         marks.append(Rule("y", 0.5, "half", "dot", text="half"))
-        panels = [Panel(panels[0].x, panels[0].y, tuple(marks)), _half_lives(masked, ds)]
+        panels = [_half_lives(masked, ds), Panel(panels[0].x, panels[0].y, tuple(marks))]
         caption += (
-            " Right: half-life, the steps after which κ has fallen to one half (1 at lag 0, linear "
+            " Left: half-life, the steps after which κ has fallen to one half (1 at lag 0, linear "
             "between recorded lags); hollow: longer than was recorded. Below 1 step the mask is "
             "new at every step."
         )
@@ -148,7 +148,7 @@ def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         columns=len(panels),
         panel_height=2.0,
         narrowest=1.6,
-        widths=(1.6, 1.0)[: len(panels)],
+        widths=(1.0, 1.6)[: len(panels)],
     )
 
 
