@@ -133,11 +133,13 @@ import resource, torch
 from torch import nn
 from landscape import EmpiricalRisk, LandscapeError, measure
 torch.set_num_threads(1)
-layers = [nn.Conv2d(1, 64, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(64 * 128**2, 2)]
-data = (torch.randn(2, 1, 128, 128), torch.tensor([0, 1]))
-risk = EmpiricalRisk(nn.Sequential(*layers), nn.CrossEntropyLoss(), data)
+def made(side):
+    layers = [nn.Conv2d(1, 64, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(64 * side**2, 2)]
+    data = (torch.randn(2, 1, side, side), torch.tensor([0, 1]))
+    return EmpiricalRisk(nn.Sequential(*layers), nn.CrossEntropyLoss(), data)
+small, risk = made(4), made(128)
+small.hvp(small.theta, small.theta)  # imports what it needs
 theta = risk.theta
-risk.hvp(theta, theta)  # imports what it needs
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 20 * 2**20, resource.RLIM_INFINITY))
 try:

@@ -181,3 +181,51 @@ def test_a_bounded_search_may_be_complete_too():
 def test_a_basis_without_room_is_refused():
     with pytest.raises(LandscapeError, match=r"max_basis=8 asked for k=3; .* at least 10"):
         lanczos.top(torch.eye(30, dtype=F64).mv, 30, k=3, generator=rng(), max_basis=8)
+
+
+def test_a_space_whose_complement_stays_below_decides_how_many_eigenvalues_pass():
+    """Haynsworth's inertia: n₊(H - x) = n₊(Θ - x) if λ_max of the rest is below the shifted bar."""
+    decided = 0
+    for seed in range(60):
+        values = [3.0, 2.6, 2.5, 2.0, *torch.linspace(-1, 1, 20, dtype=F64).tolist()]
+        A = with_spectrum(values, seed)
+        none = torch.empty((0, 24), dtype=F64)
+        space = Krylov(A.mv, 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
+                       device=torch.device("cpu"))  # fmt: skip
+        for _ in range(8):
+            space.step()
+        ritz = space.settle()
+        Q = torch.linalg.qr(space.rows[:8].T, mode="complete").Q[:, 8:]
+        rest = torch.linalg.eigvalsh(Q.T @ A @ Q)[-1]
+        search = lanczos._Search(
+            A.mv, 24, 3, "largest", 0.1, 100, 0.01, rng(), F64, torch.device("cpu"), None, False,
+            None,
+        )  # fmt: skip
+        search.scale = 3.0
+        bar = float(ritz.values[-3])
+        below = search.shifted(1, bar, ritz.values, ritz.residuals)
+        assert below <= bar + 0.3 + 1e-12
+        if rest < below:
+            decided += 1
+            exact = torch.linalg.eigvalsh(A)
+            assert any(
+                int((exact > bar + s * 0.3).sum()) == int((ritz.values > bar + s * 0.3).sum())
+                for s in (1.0, 0.75, 0.5, 0.25)
+            )
+    assert decided > 10
+
+
+def test_few_products_seal_a_space_that_holds_all_that_is_large():
+    """Fewer than a search in the complement of the pairs alone would take (nine before)."""
+    A = with_spectrum([9.0, 7.0, 5.0, 4.5, 4.0, *torch.linspace(0, 0.5, 295, dtype=F64).tolist()])
+    pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(0), tolerance=1e-3)
+    assert pairs.complete
+    assert pairs.restarts == 1
+    assert pairs.search_matvecs <= 6
+
+
+def test_a_bounded_basis_is_sealed_from_what_it_keeps():
+    A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(0, 0.5, 297, dtype=F64).tolist()])
+    pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(0), tolerance=1e-3, max_basis=14)
+    assert pairs.complete
+    assert pairs.restarts == 1
