@@ -11,6 +11,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import runs
 from landscape.study import Options, parse, run
 from landscape.study.bench import Bench
+from landscape.study.estimate import estimate
 from landscape.study.jobs import keyed
 from landscape.study.measurements import measure_run
 from landscape.study.measurements.connections import _half
@@ -192,7 +193,7 @@ def test_planes_take_test_data_other_ranges_a_tolerance_and_tiles(finished, tmp_
     assert np.isfinite(ds.test_loss).all()
     folder = bench_of(finished, "sgd/0").job.folder
     assert len(list(folder.glob("tiles/loss_plane-*/tile-*.npz"))) == 4
-    adaptive = call(finished, "loss_plane", points=9, radius=0.2, tolerance=0.5)
+    adaptive = call(finished, "loss_plane", points=25, radius=0.2, tolerance=0.5)
     assert 0 < adaptive.evaluated.mean() < 1
 
 
@@ -271,3 +272,11 @@ def test_a_single_run_has_no_barrier(tmp_path):
     text += '[grid]\nvariant = "sgd"\nseed = [0]\n[measure]\nmeasurements = ["barrier"]\n'
     summary = run(plan(text), tmp_path / "one", HERE_ONLY)
     assert "a barrier is between two" in next(iter(summary.failed.values()))
+
+
+def test_the_estimate_counts_what_is_measured_across_runs(tmp_path):
+    found = {row.name: row for row in estimate(plan(), tmp_path / "new", HERE_ONLY).rows}
+    # One setting of 6 runs and one of 2: 15 + 1 lines of 2 further points, and each run itself.
+    assert found["barrier"].gradients == pytest.approx(2 / 3 * (16 * 2 + 8))
+    assert found["bezier"].gradients == pytest.approx(2 * (4 / 2 + 4))
+    assert found["trajectory"].runs == 5

@@ -44,7 +44,10 @@ COSTS: Mapping[str, Callable[[Options], float]] = {
     "mask_overlap": lambda o: 2 * len(o["variants"]),
     "loss_slice": _slice,
     "loss_slice_eval": _slice,
-    "loss_plane": lambda o: o["points"] ** 2 * FORWARD,
+    "loss_plane": lambda o: o["points"] * (o["beta_points"] or o["points"]) * FORWARD,
+    "curvature_map": lambda o: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
+    "trajectory": lambda o: 4 * (o["grid"] * (1 + o["margin"])) ** 2 * FORWARD,
+    "perturbation_slice": lambda o: len(o["variants"]) * (2 + o["points"] * FORWARD),
     "crosscheck": lambda o: PRODUCT * o["num_probes"] + 40,
     "gauss_newton_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
     "block_curvature": lambda o: PRODUCT * (o["num_probes"] + 15 * _BLOCKS) + 2,
@@ -72,6 +75,15 @@ OVER_DATA: Mapping[str, Callable[[Options], float]] = {
     "calibration": lambda _: 1,
     "margins": lambda _: 1,
     "robustness": lambda o: 21 + 5 * o["num_draws"],
+}
+
+# Over all runs of a setting, as the share of each; statistics re-estimated at each point.
+ACROSS: Mapping[str, Callable[[Options, int], float]] = {
+    "barrier": lambda o, runs: ((runs - 1) / 2 * (o["points"] - 1) + 1) * 2 * FORWARD,
+    "bezier": lambda o, runs: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / runs,
+    "three_points": lambda o, runs: (
+        (o["cells"] * (1 + 2 * o["margin"]) + 1) ** 2 * 2 * FORWARD / runs
+    ),
 }
 
 
@@ -141,7 +153,7 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     device = running.resolve_device(options.device)
     place = StudyFolder(Path(folder).absolute())
     workers = running.worker_count(options, device)
-    todo = [running.job_of(study, run, place, device, options) for run in study.runs]
+    todo = [running.job_of(study, run, place, device, options, across=True) for run in study.runs]
     gradients: dict[str, list[float]] = {}
     probe, recorded = _Probe(todo[0]), 0
     for job in todo:
@@ -150,7 +162,10 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
             gradients.setdefault("training", []).append(probe.training(job.run))
             recorded += bench.recorded_bytes(job)
         for measurement, _ in missing:
-            if measurement.name in COSTS:
+            if measurement.name in ACROSS:
+                count = sum(run.setting == job.run.setting for run in study.runs)
+                cost = ACROSS[measurement.name](measurement.options, count)
+            elif measurement.name in COSTS:
                 cost = COSTS[measurement.name](measurement.options)
             elif measurement.name in OVER_DATA:
                 passes = OVER_DATA[measurement.name](measurement.options)
