@@ -3,7 +3,7 @@
     python analysis_scripts/fig_enrichment.py [--study studies/masks] [--smoke]
 
 Share of curvature, Fisher information and weight in each mask over chance, with the interval of
-random masks of the same densities. Study: `masks.toml`.
+random masks of the same densities; the random mask is a single draw. Study: `masks.toml`.
 """
 
 import _figure

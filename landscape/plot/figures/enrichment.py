@@ -40,14 +40,19 @@ def enrichment(
         for key, text in quantities.items()
         for v in shown
     ]
+    seeds = runs.seed_count(ds)
     return Drawing(
         "enrichment",
         "Do the masks pick what is curved, informative or large?",
         "Share of a quantity that lies in the mask a variant would use at one θ and batch, over "
         "the share that a random mask with the same density in every tensor gets: 1 is chance. "
-        f"Geometric mean over {runs.seed_count(ds)} with its 95 % t-interval; grey: mean ± 1.96 SD "
-        "of such random masks, exact, but where a few coordinates hold most of a quantity one of "
-        "them in a mask lands far outside: see the row of a random mask. Quantities: squares of "
+        + (
+            f"Geometric mean over {seeds} with its 95 % t-interval"
+            if seeds != "1 seed"
+            else "First seed"
+        )
+        + "; grey: mean ± 1.96 SD of such random masks, exact, but their law is skewed where few coordinates hold most of a "
+        "quantity; the random mask is one draw, which all panels share. Quantities: squares of "
         "the leading eigenvector and of the leading eigenvectors of the Hessian, its diagonal "
         "(Hutchinson), the empirical Fisher information, the squared weights. A mask that selects "
         "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
