@@ -15,7 +15,7 @@ def test_imports_go_down():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["results", "storage", "stats", "plot", "report"])
+@pytest.mark.parametrize("module", ["results", "storage", "snapshots", "stats", "plot", "report"])
 def test_light_modules_do_not_load_torch(module):
     code = f"import sys, landscape.{module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

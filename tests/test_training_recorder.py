@@ -244,3 +244,20 @@ def test_a_full_disk_ends_the_training_and_the_same_call_continues_it(tmp_path, 
     small.train(tmp_path / "hit", "zsharp")
     for path in (tmp_path / "whole" / "snapshots").glob("*"):
         assert (tmp_path / "hit" / "snapshots" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_long_epoch_is_written_while_it_goes_on(tmp_path, monkeypatch):
+    small.train(tmp_path / "whole", "zsharp")
+    monkeypatch.setattr("landscape.training.recorder._FLUSH", 4)
+    found = []
+
+    def look(record):
+        found.append(len(training.read_steps(tmp_path / "often")))
+
+    monkeypatch.setattr(
+        "landscape.training.loop._Session._evaluate", lambda *_: look(None) or (0.0, 0.0)
+    )
+    small.train(tmp_path / "often", "zsharp")
+    assert found == [4, 10, 16]  # of 6, 12, 18, before the rest of each epoch is flushed
+    first, second = (tmp_path / name / "snapshots" / "steps.bin" for name in ("whole", "often"))
+    assert first.read_bytes() == second.read_bytes()

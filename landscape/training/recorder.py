@@ -1,6 +1,7 @@
 """What each step perturbed: scalars of every step, masks and z-scores of some.
 
-Collected on the device, copied to the host and appended once per epoch (`landscape.snapshots`).
+Collected on the device, copied to the host and appended once per epoch or 200 steps
+(`landscape.snapshots`).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from landscape.streams import Histogram, PackedMasks, host
 from landscape.training.options import RecorderOptions, TrainingOptions
 
 Gradients = Sequence[Tensor | None]
+_FLUSH = 200  # steps kept in memory at most
 
 
 def estimate_bytes(
@@ -134,6 +136,8 @@ class Recorder:
             self.log.row(epoch, step, self.optimizer.perturbation, self.norms)
         if step in self.chosen:
             self.log.snapshot(step, self.optimizer.perturbation)
+        if len(self.log.rows) >= _FLUSH:  # an epoch can be long, and is read while it goes on
+            self.log.flush()
 
     def correctness(self, epoch: int, correct: Tensor) -> None:
         """Keep which training examples (N,) are right after an epoch (from 1)."""
