@@ -41,22 +41,18 @@ def enrichment(
         for v in shown
     ]
     seeds = runs.seed_count(ds)
+    dot = "First seed" if seeds == "1 seed" else f"Geometric mean over {seeds}, 95 % t-interval"
     return Drawing(
         "enrichment",
         "Do the masks pick what is curved, informative or large?",
         "Share of a quantity that lies in the mask a variant would use at one θ and batch, over "
         "the share that a random mask with the same density in every tensor gets: 1 is chance. "
-        + (
-            f"Geometric mean over {seeds} with its 95 % t-interval"
-            if seeds != "1 seed"
-            else "First seed"
-        )
-        + "; grey: mean ± 1.96 SD of such random masks, exact, but their law is skewed where few coordinates hold most of a "
-        "quantity; the random mask is one draw, which all panels share. Quantities: squares of "
-        "the leading eigenvector and of the leading eigenvectors of the Hessian, its diagonal "
-        "(Hutchinson), the empirical Fisher information, the squared weights. A mask that selects "
-        "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
-        "is not a mechanism.",
+        f"{dot}; grey: mean ± 1.96 SD of such random masks, exact, but their law is skewed where "
+        "few coordinates hold most of a quantity; the random mask is one draw, which all panels "
+        "share. Quantities: squares of the leading eigenvector and of the leading eigenvectors of "
+        "the Hessian, its diagonal (Hutchinson), the empirical Fisher information, the squared "
+        "weights. A mask that selects all or nothing of every tensor (SAM, SAM-ON) is at 1 by "
+        "construction. Picking a quantity is not a mechanism.",
         tuple(panels),
         columns=len(shown),
         panel_height=0.45 + 0.13 * len(names),
