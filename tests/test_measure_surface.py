@@ -149,6 +149,16 @@ def test_bad_grids_planes_and_centres_are_refused():
     one = plane.random(risk, theta, num_directions=1, seed=0)
     with pytest.raises(LandscapeError, match="1 directions was given; loss_plane draws 2"):
         measure.loss_plane(risk, theta, directions=one, seed=0)
+    row = one.directions[0]
+    twice = plane.Plane(theta, torch.stack([row, -2 * row]), "own", ("d", "e"))
+    with pytest.raises(LandscapeError, match=r"d and e are dependent \(cosine -1\.0.*no plane"):
+        measure.loss_plane(risk, theta, directions=twice, seed=0)
+    with pytest.raises(LandscapeError, match=r"Direction 'd' of a own plane has norm 0"):
+        plane.Plane(theta, torch.zeros(1, len(theta)).double(), "own", ("d",))
+    broken = theta.clone()
+    broken[3] = float("nan")
+    with pytest.raises(LandscapeError, match=r"1 of 306 parameters are NaN or infinite"):
+        measure.loss_plane(risk, broken, seed=0)
     with pytest.raises(LandscapeError, match="origin is not theta"):
         measure.loss_slice(risk, theta + 1, directions=one, seed=0)
     other = plane.Plane(torch.zeros(3), torch.ones(1, 3), "own", ("d",))

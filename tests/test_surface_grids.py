@@ -181,6 +181,22 @@ def test_a_killed_grid_resumes_to_the_same_arrays_bitwise(tmp_path, killed):
     identical(whole, measure.loss_plane(killed, killed.theta, tiles=tmp_path, **CALL))
 
 
+def test_a_killed_slice_resumes_to_the_same_arrays_bitwise(tmp_path, killed):
+    call = {"num_directions": 3, "points": 5, "seed": 0}
+    whole = measure.loss_slice(killed, killed.theta, **call)
+    Killed.left = 1 + 5 + 4 + 2  # the checkpoint, two directions, and two points of the third
+    with pytest.raises(KeyboardInterrupt):
+        measure.loss_slice(killed, killed.theta, tiles=tmp_path, **call)
+    Killed.left = 1 + 4
+    resumed = measure.loss_slice(killed, killed.theta, tiles=tmp_path, **call)
+    assert Killed.left == 0
+    identical(whole, resumed)
+    assert results.provenance(resumed)["tiles_resumed"] == 2
+    Killed.left = 1
+    with pytest.raises(LandscapeError, match="it differs in alphas"):
+        measure.loss_slice(killed, killed.theta, tiles=tmp_path, **(call | {"points": 7}))
+
+
 @pytest.mark.parametrize("damage", ["half", "empty", "bit"])
 def test_a_damaged_tile_is_named_and_computed_again(tmp_path, damage):
     risk, _ = cnn_risk()

@@ -8,6 +8,9 @@ from landscape.errors import LandscapeError
 from landscape.measure._common import check_count
 from landscape.plane import Plane
 
+# Axes closer than this to one line are told apart by rounding alone.
+_DEPENDENT = 1e-10
+
 
 def at_theta(directions: Plane, theta: Tensor, *, axes: int | None = None) -> Plane:
     """The plane in the dtype and on the device of theta; refused if its origin is elsewhere."""
@@ -25,13 +28,19 @@ def at_theta(directions: Plane, theta: Tensor, *, axes: int | None = None) -> Pl
         raise LandscapeError(
             "The plane's origin is not theta; measure at plane.origin, or make the plane at theta."
         )
-    return Plane(
+    plane = Plane(
         theta,
         directions.directions.to(theta),
         directions.kind,
         directions.labels,
         directions.details,
     )
+    if axes == 2 and abs(cosine := float(plane.cosines[0, 1])) > 1 - _DEPENDENT:
+        raise LandscapeError(
+            f"The directions {' and '.join(plane.labels)} are dependent (cosine {cosine:.12f}), so "
+            f"that they span no plane; give two that differ, or use loss_slice."
+        )
+    return plane
 
 
 def symmetric_grid(axis: str, radius: float, points: int) -> np.ndarray:

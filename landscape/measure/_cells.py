@@ -84,7 +84,7 @@ class Cells:
             if self.risk.weight_decay:
                 norms = [self._plane.point(*point).double().square().sum() for point in some]
                 columns.append(0.5 * self.risk.weight_decay * torch.stack(norms))
-            if self._recalibrates:
+            if self.also and self._recalibrates:
                 columns += self._given_statistics(some)
             else:
                 for name, other in self._others.items():

@@ -1,8 +1,9 @@
-"""A surface from fewer evaluations: nested grids, splines, and errors that are estimated pointwise.
+"""A surface from fewer evaluations: blocks that are quartered where they must be, and splines.
 
-Between evaluated cells stands a bicubic spline of log L. How far it is off is estimated at every
-cell from what the last refinement changed around it; what may be off by more than the tolerance is
-evaluated, and a random sample of the rest is evaluated as well, to see whether the estimate holds.
+Through the evaluated cells goes a polyharmonic spline (r³ and cubic polynomials) of log L. When a
+block of cells is quartered, its new corners show how far the spline was off within it; what it is
+off after that is estimated from this, and blocks that may be off by more than the tolerance are
+quartered again. A random sample of the rest is evaluated at the end, to see whether that holds.
 """
 
 import math
@@ -12,16 +13,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import RectBivariateSpline
+from scipy.interpolate import RBFInterpolator
 
 from landscape.errors import LandscapeError
 
-# Estimates are doubled: the decay of the error is itself known only from one refinement.
-_SAFETY = 2.0
-# A level divides the error of a smooth surface by 16, but that at a kink by 4 at best.
-_LEAST_DECAY = 0.25
-_SAMPLE = 0.02
-_LEAST_SAMPLE = 32
+# Quartering divides the error of a smooth surface by 16, and that at a kink by 4 at best.
+_DECAY = 1 / 3
+# Before this level the nodes are too far apart for their errors to mean anything.
+_FIRST_LEVELS = 2
+_SAMPLE = 0.04
+_LEAST_SAMPLE = 64
+# More nodes than this are interpolated from the nearest ones.
+_MOST_NODES, _NEAREST = 1200, 60
 
 Evaluate = Callable[[Sequence[tuple[int, int]]], np.ndarray]
 
@@ -55,40 +58,44 @@ def adaptive(
             f"tolerance={tolerance} was asked; give a relative error such as 0.01, or None for a "
             f"grid whose every cell is evaluated."
         )
-    work = _Work(evaluate, first, second)
-    work.evaluate_nodes()
-    error, change = np.full(work.shape, np.inf), None
+    work = _Work(evaluate, first, second, tolerance)
     while True:
-        before, old, coarse = work.spline(), error, work.nodes
-        work.split(~work.evaluated & (error > tolerance))
-        if work.complete:
-            return work.surface(None, np.zeros(work.shape), tolerance)
-        spline = work.spline()
-        last, change = change, work.changed(before, spline, coarse)
-        decay = 1.0 if last is None else _decay(last, change, work.evaluated)
-        # Where a gap was left whole the refinement tells nothing new of it.
-        known = np.maximum(_SAFETY * decay * change, np.where(work.halved(coarse), 0.0, old))
-        error = np.where(work.evaluated, 0.0, known)
-        flagged = error > tolerance
-        # In the end a level costs more than the cells that are in doubt.
-        if flagged.sum() <= work.cost(flagged) / 2:
-            work.fill(flagged)
-            if work.holds(spline, error, tolerance, seed):
-                return work.surface(spline, error, tolerance)
-            # The estimates were too low: believe none of them.
-            error, change = np.where(work.evaluated, 0.0, np.inf), None
+        while work.refine():
+            pass
+        if work.complete or work.holds(seed):
+            return work.surface()
+        # The estimates were too low: believe them less.
+        work.doubt()
+
+
+# Rows a to b and columns c to d of the grid, both ends included.
+Block = tuple[int, int, int, int]
 
 
 class _Work:
     """The grid as it fills."""
 
-    def __init__(self, evaluate: Evaluate, first: np.ndarray, second: np.ndarray) -> None:
-        self._evaluate, self._axes = evaluate, (first, second)
+    def __init__(
+        self, evaluate: Evaluate, first: np.ndarray, second: np.ndarray, tolerance: float
+    ) -> None:
+        self._evaluate, self._tolerance = evaluate, tolerance
         self.shape, self.level = (len(first), len(second)), 0
-        self.nodes = (coarsest(first), coarsest(second))
+        self._decay = _DECAY
+        axes = [(axis - axis[0]) / (axis[-1] - axis[0]) for axis in (first, second)]
+        self._places = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         self.evaluated = np.zeros(self.shape, dtype=bool)
+        # Estimated error at every cell, before it is decided whether to believe it.
+        self._error = np.full(self.shape, np.inf)
         self._values: np.ndarray | None = None
         self._sample = {"sampled_cells": 0, "sampled_beyond_tolerance": 0, "sampled_worst": 0.0}
+        nodes = coarsest(first), coarsest(second)
+        self._blocks: list[Block] = [
+            (a, b, c, d)
+            for a, b in pairwise(nodes[0].tolist())
+            for c, d in pairwise(nodes[1].tolist())
+        ]
+        self.fill(sorted({(i, j) for i in nodes[0].tolist() for j in nodes[1].tolist()}))
+        self._spline = self._interpolated()
 
     @property
     def complete(self) -> bool:
@@ -98,37 +105,52 @@ class _Work:
     def loss(self) -> np.ndarray:
         return self._values[..., 0]
 
-    def evaluate_nodes(self) -> None:
-        self.fill(self._grid(self.nodes))
-
-    def split(self, flagged: np.ndarray) -> None:
-        """Halve the gaps, on each axis, that hold a flagged cell, and evaluate the new nodes."""
-        self.nodes = self._halves(flagged)
-        self.level += 1
-        self.evaluate_nodes()
-
-    def cost(self, flagged: np.ndarray) -> int:
-        """Evaluations that splitting for these cells would take."""
-        return int((self._grid(self._halves(flagged)) & ~self.evaluated).sum())
-
-    def _halves(self, flagged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return halved(self.nodes[0], flagged.any(1)), halved(self.nodes[1], flagged.any(0))
-
-    def _grid(self, nodes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        wanted = np.zeros(self.shape, dtype=bool)
-        wanted[np.ix_(*nodes)] = True
-        return wanted
-
-    def fill(self, wanted: np.ndarray) -> None:
-        cells = [(int(i), int(j)) for i, j in np.argwhere(wanted & ~self.evaluated)]
-        if not cells:
+    def fill(self, cells: Sequence[tuple[int, int]]) -> None:
+        wanted = [cell for cell in cells if not self.evaluated[cell]]
+        if not wanted:
             return
-        found = self._evaluate(cells)
+        found = self._evaluate(wanted)
         if self._values is None:
             self._values = np.full((*self.shape, found.shape[1]), np.nan)
-        rows, columns = np.array(cells).T
+        rows, columns = np.array(wanted).T
         self._values[rows, columns] = found
         self.evaluated[rows, columns] = True
+
+    def refine(self) -> bool:
+        """Quarter the blocks in doubt; whether there were any."""
+        doubted = [block for block in self._blocks if self._is_doubted(block)]
+        if not doubted:
+            return False
+        parts = {block: quartered(block) for block in doubted}
+        corners = {
+            (i, j) for four in parts.values() for a, b, c, d in four for i in (a, b) for j in (c, d)
+        }
+        self.fill(sorted(corners))
+        off = self._distance(self._spline)
+        self.level += 1
+        left = set(doubted)
+        self._blocks = [block for block in self._blocks if block not in left]
+        # On the border of two blocks the worse holds, and thereby for what is left of both.
+        seen = np.zeros(self.shape)
+        inside = np.zeros(self.shape, dtype=bool)
+        for (a, b, c, d), four in parts.items():
+            block = slice(a, b + 1), slice(c, d + 1)
+            seen[block] = np.maximum(seen[block], off[block][self.evaluated[block]].max())
+            inside[block] = True
+            self._blocks += [(e, f, g, h) for e, f, g, h in four if f - e > 1 or h - g > 1]
+        self._error[inside] = seen[inside]
+        self._spline = self._interpolated()
+        return True
+
+    def doubt(self) -> None:
+        self._decay *= 2
+
+    def _is_doubted(self, block: Block) -> bool:
+        a, b, c, d = block
+        if self.evaluated[a : b + 1, c : d + 1].all():
+            return False
+        worst = self._error[a : b + 1, c : d + 1].max()
+        return self.level < _FIRST_LEVELS or self._decay * worst > self._tolerance
 
     @property
     def logarithmic(self) -> bool:
@@ -141,82 +163,62 @@ class _Work:
         known = known[np.isfinite(known)]
         return float(known.max() - known.min()) or 1.0
 
-    def spline(self) -> np.ndarray:
-        """Losses of all cells from those at the nodes."""
-        nodes = self.nodes
-        z = self.loss[np.ix_(*nodes)]
-        finite = np.isfinite(z)
-        # What is not finite is evaluated around, so that only the far tail of this fill is used.
-        z = np.where(finite, z, z[finite].max() if finite.any() else 1.0)
-        z = np.log(z) if self.logarithmic else z
-        x, y = (axis[index] for axis, index in zip(self._axes, nodes, strict=True))
-        degrees = [min(3, len(x) - 1), min(3, len(y) - 1)]
-        found = RectBivariateSpline(x, y, z, kx=degrees[0], ky=degrees[1], s=0)(*self._axes)
+    def _interpolated(self) -> np.ndarray:
+        """Losses of all cells from the finite ones among the evaluated."""
+        known = self.evaluated & np.isfinite(self.loss)
+        if known.sum() < 4:
+            return np.full(self.shape, np.nan)
+        z = np.log(self.loss[known]) if self.logarithmic else self.loss[known]
+        count = int(known.sum())
+        spline = RBFInterpolator(
+            self._places[known],
+            z,
+            kernel="cubic",
+            # Ten polynomials need cells that tell them apart.
+            degree=3 if count > 2 * 10 else 1,
+            neighbors=_NEAREST if count > _MOST_NODES else None,
+        )
+        found = spline(self._places[~self.evaluated]) if not self.complete else z[:0]
+        surface = self.loss.copy()
         with np.errstate(over="ignore"):
-            return np.exp(found) if self.logarithmic else found
+            surface[~self.evaluated] = np.exp(found) if self.logarithmic else found
+        return surface
 
-    def distance(self, spline: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Error of the spline: relative to the loss, or to the range on a linear scale."""
+    def _distance(self, spline: np.ndarray) -> np.ndarray:
+        """Error of the spline: relative to the loss, or to the range; infinite beside a NaN."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if self.logarithmic:
-                return np.abs(spline / truth - 1)
-            return np.abs(spline - truth) / self.range
+            off = np.abs(spline - self.loss) / (self.loss if self.logarithmic else self.range)
+        return np.where(np.isfinite(off), off, np.inf)
 
-    def changed(
-        self, old: np.ndarray, new: np.ndarray, coarse: tuple[np.ndarray, np.ndarray]
-    ) -> np.ndarray:
-        """What the refinement moved at most within each coarse block; infinite in one with NaN."""
-        broken = self.evaluated & ~np.isfinite(self.loss)
-        change = np.where(broken, np.inf, np.nan_to_num(self.distance(old, new), nan=np.inf))
-        found = np.zeros(self.shape)
-        for a, b in pairwise(coarse[0]):
-            for c, d in pairwise(coarse[1]):
-                block = slice(a, b + 1), slice(c, d + 1)
-                found[block] = np.maximum(found[block], change[block].max())
-        return found
-
-    def halved(self, coarse: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Cells in gaps that were halved, or cannot be, on both axes."""
-        ways = []
-        for old, new, size in zip(coarse, self.nodes, self.shape, strict=True):
-            inside = np.zeros(size, dtype=bool)
-            for a, b in pairwise(old):
-                inside[a : b + 1] |= b - a == 1 or bool(((new > a) & (new < b)).any())
-            ways.append(inside)
-        return np.logical_and.outer(*ways)
-
-    def holds(self, spline: np.ndarray, error: np.ndarray, tolerance: float, seed: int) -> bool:
+    def holds(self, seed: int) -> bool:
         """Evaluate a random sample of the interpolated cells; whether 99 % are within tolerance."""
         rest = np.argwhere(~self.evaluated)
         size = min(len(rest), max(_LEAST_SAMPLE, math.ceil(_SAMPLE * len(rest))))
         picks = np.random.default_rng(seed).permutation(len(rest))[:size]
-        wanted = np.zeros(self.shape, dtype=bool)
-        wanted[tuple(rest[picks].T)] = True
+        wanted = [(int(i), int(j)) for i, j in rest[np.sort(picks)]]
         self.fill(wanted)
-        off = self.distance(spline, self.loss)[wanted]
-        off = np.where(np.isfinite(off), off, np.inf)
-        beyond = int((off > tolerance).sum())
+        off = self._distance(self._spline)[tuple(np.array(wanted).T)]
+        beyond = int((off > self._tolerance).sum())
         self._sample["sampled_cells"] += size
         self._sample["sampled_beyond_tolerance"] += beyond
-        self._sample["sampled_worst"] = max(
-            self._sample["sampled_worst"], float(off.max(initial=0.0))
-        )
-        error[wanted] = 0.0
+        worst = max(self._sample["sampled_worst"], float(off.max(initial=0.0)))
+        self._sample["sampled_worst"] = worst
+        self._spline = self._interpolated()
         return beyond <= 0.01 * size
 
-    def surface(self, spline: np.ndarray | None, error: np.ndarray, tolerance: float) -> Surface:
+    def surface(self) -> Surface:
         values = self._values.copy()
-        if spline is not None:
-            values[..., 0] = np.where(self.evaluated, self.loss, spline)
+        values[..., 0] = self._spline
         notes = {
-            "tolerance": tolerance,
+            "tolerance": self._tolerance,
             "tolerance_of": "loss" if self.logarithmic else "range of the loss",
             "levels": self.level,
             "cells": int(self.evaluated.size),
             "evaluated_cells": int(self.evaluated.sum()),
             **self._sample,
         }
-        return Surface(values, self.evaluated, np.where(self.evaluated, 0.0, error), notes)
+        error = np.where(self.evaluated, 0.0, self._decay * self._error)
+        return Surface(values, self.evaluated, error, notes)
 
 
 def coarsest(axis: np.ndarray) -> np.ndarray:
@@ -225,16 +227,9 @@ def coarsest(axis: np.ndarray) -> np.ndarray:
     return np.unique([0, last // 2, int(np.argmin(np.abs(axis))), last])
 
 
-def halved(nodes: np.ndarray, flagged: np.ndarray) -> np.ndarray:
-    """The nodes and the middles of the gaps whose inside holds a flagged index."""
-    middles = [(a + b) // 2 for a, b in pairwise(nodes.tolist()) if flagged[a + 1 : b].any()]
-    return np.unique([*nodes.tolist(), *middles])
-
-
-def _decay(before: np.ndarray, after: np.ndarray, evaluated: np.ndarray) -> float:
-    """By what factor the last refinement changed less than the one before."""
-    both = np.isfinite(before) & np.isfinite(after) & ~evaluated
-    if not both.any():
-        return 1.0
-    old, new = np.quantile(before[both], 0.95), np.quantile(after[both], 0.95)
-    return float(np.clip(new / old, _LEAST_DECAY, 1.0)) if old > 0 else 1.0
+def quartered(block: Block) -> list[Block]:
+    """The parts of a block, halved along the axes on which it holds cells between its ends."""
+    a, b, c, d = block
+    rows = [(a, b)] if b - a < 2 else [(a, (a + b) // 2), ((a + b) // 2, b)]
+    columns = [(c, d)] if d - c < 2 else [(c, (c + d) // 2), ((c + d) // 2, d)]
+    return [(*row, *column) for row in rows for column in columns]
