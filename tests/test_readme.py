@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from landscape import sam, study
+from landscape.study import measurements
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +29,26 @@ def test_the_study_file_is_valid_and_has_fifteen_runs(tmp_path):
     assert len(study.load(file).runs) == 15
 
 
+def test_a_study_may_ask_for_what_it_shows(tmp_path):
+    text = block("toml", 1)
+    base = '[variants.sam]\nrho = 0.1\n[grid]\nvariant = ["sam"]\n'
+    file = tmp_path / "study.toml"
+    file.write_text(text + base)
+    asked = re.findall(r"\[measure\.(\w+)\]", text)
+    made = [m.name for m in study.load(file).measure.measurements]
+    assert len(asked) == 7
+    assert set(asked) <= set(made)
+    assert len(measurements.DEFAULT) == 15
+    assert "Fifteen measurements" in README
+
+
+def test_the_recording_shows_the_radius(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(block("python", 2), "README.md", "exec"), names)
+    assert names["steps"]["perturbation_norm"] == pytest.approx([0.05] * 20, rel=1e-4)
+
+
 def test_every_file_and_figure_it_names_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     links += re.findall(r"`(tests/[\w./*]+)`", README)
@@ -41,7 +62,9 @@ def test_the_number_of_recipes_is_right():
     assert "Twenty-five recipes" in README
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "train", "measure", "figures", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "train", "measure", "figures", "report", "convert"]
+)
 def test_every_command_it_names_exists(command, capsys, monkeypatch):
     from landscape import cli
 
