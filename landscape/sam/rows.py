@@ -83,7 +83,8 @@ ROWS: dict[str, Row] = {
     ),
     "lagnp": Row(
         "LAGNP", "arXiv:2503.14205", "on the layers of largest ‖g1‖: gd = (1 - α) g1 + α g2",
-        "not stated where we could read", "2F 1B + partial B", "selected layers, twice", "our reading",
+        "not stated where we could read", "2F 1B + partial B",
+        "selected layers, twice", "our reading",
         "No code was found. Number of layers, interval, averaging and α, ρ (GNP's) are options.",
     ),
     "gnp": Row(
