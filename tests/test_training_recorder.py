@@ -261,3 +261,17 @@ def test_a_long_epoch_is_written_while_it_goes_on(tmp_path, monkeypatch):
     assert found == [4, 10, 16]  # of 6, 12, 18, before the rest of each epoch is flushed
     first, second = (tmp_path / name / "snapshots" / "steps.bin" for name in ("whole", "often"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_study_says_what_each_training_will_record(tmp_path, monkeypatch):
+    from landscape import storage, study
+    from landscape.study import jobs, running
+    from landscape.study.demo import demo_text
+
+    (tmp_path / "s.toml").write_text(demo_text(quick=True))
+    plan = study.load(tmp_path / "s.toml")
+    place, said = storage.StudyFolder(tmp_path), []
+    job = running.job_of(plan, plan.runs[0], place, "cpu", study.Options())
+    monkeypatch.setattr("landscape.study.bench.train", lambda *_: None)
+    jobs._train(job, lambda fraction, note: said.append((fraction, note)))
+    assert said == [(0.0, "training, recording at most 0.6 MB")]
