@@ -119,7 +119,7 @@ def loss_plane(
     directions, normalize, one_d, bn, alphas, betas, also, standard errors: as for `loss_slice`. A
     random plane illustrates; it is not evidence: the spread over directions is as large as that
     between variants.
-    tolerance: None evaluates every cell. A number, say 0.01, evaluates nested grids until a spline
+    tolerance: None evaluates every cell. A number, say 0.01, quarters blocks of cells until a spline
     of log L is estimated to be within that relative error at every cell (of the range of L, where L
     is not positive). evaluated(alpha, beta) tells the evaluated cells, whose values are exact, from
     the interpolated ones, where only the loss is known and interpolation_error(alpha, beta) is its
