@@ -166,17 +166,33 @@ def keep(name: str, table: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
 
+def markdown() -> str:
+    """The results file as a table: CPU seconds and peak MB."""
+    known = json.loads(RESULTS.read_text())
+    networks = [name for name in NETWORKS if name in known]
+    lines = ["| CPU seconds, peak MB | " + " | ".join(networks) + " |",
+             "| --- |" + " --- |" * len(networks)]  # fmt: skip
+    for name in MEASUREMENTS:
+        cells = [known[network].get(name) for network in networks]
+        told = [f"{c['cpu_seconds']:.1f}, {c['peak_mb']}" if c else "not run" for c in cells]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--only", default="", help="measurements, separated by semicolons")
     parser.add_argument("--masks", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print what was measured before")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--masks-cell", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.cell:
+    if given.table:
+        print(markdown())
+    elif given.cell:
         print(json.dumps(cell(given.network, given.cell)))
     elif given.masks_cell:
         print(json.dumps(masks_cell(given.masks_cell, given.folder)))
