@@ -10,6 +10,7 @@ from landscape import measure, results
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures, interactive, runs, static, style
+from landscape.plot.figures import zscores
 from landscape.results import Variable
 from landscape.streams import PackedMasks
 from tests.figure_checks import check_figure
@@ -192,6 +193,20 @@ def test_ridges_stand_on_their_rows_with_the_threshold_marked(data):
     chosen = figures.gradient_zscores(ds, tensors=("0.weight",), variants=("zsharp",))
     assert len(chosen.panels) == 1
     assert chosen.panels[0].title == "ZSharp"
+
+
+def test_channels_are_thinned_evenly_and_the_whole_net_is_one_row(monkeypatch):
+    risk, _ = cnn_risk(n=24)
+    net = measure.gradient_zscores(risk, risk.theta, grouping="net")
+    for name in ("gradient_zscores", "zscore_tails"):
+        drawn = getattr(figures, name)(net)
+        assert marks_of(drawn, grammar.Line, name="all")
+    channels = measure.gradient_zscores(risk, risk.theta, grouping="channel")
+    wide = [str(n) for n in channels.tensor.values[channels.ndim.values > 1]]
+    monkeypatch.setattr(zscores, "MOST", 4)
+    drawn = figures.gradient_zscores(channels)
+    assert [text for _, text in drawn.panels[0].y.ticks] == wide[::4]
+    assert f"{len(wide[::4])} of {len(wide)} rows, evenly." in drawn.caption
 
 
 def test_labels_stand_in_their_own_panel(data):

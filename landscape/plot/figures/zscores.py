@@ -11,6 +11,7 @@ from landscape.plot.figures._shared import MANY, chosen, kind_key, strings
 from landscape.plot.runs import Variant
 
 SHOWN = ("sgd", "sam", "zsharp")
+MOST = 64  # rows of one panel
 _COARSE = 3  # bins that are one bin of a ridge
 _TALLEST = 1.7  # rows
 _LAWS = {  # reference laws: name, colour, dash
@@ -61,7 +62,9 @@ def gradient_zscores(
         f"z = (g − μ)/σ within a tensor, mean density over {runs.seed_count(ds)}, coloured by kind "
         "of tensor; all rows have one scale. Dashed: normal law. Ticks and number: the |z| that a "
         f"share {percentile} stays below (median over runs), ZSharp's threshold; 1.96 for a normal "
-        "law at 0.95. Tensors of one dimension are not filtered." + _flags(at),
+        "law at 0.95. Tensors of one dimension are not filtered."
+        + ("" if tensors else _thinned(ds, names))
+        + _flags(at),
         tuple(panels),
         columns=max(len(panels), 1),
         panel_height=0.6 + (0.24 if len(names) <= MANY else 0.14) * len(names),
@@ -72,8 +75,15 @@ def gradient_zscores(
 
 
 def _filtered(ds: xr.Dataset) -> list[str]:
-    fit = ds["ndim"].values > 1
-    return [str(name) for name, ok in zip(ds.tensor.values, fit, strict=True) if ok]
+    """Rows of two or more dimensions (all, if there are none), thinned evenly to what fits."""
+    names = strings(ds.tensor)
+    wide = [name for name, ndim in zip(names, ds["ndim"].values, strict=True) if ndim > 1] or names
+    return wide[:: max(1, -(-len(wide) // MOST))]
+
+
+def _thinned(ds: xr.Dataset, names: Sequence[str]) -> str:
+    left = int((ds["ndim"] > 1).sum())
+    return f" {len(names)} of {left} rows, evenly." if left > len(names) > 1 else ""
 
 
 def _mean(values: xr.DataArray, *dims: str) -> np.ndarray:
@@ -156,7 +166,7 @@ def zscore_tails(
         "the distance, not a test. Right: share of ‖g‖² in the coordinates of largest |z|. Dots: "
         f"threshold and what it keeps at percentile {percentile}. Black and grey: standardized "
         "reference laws. The threshold alone does not order tails: it is lower for a t law of 3 "
-        "degrees than for the normal law." + _flags(at),
+        "degrees than for the normal law." + ("" if tensors else _thinned(ds, names)) + _flags(at),
         tuple(panels),
         columns=3,
         panel_height=1.55,
