@@ -1,6 +1,7 @@
 """The loss over planes: contours, rotating surfaces, differences, curvature, trajectories."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -47,7 +48,9 @@ def loss_plane(
     for v in runs.variants(ds):
         one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
         marks: list[Mark] = [*contours(one, "loss", "nats", ticks, log=log), *_evaluated(one)]
-        panels.append(Panel(_ALPHA, _BETA, (*marks, centre()), v.label))
+        ends = [(float(one[name][0]), float(one[name][-1])) for name in ("alpha", "beta")]
+        x, y = replace(_ALPHA, limits=ends[0]), replace(_BETA, limits=ends[1])
+        panels.append(Panel(x, y, (*marks, centre()), v.label))
     panels += [_cut(ds, "alpha", log=log), _cut(ds, "beta", log=log)]
     return Drawing(
         "loss_plane",
@@ -494,7 +497,7 @@ def _evaluated(one: xr.Dataset) -> list[Mark]:
         return []
     x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
     i, j = np.nonzero(where)
-    return [Points(x[i], y[j], "evaluated cells", "#ffffff", size=0.9, opacity=0.8)]
+    return [Points(x[i], y[j], "evaluated cells", "#ffffff", size=0.9, opacity=0.8, legend=False)]
 
 
 def _holes(values: np.ndarray) -> bool:
