@@ -119,12 +119,12 @@ def loss_plane(
     directions, normalize, one_d, bn, alphas, betas, also, standard errors: as for `loss_slice`. A
     random plane illustrates; it is not evidence: the spread over directions is as large as that
     between variants.
-    tolerance: None evaluates every cell. A number, say 0.01, quarters blocks of cells until a spline
-    of log L is estimated to be within that relative error at every cell (of the range of L, where L
-    is not positive). evaluated(alpha, beta) tells the evaluated cells, whose values are exact, from
-    the interpolated ones, where only the loss is known and interpolation_error(alpha, beta) is its
-    estimated error; a random sample of these is evaluated to test the estimate, with its outcome in
-    the provenance. A surface that no spline holds is evaluated whole.
+    tolerance: None evaluates every cell. A number, say 0.01, quarters blocks of cells until a
+    spline of log L is estimated to be within that relative error at every cell (of the range of L,
+    where L is not positive). evaluated(alpha, beta) tells the evaluated cells, whose values are
+    exact, from the interpolated ones, where only the loss is known and interpolation_error(alpha,
+    beta) is its estimated error; a random sample of these is evaluated to test the estimate, with
+    its outcome in the provenance. A surface that no spline holds is evaluated whole.
     tiles: a folder that keeps one file per alpha; the same call after Ctrl-C, a kill or a full disk
     goes on from there and gives the same arrays to the last bit. A damaged file is named in a
     warning and computed again; tiles of another grid are refused.
