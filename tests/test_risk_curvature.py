@@ -5,7 +5,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.linalg import lanczos
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, _memory
 from tests.risk_problems import F64, PROBLEMS, dense_hessian, problem, randn, rng, settled
 
 CASES = [(name, bn) for name in PROBLEMS for bn in ("eval", "full_batch")]
@@ -157,3 +157,26 @@ def test_recurrent_networks_have_second_derivatives():
     theta, v, h = risk.theta, randn(risk.layout.num_parameters, seed=2), 1e-5
     difference = (risk.gradient(theta + h * v) - risk.gradient(theta - h * v)) / (2 * h)
     torch.testing.assert_close(risk.hvp(theta, v), difference, rtol=1e-6, atol=1e-8)
+
+
+def test_kept_graphs_and_the_one_that_is_rebuilt_fit_the_memory_together():
+    model, data = problem("cnn_bn", n=400)
+    whole = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    need = _memory.graph_bytes(whole._engine, 400, order=2)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, memory=int(0.6 * need))
+    kept, rebuilt = risk._engine.kept_and_rebuilt()
+    sizes = [
+        [_memory.graph_bytes(risk._engine, b.count, order=2) for b in batches]
+        for batches in (kept, rebuilt)
+    ]
+    assert kept
+    assert rebuilt
+    assert sum(sizes[0]) + max(sizes[1]) <= risk.memory
+    assert sum(sizes[0]) > 0.6 * risk.memory
+    assert sum(batch.count for batch in kept + rebuilt) == 400
+    theta, v = risk.theta, randn(risk.layout.num_parameters, seed=3)
+    product = risk.linearized_hvp(theta)
+    before = risk.cost
+    torch.testing.assert_close(product(v), whole.hvp(theta, v), rtol=1e-10, atol=1e-12)
+    # Two gradients, and the third for the share that is rebuilt.
+    assert risk.cost - before == pytest.approx(2 + sum(b.count for b in rebuilt) / 400)
