@@ -193,7 +193,9 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
                 label.set(ha="right", rotation_mode="anchor")
     elif not axis.log:
         whole = axis.label in WHOLE
-        target.set_major_locator(MaxNLocator(5 if which == "y" else 4, integer=whole))
+        target.set_major_locator(
+            MaxNLocator(2 if axis.few else 5 if which == "y" else 4, integer=whole)
+        )
 
 
 @singledispatch

@@ -126,6 +126,8 @@ def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidd
         "showline": True,
         "zeroline": False,
     }
+    if axis.few:
+        options["nticks"] = 4
     if axis.limits is not None:
         ends = [math.log10(end) for end in axis.limits] if axis.log else list(axis.limits)
         options["range"] = ends

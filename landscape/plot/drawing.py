@@ -19,13 +19,17 @@ SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
 
 @dataclass(frozen=True)
 class Axis:
-    """A labelled axis; units "1" are not written. `ticks` names positions (categories)."""
+    """A labelled axis; units "1" are not written. `ticks` names positions (categories).
+
+    few: three ticks or so, for small panels.
+    """
 
     label: str = ""
     units: str = "1"
     log: bool = False
     limits: tuple[float, float] | None = None
     ticks: tuple[tuple[float, str], ...] | None = None
+    few: bool = False
 
     @property
     def title(self) -> str:

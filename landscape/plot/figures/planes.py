@@ -49,7 +49,7 @@ def loss_plane(
         one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
         marks: list[Mark] = [*contours(one, "loss", "nats", ticks, log=log), *_evaluated(one)]
         ends = [(float(one[name][0]), float(one[name][-1])) for name in ("alpha", "beta")]
-        x, y = replace(_ALPHA, limits=ends[0]), replace(_BETA, limits=ends[1])
+        x, y = replace(_ALPHA, limits=ends[0], few=True), replace(_BETA, limits=ends[1], few=True)
         panels.append(Panel(x, y, (*marks, centre()), v.label))
     panels += [_cut(ds, "alpha", log=log), _cut(ds, "beta", log=log)]
     return Drawing(
@@ -58,7 +58,7 @@ def loss_plane(
         _plane_caption(ds, slices, setting),
         tuple(panels),
         columns=4 if len(panels) > 6 else 3,
-        panel_height=1.5,
+        panel_height=1.2 if len(panels) > 6 else 1.5,
     )
 
 
@@ -72,6 +72,7 @@ def _cut(ds: xr.Dataset, along: str, *, log: bool) -> Panel:
         y = np.where(np.isfinite(y) & ((y > 0) | (not log)), y, np.nan)
         marks.append(Line(row[along].values.astype(float), y, v.label, v.color))
     axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
+    axis = replace(axis, few=True)
     title = f"cross-section {other} = 0"
     return Panel(axis, Axis("loss", "nats", log=log), tuple(marks), title)
 
