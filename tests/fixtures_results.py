@@ -281,6 +281,7 @@ def loss_plane(run: _Run) -> xr.Dataset:
         },
         {"alpha": axis, "beta": axis},
         bn="recalibrate",
+        plane="random",
         normalize="filter",
     )
 

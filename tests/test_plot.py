@@ -175,8 +175,8 @@ def test_the_width_of_the_venue_is_the_width_of_the_figure(data):
 
 def test_narrow_figures_take_fewer_columns(data):
     drawn = make(figures, "loss_plane", data)
-    assert drawn.grid(5.5) == (1, 4)
-    assert drawn.grid(3.25) == (2, 2)
+    assert drawn.grid(5.5) == (2, 3)
+    assert drawn.grid(3.25) == (3, 2)
 
 
 def test_nothing_is_sent_to_a_cloud_and_arrays_are_single_precision(data):
