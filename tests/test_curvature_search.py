@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.linalg._krylov import Krylov
+from landscape.linalg._search import Search
 
 F64 = torch.float64
 
@@ -197,7 +198,7 @@ def test_a_space_whose_complement_stays_below_decides_how_many_eigenvalues_pass(
         ritz = space.settle()
         Q = torch.linalg.qr(space.rows[:10].T, mode="complete").Q[:, 10:]
         rest = torch.linalg.eigvalsh(Q.T @ A @ Q)[-1]
-        search = lanczos._Search(
+        search = Search(
             A.mv, 24, 3, "largest", 0.1, 100, 0.01, rng(), F64, torch.device("cpu"), None, False,
             None,
         )  # fmt: skip
