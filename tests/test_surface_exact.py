@@ -116,12 +116,12 @@ import sys, torch
 from pathlib import Path
 from landscape import measure
 from tests.measure_problems import cnn_risk
-risk, _ = cnn_risk(n=200)
+risk, _ = cnn_risk(n=24)
 folder = Path(sys.argv[1])
 if sys.argv[2] == "plane":
-    measure.loss_plane(risk, risk.theta, points=41, radius=0.5, tiles=folder, seed=0)
+    measure.loss_plane(risk, risk.theta, points=21, radius=0.5, tiles=folder, seed=0)
 else:
-    measure.loss_slice(risk, risk.theta, points=201, num_directions=8, tiles=folder, seed=0)
+    measure.loss_slice(risk, risk.theta, points=101, num_directions=8, tiles=folder, seed=0)
 """
 
 
@@ -135,15 +135,15 @@ def test_a_process_killed_mid_grid_loses_no_finished_tile(tmp_path, what, how):
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    while process.poll() is None and len(list(folder.glob("*.npz"))) < 2:
+    while process.poll() is None and len(list(folder.glob("tile-*.npz"))) < 2:
         time.sleep(0.005)
     process.send_signal(how)
     error = process.communicate()[1].decode()
     assert process.returncode != 0
     assert ("KeyboardInterrupt" in error) == (how == signal.SIGINT)
-    finished = len(list(folder.glob("*.npz")))
-    risk, _ = cnn_risk(n=200)
-    call = {"radius": 0.5, "points": 41} if what == "plane" else {"points": 201}
+    finished = len(list(folder.glob("tile-*.npz")))
+    risk, _ = cnn_risk(n=24)
+    call = {"radius": 0.5, "points": 21} if what == "plane" else {"points": 101}
     run = measure.loss_plane if what == "plane" else measure.loss_slice
     resumed = run(risk, risk.theta, tiles=folder, seed=0, **call)
     whole = run(risk, risk.theta, seed=0, **call)
