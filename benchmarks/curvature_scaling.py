@@ -49,7 +49,7 @@ def against_examples(examples: int) -> dict[str, Any]:
 
 
 def against_parameters(examples: int) -> dict[str, Any]:
-    """MLPs on 3072 inputs: width 32, 128, 512 (99 k to 1.8 M parameters), at their initial weights."""
+    """Untrained MLPs on 3072 inputs, of width 32, 128, 512 (99 k to 1.8 M parameters)."""
     _, x, y = problem("cnn", examples)
     rows = {}
     for width in (32, 128, 512):
