@@ -65,6 +65,14 @@ def test_a_zero_hessian_is_an_answer():
     assert float(measure.hessian_trace(risk, risk.theta, num_probes=2, seed=0)["trace"]) == 0
 
 
+def test_a_cluster_at_zero_has_no_sign():
+    spectrum = [5.0, 1.0, *np.linspace(-1e-4, 1e-4, 30), -1.0]
+    risk, _, _ = quadratic(spectrum)
+    ds = measure.spectral_density(risk, risk.theta, num_probes=300, num_nodes=5, seed=0)
+    assert abs(float(ds["negative_mass"]) - 1 / 33) < 4 * float(ds["negative_mass_stderr"])
+    assert float(ds["zero"]) == pytest.approx(5e-3, rel=1e-3)
+
+
 def test_density_of_a_block_has_its_moments_and_its_negative_mass():
     spectrum = [5.0, 3.0, 3.0, 1.0, 0.5, 0.0, -0.2, -4.0]
     risk, H, _ = quadratic(spectrum)

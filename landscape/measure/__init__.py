@@ -18,8 +18,9 @@ from landscape.measure.connectivity import (
 from landscape.measure.controls import perturbation_controls
 from landscape.measure.critical import critical_sharpness
 from landscape.measure.crosscheck import PyHessian, crosscheck
-from landscape.measure.curvature import hessian_trace, spectral_density, top_eigenvalues
+from landscape.measure.curvature import hessian_trace, top_eigenvalues
 from landscape.measure.curvature_map import curvature_map
+from landscape.measure.densities import spectral_density
 from landscape.measure.features import features
 from landscape.measure.generalization import generalization
 from landscape.measure.margins import margins
