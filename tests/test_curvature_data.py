@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, results, sam
+from landscape.measure._common import generator
 from landscape.measure.gauss_newton import Operator
 from tests.measure_problems import cnn_risk, images, quadratic
 
@@ -55,7 +56,7 @@ def test_a_subset_is_the_risk_of_its_rows():
 def test_minibatch_eigenvalues_of_regression_are_those_of_its_rows():
     risk, X, _ = regression()
     ds = measure.minibatch_eigenvalues(risk, risk.theta, batch_size=8, k=2, seed=3)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(40, generator=generator(3))
     exact = [torch.linalg.eigvalsh(X[rows].T @ X[rows] / 8).flip(0)[:2] for rows in order.split(8)]
     np.testing.assert_allclose(ds["eigenvalue"], torch.stack(exact), rtol=1e-7)
     assert ds["converged"].all()
@@ -75,7 +76,7 @@ def test_minibatch_eigenvalues_of_a_cnn_match_dense_matrices(bn):
     before = risk.cost
     ds = measure.minibatch_eigenvalues(risk, risk.theta, batch_size=12, seed=0)
     spent = risk.cost - before
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(24, generator=generator(0))
     for number, rows in enumerate(order.split(12)):
         part = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x[rows], y[rows]), bn=bn)
         H = part.hvp(part.theta, torch.eye(len(part.theta), dtype=F64))
@@ -104,7 +105,7 @@ def test_bracket_of_regression_holds_the_populations_eigenvalue_on_average():
     for seed in range(12):
         risk, X, _ = regression(n=30, seed=seed)
         ds = measure.data_bracket(risk, risk.theta, num_folds=3, seed=seed)
-        order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(30, generator=generator(seed))
         folds = torch.tensor_split(order, 3)
         rest = X[torch.cat(folds[1:])]
         v = torch.linalg.eigh(rest.T @ rest / 20).eigenvectors[:, -1]
@@ -133,7 +134,7 @@ def test_a_bracket_closes_with_the_size_of_its_subsets():
     assert list(inside.notnull().sum("batch").values) == [16, 8, 4, 2]
     falling = [*inside.mean("batch").values, float(ds["upper"])]
     assert all(a >= b - 1e-9 for a, b in pairwise(falling))
-    rows = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    rows = torch.randperm(48, generator=generator(0))
     A, B = X[rows[12:24]], X[torch.cat([rows[:12], rows[24:]])]
     values, V = torch.linalg.eigh(A.T @ A / 12)
     at = ds.sel(sample_size=12, batch=1)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, sam
+from landscape.measure._mask_null import selected_shares
 from landscape.measure.alignment import _matched, _selected, empirical_fisher
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
@@ -130,6 +131,27 @@ def test_spread_of_chance_is_that_of_drawing_without_replacement():
     ds = measure.enrichment(risk, risk.theta, variants=variants, k=2, batch_size=12, seed=0)
     assert float(ds.chance_std_fisher.sel(direction="all")) == 0
     assert float(ds.chance_std_fisher.sel(direction="top")) > 0
+
+
+def test_the_interval_of_chance_holds_its_share_of_masks_where_the_law_is_skewed():
+    """Two parts, one with a few huge values; 4000 masks drawn coordinate by coordinate."""
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.rand(300, generator=g, dtype=torch.float64).pow(-1.2),
+             torch.rand(20, generator=g, dtype=torch.float64)]  # fmt: skip
+    counts = [15, 5]
+    drawn = np.zeros(4000)
+    for i in range(len(drawn)):
+        for part, count in zip(parts, counts, strict=True):
+            chosen = torch.randperm(len(part), generator=g)[:count]
+            drawn[i] += float(part[chosen].sum())
+    shares = selected_shares(parts, counts, seed=0, draws=4000)
+    for level in (0.025, 0.5, 0.975):
+        # Standard error of a share over 4000 draws, for either sample; 4 of them.
+        error = 4 * (2 * level * (1 - level) / 4000) ** 0.5
+        assert np.mean(drawn < np.quantile(shares, level)) == pytest.approx(level, abs=error)
+    mean, std = drawn.mean(), drawn.std()
+    assert np.mean(drawn > mean + 1.96 * std) > 0.04  # a normal interval would promise 0.025
+    assert selected_shares(parts, [300, 0], seed=0) == pytest.approx(float(parts[0].sum()))
 
 
 def test_random_masks_are_not_enriched():

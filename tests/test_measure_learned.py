@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure
+from landscape.measure._common import generator
 from landscape.measure.robustness import STRENGTHS, blurred
 from tests.measure_problems import cnn_risk, fingerprint, images, same
 from tests.test_measure_generalization import Logits, risk_of
@@ -259,7 +260,7 @@ def test_disturbed_inputs_are_evaluated_as_data_of_their_own():
     ds = measure.robustness(risk, risk.theta, num_draws=2, seed=3)
     x, y = images(24)
     mean = x.mean((2, 3), keepdim=True)
-    n = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    n = torch.randn(x.shape, generator=generator(3), dtype=torch.float64)
     changed = {
         "input noise": lambda s: x + s * x.std() * n,
         "blur": lambda s: blurred(x, s),

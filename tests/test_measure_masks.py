@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats as laws
 
 from landscape import LandscapeError, measure, results, sam
+from landscape.measure._common import generator
 from landscape.measure.mask_history import occurring_lags
 from landscape.measure.masks import adjusted
 from landscape.streams import Overlap, PackedMasks, half_life
@@ -87,7 +88,7 @@ def test_masks_of_batches_are_those_the_variant_draws_on_them():
     ds = measure.batch_overlap(
         risk, risk.theta, variants={"top": variant}, batch_size=20, num_batches=2, bn="eval", seed=0
     )
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(20)
+    order = torch.randperm(40, generator=generator(0)).split(20)
     parts = [*order, torch.arange(40)]
     masks = []
     for rows in parts:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure
+from landscape.measure._common import generator
 from tests.measure_problems import cnn_risk, fingerprint, same
 
 
@@ -48,7 +49,7 @@ def test_parts_of_the_batch_gradient_and_their_loss_increases():
     risk = cloud(40, 6)
     ds = measure.gradient_noise(risk, risk.theta, batch_size=10, rho=0.3, seed=1)
     x = risk._engine.examples.chunks[0].args[0]
-    rows = torch.randperm(40, generator=torch.Generator().manual_seed(1)).split(10)
+    rows = torch.randperm(40, generator=generator(1)).split(10)
     g = -x.mean(0)
     for i, batch in enumerate(rows):
         g_batch = -x[batch].mean(0)
@@ -72,7 +73,7 @@ def test_average_and_staleness_of_the_batches_gradients():
     risk = cloud(40, 6)
     ds = measure.gradient_noise(risk, risk.theta, batch_size=10, rho=0.3, ema=0.8, lr=0.25, seed=1)
     x = risk._engine.examples.chunks[0].args[0]
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).split(10)
+    order = torch.randperm(40, generator=generator(1)).split(10)
     batches, g = [-x[rows].mean(0) for rows in order], -x.mean(0)
     cos = torch.nn.functional.cosine_similarity
     average = batches[0]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, plane, results, sam
+from landscape.measure._common import generator
 from landscape.measure._nulls import Permutations, filter_mean
 from landscape.streams import PackedMasks
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
@@ -89,7 +90,7 @@ def test_batch_statistics_are_what_the_optimizer_sees(risk):
     ds = measure.perturbation(
         risk, risk.theta, variant=sam.sam(rho=0.1), batch_size=16, bn="batch", seed=3
     )
-    rows = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:16]
+    rows = torch.randperm(40, generator=generator(3))[:16]
     model = cnn_risk(n=40)[1].train()
     x, y = images(40)
     optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), sam.sam(rho=0.1))
@@ -107,7 +108,7 @@ def test_f_sam_climbs_along_what_the_batch_adds_to_the_mean_gradient(risk):
     """u = g_B - sigma * mean over batches, arXiv:2403.12350, when no average was recorded."""
     variant = sam.fsam(rho=0.1, sigma=1.0)
     ds = measure.perturbation(risk, risk.theta, variant=variant, batch_size=20, bn="eval", seed=0)
-    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:20]
+    rows = torch.randperm(40, generator=generator(0))[:20]
     x, y = images(40)
     batch = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x[rows], y[rows]))
     u = batch.gradient(risk.theta) - risk.gradient(risk.theta)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure
+from landscape.measure._common import generator
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, quadratic, same
 from tests.test_measure_alignment import diagonal
 
@@ -97,7 +98,7 @@ def test_m_sharpness_of_the_whole_set_is_one_step_sharpness_and_grows_for_small_
     assert (ds["m_sharpness"].diff("batch") < 0).all()
     assert np.isnan(ds["m_sharpness_stderr"].sel(batch=24)).all()
     x, y = images(24)
-    rows = torch.randperm(24, generator=torch.Generator().manual_seed(0)).split(8)
+    rows = torch.randperm(24, generator=generator(0)).split(8)
     each = []
     for batch in rows:
         small = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x[batch], y[batch]))

@@ -11,6 +11,7 @@ from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, sam
 from landscape.measure import _zrows
+from landscape.measure._common import generator
 from landscape.measure._zrows import (
     LAWS,
     LEVELS,
@@ -315,7 +316,7 @@ def test_mini_batches_are_standardized_one_by_one_and_averaged():
     ds = measure.gradient_zscores(
         risk, risk.theta, source="mini-batch", batch_size=8, num_batches=3, bn="eval", seed=5
     )
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(5)).split(8)
+    order = torch.randperm(24, generator=generator(5)).split(8)
     name = "3.weight"
     info = next(t for t in risk.layout.tensors if t.name == name)
     rows = [

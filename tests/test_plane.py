@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, LandscapeError, ParamLayout, measure, plane
+from landscape import EmpiricalRisk, LandscapeError, ParamLayout, measure, plane, seeds
 from tests.measure_problems import cnn, cnn_risk, images, quadratic
 
 
@@ -39,7 +39,8 @@ def test_equality_with_the_rule_of_li_et_al_on_the_same_draws():
     model = cnn()
     layout = ParamLayout.of(model)
     theta = layout.flatten(dict(model.named_parameters())).detach()
-    draw = torch.randn(len(theta), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    source = seeds.generator(7, purpose="directions")
+    draw = torch.randn(len(theta), generator=source, dtype=torch.float64)
     expected = {}
     for name, d in layout.unflatten(draw.clone()).items():
         w = rows_of(layout, theta, name)

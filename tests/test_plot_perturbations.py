@@ -289,10 +289,10 @@ def test_enrichment_draws_the_interval_of_random_masks_around_one(data):
     )
     assert [r.value for r in marks_of(drawn, grammar.Rule, panel)] == [1.0]
     at = next(runs.variants(ds)).ds
-    spread = 1.96 * at.chance_std_fisher.mean("run").values
     bars = marks_of(drawn, grammar.Bars, panel)
-    np.testing.assert_allclose([float(bar.x[0]) for bar in bars], 1 + spread)
-    np.testing.assert_allclose([bar.base for bar in bars], np.maximum(1 - spread, 0.05))
+    np.testing.assert_allclose([float(bar.x[0]) for bar in bars], at.chance_high_fisher.mean("run"))
+    low = np.maximum(at.chance_low_fisher.mean("run"), 0.05)
+    np.testing.assert_allclose([bar.base for bar in bars], low)
     dot = marks_of(drawn, grammar.Points, panel, names[0])[-1]
     values = at.enrichment_fisher.sel(direction=names[0]).values
     np.testing.assert_allclose(dot.x, np.exp(np.log(values).mean()))

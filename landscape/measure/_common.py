@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import results
+from landscape import results, seeds
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.results import Variable
@@ -98,7 +98,7 @@ def check_count(name: str, value: int, least: int) -> int:
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own: the global ones are never touched."""
-    return torch.Generator(device=device).manual_seed(seed)
+    return seeds.generator(seed, purpose="measurement", device=device)
 
 
 def normal_draws(

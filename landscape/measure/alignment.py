@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.linalg.trace import rademacher
+from landscape.measure import _mask_null
 from landscape.measure._common import (
     RESIDUALS,
     Measuring,
@@ -121,7 +122,9 @@ def enrichment(
     For a quantity q and a mask m, captured_<q>(direction) = sum over m of q / sum of q, and
     expected_<q> = sum_l density_l q_l / q, the same density in every tensor placed at random there
     (stratified); enrichment_<q> is their ratio, 1 at chance with standard deviation
-    chance_std_<q> (drawing without replacement in each tensor). The quantities: `eigenvector`,
+    chance_std_<q> (drawing without replacement in each tensor); 95 % of such masks lie between
+    chance_low_<q> and chance_high_<q>, skewed where few coordinates hold most of q (quantiles of
+    2000 draws). The quantities: `eigenvector`,
     v_1²; `eigenspace`, sum_i v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by
     num_probes Hutchinson probes (its sum is the trace; single terms may be negative); `fisher`,
     mean over `fisher_examples` examples of the squared gradient (empirical Fisher); `weight`,
@@ -151,8 +154,10 @@ def enrichment(
     for name, q in quantities.items():
         rows = np.array([_selected(risk.layout, mask, q) for mask in masks])
         captured, expected, spread = rows.T
+        ends = np.array([_chance_interval(risk.layout, mask, q, seed) for mask in masks])
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio, spread = captured / expected, spread / np.abs(expected)
+            low, high = np.sort(ends / expected[:, None], axis=1).T
         title = _TITLES[name]
         variables |= {
             f"captured_{name}": Variable("direction", captured, "1", f"Share of {title} selected"),
@@ -164,6 +169,12 @@ def enrichment(
             ),
             f"chance_std_{name}": Variable(
                 "direction", spread, "1", f"SD of that ratio for random masks, {title}"
+            ),
+            f"chance_low_{name}": Variable(
+                "direction", low, "1", f"2.5 % of random masks lie below, {title}"
+            ),
+            f"chance_high_{name}": Variable(
+                "direction", high, "1", f"2.5 % of random masks lie above, {title}"
             ),
         }
     options = {
@@ -230,6 +241,15 @@ def _selected(
         # k draws of n without replacement: k (1 - k/n) S², S² = sum of squares / (n - 1).
         variance += density * (1 - density) * len(m) * sum_of_squares / max(len(m) - 1, 1)
     return float(q[mask].sum()) / total, mean / total, variance**0.5 / abs(total)
+
+
+def _chance_interval(
+    layout: ParamLayout, mask: Bool[Tensor, "P"], q: Float[Tensor, "P"], seed: int
+) -> np.ndarray:
+    """The 2.5 and 97.5 % points of the share of q in random masks of the same densities."""
+    counts = [int(part.sum()) for part in split(layout, mask)]
+    draws = _mask_null.selected_shares(split(layout, q), counts, seed=seed)
+    return np.quantile(draws, [0.025, 0.975]) / float(q.sum())
 
 
 def _matched(

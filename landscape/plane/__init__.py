@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from landscape import seeds
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.plane.filters import Filters, is_one_d
@@ -150,7 +151,7 @@ def random(
             f"give weights of the same architecture."
         )
     rule = Filters.of(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed, purpose="directions")
     rows = torch.empty(num_directions, theta.numel(), dtype=theta.dtype, device=theta.device)
     for row in rows:
         draw = torch.randn(theta.numel(), generator=generator, dtype=torch.float64)

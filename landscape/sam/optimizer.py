@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from landscape import seeds
 from landscape.errors import LandscapeError
 from landscape.sam import basestep, points, replicas, saved, stepping
 from landscape.sam.checks import (
@@ -113,9 +114,9 @@ class SAM(Optimizer):
         self._ids = list(map(id, parameters))
         self._trainable = [p.requires_grad for p in parameters]
         self.device = self.trained.parameters[0].device
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = seeds.generator(seed, purpose="sam", device=self.device)
         on_host = self.device.type == "cpu"
-        self.host_generator = self.generator if on_host else torch.Generator().manual_seed(seed)
+        self.host_generator = self.generator if on_host else seeds.generator(seed, purpose="sam")
         self._all_at_once = replicas.all_gradients_at_once(model)
         self.slots = new_slots()
         self.dense = False  # whether the gradients are, once seen

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape import seeds
 from landscape.sam.engine import (
     Ascent,
     Trained,
@@ -252,8 +253,8 @@ def _point(
     total_epochs: int | None,
     momentum: Callable[[str], Tensor | None] | None,
 ):
-    generator = torch.Generator(device).manual_seed(seed)
-    host = generator if device.type == "cpu" else torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed, purpose="sam", device=device)
+    host = generator if device.type == "cpu" else seeds.generator(seed, purpose="sam")
     return Point(
         names=tuple(trained.names[i] for i in live),
         kinds=tuple(trained.kinds[i] for i in live),

@@ -51,10 +51,15 @@ class Visit:
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("console", self.hear)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(f"file://{path}")
+
+    def hear(self, message):
+        # What Chromium says of the speed of plotly's 3-D: how letters and pixels are read.
+        if not any(part in message.text for part in ("Canvas2D: Multiple readback", "ReadPixels")):
+            self.said.append(message.text)
 
     def open_everything(self):
         self.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

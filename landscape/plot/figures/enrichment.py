@@ -15,7 +15,6 @@ _QUANTITIES = {
     "fisher": "Fisher information",
     "weight": "squared weights",
 }
-_SIDES = 1.96  # SDs to either side: 95 % of a normal law
 _LOWEST = 0.05
 
 
@@ -24,7 +23,7 @@ def enrichment(
 ) -> Drawing:
     """Share of curvature, Fisher information and weight in each mask over chance; 1 is chance."""
     ds = runs.in_setting(ds, setting)
-    runs.require(ds, "enrichment_fisher", "chance_std_fisher")
+    runs.require(ds, "enrichment_fisher", "chance_low_fisher", "chance_high_fisher")
     quantities = {key: text for key, text in _QUANTITIES.items() if f"enrichment_{key}" in ds}
     names, known = strings(ds.direction), labels(ds)
     axis = row_axis([spoken(name, known) for name in names])
@@ -47,12 +46,12 @@ def enrichment(
         "Do the masks pick what is curved, informative or large?",
         "Share of a quantity that lies in the mask a variant would use at one θ and batch, over "
         "the share that a random mask with the same density in every tensor gets: 1 is chance. "
-        f"{dot}; grey: mean ± 1.96 SD of such random masks, exact, but their law is skewed where "
-        "few coordinates hold most of a quantity; the random mask is one draw, which all panels "
-        "share. Quantities: squares of the leading eigenvector and of the leading eigenvectors of "
-        "the Hessian, its diagonal (Hutchinson), the empirical Fisher information, the squared "
-        "weights. A mask that selects all or nothing of every tensor (SAM, SAM-ON) is at 1 by "
-        "construction. Picking a quantity is not a mechanism.",
+        f"{dot}; grey: 95 % of such random masks, wide and skewed where few coordinates hold most "
+        "of a quantity; the random mask is one draw, shared by all panels. Quantities: squares of "
+        "the leading eigenvector and of the leading eigenvectors of the Hessian, its diagonal "
+        "(Hutchinson), the empirical Fisher information, the squared weights. A mask that selects "
+        "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
+        "is not a mechanism.",
         tuple(panels),
         columns=len(shown),
         panel_height=0.45 + 0.13 * len(names),
@@ -64,15 +63,17 @@ def enrichment(
 
 def _over_chance(v: Variant, key: str, names: list[str]) -> list[Mark]:
     ratio = v.ds[f"enrichment_{key}"].transpose("run", "direction").values
-    spread = v.ds[f"chance_std_{key}"].transpose("run", "direction").mean("run").values
+    low, high = (
+        v.ds[f"chance_{side}_{key}"].transpose("run", "direction").mean("run").values
+        for side in ("low", "high")
+    )
     rows = np.arange(len(names), dtype=float)
     marks: list[Mark] = [Rule("x", 1.0, "chance", "solid")]
-    for row, wide in zip(rows, _SIDES * spread, strict=True):
-        if np.isfinite(wide):
-            ends = max(1 - wide, _LOWEST), 1 + wide
+    for row, left, right in zip(rows, low, high, strict=True):
+        if np.isfinite(right):
             marks.append(
-                Bars(np.array([ends[1]]), np.array([row]), "random masks", "#bdbdbd", 0.6,
-                     base=ends[0])
+                Bars(np.array([right]), np.array([row]), "random masks", "#bdbdbd", 0.6,
+                     base=max(left, _LOWEST))
             )  # fmt: skip
     positive = np.where(ratio > 0, ratio, np.nan)
     for index, name in enumerate(names):
