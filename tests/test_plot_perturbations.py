@@ -398,3 +398,11 @@ def test_a_single_result_needs_no_study():
     drawn = figures.norms(measure.norms(risk, risk.theta))
     assert len(drawn.panels) == 1  # no initial weights: no distance
     assert {m.name for m in marks_of(drawn, grammar.Points)} == {"This model"}
+
+
+def test_a_radius_that_only_rounding_moves_is_drawn_as_a_flat_line(data):
+    ds = data["perturbation_history"].copy()
+    signs = (-1.0) ** np.arange(ds.sizes["epoch"])
+    ds["radius_ratio"] = ("run", "epoch"), np.tile(1 + 1e-7 * signs, (ds.sizes["run"], 1))
+    axis = figures.perturbation_over_time(ds).panels[0].y
+    assert axis.limits == pytest.approx((0.95, 1.05), abs=1e-3)

@@ -1,5 +1,7 @@
 """What a variant perturbs: per tensor, and over time."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -122,7 +124,7 @@ def perturbation_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Dra
             marks = tuple(mark for v in runs.variants(ds)
                           if bool(np.isfinite(v.ds[name]).any())
                           for mark in curve(v, v.ds[name], "epoch"))  # fmt: skip
-            panels.append(Panel(Axis("epoch"), Axis(label, units), marks))
+            panels.append(Panel(Axis("epoch"), _wide(Axis(label, units), ds[name]), marks))
     return Drawing(
         "perturbation_over_time",
         "The perturbation during training",
@@ -134,6 +136,16 @@ def perturbation_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Dra
         panel_height=1.6,
         narrowest=1.6,
     )
+
+
+def _wide(axis: Axis, values: xr.DataArray) -> Axis:
+    """An axis that does not magnify rounding: a tenth of the value at least."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.05 * max(abs(low), abs(high))
+    if high - low >= 2 * room:
+        return axis
+    middle = (low + high) / 2
+    return replace(axis, limits=(middle - room, middle + room))
 
 
 def energy_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
