@@ -34,10 +34,10 @@ from landscape import EmpiricalRisk, measure, plane, problems, results
 RESULTS = Path(__file__).parent / "results"
 # Examples, points along an axis, and the rows of a peer's batches.
 CASES = {
-    "cnn": (1000, 25, (128, 500)),
+    "cnn": (1000, 17, (128, 500)),
     "mlp": (1000, 51, (500, 1000)),
     "resnet20": (32, 13, (32,)),
-    "vit": (8, 13, (8,)),
+    "vit": (8, 7, (8,)),
 }
 PACKAGES = ("loss-landscapes", "landscaper")
 

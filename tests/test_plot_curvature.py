@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
@@ -73,13 +74,14 @@ def test_the_logarithmic_view_holds_positive_and_negative_parts(data):
     drawn = draw(data, "spectral_views")
     ds = data["spectral_density"].isel(run=0)
     lines = marks(drawn.panels[1], grammar.Line, "SGD")
-    largest = float(np.abs(data["spectral_density"].ritz_value).max())
     for line, sign in zip(lines, (1, -1), strict=True):
-        seen = (sign * ds.ritz_value > 1e-3 * largest).values
-        expected = float((ds.weight.values * seen).sum(1).mean())
-        step = np.log10(line.x[1] / line.x[0])
-        # What a Gaussian of 0.1 decades puts beyond the ends of the grid is lost.
-        assert np.nansum(line.y) * step == pytest.approx(expected, abs=0.05)
+        # What a Gaussian of 0.1 decades around each value puts between the ends of the grid.
+        size = np.log10(np.maximum(np.abs(ds.ritz_value.values), 1e-9))
+        ends = [norm.cdf((np.log10(end) - size) / 0.1) for end in (line.x[0], line.x[-1])]
+        part = ds.weight.values * (sign * ds.ritz_value.values > 0)
+        expected = float((part * (ends[1] - ends[0])).sum(1).mean())
+        found = np.trapezoid(np.nan_to_num(line.y), np.log10(line.x))
+        assert found == pytest.approx(expected, abs=0.005)
     dimension = marks(drawn.panels[2], grammar.Line, "SGD")[0]
     np.testing.assert_array_equal(dimension.y, ds.effective_dimension)
     negative = marks(drawn.panels[3], grammar.Line, "SGD")[0]

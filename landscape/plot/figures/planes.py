@@ -248,7 +248,7 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     runs.require(ds, "eigenvalue_max", "eigenvalue_min", "residual_min", "non_convexity")
     found = list(runs.variants(ds))
     top = _positive(ds.eigenvalue_max.values)
-    low = _positive(-ds.eigenvalue_min.values)
+    low = _positive(_below_zero(ds).values)
     ratio = max(float(np.nanmax(ds.non_convexity.values, initial=0.0)), 1e-12)
     rows = (
         ("eigenvalue_max", "λₘₐₓ", {"limits": top, "log": True}),
@@ -261,7 +261,9 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         for v in found:
             one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
             x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
-            values = one[variable].values * (-1 if variable == "eigenvalue_min" else 1)
+            values = one[variable].values
+            if variable == "eigenvalue_min":
+                values = _below_zero(one).values
             values = np.where((values > 0) | (not look.get("log")), values, np.nan)
             loose = ~one.converged.values.astype(bool) & np.isfinite(one[variable].values)
             marks: list[Mark] = [
@@ -279,7 +281,7 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Extreme Hessian eigenvalues over a random plane",
         "Eigenvalues of the whole Hessian at each cell, not of the plane, in nats per squared "
         f"parameter; each is within its residual, at most {short(worst)}, of an exact one (hollow: "
-        "not converged). Where λₘᵢₙ is not negative its cell is blank and the ratio 0 "
+        "not converged). Where λₘᵢₙ is not below 0 by more than that its cell is blank "
         "(arXiv:1712.09913, section 6). First seed only; the directions are random: illustration, "
         f"not evidence. {_mode(ds)}"
         + (" Hatched: the loss is not finite there." if bool(ds.loss.isnull().any()) else ""),
@@ -287,6 +289,13 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         columns=len(found) if len(found) <= 4 else 3,
         panel_height=1.35,
     )
+
+
+def _below_zero(ds: xr.Dataset) -> xr.DataArray:
+    """-lambda_min where that is above its residual and above rounding, else 0."""
+    depth = -ds.eigenvalue_min
+    rounding = 1e-12 * np.abs(ds.eigenvalue_max)
+    return depth.where((depth > ds.residual_min) & (depth > rounding) | depth.isnull(), 0.0)
 
 
 def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
