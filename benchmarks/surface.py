@@ -37,7 +37,7 @@ CASES = {
     "cnn": (1000, 17, (128, 500)),
     "mlp": (1000, 51, (500, 1000)),
     "resnet20": (32, 13, (32,)),
-    "vit": (8, 7, (8,)),
+    "vit": (8, 9, (8,)),
 }
 PACKAGES = ("loss-landscapes", "landscaper")
 
