@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import networks
 from benchmarks.curvature_peers import PACKAGES, PEERS
 from benchmarks.interleaved import (
     cpu_seconds,
@@ -35,11 +36,10 @@ from benchmarks.interleaved import (
 )
 from landscape import EmpiricalRisk, measure
 from landscape.problems.resnet import resnet18, resnet20
-from landscape.problems.vit import ViT
 from landscape.risk import _memory
 
 FOLDER = Path(__file__).parent / "results"
-SHAPE = (3, 32, 32)
+SHAPE = networks.SHAPE
 EQUAL = 1e-3  # residual over the largest eigenvalue at which costs are compared
 K = 5
 GRAPHS = 4 * 2**30  # bytes for kept graphs, since two of the peers keep theirs whatever they take
@@ -47,25 +47,11 @@ DEVICE = torch.device("cpu")
 BEGAN, SECONDS = time.perf_counter(), 120.0  # no round begins later than that
 
 
-def cnn() -> nn.Module:
-    """54 682 parameters: three convolutions with BatchNorm and ReLU, mean, linear."""
-    layers: list[nn.Module] = []
-    for before, width, stride in ((3, 24, 1), (24, 48, 2), (48, 98, 2)):
-        layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width),
-                   nn.ReLU()]  # fmt: skip
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(98, 10))
-
-
-def vit() -> nn.Module:
-    """308 042 parameters: patches of 4, width 64, six blocks of four heads."""
-    return ViT(image=SHAPE, patch=4, dim=64, depth=6, heads=4, num_classes=10)
-
-
 CASES: dict[str, Callable[..., nn.Module]] = {
-    "cnn": lambda **_: cnn(),
+    "cnn": lambda **_: networks.cnn(),
     "resnet20": resnet20,
     "resnet18": resnet18,
-    "vit": lambda **_: vit(),
+    "vit": lambda **_: networks.cifar_vit(),
 }
 
 
@@ -75,17 +61,8 @@ def problem(case: str, examples: int) -> tuple[nn.Module, Tensor, Tensor]:
         torch.manual_seed(0)
         model = CASES[case](num_classes=10, input_shape=SHAPE)
     source = torch.Generator().manual_seed(0)
-    y = torch.randint(10, (examples,), generator=source)
-    x = torch.randn(10, *SHAPE, generator=source)[y] + torch.randn(
-        examples, *SHAPE, generator=source
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(30):
-        rows = torch.randint(examples, (32,), generator=source)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+    x, y = networks.noisy_prototypes(examples, source)
+    networks.train_briefly(model, x, y, 30, source)
     return model.eval().to(DEVICE), x.to(DEVICE), y.to(DEVICE)
 
 

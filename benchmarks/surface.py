@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import networks
 from benchmarks.interleaved import cpu_seconds, hardware, milliseconds, paired_ratio, versions
 from benchmarks.surface_peers import PEERS, goldstein, worst_difference
 from landscape import EmpiricalRisk, measure, plane, problems, results
@@ -50,17 +51,9 @@ def problem(case: str, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
         data = problems.load_data("digits").train
         x, y = data.x[:examples], data.y[:examples]
     else:
-        y = torch.randint(10, (max(examples, 256),), generator=source)
-        x = torch.randn(10, 3, 32, 32, generator=source)[y]
-        x = x + torch.randn(x.shape, generator=source)
+        x, y = networks.noisy_prototypes(max(examples, 256), source)
     model = problems.make_model(case, num_classes=10, input_shape=tuple(x.shape[1:]), seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(60):
-        rows = torch.randint(len(x), (32,), generator=source)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+    networks.train_briefly(model, x, y, 60, source)
     return model.eval().to(device), x[:examples].to(device), y[:examples].to(device)
 
 
