@@ -75,6 +75,52 @@ def test_fused_base_optimizers(make):
         assert torch.allclose(ours.get_parameter(n), p, rtol=1e-9, atol=1e-11), n
 
 
+@pytest.mark.parametrize("momentum", [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.1}])
+@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.1}, {"maximize": True}])
+def test_small_tensors_step_together_with_the_bits_of_one_after_the_other(momentum, more):
+    ends, seen = [], []
+    for foreach in (None, False):
+        model = cnn().float()
+        base = torch.optim.SGD(model.parameters(), lr=0.01, foreach=foreach, **momentum, **more)
+        base.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["foreach"]))
+        optimizer = sam.SAM(model, base, sam.sam(0.1))
+        for i in range(4):
+            optimizer.step(closure_of(model, (batch(i)[0].float(), batch(i)[1])))
+        assert base.param_groups[0]["foreach"] is foreach
+        ends.append(named(model))
+    assert seen == [True] * 4 + [False] * 4
+    assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+
+
+def test_groups_are_put_back_when_the_base_step_raises():
+    model = cnn()
+    base = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def fail(*_):
+        raise RuntimeError("the hook failed")
+
+    base.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="the hook failed"):
+        sam.SAM(model, base, sam.sam(0.1)).step(closure_of(model, batch()))
+    assert base.param_groups[0]["foreach"] is None
+
+
+def test_nesterov_which_would_write_into_the_gradient_steps_as_it_is():
+    model = cnn()
+    base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    optimizer = sam.SAM(model, base, sam.sam(0.1))
+    loss = closure_of(model, batch())
+    given = []
+
+    def closure():
+        result = loss()
+        given.append([p.grad.clone() for p in model.parameters()])
+        return result
+
+    optimizer.step(closure)
+    assert all(map(torch.equal, optimizer.perturbation.g2, given[1]))
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 def test_muon_over_matrices_alone():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()

@@ -157,6 +157,29 @@ def test_gradients_that_somebody_else_holds_are_never_written_over():
         assert same(before, held)
 
 
+@pytest.mark.parametrize("look", [torch.Tensor.numpy, torch.Tensor.detach, torch.Tensor.t])
+def test_the_memory_of_a_gradient_that_somebody_else_looks_at_is_never_written_over(look):
+    model = nn.Linear(40, 30, bias=False)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = sam.SAM(model, base, sam.sam(0.1), keep_perturbation=False)
+    x = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    looks, copies = [], []
+
+    def closure():
+        loss = model(x).square().mean()
+        loss.backward()
+        looks.append(look(model.weight.grad))
+        copies.append(torch.as_tensor(looks[-1]).clone())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (weights, sources, engine):
+            patch.setattr(module, "SMALL", 0)
+        for _ in range(2):
+            optimizer.step(closure)
+    assert same(copies, list(map(torch.as_tensor, looks)))
+
+
 @given(variant=compositions)
 @fast
 def test_any_composition_updates_running_statistics_in_the_first_pass_only(variant):

@@ -48,7 +48,8 @@ def finish(optimizer: Any, point: Point, finite: Finite, *, scaled: bool) -> Non
     elif isinstance(finite, Tensor):
         _guarded_step(optimizer, finite)
     else:
-        optimizer.base.step()
+        with _together(optimizer):
+            optimizer.base.step()
     for slot in ("correction", "selector", "loss_term"):
         run_hook(getattr(optimizer.variant, slot), "after_step", point, optimizer.slots[slot])
     optimizer.step_count += 1
@@ -98,6 +99,28 @@ def _scaled_step(optimizer: Any, finite: Finite) -> None:
         if p.grad is not None:
             p.grad = p.grad * factor.to(p.grad.device, p.grad.dtype)
     optimizer.scaler.step(optimizer.base)
+
+
+@contextlib.contextmanager
+def _together(optimizer: Any) -> Iterator[None]:
+    """Let torch's SGD step many small tensors in a few calls, where the caller chose nothing.
+
+    On the CPU torch then calls each tensor's arithmetic in turn, with the same bits; only Nesterov
+    would write into `.grad`. Large tensors are quicker one after the other, out of the cache.
+    """
+    base, groups = optimizer.base, []
+    if type(base) is torch.optim.SGD and optimizer.device.type == "cpu":
+        groups = base.param_groups if optimizer.trained.little else []
+    if any(g["foreach"] is not None or g["fused"] or g["nesterov"] or g["differentiable"]
+           for g in groups):  # fmt: skip
+        groups = []
+    for g in groups:
+        g["foreach"] = True
+    try:
+        yield
+    finally:
+        for g in groups:
+            g["foreach"] = None
 
 
 def settle(optimizer: Any, finite: Finite) -> Finite:

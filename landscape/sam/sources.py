@@ -47,14 +47,15 @@ class Friendly:
         """U per tensor with order="code", finite where g1 is; the average stays as it is."""
         g, memory = point.gradients, state.get("ema", {})
         means = [memory.get(n) for n in point.names]
+        known = all(m is not None for m in means)
+        if known and sum(map(torch.numel, g)) < SMALL * len(g):
+            return list(torch._foreach_add(g, means, alpha=-self.sigma))
         room = None if point.room is None else point.room(g)
-        if room is None or any(m is None for m in means):
+        if room is None or not known:
             return [
                 x if m is None else torch.sub(x, m, alpha=self.sigma)
                 for x, m in zip(g, means, strict=True)
             ]
-        if sum(map(torch.numel, g)) < SMALL * len(g):
-            return list(torch._foreach_add(g, means, alpha=-self.sigma))
         norms = []
         wide = torch.float32 if g[0].dtype in (torch.float16, torch.bfloat16) else None
         for x, m, out in reversed(list(zip(g, means, room, strict=True))):
@@ -73,9 +74,11 @@ class Friendly:
     ) -> None:
         """M = keep M + weight x; where there is no M yet, x (init="grad") or weight x."""
         memory = state.setdefault("ema", {})
-        known = [(memory[n], v) for n, v in zip(point.names, x, strict=True) if n in memory]
-        if known:
-            means, taken = map(list, zip(*known, strict=True))
+        means = [memory[n] for n in point.names if n in memory]
+        if means:
+            taken = x
+            if len(means) < len(x):
+                taken = [v for n, v in zip(point.names, x, strict=True) if n in memory]
             before = None
             if isinstance(point.finite, Tensor):  # on CUDA, where nothing waits for the answer
                 before = [m.clone() for m in means]
@@ -85,7 +88,7 @@ class Friendly:
             if before is not None:
                 for m, old in zip(means, before, strict=True):
                     m.copy_(torch.where(point.finite, m, old))
-        for n, v in zip(point.names, x, strict=True):
+        for n, v in zip(point.names, x, strict=True) if len(means) < len(x) else ():
             if n not in memory:
                 memory[n] = v.clone() if self.init == "grad" else v * weight
 

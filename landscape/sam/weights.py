@@ -156,18 +156,25 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def unshared(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether nothing but `.grad` and this list refers to these tensors, each alone in its memory.
+    """Whether nothing but `.grad` and this list refers to these tensors or to their memory.
 
-    False on other devices than the CPU.
+    Neither Python nor, by way of `.grad.numpy()`, `.grad.detach()` or a view, anything else. False
+    on other devices than the CPU.
     """
     if max(_references(gradients), default=0) > _UNSHARED_GRADIENT:
         return False
     there = [t for t in gradients if t is not None]
-    return all(map(_alone, there)) and len({t.data_ptr() for t in there}) == len(there)
+    return all(map(_alone, there)) and max(map(_holders, there), default=0) <= _ONE_HOLDER
 
 
 def _alone(t: Tensor) -> bool:
     return t.is_cpu and t.untyped_storage().nbytes() == t.nbytes
+
+
+def _holders(t: Tensor) -> int:
+    """How many tensors share the memory of `t`, and one; as good as infinite if torch cannot say."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return sys.maxsize if count is None else count(t.untyped_storage()._cdata)
 
 
 def _references(objects: Sequence[object]) -> list[int]:
@@ -182,3 +189,4 @@ def _references_of_a_gradient() -> int:
 
 _UNSHARED = _references([object()])[0]  # of what nothing but its list refers to
 _UNSHARED_GRADIENT = _references_of_a_gradient()
+_ONE_HOLDER = 2  # the tensor, and the storage object that is asked
