@@ -7,10 +7,11 @@
         --peer loss-landscape=../loss-landscape
 
 Same network, weights, examples, axes, points and threads for all, BatchNorm frozen; runs in turn,
-CPU time, paired ratios, one of our runs listed twice as the A/A control. Each peer is run on
-batches of several sizes and compared by the best one; what it returns is compared with ours. Ours
-returns error rates and standard errors as well. `gemm` is the quickest product of two matrices of
-1024 x 1024 in the same run. `adaptive` gives the evaluations that tolerance=0.01 takes on a 51 x 51
+CPU time, paired ratios, one of our runs listed twice as the A/A control. Each peer is run on the
+size of batches that is best for it (--sizes looks for it), and what it returns is compared with
+ours. Ours returns error rates and standard errors as well. `gemm` is the quickest product of two
+matrices of 1024 x 1024 in the same run. --more adds rounds to those in the file, for machines that
+are not quiet for long. `adaptive` gives the evaluations that tolerance=0.01 takes on a 51 x 51
 grid, and the share of all its cells that keep it (--full evaluates that grid twice, once whole).
 """
 
@@ -35,11 +36,16 @@ from landscape import EmpiricalRisk, measure, plane, problems, results
 RESULTS = Path(__file__).parent / "results"
 # Examples, points along an axis, and the rows of a peer's batches.
 CASES = {
-    "cnn": (1000, 17, (128, 500)),
+    "cnn": (1000, 51, (250,)),
     "mlp": (1000, 51, (500, 1000)),
-    "resnet20": (32, 13, (32,)),
-    "vit": (8, 9, (8,)),
+    "resnet20": (32, 25, (32,)),
+    "vit": (32, 25, (32,)),
+    "vit_tiny": (8, 13, (8,)),
 }
+# Rows of a peer's batches that --sizes compares.
+SIZES = (32, 128, 250, 500, 1000)
+# Points along an axis where losses are compared.
+PROOF = 9
 PACKAGES = ("loss-landscapes", "landscaper")
 
 
@@ -52,7 +58,8 @@ def problem(case: str, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
         x, y = data.x[:examples], data.y[:examples]
     else:
         x, y = networks.noisy_prototypes(max(examples, 256), source)
-    model = problems.make_model(case, num_classes=10, input_shape=tuple(x.shape[1:]), seed=0)
+    name = {"vit": "benchmarks.networks:cifar_vit", "vit_tiny": "vit"}.get(case, case)
+    model = problems.make_model(name, num_classes=10, input_shape=tuple(x.shape[1:]), seed=0)
     networks.train_briefly(model, x, y, 60, source)
     return model.eval().to(device), x[:examples].to(device), y[:examples].to(device)
 
@@ -75,8 +82,10 @@ def gemm_peak(times: int = 20) -> float:
     return 2 * 1024**3 / min(cpu_seconds(lambda: _quiet(lambda: a @ b)) for _ in range(times))
 
 
-def grids(case: str, rounds: int, clones: dict[str, str], device: str) -> dict[str, Any]:
-    """Time of a whole grid, all runs in turn, the order reversed every round."""
+def grids(
+    case: str, rounds: int, clones: dict[str, str], device: str, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Time of a whole grid, all runs in turn, the order reversed every round; added to `before`."""
     model, x, y = problem(case, device)
     _, points, batches = CASES[case]
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
@@ -90,34 +99,65 @@ def grids(case: str, rounds: int, clones: dict[str, str], device: str) -> dict[s
         "landscape": ours("eval"),
         "landscape (A/A)": ours("eval"),
     }
-    truth, differences, missing = runs["landscape"](), {}, []
-    vectors = [list(risk.layout.unflatten(row).values()) for row in shared.directions]
-    makers = {name: (lambda path=path: goldstein(Path(path))) for name, path in clones.items()}
-    for name, make in (makers | {n: (lambda m=m: m) for n, m in PEERS.items()}).items():
+    few = measure.loss_plane(risk, risk.theta, bn="eval", **(call | {"points": PROOF}))
+    differences, missing = {}, []
+    for name, make in makers(clones).items():
         try:
+            peer = make()
             for rows in batches:
-                run = make()(model, x, y, vectors, rows=rows, points=points)
-                off = worst_difference(name, run(), truth.loss.values)
-                runs[f"{name}, batches of {rows}"] = run
+                row = (model, x, y, _tensors(risk, shared))
+                proof = peer(*row, rows=rows, points=PROOF)
+                off = worst_difference(name, proof(), few.loss.values)
                 differences[name] = float(f"{max(off, differences.get(name, 0.0)):.2e}")
+                runs[f"{name}, batches of {rows}"] = peer(*row, rows=rows, points=points)
         except ImportError as error:
             missing.append(f"{name}: not run ({error})")
     seconds = cpu_seconds if device == "cpu" else _device_seconds
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    peaks = []
-    for i in range(rounds):
+    samples: dict[str, list[float]] = {
+        name: list(before.get("seconds_per_grid", {}).get(name, [])) for name in runs
+    }
+    peaks = list(before.get("gemm_samples", []))
+    for i in range(len(peaks), len(peaks) + rounds):
         peaks.append(gemm_peak() if device == "cpu" else float("nan"))
         for name in list(runs) if i % 2 == 0 else list(runs)[::-1]:
-            samples[name].append(seconds(lambda run=runs[name]: _quiet(run)))
+            samples[name].append(round(seconds(lambda run=runs[name]: _quiet(run)), 5))
     return {
+        "commit": _commit(Path(__file__).parent),
         "examples": len(x),
         "points": points**2,
-        "evaluation": results.provenance(truth)["evaluation"],
+        "evaluation": results.provenance(few)["evaluation"],
         "worst_relative_difference_from_ours": differences,
         "missing": missing,
-        "recalibrate_over_eval": _recalibrated(risk, shared, points, seconds),
+        "recalibrate_over_eval": before.get("recalibrate_over_eval")
+        or _recalibrated(risk, shared, points, seconds),
+        "gemm_samples": [float(f"{peak:.4g}") for peak in peaks],
+        "seconds_per_grid": samples,
         **_summary(samples, points**2, _flops(model, x), max(peaks)),
     }
+
+
+def makers(clones: dict[str, str]) -> dict[str, Callable[[], Callable[..., Any]]]:
+    """What makes the peers' runs, by name."""
+    cloned = {name: (lambda path=path: goldstein(Path(path))) for name, path in clones.items()}
+    return cloned | {name: (lambda make=make: make) for name, make in PEERS.items()}
+
+
+def sizes(case: str, clones: dict[str, str]) -> dict[str, float]:
+    """CPU milliseconds of a peer's point by the rows of its batches, the best of three."""
+    model, x, y = problem(case)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    row = (model, x, y, _tensors(risk, axes_for(risk)))
+    found = {}
+    for name, make in makers(clones).items():
+        for rows in (size for size in SIZES if size <= len(x)):
+            run = make()(*row, rows=rows, points=PROOF)
+            best = min(cpu_seconds(lambda run=run: _quiet(run)) for _ in range(3))
+            found[f"{name}, batches of {rows}"] = round(1e3 * best / PROOF**2, 3)
+    return found
+
+
+def _tensors(risk: EmpiricalRisk, axes: plane.Plane) -> list[list[Tensor]]:
+    return [list(risk.layout.unflatten(row).values()) for row in axes.directions]
 
 
 def _recalibrated(
@@ -128,7 +168,7 @@ def _recalibrated(
         return None
     call = {"directions": axes, "seed": 0}
     costs = []
-    for bn, size in (("recalibrate", 5), ("eval", points)):
+    for bn, size in (("recalibrate", 5), ("eval", min(points, 17))):
         one = lambda bn=bn, size=size: _quiet(  # noqa: E731
             lambda: measure.loss_plane(risk, risk.theta, bn=bn, points=size, **call)
         )
@@ -199,8 +239,8 @@ def adaptive(case: str, examples: int, points: int = 51) -> dict[str, Any]:
     }
 
 
-def _commit(path: str) -> str:
-    call = ["git", "-C", path, "rev-parse", "HEAD"]
+def _commit(path: str | Path) -> str:
+    call = ["git", "-C", str(path), "rev-parse", "HEAD"]
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -208,27 +248,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--more", action="store_true", help="add rounds to those in the file")
     parser.add_argument("--peer", action="append", default=[], help="loss-landscape=CLONE")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full", type=int, metavar="N", help="an adaptive grid too, N examples")
     parser.add_argument("--only-full", action="store_true", help="that alone")
+    parser.add_argument("--sizes", action="store_true", help="peers by rows of a batch, that alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clones = dict(pair.split("=", 1) for pair in options.peer)
+    if options.sizes:
+        print(json.dumps(sizes(options.case, clones), indent=1))
+        return
     path = RESULTS / f"surface-{options.device}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    entry = found.setdefault("cases", {}).setdefault(options.case, {})
+    made: dict[str, Any] = {}
     if not options.only_full:
-        entry["grid"] = grids(options.case, options.rounds, clones, options.device)
+        before = _read(path, options.case).get("grid", {}) if options.more else {}
+        made["grid"] = grids(options.case, options.rounds, clones, options.device, before)
     if options.full:
-        entry["adaptive"] = adaptive(options.case, options.full)
-    found["hardware"], found["versions"] = hardware(), versions(*PACKAGES)
+        made["adaptive"] = adaptive(options.case, options.full)
+    # Read again: another case may have been written meanwhile.
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found.setdefault("cases", {}).setdefault(options.case, {}).update(made)
+    found["hardware"] = hardware()
+    found.setdefault("versions", {}).update(versions(*PACKAGES))
     found["versions"] |= {name: _commit(path) for name, path in clones.items()}
     if options.device == "cuda":
         found["hardware"]["gpu"] = torch.cuda.get_device_name()
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print(json.dumps(entry, indent=1))
+    print(json.dumps(made, indent=1))
+
+
+def _read(path: Path, case: str) -> dict[str, Any]:
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found.get("cases", {}).get(case, {})
 
 
 if __name__ == "__main__":
