@@ -26,19 +26,19 @@ class Peer:
     name: str
     recipe: str
     source: str
-    make: Callable[[Any, list[torch.Tensor]], Any]
+    make: Callable[..., Any]
     file: str = ""
     contains: str = ""
     classes: tuple[str, ...] = ()
 
 
-def _plain(cls: Any, parameters: list[torch.Tensor]) -> Any:
-    return cls(parameters, torch.optim.SGD, rho=0.05, **OPTIONS)
+def _plain(cls: Any, parameters: list[torch.Tensor], **base: Any) -> Any:
+    return cls(parameters, torch.optim.SGD, rho=0.05, **OPTIONS, **base)
 
 
-def _filtered(cls: Any, parameters: list[torch.Tensor]) -> Any:
+def _filtered(cls: Any, parameters: list[torch.Tensor], **base: Any) -> Any:
     chosen = SimpleNamespace(zsam=True, alpha=0.95)
-    return cls(parameters, torch.optim.SGD, rho=0.05, hparams=chosen, **OPTIONS)
+    return cls(parameters, torch.optim.SGD, rho=0.05, hparams=chosen, **OPTIONS, **base)
 
 
 PEERS = (
@@ -52,7 +52,10 @@ PEERS = (
 
 
 def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None, str]:
-    """A function parameters -> optimizer and where it came from, or None and why it is missing."""
+    """A function parameters -> optimizer and where it came from, or None and why it is missing.
+
+    The function hands its keyword arguments to the base optimizer.
+    """
     if peer.source != "git":
         try:
             package = importlib.import_module(peer.source)
@@ -60,7 +63,7 @@ def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None
             return None, f"{peer.source} is not installed"
         found = getattr(package, peer.classes[0])
         version = importlib.metadata.version(peer.source.replace("_", "-"))
-        return (lambda p: peer.make(found, p)), f"{peer.source} {version} from PyPI"
+        return (lambda p, **base: peer.make(found, p, **base)), f"{peer.source} {version} from PyPI"
     if peer.name not in clones:
         return None, f"no --peer {peer.name}=PATH"
     folder = clones[peer.name]
@@ -69,9 +72,9 @@ def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None
     ).stdout.strip()
     found = _class_in(folder / peer.file, peer.classes[0], peer.contains)
 
-    def make(parameters: list[torch.Tensor]) -> Any:
+    def make(parameters: list[torch.Tensor], **base: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
-            return peer.make(found, parameters)
+            return peer.make(found, parameters, **base)
 
     return make, f"commit {commit}, {peer.file}"
 

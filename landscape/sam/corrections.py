@@ -17,6 +17,7 @@ from landscape.sam.sources import centred
 from landscape.sam.variant import Point, State, check_fraction, tensor_norms, total_norm
 
 Gradients = list[Tensor]
+_LEAST_ALPHA = 0.01  # below it c = (1 - alpha) / alpha could take c g1 out of range
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,22 @@ class Blend:
         """The descent gradient."""
         if self.unit_g1:
             g1 = scale(g1, 1 / (point.norm + 1e-12))
-        return list(torch._foreach_lerp(g1, g2, self.alpha))
+        if self.alpha < _LEAST_ALPHA:
+            return list(torch._foreach_lerp(g1, g2, self.alpha))
+        total = scale(g1, self.share)
+        torch._foreach_add_(total, g2)
+        torch._foreach_mul_(total, self.alpha)
+        return total
+
+    @property
+    def share(self) -> float:
+        """C in gd = alpha (c g1 + g2)."""
+        return (1 - self.alpha) / self.alpha
+
+    @property
+    def may_be_summed(self) -> bool:
+        """Whether c g1 may be made before g2 is known."""
+        return not self.unit_g1 and _LEAST_ALPHA <= self.alpha < 1
 
 
 @dataclass(frozen=True)

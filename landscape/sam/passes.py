@@ -46,6 +46,7 @@ class Passes:
     selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
     unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
     averaged: Callable[[Sequence[Tensor | None]], list[Tensor | None]] | None = None  # over them
+    start: Sequence[Tensor | None] | None = None  # what autograd adds the next gradients to
 
     def backward(
         self,
@@ -155,9 +156,16 @@ class Passes:
                 if self.extra_loss is not None:
                     loss = loss + self.extra_loss(outputs, examples)
                 loss = loss * fraction if part else loss
+                self._begin()
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.values = torch.cat(kept) if len(kept) > 1 else kept[0]
         return total
+
+    def _begin(self) -> None:
+        """Put `start` into `.grad`, after the caller's own code has run."""
+        start, self.start = self.start or (), None
+        for p, g in zip(self.parameters, start, strict=False):
+            p.grad = g
 
     def _parts(self, batch: Any) -> list[tuple[slice | None, float]]:
         """Slices of the batch with their share of it; (None, 1) for the whole."""

@@ -29,6 +29,7 @@ from landscape.sam.perturbation import Perturbation
 from landscape.sam.schedule import Constant, always
 from landscape.sam.selectors import everything
 from landscape.sam.sources import Stale
+from landscape.sam.sums import Sums
 from landscape.sam.variant import Point
 from landscape.sam.weights import unshared
 
@@ -296,7 +297,10 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             first.forget()
         if first.rng is not None:
             set_rng_state(first.rng, optimizer.device)
+        sums = Sums.begin(optimizer, passes, first, climbed) if finite is True else None
         loss2 = _second_pass(optimizer, passes, first, climbed)
+        if sums is not None:
+            sums.take_out_unused(parameters, first)
         g2 = [p.grad for p in parameters]
         both, pair, taken = _both(first, g2)
         run_hook(
@@ -317,7 +321,11 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
         pair.finite = finite
         pair.gradients = [torch.where(finite, g, 0.0) for g in pair.gradients]
         taken = [torch.where(finite, g, 0.0) for g in taken]
-    gd = variant.correction(pair, pair.gradients, taken, slots["correction"])
+    if sums is not None:
+        torch._foreach_mul_(taken, variant.correction.alpha)
+        gd = taken
+    else:
+        gd = variant.correction(pair, pair.gradients, taken, slots["correction"])
     if gd is not taken:
         for i, g in zip(both, gd, strict=True):
             parameters[i].grad = g

@@ -121,7 +121,8 @@ class Backup:
                 known = self._known.get(i)
                 if known is None or not _alike(known, w):
                     self._known[i] = torch.empty_like(w)
-            plan.buffers = [self._known[i] for i in plan.indices]
+            self._known = {i: self._known[i] for i in plan.indices}
+            plan.buffers = list(self._known.values())
         return plan.buffers
 
     def _make_plan(self, indices: Sequence[int], weights: list[Tensor]) -> _Plan:
@@ -172,7 +173,7 @@ def _alone(t: Tensor) -> bool:
 
 
 def _holders(t: Tensor) -> int:
-    """How many tensors share the memory of `t`, and one; as good as infinite if torch cannot say."""
+    """How many tensors share the memory of `t`, and one; very many where torch cannot say."""
     count = getattr(torch._C, "_storage_Use_Count", None)
     return sys.maxsize if count is None else count(t.untyped_storage()._cdata)
 
