@@ -6,7 +6,8 @@
 step: ResNet-20, batch 128, 32 x 32 images. `inside` is the CPU time between entering and leaving
 the recorder over the CPU time of the step, per step; `inside_wall` the same by the clock, with the
 waits for the disk; `whole` compares steps with and without, in turn, beside an A/A control.
-masks: 200 snapshots of 36 M coordinates, compared in a process of its own.
+masks: 200 snapshots of 36 M coordinates, compared in a process of its own, beside reading the same
+files: from the disk (the system forgets them before each reading) and from memory.
 """
 
 import argparse
@@ -266,20 +267,51 @@ def compare_masks(folder: Path) -> dict[str, Any]:
         return result
 
     paths = sorted((folder / "snapshots").glob("*.npz"))
-    forget(paths)
-    timed("read_bytes_only, from the disk", lambda: [len(path.read_bytes()) for path in paths])
-    timed("read_bytes_only, from memory", lambda: [len(path.read_bytes()) for path in paths])
     series = timed("read_masks (every byte checked)", lambda: snapshots.read_masks(folder))
     timed("counts", series.counts)
-    lags = timed(f"lagged{LAGS}", lambda: series.lagged(LAGS))[1]
-    forget(paths)
-    timed(f"lagged{LAGS}, from the disk", lambda: series.lagged(LAGS))
-    found["lagged_pairs"] = sum(len(overlap.common) for overlap in lags)
+    found["lagged_pairs"] = sum(len(overlap.common) for overlap in series.lagged(LAGS)[1])
+    found["cores"] = len(os.sched_getaffinity(0))
+    for place in ("disk", "memory"):
+        found[f"from {place}"] = beside_reading(paths, series, cold=place == "disk")
     pairs = [(i, j) for i in range(SNAPSHOTS) for j in range(i)]
     timed("all_pairs", lambda: series.overlap(pairs))
     found["pairs"] = len(pairs)
     found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return found
+
+
+def beside_reading(
+    paths: Sequence[Path], series: snapshots.MaskSeries, *, cold: bool, rounds: int = 7
+) -> dict[str, Any]:
+    """Overlaps at seven lags beside reading the same files and beside reading them again, in turn.
+
+    cold: the system is told to forget the files before each, so that they come from the disk.
+    """
+    jobs = {
+        "read": lambda: [len(path.read_bytes()) for path in paths],
+        "lagged": lambda: series.lagged(LAGS),
+        "read_again": lambda: [len(path.read_bytes()) for path in paths],
+    }
+    wall: dict[str, list[float]] = {name: [] for name in jobs}
+    cpu: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, work in jobs.items():
+            if cold:
+                forget(paths)
+            began, used = time.perf_counter(), time.process_time()
+            work()
+            wall[name].append(time.perf_counter() - began)
+            cpu[name].append(time.process_time() - used)
+    return {
+        "read_s": spread(wall["read"]),
+        "lagged_s": spread(wall["lagged"]),
+        "lagged_cpu_s": spread(cpu["lagged"]),
+        "lagged/read": spread([a / b for a, b in zip(wall["lagged"], wall["read"], strict=True)]),
+        "read_again/read": spread(
+            [a / b for a, b in zip(wall["read_again"], wall["read"], strict=True)]
+        ),
+        "rounds": rounds,
+    }
 
 
 def mask_costs() -> dict[str, Any]:

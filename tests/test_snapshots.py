@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from landscape import snapshots, streams
 from landscape.errors import LandscapeError
-from landscape.snapshots import GRID, Tensors, masks
+from landscape.snapshots import GRID, Tensors, _common
 from landscape.streams import PackedMasks
 
 ROOT = Path(__file__).parents[1]
@@ -212,19 +212,23 @@ def test_forgetting_what_came_after_a_checkpoint(tmp_path):
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 700), min_size=1, max_size=6),
-    tile=st.sampled_from([1, 2, 5, 64]),
-    together=st.sampled_from([1, 3, 16]),
+    block=st.sampled_from([1, 100, 1 << 20]),
+    call=st.sampled_from([2, 4, 64]),
+    longest=st.sampled_from([1, 3, 512]),
     seed=st.integers(0, 99),
 )
-def test_streamed_overlaps_equal_those_in_memory(tmp_path_factory, sizes, tile, together, seed):
+def test_streamed_overlaps_equal_those_in_memory(
+    tmp_path_factory, sizes, block, call, longest, seed
+):
     folder = tmp_path_factory.mktemp("masks")
     tensors = tensors_of(*sizes)
     packed = written(folder, tensors, (0, 1, 2, 4, 9), seed)
     series = snapshots.read_masks(folder)
     pairs = [(0, 1), (4, 0), (2, 2), (3, 1), (0, 4), (0, 2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "_TILE", tile)
-        patch.setattr(masks, "_TOGETHER", together)
+        patch.setattr(_common, "_BLOCK", block)
+        patch.setattr(_common, "_CALL", call * longest)
+        patch.setattr(_common, "_SUM", longest)
         found = series.overlap(pairs)
         lags, overlaps = series.lagged([1, 2, 3, 5, 100])
     for i, (a, b) in enumerate(pairs):
@@ -236,6 +240,38 @@ def test_streamed_overlaps_equal_those_in_memory(tmp_path_factory, sizes, tile, 
     for one, other in zip(overlaps, expected, strict=True):
         assert np.array_equal(one.common, other.common)
         assert np.array_equal(one.first, other.first)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_full_masks_do_not_overflow_and_threads_change_nothing(tmp_path, monkeypatch, cores):
+    # 64 bits in each of 3126 words: beyond a sum of 16 bits.
+    tensors = tensors_of(200_001, 9)
+    snapshots.write_tensors(tmp_path / "snapshots", tensors)
+    counts = np.zeros((2, GRID.bins + 3), np.uint32)
+    for step in range(4):
+        full = PackedMasks.of({"t0": np.ones(200_001, bool), "t1": np.arange(9) < step})
+        snapshots.write_snapshot(
+            tmp_path / "snapshots", step, tensors, zscore_counts=counts, mask_bits=full.bits
+        )
+    monkeypatch.setattr(_common, "_cores", lambda: cores)
+    found = snapshots.read_masks(tmp_path).overlap([(0, 3), (1, 2), (2, 3), (3, 3)])
+    assert found.common.tolist() == [[200_001, 0], [200_001, 1], [200_001, 2], [200_001, 3]]
+    assert found.first[:, 1].tolist() == [0, 1, 2, 3]
+    assert found.second[:, 1].tolist() == [3, 2, 3, 3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_files_that_change_while_they_are_compared_are_named(tmp_path, damage):
+    written(tmp_path, tensors_of(20, 700), (0, 1, 2))
+    series = snapshots.read_masks(tmp_path)
+    path = snapshots.snapshot_path(tmp_path / "snapshots", 1)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    said = "No such file" if damage == "gone" else "it is shorter now"
+    with pytest.raises(LandscapeError, match=rf"00000001.npz was whole .*{said}"):
+        series.overlap([(0, 1)])
 
 
 def test_a_series_reads_one_snapshot_at_a_time(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from landscape.errors import LandscapeError
+from landscape.snapshots._common import Member, common
 from landscape.snapshots.files import (
     GRID,
     Tensors,
@@ -19,20 +20,8 @@ from landscape.snapshots.files import (
 )
 from landscape.streams import Grid, Histogram, Overlap, PackedMasks
 
-_TILE = 1 << 12  # words of 64 coordinates per snapshot and pass of a comparison
-_TOGETHER = 8  # pairs per numpy call: what stays in the cache
 
-
-@dataclass(frozen=True)
-class _Member:
-    """An array of an archive: where its bytes lie."""
-
-    path: Path
-    offset: int
-    size: int
-
-
-def _verified(path: Path, tensors: Tensors) -> _Member | None:
+def _verified(path: Path, tensors: Tensors) -> Member | None:
     """The masks of a snapshot after reading every byte of them once; None when it has none."""
     with zipfile.ZipFile(path) as archive:
         identity = np.load(archive.open("tensors.npy"), allow_pickle=False).tobytes()
@@ -54,7 +43,7 @@ def _verified(path: Path, tensors: Tensors) -> _Member | None:
             names = int.from_bytes(handle.read(2), "little")
             extra = int.from_bytes(handle.read(2), "little")
         start = info.header_offset + 30 + names + extra
-        return _Member(path, start + info.file_size - expected, expected)
+        return Member(path, start + info.file_size - expected, expected)
 
 
 def read_masks(folder: Path, *, on_error: str = "raise") -> "MaskSeries":
@@ -78,7 +67,7 @@ class MaskSeries:
 
     tensors: Tensors
     steps: np.ndarray
-    members: tuple[_Member, ...]
+    members: tuple[Member, ...]
     skipped: tuple[str, ...] = ()
 
     @property
@@ -118,13 +107,17 @@ class MaskSeries:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        return _common(self, np.arange(len(self))[:, None].repeat(2, axis=1))
+        return common(self.members, self.sizes, self._itself)
+
+    @property
+    def _itself(self) -> np.ndarray:
+        return np.arange(len(self))[:, None].repeat(2, axis=1)
 
     def overlap(self, pairs: Sequence[tuple[int, int]]) -> Overlap:
         """Overlap of pairs of snapshots (indices), fields (pairs, tensors).
 
-        The files are read once, in tiles of a few kB of every snapshot: memory does not grow with
-        the network.
+        The files are read once, some 64 MB of all snapshots at a time, the next while these are
+        compared: memory does not grow with the network.
         """
         index = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
@@ -132,12 +125,17 @@ class MaskSeries:
                 f"Pairs of snapshots {index.min()}..{index.max()} were asked of {len(self)}; use "
                 f"indices 0..{len(self) - 1}."
             )
-        common = _common(self, index)
+        known = "_counts" in self.__dict__
+        asked = index if known else np.concatenate([index, self._itself])
+        found = common(self.members, self.sizes, asked)
+        if not known:  # counted on the way: a mask has all its coordinates in common with itself
+            self.__dict__["_counts"] = found[len(index) :]
+        found = found[: len(index)]
         return Overlap(
-            size=np.broadcast_to(np.array(self.sizes, np.int64), common.shape).copy(),
+            size=np.broadcast_to(np.array(self.sizes, np.int64), found.shape).copy(),
             first=self._counts[index[:, 0]],
             second=self._counts[index[:, 1]],
-            common=common,
+            common=found,
         )
 
     def lagged(self, lags: Iterable[int]) -> tuple[np.ndarray, list[Overlap]]:
@@ -157,63 +155,6 @@ class MaskSeries:
             )
             start += len(pairs)
         return np.array(list(groups), dtype=np.int64), parts
-
-
-def _common(series: MaskSeries, pairs: np.ndarray) -> np.ndarray:
-    """Coordinates that both masks of each pair select, (pairs, tensors)."""
-    common = np.zeros((len(pairs), len(series.sizes)), np.int64)
-    order = np.argsort(pairs[:, 0], kind="stable")
-    firsts, starts = np.unique(pairs[order, 0], return_index=True)
-    groups = list(zip(firsts, np.split(order, starts[1:]), strict=True)) if len(pairs) else []
-    for span, heads_of, owners in _tiles(series.sizes):
-        words, heads = _read_tile(series.members, span, heads_of)
-        both = np.empty((_TOGETHER, words.shape[1]), np.uint64)
-        bits = np.empty(both.shape, np.uint8)
-        for first, members in groups:
-            for at in range(0, len(members), _TOGETHER):
-                some = members[at : at + _TOGETHER]
-                n = len(some)
-                np.take(words, pairs[some, 1], axis=0, out=both[:n], mode="clip")  # "raise" copies
-                np.bitwise_and(both[:n], words[first], out=both[:n])
-                np.bitwise_count(both[:n], out=bits[:n])
-                found = np.add.reduceat(bits[:n], heads, axis=1, dtype=np.int64)
-                common[some[:, None], owners] += found
-    return common
-
-
-def _tiles(sizes: Sequence[int]) -> Iterator[tuple[slice, list[int], list[int]]]:
-    """Stretches of the packed bytes: their span, where each tensor begins in them, and which."""
-    room = 8 * _TILE
-    begin, position, starts, owners = 0, 0, [], []
-    for tensor, size in enumerate(sizes):
-        left = (size + 7) // 8
-        while left:
-            if position - begin >= room:
-                yield slice(begin, position), starts, owners
-                begin, starts, owners = position, [], []
-            taken = min(left, room - (position - begin))
-            starts.append(position - begin)
-            owners.append(tensor)
-            position, left = position + taken, left - taken
-    if owners:
-        yield slice(begin, position), starts, owners
-
-
-def _read_tile(
-    members: Sequence[_Member], span: slice, starts: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Words (snapshots, n) of one stretch, each tensor on its own words, and where they begin."""
-    lengths = np.diff([*starts, span.stop - span.start])
-    words = (lengths + 7) // 8
-    heads = np.concatenate([[0], np.cumsum(words)[:-1]])
-    found = np.zeros((len(members), 8 * int(words.sum())), np.uint8)
-    for row, member in zip(found, members, strict=True):
-        with member.path.open("rb", buffering=0) as handle:
-            handle.seek(member.offset + span.start)
-            raw = np.frombuffer(handle.read(span.stop - span.start), np.uint8)
-        for start, length, head in zip(starts, lengths, 8 * heads, strict=True):
-            row[head : head + length] = raw[start : start + length]
-    return found.view(np.uint64), heads
 
 
 @dataclass(frozen=True)
