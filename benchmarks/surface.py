@@ -83,9 +83,15 @@ def gemm_peak(times: int = 20) -> float:
 
 
 def grids(
-    case: str, rounds: int, clones: dict[str, str], device: str, before: dict[str, Any]
+    case: str,
+    rounds: int,
+    clones: dict[str, str],
+    device: str,
+    before: dict[str, Any],
+    minutes: float,
 ) -> dict[str, Any]:
     """Time of a whole grid, all runs in turn, the order reversed every round; added to `before`."""
+    start, longest = time.monotonic(), 0.0
     model, x, y = problem(case, device)
     _, points, batches = CASES[case]
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
@@ -118,9 +124,13 @@ def grids(
     }
     peaks = list(before.get("gemm_samples", []))
     for i in range(len(peaks), len(peaks) + rounds):
+        began = time.monotonic()
+        if began - start + longest > 60 * minutes:
+            break
         peaks.append(gemm_peak() if device == "cpu" else float("nan"))
         for name in list(runs) if i % 2 == 0 else list(runs)[::-1]:
             samples[name].append(round(seconds(lambda run=runs[name]: _quiet(run)), 5))
+        longest = max(longest, time.monotonic() - began)
     return {
         "commit": _commit(Path(__file__).parent),
         "examples": len(x),
@@ -249,6 +259,9 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--more", action="store_true", help="add rounds to those in the file")
+    parser.add_argument(
+        "--minutes", type=float, default=99, help="no round begins that lasts longer"
+    )
     parser.add_argument("--peer", action="append", default=[], help="loss-landscape=CLONE")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full", type=int, metavar="N", help="an adaptive grid too, N examples")
@@ -264,7 +277,8 @@ def main() -> None:
     made: dict[str, Any] = {}
     if not options.only_full:
         before = _read(path, options.case).get("grid", {}) if options.more else {}
-        made["grid"] = grids(options.case, options.rounds, clones, options.device, before)
+        call = options.rounds, clones, options.device, before, options.minutes
+        made["grid"] = grids(options.case, *call)
     if options.full:
         made["adaptive"] = adaptive(options.case, options.full)
     # Read again: another case may have been written meanwhile.

@@ -2,13 +2,15 @@
 
 In evaluation mode BatchNorm is affine, so that it can be absorbed by the convolution before it:
 gamma (Wx + b - mean) / sqrt(var + eps) + beta = W' x + b'. The first layer is not computed anew
-(see `FirstLayer`), images lie in memory channel by channel within a pixel, and rows go through in
-blocks whose largest activation stays in cache.
+(see `FirstLayer`), tokens that nobody reads are left out (see `_narrowing`), images lie in memory
+channel by channel within a pixel, and rows go through in blocks whose largest activation stays in
+cache.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape.measure._first import FirstLayer
 from landscape.measure._fusing import fused, fusing_is_possible, linear
 from landscape.measure._inside import model_at, spend
+from landscape.measure._narrowing import without_unread
 from landscape.measure._outcomes import Outcomes
 from landscape.measure._tracing import Trace, hooked, owns_weight
 from landscape.plane import Plane
@@ -85,7 +88,9 @@ class Folded:
             owner, _, name = t.name.rpartition(".")
             modules[owner]._parameters[name] = self._buffer[t.start : t.stop].view(t.shape)
         trace = Trace(risk, self._model, self._buffer)
-        self.rows = _even(risk.num_examples, _ACTIVATION_BYTES // max(1, trace.largest))
+        # Most of a transformer's activations are far smaller than its largest.
+        room = _ACTIVATION_BYTES * (2 if trace.tokens else 1)
+        self.rows = _even(risk.num_examples, room // max(1, trace.largest))
         self.channels_last = channels_last
         self._layers = self._prepared(trace)
         self.num_folded = sum(layer.norm is not None for layer in self._layers)
@@ -98,10 +103,15 @@ class Folded:
         self._outcomes = Outcomes(risk)
         self._batches = [self._formatted(b) for b in self._engine.examples.cut(self.rows)]
         self._first = self._first_layer(trace.constant)
-        quick = self._quicken(trace) if fuse else 0
-        graph = fused(self._model, nothing=_identity) if fuse and channels_last else None
+        kernels = fuse and risk.dtype == torch.float32 and fusing_is_possible()
+        quick = self._quicken(trace) if kernels else 0
+        graph = fused(self._model, nothing=_identity) if kernels and channels_last else None
         self._fused = bool(quick) or graph is not None
         self._call = self._model if graph is None else graph.forward
+        # By the number of rows.
+        self._narrowed: dict[int, Callable[[Batch], Any]] = {}
+        if fuse and graph is None and trace.tokens:
+            self._narrow()
 
     @classmethod
     def of(
@@ -139,6 +149,7 @@ class Folded:
         parts += ["first layer combined"] if self._first else []
         parts += ["channels last"] if self.channels_last else []
         parts += ["fused"] if self._fused else []
+        parts += ["tokens in use"] if self._narrowed else []
         return ", ".join(parts)
 
     @contextlib.contextmanager
@@ -152,10 +163,7 @@ class Folded:
         parts, wrong = [], []
         self._put(coordinates)
         for batch in self._batches:
-            if self._first:
-                self._first.rows = slice(batch.start, batch.start + batch.count)
-            output = self._call(*batch.args, **batch.kwargs)
-            losses, errors = self._outcomes(output, batch)
+            losses, errors = self._outcomes(self._output(batch), batch)
             parts.append(losses)
             wrong.append(errors)
         losses = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -167,6 +175,23 @@ class Folded:
             rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)
         spend(self._risk, 1 / 3)
         return Evaluation(mean.to(self._risk.dtype), rate, losses)
+
+    def _output(self, batch: Batch) -> Any:
+        if self._first:
+            self._first.rows = slice(batch.start, batch.start + batch.count)
+        call = self._narrowed.get(batch.count)
+        return self._call(*batch.args, **batch.kwargs) if call is None else call(batch)
+
+    def _narrow(self) -> None:
+        """Leave out the tokens that nobody reads, for every size of a block."""
+        with self.session():
+            self._put((0.0,) * len(self._plane.directions))
+            for batch in {batch.count: batch for batch in self._batches}.values():
+                if self._first:
+                    self._first.rows = slice(batch.start, batch.start + batch.count)
+                call = without_unread(self._model, self._first, batch)
+                if call is not None:
+                    self._narrowed[batch.count] = call
 
     def _put(self, coordinates: Coordinates) -> None:
         *leading, last = coordinates
@@ -330,10 +355,10 @@ def evaluator(
 
 
 def _ways(model: nn.Module, risk: EmpiricalRisk) -> list[tuple[bool, bool]]:
-    """Channels last or not, fused or not: from the quickest to the most modest."""
+    """Channels last or not, rewritten or not: from the quickest to the most modest."""
     # In float64 torch has no kernels of its own for either.
     if risk.dtype != torch.float32 or not fusing_is_possible():
-        return [(False, False)]
+        return [(False, True), (False, False)]
     images = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return [*([(True, True), (True, False)] if images else []), (False, True), (False, False)]
 

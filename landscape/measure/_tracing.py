@@ -37,6 +37,8 @@ class Trace:
         # Values a row that each makes, and the GELU behind it.
         self.linears: dict[nn.Linear, int] = {}
         self.gelus: dict[nn.Linear, nn.GELU] = {}
+        # Whether a linear layer works on several tokens of a row.
+        self.tokens = False
         origin = buffer.clone()
         source = torch.Generator().manual_seed(0)
         pairs = self._pass()
@@ -46,7 +48,7 @@ class Trace:
         buffer.copy_(origin)
         once = {module for module, calls in self._calls.items() if calls == 2}
         self.linears = {m: size for m, size in self.linears.items() if m in once}
-        self.gelus = {m: gelu for m, gelu in self.gelus.items() if gelu in once}
+        self.gelus = {m: g for m, g in self.gelus.items() if g in once and not hooked(g)}
         self.pairs = [p for p in pairs if p.layer in once and p.norm in once and _plain(p)]
         self.constant = [
             module
@@ -72,7 +74,8 @@ class Trace:
                 self.relus.append(module)
             if type(module) is nn.Linear and owns_weight(module):
                 self.linears[module] = output.numel() // self._batch.count
-            if type(module) is nn.GELU and module.approximate == "none" and not hooked(module):
+                self.tokens |= output.ndim > 2
+            if type(module) is nn.GELU and module.approximate == "none":
                 self.gelus |= {m: module for kept, m in made if kept is args[0]}
             if isinstance(module, (*FOLDABLE, _BatchNorm)):
                 fresh.append(output)
