@@ -48,10 +48,9 @@ from landscape.plot.figures.planes import (
     loss_plane,
     loss_surface,
     plane_difference,
-    three_points,
-    trajectory,
 )
 from landscape.plot.figures.sharpness import adaptive_sharpness, m_sharpness, sharpness
+from landscape.plot.figures.solutions import three_points, trajectory
 from landscape.plot.figures.surfaces import loss_slice
 from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
 

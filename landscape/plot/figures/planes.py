@@ -1,20 +1,16 @@
-"""The loss over planes: contours, rotating surfaces, differences, curvature, trajectories."""
+"""The loss over planes around a model: contours, rotating surfaces, differences, curvature."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
 from landscape import surfaces
-from landscape.plot import runs, style
+from landscape.plot import runs
 from landscape.plot.drawing import (
     Axis,
-    Contours,
     Drawing,
     Field,
-    Gaps,
-    Label,
     Line,
     Mark,
     Panel,
@@ -22,10 +18,17 @@ from landscape.plot.drawing import (
     Surface,
     short,
 )
-from landscape.plot.runs import Variant
+from landscape.plot.figures._planes import (
+    centre,
+    contours,
+    dots,
+    gaps,
+    largest,
+    mode,
+    shared_levels,
+)
 
 _ALPHA, _BETA = Axis("α", "‖d₁‖"), Axis("β", "‖d₂‖")
-_CENTRE = "checkpoint"
 
 
 def loss_plane(
@@ -110,16 +113,10 @@ def _plane_caption(
             f"Dots: the {100 * share:.0f} % of the cells that were evaluated; the others are "
             f"interpolated within {tolerance} of the loss."
         )
-    parts.append(_mode(ds))
+    parts.append(mode(ds))
     if bool((~np.isfinite(ds.loss)).any()):
         parts.append(f"{'Holes' if surface else 'Hatched'}: the loss is not finite there.")
     return " ".join(part for part in parts if part)
-
-
-def _mode(ds: xr.Dataset) -> str:
-    words = runs.provenance(ds, "objective")
-    objective = f" Objective: {words}." if words else ""
-    return f"BatchNorm mode {runs.provenance(ds, 'bn')}.{objective}"
 
 
 def _spread(slices: xr.Dataset | None, setting: str | None) -> str:
@@ -200,7 +197,7 @@ def plane_difference(
         for v in (found if base is not None else [])
         if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
     ]
-    limit = _limit([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
+    limit = largest([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
     panels = []
     for v, part in made:
         x, y = part.alpha.values.astype(float), part.beta.values.astype(float)
@@ -228,7 +225,7 @@ def plane_difference(
         "this is the difference of the training losses themselves. Dots: the 95 % "
         "t-interval of that cell, paired over seeds, excludes 0; 1 in 20 cells would by chance. "
         "p: exact, of no difference at any cell, from flipping the signs of whole seeds, which "
-        f"cannot go below 2/2ⁿ. Random directions: illustration, not evidence. {_mode(ds)}",
+        f"cannot go below 2/2ⁿ. Random directions: illustration, not evidence. {mode(ds)}",
         tuple(panels),
         columns=min(3, max(1, len(panels))),
         panel_height=1.6,
@@ -283,7 +280,7 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"parameter; each is within its residual, at most {short(worst)}, of an exact one (hollow: "
         "not converged). Where λₘᵢₙ is not below 0 by more than that its cell is blank "
         "(arXiv:1712.09913, section 6). First seed only; the directions are random: illustration, "
-        f"not evidence. {_mode(ds)}"
+        f"not evidence. {mode(ds)}"
         + (" Hatched: the loss is not finite there." if bool(ds.loss.isnull().any()) else ""),
         tuple(panels),
         columns=len(found) if len(found) <= 4 else 3,
@@ -298,206 +295,6 @@ def _below_zero(ds: xr.Dataset) -> xr.DataArray:
     return depth.where((depth > ds.residual_min) & (depth > rounding) | depth.isnull(), 0.0)
 
 
-def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
-    """The loss on the plane through three models, each named where it lies."""
-    ds = runs.in_setting(ds, setting)
-    runs.require(ds, "loss", "model_alpha", "model_beta", "model_loss")
-    ticks, log = shared_levels(list(ds.loss.values), levels)
-    panels = []
-    for index in range(ds.sizes["run"]):
-        one = ds.isel(run=index).transpose("alpha", "beta", ...)
-        known = np.isfinite(one.model_alpha.values)
-        x, y = one.model_alpha.values[known], one.model_beta.values[known]
-        names = [str(name) for name in one.point.values[known]]
-        values = one.model_loss.values[known]
-        hover = [f"{name}: {short(float(v))} nats" for name, v in zip(names, values, strict=True)]
-        middle = float(np.sqrt(ticks[0] * ticks[-1]) if log else ticks.mean())
-        labels = [
-            Label(
-                a, b, name, style.INK if v > middle else "#ffffff",
-                "right" if a > 0.5 else "left",
-            )
-            for a, b, name, v in zip(x, y, names, values, strict=True)
-        ]  # fmt: skip
-        models = Points(x, y, "models", "#ffffff", "circle", legend=False, hover=hover)
-        panels.append(
-            Panel(
-                Axis("α"),
-                Axis("β"),
-                (*contours(one, "loss", "nats", ticks, log=log), models, *labels),
-                f"distances {short(float(one.alpha_norm))} and {short(float(one.beta_norm))}, "
-                f"cosine {float(one.axis_cosine):.2f}",
-            )
-        )
-        panels.append(
-            Panel(
-                Axis("position between two"),
-                Axis("loss", "nats", log=log),
-                tuple(_edges(one, names)),
-                "along the sides of the triangle",
-            )
-        )
-    return Drawing(
-        "three_points",
-        "Loss on the plane through three solutions",
-        "One solution at the origin, the others at α = 1 and at β = 1; the axes are oblique in "
-        f"weight space, as their cosine says. {_mode(ds)}"
-        + (" Hatched: the loss is not finite there." if _holes(ds.loss.values) else ""),
-        tuple(panels),
-        columns=2,
-        panel_height=2.4,
-        narrowest=2.4,
-    )
-
-
-def _edges(one: xr.Dataset, names: list[str]) -> list[Line]:
-    """The loss on the three lines between the models, which are rows of cells of the grid."""
-    grid = [float(a) for a in one.alpha.values if -1e-9 <= a <= 1 + 1e-9]
-    ends = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
-    lines = []
-    sides = (("a", "b", "#0072b2"), ("a", "c", "#d55e00"), ("b", "c", "#009e73"))
-    for (first, second, color), (i, j) in zip(sides, ((0, 1), (0, 2), (1, 2)), strict=True):
-        (a0, b0), (a1, b1) = ends[first], ends[second]
-        y = [
-            float(one.loss.sel(alpha=a0 + t * (a1 - a0), beta=b0 + t * (b1 - b0), method="nearest"))
-            for t in grid
-        ]
-        lines.append(Line(np.array(grid), np.array(y), f"{names[i]} to {names[j]}", color))
-    return lines
-
-
-def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
-    """Each training on its own principal plane, and what that projection leaves out."""
-    ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "coordinate", "explained_share", "random_walk_share", "residual")
-    found = list(runs.variants(ds))
-    panels = []
-    if "plane_loss" in ds:
-        ticks, log = shared_levels(
-            [*ds.plane_loss.values, ds.loss.values, ds.surface_loss.values], levels
-        )
-        panels = [_trajectory_panel(v, ticks, log) for v in found]
-    panels += [
-        Panel(
-            Axis("epoch"),
-            Axis("distance from the plane"),
-            tuple(_over_epochs(v, v.ds.residual.isel(run=0)) for v in found),
-            "projection residual",
-        ),
-        Panel(
-            Axis("epoch"),
-            Axis("loss", "nats", log=True),
-            tuple(mark for v in found for mark in _both_losses(v)),
-            "checkpoint (solid), its projection (dotted)",
-        ),
-    ]
-    walk = ds.random_walk_share.values
-    null = " + ".join(f"{100 * share:.0f} %" for share in np.nanmean(walk, axis=0))
-    return Drawing(
-        "trajectory",
-        "Trainings on their principal planes",
-        "Uncentred principal directions of w − w_final over the kept checkpoints (dots; cross: the "
-        "last one); distances in weight space. Titles: the shares of ‖w − w_final‖² that the two "
-        f"axes explain. A random walk of as many steps in high dimension would have {null}, so a "
-        "high share alone is no structure (arXiv:1806.08805). Where the loss of a checkpoint "
-        "differs from that of its projection, the drawn surface is not what the training saw. "
-        f"First seed only. {_mode(ds)}"
-        + (" Hatched: not finite." if "plane_loss" in ds and _holes(ds.plane_loss.values) else ""),
-        tuple(panels),
-        columns=4 if len(panels) > 6 else 3,
-        panel_height=1.6,
-    )
-
-
-def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
-    one = v.ds.isel(run=0).transpose("epoch", "direction", "alpha", "beta", ...)
-    known = np.isfinite(one.residual.values)
-    x, y = one.coordinate.values[known].T
-    epochs = one.epoch.values[known]
-    scaled = one.assign_coords(
-        alpha=one.alpha * float(one.alpha_unit), beta=one.beta * float(one.beta_unit)
-    )
-    shares = " + ".join(f"{100 * share:.0f} %" for share in one.explained_share.values)
-    return Panel(
-        Axis("first direction"),
-        Axis("second direction"),
-        (
-            *contours(scaled, "plane_loss", "nats", ticks, log=log, equal=False),
-            Line(x, y, "training", "#ffffff", legend=False),
-            Points(
-                x, y, "checkpoints", "#ffffff", size=3.0, legend=False,
-                hover=[f"epoch {epoch}" for epoch in epochs],
-            ),
-            centre(),
-        ),
-        f"{v.label}\n{shares}",
-    )  # fmt: skip
-
-
-def _over_epochs(v: Variant, values: xr.DataArray, dash: str = "solid") -> Line:
-    known = np.isfinite(values.values)
-    legend = dash == "solid"
-    x, y = values.epoch.values[known].astype(float), values.values[known]
-    return Line(x, y, v.label, v.color, dash=dash, legend=legend)  # type: ignore[arg-type]
-
-
-def _both_losses(v: Variant) -> tuple[Line, Line]:
-    one = v.ds.isel(run=0)
-    return _over_epochs(v, one.loss), _over_epochs(v, one.surface_loss, "dot")
-
-
-# --- what the figures of planes share -----------------------------------------------------------
-
-
-def shared_levels(tables: Iterable[np.ndarray], count: int) -> tuple[np.ndarray, bool]:
-    """Levels over all tables, logarithmic where every finite value is above 0."""
-    found = np.concatenate([np.ravel(np.asarray(table, float)) for table in tables])
-    found = found[np.isfinite(found)]
-    low, high = (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
-    if low > 0:
-        low, high = (low, high) if high > low * 1.001 else (low * 0.9, low * 1.1)
-        return np.geomspace(low, high, count), True
-    low, high = (low, high) if high > low else (low - 1.0, low + 1.0)
-    return np.linspace(low, high, count), False
-
-
-def contours(
-    one: xr.Dataset, variable: str, units: str, ticks: np.ndarray, *, log: bool, equal: bool = True
-) -> list[Mark]:
-    """Contours of one run's plane, and its gaps."""
-    values = one[variable].transpose("alpha", "beta").values.astype(float)
-    x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
-    return [
-        *gaps(x, y, values),
-        Contours(x, y, values, ticks, "loss", units, log=log, equal=equal),
-    ]
-
-
-def gaps(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> list[Mark]:
-    """Hatching where values are not finite; nothing where all are."""
-    return [Gaps(x, y, values)] if _holes(values) else []
-
-
-def centre() -> Points:
-    """The checkpoint that the plane goes through."""
-    return Points(
-        np.array([0.0]), np.array([0.0]), _CENTRE, "#ffffff", "x", size=4.0, legend=False,
-        hover=[_CENTRE],
-    )  # fmt: skip
-
-
-def dots(
-    x: np.ndarray, y: np.ndarray, where: np.ndarray, name: str, *, hollow: bool = False
-) -> list[Mark]:
-    """A dot in every cell (x, y) of `where`."""
-    i, j = np.nonzero(where)
-    if not len(i):
-        return []
-    open_ones = np.ones(len(i), bool) if hollow else None
-    size = 2.2 if hollow else 1.4
-    return [Points(x[i], y[j], name, style.INK, "circle", hollow=open_ones, size=size)]
-
-
 def _evaluated(one: xr.Dataset) -> list[Mark]:
     """Evaluated cells of an adaptive plane, if some were interpolated."""
     if "evaluated" not in one:
@@ -508,17 +305,6 @@ def _evaluated(one: xr.Dataset) -> list[Mark]:
     x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
     i, j = np.nonzero(where)
     return [Points(x[i], y[j], "evaluated cells", "#ffffff", size=0.9, opacity=0.8, legend=False)]
-
-
-def _holes(values: np.ndarray) -> bool:
-    return not bool(np.isfinite(values).all())
-
-
-def _limit(values: Sequence[float] | np.ndarray) -> float:
-    """Largest |value|, for a scale around 0."""
-    finite = np.abs(np.asarray(values, float))
-    finite = finite[np.isfinite(finite)]
-    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
 
 
 def _positive(values: np.ndarray) -> tuple[float, float]:
