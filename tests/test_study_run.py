@@ -252,6 +252,24 @@ def test_measuring_needs_trained_runs(tmp_path):
     assert "has not been trained; `landscape run` trains" in next(iter(summary.failed.values()))
 
 
+def test_a_plain_log_says_before_the_first_training_what_will_be_recorded(tmp_path, capsys):
+    text = TEXT.replace('"sgd", "sam", "zsharp"', '"sam"')
+    options = Options(device="cpu", workers=0, measure=False)
+    folder = run(plan(text), tmp_path / "x", options).folder
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("2 trainings record at most 0.")
+    assert " MB, one of them at most 0." in said[0]
+    written = sum(p.stat().st_size for p in folder.root.glob("runs/*/snapshots/*"))
+    assert 0 < written <= 1e6 * (float(said[0].split()[5]) + 0.05)
+    run(plan(text), tmp_path / "x", options)
+    assert "record" not in capsys.readouterr().err  # nothing is left to be recorded
+    broken = text.replace("study_problem:make", "study_problem:explode")
+    assert len(run(plan(broken), tmp_path / "y", options).failed) == 2
+    said = capsys.readouterr().err
+    assert "record at most" not in said
+    assert "this model cannot be made" in said
+
+
 def test_training_alone_measures_nothing_and_measuring_follows(tmp_path):
     text = TEXT.replace('"sgd", "sam", "zsharp"', '"sam"').replace("[0, 1]", "[0]")
     options = Options(device="cpu", workers=0, quiet=True, measure=False)
