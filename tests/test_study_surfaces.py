@@ -44,7 +44,7 @@ variant = ["sgd", "sam"]
 seed = [0]
 [measure]
 examples = 24
-measurements = ["barrier", "bezier", "trajectory"]
+measurements = ["barrier", "bezier", "trajectory", "interpolation"]
 [measure.barrier]
 points = 3
 [measure.bezier]
@@ -52,6 +52,8 @@ between = ["sam/0", "sgd"]
 steps = 4
 points = 3
 batch_size = 8
+[measure.interpolation]
+points = 3
 [measure.trajectory]
 grid = 1
 margin = 0.0
@@ -115,6 +117,19 @@ def test_a_curve_is_trained_between_the_two_runs_that_are_named(finished):
     assert list(ds.end.values) == ["sgd, seed 0"] * 2
     risk = ends[0].risk().with_bn("recalibrate")
     assert float(ds.loss[0, -1]) == pytest.approx(float(risk.loss(ends[0].theta)))
+
+
+def test_the_line_from_the_initial_weights_ends_at_the_solution(finished):
+    ds = results.load(finished.folder.results / "interpolation.nc")
+    assert list(ds.seed.values) == [0] * 5
+    bench = bench_of(finished, "sam/0")
+    row = ds.isel(run=list(ds.run.values).index(bench.run.run_id))
+    risk, start = bench.risk().with_bn("recalibrate"), bench.checkpoints()[0]
+    ends = [float(risk.loss(w)) for w in (start, bench.theta)]
+    np.testing.assert_allclose(row.loss.values[[0, -1]], ends, rtol=1e-6)
+    assert ends[0] != ends[1]
+    distance = float(torch.linalg.vector_norm((start - bench.theta).double()))
+    assert float(row.distance) == pytest.approx(distance, rel=1e-6)
 
 
 def test_the_trajectory_runs_from_the_initial_weights_through_the_kept_ones(finished):
@@ -280,3 +295,4 @@ def test_the_estimate_counts_what_is_measured_across_runs(tmp_path):
     assert found["barrier"].gradients == pytest.approx(2 / 3 * (16 * 2 + 8))
     assert found["bezier"].gradients == pytest.approx(2 * (4 / 2 + 4))
     assert found["trajectory"].runs == 5
+    assert found["interpolation"].gradients == pytest.approx(5 * 2 * 3 / 3)

@@ -135,6 +135,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("curvature_map"),
             Entry("perturbation_slice"),
             Entry("trajectory"),
+            Entry("interpolation"),
         ),
     ),
     (

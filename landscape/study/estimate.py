@@ -47,6 +47,7 @@ COSTS: Mapping[str, Callable[[Options], float]] = {
     "loss_plane": lambda o: o["points"] * (o["beta_points"] or o["points"]) * FORWARD,
     "curvature_map": lambda o: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
     "trajectory": lambda o: 4 * (o["grid"] * (1 + o["margin"])) ** 2 * FORWARD,
+    "interpolation": lambda o: 2 * o["points"] * FORWARD,
     "perturbation_slice": lambda o: len(o["variants"]) * (2 + o["points"] * FORWARD),
     "crosscheck": lambda o: PRODUCT * o["num_probes"] + 40,
     "gauss_newton_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,

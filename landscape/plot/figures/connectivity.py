@@ -185,9 +185,9 @@ def interpolation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     height = short(float(np.nanmax(ds.barrier.values)))
     return Drawing(
         "interpolation",
-        "Loss between two solutions",
-        f"Straight line in weight space from α = 0 to α = 1; highest barrier above the chord "
-        f"{height} nats. {_mode(ds)}",
+        "Loss on the line between two models",
+        f"Straight line in weight space; in a study from the initial weights (α = 0) to the "
+        f"solution (α = 1). Highest barrier above the chord {height} nats. {_mode(ds)}",
         tuple(panels),
         columns=2,
         panel_height=1.8,

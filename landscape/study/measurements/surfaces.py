@@ -146,6 +146,14 @@ def trajectory(
     )
 
 
+def interpolation(bench: Bench, *, points: int = 21, bn: str = "recalibrate") -> xr.Dataset | None:
+    """The line from a training's initial weights to its solution; None for those from elsewhere."""
+    if bench.run.weights is not None:
+        return None
+    start = bench.checkpoints()[0]
+    return measure.interpolation(bench.risk(), start, end=bench.theta, points=points, bn=bn)
+
+
 def perturbation_slice(
     bench: Bench,
     *,
@@ -246,6 +254,13 @@ MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
     "loss_plane": loss_plane,
     "curvature_map": curvature_map,
     "trajectory": trajectory,
+    "interpolation": interpolation,
     "perturbation_slice": perturbation_slice,
 }
-FIRST_SEED_ONLY = ("loss_plane", "curvature_map", "trajectory", "perturbation_slice")
+FIRST_SEED_ONLY = (
+    "loss_plane",
+    "curvature_map",
+    "trajectory",
+    "interpolation",
+    "perturbation_slice",
+)
