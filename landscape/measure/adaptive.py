@@ -21,7 +21,9 @@ from landscape.errors import LandscapeError
 _DECAY = 1 / 3
 # Before this level the nodes are too far apart for their errors to mean anything.
 _FIRST_LEVELS = 2
-_SAMPLE = 0.04
+# The sample, as shares of the interpolated and of the evaluated cells: where much had to be
+# evaluated the rest is suspect, and looking at more of it costs little beside.
+_SAMPLE, _SAMPLE_OF_EVALUATED = 0.04, 0.1
 _LEAST_SAMPLE = 64
 # More nodes than this are interpolated from the nearest ones.
 _MOST_NODES, _NEAREST = 1200, 60
@@ -193,7 +195,8 @@ class _Work:
     def holds(self, seed: int) -> bool:
         """Evaluate a random sample of the interpolated cells; whether 99 % are within tolerance."""
         rest = np.argwhere(~self.evaluated)
-        size = min(len(rest), max(_LEAST_SAMPLE, math.ceil(_SAMPLE * len(rest))))
+        share = max(_SAMPLE * len(rest), _SAMPLE_OF_EVALUATED * self.evaluated.sum())
+        size = min(len(rest), max(_LEAST_SAMPLE, math.ceil(share)))
         picks = np.random.default_rng(seed).permutation(len(rest))[:size]
         wanted = [(int(i), int(j)) for i, j in rest[np.sort(picks)]]
         self.fill(wanted)
