@@ -116,7 +116,21 @@ def test_known_variants_differ_in_colour_or_symbol():
     assert len(set(looks)) == len(looks)
     assert len({color for color, _ in looks}) == len(looks)
     assert style.variant("a_new_one", 2) == style.variant("another", 2)
+    others = {style.variant("a_new_one", place) for place in range(12)}
+    assert len(others | set(looks)) == 12 + len(looks)
     assert style.kind("no such kind") == style.KINDS["other"]
+
+
+def test_a_variant_looks_the_same_where_the_others_were_not_measured(data):
+    names = [f"mine_{name}" for name in data["generalization"].variant.values]
+    order = list(dict.fromkeys(names))
+    whole = data["generalization"].assign_coords(
+        variant=("run", names), place=("run", [order.index(name) for name in names])
+    )
+    looks = {v.id: (v.color, v.symbol) for v in runs.variants(whole)}
+    assert len(set(looks.values())) == len(order)
+    last = whole.isel(run=[name == order[-1] for name in names])
+    assert [(v.color, v.symbol) for v in runs.variants(last)] == [looks[order[-1]]]
 
 
 def test_random_planes_are_called_an_illustration_and_share_their_levels(data):

@@ -73,6 +73,35 @@ def test_the_answer_to_the_made_up_story(whole):
     assert by_setting["clean", "λ₁"].word == CONTRADICTED
 
 
+def test_questions_are_answered_by_their_pairs_as_one_family(whole):
+    asked = [
+        {"asked": "Is it the mask?", "pairs": [["zsharp", "random_mask"], ["sam", "sgd"]]},
+        {"asked": "Does it help?", "pairs": [["asam", "sgd"]]},
+    ]
+    declared = whole.comparisons | {"questions": asked}
+    study = replace(whole, resolved=whole.resolved | {"comparisons": declared})
+    found = {f.lead: f.text for f in answer(study, comparisons(study)).findings}
+    values = study.values("generalization", study.metric, "noisy")
+    pairs = [tuple(pair) for question in asked for pair in question["pairs"]]
+    made = [stats.paired(*study.paired(values, a, b, study.metric)[1:]) for a, b in pairs]
+    adjusted = stats.holm([pair.p for pair in made])
+    for (a, b), pair, p in zip(pairs, made, adjusted, strict=True):
+        text = found["Does it help?" if a == "asam" else "Is it the mask?"]
+        ci = pair.difference
+        difference = (
+            f"{words.points(ci.estimate, 2)} {words.interval(ci, lambda v: words.points(v, 2))}"
+        )
+        names = f"{study.label('noisy', a)} − {study.label('noisy', b)}"
+        assert f"{names}: {difference}, {words.p_value(p)} (n = {ci.n})" in text
+        assert "over the 3 pairs asked" in text
+
+
+def test_without_accuracy_nothing_is_said_about_random_masks(tmp_path):
+    study = read(write_study(tmp_path, noisy=FEW, clean=(), without=(*DRAWN, "generalization")))
+    found = answer(study, comparisons(study))
+    assert not [f for f in found.findings if "random mask" in f.lead]
+
+
 def told(tmp_path, noisy=tuple(STORY), **changes):
     story = {
         name: replace(one, **changes.get(name, changes.get("every", {})))

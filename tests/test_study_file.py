@@ -180,6 +180,13 @@ WRONG = {
     BASE + "[comparisons]\nmetric = 'accuracy'\n": "metric: unknown 'accuracy'.*test_accuracy",
     BASE
     + "[comparisons]\nreferences = ['asam']\n": "reference: unknown 'asam'. Did you mean 'sam'",
+    BASE + "[comparisons]\nquestions = 'why'\n": "give tables, in double brackets",
+    BASE
+    + "[[comparisons.questions]]\nasked = 'Why?'\npairs = [['sam']]\n": "give the question and its",
+    BASE + "[[comparisons.questions]]\npairs = [['sam', 'sgd']]\n": "asked = None",
+    BASE
+    + "[[comparisons.questions]]\nasked = 'Why?'\npairs = [['sam', 'asam']]\n": "unknown 'asam'",
+    BASE + "[[comparisons.questions]]\nasked = 'Why?'\npairs = [['sam', 'sam']]\n": "with itself",
     "[[run]]\nseed = 0\n": "number 1 names no variant",
     "[[run]]\nvariant = 'sam'\nweights = 'b.pt'\n": "weights file 'b.pt' does not exist",
     "[[run]]\nvariant = 'sam'\nwieghts = 'b.pt'\n": r"'wieghts'. Did you mean 'weights'\?",
@@ -233,6 +240,12 @@ def test_the_demo_is_the_study_that_was_promised(tmp_path):
     assert plan.comparisons.references == ("sgd", "sam")
     assert plan.measure.examples == 256
     json.dumps([r.decisive for r in plan.runs])
+
+
+def test_questions_are_pairs_of_variants(tmp_path):
+    text = BASE + "[[comparisons.questions]]\nasked = 'Does it help?'\npairs = [['sam', 'sgd']]\n"
+    (question,) = read(text, tmp_path).comparisons.questions
+    assert (question.asked, question.pairs) == ("Does it help?", (("sam", "sgd"),))
 
 
 def test_the_quick_demo_has_the_radii_of_the_demo():

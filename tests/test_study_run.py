@@ -105,6 +105,7 @@ def test_results_are_combined_along_runs_with_labels(finished):
     assert ds.eigenvalue.dims == ("run", "rank")
     assert list(ds.variant.values) == ["sgd", "sgd", "sam", "sam", "zsharp", "zsharp"]
     assert list(ds.seed.values) == [0, 1] * 3
+    assert list(ds.place.values) == [2, 2, 0, 0, 1, 1]  # in the order of the tables
     assert ds.rho.values[0] == 0.0
     assert (ds.train_seconds.values > 0).all()
     assert np.isfinite(ds.eigenvalue).all()

@@ -56,7 +56,9 @@ def variants(ds: xr.Dataset) -> Iterator[Variant]:
     names = list(dict.fromkeys(str(name) for name in ds.variant.values))
     for position, name in enumerate(names):
         runs = ds.isel(run=np.flatnonzero(ds.variant.values == name))
-        color, symbol = style.variant(name, position)
+        # A result of some of the study's variants only says which they are; older ones do not.
+        known = runs.place.values[0] if "place" in runs.coords else np.nan
+        color, symbol = style.variant(name, position if np.isnan(known) else int(known))
         yield Variant(name, str(runs.label.values[0]), color, symbol, runs)
 
 

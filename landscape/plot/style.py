@@ -34,6 +34,12 @@ _OTHERS = (
     ("#cc6677", "cross"),
     ("#3b528b", "x"),
     ("#6699cc", "triangle"),
+    ("#b8860b", "x"),
+    ("#aa3377", "diamond"),
+    ("#225555", "square"),
+    ("#661100", "triangle"),
+    ("#888800", "cross"),
+    ("#4477aa", "diamond"),
 )
 
 KINDS: dict[str, str] = {

@@ -47,6 +47,7 @@ def answer(study: Study, made: list[Comparison]) -> Answer:
     verdicts: list[Verdict] = []
     for setting in study.settings:
         findings += _who_is_better(study, made, setting)
+        findings += _questions(study, setting)
         findings += _against_random(study, setting)
         found = [verdict(study, made, setting, measure) for measure in MEASURES]
         here = [verdict for verdict in found if verdict is not None]
@@ -125,6 +126,40 @@ def _low_if_nan(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
+def _questions(study: Study, setting: str) -> list[Finding]:
+    """The questions that the study file asks: each pair's difference, all pairs one family."""
+    asked = study.comparisons.get("questions") or []
+    per_variant = study.values("generalization", study.metric, setting)
+    if setting != study.comparisons.get("setting") or not per_variant:
+        return []
+    made = {}
+    for a, b in (pair for question in asked for pair in question["pairs"]):
+        _, ours, theirs = study.paired(per_variant, a, b, study.metric)
+        made[a, b] = stats.paired(ours, theirs)
+    adjusted = dict(zip(made, stats.holm([pair.p for pair in made.values()]), strict=True))
+    findings = []
+    for question in asked:
+        parts = []
+        for a, b in question["pairs"]:
+            ci, p = made[a, b].difference, adjusted[a, b]
+            parts.append(
+                f"{study.label(setting, a)} − {study.label(setting, b)}: "
+                f"{words.points(ci.estimate, 2)} "
+                + (
+                    words.interval(ci, lambda v: words.points(v, 2))
+                    if ci.known
+                    else "(no interval)"
+                )
+                + (f", {words.p_value(p)}" if math.isfinite(p) else "")
+                + f" (n = {ci.n})"
+            )
+        how = (
+            f"Points, 95 % intervals, p after Holm over the {words.count(len(made), 'pair')} asked"
+        )
+        findings.append(Finding(setting, question["asked"], f"{how}. {'; '.join(parts)}."))
+    return findings
+
+
 def _to_random_mask(study: Study, setting: str) -> tuple[list[str], list[str], list[str]]:
     """Variants not told apart from the random mask, better, and worse, in words."""
     control = next(
@@ -132,7 +167,7 @@ def _to_random_mask(study: Study, setting: str) -> tuple[list[str], list[str], l
     )
     per_variant = study.values("generalization", study.metric, setting)
     same, above, below = [], [], []
-    for v in study.variants(setting):
+    for v in study.variants(setting) if per_variant else []:
         if control is None or v.id == control or study.recipes.get(v.id) == "sgd":
             continue
         _, a, b = study.paired(per_variant, v.id, control, study.metric)

@@ -20,11 +20,11 @@ def combine_all(study: Study, place: StudyFolder) -> list[str]:
     for name in sorted(wanted):
         parts = _parts(study, place, name)
         path = place.results / f"{name}.nc"
-        mark = fingerprint([_mark(place, run, name) for run in parts], length=16)
+        mark = fingerprint([_mark(study, place, run, name) for run in parts], length=16)
         if not parts:
             path.unlink(missing_ok=True)
         elif not path.exists() or index.get(name) != mark:
-            _combine(place, name, parts)
+            _combine(study, place, name, parts)
             written.append(name)
         index[name] = mark
     for path in place.results.glob("*.nc"):
@@ -51,16 +51,23 @@ def _parts(study: Study, place: StudyFolder, name: str) -> list[Run]:
     return runs
 
 
-def _mark(place: StudyFolder, run: Run, name: str) -> list[object]:
+def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:
     stat = jobs.result_path(place.run(run.run_id), name).stat()
-    return [run.labels, stat.st_size, stat.st_mtime_ns]
+    return [_labels(study, run), stat.st_size, stat.st_mtime_ns]
 
 
-def _combine(place: StudyFolder, name: str, runs: list[Run]) -> None:
+def _labels(study: Study, run: Run) -> dict[str, object]:
+    """Labels of a run; `place` of its variant in the study gives it one look in all figures."""
+    names = [variant.name for variant in study.variants]
+    place = {"place": names.index(run.variant)} if run.variant in names else {}
+    return {**run.labels, **place}
+
+
+def _combine(study: Study, place: StudyFolder, name: str, runs: list[Run]) -> None:
     parts = []
     for run in runs:
         folder = place.run(run.run_id)
-        labels = {**run.labels, "train_seconds": train_seconds(run, place)}
+        labels = {**_labels(study, run), "train_seconds": train_seconds(run, place)}
         parts.append((labels, results.load(jobs.result_path(folder, name))))
     results.save(results.combine(parts), place.results / f"{name}.nc")
 

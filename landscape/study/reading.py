@@ -20,6 +20,7 @@ from landscape.study.spec import (
     Measurement,
     MeasureSpec,
     Problem,
+    Question,
     Run,
     Setting,
     Study,
@@ -34,7 +35,7 @@ TOP_KEYS = (
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
 RUN_KEYS = ("variant", "setting", "seed", "weights", "label", "model", "data", "loss", "training")
 MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
-COMPARISON_KEYS = ("metric", "setting", "references")
+COMPARISON_KEYS = ("metric", "setting", "references", "questions")
 SPLITS = ("train", "val", "test")
 
 
@@ -292,7 +293,31 @@ class _Reader:
         references = table.get("references", ["sgd"])
         for name in references if isinstance(references, list) else [references]:
             possible.choice("[comparisons] reference", name, present)
-        return Comparisons(metric, setting.name, tuple(references))
+        questions = table.get("questions", [])
+        if not isinstance(questions, list):
+            raise LandscapeError(
+                "[[comparisons.questions]] is a list of tables, in double brackets."
+            )
+        asked = tuple(_question(given, present) for given in questions)
+        return Comparisons(metric, setting.name, tuple(references), asked)
+
+
+def _question(given: Any, present: Collection[str]) -> Question:
+    where = "[[comparisons.questions]]"
+    table = possible.table(where, given, ("asked", "pairs"))
+    pairs = table.get("pairs", [])
+    right = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)
+    if not right or not pairs or not table.get("asked"):
+        raise LandscapeError(
+            f"{where} has asked = {table.get('asked')!r} and pairs = {pairs!r}; give the question "
+            f'and its pairs of variants, as in asked = "Does SAM help?", pairs = [["sam", "sgd"]].'
+        )
+    for name in (name for pair in pairs for name in pair):
+        possible.choice(f"{where} variant", name, present)
+    for a, b in pairs:
+        if a == b:
+            raise LandscapeError(f"{where} compares {a!r} with itself; give two variants.")
+    return Question(str(table["asked"]), tuple((a, b) for a, b in pairs))
 
 
 def _training(where: str, table: Any) -> dict[str, Any]:

@@ -162,12 +162,25 @@ class MeasureSpec:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What is asked, and the pairs of variants (a, b) whose differences a - b answer it."""
+
+    asked: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Comparisons:
-    """The comparisons declared before the numbers are seen; all others are exploratory."""
+    """The comparisons declared before the numbers are seen; all others are exploratory.
+
+    Each variant with each reference is one family for Holm's correction, the pairs of all questions
+    another.
+    """
 
     metric: str
     setting: str
     references: tuple[str, ...]
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,9 @@ def _rows(
             mean = stats.geometric_mean_ci if log else stats.mean_ci
             centre = np.array([mean(column).estimate for column in table.T])
             marks.append(Points(centre, rows, v.label, v.color, v.symbol, size=3.4))
-        panels.append(Panel(Axis(label, log=log), row_axis(names), tuple(marks)))
+        nothing = not log and not np.nan_to_num(ds[name].values).any()
+        axis = Axis(label, log=log, limits=(-0.1, 1.0) if nothing else None)
+        panels.append(Panel(axis, row_axis(names), tuple(marks)))
     return Drawing(
         figure,
         title,
