@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from landscape import sam
-from landscape.sam import corrections, engine, schedule, sources, weights
+from landscape.sam import corrections, schedule, sources, weights
 from landscape.sam.geometry import Geometry
 from landscape.sam.selectors import NormLayers, TopLayers, ZScore, above_quantile
 from tests.sam_models import batch, closure_of, cnn, furthest, ready, reset, same, step
@@ -154,8 +154,7 @@ def test_of_all_masks_of_one_density_the_largest_gradients_need_the_smallest_rad
 @pytest.fixture
 def large(monkeypatch):
     """Treat the small tensors of these tests as large ones."""
-    for module in (weights, sources, engine):
-        monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(weights, "SMALL", 0)
 
 
 @pytest.mark.parametrize("variant", [sam.sam(0.1), sam.fsam(0.1), sam.zsharp(0.1)],

@@ -259,10 +259,11 @@ def test_skipped_steps_are_reported(caplog):
 def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
     """On CUDA finiteness stays a tensor; the same code path, here on the CPU."""
     from landscape.sam import basestep, stepping
+    from landscape.sam import weights as memory
 
     for module in (basestep, stepping):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
-    monkeypatch.setattr(basestep, "SMALL", 0)
+    monkeypatch.setattr(memory, "SMALL", 0)
     for variant in VARIANTS.values():
         for bad_pass in (1, 2):
             model, calls = cnn(), []
@@ -305,6 +306,7 @@ def test_a_skipped_step_leaves_momentum_and_averages_without_asking_the_device(
 ):
     """Bit for bit what the host's own skip leaves: momentum and weight decay would move else."""
     from landscape.sam import basestep, stepping
+    from landscape.sam import weights as memory
 
     options = {"lr": 0.05, "weight_decay": 0.1}
     make = {
@@ -333,7 +335,7 @@ def test_a_skipped_step_leaves_momentum_and_averages_without_asking_the_device(
     (weights, state), slots = trained()
     for module in (basestep, stepping):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
-    monkeypatch.setattr(basestep, "SMALL", 0)
+    monkeypatch.setattr(memory, "SMALL", 0)
     (weights_, state_), slots_ = trained()
     assert same(list(weights.values()), list(weights_.values()))
     assert same(tensors_of(state), tensors_of(state_))
@@ -354,10 +356,11 @@ def tensors_of(value):
 def test_an_optimizer_may_wait_for_the_device(bad_pass, monkeypatch):
     """Then a skipped step is nothing at all; else what the host counts goes on."""
     from landscape.sam import basestep, stepping
+    from landscape.sam import weights as memory
 
     for module in (basestep, stepping):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
-    monkeypatch.setattr(basestep, "SMALL", 0)
+    monkeypatch.setattr(memory, "SMALL", 0)
     counted = {}
     for wait in (True, False):
         model, calls = cnn(), []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from landscape import sam
-from landscape.sam import corrections, engine, schedule, selectors, sources, weights
+from landscape.sam import corrections, schedule, selectors, sources, weights
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
 from landscape.sam.sparse import FisherMask
@@ -118,8 +118,7 @@ def test_any_composition_steps_alike_whether_or_not_its_perturbation_is_kept(sma
     """
     ends = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (weights, sources, engine):
-            patch.setattr(module, "SMALL", small)
+        patch.setattr(weights, "SMALL", small)
         for keep in (True, False):
             model = cnn()
             optimizer = ready(model, variant, keep_perturbation=keep)
@@ -150,8 +149,7 @@ def test_gradients_that_somebody_else_holds_are_never_written_over():
 
         before = [g.clone() for g in held]
         with pytest.MonkeyPatch.context() as patch:
-            for module in (weights, sources, engine):
-                patch.setattr(module, "SMALL", 0)
+            patch.setattr(weights, "SMALL", 0)
             for _ in range(3):
                 optimizer.step(closure)
         assert same(before, held)
@@ -173,8 +171,7 @@ def test_the_memory_of_a_gradient_that_somebody_else_looks_at_is_never_written_o
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (weights, sources, engine):
-            patch.setattr(module, "SMALL", 0)
+        patch.setattr(weights, "SMALL", 0)
         for _ in range(2):
             optimizer.step(closure)
     assert same(copies, list(map(torch.as_tensor, looks)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscape.sam.geometry import scale
 from landscape.sam.variant import Point, tensor_norms, total_norm
-from landscape.sam.weights import SMALL
+from landscape.sam.weights import are_little
 
 Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
 
@@ -172,7 +172,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
     there = [g for g in gradients if g is not None]
     if not there:
         return True
-    if there[0].is_cpu and sum(map(torch.numel, there)) < SMALL * len(there):
+    if there[0].is_cpu and are_little(there):
         # One pass of little tensors, multiplied by 1; a norm each costs three times as much.
         bad = torch.zeros(())
         with contextlib.suppress(RuntimeError):  # a gradient that overlaps itself

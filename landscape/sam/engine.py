@@ -13,7 +13,7 @@ from landscape.params import ParamLayout
 from landscape.sam.geometry import Scaled
 from landscape.sam.passes import Statistics, batch_size, select
 from landscape.sam.variant import MaskEntry, Point, State, Variant
-from landscape.sam.weights import SMALL
+from landscape.sam.weights import are_little
 
 SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
 
@@ -35,7 +35,7 @@ class Trained:
     @cached_property
     def little(self) -> bool:
         """Whether the tensors are so small that calling for their arithmetic takes longer."""
-        return sum(p.numel() for p in self.parameters) < SMALL * len(self.parameters)
+        return are_little(self.parameters)
 
     @cached_property
     def shapes(self) -> tuple[torch.Size, ...]:

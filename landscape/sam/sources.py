@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape.sam.variant import Point, State
-from landscape.sam.weights import SMALL
+from landscape.sam.weights import are_little
 
 
 def gradient(point: Point, state: State) -> list[Tensor]:  # noqa: ARG001
@@ -48,7 +48,7 @@ class Friendly:
         g, memory = point.gradients, state.get("ema", {})
         means = [memory.get(n) for n in point.names]
         known = all(m is not None for m in means)
-        if known and sum(map(torch.numel, g)) < SMALL * len(g):
+        if known and are_little(g):
             return list(torch._foreach_add(g, means, alpha=-self.sigma))
         room = None if point.room is None else point.room(g)
         if room is None or not known:

@@ -11,6 +11,11 @@ from torch import Tensor
 SMALL = 1 << 14  # elements of a tensor whose arithmetic takes less time than calling it
 
 
+def are_little(tensors: Sequence[Tensor]) -> bool:
+    """Whether calling for the arithmetic of these tensors, one by one, takes longer than it."""
+    return sum(map(torch.numel, tensors)) < SMALL * len(tensors)
+
+
 @dataclass
 class _Plan:
     """Where a set of weights moves to, prepared once; valid while each keeps its address."""
@@ -20,7 +25,7 @@ class _Plan:
     own: list[Tensor]
     buffers: list[Tensor]
     strides: list[tuple[int, ...]]
-    size: int
+    little: bool
     alone: list[bool]
 
     def fits(self, indices: Sequence[int], weights: Sequence[Tensor]) -> bool:
@@ -81,11 +86,8 @@ class Backup:
         self, plan: _Plan, directions: list[Tensor], factor: float, over: bool
     ) -> list[Tensor]:
         """W + factor * direction, where nothing else shares the memory of the weights."""
-        if plan.size < SMALL * len(directions):
-            targets = self._buffers(plan)
-            torch._foreach_copy_(targets, plan.own)
-            torch._foreach_add_(targets, directions, alpha=factor)
-            return targets
+        if plan.little:
+            return list(torch._foreach_add(plan.own, directions, alpha=factor))
         fits = over and [d.stride() for d in directions] == plan.strides
         if fits:
             self._known, plan.buffers, targets = {}, [], directions
@@ -132,7 +134,7 @@ class Backup:
             own=[w.data for w in weights],
             buffers=[],
             strides=[w.stride() for w in weights],
-            size=sum(w.numel() for w in weights),
+            little=are_little(weights),
             alone=[_alone(w) for w in weights],  # nothing shares its memory or holds its address
         )
 
