@@ -153,6 +153,13 @@ def test_bad_grids_planes_and_centres_are_refused():
     twice = plane.Plane(theta, torch.stack([row, -2 * row]), "own", ("d", "e"))
     with pytest.raises(LandscapeError, match=r"d and e are dependent \(cosine -1\.0.*no plane"):
         measure.loss_plane(risk, theta, directions=twice, seed=0)
+    single = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), images(), dtype=torch.float32)
+    row = row.float()
+    twice = plane.Plane(single.theta, torch.stack([row, 3.3 * row]), "own", ("d", "e"))
+    with pytest.raises(LandscapeError, match=r"d and e are dependent"):
+        measure.loss_plane(single, single.theta, directions=twice, seed=0)
+    with pytest.raises(LandscapeError, match="theta is a list; pass a flat tensor"):
+        measure.loss_plane(risk, theta.tolist(), seed=0)
     with pytest.raises(LandscapeError, match=r"Direction 'd' of a own plane has norm 0"):
         plane.Plane(theta, torch.zeros(1, len(theta)).double(), "own", ("d",))
     broken = theta.clone()

@@ -343,6 +343,9 @@ def test_bad_planes_are_refused():
     a = torch.ones(3)
     with pytest.raises(LandscapeError, match="lie on one line"):
         plane.through(a, 2 * a, 3 * a)
+    many = torch.randn(10_001, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(LandscapeError, match="lie on one line"):
+        plane.through(many, 2 * many, 3.1 * many)
     with pytest.raises(LandscapeError, match=r"norm 0\.0"):
         plane.interpolation(a, a)
     with pytest.raises(LandscapeError, match="do not fit an origin"):
@@ -357,6 +360,10 @@ def test_bad_planes_are_refused():
         plane.trajectory([a, a, a])
     with pytest.raises(LandscapeError, match="leave unit=True with it"):
         plane.perturbations(a, {"sam": a}, unit=False, orthogonalize=True)
+    with pytest.raises(LandscapeError, match="No perturbations were given"):
+        plane.perturbations(a, {})
+    with pytest.raises(LandscapeError, match="'asam' lies along the ones before it"):
+        plane.perturbations(a, {"sam": a, "asam": -3 * a}, orthogonalize=True)
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):
         plane.random(risk, risk.theta, num_directions=1, normalize="rows", seed=0)

@@ -231,6 +231,8 @@ def test_tiles_of_another_grid_are_refused_and_a_foreign_tile_is_replaced(tmp_pa
     (one / "grid.json").write_text(json.dumps([])[:-1])
     with pytest.raises(LandscapeError, match=r"grid.json is not valid JSON"):
         measure.loss_plane(risk, theta, tiles=one, **CALL)
+    with pytest.raises(LandscapeError, match=r"grid.json' is a file; give a folder"):
+        measure.loss_plane(risk, theta, tiles=one / "grid.json", **CALL)
 
 
 def test_a_disk_that_fills_mid_grid_loses_nothing(tmp_path, monkeypatch):

@@ -67,6 +67,11 @@ class Measuring:
 def check_theta(risk: EmpiricalRisk, theta: Tensor) -> Tensor:
     """Theta on the risk's device and in its dtype; refused if of another model or not finite."""
     expected = risk.layout.num_parameters
+    if not isinstance(theta, Tensor):
+        raise LandscapeError(
+            f"theta is a {type(theta).__name__}; pass a flat tensor of the model's {expected} "
+            f"trainable parameters, such as risk.theta."
+        )
     if theta.shape != (expected,):
         raise LandscapeError(
             f"theta has shape {tuple(theta.shape)} where the model has P = {expected} trainable "

@@ -28,6 +28,8 @@ class Tiles:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise LandscapeError(f"tiles={str(folder)!r} is a file; give a folder for the tiles.")
         # Through JSON, so that what is read back compares equal.
         key = json.loads(json.dumps(dict(key)))
         self._digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -80,7 +80,9 @@ class Plane:
     @property
     def cosines(self) -> Float[Tensor, "m m"]:
         """Cosine between each pair of directions."""
-        unit = self.directions.double() / self.norms.double()[:, None]
+        # Lengths in float32 would leave two directions on one line 1e-7 apart.
+        rows = self.directions.double()
+        unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         return unit @ unit.T
 
     def point(self, *coordinates: float) -> Float[Tensor, "P"]:
@@ -309,14 +311,22 @@ def perturbations(
     """
     if orthogonalize and not unit:
         raise LandscapeError("orthogonalize=True gives unit directions; leave unit=True with it.")
+    if not named:
+        raise LandscapeError("No perturbations were given; name one or more, {'sam': e}.")
     rows: list[Tensor] = []
-    for e in named.values():
+    for name, e in named.items():
         row = e / torch.linalg.vector_norm(e) if unit else e
         # Twice: once loses orthogonality when two perturbations nearly agree.
         for _ in range(2 if orthogonalize else 0):
             for other in rows:
                 row = row - (row @ other) * other
-            row = row / torch.linalg.vector_norm(row)
+            left = torch.linalg.vector_norm(row)
+            if left < 100 * torch.finfo(row.dtype).eps:
+                raise LandscapeError(
+                    f"The perturbation {name!r} lies along the ones before it ({', '.join(named)} "
+                    f"were given), so that nothing of it is left; leave it out."
+                )
+            row = row / left
         rows.append(row)
     details = {"orthogonalized": orthogonalize, "unit": unit}
     return Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
