@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, _twice
 from tests.risk_problems import dense_hessian, randn, settled
 
 CE = nn.CrossEntropyLoss()
@@ -145,3 +145,22 @@ def test_values_do_not_notice_and_float32_stays_close():
     single, double = risk.hvp(theta, theta), risk.with_dtype(torch.float64)
     exact = double.hvp(theta.double(), theta.double())
     assert float((single - exact).norm() / exact.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_product_in_pieces_of_a_batch_equals_that_of_the_whole(monkeypatch, groups, stride):
+    layers = [nn.Conv2d(2, 4, 3, stride, 1, bias=True), nn.Softplus(),
+              nn.Conv2d(4, 4, 3, 1, 2, dilation=2, groups=groups)]  # fmt: skip
+    torch.manual_seed(0)
+    model = stack(*layers, channels=4).double()
+    data = randn(7, 2, 9, 8), torch.arange(7) % 3
+    risk = EmpiricalRisk(model, CE, data)
+    v = randn(len(risk.theta))
+    pieces = []
+    for size in (2**40, 1, 2**12):  # all at once, one by one, three and then four a call
+        monkeypatch.setattr(_twice, "_WINDOWS", size)
+        pieces.append(risk.hvp(risk.theta, v))
+    # The sum over examples is cut elsewhere, which moves it by rounding.
+    torch.testing.assert_close(pieces[1], pieces[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(pieces[2], pieces[0], rtol=1e-12, atol=1e-14)
