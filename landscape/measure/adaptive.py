@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
+from scipy.special import gammaincinv
 
 from landscape.errors import LandscapeError
 
@@ -193,8 +194,12 @@ class _Work:
         return np.where(np.isfinite(off), off, np.inf)
 
     def holds(self, seed: int) -> bool:
-        """Evaluate a random sample of the interpolated cells; whether 99 % are within tolerance."""
+        """Evaluate a random sample of the interpolated cells; whether it lets 99 % be kept.
+
+        Of all cells, with 95 % confidence (Poisson), unless none of the sample is beyond.
+        """
         rest = np.argwhere(~self.evaluated)
+        cells = self.evaluated.size
         share = max(_SAMPLE * len(rest), _SAMPLE_OF_EVALUATED * self.evaluated.sum())
         size = min(len(rest), max(_LEAST_SAMPLE, math.ceil(share)))
         picks = np.random.default_rng(seed).permutation(len(rest))[:size]
@@ -207,7 +212,7 @@ class _Work:
         worst = max(self._sample["sampled_worst"], float(off.max(initial=0.0)))
         self._sample["sampled_worst"] = worst
         self._spline = self._interpolated()
-        return beyond <= 0.01 * size
+        return not beyond or gammaincinv(beyond + 1, 0.95) * len(rest) / size <= 0.01 * cells
 
     def surface(self) -> Surface:
         values = self._values.copy()
