@@ -1,18 +1,14 @@
 """Examples spread over two gloo processes: the numbers are those of one process with all."""
 
-import os
-import socket
-from datetime import timedelta
-
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure
 from tests.risk_problems import cnn_bn, problem, randn
+from tests.two_processes import in_two_processes, needs_processes
 
 CE = nn.CrossEntropyLoss()
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -91,27 +87,15 @@ def refused(rank):
         EmpiricalRisk(other, CE, data, distributed=True)
 
 
-def process(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    try:
-        the_same_numbers(rank, torch.float64)
-        the_same_numbers(rank, torch.float32)
-        refused(rank)
-    finally:
-        dist.destroy_process_group()
+def everything(rank):
+    the_same_numbers(rank, torch.float64)
+    the_same_numbers(rank, torch.float32)
+    refused(rank)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@needs_processes
 def test_two_processes_give_the_numbers_of_one():
-    mp.spawn(process, args=(free_port(),), nprocs=2, join=True)
+    in_two_processes(everything)
 
 
 def test_without_a_process_group_it_says_how_to_make_one():

@@ -1,18 +1,15 @@
 """DistributedDataParallel in two gloo processes: replicas stay equal, bit for bit."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from landscape import sam
 from landscape.errors import LandscapeError
 from tests.sam_models import batch, closure_of, cnn, losses_of
+from tests.two_processes import in_two_processes, needs_processes
 
 RECIPES = ("sam", "fsam", "zsharp", "sam_on", "lagnp", "gnp", "wsam", "looksam", "sl_sam")
 LOCAL = ("sam", "fsam", "zsharp", "sam_on", "gnp", "gsam", "wsam", "looksam")
@@ -142,27 +139,15 @@ def weighted(rank):
     assert torch.allclose(theta(ours), theta(alone), rtol=1e-9, atol=1e-12)
 
 
-def process(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        synchronized(rank, False)
-        synchronized(rank, True)
-        local(rank)
-        disagreeing(rank)
-        refused(rank)
-        weighted(rank)
-    finally:
-        dist.destroy_process_group()
+def everything(rank):
+    synchronized(rank, False)
+    synchronized(rank, True)
+    local(rank)
+    disagreeing(rank)
+    refused(rank)
+    weighted(rank)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@needs_processes
 def test_two_processes_take_the_steps_of_one_and_never_drift_apart():
-    mp.spawn(process, args=(free_port(),), nprocs=2, join=True)
+    in_two_processes(everything)
