@@ -71,7 +71,7 @@ def record(
 
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
-    tries again; what was recorded survives an exception in the body and a killed process up to the
+    tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the body and a killed process up to the
     last 100 steps. Cost: one pass over the weights per forward pass, and a wait for the device.
     """
     return Recording(
@@ -108,7 +108,7 @@ class Recording:
         self.steps_per_epoch, self.snapshot_every = steps_per_epoch, snapshot_every
         self.rho, self.step_ends, self.gradients = rho, step_ends, gradients
         self.max_bytes = 1e6 * max_mb
-        self.num_steps = first_step
+        self.num_steps = self.first_step = first_step
         self.notes: list[str] = []
         self.trained = Trained.of(model)
         unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
@@ -164,6 +164,21 @@ class Recording:
             if kind is None:
                 raise
             warnings.warn(str(full), stacklevel=2)
+        if kind is None and self.num_steps == self.first_step:
+            warnings.warn(self._unseen(), stacklevel=2)
+
+    def _unseen(self) -> str:
+        """Why no step was recorded."""
+        if not self.seen.begun:
+            return (
+                f"No step was recorded: no forward pass of the {type(self.model).__name__} in "
+                f"training mode was seen; record the module that the loop calls."
+            )
+        return (
+            f"No step was recorded: the model ran at {1 + self.seen.passes} different weights and "
+            f"no step of a torch optimizer over them was seen; call recording.step() after each "
+            f"update of the weights."
+        )
 
     # ------------------------------------------------------------------------------ what is seen
 

@@ -409,6 +409,24 @@ def test_wrapped_compiled_and_nested_modules(tmp_path, given):
     assert len(snapshots.read_masks(tmp_path)) == 2
 
 
+def test_a_recording_that_saw_no_step_says_so(tmp_path):
+    model, x = nn.Linear(3, 2), torch.ones(4, 3)
+
+    def record(name, steps):
+        with landscape.record(model, folder=tmp_path / name, steps_per_epoch=1):
+            for _ in range(steps):  # updates by hand, which nothing can see
+                model(x).sum().backward()
+                with torch.no_grad():
+                    model.weight.sub_(model.weight.grad)
+
+    with pytest.warns(UserWarning, match=r"ran at 3 different weights .* call recording.step\(\)"):
+        record("a", 3)
+    model.eval()
+    with pytest.warns(UserWarning, match="no forward pass of the Linear in training mode"):
+        record("b", 2)
+    assert len(snapshots.read_steps(tmp_path / "a")) == 0
+
+
 def test_the_wrong_module_is_found_out(tmp_path):
     model, other = small.model(), small.model()
     optimizer, _ = made(model)

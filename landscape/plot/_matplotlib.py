@@ -70,7 +70,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
             width_ratios=ratios,
             subplot_kw={"projection": "3d"} if drawing.solid else None,
         )
-        letters = int(inches / columns / 0.06)
+        letters = max(8, int((inches - _beside(drawing)) / columns / 0.06))
         keys: dict[tuple, _Key] = {}
         for panel, ax in zip(drawing.with_limits(columns), grid.flat, strict=False):
             for mark, mappable in _panel(panel, ax, letters):
@@ -86,6 +86,13 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figure
+
+
+def _beside(drawing: Drawing) -> float:
+    """Inches left of the panels for the names of the rows, and right of them for a colour bar."""
+    rows = [text for panel in drawing.panels for _, text in panel.y.ticks or ()]
+    bar = any(isinstance(mark, _Coloured) for panel in drawing.panels for mark in panel.marks)
+    return 0.055 * max(map(len, rows), default=0) + 0.6 * bar
 
 
 def _legend_names(panel: Panel) -> list[str]:
@@ -137,7 +144,7 @@ def _panel(panel: Panel, ax: Axes, letters: int) -> list[tuple[_Coloured, object
     if panel.z is not None:
         _axis(panel.z, ax, "z")
     if panel.title:
-        lines = [fill(line, letters) for line in panel.title.splitlines()]
+        lines = [fill(line, letters, break_on_hyphens=False) for line in panel.title.splitlines()]
         ax.set_title("\n".join(lines))
     drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
     coloured = [pair for pair in drawn if isinstance(pair[1], _COLOURED)]

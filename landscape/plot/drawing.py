@@ -13,7 +13,7 @@ import numpy as np
 from landscape.errors import LandscapeError
 
 # Axes that count something: no ticks between whole numbers.
-WHOLE = ("epoch",)
+WHOLE = ("epoch", "severity")
 SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
 
 

@@ -46,10 +46,13 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     axis = row_axis([v.label for v in found])
     start: list[Mark] = [Rule("x", 0.0, "none", "solid")]
     panels = (
-        Panel(Axis("cos(g_B, g)"), axis, (*start, *_by_variant(found, ["cosine"]))),
-        Panel(Axis("noise scale", "examples"), axis, tuple(_by_variant(found, ["noise_scale"]))),
+        Panel(Axis("cos(g_B, g)", few=True), axis, (*start, *_by_variant(found, ["cosine"]))),
+        Panel(
+            Axis("noise scale", "examples", few=True), axis,
+            tuple(_by_variant(found, ["noise_scale"])),
+        ),
         *(
-            Panel(Axis(label, "nats"), axis,
+            Panel(Axis(label, "nats", few=True), axis,
                   (*start, *_by_variant(found, [f"{key}_{part}" for part in parts], parts)))
             for key, label in (("batch", "loss change, batch"), ("full", "loss change, all data"))
         ),
@@ -67,7 +70,7 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"(F-SAM). Mean over batches and over {runs.seed_count(ds)} with its 95 % "
         "t-interval; faint: seeds.",
         panels,
-        columns=4,
+        columns=4 if max(len(v.label) for v in found) <= 12 else 2,
         panel_height=0.5 + 0.22 * len(found),
         narrowest=1.3,
         share_y="grid",

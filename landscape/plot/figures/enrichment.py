@@ -103,6 +103,7 @@ def perturbation_cosines(
         "Do variants push the weights the same way?",
         "Cosine between the perturbations e that the variants would make at one θ and batch: 1 is "
         "the same direction, 0 what random directions have. First seed of the model in the title. "
+        "What subtracts an average of earlier gradients (F-SAM) has none yet and pushes as SAM. "
         "A mask alone lowers it: keeping a share R of ‖g‖² of the gradient gives √R at best.",
         tuple(panels),
         columns=max(len(panels), 1),
