@@ -71,8 +71,9 @@ def record(
 
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
-    tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the body and a killed process up to the
-    last 100 steps. Cost: one pass over the weights per forward pass, and a wait for the device.
+    tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the
+    body and a killed process up to the last 100 steps. Cost: one pass over the weights per forward
+    pass, and a wait for the device.
     """
     return Recording(
         model,
