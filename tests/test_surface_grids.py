@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, plane, results
+from landscape.measure import _cells
 from tests.measure_problems import cnn, cnn_risk, images, quadratic
 
 CALL = {"radius": 0.5, "points": 5, "seed": 0}
@@ -19,6 +20,48 @@ def identical(one, two):
     assert set(one.data_vars) == set(two.data_vars)
     for name in one.data_vars:
         assert one[name].values.tobytes() == two[name].values.tobytes(), name
+
+
+def test_many_runs_and_directions_share_one_copy_of_the_data():
+    x, y = images(16)
+    first = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x, y), weight_decay=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        other = cnn()
+        other[1].running_mean.normal_()
+        other[0].weight.data.normal_()
+    shared = first.with_model(other)
+    places = [r._engine.examples.chunks[0].args[0].data_ptr() for r in (first, shared)]
+    assert places[0] == places[1]
+    assert first.with_bn("recalibrate")._engine.examples is shared._engine.examples
+    alone = EmpiricalRisk(other, nn.CrossEntropyLoss(), (x, y), weight_decay=0.1)
+    call = {"num_directions": 3, "points": 5, "seed": 0}
+    for bn in ("eval", "recalibrate"):
+        identical(
+            measure.loss_slice(shared, shared.theta, bn=bn, **call),
+            measure.loss_slice(alone, alone.theta, bn=bn, **call),
+        )
+    assert shared.cost == alone.cost
+    before = first.cost
+    measure.loss_slice(shared, shared.theta, **call)
+    assert first.cost == before
+
+
+def test_losses_held_for_standard_errors_stay_within_the_memory_allowed(monkeypatch):
+    x, y = images(24)
+    calls = []
+    columns = _cells._columns
+    monkeypatch.setattr(
+        _cells, "_columns", lambda found, center: calls.append(len(found)) or columns(found, center)
+    )
+    call = {"num_directions": 2, "points": 9, "seed": 0, "bn": "eval"}
+    found = []
+    for memory in (2**30, 24 * 32 * 3):
+        calls.clear()
+        risk = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x, y), memory=memory)
+        found.append(measure.loss_slice(risk, risk.theta, **call))
+        assert max(calls) == (9 if memory == 2**30 else 3)
+    identical(*found)
 
 
 # --- what a cell says ---------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from landscape.risk._memory import default_rows
 _OWN = ("loss", "error_rate", "loss_stderr", "rise_stderr")
 # Losses of single examples held until their standard errors are taken, for all points at once.
 _HELD = 2**22
+# A loss, its double, and its rise above the centre.
+_BYTES_OF_A_LOSS = 32
 _WORDS = {
     "loss": ("nats", "Loss"),
     "error_rate": ("1", "Error rate"),
@@ -76,7 +78,8 @@ class Cells:
 
         The checkpoint itself is always evaluated as the risk does, to agree to the last bit.
         """
-        size = max(1, _HELD // max(1, self.risk.num_examples))
+        held = min(_HELD, self.risk.memory // _BYTES_OF_A_LOSS)
+        size = max(1, held // max(1, self.risk.num_examples))
         parts = []
         for start in range(0, len(points), size):
             some = points[start : start + size]

@@ -111,6 +111,21 @@ class EmpiricalRisk(Described):
         return twin
 
     @normal_tensors
+    def with_model(self, model: nn.Module) -> "EmpiricalRisk":
+        """The risk of another model, say another run's checkpoint, on the very same data.
+
+        Shares the data on the device, the loss and all options; the copy of the model, its buffers
+        (BatchNorm statistics) and the cost counter are its own.
+        """
+        self._refuse_spread("Another model")
+        network = Network(unwrapped(model), device=self.device, dtype=self.dtype)
+        twin = copy.copy(self)
+        twin._engine = dataclasses.replace(self._engine, network=network, notes=Notes())
+        with kept_rng():
+            _checks.run(twin._engine)
+        return twin
+
+    @normal_tensors
     def with_dtype(self, dtype: torch.dtype) -> "EmpiricalRisk":
         """The same function of theta in torch.float32 or torch.float64, to see what rounding does.
 
