@@ -384,6 +384,25 @@ def test_what_can_mislead_says_so(data):
         assert words in getattr(figures, name)(ds).caption.replace("\n", " "), name
 
 
+def test_memorization_says_what_it_lacks(data):
+    whole = data["memorization"]
+    assert len(figures.memorization(whole).panels) == 4
+    assert "both fits over them" in figures.memorization(whole).caption
+    last = whole.drop_vars([name for name in whole.data_vars if "epoch" in str(whole[name].dims)])
+    last = last.drop_vars([name for name in last.data_vars if str(name).startswith("forgetting")])
+    drawn = figures.memorization(last)
+    assert len(drawn.panels) == 1
+    assert "need weights kept on the way (keep_every)" in drawn.caption
+    clean = last.assign({n: last[n] * np.nan for n in ("mislabelled_fit", "mislabelled_recovered")})
+    assert "no label is known to be wrong" in figures.memorization(clean).caption
+
+
+def test_a_variant_without_dead_units_has_an_axis_from_zero(data):
+    none = data["features"].assign(dead_share=0 * data["features"].dead_share)
+    assert figures.features(none).panels[2].x.limits == (-0.1, 1.0)
+    assert figures.features(data["features"]).panels[0].x.limits is None
+
+
 def test_results_without_the_variables_are_named(data):
     without = data["gradient_zscores"].drop_vars(["exceedance", "lorenz"])
     with pytest.raises(LandscapeError, match=r"This figure needs exceedance, lorenz; the result"):

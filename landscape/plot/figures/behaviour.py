@@ -241,17 +241,29 @@ def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     return Drawing(
         "memorization",
         "What became of the wrong labels?",
-        "Training examples with right and with wrong labels: share predicted as labelled at the "
-        "end, and share of the wrong-labelled ones predicted as their true class; mean number of "
-        "times that an example went from right to wrong between recorded epochs; both fits over "
-        f"the epochs. Mean over {runs.seed_count(ds)} with its 95 % t-interval; faint: seeds. A "
-        "model that is stopped early fits fewer wrong labels too.",
+        f"{_memorized(ds)} Mean over {runs.seed_count(ds)} with its 95 % t-interval; faint: seeds. "
+        "A model that is stopped early fits fewer wrong labels too.",
         tuple(panels),
         columns=2,
         panel_height=max(1.5, 0.5 + 0.22 * len(found)),
         narrowest=2.0,
         share_y="grid",
     )
+
+
+def _memorized(ds: xr.Dataset) -> str:
+    """What the panels of `memorization` hold, and what they lack."""
+    said = "Training examples: share predicted as labelled at the end"
+    if bool(np.isfinite(ds.mislabelled_fit).any()):
+        said += ", and share of those with wrong labels predicted as their true class"
+    else:
+        said += "; no label is known to be wrong"
+    if "forgetting_clean" in ds:
+        return (
+            f"{said}. Mean number of times that an example went from right to wrong between the "
+            "epochs that were kept, and both fits over them."
+        )
+    return f"{said}. Forgetting and fits over the epochs need weights kept on the way (keep_every)."
 
 
 def robustness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
