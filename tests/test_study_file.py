@@ -180,7 +180,7 @@ WRONG = {
     BASE + "[comparisons]\nmetric = 'accuracy'\n": "metric: unknown 'accuracy'.*test_accuracy",
     BASE
     + "[comparisons]\nreferences = ['asam']\n": "reference: unknown 'asam'. Did you mean 'sam'",
-    BASE + "[comparisons]\nquestions = 'why'\n": "give tables, in double brackets",
+    BASE + "[comparisons]\nquestions = 'why'\n": "a list of tables, in double brackets",
     BASE
     + "[[comparisons.questions]]\nasked = 'Why?'\npairs = [['sam']]\n": "give the question and its",
     BASE + "[[comparisons.questions]]\npairs = [['sam', 'sgd']]\n": "asked = None",

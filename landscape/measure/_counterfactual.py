@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.measure._common import check_choice, check_count, generator
-from landscape.measure._inside import RowLosses, model_at, spend
-from landscape.risk import EmpiricalRisk
+from landscape.measure._inside import model_at, spend
+from landscape.risk import EmpiricalRisk, RowLosses
 from landscape.sam.engine import new_slots
 from landscape.sam.sources import Friendly
 

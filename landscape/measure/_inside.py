@@ -1,56 +1,16 @@
-"""The model and the rows of a risk, as a module and losses that an optimizer could be given."""
+"""The model of a risk as a module, and its mean loss as something to be minimized."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from landscape.risk import EmpiricalRisk
-from landscape.risk._criterion import logits_of
+from landscape.risk import EmpiricalRisk, RowLosses
 
 
 def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
     """An ordinary copy of the risk's model with weights theta, in evaluation mode."""
     return risk.model_at(theta)
-
-
-class RowLosses:
-    """Rows (B,) of the risk's data -> losses (B,) of a model, or their mean if that is all."""
-
-    def __init__(
-        self,
-        risk: EmpiricalRisk,
-        model: nn.Module,
-        *,
-        transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self._transform = transform
-        self._criterion = risk._engine.criterion
-        self._chunks = risk._engine.examples.chunks
-        self._device = risk.device
-        self._model = model
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        parts, order = [], []
-        for chunk in self._chunks:
-            here = (rows >= chunk.start) & (rows < chunk.start + chunk.count)
-            if not bool(here.any()):
-                continue
-            index = rows[here] - chunk.start
-            batch = chunk.mapped(
-                lambda leaf, index=index: leaf[index.to(leaf.device)].to(self._device)
-            )
-            output = self._model(*batch.args, **batch.kwargs)
-            if self._transform is not None:
-                output = self._transform(logits_of(output))
-            parts.append(self._criterion(output, batch.targets, len(index)))
-            order.append(here.nonzero()[:, 0])
-        if parts[0].ndim == 0:
-            counts = [len(index) / len(rows) for index in order]
-            return sum(part * share for part, share in zip(parts, counts, strict=True))
-        losses = torch.cat(parts)
-        back = torch.argsort(torch.cat(order)).to(losses.device)
-        return losses[back]
 
 
 def targets_of(risk: EmpiricalRisk) -> Tensor:

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import plane as planes
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, check_theta, generator
-from landscape.measure._inside import RowLosses, model_at, spend
+from landscape.measure._inside import model_at, spend
 from landscape.measure.surface import loss_plane
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, RowLosses
 
 
 def barrier_matrix(

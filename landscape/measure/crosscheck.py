@@ -21,10 +21,10 @@ from landscape.measure._common import (
     generator,
     numbers,
 )
-from landscape.measure._inside import RowLosses, model_at
+from landscape.measure._inside import model_at
 from landscape.measure.curvature import eigenpairs, hessian_trace
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, RowLosses
 
 # The package's attribute `hessian` is the class of that name, which hides the module.
 peer = importlib.import_module("pyhessian.hessian")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, generator
-from landscape.measure._inside import RowLosses, model_at, spend
+from landscape.measure._inside import model_at, spend
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, RowLosses
 
 _TITLES = {
     "components": "Components for {share:.0%} of the variance",

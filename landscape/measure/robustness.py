@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.measure._common import Measuring, check_count, generator
-from landscape.measure._inside import RowLosses, model_at, spend, targets_of
+from landscape.measure._inside import model_at, spend, targets_of
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, RowLosses
 
 STRENGTHS = {
     "weight noise": (0.05, 0.1, 0.2, 0.3, 0.5),

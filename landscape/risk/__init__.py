@@ -3,5 +3,13 @@
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
+from landscape.risk._rows import RowLosses
 
-__all__ = ["BN_MODES", "EmpiricalRisk", "Evaluation", "LinearizedGGN", "LinearizedHVP"]
+__all__ = [
+    "BN_MODES",
+    "EmpiricalRisk",
+    "Evaluation",
+    "LinearizedGGN",
+    "LinearizedHVP",
+    "RowLosses",
+]
