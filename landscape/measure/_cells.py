@@ -11,7 +11,6 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring
 from landscape.measure._folding import Direct, Folded, evaluator
-from landscape.measure._inside import spend
 from landscape.plane import Plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Evaluation
@@ -229,7 +228,7 @@ def _evaluated(
             sums.append(engine.sum(losses, batch))
             parts.append(losses)
             wrong.append(None if errors is None else errors.sum())
-    spend(risk, 1 / 3)
+    risk.spend(1 / 3)
     loss = torch.stack(sums).sum() / risk.num_examples
     if risk.weight_decay:
         loss = loss + 0.5 * risk.weight_decay * theta.double().square().sum()

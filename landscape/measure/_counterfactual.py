@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.measure._common import check_choice, check_count, generator
-from landscape.measure._inside import model_at, spend
 from landscape.risk import EmpiricalRisk, RowLosses
 from landscape.sam.engine import new_slots
 from landscape.sam.sources import Friendly
@@ -30,7 +29,7 @@ class Counterfactual:
         self.batch_size = min(batch_size, risk.num_examples)
         order = torch.randperm(risk.num_examples, generator=generator(seed))
         self.rows = order[: self.batch_size]
-        self.model = model_at(risk, theta)
+        self.model = risk.model_at(theta)
         for module in self.model.modules():
             # Dropout and the like stay off: the answer must not depend on a draw.
             if bn == "batch" and isinstance(module, _BatchNorm):
@@ -54,7 +53,7 @@ class Counterfactual:
         gradients over all batches of the data, which is what it estimates.
         """
         rows = self.rows if rows is None else rows
-        spend(self.risk, 2 * len(rows) / self.risk.num_examples)
+        self.risk.spend(2 * len(rows) / self.risk.num_examples)
         note = None
         whole = len(rows) == self.risk.num_examples
         if state is None and isinstance(variant.source, Friendly) and not whole:
@@ -96,7 +95,7 @@ class Counterfactual:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         loss = self.losses(rows).mean()
         found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
-        spend(self.risk, len(rows) / self.risk.num_examples)
+        self.risk.spend(len(rows) / self.risk.num_examples)
         return self.flat(dict(zip(trained, found, strict=True)))
 
     def loss_at(self, theta: Tensor) -> float:
@@ -112,7 +111,7 @@ class Counterfactual:
             with torch.no_grad():
                 for name, value in own.items():
                     named[name].copy_(value)
-            spend(self.risk, self.batch_size / self.risk.num_examples / 3)
+            self.risk.spend(self.batch_size / self.risk.num_examples / 3)
 
     @functools.cached_property
     def mean_gradient(self) -> Tensor:

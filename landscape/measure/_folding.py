@@ -18,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.measure._first import FirstLayer
 from landscape.measure._fusing import fused, fusing_is_possible, linear
-from landscape.measure._inside import model_at, spend
 from landscape.measure._narrowing import without_unread
 from landscape.measure._outcomes import Outcomes
 from landscape.measure._tracing import Trace, hooked, owns_weight
@@ -80,7 +79,7 @@ class Folded:
         self, risk: EmpiricalRisk, plane: Plane, *, channels_last: bool, fuse: bool
     ) -> None:
         self._risk, self._plane, self._engine = risk, plane, risk._engine
-        self._model = model_at(risk, plane.origin).requires_grad_(False)
+        self._model = risk.model_at(plane.origin).requires_grad_(False)
         self._buffer = plane.origin.clone()
         self._base: tuple[tuple[float, ...], Tensor] = ((), plane.origin)
         modules = dict(self._model.named_modules())
@@ -173,7 +172,7 @@ class Folded:
         rate = None
         if all(each is not None for each in wrong):
             rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)
-        spend(self._risk, 1 / 3)
+        self._risk.spend(1 / 3)
         return Evaluation(mean.to(self._risk.dtype), rate, losses)
 
     def _output(self, batch: Batch) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from landscape.streams import Grid, Moments, ValueHistogram, host
+from landscape.streams import Grid, Moments, ValueHistogram, host, spread_of_rounding
 
 LEVELS = np.linspace(0.0, 8.0, 33)
 PERCENTILES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -71,14 +71,20 @@ class Points:
             return "one element"
         if self.zeros == self.num:
             return "zero gradient"
-        # Equal elements leave a sigma of rounding, not of signal.
-        scale = max(abs(self.moments.mean), float(np.abs(self.x).max()))
-        return "" if self.moments.std > 10 * self.eps * scale else "zero variance"
+        varies = self.moments.std > spread_of_rounding(self.x, self.eps)
+        return "" if varies else "zero variance"
 
     @cached_property
     def z(self) -> np.ndarray:
         """Standardized values."""
         return (self.x - self.moments.mean) / self.moments.std
+
+    def ties(self, low: float, at_most: int) -> int:
+        """Values tied at the lower order statistic; in a stream only exact zeros can be told."""
+        if self.histogram is None:
+            return at_most
+        mean, distance = abs(self.moments.mean), low * self.moments.std
+        return self.zeros if abs(distance - mean) <= 1e-9 * mean + 1e-38 else 1
 
     @cached_property
     def by_distance(self) -> "Ordered":
@@ -184,7 +190,7 @@ def _kept(points: Points, percentile: float) -> dict[str, float]:
         "kept_share": kept / points.num,
         "captured_energy": 1.0 - energy / float(ordered.squares[-1]),
         "topk_jaccard": _topk_jaccard(points, low, kept),
-        "ties": below - rank if points.histogram is None else 1,
+        "ties": points.ties(low, below - rank),
     }
 
 

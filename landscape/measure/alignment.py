@@ -23,11 +23,10 @@ from landscape.measure._common import (
     split,
 )
 from landscape.measure._counterfactual import Counterfactual
-from landscape.measure._inside import RowLosses, model_at, spend
 from landscape.measure.curvature import eigenpairs
 from landscape.params import ParamLayout
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, RowLosses
 
 
 def alignment(
@@ -202,7 +201,7 @@ def empirical_fisher(
     risk: EmpiricalRisk, theta: Float[Tensor, "P"], *, num_examples: int, seed: int
 ) -> Float[Tensor, "P"]:
     """Mean of the squared gradient of single examples with their labels, in float64; eval mode."""
-    model = model_at(risk, theta)
+    model = risk.model_at(theta)
     losses = RowLosses(risk, model)
     trained = [p for p in model.parameters() if p.requires_grad]
     order = torch.randperm(risk.num_examples, generator=generator(seed))[:num_examples]
@@ -212,7 +211,7 @@ def empirical_fisher(
         gradients = torch.autograd.grad(losses(row).sum(), trained, materialize_grads=True)
         named = dict(zip(names, gradients, strict=True))
         total += risk.layout.flatten(named).double().square()
-    spend(risk, len(order) / risk.num_examples)
+    risk.spend(len(order) / risk.num_examples)
     return total / len(order)
 
 

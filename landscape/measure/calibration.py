@@ -8,7 +8,6 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, numbers
-from landscape.measure._inside import targets_of
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -60,7 +59,7 @@ def predictions(
     risk: EmpiricalRisk, theta: Tensor
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, "N"]]:
     """Class probabilities in float64 and targets of all examples."""
-    outputs, targets = risk.outputs(theta), targets_of(risk)
+    outputs, targets = risk.outputs(theta), risk.targets
     if outputs.ndim != 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1]:
         raise LandscapeError(
             f"Outputs of shape {tuple(outputs.shape)} and targets of shape "

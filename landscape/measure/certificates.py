@@ -10,7 +10,6 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.linalg.lanczos import EigenPairs
-from landscape.measure._inside import spend
 from landscape.measure.gauss_newton import Operator
 from landscape.risk import EmpiricalRisk
 
@@ -61,7 +60,7 @@ def float64_products(
                 f"({str(error).splitlines()[0]}); let it follow the dtype of its inputs, or use "
                 f"certify='none' for residuals in {str(risk.dtype)[6:]}."
             ) from error
-        spend(risk, twin.cost - before)
+        risk.spend(twin.cost - before)
         return HV
 
     return product

@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import plane as planes
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, check_theta, generator
-from landscape.measure._inside import model_at, spend
 from landscape.measure.surface import loss_plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
@@ -269,7 +268,7 @@ def _trained(
     risk: EmpiricalRisk, a: Tensor, b: Tensor, how: CurveTraining, seed: int
 ) -> tuple[Tensor, float]:
     """The control point, and the mean training loss of the last tenth of the steps."""
-    model = model_at(risk, a)
+    model = risk.model_at(a)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
@@ -291,7 +290,7 @@ def _trained(
         velocity = how.momentum * velocity + gradient
         lr = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
         control = control - lr * (gradient + how.momentum * velocity)
-    spend(risk, how.steps * size / risk.num_examples)
+    risk.spend(how.steps * size / risk.num_examples)
     if not bool(torch.isfinite(control).all()):
         raise LandscapeError(
             f"The curve's training diverged within {how.steps} steps of lr={how.lr}; lower lr."

@@ -21,7 +21,6 @@ from landscape.measure._common import (
     generator,
     numbers,
 )
-from landscape.measure._inside import model_at
 from landscape.measure.curvature import eigenpairs, hessian_trace
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
@@ -227,7 +226,7 @@ class _Objective(nn.Module):
 
     def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
         super().__init__()
-        self.model = model_at(risk, theta)
+        self.model = risk.model_at(theta)
         self._losses = RowLosses(risk, self.model)
         self._weight_decay = risk.weight_decay
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_count, generator
-from landscape.measure._inside import model_at, spend
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
 
@@ -58,7 +57,7 @@ def features(
     measuring = Measuring("features", risk, theta)
     theta = measuring.theta
     order = torch.randperm(risk.num_examples, generator=generator(seed))[:num_examples]
-    model = model_at(risk, theta)
+    model = risk.model_at(theta)
     chosen = _chosen(model, modules)
     rows: dict[str, dict[str, Any]] = {}
     axes = {f"Conv{n}d": n + 2 for n in (1, 2, 3)}
@@ -84,7 +83,7 @@ def features(
     finally:
         for handle in handles:
             handle.remove()
-    spend(risk, len(order) / risk.num_examples / 3)
+    risk.spend(len(order) / risk.num_examples / 3)
     if not rows:
         raise LandscapeError(
             f"None of {', '.join(list(chosen)[:5])} returned a tensor with one row per example; "

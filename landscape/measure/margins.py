@@ -8,7 +8,6 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, split
-from landscape.measure._inside import targets_of
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -26,7 +25,7 @@ def margins(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> xr.Dataset:
     without normalization layers. Cost: one forward pass, one SVD per tensor of two axes or more.
     """
     measuring = Measuring("margins", risk, theta)
-    outputs, targets = risk.outputs(measuring.theta), targets_of(risk)
+    outputs, targets = risk.outputs(measuring.theta), risk.targets
     if outputs.ndim != 2 or targets.is_floating_point() or outputs.shape[1] < 2:
         raise LandscapeError(
             f"Outputs of shape {tuple(outputs.shape)} and targets of dtype {targets.dtype} have no "

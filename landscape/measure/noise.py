@@ -17,7 +17,7 @@ from landscape.measure._common import (
     split,
     tensor_coords,
 )
-from landscape.measure._inside import Objective
+from landscape.measure._objective import Objective
 from landscape.measure.sharpness import check_rho
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk

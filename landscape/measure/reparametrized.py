@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, check_choice, check_count, generator, normal_draws
-from landscape.measure._inside import Objective
+from landscape.measure._objective import Objective
 from landscape.measure.sharpness import check_rho
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.measure._common import Measuring, check_count, generator
-from landscape.measure._inside import model_at, spend, targets_of
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
@@ -111,7 +110,7 @@ def _evaluate(
         seen = risk.evaluate(theta)
         rate = math.nan if seen.error_rate is None else float(seen.error_rate)
         return float(seen.loss), 1 - rate
-    model = model_at(risk, theta)
+    model = risk.model_at(theta)
     outputs: list[Tensor] = []
 
     def keep(output: Tensor) -> Tensor:
@@ -128,8 +127,8 @@ def _evaluate(
                 total += float(values.sum()) * (1 if values.ndim else len(rows))
     finally:
         first.remove()
-    spend(risk, 1 / 3)
-    output, targets = torch.cat(outputs), targets_of(risk)
+    risk.spend(1 / 3)
+    output, targets = torch.cat(outputs), risk.targets
     known = output.ndim == 2 and not targets.is_floating_point() and targets.ndim == 1
     right = float((output.argmax(1) == targets).double().mean()) if known else math.nan
     return total / risk.num_examples, right

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.measure._common import RESIDUALS, Measuring, check_choice, numbers
-from landscape.measure._inside import spend
 from landscape.measure.curvature import eigenpairs
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
@@ -97,7 +96,7 @@ def training_curvature(
             seed=seed + number,
         )
         if own is not risk:
-            spend(risk, own.cost - before)
+            risk.spend(own.cost - before)
         start = pairs.vectors.sum(0)
         rows.append((pairs, float(loss), float(torch.linalg.vector_norm(gradient))))
     options = {"k": k, "rho": rho, "momentum": momentum, "lr": rates, "seed": seed}

@@ -19,7 +19,6 @@ from landscape.measure._common import (
     generator,
     numbers,
 )
-from landscape.measure._inside import spend
 from landscape.measure.curvature import eigenpairs
 from landscape.measure.gauss_newton import TITLES
 from landscape.results import Variable
@@ -96,7 +95,7 @@ def _on_rows(
     """Eigenpairs of the mean loss of these rows alone; the cost is counted in passes over all."""
     part = risk.subset(rows)
     pairs = eigenpairs(Measuring("subset", part, theta), **search, **more, seed=seed)
-    spend(risk, part.cost * len(rows) / risk.num_examples)
+    risk.spend(part.cost * len(rows) / risk.num_examples)
     return pairs
 
 
@@ -225,7 +224,7 @@ def _cross_fitted(
     pairs = _on_rows(risk, theta, rest, search, seed, start=start)
     out, v = risk.subset(held), pairs.vectors[0].to(theta)
     value = float(v.double() @ out.hvp(theta, v).double())
-    spend(risk, out.cost * len(held) / risk.num_examples)
+    risk.spend(out.cost * len(held) / risk.num_examples)
     return _Fitted(float(pairs.values[0]), value, bool(pairs.converged[0]), len(rest))
 
 

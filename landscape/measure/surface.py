@@ -14,7 +14,6 @@ from landscape import plane as planes
 from landscape.measure._axes import at_theta, own_grid, symmetric_grid
 from landscape.measure._cells import Cells
 from landscape.measure._common import Measuring, numbers
-from landscape.measure._inside import spend
 from landscape.measure._tiles import Tiles, risk_key
 from landscape.measure.adaptive import adaptive
 from landscape.plane import Plane
@@ -188,7 +187,7 @@ class _Tiled:
         name, shape = f"tile-{self._made:04d}", (len(points), len(cells.names))
         values, cost, kept = self._store.get(name, shape, compute)
         # The result says what the grid cost, not what was left of it to pay.
-        spend(cells.risk, cost if kept else 0.0)
+        cells.risk.spend(cost if kept else 0.0)
         self._made += 1
         self._resumed += kept
         return values

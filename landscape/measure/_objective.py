@@ -1,27 +1,11 @@
-"""The model of a risk as a module, and its mean loss as something to be minimized."""
+"""The mean loss of a risk as something to be minimized."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.risk import EmpiricalRisk, RowLosses
-
-
-def model_at(risk: EmpiricalRisk, theta: Tensor) -> nn.Module:
-    """An ordinary copy of the risk's model with weights theta, in evaluation mode."""
-    return risk.model_at(theta)
-
-
-def targets_of(risk: EmpiricalRisk) -> Tensor:
-    """Targets of all examples, in the order of the data."""
-    return risk.targets
-
-
-def spend(risk: EmpiricalRisk, gradients: float) -> None:
-    """Count what was computed beside the risk in its gradient-equivalents."""
-    risk.spend(gradients)
-
 
 _ROWS = 512  # rows of one pass
 
@@ -37,7 +21,7 @@ class Objective:
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._risk = risk
-        self._model = model_at(risk, theta)
+        self._model = risk.model_at(theta)
         self._losses = RowLosses(risk, self._model, transform=transform)
         self._named = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         self._all = torch.arange(risk.num_examples)
@@ -68,7 +52,7 @@ class Objective:
 
     def _put(self, theta: Tensor, rows: Tensor | None, cost: float) -> Tensor:
         rows = self._all if rows is None else rows
-        spend(self._risk, cost * len(rows) / len(self._all))
+        self._risk.spend(cost * len(rows) / len(self._all))
         with torch.no_grad():
             for name, value in self._risk.layout.unflatten(theta).items():
                 self._named[name].copy_(value)
