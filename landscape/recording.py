@@ -27,8 +27,8 @@ _PASSES = 64  # different weights within one step before it is called endless
 _BLIND = 3  # optimizer steps in a row without a forward pass
 _LOSSES = "the loss is computed outside the model, and only its weights and gradients are seen"
 _NO_PASS = (
-    "of steps without a second forward pass at other weights: an e that is not evaluated, or is "
-    "reused without one, leaves no trace"
+    "of steps without a second forward pass at other weights (an e that is not evaluated, or is "
+    "reused without one, leaves no trace), or with NaN in e"
 )
 UNSEEN = {
     "loss_clean": _LOSSES,
@@ -355,6 +355,8 @@ def _check(steps_per_epoch: int, snapshot_every: int, step_ends: str, first_step
 
 def _continue(folder: Path, log: Log, first_step: int) -> int:
     """Bytes that a recording to be continued holds; refuse to write over one."""
+    if not folder.exists():
+        return 0
     known = snapshots.read_steps(folder)
     if len(known) and first_step == 0:
         raise LandscapeError(

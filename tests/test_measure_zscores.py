@@ -247,6 +247,22 @@ def test_a_streamed_tensor_agrees_with_the_exact_one(dtype):
     np.testing.assert_allclose(row["density"], exact["density"], atol=0.03)
 
 
+def test_streams_are_flagged_like_tensors():
+    """A stream knows exact zeros, but no other ties."""
+    for g, flag in (
+        (torch.zeros(30), "zero gradient"),
+        (torch.full((30,), 0.1), "zero variance"),
+        (torch.tensor([0.3]), "one element"),
+        (torch.arange(1.0, 13.0) ** 2, "few elements"),
+        (torch.cat([torch.zeros(90), torch.arange(1.0, 11.0) ** 2]), "exact zeros"),
+        (torch.cat([torch.zeros(98), torch.tensor([1.0, 2.0])]), "ties; exact zeros"),
+        (torch.cat([torch.zeros(98), torch.tensor([1.0, -1.0])]), "ties; exact zeros"),
+    ):
+        row = _zrows.zscore_row(Points.within(ValueHistogram.of(g)), 0.95, GRID)
+        assert row["flag"] == tensor_zscores(g, 0.95)["flag"] == flag
+        assert np.isnan(row["threshold"]) == (flag.startswith(("zero", "one")))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 300), st.integers(0, 2**31), st.lists(st.integers(0, 300), max_size=5))
 def test_merged_value_histograms_equal_one_pass_for_any_split(size, seed, cuts):

@@ -254,6 +254,28 @@ def test_without_a_second_pass_e_is_nan_and_named(tmp_path):
     assert ds.perturbation_norm.isnull().all()
 
 
+def test_a_step_whose_gradients_are_nan_is_nan_and_named(tmp_path):
+    model = small.model()
+    optimizer, loop = made(model)
+    with landscape.record(model, folder=tmp_path, steps_per_epoch=4, snapshot_every=1):
+        for i, (x, y) in enumerate(batches()):
+            start = [p.detach().clone() for p in model.parameters()]
+            loop(optimizer, model, x * float("nan") if i == 1 else x, y)
+            if i == 1:  # as a training loop that leaves such a step out
+                for p, w in zip(model.parameters(), start):
+                    p.data = w
+                for module in model.modules():
+                    if isinstance(module, nn.BatchNorm1d):
+                        module.reset_running_stats()
+    steps = snapshots.read_steps(tmp_path)
+    assert np.isnan(steps["perturbation_norm"]).tolist() == [False, True, False, False]
+    assert steps["climbed"].tolist() == [1, 0, 1, 1]
+    assert steps.unseen["perturbation_norm"].endswith("or with NaN in e")
+    assert snapshots.read_masks(tmp_path).steps.tolist() == [0, 2, 3]
+    z = snapshots.read_zscores(tmp_path)
+    assert (z.counts[1, :, -1] == z.tensors.sizes).all()
+
+
 def test_a_step_now_and_then_without_a_climb(tmp_path):
     model = small.model()
     optimizer, loop = made(model)

@@ -195,9 +195,7 @@ def test_forgetting_what_came_after_a_checkpoint(tmp_path):
     snapshots.steps_file(tmp_path / "snapshots", tensors).append(rows_of(tensors, 20))
     right = snapshots.correctness_file(tmp_path / "snapshots", 11)
     for epoch in (1, 2):
-        row = np.zeros(1, right.dtype)
-        row["epoch"], row["count"], row["bits"] = epoch, 11, np.packbits(np.arange(11) < epoch)
-        right.append(row)
+        right.append(snapshots.correctness_row(right, epoch, np.arange(11) < epoch))
     snapshots.forget_after(tmp_path / "snapshots", epoch=1, step=10)
     assert snapshots.read_steps(tmp_path).step.tolist() == list(range(10))
     assert snapshots.read_masks(tmp_path).steps.tolist() == [0, 5]
@@ -351,6 +349,50 @@ def test_tensors_that_changed_between_snapshots(tmp_path, sizes, said):
             read(tmp_path, on_error="skip")
     with pytest.raises(LandscapeError, match=said):
         snapshots.write_tensors(tmp_path / "snapshots", other)
+
+
+@pytest.mark.parametrize("at", range(0, 34))
+def test_any_flipped_byte_of_the_correctness_is_named(tmp_path, at):
+    snapshots.write_tensors(tmp_path / "snapshots", tensors_of(5))
+    file = snapshots.correctness_file(tmp_path / "snapshots", 11)
+    for epoch in (1, 2):
+        file.append(snapshots.correctness_row(file, epoch, np.arange(11) < epoch))
+    content = bytearray(file.path.read_bytes())
+    content[at] ^= 0x40
+    file.path.write_bytes(content)
+    with pytest.raises(LandscapeError, match=r"correct.bin is damaged: .* on_error='skip'"):
+        snapshots.read_correctness(tmp_path)
+    found = snapshots.read_correctness(tmp_path, on_error="skip")
+    assert len(found.skipped) == 1
+    kept = [] if 8 <= at < 16 else [2] if at < 18 else [1]
+    assert found.epochs.tolist() == kept
+    for length in range(18):  # the first row on its way to the disk
+        file.path.write_bytes(content[:length])
+        if not 8 <= at < 16:
+            assert len(snapshots.read_correctness(tmp_path).correct) == 0
+
+
+@pytest.mark.parametrize("lost", ["names", "ndims", "unseen"])
+def test_names_of_the_tensors_that_are_not_whole(tmp_path, lost):
+    snapshots.write_tensors(tmp_path / "snapshots", tensors_of(5, 3))
+    path = tmp_path / "snapshots" / "tensors.json"
+    known = json.loads(path.read_text())
+    shorter = known | {"sizes": [5]}
+    del known[lost]
+    for content in (known, shorter):
+        path.write_text(json.dumps(content))
+        with pytest.raises(LandscapeError, match=r"tensors.json is damaged: it needs names, kinds"):
+            snapshots.read_steps(tmp_path)
+
+
+def test_folders_that_are_none_or_one_too_deep_are_named(tmp_path):
+    written(tmp_path, tensors_of(20, 7), (3, 12))
+    readers = ("read_steps", "read_masks", "read_zscores", "read_correctness")
+    for read in (getattr(snapshots, name) for name in readers):
+        with pytest.raises(LandscapeError, match=r"There is no folder .*typo; give that of a"):
+            read(tmp_path / "typo")
+        with pytest.raises(LandscapeError, match="give the folder around it"):
+            read(tmp_path / "snapshots")
 
 
 def test_other_formats_and_choices_are_refused(tmp_path):

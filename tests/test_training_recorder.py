@@ -13,6 +13,7 @@ from landscape.snapshots import GRID, read_masks
 from landscape.streams import PackedMasks
 from landscape.training import checkpoint
 from landscape.training.batches import batches
+from landscape.training.recorder import zscore_counts
 from tests import training_problems as small
 
 
@@ -62,10 +63,28 @@ def test_masks_and_zscores_of_chosen_steps(tmp_path):
             counts = content["zscore_counts"]
         for row, g in zip(counts, seen.g1):
             g = g.double().numpy().ravel()
-            z = (g - g.mean()) / g.std()
+            z = (g - g.mean()) / g.std(ddof=1)
             expected_counts = np.histogram(z, GRID.edges)[0]
             assert row.sum() == g.size
             assert np.abs(row[: GRID.bins].astype(int) - expected_counts).sum() <= 2
+
+
+def test_zscores_without_a_spread_are_counted_as_none():
+    """Equal elements have a spread of rounding, one has none: neither is a division by 1e-17."""
+    given = [
+        torch.full((30,), 0.1, dtype=torch.float64),
+        torch.tensor([0.3]),
+        torch.zeros(4),
+        torch.tensor([1.0, 3.0]),
+        torch.tensor([1.0, float("nan")]),
+        None,
+    ]
+    assert given[0].numpy().std() > 0
+    counts = zscore_counts(given)
+    assert counts[:, -1].tolist() == [30, 1, 4, 0, 2, 0]
+    assert counts.sum(1).tolist() == [30, 1, 4, 2, 2, 0]
+    at = np.flatnonzero(counts[3])  # z = -+1/sqrt(2) with the unbiased deviation
+    assert GRID.centres[at] == pytest.approx([-0.707, 0.707], abs=GRID.width)
 
 
 def test_perturbation_history_is_the_mean_over_each_epochs_steps(tmp_path):

@@ -23,6 +23,7 @@ from landscape.snapshots.rows import (
     RowFile,
     Steps,
     correctness_file,
+    correctness_row,
     forget_after,
     read_correctness,
     read_steps,
@@ -31,7 +32,7 @@ from landscape.snapshots.rows import (
 
 __all__ = [
     "GRID", "PER_TENSOR", "SCALARS", "Correctness", "MaskSeries", "RowFile", "Steps", "Tensors",
-    "ZScores", "check_same", "correctness_file", "forget_after", "read_correctness", "read_masks",
-    "read_steps", "read_tensors", "read_zscores", "snapshot_path", "steps_file", "write_snapshot",
-    "write_tensors",
+    "ZScores", "check_same", "correctness_file", "correctness_row", "forget_after",
+    "read_correctness", "read_masks", "read_steps", "read_tensors", "read_zscores",
+    "snapshot_path", "steps_file", "write_snapshot", "write_tensors",
 ]  # fmt: skip

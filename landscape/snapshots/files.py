@@ -68,8 +68,17 @@ _FIELDS = ("names", "kinds", "sizes", "ndims")
 
 def read_tensors(folder: Path) -> Tensors | None:
     """The recorded tensors of a run; None where nothing was recorded."""
-    path = Path(folder) / "snapshots" / "tensors.json"
-    return tensors_at(path) if path.exists() else None
+    folder = Path(folder)
+    path = folder / "snapshots" / "tensors.json"
+    if path.exists():
+        return tensors_at(path)
+    if not folder.is_dir():
+        raise LandscapeError(f"There is no folder {folder}; give that of a training or recording.")
+    if (folder / path.name).exists():
+        raise LandscapeError(
+            f"{folder} holds the files of a recording; give the folder around it, {folder.parent}."
+        )
+    return None
 
 
 def tensors_at(path: Path) -> Tensors:
@@ -81,7 +90,14 @@ def tensors_at(path: Path) -> Tensors:
             f"{path.parent} was recorded in format {found} and this version reads format "
             f"{FORMAT}; remove the run's folder and train again."
         )
-    return Tensors(*(tuple(known[k]) for k in _FIELDS), unseen=known["unseen"])
+    columns = [known.get(k) for k in _FIELDS]
+    lengths = {len(c) if isinstance(c, list) else -1 for c in columns}
+    if len(lengths) > 1 or -1 in lengths or not isinstance(known.get("unseen"), dict):
+        raise LandscapeError(
+            f"{path} is damaged: it needs {', '.join(_FIELDS)} of one length and unseen. Remove "
+            f"the run's folder and train again."
+        )
+    return Tensors(*map(tuple, columns), unseen=known["unseen"])
 
 
 def check_same(tensors: Tensors, identity: str, what: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +106,18 @@ def steps_file(folder: Path, tensors: Tensors) -> RowFile:
 
 
 def correctness_file(folder: Path, num_examples: int) -> RowFile:
-    """correct.bin of a run's `snapshots` folder."""
+    """correct.bin of a run's `snapshots` folder; `count_again` is ~count."""
     bits = (num_examples + 7) // 8
-    head = [("checksum", "<u4"), ("epoch", "<u4"), ("count", "<u8")]
+    head = [("checksum", "<u4"), ("epoch", "<u4"), ("count", "<u4"), ("count_again", "<u4")]
     return RowFile(Path(folder) / "correct.bin", np.dtype([*head, ("bits", "u1", (bits,))]))
+
+
+def correctness_row(file: RowFile, epoch: int, correct: np.ndarray) -> np.ndarray:
+    """A row of correct.bin: which examples (N,) are right after an epoch (from 1)."""
+    row = np.zeros(1, file.dtype)
+    row["epoch"], row["count"], row["bits"] = epoch, len(correct), np.packbits(correct)
+    row["count_again"] = ~row["count"]
+    return row
 
 
 def read_steps(folder: Path, *, on_error: str = "raise") -> Steps:
@@ -145,14 +153,21 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
     (arXiv:1812.05159, §3, on such outputs) is correct[k - 1] and not correct[k].
     """
     check_choice(on_error)
+    read_tensors(folder)  # names a wrong folder
     path = Path(folder) / "snapshots" / "correct.bin"
-    count = 0
-    if path.exists():
-        with path.open("rb") as handle:
-            handle.seek(8)
-            count = int.from_bytes(handle.read(8), "little")
-    if count == 0:
-        return Correctness(np.empty(0, np.int64), np.empty((0, 0), bool))
+    head = path.read_bytes()[8:16] if path.exists() else b""
+    nothing = Correctness(np.empty(0, np.int64), np.empty((0, 0), bool))
+    if len(head) < 8:  # not recorded, or the first row is being written
+        return nothing
+    count, again = (int(n) for n in np.frombuffer(head, "<u4"))
+    if count ^ again != 0xFFFFFFFF:
+        text = "the number of examples in its first row is not whole"
+        if on_error == "raise":
+            raise LandscapeError(
+                f"{path} is damaged: {text}. Pass on_error='skip' to go on without it, or remove "
+                f"the run's folder and train again."
+            )
+        return replace(nothing, skipped=(f"{path.name}: {text}",))
     rows, skipped = correctness_file(path.parent, count).read(on_error)
     correct = np.unpackbits(rows["bits"], axis=1, count=count).astype(bool)
     return Correctness(rows["epoch"].astype(np.int64), correct, skipped)
@@ -161,6 +176,8 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
 def forget_after(folder: Path, *, epoch: int, step: int) -> None:
     """Remove what was written of steps >= `step`, which belong to epochs > `epoch`."""
     folder = Path(folder)
+    if not folder.is_dir():
+        return
     for path in folder.glob("[0-9]*.npz"):
         if int(path.stem) >= step:
             path.unlink()

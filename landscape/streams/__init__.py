@@ -10,7 +10,7 @@ Numpy only; torch tensors are accepted and copied to the host.
 from landscape.streams._host import host
 from landscape.streams.histograms import Grid, Histogram
 from landscape.streams.masks import PackedMasks
-from landscape.streams.moments import Moments
+from landscape.streams.moments import Moments, spread_of_rounding
 from landscape.streams.overlap import Overlap, PooledOverlap, holm, stacked
 from landscape.streams.persistence import half_life, persistence
 from landscape.streams.values import ValueHistogram
@@ -27,5 +27,6 @@ __all__ = [
     "holm",
     "host",
     "persistence",
+    "spread_of_rounding",
     "stacked",
 ]

@@ -80,6 +80,11 @@ class Moments:
         return self.count > 1 and self.m2 > 0 and math.isfinite(self.m2) and self.m2**2 > 0
 
 
+def spread_of_rounding(values: np.ndarray, eps: float) -> float:
+    """Standard deviation that equal values of relative error eps may have: less is no signal."""
+    return 10 * eps * float(np.abs(values).max(initial=0.0))
+
+
 def _moments_of_block(values: np.ndarray) -> Moments:
     x = values.astype(np.float64)
     mean = float(x.mean())

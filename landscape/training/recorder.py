@@ -15,7 +15,7 @@ from landscape import snapshots
 from landscape.params import ParamLayout
 from landscape.sam import SAM, Perturbation
 from landscape.snapshots import GRID, PER_TENSOR, SCALARS, Tensors
-from landscape.streams import Histogram, PackedMasks, host
+from landscape.streams import Histogram, PackedMasks, host, spread_of_rounding
 from landscape.training.options import RecorderOptions, TrainingOptions
 
 Gradients = Sequence[Tensor | None]
@@ -142,10 +142,7 @@ class Recorder:
     def correctness(self, epoch: int, correct: Tensor) -> None:
         """Keep which training examples (N,) are right after an epoch (from 1)."""
         file = snapshots.correctness_file(self.log.folder, len(correct))
-        row = np.zeros(1, file.dtype)
-        row["epoch"], row["count"] = epoch, len(correct)
-        row["bits"] = np.packbits(host(correct))
-        file.append(row)
+        file.append(snapshots.correctness_row(file, epoch, host(correct)))
 
     def flush(self) -> None:
         """Write what is kept."""
@@ -183,16 +180,18 @@ def _densities(seen: Perturbation) -> list[Tensor]:
 def zscore_counts(gradients: Gradients) -> np.ndarray:
     """Counts of (g - mean) / std per tensor: (tensors, bins + 3), then below, above and NaN.
 
-    All NaN where std is 0; all zero where there was no gradient.
+    std is unbiased. All NaN where there is none (one element, equal ones, NaN); all zero where
+    there was no gradient.
     """
     empty = np.zeros(GRID.bins + 3, dtype=np.uint32)
     return np.stack([empty if g is None else _counts(g) for g in gradients])
 
 
 def _counts(gradient: Tensor) -> np.ndarray:
-    values = host(gradient).astype(np.float64).ravel()
-    spread = values.std()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = (values - values.mean()) / spread if spread > 0 else np.full_like(values, np.nan)
-    found = Histogram.of(z, GRID)
-    return np.array([*found.counts, found.below, found.above, found.nan], dtype=np.uint32)
+    found = host(gradient).ravel()
+    values, eps = found.astype(np.float64), float(np.finfo(found.dtype).eps)
+    mean, std = values.mean(), values.std(ddof=1) if values.size > 1 else 0.0
+    varies = std > spread_of_rounding(values, eps)  # False for NaN
+    z = (values - mean) / std if varies else np.full_like(values, np.nan)
+    seen = Histogram.of(z, GRID)
+    return np.array([*seen.counts, seen.below, seen.above, seen.nan], dtype=np.uint32)

@@ -58,7 +58,8 @@ def saved_mask_overlap(bench: Bench) -> xr.Dataset | None:
         return None
     found = {}
     for run in seeds:
-        masks = snapshots.read_masks(bench.job.folder.parent / run.run_id)
+        folder = bench.job.folder.parent / run.run_id
+        masks = snapshots.read_masks(folder) if folder.is_dir() else ()
         if len(masks):
             found[f"seed {run.seed}"] = masks[len(masks) - 1]
     if len(found) < 2:
