@@ -107,7 +107,16 @@ def test_enrichment_of_known_masks():
     # The diagonal of a diagonal matrix is exact with any probe.
     assert float(top["captured_hessian_diagonal"]) == pytest.approx(16 / sum(values))
     assert float(top["enrichment_weight"]) == pytest.approx(1.0)
-    for name in ("eigenvector", "eigenspace", "hessian_diagonal", "fisher", "weight"):
+    by_size = risk.theta.clone()
+    by_size[:2] = 5.0  # of 5 + 5 + 10 times 1, and of 25 + 25 + 10, the mask has those and two
+    at = measure.enrichment(
+        risk, by_size, variants=variants, k=2, batch_size=12, num_probes=2, seed=0
+    ).sel(direction="top")
+    assert float(at["captured_magnitude"]) == pytest.approx(12 / 20)
+    assert float(at["captured_weight"]) == pytest.approx(52 / 60)
+    assert float(at["enrichment_magnitude"]) == pytest.approx(3 * 12 / 20)
+    quantities = ("eigenvector", "eigenspace", "hessian_diagonal", "fisher", "weight", "magnitude")
+    for name in quantities:
         assert float(ds[f"enrichment_{name}"].sel(direction="all")) == pytest.approx(1.0)
 
 

@@ -127,7 +127,7 @@ def enrichment(
     v_1²; `eigenspace`, sum_i v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by
     num_probes Hutchinson probes (its sum is the trace; single terms may be negative); `fisher`,
     mean over `fisher_examples` examples of the squared gradient (empirical Fisher); `weight`,
-    theta². `direction` names the variants.
+    theta²; `magnitude`, |theta|. `direction` names the variants.
     """
     if not variants:
         raise LandscapeError("enrichment got no variant; name at least one with a mask.")
@@ -148,6 +148,7 @@ def enrichment(
         "hessian_diagonal": _hessian_diagonal(risk, theta, num_probes, seed),
         "fisher": empirical_fisher(risk, theta, num_examples=fisher_examples, seed=seed),
         "weight": theta.double().square(),
+        "magnitude": theta.double().abs(),
     }
     variables = {}
     for name, q in quantities.items():
@@ -194,6 +195,7 @@ _TITLES = {
     "hessian_diagonal": "the Hessian's trace",
     "fisher": "the Fisher information",
     "weight": "‖θ‖²",
+    "magnitude": "‖θ‖₁",
 }
 
 

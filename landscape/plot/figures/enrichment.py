@@ -14,6 +14,7 @@ _QUANTITIES = {
     "hessian_diagonal": "diagonal of H",
     "fisher": "Fisher information",
     "weight": "squared weights",
+    "magnitude": "size of the weights",
 }
 _LOWEST = 0.05
 
@@ -49,9 +50,9 @@ def enrichment(
         f"{dot}; grey: 95 % of such random masks, wide and skewed where few coordinates hold most "
         "of a quantity; the random mask is one draw, shared by all panels. Quantities: squares of "
         "the leading eigenvector and of the leading eigenvectors of the Hessian, its diagonal "
-        "(Hutchinson), the empirical Fisher information, the squared weights. A mask that selects "
-        "all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking a quantity "
-        "is not a mechanism.",
+        f"(Hutchinson), the empirical Fisher information, {_weights(quantities)}. A mask that "
+        "selects all or nothing of every tensor (SAM, SAM-ON) is at 1 by construction. Picking "
+        "a quantity is not a mechanism.",
         tuple(panels),
         columns=len(shown),
         panel_height=0.45 + 0.13 * len(names),
@@ -59,6 +60,11 @@ def enrichment(
         share_y="grid",
         legend=False,
     )
+
+
+def _weights(quantities: dict[str, str]) -> str:
+    both = "magnitude" in quantities  # older results lack it
+    return "the squares of the weights and their sizes |w|" if both else "the squared weights"
 
 
 def _over_chance(v: Variant, key: str, names: list[str]) -> list[Mark]:
