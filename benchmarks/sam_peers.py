@@ -70,7 +70,7 @@ def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None
     commit = subprocess.run(
         ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    found = _class_in(folder / peer.file, peer.classes[0], peer.contains)
+    found = class_in(folder / peer.file, peer.classes[0], peer.contains)
 
     def make(parameters: list[torch.Tensor], **base: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -79,7 +79,7 @@ def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None
     return make, f"commit {commit}, {peer.file}"
 
 
-def _class_in(path: Path, name: str, contains: str) -> Any:
+def class_in(path: Path, name: str, contains: str) -> Any:
     """One class of a script, without running the rest of it (imports, argument parsing)."""
     text = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
