@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from landscape.linalg import _krylov
 from landscape.risk import EmpiricalRisk
 from tests.risk_problems import PROBLEMS, problem, randn
+from tests.waiting import Waiting
 
 CE = nn.CrossEntropyLoss()
 
@@ -52,3 +54,53 @@ def test_shapes_are_what_the_annotations_say():
     command = [sys.executable, "-m", "pytest", *options, *(str(folder / name) for name in names)]
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_what_waits_for_a_device_is_noticed():
+    """The control of the tests below."""
+    values = torch.arange(4.0)
+    with Waiting() as waiting:
+        float(values[0])
+        values[values > 1]
+        values.nonzero()
+        bool(values.sum() > 0)
+    assert len(waiting.seen) >= 4
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("memory", [None, 1], ids=["kept", "rebuilt"])
+def test_products_and_steps_of_lanczos_do_not_wait_for_the_device(name, memory):
+    model, data = problem(name)
+    options = {} if memory is None else {"memory": memory}
+    risk = EmpiricalRisk(model, CE, data, batch_size=5, **options)
+    size = risk.layout.num_parameters
+    space = _krylov.Krylov(
+        risk.linearized_hvp(risk.theta),
+        size,
+        locked=torch.empty((0, size), dtype=torch.float64),
+        scale=0.0,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+        device=risk.device,
+    )
+    space.step()  # what is found out once may wait
+    with Waiting() as waiting:
+        for _ in range(3):
+            space.step()
+    assert waiting.seen == []
+    assert space.settle().values.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_cuda_products_do_not_wait_for_the_device():
+    model, data = problem("mlp_bn")
+    risk = EmpiricalRisk(model, CE, data, device="cuda")
+    theta = risk.theta
+    product, v = risk.linearized_hvp(theta), randn(len(theta), seed=3).to(theta)
+    product(v)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        product(v)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
