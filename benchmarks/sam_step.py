@@ -286,12 +286,14 @@ def guards(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """The commit that is measured."""
+    """The commit that is measured, asked before anything is."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def measure(name: str, peers: dict[str, Any], parts: list[str], rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, peers: dict[str, Any], parts: list[str], rounds: int, revision: str
+) -> dict[str, Any]:
     """The asked parts of one network."""
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model_of(name).parameters()),
@@ -307,7 +309,7 @@ def measure(name: str, peers: dict[str, Any], parts: list[str], rounds: int) -> 
         elif part == "mask_refresh":
             found[part] = mask_refresh(name, max(5, rounds // 2))
         if part in found:
-            found[part]["commit"] = commit()
+            found[part]["commit"] = revision
     return found
 
 
@@ -343,10 +345,10 @@ def main(arguments: list[str] | None = None) -> int:
         "base": f"torch.optim.SGD, {OPTIONS}",
         "peers": {n: w if make else f"not run: {w}" for n, (make, w) in loaded.items()},
     }
-    before = earlier(options.out, result)
+    before, revision = earlier(options.out, result), commit()
     found = before.get("networks", {})
     for name in options.networks:
-        parts = measure(name, peers, options.parts, options.rounds)
+        parts = measure(name, peers, options.parts, options.rounds, revision)
         found[name] = found.get(name, {}) | parts
     memory = sam_memory.table() if "memory" in options.parts else None
     result |= {

@@ -7,83 +7,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from landscape import sam
-from landscape.sam import corrections, schedule, selectors, sources, weights
-from landscape.sam.evaluate import SameBatch
-from landscape.sam.geometry import Geometry
+from landscape.sam import schedule, selectors, weights
 from landscape.sam.sparse import FisherMask
 from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, step, variants
 from tests.sam_models import weights as weights_of
-
-SOURCES = (sources.gradient, sources.Friendly(0.5, 0.7), sources.Centred(), sources.Stale())
-SELECTORS = (
-    selectors.everything,
-    selectors.ZScore(0.8),
-    selectors.TopGradient(0.3, "dense"),
-    selectors.Random(0.3),
-    selectors.Random(0.2, scope="global", resample="epoch"),
-    selectors.NormLayers(),
-    selectors.NormLayers(complement=True),
-    selectors.TopLayers(fraction=0.4, every=2, smoothing=0.5),
-    selectors.Kinds(("conv", "linear")),
-    selectors.Intersection((selectors.ZScore(0.5), selectors.TopGradient(0.5))),
-)
-GEOMETRIES = (
-    Geometry(),
-    Geometry(scope="full"),
-    Geometry(scope="tensor"),
-    Geometry(scope="raw"),
-    Geometry(scope="none"),
-    Geometry(metric="elementwise", metric_on="weights", eta=0.01),
-    Geometry(metric="layerwise"),
-    Geometry(p=math.inf),
-    Geometry(match="loss_increase"),
-)
-RADII = (
-    schedule.Constant(0.1),
-    schedule.Cosine(0.2, 0.01),
-    schedule.WithLearningRate(0.2, 0.05, 0.1),
-    schedule.LossBudget(0.1, 0.5),
-    schedule.AdaGradNorm(0.1),
-)
-GATES = (
-    schedule.always,
-    schedule.Every(2),
-    schedule.Window(1),
-    schedule.Adaptive(0.8),
-    schedule.never,
-)
-CORRECTIONS = (
-    corrections.Descent(),
-    corrections.Blend(0.7),
-    corrections.SurrogateGap(0.3),
-    corrections.Stable(),
-    corrections.Stable(weighted=True),
-    corrections.Weighted(0.8),
-    corrections.Weighted(0.8, decouple=False, max_norm=0.1),
-    corrections.Reuse(0.5, "tensor"),
-    corrections.CentredDescent(),
-)
-EVALUATES = (SameBatch(), SameBatch(partial=True), SameBatch(partial=True, off="none"))
-
-
-def compose(source, selector, geometry, radius, gate, evaluate, correction):
-    if selector == selectors.NormLayers() and source == sources.Centred():
-        source = sources.gradient  # refused: it selects what SAM-ON selects
-    return sam.Variant("composed", source, selector, geometry, radius, gate, evaluate, correction)
-
-
-compositions = st.tuples(
-    *map(
-        st.sampled_from,
-        (SOURCES, SELECTORS, GEOMETRIES, RADII, GATES, EVALUATES, CORRECTIONS),
-    )
-).map(lambda slots: compose(*slots))
-fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Spy(torch.optim.SGD):
@@ -92,43 +22,6 @@ class Spy(torch.optim.SGD):
     def step(self, closure=None):
         self.seen = [p.detach().clone() for g in self.param_groups for p in g["params"]]
         return super().step(closure)
-
-
-@given(variant=compositions)
-@fast
-def test_any_composition_restores_the_weights_exactly_before_the_base_step(variant):
-    model = cnn()
-    base = Spy(model.parameters(), lr=0.05, momentum=0.9)
-    optimizer = ready(model, variant, base)
-    for t in range(3):
-        before = weights_of(model)
-        optimizer.begin_epoch(t, 3)
-        step(optimizer, batch(t))
-        assert same(before, base.seen)
-        assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("small", [0, weights.SMALL])
-@given(variant=compositions)
-@settings(fast, max_examples=25)
-def test_any_composition_steps_alike_whether_or_not_its_perturbation_is_kept(small, variant):
-    """Without it u and w + e may be written where g1 was; the trajectory does not notice.
-
-    small=0: tensors are treated as large ones, a pass over memory each.
-    """
-    ends = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "SMALL", small)
-        for keep in (True, False):
-            model = cnn()
-            optimizer = ready(model, variant, keep_perturbation=keep)
-            state = torch.get_rng_state()
-            for t in range(3):
-                optimizer.begin_epoch(t, 3)
-                step(optimizer, batch(t))
-            assert torch.equal(state, torch.get_rng_state())
-            ends.append([*model.state_dict().values()])
-    assert same(*ends)
 
 
 def test_gradients_that_somebody_else_holds_are_never_written_over():
@@ -175,17 +68,6 @@ def test_the_memory_of_a_gradient_that_somebody_else_looks_at_is_never_written_o
         for _ in range(2):
             optimizer.step(closure)
     assert same(copies, list(map(torch.as_tensor, looks)))
-
-
-@given(variant=compositions)
-@fast
-def test_any_composition_updates_running_statistics_in_the_first_pass_only(variant):
-    model, plain = cnn(), cnn()
-    optimizer = ready(model, variant)
-    step(optimizer, batch())
-    plain(batch()[0])
-    assert same(model.buffers(), plain.buffers())
-    assert [m.momentum for m in model if isinstance(m, nn.BatchNorm2d)] == [0.1, None]
 
 
 @pytest.mark.parametrize(("policy", "counted"), [("first", 1), ("second", 1), ("both", 2)])
@@ -281,12 +163,6 @@ def test_every_recipe_resumes_bit_for_bit(name, tmp_path):
 def test_resumes_bit_for_bit_over_adam():
     adam = lambda m: torch.optim.Adam(m.parameters(), lr=1e-3)  # noqa: E731
     resumed_equals_uninterrupted(sam.fsam(0.1), adam)
-
-
-@given(variant=compositions)
-@settings(fast, max_examples=25)
-def test_any_composition_resumes_bit_for_bit(variant):
-    resumed_equals_uninterrupted(variant)
 
 
 def test_both_forms_of_step_agree():

@@ -32,6 +32,7 @@ class RandomTensors:
     beta: float = 0.6
     draw: Draw = bernoulli
     needs_g1 = False
+    needs_first_pass = True
 
     def active(self, names: Sequence[str], state: State, **_: object) -> list[bool]:
         """The tensors drawn for this step."""
@@ -44,7 +45,9 @@ class RandomTensors:
         return _in_state(point, state)
 
     def after_step(self, point: Point, state: State) -> None:
-        """Draw the next step's tensors."""
+        """Draw the next step's tensors, after a step that has climbed."""
+        if not point.scratch.get("climbed"):
+            return
         probabilities = torch.full((len(state["names"]),), self.beta, dtype=torch.float64)
         state["live"] = self.draw(probabilities, point.host_generator)
 
@@ -63,6 +66,7 @@ class Bandit:
     rate: float = 1e-3
     draw: Draw = bernoulli
     needs_g1 = False  # its norms alone
+    needs_first_pass = True
 
     def active(
         self, names: Sequence[str], state: State, generator: torch.Generator, **_: object
@@ -81,6 +85,8 @@ class Bandit:
 
     def after_step(self, point: Point, state: State) -> None:
         """Update the probabilities from the first-pass norms and draw the next step's tensors."""
+        if not point.scratch.get("climbed"):
+            return
         p = state["probabilities"]
         where = [state["names"].index(name) for name in point.names]
         norms = torch.stack(point.norms).double().cpu()

@@ -68,11 +68,13 @@ def _report(optimizer: Any) -> None:
         return
     named = zip(optimizer.trained.names, optimizer.trained.parameters, strict=True)
     bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    what = f"the gradient of {', '.join(bad[:3])}"
+    what += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     log.warning(
-        "step %d skipped (%d so far): the gradient of %s is not finite.",
+        "step %d skipped (%d so far): %s is not finite.",
         optimizer.step_count + count - 1,
         count,
-        ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else ""),
+        what if bad else "the norm of the gradient or of the ascent direction",
     )
 
 

@@ -81,7 +81,8 @@ class SurrogateGap:
         cosine = inner(g1, g2) / (n1 * n2 + self.eps)
         # g2 - a (g1 - c n1 g2 / n2) = (1 + a c n1 / n2) g2 - a g1
         kept = scale(g2, 1 + self.alpha * cosine * n1 / (n2 + self.eps))
-        return list(torch._foreach_add(kept, g1, alpha=-self.alpha))
+        torch._foreach_add_(kept, g1, alpha=-self.alpha)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Reuse:
         else:
             along = [(a * b).sum() / (a.square().sum() + self.eps**2) for a, b in zip(g1, g2)]
         gv = [b - c.to(b.dtype) * a for a, b, c in zip(g1, g2, along, strict=True)]
+        gv = self._without_rounding(gv, g2)
         kept = state.get("gv", {})
         if isinstance(point.finite, Tensor):
             gv = [
@@ -197,6 +199,16 @@ class Reuse:
             ]
         state["gv"] = dict(zip(point.names, gv, strict=True))
         return g2
+
+    def _without_rounding(self, gv: Gradients, g2: Gradients) -> Gradients:
+        """Gv, or 0 where it is rounding error alone (rho = 0), which its norm would blow up."""
+        nv, n2 = tensor_norms(gv), tensor_norms(g2)
+        if self.scope == "global":
+            nv, n2 = [total_norm(nv)] * len(gv), [total_norm(n2)] * len(gv)
+        return [
+            v * (a > 4 * torch.finfo(v.dtype).eps * b).to(v.dtype)
+            for v, a, b in zip(gv, nv, n2, strict=True)
+        ]
 
     def off(self, point: Point, g1: Gradients, state: State) -> Gradients:
         """Gd of a step without ascent."""
@@ -217,6 +229,7 @@ class AddClean:
     """Descent gd = gA + g2, gA left by the evaluate slot in the scratch (Focal-SAM)."""
 
     needs_g1 = False
+    needs_clean_part = True
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""

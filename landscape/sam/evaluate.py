@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.passes import Passes, batch_size, select
-from landscape.sam.variant import Point, State, check_choice
+from landscape.sam.passes import Passes, batch_size, part_of, select
+from landscape.sam.variant import Point, State, check_choice, check_count
 
 OFF = ("clean", "none")
 
@@ -27,8 +27,17 @@ class SameBatch:
 
     def __post_init__(self) -> None:
         check_choice(self.off, OFF, "off")
-        if self.micro_batches < 1:
-            raise LandscapeError(f"micro_batches={self.micro_batches}; give a number >= 1.")
+        check_count(self.micro_batches, "micro_batches")
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether tensors step with g1, or the loss at w is averaged over parts."""
+        return self.partial or self.micro_batches > 1
+
+    @property
+    def plain_first(self) -> bool:
+        """Whether pass 1 finds the gradient of every tensor."""
+        return not self.partial or self.off == "clean"
 
     @property
     def needs_g1(self) -> bool:
@@ -55,6 +64,8 @@ class LossRise:
     gamma: float = 0.5
     strict: bool = True
     needs_g1 = False
+    needs_first_pass = True
+    whole_batch = False
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 1 on the whole batch; keeps the losses per example."""
@@ -89,6 +100,8 @@ class Extrapolated:
     """
 
     base_terms: bool = True
+    needs_first_pass = True
+    plain_first = whole_batch = False
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:
         """The gradient at y, on this batch."""
@@ -126,6 +139,17 @@ class AscentFraction:
 
     fraction: float = 1.0
     needs_g1 = False
+    needs_first_pass = True
+
+    @property
+    def plain_first(self) -> bool:
+        """Whether pass 1 runs on the whole batch."""
+        return self.fraction >= 1
+
+    @property
+    def whole_batch(self) -> bool:
+        """As `plain_first`."""
+        return self.fraction >= 1
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 1 on the leading examples."""
@@ -152,10 +176,18 @@ class ClassWeighted:
     flat_gamma: float = 1.0
     targets: int | str = 1
     needs_g1 = False
+    needs_first_pass = leaves_clean_part = True
+    plain_first = takes_loss_term = False
 
     def shares(self, passes: Passes) -> Tensor:
         """c_y per example of the batch, (B,)."""
-        y = passes.batch[self.targets]
+        y = part_of(passes.batch, self.targets, "targets", "the labels")
+        classes = len(self.class_counts)
+        if y.device.type == "cpu" and int(y.max()) >= classes:
+            raise LandscapeError(
+                f"the batch holds class {int(y.max())} and class_counts has {classes} classes, 0 "
+                f"to {classes - 1}; give one count per class."
+            )
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         c = self.sharpness * (1 - counts / counts.sum()) ** self.flat_gamma
         like = next(iter(passes.parameters))

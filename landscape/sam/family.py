@@ -7,8 +7,15 @@ from landscape.sam import corrections, evaluate, schedule, sources
 from landscape.sam.bandits import Bandit, RandomTensors
 from landscape.sam.geometry import Geometry
 from landscape.sam.loss_terms import AveragedWeights, PastOutputs
-from landscape.sam.recipes import check_count, row
-from landscape.sam.variant import Variant, check_choice, check_fraction, check_rho
+from landscape.sam.recipes import row
+from landscape.sam.variant import (
+    Variant,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_number,
+    check_rho,
+)
 
 
 def gsam(
@@ -117,6 +124,7 @@ def looksam(rho: float = 0.1, *, k: int = 10, alpha: float = 0.7, scope: str = "
     k = 1 is SAM. Cost: 1 + 1/k forward and backward; two copies. Evidence: equation.
     """
     check_choice(scope, ("global", "tensor"), "scope")
+    check_number(alpha, "alpha", least=0)
     return row("looksam", rho, gate=schedule.Every(k), correction=corrections.Reuse(alpha, scope))
 
 
@@ -202,6 +210,8 @@ def wsam(
     descended afterwards with the plain learning rate. max_norm clips g2 first. gamma = 0.5 coupled
     is SAM, gamma = 0 the base. Cost: as SAM; two copies. Evidence: parity (third-party code).
     """
+    if max_norm is not None:
+        check_number(max_norm, "max_norm", least=0, beyond=True)
     return row("wsam", rho, correction=corrections.Weighted(gamma, decouple, max_norm))
 
 
@@ -226,6 +236,7 @@ def focal_sam(
             f"class_counts={counts} were given; give the number of training examples per class."
         )
     check_fraction(sharpness, "sharpness")
+    check_number(flat_gamma, "flat_gamma", least=0)
     return row(
         "focal_sam",
         rho,
@@ -254,6 +265,8 @@ def saf(
     """
     check_count(num_examples, "num_examples")
     check_count(delay, "delay")
+    check_number(weight, "weight", least=0)
+    check_number(tau, "tau", least=0, beyond=True)
     term = PastOutputs(num_examples, weight, tau, delay, start_epoch, end_epoch, indices)
     needs = ("logits", "indices", "epochs")
     return row("saf", 0.0, gate=schedule.never, loss_term=term, needs=needs)
@@ -275,5 +288,7 @@ def mesa(
     Evidence: equation.
     """
     check_fraction(decay, "decay")
+    check_number(weight, "weight", least=0)
+    check_number(tau, "tau", least=0, beyond=True)
     term = AveragedWeights(weight, tau, decay, start_epoch, end_epoch)
     return row("mesa", 0.0, gate=schedule.never, loss_term=term, needs=("logits", "epochs"))

@@ -82,8 +82,13 @@ class Geometry:
         elif self.scope == "tensor":
             e = self._per_tensor(point, u, f, metric, rho)
         else:
-            factor = self._factor(point, u, f, metric, rho)
-            scaled = Scaled(f if metric is None else weigh(weigh(f, metric), metric), factor)
+            weighed = f if metric is None else weigh(f, metric)
+            factor = self._factor(point, u, weighed, metric, rho)
+            if metric is not None:
+                for x, t in zip(weighed, metric, strict=True):
+                    if x is not None and t is not None:
+                        x.mul_(t)  # T² f, in the memory of T f
+            scaled = Scaled(weighed, factor)
             if self.match == "radius" and point.scales is None:
                 return scaled
             e = scaled.multiplied()
@@ -92,6 +97,11 @@ class Geometry:
         if point.scales is not None:
             e = [x if s == 1 or x is None else x * s for x, s in zip(e, point.scales, strict=True)]
         return e
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether it takes a norm of g1."""
+        return self.scope in ("raw", "tensor") or self.match == "loss_increase"
 
     @property
     def plain(self) -> bool:
@@ -116,15 +126,15 @@ class Geometry:
             for w, use in zip(point.weights, on, strict=True)
         ]
 
-    def _factor(self, point, u, f, metric, rho):
+    def _factor(self, point, u, weighed, metric, rho):
         if self.scope == "none":
             return rho
         if self.scope == "raw":
             norm = point.norm
-        elif metric is None and (f is u or self.scope == "full"):
+        elif metric is None and (weighed is u or self.scope == "full"):
             norm = point.norm_of(u)
         else:
-            taken = weigh(u if self.scope == "full" else f, metric)
+            taken = weigh(u, metric) if self.scope == "full" else weighed
             norm = total_norm(tensor_norms([x for x in taken if x is not None]))
         return rho / (norm + self.eps)
 

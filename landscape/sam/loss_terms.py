@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.passes import Passes
+from landscape.sam.passes import Passes, part_of
 from landscape.sam.variant import Point, State
 
 
@@ -41,7 +41,7 @@ class PastOutputs:
 
     def __call__(self, point: Point, logits: Tensor, batch: Any, state: State) -> Tensor:
         """The term; writes this epoch's logits into the bank."""
-        rows = batch[self.indices].to(logits.device)
+        rows = self._rows(batch).to(logits.device)
         if "bank" not in state:
             shape = (self.num_examples, self.delay + 1, logits.shape[-1])
             state["bank"] = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
@@ -54,6 +54,17 @@ class PastOutputs:
         past = state["bank"][rows, (point.epoch - self.delay) % slots]
         return self.weight * _divergence(past, logits, self.tau)
 
+    def _rows(self, batch: Any) -> Tensor:
+        """The examples' numbers, of which the host can see whether the bank has them."""
+        rows = part_of(batch, self.indices, "indices", "the examples' numbers")
+        bad = rows[(rows < 0) | (rows >= self.num_examples)] if rows.device.type == "cpu" else ()
+        if len(bad):
+            raise LandscapeError(
+                f"the batch names example {int(bad[0])} and num_examples={self.num_examples} were "
+                f"given to saf, numbered from 0 to {self.num_examples - 1}."
+            )
+        return rows
+
 
 @dataclass(frozen=True)
 class AveragedWeights:
@@ -64,6 +75,7 @@ class AveragedWeights:
     decay: float = 0.9998
     start_epoch: int = 5
     end_epoch: int = 300
+    needs_whole_batch = True
 
     def before_pass(self, point: Point, passes: Passes, state: State) -> None:
         """Forward pass at the averaged weights, kept for the term."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.sam import schedule
 from landscape.sam.evaluate import SameBatch
-from landscape.sam.variant import Point, State, Variant, check_choice
+from landscape.sam.variant import Point, State, Variant
 
 
 def late(variant: Variant, start: int) -> Variant:
@@ -20,13 +20,9 @@ def window(
     variant: Variant, start: int = 0, end: int | None = None, *, unit: str = "epoch"
 ) -> Variant:
     """`variant` while start <= epoch < end (or step, with unit="step"), the base outside."""
-    check_choice(unit, ("epoch", "step"), "unit")
-    if start < 0 or (end is not None and end <= start):
-        raise LandscapeError(
-            f"start={start} and end={end} leave no {unit} to climb in; give 0 <= start < end."
-        )
+    gate = schedule.Window(start, end, unit)
     needs = variant.needs | {"epochs"} if unit == "epoch" else variant.needs
-    return replace(variant, gate=schedule.Window(start, end, unit), needs=needs)
+    return replace(variant, gate=gate, needs=needs)
 
 
 def every(variant: Variant, k: int) -> Variant:

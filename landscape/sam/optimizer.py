@@ -13,16 +13,18 @@ from landscape import seeds
 from landscape.errors import LandscapeError
 from landscape.sam import basestep, points, replicas, saved, stepping
 from landscape.sam.checks import (
-    check_base,
+    check_arguments,
     check_belongs,
     check_micro_batch,
     check_needs,
+    check_options,
+    check_trainable,
     check_unchanged,
 )
 from landscape.sam.engine import Trained, new_slots
 from landscape.sam.passes import Passes, Statistics
 from landscape.sam.perturbation import Perturbation, counterfactual
-from landscape.sam.variant import Point, Variant, check_choice
+from landscape.sam.variant import Point, Variant, check_choice, check_count
 from landscape.sam.weights import Backup, Workspace
 
 BN_POLICIES = ("first", "second", "both")
@@ -99,7 +101,9 @@ class SAM(Optimizer):
         wait_for_device: bool = False,
     ) -> None:
         check_choice(bn, BN_POLICIES, "bn")
-        check_base(base)
+        check_arguments(model, base, variant)
+        check_options(clip_norm, scaler)
+        check_count(seed, "seed", 0)
         self.model, self.base, self.variant = model, base, variant
         self.bn, self.same_rng_both_passes = bn, same_rng_both_passes
         self.clip_norm, self.scaler = clip_norm, scaler
@@ -109,6 +113,7 @@ class SAM(Optimizer):
         if self.local:
             replicas.check_local(model, variant)
         parameters = _parameters(base)
+        check_trainable([p.requires_grad for p in parameters])
         self.trained = Trained.of(model, parameters)
         check_belongs(model, self.trained, parameters)
         self._ids = list(map(id, parameters))
@@ -120,6 +125,7 @@ class SAM(Optimizer):
         self._all_at_once = replicas.all_gradients_at_once(model)
         self.slots = new_slots()
         self.dense = False  # whether the gradients are, once seen
+        self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
         self.own_slots = all(_is_own(getattr(variant, name)) for name in self.slots)
         self.statistics_start, self.statistics_first = Statistics(model), Statistics(model)
         self.statistics_second = Statistics(model, eager=not self._all_at_once)
@@ -159,9 +165,9 @@ class SAM(Optimizer):
 
         Gates and radii read it; masks refreshed per epoch are refreshed in its first step.
         """
-        self.epoch, self.epoch_begun = int(epoch), True
+        self.epoch, self.epoch_begun = check_count(epoch, "epoch", 0), True
         if total_epochs is not None:
-            self.total_epochs = int(total_epochs)
+            self.total_epochs = check_count(total_epochs, "total_epochs")
 
     def set_fisher_data(
         self, losses: Callable[[Any], Tensor], data: Any, *, shuffle: bool = True
@@ -273,7 +279,8 @@ class SAM(Optimizer):
             check_unchanged(self.base, tuple(self._ids))
         trainable = [p.requires_grad for p in parameters]
         if trainable != self._trainable:
-            self.dense = False
+            check_trainable(trainable)
+            self.dense, self.known_unused = False, []
             self.trained, self.backup = Trained.of(self.model, parameters), Backup()
             check_belongs(self.model, self.trained, parameters)
             self._trainable = trainable

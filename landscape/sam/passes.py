@@ -32,6 +32,26 @@ def batch_size(batch: Any) -> int:
     return len(batch)
 
 
+def part_of(batch: Any, where: int | str, option: str, what: str) -> Tensor:
+    """The whole numbers at `where` in a batch, which the option `option` of a variant names."""
+    try:
+        found = None if isinstance(batch, Tensor) else batch[where]
+    except (IndexError, KeyError, TypeError):
+        found = None
+    if isinstance(found, Tensor) and not found.is_floating_point():
+        return found
+    has = f"keys {list(batch)}" if isinstance(batch, dict) else f"{_parts(batch)}"
+    raise LandscapeError(
+        f"{option}={where!r} says where {what} are in a batch, as a tensor of whole numbers, and "
+        f"this batch is {has}; put them there or change {option}."
+    )
+
+
+def _parts(batch: Any) -> str:
+    many = isinstance(batch, (tuple, list))
+    return f"a {type(batch).__name__} of {len(batch)}" if many else f"a {type(batch).__name__}"
+
+
 @dataclass
 class Passes:
     """How one step gets losses and gradients: a closure, or per-example losses of a batch."""
@@ -201,6 +221,8 @@ class Passes:
                 f"losses(batch) returned {got}; step(losses, batch) needs one loss per example, "
                 "shape (B,) (use reduction='none'), or call step(closure)."
             )
+        if not len(values):
+            raise LandscapeError("the batch holds no example; leave empty batches out.")
         return values, outputs
 
 

@@ -20,6 +20,7 @@ from landscape.sam.engine import (
 )
 from landscape.sam.geometry import inner
 from landscape.sam.passes import Passes, Statistics, batch_size, rng_state, set_rng_state
+from landscape.sam.saved import check_shapes
 from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
 
 
@@ -183,6 +184,8 @@ def counterfactual(
     """`perturb` over the given tensors, with a base optimizer's momentum."""
     parameters = list(trained.parameters)
     device = parameters[0].device
+    if state is not None:
+        check_shapes(state, dict(zip(trained.names, trained.shapes, strict=True)))
     grads = [p.grad for p in parameters]
     rng = rng_state(device)
     slots = copy.deepcopy(state) if state is not None else new_slots()

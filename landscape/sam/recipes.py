@@ -6,15 +6,19 @@ optimizer's trajectory is reproduced (`python -m tests.parity`); "equation" that
 reductions alone are tested; "our reading" that the source is silent on a choice.
 """
 
-import math
-
-from landscape.errors import LandscapeError
 from landscape.sam import schedule, selectors, sources
 from landscape.sam.corrections import Blend, Descent
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import MATCHES, Geometry
 from landscape.sam.sparse import DynamicMask, FisherMask
-from landscape.sam.variant import Variant, check_choice, check_fraction, check_rho
+from landscape.sam.variant import (
+    Variant,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_number,
+    check_rho,
+)
 
 BIAS_METRICS = ("one", "abs")
 
@@ -112,6 +116,7 @@ def fsam(
     check_choice(ema_order, ("code", "paper"), "ema_order")
     check_choice(ema_init, ("grad", "zero"), "ema_init")
     check_fraction(lmbda, "lmbda")
+    check_number(sigma, "sigma", least=0)
     geometry = Geometry(metric="elementwise" if adaptive else "identity", eps=eps)
     source = sources.Friendly(sigma=sigma, lmbda=lmbda, order=ema_order, init=ema_init)
     return row("fsam", rho, source=source, geometry=geometry)
@@ -211,12 +216,13 @@ def sam_on(
         eps=1e-16,
     )
     whole = start_epoch == 0 and end_epoch is None
+    gate = schedule.always if whole else schedule.Window(start_epoch, end_epoch)
     return row(
         "sam_on",
         rho,
         selector=selectors.NormLayers(complement=no_norm, match=match),
         geometry=geometry,
-        gate=schedule.always if whole else schedule.Window(start_epoch, end_epoch),
+        gate=gate,
         needs=() if whole else ("epochs",),
     )
 
@@ -240,7 +246,7 @@ def zsharp(
     rho 0.05, Adam. equal="loss_increase": see `topk_gradient`. Cost: as SAM and one order statistic
     per tensor. Evidence: parity (norm_scope="tensor").
     """
-    check_fraction(percentile, "percentile")
+    check_fraction(percentile, "percentile", one=False)
     check_choice(norm_scope, ("global", "tensor"), "norm_scope")
     check_choice(one_d, selectors.ONE_D, "one_d")
     return row(
@@ -353,9 +359,3 @@ def _check_mask_options(density: float, one_d: str, scope: str, equal: str) -> N
     check_choice(one_d, selectors.ONE_D, "one_d")
     check_choice(scope, ("tensor", "global"), "scope")
     check_choice(equal, MATCHES, "equal")
-
-
-def check_count(value: int, name: str) -> None:
-    """Refuse what is not a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or math.isnan(value):
-        raise LandscapeError(f"{name}={value!r} was asked; give a whole number >= 1.")

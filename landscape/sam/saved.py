@@ -1,5 +1,6 @@
 """Saving and loading a SAM optimizer: everything that the next step depends on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def load_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
     shapes = dict(
         zip(optimizer.trained.names, [p.shape for p in optimizer.trained.parameters], strict=True)
     )
-    _check_shapes(state["slots"], shapes)
+    check_shapes(state["slots"], shapes)
     optimizer.base.load_state_dict(state["base"])
     optimizer.slots = _placed(state["slots"], optimizer.device)
     optimizer.generator.set_state(state["generator"].cpu())
@@ -81,7 +82,7 @@ def _placed(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _check_shapes(value: Any, shapes: dict[str, torch.Size]) -> None:
+def check_shapes(value: Any, shapes: Mapping[str, torch.Size]) -> None:
     """Every tensor stored under a name of the model must have that tensor's shape."""
     if not isinstance(value, dict):
         return
@@ -93,8 +94,8 @@ def _check_shapes(value: Any, shapes: dict[str, torch.Size]) -> None:
         name = (wrong or foreign)[0]
         here = f"shape {tuple(shapes[name])}" if name in shapes else "no such tensor"
         raise LandscapeError(
-            f"the saved state holds {name!r} of shape {tuple(named[name].shape)} and this model "
-            f"has {here}: it was saved with another model."
+            f"the state holds {name!r} of shape {tuple(named[name].shape)} and this model has "
+            f"{here}: it is of another model."
         )
     for v in value.values():
-        _check_shapes(v, shapes)
+        check_shapes(v, shapes)

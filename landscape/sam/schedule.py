@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.variant import Point, State, check_rho
+from landscape.sam.variant import (
+    Point,
+    State,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_number,
+    check_rho,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class LossBudget:
     budget: float
     rho_max: float
     c: float = 1e-12
+    needs_first_pass = True
 
     def __post_init__(self) -> None:
         check_rho(self.budget, "budget")
@@ -96,9 +105,11 @@ class AdaGradNorm:
 
     rho: float
     initial: float = 0.0
+    needs_first_pass = True
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
+        check_number(self.initial, "initial", least=0)
 
     def __call__(self, point: Point, state: State) -> Tensor:
         """The radius; the sum lives in `state["sum"]`."""
@@ -112,9 +123,15 @@ def always(point: Point, state: State) -> bool:  # noqa: ARG001
     return True
 
 
+always.needs_g1 = False  # type: ignore[attr-defined]
+
+
 def never(point: Point, state: State) -> bool:  # noqa: ARG001
     """No step climbs: the base optimizer alone."""
     return False
+
+
+never.needs_g1 = False  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,16 @@ class Window:
     start: int = 0
     end: int | None = None
     unit: str = "epoch"
+    needs_g1 = False
+
+    def __post_init__(self) -> None:
+        check_choice(self.unit, ("epoch", "step"), "unit")
+        check_count(self.start, "start", 0)
+        if self.end is not None and check_count(self.end, "end") <= self.start:
+            raise LandscapeError(
+                f"start={self.start} and end={self.end} leave no {self.unit} to climb in; give "
+                "0 <= start < end."
+            )
 
     def __call__(self, point: Point, state: State) -> bool:  # noqa: ARG002
         """Whether this step climbs."""
@@ -140,10 +167,10 @@ class Every:
     """Steps 0, k, 2k, … (LookSAM's schedule, arXiv:2203.02714)."""
 
     k: int
+    needs_g1 = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise LandscapeError(f"k={self.k} was asked; every k-th step climbs needs k >= 1.")
+        check_count(self.k, "k")
 
     def __call__(self, point: Point, state: State) -> bool:  # noqa: ARG002
         """Whether this step climbs."""
@@ -161,6 +188,10 @@ class Adaptive:
     decay: float = 0.9
     low: float = -1.0
     high: float = 1.0
+    needs_g1 = True
+
+    def __post_init__(self) -> None:
+        check_fraction(self.decay, "decay")
 
     def __call__(self, point: Point, state: State) -> bool:
         """Whether this step climbs; the moments live in `state`."""

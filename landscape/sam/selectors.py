@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.composing import refuse_degenerate
 from landscape.sam.variant import (
     MaskEntry,
     Point,
     State,
     intersect,
-    refuse_degenerate,
     total_norm,
 )
 
@@ -174,10 +174,15 @@ class NormLayers:
                 "normalization layers."
             )
         where = "module type" if self.match == "type" else "a name containing 'norm' or 'bn'"
+        mend = (
+            'use match="type"'
+            if "norm" in kinds
+            else "use a model with BatchNorm, LayerNorm, GroupNorm, InstanceNorm or RMSNorm, or "
+            "another variant"
+        )
         raise LandscapeError(
             f"SAM-ON perturbs normalization layers and this model has none by {where} "
-            f"(its {len(names)} tensors are of kinds {sorted(set(kinds))}); use a model with "
-            "BatchNorm, LayerNorm, GroupNorm, InstanceNorm or RMSNorm, or another variant."
+            f"(its {len(names)} tensors are of kinds {sorted(set(kinds))}); {mend}."
         )
 
     def _chosen(self, names: Sequence[str], kinds: Sequence[str]) -> list[bool]:
@@ -204,6 +209,7 @@ class TopLayers:
     layer: str = "module"
     every: int = 1
     smoothing: float = 0.0
+    needs_first_pass = True
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors; the choice and the averages live in `state`."""
@@ -232,6 +238,11 @@ class Kinds:
     """Whole tensors of the given kinds (`landscape.params.KINDS`)."""
 
     kinds: tuple[str, ...]
+
+    @property
+    def only_one_d(self) -> bool:
+        """As `NormLayers`, when norm layers are all that is chosen."""
+        return set(self.kinds) == {"norm"}
 
     def active(self, names: Sequence[str], kinds: Sequence[str], **_: object) -> list[bool]:  # noqa: ARG002
         """Which tensors are perturbed."""

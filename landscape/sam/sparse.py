@@ -112,6 +112,11 @@ class DynamicMask:
     official_quirks: bool = False
     global_mask = True
 
+    @property
+    def needs_first_pass(self) -> bool:
+        """Scores by gradient are those of pass 1."""
+        return "gradient" in (self.drop, self.growth)
+
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
         """Mask per tensor, at first random with N - ⌈N sparsity⌉ live coordinates."""
         if "mask" not in state:

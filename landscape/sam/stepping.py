@@ -20,7 +20,7 @@ from landscape.sam.basestep import (
     scale_factor,
     settle,
 )
-from landscape.sam.checks import check_dense
+from landscape.sam.checks import check_dense, check_still_there
 from landscape.sam.engine import Ascent, ascend
 from landscape.sam.geometry import Geometry, Scaled
 from landscape.sam.loss_terms import check_outputs
@@ -113,7 +113,10 @@ def _micro_batches(optimizer: Any, passes: Passes, parts: int) -> tuple[Tensor, 
 def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
     """Leave gd in `.grad`; returns the point and whether all gradients were finite."""
     variant, slots = optimizer.variant, optimizer.slots
-    first = _first_pass(optimizer, passes)
+    point, is_open = points.make(optimizer), None
+    if not getattr(variant.gate, "needs_g1", True):
+        is_open = variant.gate(point, slots["gate"])
+    first = _first_pass(optimizer, passes, point, is_open)
     point = first.point
     finite: Finite = True
     if _source_first(optimizer, point):
@@ -128,7 +131,8 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
         return point, False
     if isinstance(finite, Tensor):
         _quarantine(point, finite)
-    is_open = variant.gate(point, slots["gate"])
+    if is_open is None:
+        is_open = variant.gate(point, slots["gate"])
     if optimizer.local and variant.gate is not always:
         is_open = replicas.all_agree(optimizer.model, bool(is_open), optimizer.device)
     if is_open:
@@ -178,19 +182,22 @@ def _average_first(optimizer: Any, first: First) -> None:
         p.grad = g
 
 
-def _first_pass(optimizer: Any, passes: Passes) -> First:
+def _first_pass(optimizer: Any, passes: Passes, point: Point, is_open: bool | None) -> First:
+    """Pass 1; the plain gradient of everything when the gate is known to be closed."""
     variant, parameters = optimizer.variant, optimizer.trained.parameters
     rng = rng_state(optimizer.device) if optimizer.same_rng_both_passes else None
-    point = points.make(optimizer)
-    if not getattr(variant.source, "first_pass", True):
+    if is_open is not False and not getattr(variant.source, "first_pass", True):
         point.loss_at = _loss_at(optimizer, passes, point.weights)
         return First(point, [None] * len(parameters), list(range(len(parameters))), rng, False)
     if optimizer.bn == "second":
         optimizer.statistics_first.save()
     with replicas.unsynced(optimizer.model) if optimizer.local else contextlib.nullcontext():
         _add_loss_term(optimizer, passes, point)
-        only = _restricted(optimizer)
-        loss = variant.evaluate.first(passes, point, optimizer.slots["evaluate"], only)
+        only = _restricted(optimizer, is_open)
+        if is_open is False:
+            only, loss = None, passes.backward()
+        else:
+            loss = variant.evaluate.first(passes, point, optimizer.slots["evaluate"], only)
     g1 = replicas.own_gradients(optimizer.model, [p.grad for p in parameters])
     spare = _may_overwrite(optimizer, g1)
     live: Sequence[int] = [i for i, g in enumerate(g1) if g is not None]
@@ -198,6 +205,7 @@ def _first_pass(optimizer: Any, passes: Passes) -> First:
         check_dense(optimizer.trained.names, g1)
         optimizer.dense = True
     if len(live) < len(g1):
+        check_still_there(optimizer, g1, only)
         point = point.only(live)
         point.gradients = [g1[i] for i in live]
     else:
@@ -251,7 +259,7 @@ def _add_loss_term(optimizer: Any, passes: Passes, point: Point) -> None:
     passes.extra_loss = extra
 
 
-def _restricted(optimizer: Any) -> list[bool] | None:
+def _restricted(optimizer: Any, is_open: bool | None) -> list[bool] | None:
     """Which first-pass gradients are worth computing, None for all."""
     variant, trained = optimizer.variant, optimizer.trained
     active = getattr(variant.selector, "active", None)
@@ -266,7 +274,7 @@ def _restricted(optimizer: Any) -> list[bool] | None:
     )
     reads_all = (
         getattr(variant.correction, "needs_g1", True)
-        or variant.gate is not always
+        or is_open is None
         or getattr(variant.geometry, "scope", "global") in ("full", "raw")
     )
     unused = getattr(variant.evaluate, "off", "clean") == "none"
@@ -277,13 +285,14 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
     """Perturb, run pass 2, restore by copy whatever is raised, and correct."""
     variant, slots, parameters = optimizer.variant, optimizer.slots, optimizer.trained.parameters
     ascent = ascend(variant, first.point, slots, first.u)
-    first.u = None
+    first.u, first.point.scratch["climbed"] = None, True
     climbed = first.live
     if not ascent.whole:
         climbed = [i for i, on in zip(first.live, ascent.perturbs, strict=True) if on]
     if optimizer.local and getattr(variant.correction, "needs_g1", True):
         _average_first(optimizer, first)
-    after = rng_state(optimizer.device) if first.rng is not None else None
+    again = first.rng is not None and first.passed  # pass 2 is to see what pass 1 saw
+    after = rng_state(optimizer.device) if again else None
     if optimizer.bn == "second" and first.passed:
         optimizer.statistics_first.restore()
     weights = [parameters[i] for i in climbed]
@@ -295,7 +304,7 @@ def _climb(optimizer: Any, passes: Passes, first: First, finite: Finite) -> tupl
             ascent = Ascent([], None, ascent.rho)
         if _only_g2_matters(optimizer):
             first.forget()
-        if first.rng is not None:
+        if again:
             set_rng_state(first.rng, optimizer.device)
         sums = Sums.begin(optimizer, passes, first, climbed) if finite is True else None
         loss2 = _second_pass(optimizer, passes, first, climbed)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.composing import check_together
 
 # A mask entry is True or False for a whole tensor, or a bool tensor of the parameter's shape.
 MaskEntry = bool | Tensor
@@ -180,51 +182,47 @@ class Variant:
         unknown = sorted(self.needs - set(NEEDS))
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
-        refuse_degenerate(self.selector, self.source)
+        check_together(self)
 
 
-def refuse_degenerate(*slots: Any) -> None:
-    """Refuse slots that together choose what one of them chooses alone.
-
-    Norm layers own 1-D tensors, which z-score filters and centring leave as they are.
-    """
-    inner = [s for slot in slots for s in (slot, *getattr(slot, "selectors", ()))]
-    narrow = [s for s in inner if getattr(s, "only_one_d", False)]
-    blind = [s for s in inner if getattr(s, "ignores_one_d", False)]
-    masks = [s for s in inner if getattr(s, "global_mask", False)]
-    if narrow and blind:
-        raise LandscapeError(
-            f"{type(blind[0]).__name__} leaves 1-D tensors as they are and norm layers have no "
-            "others, so beside SAM-ON it changes nothing; use sam_on alone."
-        )
-    if narrow and masks:
-        raise LandscapeError(
-            f"{type(masks[0]).__name__} keeps the best coordinates of the whole model, of which "
-            "norm layers hold nearly none; give it within=NormLayers() instead of intersecting."
-        )
+def check_number(value: float, name: str, *, least: float, beyond: bool = False) -> float:
+    """A finite number >= `least` (> with beyond=True) as a float, or a LandscapeError."""
+    bound = f"{name} {'>' if beyond else '>='} {least:g}"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise LandscapeError(f"{name}={value!r} is not a number; give one with {bound}.")
+    if not math.isfinite(value) or value < least or (beyond and value == least):
+        raise LandscapeError(f"{name}={value} was asked; it must be finite and {bound}.")
+    return float(value)
 
 
 def check_rho(rho: float, name: str = "rho") -> float:
     """Rho as a float, or a LandscapeError."""
-    if not isinstance(rho, (int, float)) or isinstance(rho, bool):
+    if not isinstance(rho, Real) or isinstance(rho, bool):
         raise LandscapeError(f"{name}={rho!r} is not a number; give a radius {name} >= 0.")
-    if math.isnan(rho) or math.isinf(rho) or rho < 0:
+    if not math.isfinite(rho) or rho < 0:
         raise LandscapeError(f"{name}={rho} was asked; a radius is finite and {name} >= 0.")
     return float(rho)
 
 
-def check_fraction(value: float, name: str, *, zero: bool = True) -> float:
-    """A number in [0, 1], or (0, 1] when zero=False; else a LandscapeError."""
-    bounds = "[0, 1]" if zero else "(0, 1]"
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def check_fraction(value: float, name: str, *, zero: bool = True, one: bool = True) -> float:
+    """A number in [0, 1], without 0 when zero=False, without 1 when one=False."""
+    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise LandscapeError(f"{name}={value!r} is not a number in {bounds}.")
-    if 1 < value <= 100:
+    if 2 <= value <= 100:
         raise LandscapeError(
             f"{name}={value} is outside {bounds}: did you mean {name}={value / 100:g}?"
         )
-    if not 0 <= value <= 1 or (value == 0 and not zero):
+    if not 0 <= value <= 1 or (value == 0 and not zero) or (value == 1 and not one):
         raise LandscapeError(f"{name}={value} is outside {bounds}.")
     return float(value)
+
+
+def check_count(value: int, name: str, least: int = 1) -> int:
+    """A whole number >= `least`, or a LandscapeError."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise LandscapeError(f"{name}={value!r} was asked; give a whole number >= {least}.")
+    return int(value)
 
 
 def check_choice(value: Any, choices: Sequence[Any], name: str) -> Any:
