@@ -40,3 +40,12 @@ def train_briefly(
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
     optimizer.zero_grad()
+
+
+def settle_statistics(model: nn.Module, x: Tensor, times: int = 50) -> None:
+    """Running statistics of BatchNorm for the weights as they are: brief training lags behind."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(times):
+            model(x)
+    model.eval()

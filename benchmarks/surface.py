@@ -49,18 +49,25 @@ PROOF = 9
 PACKAGES = ("loss-landscapes", "landscaper")
 
 
-def problem(case: str, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
-    """A network after 60 steps on digits, or on seeded images of ten noisy prototypes."""
-    examples = CASES[case][0]
-    source = torch.Generator().manual_seed(0)
+def problem(
+    case: str, device: str = "cpu", *, examples: int | None = None, settled: bool = False
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network after 60 steps on digits, or on seeded images of ten noisy prototypes.
+
+    settled: with the running statistics of its weights, which so few steps leave behind.
+    """
+    source, own = torch.Generator().manual_seed(0), CASES[case][0]
     if case in ("cnn", "mlp"):
         data = problems.load_data("digits").train
-        x, y = data.x[:examples], data.y[:examples]
+        x, y = data.x[:own], data.y[:own]
     else:
-        x, y = networks.noisy_prototypes(max(examples, 256), source)
+        x, y = networks.noisy_prototypes(max(own, 256), source)
+    examples = examples or own
     name = {"vit": "benchmarks.networks:cifar_vit", "vit_tiny": "vit"}.get(case, case)
     model = problems.make_model(name, num_classes=10, input_shape=tuple(x.shape[1:]), seed=0)
     networks.train_briefly(model, x, y, 60, source)
+    if settled:
+        networks.settle_statistics(model, x)
     return model.eval().to(device), x[:examples].to(device), y[:examples].to(device)
 
 
@@ -228,22 +235,23 @@ def _quiet(run: Callable[[], Any]) -> None:
     run()
 
 
-def adaptive(case: str, examples: int, points: int = 51) -> dict[str, Any]:
+def adaptive(case: str, examples: int, bn: str, points: int = 51) -> dict[str, Any]:
     """What tolerance=0.01 costs and keeps on a grid, against the same grid whole."""
-    model, x, y = problem(case)
-    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x[:examples], y[:examples]))
-    call = {"bn": "eval", "points": points, "seed": 0}
+    model, x, y = problem(case, examples=examples, settled=True)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    call = {"bn": bn, "points": points, "seed": 0}
     whole = measure.loss_plane(risk, risk.theta, **call)
     part = measure.loss_plane(risk, risk.theta, tolerance=0.01, **call)
     off = np.abs(part.loss / whole.loss - 1).values
     found = results.provenance(part)
     return {
-        "examples": len(x[:examples]),
+        "examples": len(x),
         "cells": found["cells"],
         "evaluated": found["evaluated_cells"],
         "saving": round(found["cells"] / found["evaluated_cells"], 2),
         "share_within_tolerance": round(float(np.mean(off <= 0.01)), 5),
         "worst_relative_error": float(f"{off.max():.2e}"),
+        "center_loss": float(f"{float(whole.center_loss):.3g}"),
         "loss_range": [float(f"{v:.3g}") for v in (whole.loss.min(), whole.loss.max())],
     }
 
@@ -264,6 +272,7 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], help="loss-landscape=CLONE")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full", type=int, metavar="N", help="an adaptive grid too, N examples")
+    parser.add_argument("--bn", choices=("eval", "recalibrate"), default="eval", help="of --full")
     parser.add_argument("--only-full", action="store_true", help="that alone")
     parser.add_argument("--sizes", action="store_true", help="peers by rows of a batch, that alone")
     options = parser.parse_args()
@@ -279,7 +288,8 @@ def main() -> None:
         call = options.rounds, clones, options.device, before, options.minutes
         made["grid"] = grids(options.case, *call)
     if options.full:
-        made["adaptive"] = adaptive(options.case, options.full)
+        name = {"eval": "adaptive"}.get(options.bn, f"adaptive_{options.bn}")
+        made[name] = adaptive(options.case, options.full, options.bn)
     # Read again: another case may have been written meanwhile.
     found = json.loads(path.read_text()) if path.exists() else {}
     found.setdefault("cases", {}).setdefault(options.case, {}).update(made)

@@ -19,7 +19,10 @@ from landscape.results import Variable
 from landscape.stats import LEVEL
 
 _SCALES = ("loss", "log_loss")
-_SHARED = ("bn", "kind", "plane", "normalize", "one_d", "plane_seed", "reference", "objective")
+_SHARED = (
+    "bn", "kind", "plane", "normalize", "one_d", "plane_seed", "reference", "orthogonalized",
+    "objective",
+)  # fmt: skip
 _FLIPS = 2**12
 
 

@@ -21,6 +21,11 @@ def test_slice_of_a_quadratic_is_a_parabola_in_units_of_the_direction():
     np.testing.assert_allclose(ds["loss"][0], expected, rtol=1e-12)
     np.testing.assert_allclose(ds["alpha"], alpha)
     assert ds["direction_norm"].item() == pytest.approx(float(d.norm()))
+    assert np.isnan(ds["largest_cosine"])
+    two = plane.Plane(theta, torch.stack([d, torch.ones(3).double()]), "own", ("d", "e"))
+    ds = measure.loss_slice(risk, theta, directions=two, points=3, seed=0)
+    cosine = float(abs(d.sum()) / d.norm() / 3**0.5)
+    assert ds["largest_cosine"].item() == pytest.approx(cosine)
 
 
 def test_plane_of_a_quadratic_is_the_bowl_with_the_right_axes():

@@ -161,6 +161,38 @@ def test_perturbation_axes_can_be_made_orthogonal():
     assert square.labels == ("sam", "zsharp")
 
 
+def test_orthogonal_axes_are_a_choice_that_is_stated():
+    risk, _ = cnn_risk()
+    made = plane.random(risk, risk.theta, num_directions=3, seed=3)
+    assert made.largest_cosine == float((made.cosines - torch.eye(3)).abs().max()) > 1e-3
+    square = plane.orthogonalized(made)
+    assert square.largest_cosine < 1e-14
+    torch.testing.assert_close(square.norms, made.norms, rtol=1e-14, atol=0)
+    assert torch.equal(square.directions[0], made.directions[0]) or torch.allclose(
+        square.directions[0], made.directions[0], rtol=1e-14
+    )
+    # What Gram-Schmidt takes away lies along the first direction alone.
+    first, second = made.directions[:2]
+    left = second - (second @ first) / (first @ first) * first
+    along = torch.nn.functional.cosine_similarity(left, square.directions[1], dim=0)
+    assert float(along) == pytest.approx(1, abs=1e-14)
+    assert [p.provenance()["orthogonalized"] for p in (made, square)] == [False, True]
+    ds = measure.loss_plane(
+        risk, risk.theta, directions=plane.Plane(*_first_two(square)), points=3, seed=0
+    )
+    assert abs(float(ds.axis_cosine)) < 1e-14
+    one = plane.random(risk, risk.theta, num_directions=1, seed=3)
+    assert np.isnan(one.largest_cosine)
+    row = one.directions[0]
+    line = plane.Plane(risk.theta, torch.stack([row, 2 * row]), "own", ("d", "e"))
+    with pytest.raises(LandscapeError, match="The direction 'e' lies along the ones before it"):
+        plane.orthogonalized(line)
+
+
+def _first_two(p):
+    return p.origin, p.directions[:2], p.kind, p.labels[:2], p.details
+
+
 def test_collinear_checkpoints_leave_a_second_axis_that_is_named_random():
     g = torch.Generator().manual_seed(0)
     start, step = torch.randn(2, 30, generator=g, dtype=torch.float64)
@@ -362,7 +394,7 @@ def test_bad_planes_are_refused():
         plane.perturbations(a, {"sam": a}, unit=False, orthogonalize=True)
     with pytest.raises(LandscapeError, match="No perturbations were given"):
         plane.perturbations(a, {})
-    with pytest.raises(LandscapeError, match="'asam' lies along the ones before it"):
+    with pytest.raises(LandscapeError, match="direction 'asam' lies along the ones before it"):
         plane.perturbations(a, {"sam": a, "asam": -3 * a}, orthogonalize=True)
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):

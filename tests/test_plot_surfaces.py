@@ -63,6 +63,68 @@ def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
     assert "standard deviation" not in figures.loss_plane(planes).caption
 
 
+def test_test_loss_and_errors_are_drawn_where_they_were_measured():
+    risk, _ = cnn_risk()
+    test, _ = cnn_risk(n=30)
+    call = {"radius": 0.5, "bn": "eval", "also": {"test": test}, "seed": 0}
+    flat = measure.loss_plane(risk, risk.theta, points=5, **call)
+    line = measure.loss_slice(risk, risk.theta, points=9, num_directions=3, **call)
+    for variable, title in (
+        ("error_rate", "Error rate"),
+        ("test_loss", "Loss (test)"),
+        ("test_error_rate", "Error rate (test)"),
+    ):
+        drawn = check_figure("loss_plane", flat, variable=variable)
+        (mark,) = marks(drawn, grammar.Contours)
+        np.testing.assert_array_equal(mark.values, flat[variable])
+        assert (mark.name, drawn.title.split(" on a")[0]) == (title[0].lower() + title[1:], title)
+        assert drawn.panels[1].y.label == mark.name
+        np.testing.assert_array_equal(
+            marks(check_figure("loss_surface", flat, variable=variable), grammar.Surface)[0].values,
+            flat[variable],
+        )
+        drawn = check_figure("loss_slice", line, variable=variable)
+        assert drawn.title == f"{title} along random directions"
+        np.testing.assert_allclose(
+            marks(drawn, grammar.Line)[0].y, line[variable].mean("direction"), rtol=1e-12
+        )
+    with pytest.raises(LandscapeError, match="This figure needs holdout_loss; the result is loss_"):
+        figures.loss_slice(line, variable="holdout_loss")
+
+
+def test_captions_say_how_the_directions_were_made():
+    risk, _ = cnn_risk()
+    w = risk.theta
+
+    def caption(directions, name="loss_plane"):
+        call = {"directions": directions, "points": 3, "bn": "eval", "seed": 0}
+        return getattr(figures, name)(getattr(measure, name)(risk, w, **call)).caption
+
+    draw = lambda n=2, **how: plane.random(risk, w, num_directions=n, seed=0, **how)  # noqa: E731
+    assert "(normalized per filter to each model's own weights)" in caption(draw())
+    assert "(normalized per tensor to common weights)" in caption(
+        draw(normalize="layer", reference=2 * w)
+    )
+    assert "(of the length of each model's own weights)" in caption(draw(normalize="global"))
+    assert "(not normalized, then orthogonalized)" in caption(
+        plane.orthogonalized(draw(normalize="none"))
+    )
+    assert "α = 1 is a different distance in each" in caption(draw(), "loss_slice")
+    common = caption(draw(n=3, reference=2 * w), "loss_slice")
+    assert "normalized per filter to common weights." in common
+    assert "Cosine of two directions at most 0." in common
+    assert "speaks about these checkpoints alone" in common
+    assert "Objective: mean CrossEntropyLoss, without weight decay" in common
+    through = caption(plane.through(w, moved(w, 1), moved(w, 2)))
+    assert "Axes: ['a to b', 'a to c']; coordinates are in units of their lengths." in through
+    unit = plane.perturbations(w, {"sam": moved(w, 1) - w, "asam": moved(w, 2) - w})
+    assert "Axes: ['sam', 'asam']; coordinates are distances." in caption(unit)
+    flat = caption(unit, "curvature_map")
+    assert "illustration" not in flat
+    assert "Cosine of the axes at most 0." in flat
+    assert "illustration, not evidence" in caption(draw(), "curvature_map")
+
+
 def test_values_that_are_not_finite_are_hatched_and_never_interpolated(planes):
     ds = planes.copy(deep=True)
     ds.loss.values[0, 0, 1], ds.loss.values[0, 4, 4] = np.nan, np.inf

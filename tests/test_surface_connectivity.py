@@ -190,6 +190,32 @@ def test_curvature_map_of_a_quadratic_is_flat_at_its_extreme_eigenvalues():
     assert (ds.residual_max < 1e-6).all()
 
 
+def test_paths_and_maps_state_objective_mode_and_axes():
+    model = cnn()
+    risk = EmpiricalRisk(
+        model, nn.CrossEntropyLoss(), images(), weight_decay=0.3, dtype=torch.float64
+    )
+    a, b, c = risk.theta, risk.theta + 1, risk.theta**2
+    how = CurveTraining(steps=1, batch_size=8)
+    made = [
+        measure.barrier_matrix(risk, {"a": a, "b": b}, points=3),
+        measure.barrier(risk, a, others={"b": b}, points=3),
+        measure.bezier(risk, a, end=b, training=how, points=3, seed=0),
+        measure.interpolation(risk, a, end=b, points=3),
+        measure.three_points(risk, {"a": a, "b": b, "c": c}, cells=1, margin=0),
+        measure.trajectory(risk, [b, c, a]),
+        measure.curvature_map(risk, a, points=3, radius=0.1, max_hvps=4, seed=0),
+    ]
+    for ds in made:
+        says = results.provenance(ds)
+        assert says["objective"] == "mean CrossEntropyLoss + ½·0.3·‖θ‖²"
+        assert says["bn"] == ("eval" if ds is made[-1] else "recalibrate")
+    drawn = plane.random(risk, a, num_directions=2, seed=0)
+    assert float(made[-1].axis_cosine) == pytest.approx(float(drawn.cosines[0, 1]))
+    assert float(made[-1].beta_norm) == pytest.approx(float(drawn.norms[1]))
+    assert float(made[-2].largest_cosine) < 1e-12
+
+
 def test_curvature_map_of_a_ring_follows_its_closed_form():
     """Hessian of (‖w‖² - 1)² is 4(‖w‖² - 1) I + 8 w wᵀ: 12 r² - 4 along w, 4(r² - 1) across."""
     eye = torch.eye(3, dtype=torch.float64)

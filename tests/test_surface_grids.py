@@ -240,6 +240,22 @@ def test_a_killed_slice_resumes_to_the_same_arrays_bitwise(tmp_path, killed):
         measure.loss_slice(killed, killed.theta, tiles=tmp_path, **(call | {"points": 7}))
 
 
+def test_every_tile_says_by_itself_what_it_is(tmp_path):
+    risk, _ = cnn_risk()
+    ds = measure.loss_plane(risk, risk.theta, tiles=tmp_path, **CALL)
+    for i, path in enumerate(sorted(tmp_path.glob("tile-*.npz"))):
+        with np.load(path, allow_pickle=False) as tile:
+            cells = [(float(ds.alpha[i]), float(b)) for b in ds.beta.values]
+            assert [tuple(point) for point in tile["points"].tolist()] == cells
+            np.testing.assert_array_equal(tile["values"][:, 0], ds.loss[i])
+            says, grid = json.loads(str(tile["provenance"])), results.provenance(ds)
+            for key in ("bn", "loss", "plane_sha256", "torch", "dtype", "num_examples"):
+                assert says[key] == grid[key]
+            assert len(says["data_sha256"]) == len(says["buffers_sha256"]) == 64
+            assert str(tile["made"]).endswith("+00:00")
+            assert float(tile["cost"]) > 0
+
+
 @pytest.mark.parametrize("damage", ["half", "empty", "bit"])
 def test_a_damaged_tile_is_named_and_computed_again(tmp_path, damage):
     risk, _ = cnn_risk()

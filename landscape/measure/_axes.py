@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.measure._common import check_count
+from landscape.measure._common import check_count, numbers
 from landscape.plane import Plane
+from landscape.results import Variable
 
 # Axes closer than this to one line are told apart by rounding alone.
 _DEPENDENT = 1e-10
@@ -41,6 +42,16 @@ def at_theta(directions: Plane, theta: Tensor, *, axes: int | None = None) -> Pl
             f"that they span no plane; give two that differ, or use loss_slice."
         )
     return plane
+
+
+def axis_variables(plane: Plane) -> dict[str, Variable]:
+    """Cosine and absolute lengths of the two axes."""
+    lengths = numbers(plane.norms)
+    return {
+        "axis_cosine": Variable((), float(plane.cosines[0, 1]), "1", "Cosine of the two axes"),
+        "alpha_norm": Variable((), lengths[0], "1", "Length of the first axis"),
+        "beta_norm": Variable((), lengths[1], "1", "Length of the second axis"),
+    }
 
 
 def symmetric_grid(axis: str, radius: float, points: int) -> np.ndarray:

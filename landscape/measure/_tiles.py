@@ -4,7 +4,8 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Tiles:
             raise LandscapeError(f"tiles={str(folder)!r} is a file; give a folder for the tiles.")
         # Through JSON, so that what is read back compares equal.
         key = json.loads(json.dumps(dict(key)))
-        self._digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self._key = json.dumps(key, sort_keys=True)
+        self._digest = hashlib.sha256(self._key.encode()).hexdigest()
         path = self.folder / _KEY
         if path.exists():
             self._refuse_other(storage.read_json(path), key)
@@ -40,19 +42,34 @@ class Tiles:
             storage.write_json(path, key)
 
     def get(
-        self, name: str, shape: tuple[int, ...], compute: Callable[[], tuple[np.ndarray, float]]
+        self,
+        name: str,
+        points: Sequence[Sequence[float]],
+        width: int,
+        compute: Callable[[], tuple[np.ndarray, float]],
     ) -> tuple[np.ndarray, float, bool]:
-        """Values and cost of a tile, and whether they came from disk."""
+        """Values (points, width) and cost of a tile, and whether they came from disk.
+
+        Each file says what it is by itself: the coordinates of its cells, their cost, when it was
+        made, and the provenance of the grid.
+        """
+        shape = (len(points), width)
         path = self.folder / f"{name}.npz"
         if path.exists():
             found = self._read(path, shape)
             if found is not None:
                 return *found, True
         values, cost = compute()
+        said = {
+            "grid": self._digest,
+            "provenance": self._key,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        words = {name: np.array(word) for name, word in said.items()}
         storage.write_atomically(
             path,
             lambda temporary: np.savez(
-                temporary, values=values, cost=np.float64(cost), grid=np.array(self._digest)
+                temporary, values=values, points=points, cost=np.float64(cost), **words
             ),
         )
         return values, cost, False

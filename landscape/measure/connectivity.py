@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import plane as planes
 from landscape.errors import LandscapeError
+from landscape.measure._cells import objective
 from landscape.measure._common import Measuring, check_count, check_theta, generator
 from landscape.measure.surface import loss_plane
 from landscape.results import Variable
@@ -61,7 +62,8 @@ def barrier_matrix(
         "second": ("pair", np.array([names[b] for _, b in pairs], dtype=object)),
     }
     shas = {name: own.fingerprint(theta) for name, theta in zip(names, thetas, strict=True)}
-    return measuring.result(variables, coords=coords, options={"models": shas, "points": points})
+    options = {"models": shas, "points": points, "objective": objective(own)}
+    return measuring.result(variables, coords=coords, options=options)
 
 
 def barrier(
@@ -106,7 +108,7 @@ def barrier(
     return measuring.result(
         _barriers("other", grid, rows, distances),
         coords=coords,
-        options={"others": shas, "points": points},
+        options={"others": shas, "points": points, "objective": objective(own)},
     )
 
 
@@ -191,6 +193,7 @@ def bezier(
     coords = {"alpha": Variable("alpha", grid, "1", "Position t on the curve")}
     options = {
         "end_sha256": own.fingerprint(b),
+        "objective": objective(own),
         "points": points,
         "seed": seed,
         **{f"curve_{name}": value for name, value in vars(how).items()},

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from landscape import plane as planes
 from landscape.linalg import lanczos
-from landscape.measure._axes import at_theta, symmetric_grid
+from landscape.measure._axes import at_theta, axis_variables, symmetric_grid
+from landscape.measure._cells import objective
 from landscape.measure._common import Measuring, check_choice, generator, numbers
 from landscape.plane import Plane
 from landscape.results import Variable
@@ -40,7 +41,8 @@ def curvature_map(
     are at most tolerance * max|λ| and that nothing further out was overlooked (missed with
     probability failure_probability). λ_max is never above the largest eigenvalue and λ_min never
     below the smallest. non_convexity = |λ_min| / |λ_max| where λ_min < 0, else 0 (arXiv:1712.09913,
-    section 6, draws this ratio). Cells without a finite loss or gradient hold NaN.
+    section 6, draws this ratio). Cells without a finite loss or gradient hold NaN. axis_cosine,
+    alpha_norm and beta_norm: as for `loss_plane`.
     bn: "eval" or "full_batch" (statistics re-estimated outside of the graph have no Hessian).
     Cost: points² times up to max_hvps Hessian products.
     """
@@ -78,7 +80,7 @@ def curvature_map(
         values[i, j, :4] = [*numbers(pairs.values), *numbers(pairs.residual_norms)]
         converged[i, j], matvecs[i, j] = bool(torch.all(pairs.converged)), pairs.num_matvecs
     return measuring.result(
-        _variables(values, converged, matvecs),
+        {**_variables(values, converged, matvecs), **axis_variables(surface)},
         coords={
             "alpha": Variable("alpha", axis, "‖d₁‖", f"α along {surface.labels[0]}"),
             "beta": Variable("beta", axis, "‖d₂‖", f"β along {surface.labels[1]}"),
@@ -86,6 +88,7 @@ def curvature_map(
         options={
             **surface.provenance(),
             "bn": own.bn,
+            "objective": objective(own),
             "tolerance": tolerance,
             "max_hvps": max_hvps,
             "failure_probability": failure_probability,

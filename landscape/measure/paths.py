@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape import plane as planes
 from landscape import sam
 from landscape.errors import LandscapeError
+from landscape.measure._cells import objective
 from landscape.measure._common import Measuring, check_count, check_theta
 from landscape.measure._counterfactual import Counterfactual
 from landscape.measure.surface import loss_slice
@@ -57,7 +58,11 @@ def interpolation(
         "distance": Variable((), float(line.norms[0]), "1", "Distance of the two models"),
     }
     coords = {"alpha": Variable("alpha", grid, "1", "Position between the two models")}
-    options = {"end_sha256": own.fingerprint(end), "points": points}
+    options = {
+        "end_sha256": own.fingerprint(end),
+        "points": points,
+        "objective": objective(own),
+    }
     return measuring.result(variables, coords=coords, options=options)
 
 
@@ -78,7 +83,8 @@ def trajectory(
     random_walk_share(direction), what a random walk of as many steps in high dimension explains
     (arXiv:1806.08805 shows that these shares are large too). residual(epoch) = distance of the
     checkpoint from the plane; loss(epoch) at the checkpoint beside surface_loss(epoch) at its
-    projection: where they differ, the drawn surface is not what the training saw. `epoch` is that
+    projection: where they differ, the drawn surface is not what the training saw. largest_cosine
+    between two of the directions is 0 up to rounding. `epoch` is that
     of each checkpoint, or counts them from 0. grid: cells from the last checkpoint to the far end
     of each axis; the plane is then drawn as well, plane_loss(alpha, beta), `margin` beyond. alpha
     and beta are in units of alpha_unit, beta_unit, the largest |coordinate| along each direction,
@@ -110,6 +116,7 @@ def trajectory(
         "residual": Variable(
             "epoch", np.array(plane.details["residual"]), "1", "Distance from the plane"
         ),
+        "largest_cosine": Variable((), plane.largest_cosine, "1", "Largest |cosine| of two axes"),
         "loss": Variable("epoch", losses, "nats", "Loss of the checkpoint"),
         "surface_loss": Variable("epoch", surface, "nats", "Loss of its projection"),
     }
@@ -117,7 +124,11 @@ def trajectory(
         "epoch": np.arange(len(points)) if epochs is None else np.asarray(epochs),
         "direction": np.array(plane.labels, dtype=object),
     }
-    options = {"plane_sha256": plane.fingerprint(), "num_checkpoints": len(points)}
+    options = {
+        "plane_sha256": plane.fingerprint(),
+        "num_checkpoints": len(points),
+        "objective": objective(own),
+    }
     if grid:
         drawn, axes = _drawn(own, plane, np.abs(coordinates).max(axis=0), grid, margin)
         variables |= drawn

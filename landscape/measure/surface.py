@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import plane as planes
-from landscape.measure._axes import at_theta, own_grid, symmetric_grid
+from landscape.measure._axes import at_theta, axis_variables, own_grid, symmetric_grid
 from landscape.measure._cells import Cells
 from landscape.measure._common import Measuring, numbers
 from landscape.measure._tiles import Tiles, risk_key
@@ -42,7 +42,8 @@ def loss_slice(
 
     loss(direction, alpha) in nats and error_rate(direction, alpha), each equal to direct evaluation
     of the risk there; alpha is in units of the direction, whose absolute length is
-    direction_norm(direction). center_loss is the loss at theta, which every line holds at alpha =
+    direction_norm(direction); largest_cosine is the largest |cosine| between two of them (NaN for
+    one). center_loss is the loss at theta, which every line holds at alpha =
     0; theta_norm tells the absolute scale of filter-normalized directions.
     directions: a `Plane` at theta (say of eigenvectors); else random ones of `seed`, the same draws
     for every model, normalized to this one (arXiv:1712.09913, section 4). alphas: own grid instead.
@@ -78,6 +79,7 @@ def loss_slice(
     variables = {
         **cells.variables(dims, values),
         "direction_norm": Variable("direction", numbers(line.norms), "1", "Length ‖d‖"),
+        "largest_cosine": Variable((), line.largest_cosine, "1", "Largest |cosine| of two"),
         "center_loss": Variable((), cells.loss, "nats", "Loss of the checkpoint"),
         "theta_norm": Variable((), _norm(measuring.theta), "1", "Parameter norm ‖θ‖"),
     }
@@ -143,14 +145,11 @@ def loss_plane(
     cells.check(values[first == 0][:, second == 0, 0])
 
     dims = ("alpha", "beta")
-    lengths = numbers(surface.norms)
     variables = {
         **cells.variables(dims, values),
         **extra,
         "center_loss": Variable((), cells.loss, "nats", "Loss of the checkpoint"),
-        "axis_cosine": Variable((), float(surface.cosines[0, 1]), "1", "Cosine of the two axes"),
-        "alpha_norm": Variable((), lengths[0], "1", "Length of the first axis"),
-        "beta_norm": Variable((), lengths[1], "1", "Length of the second axis"),
+        **axis_variables(surface),
         "theta_norm": Variable((), _norm(measuring.theta), "1", "Parameter norm ‖θ‖"),
     }
     coords = {
@@ -184,8 +183,8 @@ class _Tiled:
 
         if self._store is None:
             return compute()[0]
-        name, shape = f"tile-{self._made:04d}", (len(points), len(cells.names))
-        values, cost, kept = self._store.get(name, shape, compute)
+        name = f"tile-{self._made:04d}"
+        values, cost, kept = self._store.get(name, points, len(cells.names), compute)
         # The result says what the grid cost, not what was left of it to pay.
         cells.risk.spend(cost if kept else 0.0)
         self._made += 1

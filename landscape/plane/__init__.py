@@ -5,25 +5,18 @@ architecture and are then normalized to each model's own weights, so that slices
 variants can be compared (arXiv:1712.09913, section 4).
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from landscape import seeds
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
+from landscape.plane.base import Plane, load, save
 from landscape.plane.filters import Filters, is_one_d
 from landscape.risk import EmpiricalRisk
-from landscape.storage import write_atomically
 
 __all__ = [
     "Filters",
@@ -33,6 +26,7 @@ __all__ = [
     "interpolation",
     "is_one_d",
     "load",
+    "orthogonalized",
     "perturbations",
     "random",
     "save",
@@ -43,79 +37,6 @@ __all__ = [
 
 NORMALIZATIONS = ("filter", "layer", "global", "none")
 ONE_D = ("zero", "random")
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The points origin + sum_i c_i d_i; `directions` is (m, P), `details` says how it was made.
-
-    Coordinates c are in units of the directions as they are (a direction of norm 3 has a unit of
-    3).
-    """
-
-    origin: Float[Tensor, "P"]
-    directions: Float[Tensor, "m P"]
-    kind: str
-    labels: tuple[str, ...]
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.directions.ndim != 2 or self.directions.shape[1:] != self.origin.shape:
-            raise LandscapeError(
-                f"Directions of shape {tuple(self.directions.shape)} do not fit an origin of shape "
-                f"{tuple(self.origin.shape)}; give directions of shape (m, {self.origin.numel()})."
-            )
-        for label, norm in zip(self.labels, self.norms.tolist(), strict=True):
-            if not norm > 0 or norm == float("inf"):
-                raise LandscapeError(
-                    f"Direction {label!r} of a {self.kind} plane has norm {norm}; a direction "
-                    f"needs a finite norm above 0, so choose another one."
-                )
-
-    @property
-    def norms(self) -> Float[Tensor, "m"]:
-        """Absolute length of each direction."""
-        return torch.linalg.vector_norm(self.directions, dim=1)
-
-    @property
-    def cosines(self) -> Float[Tensor, "m m"]:
-        """Cosine between each pair of directions."""
-        # Lengths in float32 would leave two directions on one line 1e-7 apart.
-        rows = self.directions.double()
-        unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return unit @ unit.T
-
-    def point(self, *coordinates: float) -> Float[Tensor, "P"]:
-        """Parameters at the coordinates; fewer coordinates than directions leave the rest at 0."""
-        point = self.origin.clone()
-        for coordinate, direction in zip(coordinates, self.directions, strict=False):
-            # 0 * inf and the sign of zero must not disturb the centre.
-            if coordinate != 0:
-                point.add_(direction, alpha=float(coordinate))
-        return point
-
-    def coordinates(self, theta: Float[Tensor, "P"]) -> tuple[Float[Tensor, "m"], float]:
-        """Least-squares coordinates of theta in float64, and its distance from the plane."""
-        basis = self.directions.double()
-        offset = (theta - self.origin).double()
-        solved = torch.linalg.lstsq(basis @ basis.T, (basis @ offset)[:, None]).solution[:, 0]
-        return solved, float(torch.linalg.vector_norm(offset - solved @ basis))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of origin and directions, 16 hex digits: which plane a figure shows."""
-        digest = hashlib.sha256()
-        for part in (self.origin, self.directions):
-            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def provenance(self) -> dict[str, Any]:
-        """What a result must say about its plane."""
-        return {
-            "plane": self.kind,
-            "directions": list(self.labels),
-            "plane_sha256": self.fingerprint(),
-            **self.details,
-        }
 
 
 # --- random directions -------------------------------------------------------------------------
@@ -169,6 +90,7 @@ def random(
         "one_d": one_d,
         "plane_seed": seed,
         "reference": "own weights" if reference is None else "given weights",
+        "orthogonalized": False,
     }
     return Plane(theta, rows, "random", labels, details)
 
@@ -207,40 +129,41 @@ def shared(
         "normalize": normalize,
         "one_d": one_d,
         "reference": "own weights" if reference is None else "given weights",
+        "orthogonalized": False,
     }
     return Plane(theta, torch.stack(rows), directions.kind, directions.labels, details)
 
 
-def save(plane: Plane, path: Path) -> Path:
-    """Write a plane as .safetensors, whole or not at all; `load` gives the same bits."""
-    tensors = {"origin": plane.origin, "directions": plane.directions}
-    words = {"kind": plane.kind, "labels": list(plane.labels), "details": plane.details}
-    kept = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
-    said = {"plane": json.dumps(words), "sha256": plane.fingerprint()}
-    return write_atomically(Path(path), lambda temporary: save_file(kept, temporary, said))
+def orthogonalized(plane: Plane) -> Plane:
+    """The directions of a plane made orthogonal in their order, each keeping its length.
+
+    A choice to be stated: random directions are nearly orthogonal without (`Plane.cosines`), and
+    what is taken from the later ones moves the norms of their filters away from those of the
+    weights. "orthogonalized" stands in the provenance of what is measured.
+    """
+    rows: list[Tensor] = []
+    for label, d in zip(plane.labels, plane.directions, strict=True):
+        length = torch.linalg.vector_norm(d)
+        rows.append(_beside(d / length, rows, label))
+    units = torch.stack(rows) * plane.norms[:, None]
+    details = {**plane.details, "orthogonalized": True}
+    return Plane(plane.origin, units, plane.kind, plane.labels, details)
 
 
-def load(path: Path) -> Plane:
-    """Read a plane that `save` wrote; a damaged or foreign file is named."""
-    path = Path(path)
-    if not path.exists():
-        raise LandscapeError(f"{path} does not exist; give a file that plane.save wrote.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        words = json.loads(said["plane"])
-        found = Plane(
-            tensors["origin"], tensors["directions"], words["kind"], tuple(words["labels"]),
-            words["details"],
-        )  # fmt: skip
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise LandscapeError(
-            f"{path} is no whole plane ({type(error).__name__}: {error}); save it again."
-        ) from None
-    if found.fingerprint() != said.get("sha256"):
-        raise LandscapeError(f"{path} does not hold the plane that was saved; save it again.")
-    return found
+def _beside(row: Tensor, others: Sequence[Tensor], label: str) -> Tensor:
+    """What of a unit row is orthogonal to other units, as a unit."""
+    # Twice: once loses orthogonality when two nearly agree.
+    for _ in range(2):
+        for other in others:
+            row = row - (row @ other) * other
+        left = torch.linalg.vector_norm(row)
+        if left < 100 * torch.finfo(row.dtype).eps:
+            raise LandscapeError(
+                f"The direction {label!r} lies along the ones before it, so that nothing of it is "
+                f"left to be orthogonal; leave it out."
+            )
+        row = row / left
+    return row
 
 
 # --- directions that mean something ------------------------------------------------------------
@@ -313,23 +236,10 @@ def perturbations(
         raise LandscapeError("orthogonalize=True gives unit directions; leave unit=True with it.")
     if not named:
         raise LandscapeError("No perturbations were given; name one or more, {'sam': e}.")
-    rows: list[Tensor] = []
-    for name, e in named.items():
-        row = e / torch.linalg.vector_norm(e) if unit else e
-        # Twice: once loses orthogonality when two perturbations nearly agree.
-        for _ in range(2 if orthogonalize else 0):
-            for other in rows:
-                row = row - (row @ other) * other
-            left = torch.linalg.vector_norm(row)
-            if left < 100 * torch.finfo(row.dtype).eps:
-                raise LandscapeError(
-                    f"The perturbation {name!r} lies along the ones before it ({', '.join(named)} "
-                    f"were given), so that nothing of it is left; leave it out."
-                )
-            row = row / left
-        rows.append(row)
-    details = {"orthogonalized": orthogonalize, "unit": unit}
-    return Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
+    rows = [e / torch.linalg.vector_norm(e) if unit else e for e in named.values()]
+    details = {"orthogonalized": False, "unit": unit}
+    plane = Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
+    return orthogonalized(plane) if orthogonalize else plane
 
 
 def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int = 2) -> Plane:

@@ -356,37 +356,7 @@ def _cell(value: float, digits: int | None) -> str:
 
 @_draw.register
 def _(mark: Contours, at: _Place) -> None:
-    scaled = np.log10 if mark.log else np.asarray
-    levels = scaled(mark.levels)
-    ticks = levels[:: max(1, len(levels) // 6)]
-    at.add(
-        go.Contour(
-            x=_single(mark.x),
-            y=_single(mark.y),
-            z=_single(_planes.blank(scaled(np.clip(mark.values.T, *mark.levels[[0, -1]])), mark)),
-            customdata=_single(mark.values.T),
-            zmin=levels[0],
-            zmax=levels[-1],
-            contours={
-                "start": levels[0],
-                "end": levels[-1],
-                "size": levels[1] - levels[0],
-                "coloring": "heatmap",
-            },
-            line={"width": 0.5, "color": "rgba(255,255,255,0.6)"},
-            colorscale="Cividis",
-            name=mark.name,
-            showscale=mark.name not in at.named,
-            hovertemplate="%{x:.2f}, %{y:.2f}<br>"
-            + f"{mark.name}: %{{customdata:.4g}} {mark.units}<extra></extra>",
-            colorbar={
-                "title": {"text": Axis(mark.name, mark.units).title, "side": "right"},
-                "tickvals": list(ticks),
-                "ticktext": [short(10**tick if mark.log else tick) for tick in ticks],
-                "thickness": 12,
-            },
-        )
-    )
+    at.add(_planes.contours(mark, scale=mark.name not in at.named))
     at.named.add(mark.name)
 
 

@@ -173,3 +173,36 @@ def _domains(figure: go.Figure, trace: object) -> tuple[tuple[float, float], tup
 def _single(values: np.ndarray) -> np.ndarray:
     # Half the size of the page; six digits are more than a screen shows.
     return np.asarray(values, dtype=np.float32)
+
+
+def contours(mark: Contours, *, scale: bool) -> go.Contour:
+    """Filled contours, with a bar of colours where `scale`."""
+    scaled = np.log10 if mark.log else np.asarray
+    levels = scaled(mark.levels)
+    ticks = levels[:: max(1, len(levels) // 6)]
+    return go.Contour(
+        x=_single(mark.x),
+        y=_single(mark.y),
+        z=_single(blank(scaled(np.clip(mark.values.T, *mark.levels[[0, -1]])), mark)),
+        customdata=_single(mark.values.T),
+        zmin=levels[0],
+        zmax=levels[-1],
+        contours={
+            "start": levels[0],
+            "end": levels[-1],
+            "size": levels[1] - levels[0],
+            "coloring": "heatmap",
+        },
+        line={"width": 0.5, "color": "rgba(255,255,255,0.6)"},
+        colorscale="Cividis",
+        name=mark.name,
+        showscale=scale,
+        hovertemplate="%{x:.2f}, %{y:.2f}<br>"
+        + f"{mark.name}: %{{customdata:.4g}} {mark.units}<extra></extra>",
+        colorbar={
+            "title": {"text": Axis(mark.name, mark.units).title, "side": "right"},
+            "tickvals": list(ticks),
+            "ticktext": [short(10**tick if mark.log else tick) for tick in ticks],
+            "thickness": 12,
+        },
+    )

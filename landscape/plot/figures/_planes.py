@@ -24,14 +24,21 @@ def shared_levels(tables: Iterable[np.ndarray], count: int) -> tuple[np.ndarray,
 
 
 def contours(
-    one: xr.Dataset, variable: str, units: str, ticks: np.ndarray, *, log: bool, equal: bool = True
+    one: xr.Dataset,
+    variable: str,
+    units: str,
+    ticks: np.ndarray,
+    *,
+    log: bool,
+    equal: bool = True,
+    name: str = "loss",
 ) -> list[Mark]:
     """Contours of one run's plane, and its gaps."""
     values = one[variable].transpose("alpha", "beta").values.astype(float)
     x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
     return [
         *gaps(x, y, values),
-        Contours(x, y, values, ticks, "loss", units, log=log, equal=equal),
+        Contours(x, y, values, ticks, name, units, log=log, equal=equal),
     ]
 
 
@@ -70,6 +77,30 @@ def largest(values: Sequence[float] | np.ndarray) -> float:
     finite = np.abs(np.asarray(values, float))
     finite = finite[np.isfinite(finite)]
     return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+
+
+_NORMALIZED = {
+    "filter": "normalized per filter to {}",
+    "layer": "normalized per tensor to {}",
+    "global": "of the length of {}",
+    "none": "not normalized",
+}
+
+
+def random_axes(ds: xr.Dataset) -> bool:
+    """Whether the directions are random ones."""
+    return runs.provenance(ds, "plane") == "random"
+
+
+def normalization(ds: xr.Dataset) -> str:
+    """How random directions were scaled, as a clause; "" where the result does not say."""
+    whose = {"given weights": "common weights"}.get(
+        runs.provenance(ds, "reference"), "each model's own weights"
+    )
+    words = _NORMALIZED.get(runs.provenance(ds, "normalize"), "").format(whose)
+    if words and runs.provenance(ds, "orthogonalized") == "True":
+        words += ", then orthogonalized"
+    return words
 
 
 def mode(ds: xr.Dataset) -> str:

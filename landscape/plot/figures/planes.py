@@ -25,6 +25,8 @@ from landscape.plot.figures._planes import (
     gaps,
     largest,
     mode,
+    normalization,
+    random_axes,
     shared_levels,
 )
 
@@ -37,47 +39,63 @@ def loss_plane(
     *,
     setting: str | None = None,
     levels: int = 15,
+    variable: str = "loss",
 ) -> Drawing:
     """Loss on a plane through each model of the first seed, with its cuts along both axes.
 
     All panels share the levels. slices: loss_slice of the same study, whose spread over directions
-    tells how much the choice of the plane matters.
+    tells how much the choice of the plane matters. variable: what is drawn, "loss" or another one
+    of the result over the plane (error_rate; test_loss, test_error_rate of `also`).
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "loss")
-    values = [one.ds.loss.isel(run=0).values for one in runs.variants(ds)]
+    runs.require(ds, variable)
+    values = [one.ds[variable].isel(run=0).values for one in runs.variants(ds)]
     ticks, log = shared_levels(values, levels)
+    units = runs.units(ds, variable)
     panels = []
     for v in runs.variants(ds):
         one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
-        marks: list[Mark] = [*contours(one, "loss", "nats", ticks, log=log), *_evaluated(one)]
+        marks: list[Mark] = [
+            *contours(one, variable, units, ticks, log=log, name=_lower(ds, variable)),
+            *_evaluated(one),
+        ]
         ends = [(float(one[name][0]), float(one[name][-1])) for name in ("alpha", "beta")]
         x, y = replace(_ALPHA, limits=ends[0], few=True), replace(_BETA, limits=ends[1], few=True)
         panels.append(Panel(x, y, (*marks, centre()), v.label))
-    panels += [_cut(ds, "alpha", log=log), _cut(ds, "beta", log=log)]
+    panels += [_cut(ds, along, variable, log=log) for along in ("alpha", "beta")]
     return Drawing(
         "loss_plane",
-        f"Loss on a plane of {_kind(ds)}",
-        _plane_caption(ds, slices, setting),
+        f"{_named(ds, variable)} on a plane of {_kind(ds)}",
+        _plane_caption(ds, variable, slices, setting),
         tuple(panels),
         columns=4 if len(panels) > 6 else 3,
         panel_height=1.2 if len(panels) > 6 else 1.5,
     )
 
 
-def _cut(ds: xr.Dataset, along: str, *, log: bool) -> Panel:
+def _named(ds: xr.Dataset, variable: str) -> str:
+    return str(ds[variable].attrs.get("long_name", variable))
+
+
+def _lower(ds: xr.Dataset, variable: str) -> str:
+    name = _named(ds, variable)
+    return name[0].lower() + name[1:]
+
+
+def _cut(ds: xr.Dataset, along: str, variable: str, *, log: bool) -> Panel:
     """The row of cells through the checkpoint, one line per variant."""
     across = "beta" if along == "alpha" else "alpha"
     marks: list[Mark] = []
     for v in runs.variants(ds):
         row = v.ds.isel(run=0).sel({across: 0.0}, method="nearest")
-        y = row.loss.values.astype(float)
-        y = np.where(np.isfinite(y) & ((y > 0) | (not log)), y, np.nan)
-        marks.append(Line(row[along].values.astype(float), y, v.label, v.color))
+        values = row[variable].values.astype(float)
+        shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+        marks.append(Line(row[along].values.astype(float), shown, v.label, v.color))
     axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
     axis = replace(axis, few=True)
     title = f"cross-section {other} = 0"
-    return Panel(axis, Axis("loss", "nats", log=log), tuple(marks), title)
+    y = Axis(_lower(ds, variable), runs.units(ds, variable), log=log)
+    return Panel(axis, y, tuple(marks), title)
 
 
 def _kind(ds: xr.Dataset) -> str:
@@ -86,26 +104,27 @@ def _kind(ds: xr.Dataset) -> str:
 
 
 def _plane_caption(
-    ds: xr.Dataset, slices: xr.Dataset | None, setting: str | None, *, surface: bool = False
+    ds: xr.Dataset,
+    variable: str,
+    slices: xr.Dataset | None,
+    setting: str | None,
+    *,
+    surface: bool = False,
 ) -> str:
-    kind = _kind(ds)
     parts = []
-    if kind == "random directions":
+    if random_axes(ds):
         parts.append(
             "Illustration, not evidence: two random directions miss almost all curvature, and the "
             "picture changes with the directions." + _spread(slices, setting)
         )
-        shared = "All models share the directions (normalized per filter) and the levels."
+        how = normalization(ds)
+        shared = f"All models share the directions{f' ({how})' if how else ''} and the levels."
     else:
-        axes = runs.provenance(ds, "directions")
-        parts.append(
-            f"Axes: {axes}; coordinates are distances." if axes else "Directions are not recorded."
-        )
+        parts.append(_axes_words(ds))
         shared = "All panels share the levels."
     parts.append(f"First seed only. {shared}")
     if "axis_cosine" in ds:
-        cosine = float(np.abs(ds.axis_cosine).max())
-        parts.append(f"Cosine of the axes at most {cosine:.2f}.")
+        parts.append(f"Cosine of the axes at most {_cosine(ds):.2f}.")
     if "evaluated" in ds and not surface:
         share = float(np.nanmean(ds.evaluated.values.astype(float)))
         tolerance = runs.provenance(ds, "tolerance") or "the stated tolerance"
@@ -114,9 +133,30 @@ def _plane_caption(
             f"interpolated within {tolerance} of the loss."
         )
     parts.append(mode(ds))
-    if bool((~np.isfinite(ds.loss)).any()):
-        parts.append(f"{'Holes' if surface else 'Hatched'}: the loss is not finite there.")
+    if bool((~np.isfinite(ds[variable])).any()):
+        parts.append(f"{'Holes' if surface else 'Hatched'}: {_absent(ds, variable)}")
     return " ".join(part for part in parts if part)
+
+
+def _absent(ds: xr.Dataset, variable: str) -> str:
+    if variable == "loss" or "evaluated" not in ds:
+        return "the loss is not finite there."
+    return "not evaluated (only the loss is interpolated) or not finite."
+
+
+def _axes_words(ds: xr.Dataset) -> str:
+    """What the axes of a plane with a meaning are, and in which unit they are drawn."""
+    axes = runs.provenance(ds, "directions")
+    if not axes:
+        return "Directions are not recorded."
+    lengths = [ds[name].values for name in ("alpha_norm", "beta_norm") if name in ds]
+    if lengths and np.allclose(lengths, 1, rtol=1e-4):
+        return f"Axes: {axes}; coordinates are distances."
+    return f"Axes: {axes}; coordinates are in units of their lengths."
+
+
+def _cosine(ds: xr.Dataset) -> float:
+    return float(np.abs(ds.axis_cosine).max())
 
 
 def _spread(slices: xr.Dataset | None, setting: str | None) -> str:
@@ -141,16 +181,19 @@ def loss_surface(
     setting: str | None = None,
     references: tuple[str, ...] = ("sgd", "sam"),
     most: int = 4,
+    variable: str = "loss",
 ) -> Drawing:
     """The same planes as surfaces that rotate, with their contours on the floor.
 
-    At most `most` of them, the references first: a browser rotates few at a time.
+    At most `most` of them, the references first: a browser rotates few at a time. variable: as for
+    `loss_plane`.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, "loss")
+    runs.require(ds, variable)
+    height, units = _lower(ds, variable), runs.units(ds, variable)
     every = list(runs.variants(ds))
     found = sorted(every, key=lambda v: v.id not in references)[:most]
-    values = [v.ds.isel(run=0).loss.transpose("alpha", "beta").values for v in found]
+    values = [v.ds.isel(run=0)[variable].transpose("alpha", "beta").values for v in found]
     ticks, log = shared_levels(values, 15)
     panels = tuple(
         Panel(
@@ -159,19 +202,19 @@ def loss_surface(
             (
                 Surface(
                     v.ds.alpha.values.astype(float), v.ds.beta.values.astype(float), table,
-                    (float(ticks[0]), float(ticks[-1])), "loss", "nats", log=log,
+                    (float(ticks[0]), float(ticks[-1])), height, units, log=log,
                 ),
             ),
             v.label,
-            z=Axis("loss", "nats"),
+            z=Axis(height, units),
         )
         for v, table in zip(found, values, strict=True)
     )  # fmt: skip
     return Drawing(
         "loss_surface",
-        f"Loss over a plane of {_kind(ds)}",
-        f"{_plane_caption(ds, None, None, surface=True)} All panels share the scale of heights and "
-        "colours. Drag to rotate; the contours on the floor are those of the surface."
+        f"{_named(ds, variable)} over a plane of {_kind(ds)}",
+        f"{_plane_caption(ds, variable, None, None, surface=True)} All panels share the scale of "
+        "heights and colours. Drag to rotate; the contours on the floor are those of the surface."
         + (f" {len(found)} of {len(every)} variants." if len(found) < len(every) else ""),
         panels,
         columns=min(3, len(panels)) if len(panels) != 4 else 2,
@@ -217,15 +260,18 @@ def plane_difference(
             )
         )
     name = base.label if base is not None else reference
+    random, how = random_axes(ds), normalization(ds)
+    axes = "the same random directions" if random else f"each model's {_kind(ds)}"
+    axes += f" ({how})" if random and how else ""
+    illustration = " Random directions: illustration, not evidence." if random else ""
     return Drawing(
         "plane_difference",
         f"Loss minus that of {name} on the same plane",
-        f"Mean over seeds of ln L − ln L({name}) at the same coordinates of the same random "
-        "directions, normalized to each model; below 0 (blue) the loss is lower. At the centre "
-        "this is the difference of the training losses themselves. Dots: the 95 % "
-        "t-interval of that cell, paired over seeds, excludes 0; 1 in 20 cells would by chance. "
-        "p: exact, of no difference at any cell, from flipping the signs of whole seeds, which "
-        f"cannot go below 2/2ⁿ. Random directions: illustration, not evidence. {mode(ds)}",
+        f"Mean over seeds of ln L − ln L({name}) at the same coordinates of {axes}; "
+        "below 0 (blue) the loss is lower. At the centre this is the difference of the training "
+        "losses themselves. Dots: the 95 % t-interval of that cell, paired over seeds, excludes 0; "
+        "1 in 20 cells would by chance. p: exact, of no difference at any cell, from flipping the "
+        f"signs of whole seeds, which cannot go below 2/2ⁿ.{illustration} {mode(ds)}",
         tuple(panels),
         columns=min(3, max(1, len(panels))),
         panel_height=1.6,
@@ -275,12 +321,14 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     worst = float(np.nanmax(np.maximum(ds.residual_max, ds.residual_min).values, initial=0.0))
     return Drawing(
         "curvature_map",
-        "Extreme Hessian eigenvalues over a random plane",
+        f"Extreme Hessian eigenvalues over a plane of {_kind(ds)}",
         "Eigenvalues of the whole Hessian at each cell, not of the plane, in nats per squared "
         f"parameter; each is within its residual, at most {short(worst)}, of an exact one (hollow: "
         "not converged). Where λₘᵢₙ is not below 0 by more than that its cell is blank "
-        "(arXiv:1712.09913, section 6). First seed only; the directions are random: illustration, "
-        f"not evidence. {mode(ds)}"
+        "(arXiv:1712.09913, section 6). First seed only. "
+        + ("The directions are random: illustration, not evidence. " if random_axes(ds) else "")
+        + (f"Cosine of the axes at most {_cosine(ds):.2f}. " if "axis_cosine" in ds else "")
+        + mode(ds)
         + (" Hatched: the loss is not finite there." if bool(ds.loss.isnull().any()) else ""),
         tuple(panels),
         columns=len(found) if len(found) <= 4 else 3,

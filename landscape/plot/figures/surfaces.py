@@ -6,6 +6,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel
+from landscape.plot.figures._planes import normalization, random_axes
 from landscape.plot.runs import Variant
 
 _WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))
@@ -18,12 +19,15 @@ def loss_slice(
     *,
     setting: str | None = None,
     references: tuple[str, ...] = ("sgd", "sam"),
+    variable: str = "loss",
 ) -> Drawing:
-    """Loss along random directions in two windows; a second BatchNorm mode in its own columns.
+    """Loss along several directions in two windows; a second BatchNorm mode in its own columns.
 
     ds, other: loss_slice in two modes (other may be None). Each row holds the references and up to
-    four variants, so that lines can be told apart.
+    four variants, so that lines can be told apart. variable: what is drawn, "loss" or another one
+    of the result along the lines (error_rate; test_loss, test_error_rate of `also`).
     """
+    runs.require(ds, variable)
     modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]
     ids = [v.id for v in runs.variants(modes[0])]
     common = [name for name in references if name in ids]
@@ -35,25 +39,17 @@ def loss_slice(
     windows = windows or [(reach, f"|α| ≤ {reach:g}")]
     groups = [list(part) for part in np.array_split(rest, max(1, -(-len(rest) // _PER_ROW)))]
     panels = [
-        _slice_panel(part, [*common, *group], width, title)
+        _slice_panel(part, [*common, *group], variable, width, title)
         for group in groups
         for part in modes
         for width, title in windows
     ]
-    directions = modes[0].sizes["direction"]
-    bands = (
-        f"Mean over {directions} directions and {runs.seed_count(modes[0])}; band: 95 % t-interval "
-        "over seeds of the mean over directions"
-        if max(v.ds.sizes["run"] for v in runs.variants(modes[0])) > 1
-        else f"Mean over {directions} directions; band: its 95 % t-interval over directions (one "
-        "seed)"
-    )
+    kind = runs.provenance(modes[0], "plane")
+    along = "random directions" if random_axes(modes[0]) else kind or "given directions"
     return Drawing(
         "loss_slice",
-        "Loss along random directions",
-        f"{bands}. All models share the directions, normalized per filter to each model's own "
-        "weights, so α = 1 is a different distance in each. Frozen BatchNorm statistics (eval) "
-        "exaggerate the rise; the two modes must not be compared with each other.",
+        f"{ds[variable].attrs.get('long_name', variable)} along {along}",
+        _caption(modes),
         tuple(panels),
         columns=max(1, len(windows)) * len(modes),
         panel_height=1.3,
@@ -61,19 +57,55 @@ def loss_slice(
     )
 
 
-def _slice_panel(ds: xr.Dataset, names: list[str], width: float, title: str) -> Panel:
+def _caption(modes: list[xr.Dataset]) -> str:
+    ds = modes[0]
+    directions = ds.sizes["direction"]
+    bands = (
+        f"Mean over {directions} directions and {runs.seed_count(ds)}; band: 95 % t-interval "
+        "over seeds of the mean over directions"
+        if max(v.ds.sizes["run"] for v in runs.variants(ds)) > 1
+        else f"Mean over {directions} directions; band: its 95 % t-interval over directions, which "
+        "speaks about these checkpoints alone (one seed); a claim about variants needs seeds"
+    )
+    how = normalization(ds)
+    radius = ", so α = 1 is a different distance in each" if "own" in how else ""
+    shared = (
+        f"All models share the directions{f', {how}' if how else ''}{radius}."
+        if random_axes(ds)
+        else f"Directions: {runs.provenance(ds, 'directions') or 'not recorded'}."
+    )
+    cosine = (
+        f" Cosine of two directions at most {float(ds.largest_cosine.max()):.2f}."
+        if "largest_cosine" in ds and bool(ds.largest_cosine.notnull().any())
+        else ""
+    )
+    return (
+        f"{bands}. {shared}{cosine} Frozen BatchNorm statistics (eval) exaggerate the rise; the "
+        f"two modes must not be compared with each other.{_objective(modes)}"
+    )
+
+
+def _objective(modes: list[xr.Dataset]) -> str:
+    words = dict.fromkeys(runs.provenance(part, "objective") for part in modes)
+    return "".join(f" Objective: {each}." for each in words if each)
+
+
+def _slice_panel(
+    ds: xr.Dataset, names: list[str], variable: str, width: float, title: str
+) -> Panel:
     ds = ds.sel(alpha=slice(-width - 1e-9, width + 1e-9))
     marks: list[Mark] = []
     for v in runs.variants(ds):
         if v.id in names:
-            marks += _slice_curve(v)
+            marks += _slice_curve(v, variable)
     mode = runs.provenance(ds, "bn")
-    limits = (-width, width)
-    return Panel(Axis("α", limits=limits), Axis("loss", "nats"), tuple(marks), f"{mode}\n{title}")
+    name = str(ds[variable].attrs.get("long_name", variable))
+    y = Axis(name[0].lower() + name[1:], runs.units(ds, variable))
+    return Panel(Axis("α", limits=(-width, width)), y, tuple(marks), f"{mode}\n{title}")
 
 
-def _slice_curve(v: Variant) -> list[Mark]:
-    loss = v.ds.loss.transpose("run", "direction", "alpha").values
+def _slice_curve(v: Variant, variable: str) -> list[Mark]:
+    loss = v.ds[variable].transpose("run", "direction", "alpha").values
     table = loss.mean(axis=1) if loss.shape[0] > 1 else loss[0]
     cis = [stats.mean_ci(column) for column in table.T]
     x = np.asarray(v.ds.alpha.values, float)
