@@ -27,16 +27,16 @@ class Outcomes:
             return losses, errors_of(output, batch.targets)
         if not 2 <= logits.shape[1] <= _FEW_CLASSES:
             losses = self._criterion(output, batch.targets, batch.count)
+            of_target = logits.gather(1, batch.targets[:, None])[:, 0]
         else:
             columns = logits.t().contiguous()
+            of_target = columns.gather(0, batch.targets[None])[0]
             most = columns.amax(0)
             tail = (columns - most).exp_().sum(0).log_()
             # The target's distance first: where it is the largest logit nothing is rounded away.
-            losses = tail.add_(most.sub_(columns.gather(0, batch.targets[None])[0]))
-        # A NaN among the logits counts as wrong; it makes the loss NaN.
-        if bool(losses.isnan().any()):
-            return losses, errors_of(output, batch.targets)
-        return losses, logits.argmax(1) != batch.targets
+            losses = tail.add_(most.sub_(of_target))
+        # argmax finds a NaN before all else, so that only one of the target would pass for right.
+        return losses, (logits.argmax(1) != batch.targets).logical_or_(of_target.isnan())
 
 
 def _plain_cross_entropy(risk: EmpiricalRisk) -> bool:
