@@ -8,6 +8,7 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
+from landscape.sam.rows import loops
 from tests.sam_models import batch, closure_of, cnn, losses_of
 
 RECIPES = ("sam", "fsam", "zsharp", "gnp", "gsam", "looksam", "esam", "sampa", "sl_sam")
@@ -177,37 +178,48 @@ def test_a_bad_gradient_of_backward_is_skipped_by_step(bad_call):
     assert optimizer.num_skipped == 1
 
 
-def test_lightning_style_manual_optimization():
-    """`manual_backward` and `optimizers` as a LightningModule has them."""
+def documented(which, **names):
+    """The names that a loop of the documentation defines; it has five lines."""
+    code = loops().split("```python\n")[1 + which].split("```")[0]
+    assert len(code.splitlines()) == 5
+    exec(code, names)
+    return names
+
+
+def test_the_documented_loop_of_lightning_takes_the_steps():
+    """`optimizers`, `manual_backward` and `log` as a LightningModule has them."""
 
     class Module(nn.Module):
         def __init__(self):
             super().__init__()
-            self.model = without_batchnorm()
-            self.optimizer = sam.SAM(self.model, sgd(self.model), sam.sam(0.1))
+            self.model, self.logged = without_batchnorm(), []
+            self.optimizer = sam.SAM(self.model, sgd(self.model), sam.zsharp(0.1))
 
         def optimizers(self, use_pl_optimizer=True):
+            assert not use_pl_optimizer
             return self.optimizer
 
         def manual_backward(self, loss):
             loss.backward()
 
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers(use_pl_optimizer=False)
+        def compute_loss(self, batch):
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
-            def closure():
-                loss = nn.functional.cross_entropy(self.model(batch[0]), batch[1])
-                self.manual_backward(loss)
-                return loss
+        def log(self, name, value):
+            self.logged.append((name, float(value)))
 
-            return optimizer.step(closure)
+        training_step = documented(0)["training_step"]
 
-    module = Module()
-    losses = [module.training_step(batch()[:2], i) for i in range(10)]
-    assert losses[-1] < losses[0]
+    module, theirs = Module(), without_batchnorm()
+    reference, expected = sam.SAM(theirs, sgd(theirs), sam.zsharp(0.1)), []
+    for i in range(4):
+        module.training_step(batch(i)[:2], i)
+        expected.append(("loss", float(reference.step(closure_of(theirs, batch(i))))))
+    assert_same(module.model, theirs, rtol=0)
+    assert module.logged == expected
 
 
-def test_trainer_style_loop_clips_and_steps_by_itself():
+def test_the_documented_trainer_takes_the_steps_clips_and_accumulates():
     """`training_step` returns a detached loss; the loop accumulates, clips, steps and zeroes."""
 
     class Trainer:
@@ -229,16 +241,11 @@ def test_trainer_style_loop_clips_and_steps_by_itself():
                     self.optimizer.step()
                     self.model.zero_grad()
 
-    class SAMTrainer(Trainer):
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            def closure():
-                return super(SAMTrainer, self).training_step(model, inputs, num_items_in_batch)
-
-            return self.optimizer.backward(closure)
-
     batches = [batch(i)[:2] for i in range(4)]
     ours, theirs = without_batchnorm(), without_batchnorm()
-    SAMTrainer(ours, sam.SAM(ours, sgd(ours), sam.sam(0.1))).train(batches)
+    optimizer = sam.SAM(ours, sgd(ours), sam.sam(0.1))
+    made = documented(1, Trainer=Trainer, sam_optimizer=optimizer)
+    made["SAMTrainer"](ours, optimizer).train(batches)
 
     base = sgd(theirs)
     frozen = torch.optim.SGD(theirs.parameters(), lr=0.0)

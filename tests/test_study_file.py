@@ -156,7 +156,7 @@ WRONG = {
     BASE.replace('"sam", "zs"', '"sma"'): r"variant: unknown 'sma'. Did you mean 'sam'\? Possible:",
     BASE.replace("percentile", "precentile"): r"'precentile'. Did you mean 'percentile'\?",
     BASE.replace("rho = 0.2", "rho = -0.2"): r"\[variants.sam\] rho=-0.2",
-    BASE.replace("0.9", "95"): r"percentile=95 is outside \[0, 1\]: did you mean percentile=0.95",
+    BASE.replace("0.9", "95"): r"percentile=95 is outside \[0, 1\): did you mean percentile=0.95",
     BASE.replace("seed = [0, 1]", "seed = [-1]"): "seed -1 is not a whole number from 0 on",
     BASE.replace("seed = [0, 1]", "seed = []"): "axis 'seed' is empty",
     BASE.replace("seed = ", "sead = "): r"no axis 'sead'. Did you mean 'seed'\?",

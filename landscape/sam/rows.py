@@ -4,9 +4,12 @@
 """
 
 import dataclasses
+import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from landscape.sam.optimizer import SAM
 from landscape.sam.variant import Variant
 
 EVIDENCE = {
@@ -55,13 +58,16 @@ ROWS: dict[str, Row] = {
         "F-SAM", "arXiv:2403.12350", "u = g1 - σ M, e = ρ u/‖u‖; M = λ M + (1 - λ) g1; gd = g2",
         "ρ 0.1-0.2, σ 1, λ 0.6-0.95", "2F 2B", "2", "parity",
         "Code: M is used before it takes in g1 and starts at the first gradient (default); paper: "
-        "after (ema_order), from 0 (ema_init). The order matters only for σ ≠ 1.",
+        "after (ema_order), from 0 (ema_init). The order matters only for σ ≠ 1. A third-party "
+        "collection feeds the average with u instead of g1: not reproduced.",
     ),
     "ssam_f": Row(
         "SSAM-F", "arXiv:2210.05177", "e = m ρ g1/‖g1‖, m: largest Fisher entries; gd = g2",
         "CIFAR-10: ρ 0.1, sparsity 0.5, 16 samples, every epoch", "2F 2B + Fisher", "2", "parity",
         "Code: train mode and a first sample that still holds the last batch's gradient "
-        "(official_quirks=True, the form in parity); default: a clean Fisher in eval mode.",
+        "(official_quirks=True, the form in parity); default: a clean Fisher in eval mode. The "
+        "first mask is empty as in the code (mask_init). Its README's ρ 0.7 for ImageNet looks "
+        "like a slip of 0.07.",
     ),
     "ssam_d": Row(
         "SSAM-D", "arXiv:2210.05177", "e = m ρ g1/‖g1‖, m: drop weakest, grow others; gd = g2",
@@ -73,7 +79,9 @@ ROWS: dict[str, Row] = {
         "SAM-ON", "arXiv:2306.04226", "e = ρ T² g1/‖T g1‖ on norm layers alone; gd = g2",
         "WRN-28-10: elementwise, ρ 10", "2F 2B, the first partial", "norm layers", "parity",
         "Code selects by \"norm\" or \"bn\" in the name (match=\"name\"); default: by module type. "
-        "Layer-wise T: ‖w‖(1 + η) in the code (default), ‖w‖ + η in the paper.",
+        "Layer-wise T: ‖w‖(1 + η) in the code (default), ‖w‖ + η in the paper. The code's script "
+        "without flags takes T = w with its sign, which for p = 2 is |w| and for p = ∞ is not "
+        "offered here.",
     ),
     "zsharp": Row(
         "ZSharp", "arXiv:2505.02369", "e = ρ f/‖f‖, f = g1·1[|z| > Q(|z|)] per tensor; gd = g2",
@@ -84,7 +92,7 @@ ROWS: dict[str, Row] = {
     "lagnp": Row(
         "LAGNP", "arXiv:2503.14205", "on the layers of largest ‖g1‖: gd = (1 - α) g1 + α g2",
         "not stated where we could read", "2F 1B + partial B",
-        "selected layers, twice", "our reading",
+        "selected layers", "our reading",
         "No code was found. Number of layers, interval, averaging and α, ρ (GNP's) are options.",
     ),
     "gnp": Row(
@@ -95,7 +103,8 @@ ROWS: dict[str, Row] = {
     "gsam": Row(
         "GSAM", "arXiv:2203.08065", "gd = g2 - α (g1 orthogonal to g2); ρ tied to lr",
         "α 0.4", "2F 2B", "2", "parity",
-        "Code uses rho_min in its very first step because of its schedulers; default: not.",
+        "Code uses rho_min in its very first step because of its schedulers; default: not. In "
+        "parity: the authors' PyTorch port; their JAX code was not executed.",
     ),
     "gcsam": Row(
         "GCSAM", "arXiv:2501.11584", "u = g1 centred per output unit, e = ρ u/‖g1‖; gd = g2",
@@ -105,7 +114,8 @@ ROWS: dict[str, Row] = {
     ),
     "stable_sam": Row(
         "Stable SAM", "arXiv:2401.07250", "gd = g2 ‖g1‖/‖g2‖", "ρ 0.05", "2F 2B", "1", "parity",
-        "The code's example does not normalize e (normalized=False); default: it is.",
+        "The code's example does not normalize e (normalized=False); default: it is. Its adaptive "
+        "form (adaptive=True) takes the second norm at w + e; both are in parity.",
     ),
     "esam": Row(
         "ESAM", "arXiv:2110.03141",
@@ -129,7 +139,9 @@ ROWS: dict[str, Row] = {
     ),
     "async_sam": Row(
         "Async-SAM", "arXiv:2503.11147", "e = ρ g_{t-1}/‖g_{t-1}‖; gd = g2", "not stated",
-        "2F 2B, parallel in principle", "2", "equation", "No code was released; e_0 = 0 assumed.",
+        "2F 2B, parallel in principle", "2", "equation",
+        "No code was released; e_0 = 0 assumed. Of the two copies one belongs to each device where "
+        "the passes run in parallel.",
     ),
     "msam": Row(
         "MSAM", "arXiv:2401.12033", "e = -ρ v/‖v‖, v the momentum; gd = g2", "ρ 0.3, momentum 0.9",
@@ -140,25 +152,32 @@ ROWS: dict[str, Row] = {
         "SL-SAM", "arXiv:2602.09395",
         "e = ρ g1/‖g1‖ on tensors drawn by a bandit; the others are not updated",
         "share 0.5, ρ 0.01", "2F, 2 partial B", "1", "parity",
+        "Its README's command takes share 0.2, its code 0.5 (default).",
     ),
     "wsam": Row(
         "WSAM", "arXiv:2305.15817", "gd = a g2 + (1 - a) g1, a = γ/(1 - γ), or decoupled",
         "γ 0.9, ρ 0.05", "2F 2B", "2", "parity",
+        "In parity: a widely used third-party implementation, coupled and decoupled; the authors' "
+        "own was not executed. No disagreement is known.",
     ),
     "focal_sam": Row(
         "Focal-SAM", "arXiv:2505.01660",
         "gd = ∇mean((1 - c) l)(w) + ∇mean(c l)(w + e), e along ∇mean(c l)(w)",
-        "sharpness 0.5, γ 1, ρ 0.2 (CIFAR-LT)", "2F 3B", "2", "equation",
+        "sharpness 0.5, γ 1, ρ 0.2 (CIFAR-LT), 0.05 (iNaturalist)", "2F 3B", "2", "equation",
+        "The code was read and not executed; no disagreement is known.",
         options={"class_counts": (3, 2, 1)},
     ),
     "saf": Row(
         "SAF", "arXiv:2205.14083", "L + λ τ² KL(outputs E epochs ago ‖ outputs)",
         "τ 5, E 2-3, λ 0.3", "1F 1B", "N(E + 1)C numbers", "equation",
+        "Code's own defaults are λ 0.16 and E 3, its README's λ 0.3 and E 2 (default). Read and "
+        "not executed.",
         options={"num_examples": 1000},
     ),
     "mesa": Row(
         "MESA", "arXiv:2205.14083", "L + λ τ² KL(averaged weights' outputs ‖ outputs)",
         "τ 5, decay 0.9998, λ 0.8", "2F 1B", "1", "equation",
+        "Code's own default is λ 0.3, its README's 0.8 (default). Read and not executed.",
     ),
     "random_mask": Row(
         "Random mask", "", "e = ρ f/‖f‖, f = g1 on random coordinates; gd = g2", "", "2F 2B", "1",
@@ -216,7 +235,18 @@ def table(recipes: Mapping[str, Callable[..., Variant]]) -> str:
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     for name, recipe in recipes.items():
         lines += _section(name, ROWS[name], recipe(**ROWS[name].options))
-    return "\n".join([*lines, "", OWN_SLOTS])
+    return "\n".join([*lines, "", loops(), OWN_SLOTS])
+
+
+def loops() -> str:
+    """How a step looks in loops of other people, as the docstring of `SAM` has it."""
+    text = inspect.cleandoc(SAM.__doc__ or "")
+    text = text[text.index("Loops that step") : text.index("Every variant that")]
+    lines = ["## In other people's loops", ""]
+    for part in text.strip().split("\n\n"):
+        code = part.startswith("    ")
+        lines += ["```python", textwrap.dedent(part), "```", ""] if code else [part, ""]
+    return "\n".join(lines)
 
 
 OWN_SLOTS = """## Your own slots
