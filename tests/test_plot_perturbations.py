@@ -341,6 +341,27 @@ def test_filters_are_named_by_channel_and_shown_on_one_scale(data):
     np.testing.assert_allclose(first.values, np.clip(over, 0.25, 4))
     assert first.limits == second.limits
     assert drawn.title == "Which filters of conv.weight are selected?"
+    spread = float(ds.over_dispersion.isel(run=0))
+    assert drawn.panels[0].title.endswith(f"% selected, spread {spread:.2g}")
+
+
+def test_noise_scales_are_geometric_means_and_hidden_signals_are_counted(data):
+    ds = data["gradient_noise"]
+    scale = np.linspace(10.0, 1e4, ds.sizes["run"])
+    whole = figures.gradient_noise(ds.assign(noise_scale=("run", scale)))
+    assert whole.panels[1].x.log
+    big = [m for m in marks_of(whole, grammar.Points, panel=1) if m.size == 4.5]
+    mine = scale[ds.variant.values == next(iter(runs.variants(ds))).id]
+    assert big[0].x[0] == pytest.approx(np.exp(np.log(mine).mean()))
+    assert "hides the signal" not in whole.caption
+    hidden = figures.gradient_noise(ds.assign(noise_scale=("run", np.append(scale[:-1], np.nan))))
+    assert f"without the 1 of {len(scale)} runs where noise hides the signal" in hidden.caption
+
+
+def test_one_seed_is_not_called_a_mean(data):
+    one = runs.first_seeds(data["batch_overlap"])
+    assert "First seed." in figures.batch_overlap(one).caption
+    assert "t-interval" not in figures.batch_overlap(one).caption
 
 
 def test_calibration_leaves_empty_bins_out(data):

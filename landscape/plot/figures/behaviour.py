@@ -17,7 +17,11 @@ _LOOKS = (("#0072b2", "circle"), ("#d55e00", "square"), ("#009e73", "diamond"), 
 
 
 def _by_variant(
-    found: Sequence[Variant], names: Sequence[str], words: Sequence[str] | None = None
+    found: Sequence[Variant],
+    names: Sequence[str],
+    words: Sequence[str] | None = None,
+    *,
+    log: bool = False,
 ) -> list[Mark]:
     """One row per variant with its seeds and mean; several quantities side by side in the row."""
     marks: list[Mark] = []
@@ -27,7 +31,7 @@ def _by_variant(
             color, symbol = _LOOKS[index] if words else (v.color, v.symbol)
             text = words[index] if words else v.label
             marks += dots(v.ds[name].values[:, None].astype(float), y, text, color, symbol,
-                          legend=bool(words))  # fmt: skip
+                          legend=bool(words), log=log)  # fmt: skip
     return marks
 
 
@@ -48,8 +52,8 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     panels = (
         Panel(Axis("cos(g_B, g)", few=True), axis, (*start, *_by_variant(found, ["cosine"]))),
         Panel(
-            Axis("noise scale", "examples", few=True), axis,
-            tuple(_by_variant(found, ["noise_scale"])),
+            Axis("noise scale", "examples", log=True, few=True), axis,
+            tuple(_by_variant(found, ["noise_scale"], log=True)),
         ),
         *(
             Panel(Axis(label, "nats", few=True), axis,
@@ -62,9 +66,9 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     return Drawing(
         "gradient_noise",
         "What does a mini-batch add to the full gradient?",
-        "Left: cosine between the gradient of a mini-batch and that of all data; the simple noise "
-        "scale, the batch size at which noise and signal are equal (absent where the noise hides "
-        f"the signal). Right: loss change on the batch and on all data, a step of length {radius} "
+        "Cosine between the gradient of a mini-batch and that of all data. Simple noise scale, the "
+        f"batch size at which noise and signal are equal (geometric mean{_hidden(ds)}). Loss "
+        f"change on the batch and on all data, a step of length {radius} "
         f"along the batch gradient (B = {size}), along its part in the full gradient's direction, "
         "along the rest, and along what is left of it without a moving average of batch gradients "
         f"(F-SAM). Mean over batches and over {runs.seed_count(ds)} with its 95 % "
@@ -75,6 +79,13 @@ def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         narrowest=1.3,
         share_y="grid",
     )
+
+
+def _hidden(ds: xr.Dataset) -> str:
+    """How many runs have no noise scale, in words."""
+    none = int((~np.isfinite(ds.noise_scale)).sum())
+    whole = ds.sizes["run"]
+    return f"; without the {none} of {whole} runs where noise hides the signal" if none else ""
 
 
 def calibration(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:

@@ -90,6 +90,8 @@ def batch_overlap(
     rows = np.arange(len(names), dtype=float)
     looks = zip(strings(ds.comparison), (False, True), ("#0072b2", "#d55e00"), strict=False)
     kinds = list(looks)
+    seeds = runs.seed_count(ds)
+    dot = "First seed" if seeds == "1 seed" else f"Mean over {seeds} with its 95 % t-interval"
     panels = []
     for v in chosen(ds, references):
         marks: list[Mark] = [Rule("x", 0.0, "chance", "solid", text="chance")]
@@ -102,9 +104,9 @@ def batch_overlap(
         "batch_overlap",
         "Does the next mini-batch choose the same coordinates?",
         "Cohen's κ between the masks that one variant draws at one θ from two mini-batches, and "
-        f"from a mini-batch and all data; 0 is chance. Mean over {runs.seed_count(ds)} with its "
-        "95 % t-interval. A mask that does not depend on the batch (a kept SSAM mask) is "
-        "at 1 by construction; one that selects all or nothing of every tensor has no κ.",
+        f"from a mini-batch and all data; 0 is chance. {dot}. A mask that does not depend on the "
+        "batch (a kept SSAM mask) is at 1 by construction; one that selects all or nothing of "
+        "every tensor has no κ.",
         tuple(panels),
         columns=len(panels),
         panel_height=0.55 + 0.2 * len(names),
@@ -237,7 +239,7 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                 _counted("input channel", columns),
                 _counted("output channel", rows, down=True),
                 (mark,),
-                f"{v.label}\n{100 * chance:.3g} % selected",
+                f"{v.label}\n{100 * chance:.3g} % selected{_spread(v)}",
             )
         )
     tensor = runs.provenance(ds, "tensor")
@@ -247,15 +249,22 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Share of the snapshots and kernel positions in which a coordinate of the filter is in the "
         "mask, over the layer's mean, which the title names and equal use of all filters would "
         f"give; beyond {_FACTOR} times either way as {_FACTOR} times. First seed. A red row is an "
-        "output channel that is favoured, a red column an input channel. A mask that selects all "
-        "or nothing of the layer is left out; the larger the mean, the less room there is above "
-        "it.",
+        "output channel that is favoured, a red column an input channel. Spread: variance between "
+        "output channels over that of independent coordinates, 1 at chance; the sparser the mask, "
+        "the more of the pattern is chance. A mask that selects all or nothing of the layer is "
+        "left out; the larger the mean, the less room there is above it.",
         tuple(panels),
         columns=min(3, max(len(panels), 1)),
         panel_height=1.9,
         narrowest=1.6,
         legend=False,
     )
+
+
+def _spread(v: Variant) -> str:
+    if "over_dispersion" not in v.ds:
+        return ""
+    return f", spread {float(v.ds.over_dispersion.isel(run=0)):.2g}"
 
 
 def _counted(label: str, names: Sequence[str], *, down: bool = False) -> Axis:
