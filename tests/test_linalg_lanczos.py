@@ -165,7 +165,11 @@ def test_integer_spectra_with_any_multiplicities(values, k, which, seed):
     [
         ({"k": 10}, "k=10 eigenpairs asked of an operator of size P=10; k must be at most 9"),
         ({"k": 0}, "k=0 eigenpairs asked"),
-        ({"k": 5, "max_matvecs": 3}, "k=5 eigenpairs asked of max_matvecs=3 products"),
+        ({"k": 2.5}, "k=2.5 eigenpairs asked; ask for a whole number"),
+        (
+            {"k": 5, "max_matvecs": 3},
+            "k=5 eigenpairs asked of at most 3 products",
+        ),
         ({"k": 2, "which": "LA"}, "possible are largest, smallest, both, magnitude"),
         ({"k": 2, "tolerance": -1.0}, "tolerance=-1.0"),
         ({"k": 2, "failure_probability": 0.0}, "failure_probability=0.0"),

@@ -1,6 +1,7 @@
 """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -89,8 +90,8 @@ def top(
 def _check_request(k: int, size: int, which: str, limit: int) -> None:
     if which not in WHICH:
         raise LandscapeError(f"which={which!r} asked; possible are {', '.join(WHICH)}.")
-    if k < 1:
-        raise LandscapeError(f"k={k} eigenpairs asked; ask for at least 1.")
+    if not isinstance(k, Integral) or k < 1:
+        raise LandscapeError(f"k={k} eigenpairs asked; ask for a whole number, at least 1.")
     if k >= size:
         raise LandscapeError(
             f"k={k} eigenpairs asked of an operator of size P={size}; k must be at most "
@@ -98,8 +99,7 @@ def _check_request(k: int, size: int, which: str, limit: int) -> None:
         )
     if k > limit:
         raise LandscapeError(
-            f"k={k} eigenpairs asked of max_matvecs={limit} products; raise max_matvecs to more "
-            f"than {k} or lower k."
+            f"k={k} eigenpairs asked of at most {limit} products; allow more than {k} or lower k."
         )
 
 

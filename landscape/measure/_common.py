@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 def check_count(name: str, value: int, least: int) -> int:
     """The count, or an error that prints the least one."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise LandscapeError(f"{name}={value!r} was asked; {name} must be a whole number.")
     if value < least:
         raise LandscapeError(f"{name}={value} was asked; {name} must be at least {least}.")
     return value
