@@ -10,10 +10,13 @@ from torch import nn
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.sam import schedule, sources
+from landscape.sam.corrections import AddClean
 from landscape.sam.evaluate import SameBatch
-from landscape.sam.selectors import Intersection, NormLayers, ZScore
+from landscape.sam.selectors import Intersection, Kinds, NormLayers, ZScore
 from landscape.sam.sparse import FisherMask
 from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, sgd, step, weights
+
+NORMS = NormLayers()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,18 @@ from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, sgd
         ),
         (lambda: sam.make("sgd", {"rho": 1}), r"recipe 'sgd' has no option rho; it has no options"),
         (lambda: sam.make("saf"), r"recipe 'saf' needs a value for num_examples"),
+        (lambda: sam.every(sam.sam(), 2.5), r"k=2.5 was asked; give a whole number >= 1"),
+        (lambda: sam.late(sam.sam(), -1), r"start=-1 was asked; give a whole number >= 0"),
+        (lambda: sam.sam_on(start_epoch=5, end_epoch=2), r"start=5 and end=2 leave no epoch"),
+        (lambda: sam.micro_batched(sam.sam(), 2.5), r"micro_batches=2.5 was asked"),
+        (lambda: sam.zsharp(percentile=1.0), r"percentile=1.0 is outside \[0, 1\)"),
+        (lambda: sam.zsharp(percentile="95"), r"percentile='95' is not a number in \[0, 1\)"),
+        (lambda: sam.gnp(alpha=1.5), r"alpha=1.5 is outside \[0, 1\]\.$"),
+        (lambda: sam.fsam(sigma=math.nan), r"sigma=nan was asked; it must be finite and sigma >="),
+        (lambda: sam.looksam(alpha=-1), r"alpha=-1 was asked; it must be finite and alpha >= 0"),
+        (lambda: sam.wsam(max_norm=0), r"max_norm=0 was asked; it must be finite and max_norm > 0"),
+        (lambda: sam.mesa(tau="1"), r"tau='1' is not a number; give one with tau > 0"),
+        (lambda: sam.focal_sam(class_counts=(1, 2), flat_gamma=-1), r"flat_gamma=-1 was asked"),
         (
             lambda: dataclasses.replace(sam.sam(), needs=frozenset({"luck"})),
             r"needs=\['luck'\] of variant 'sam'; one of \['per_example_losses'",
@@ -84,6 +99,66 @@ def test_degenerate_combinations_are_refused_with_the_reason(change, message):
         dataclasses.replace(
             sam.sam_on(0.1), **{k: v() if k == "selector" else v for k, v in change.items()}
         )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: dataclasses.replace(sam.zsharp(), selector=Intersection((ZScore(), NORMS))),
+            "ZScore leaves 1-D tensors as they are",
+        ),
+        (
+            lambda: sam.adaptive(sam.msam()),
+            "gate Adaptive is asked after the first pass, .*Momentum",
+        ),
+        (lambda: sam.adaptive(sam.focal_sam(class_counts=(1, 2))), "ClassWeighted of 'focal_sam'"),
+        (lambda: sam.adaptive(sam.sl_sam()), r"SameBatch of 'sl_sam' .*\(sam.window, sam.every\)"),
+        (
+            lambda: dataclasses.replace(sam.sampa(), gate=lambda point, state: True),
+            "needs_g1 = Fal",
+        ),
+        (
+            lambda: dataclasses.replace(sam.gnp(), source=sources.Momentum()),
+            "Blend needs what a fir",
+        ),
+        (
+            lambda: dataclasses.replace(sam.lagnp(), source=sources.Momentum()),
+            "TopLayers needs what",
+        ),
+        (
+            lambda: dataclasses.replace(
+                sam.mesa(), source=sources.Momentum(), gate=schedule.always
+            ),
+            "AveragedWeights needs what a first pass finds",
+        ),
+        (
+            lambda: sam.with_radius(sam.msam(), schedule.LossBudget(0.1, 0.2)),
+            "LossBudget needs what a first pass finds, and Momentum makes none",
+        ),
+        (lambda: dataclasses.replace(sam.sam(), correction=AddClean()), "AddClean adds .*ClassWei"),
+        (
+            lambda: dataclasses.replace(
+                sam.focal_sam(class_counts=(1, 2)), loss_term=sam.mesa().loss_term
+            ),
+            "ClassWeighted weighs the examples' losses itself, and AveragedWeights",
+        ),
+        (
+            lambda: dataclasses.replace(sam.esam(), loss_term=sam.mesa().loss_term),
+            "AveragedWeights compares with outputs of the whole batch, and LossRise",
+        ),
+    ],
+)
+def test_slots_that_cannot_work_together_say_why(make, message):
+    with pytest.raises(LandscapeError, match=message):
+        make()
+
+
+def test_kinds_of_norm_layers_alone_are_norm_layers():
+    make = lambda *kinds: Intersection((ZScore(), Kinds(kinds)))  # noqa: E731
+    with pytest.raises(LandscapeError, match="norm layers have no others"):
+        make("norm")
+    assert make("norm", "conv")
 
 
 def test_every_recipe_can_be_made_by_name_with_its_defaults_stated():
@@ -191,6 +266,106 @@ def test_parameters_of_another_model():
     model = cnn().requires_grad_(False)
     with pytest.raises(LandscapeError, match="all 9 tensors of the base optimizer are frozen"):
         sam.SAM(model, sgd(model), sam.sam())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "zsharp"}, r"a str, not a sam.Variant; make it: sam.make\('zsharp', "),
+        ({"variant": sam.zsharp}, r"a function, not a sam.Variant; call it: zsharp\(rho=...\)"),
+        ({"variant": 0.05}, r"a float, not a sam.Variant; make one, as sam.sam\(rho=0.05\)"),
+        ({"base": torch.optim.SGD}, r"the class SGD; make it first: SGD\(model.parameters\(\)"),
+        ({"base": nn.Linear(1, 1)}, "the base optimizer given is a Linear; .* torch.optim.Optimi"),
+        ({"model": iter(())}, "the model given is a .*nn.Module itself, not its parameters"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0 was asked"),
+        ({"scaler": True}, "scaler=True is a bool; give a torch.amp.GradScaler or None"),
+        ({"seed": "a"}, "seed='a' was asked; give a whole number >= 0"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(change, message):
+    model = cnn()
+    given = {"model": model, "base": sgd(model), "variant": sam.sam()} | change
+    with pytest.raises(LandscapeError, match=message):
+        sam.SAM(**given)
+
+
+def test_a_sam_around_a_sam_and_epochs_that_are_none():
+    model = cnn()
+    optimizer = sam.SAM(model, sgd(model), sam.sam())
+    with pytest.raises(LandscapeError, match=r"is a SAM optimizer itself; wrap .*optimizer\.base"):
+        sam.SAM(model, optimizer, sam.sam())
+    with pytest.raises(LandscapeError, match="epoch=-1 was asked; give a whole number >= 0"):
+        optimizer.begin_epoch(-1)
+    with pytest.raises(LandscapeError, match="total_epochs=0 was asked; give a whole number >= 1"):
+        optimizer.begin_epoch(0, 0)
+
+
+def test_batches_that_lack_what_a_variant_reads():
+    model = cnn()
+    x, y, indices = batch()
+    saf = sam.saf(num_examples=16, start_epoch=-1)
+    both = losses_of(model, with_logits=True)
+    with pytest.raises(LandscapeError, match=r"indices=2 says .*this batch is a tuple of 2; put"):
+        ready(model, saf).step(both, (x, y))
+    with pytest.raises(LandscapeError, match=r"names example 16 and num_examples=16 .* 0 to 15"):
+        ready(model, saf).step(both, (x, y, indices + 1))
+    focal = sam.focal_sam(class_counts=(3, 2, 1))
+    with pytest.raises(
+        LandscapeError, match="holds class 4 and class_counts has 3 classes, 0 to 2"
+    ):
+        ready(model, focal).step(losses_of(model), batch())
+    named = {"x": x, "y": y.double()}
+    with pytest.raises(LandscapeError, match=r"targets='y' says .* keys \['x', 'y'\]; put"):
+        ready(model, sam.focal_sam(class_counts=(1,) * 5, targets="y")).step(
+            lambda b: nn.functional.cross_entropy(model(b["x"]), b["y"].long(), reduction="none"),
+            named,
+        )
+    model.eval()
+    with pytest.raises(LandscapeError, match="the batch holds no example"):
+        ready(model, sam.sam()).step(losses_of(model), (x[:0], y[:0]))
+
+
+def test_a_layer_replaced_in_the_model_is_a_changed_parameter_set():
+    model = cnn()
+    optimizer = ready(model, sam.sam(0.1))
+    step(optimizer, batch())
+    model[7] = nn.Linear(54, 5).double()
+    before = weights(model)
+    with pytest.raises(LandscapeError, match=r"'7.weight' .* is no longer in the model \(2 such"):
+        step(optimizer, batch())
+    assert same(before, weights(model))
+    model.requires_grad_(False)
+    for p in optimizer.trained.parameters:
+        p.requires_grad_(False)
+    with pytest.raises(LandscapeError, match="all 9 tensors of the base optimizer are frozen"):
+        step(optimizer, batch())
+
+
+def test_a_tensor_that_the_loss_never_reaches_is_no_error():
+    model = cnn()
+    model.spare = nn.Linear(2, 2).double()
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1))
+    head = nn.Sequential(*list(model)[:8])
+    for t in range(3):
+        optimizer.step(losses_of(head), batch(t))
+    assert optimizer.known_unused == [9, 10]
+
+
+def test_a_state_of_another_model_is_no_state_for_a_counterfactual():
+    model = cnn()
+    optimizer = ready(model, sam.ssam_d(0.1))
+    step(optimizer, batch())
+    other = nn.Sequential(nn.Flatten(), nn.Linear(100, 5)).double()
+    with pytest.raises(LandscapeError, match=r"the state holds '1.weight' .* of another model"):
+        sam.perturb(
+            sam.ssam_d(0.1), other, losses_of(other), batch(), seed=0, state=optimizer.slots
+        )
+
+
+def test_sam_on_by_name_in_a_model_that_names_no_layer_says_to_match_by_type():
+    model = cnn()
+    with pytest.raises(LandscapeError, match=r"none by a name .*; use match=\"type\"\.$"):
+        step(ready(model, sam.sam_on(0.1, match="name")), batch())
 
 
 def test_a_changed_parameter_set():
