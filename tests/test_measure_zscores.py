@@ -1,5 +1,10 @@
 """z-scores of the gradient: laws with known quantiles, the softmax head, flags, kept counts."""
 
+import functools
+import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import torch
@@ -307,6 +312,32 @@ def test_streams_of_several_processes_give_one_result():
     assert (broken.moments.count, broken.not_finite) == (1, 2)
     with pytest.raises(LandscapeError, match="w has 1 finite values and 2 that are NaN"):
         measure.streamed_zscores({"w": broken})
+
+
+@pytest.mark.slow
+def test_four_processes_stream_what_one_does():
+    x = np.random.default_rng(0).standard_t(3, 2_000_000)
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(ValueHistogram.of, np.split(x, 4)))
+    merged, whole = functools.reduce(ValueHistogram.merge, parts), ValueHistogram.of(x)
+    np.testing.assert_array_equal(merged.codes, whole.codes)
+    np.testing.assert_array_equal(merged.counts, whole.counts)
+    ds = measure.streamed_zscores({"w": merged}).isel(tensor=0)
+    exact = tensor_zscores(x, 0.95)
+    assert abs(float(ds["threshold"]) - exact["threshold"]) <= float(ds["threshold_error"])
+    assert float(ds["excess_kurtosis"]) == pytest.approx(exact["excess_kurtosis"], rel=1e-9)
+
+
+def test_the_memory_of_a_stream_does_not_grow_with_the_tensor():
+    peaks = []
+    for size in (2_000_000, 8_000_000):
+        x = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+        tracemalloc.start()
+        ValueHistogram.of(x)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]
+    assert peaks[0] < 60e6  # chunks of a million float64, whatever the tensor
 
 
 @pytest.mark.slow
