@@ -165,7 +165,7 @@ def test_bad_grids_planes_and_centres_are_refused():
         measure.loss_plane(single, single.theta, directions=twice, seed=0)
     with pytest.raises(LandscapeError, match="theta is a list; pass a flat tensor"):
         measure.loss_plane(risk, theta.tolist(), seed=0)
-    with pytest.raises(LandscapeError, match=r"Direction 'd' of a own plane has norm 0"):
+    with pytest.raises(LandscapeError, match=r"Direction 'd' \(plane: own\) has norm 0"):
         plane.Plane(theta, torch.zeros(1, len(theta)).double(), "own", ("d",))
     broken = theta.clone()
     broken[3] = float("nan")

@@ -396,7 +396,26 @@ def test_bad_planes_are_refused():
         plane.perturbations(a, {})
     with pytest.raises(LandscapeError, match="direction 'asam' lies along the ones before it"):
         plane.perturbations(a, {"sam": a, "asam": -3 * a}, orthogonalize=True)
+    for make in (
+        lambda: plane.perturbations(a, {"sam": 0 * a}),
+        lambda: plane.gradient(a, 0 * a),
+        lambda: plane.eigenvectors(a, torch.zeros(1, 3)),
+    ):
+        with pytest.raises(LandscapeError, match=r"has norm 0\.0; a direction needs a finite"):
+            make()
+    with pytest.raises(LandscapeError, match=r"eigenvectors have shape \(3,\); give a row"):
+        plane.eigenvectors(a, a)
+    four = torch.ones(4)
+    for make in (
+        lambda: plane.through(a, 2 * a, four, labels=("sgd", "sam", "vit")),
+        lambda: plane.interpolation(a, four, labels=("sgd", "vit")),
+        lambda: plane.perturbations(a, {"sam": a, "vit": four}),
+    ):
+        with pytest.raises(LandscapeError, match=r"different sizes \(.*vit has 4 parameters\)"):
+            make()
     risk, _ = cnn_risk()
+    with pytest.raises(LandscapeError, match=r"theta has shape \(3,\) where the model has P = 306"):
+        plane.random(risk, a, num_directions=1, seed=0)
     with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):
         plane.random(risk, risk.theta, num_directions=1, normalize="rows", seed=0)
     with pytest.raises(LandscapeError, match="choose one of zero, random"):

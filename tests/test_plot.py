@@ -153,7 +153,7 @@ def test_columns_of_a_slice_name_their_batchnorm_mode(data):
 
 def test_a_slice_of_one_seed_says_what_its_band_is(data):
     one = figures.loss_slice(data["loss_slice"], setting="clean")
-    assert "over directions (one seed)" in one.caption
+    assert "over directions, which speaks about these checkpoints alone (one seed)" in one.caption
     assert "over seeds" in make(figures, "loss_slice", data).caption
 
 

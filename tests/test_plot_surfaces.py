@@ -193,9 +193,13 @@ def test_surfaces_have_holes_where_the_loss_is_not_finite(planes):
     ds = planes.copy(deep=True)
     ds.loss.values[:, 0, 0] = np.inf
     assert "Holes" in check_figure("loss_surface", ds).caption
-    trace = interactive.loss_surface(ds).data[0]
-    assert np.isnan(trace.z[0, 0])
-    assert not trace.connectgaps
+    page = interactive.loss_surface(ds)
+    assert np.isnan(page.data[0].z[0, 0])
+    assert not page.data[0].connectgaps
+    ds.loss.values[:, 0] = ds.loss.values[:, -1] = np.nan
+    page = interactive.loss_surface(ds)
+    assert page.layout.scene.xaxis.range == (-0.5, 0.5)
+    assert figures.loss_plane(ds).panels[3].x.limits == (-0.5, 0.5)
 
 
 def test_the_difference_marks_the_cells_whose_interval_excludes_zero(planes):

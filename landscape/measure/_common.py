@@ -65,17 +65,17 @@ class Measuring:
         return results.make(self.name, variables, coords=coords, provenance=provenance)
 
 
-def check_theta(risk: EmpiricalRisk, theta: Tensor) -> Tensor:
+def check_theta(risk: EmpiricalRisk, theta: Tensor, *, name: str = "theta") -> Tensor:
     """Theta on the risk's device and in its dtype; refused if of another model or not finite."""
     expected = risk.layout.num_parameters
     if not isinstance(theta, Tensor):
         raise LandscapeError(
-            f"theta is a {type(theta).__name__}; pass a flat tensor of the model's {expected} "
+            f"{name} is a {type(theta).__name__}; pass a flat tensor of the model's {expected} "
             f"trainable parameters, such as risk.theta."
         )
     if theta.shape != (expected,):
         raise LandscapeError(
-            f"theta has shape {tuple(theta.shape)} where the model has P = {expected} trainable "
+            f"{name} has shape {tuple(theta.shape)} where the model has P = {expected} trainable "
             f"parameters; pass a flat vector, such as risk.theta."
         )
     theta = theta.detach().to(device=risk.device, dtype=risk.dtype)

@@ -45,7 +45,7 @@ def barrier_matrix(
         )
     own = _comparable(risk, bn)
     names = list(models)
-    thetas = [check_theta(own, models[name]) for name in names]
+    thetas = [check_theta(own, models[name], name=name) for name in names]
     measuring = Measuring("barrier_matrix", own, thetas[0])
     ends = [_values(own, theta) for theta in thetas]
     grid = np.arange(points) / (points - 1)
@@ -91,7 +91,7 @@ def barrier(
     grid = np.arange(points) / (points - 1)
     rows, distances, shas = [], [], {}
     for name, other in others.items():
-        end = check_theta(own, other)
+        end = check_theta(own, other, name=name)
         shas[name] = own.fingerprint(end)
         if torch.equal(end, measuring.theta):
             rows.append([start] * points)
@@ -171,7 +171,7 @@ def bezier(
     own = _comparable(risk, bn)
     measuring = Measuring("bezier", own, theta)
     measuring.finite_loss()
-    a, b = measuring.theta, check_theta(own, end)
+    a, b = measuring.theta, check_theta(own, end, name="end")
     line = planes.interpolation(a, b)
     control, history = _trained(own, a, b, how, seed)
     grid = np.arange(points) / (points - 1)
@@ -228,7 +228,7 @@ def three_points(
         raise LandscapeError(f"margin={margin} was asked; give a number from 0 on, such as 0.25.")
     own = _comparable(risk, bn)
     names = list(models)
-    a, b, c = (check_theta(own, models[name]) for name in names)
+    a, b, c = (check_theta(own, models[name], name=name) for name in names)
     beyond = math.ceil(margin * cells - 1e-9)
     # Whole numbers over `cells`: 0 and 1, where the models are, are exact.
     axis = np.arange(-beyond, cells + beyond + 1) / cells

@@ -41,7 +41,7 @@ def interpolation(
     own = risk.with_bn(bn)
     measuring = Measuring("interpolation", own, theta)
     measuring.finite_loss()
-    end = check_theta(own, end)
+    end = check_theta(own, end, name="end")
     line = planes.interpolation(measuring.theta, end)
     grid = np.arange(points) / (points - 1)
     # The last point is the end itself, not theta plus a rounded difference.
@@ -92,7 +92,7 @@ def trajectory(
     about 2 (grid (1 + margin))² for the plane, twice with recalibration.
     """
     own = risk.with_bn(bn)
-    points = [check_theta(own, w) for w in checkpoints]
+    points = [check_theta(own, w, name=f"checkpoint {i}") for i, w in enumerate(checkpoints)]
     if epochs is not None and len(epochs) != len(points):
         raise LandscapeError(
             f"{len(epochs)} epochs were given for {len(points)} checkpoints; give one for each."

@@ -67,13 +67,18 @@ def random(
         raise LandscapeError(
             f"num_directions={num_directions} was asked; a slice needs one or more."
         )
+    rule = Filters.of(model)
+    if theta.shape != (rule.layout.num_parameters,):
+        raise LandscapeError(
+            f"theta has shape {tuple(theta.shape)} where the model has P = "
+            f"{rule.layout.num_parameters} trainable parameters; give a checkpoint of this model."
+        )
     weights = theta if reference is None else reference
     if weights.shape != theta.shape:
         raise LandscapeError(
             f"The reference has {weights.numel()} parameters and the model {theta.numel()}; "
             f"give weights of the same architecture."
         )
-    rule = Filters.of(model)
     generator = seeds.generator(seed, purpose="directions")
     rows = torch.empty(num_directions, theta.numel(), dtype=theta.dtype, device=theta.device)
     for row in rows:
@@ -177,6 +182,7 @@ def through(
     labels: tuple[str, str, str] = ("a", "b", "c"),
 ) -> Plane:
     """The plane with a at (0, 0), b at (1, 0) and c at (0, 1); its axes are oblique in general."""
+    _same_size(dict(zip(labels, (a, b, c), strict=True)))
     directions = torch.stack([b - a, c - a])
     names = tuple(f"{labels[0]} to {label}" for label in labels[1:])
     plane = Plane(a, directions, "through", names, {"points": list(labels)})
@@ -193,6 +199,7 @@ def interpolation(
     a: Float[Tensor, "P"], b: Float[Tensor, "P"], *, labels: tuple[str, str] = ("a", "b")
 ) -> Plane:
     """The line with a at 0 and b at 1."""
+    _same_size(dict(zip(labels, (a, b), strict=True)))
     details = {"points": list(labels)}
     return Plane(a, (b - a)[None], "interpolation", (f"{labels[0]} to {labels[1]}",), details)
 
@@ -207,7 +214,11 @@ def eigenvectors(
 
     An eigenvector has no sign: with `gradient`, each is turned so that gᵀv >= 0.
     """
-    units = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    if vectors.ndim != 2:
+        raise LandscapeError(
+            f"The eigenvectors have shape {tuple(vectors.shape)}; give a row for each, (m, P)."
+        )
+    units = _units(vectors)
     if gradient is not None:
         units = units * torch.where(units @ gradient < 0, -1.0, 1.0).to(units)[:, None]
     labels = tuple(f"eigenvector {i + 1}" for i in range(len(units)))
@@ -216,8 +227,7 @@ def eigenvectors(
 
 def gradient(theta: Float[Tensor, "P"], direction: Float[Tensor, "P"]) -> Plane:
     """The line along the normalized gradient; its coordinate is a distance."""
-    norm = torch.linalg.vector_norm(direction)
-    return Plane(theta, (direction / norm)[None], "gradient", ("gradient",))
+    return Plane(theta, _units(direction[None]), "gradient", ("gradient",))
 
 
 def perturbations(
@@ -236,9 +246,11 @@ def perturbations(
         raise LandscapeError("orthogonalize=True gives unit directions; leave unit=True with it.")
     if not named:
         raise LandscapeError("No perturbations were given; name one or more, {'sam': e}.")
-    rows = [e / torch.linalg.vector_norm(e) if unit else e for e in named.values()]
+    _same_size({"theta": theta, **named})
+    rows = torch.stack(list(named.values()))
     details = {"orthogonalized": False, "unit": unit}
-    plane = Plane(theta, torch.stack(rows), "perturbations", tuple(named), details)
+    rows = _units(rows) if unit else rows
+    plane = Plane(theta, rows, "perturbations", tuple(named), details)
     return orthogonalized(plane) if orthogonalize else plane
 
 
@@ -299,6 +311,21 @@ def _principal(rows: Tensor, largest: float) -> tuple[Tensor, tuple[str, ...]]:
                 row = row - (row @ other) * other
         units.append(row / torch.linalg.vector_norm(row))
     return torch.stack(units), tuple(labels)
+
+
+def _units(rows: Float[Tensor, "m P"]) -> Float[Tensor, "m P"]:
+    """Rows of length 1; 0 stays 0, which `Plane` refuses by that name."""
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(lengths == 0, 1, lengths)
+
+
+def _same_size(named: Mapping[str, Float[Tensor, "P"]]) -> None:
+    if len({each.shape for each in named.values()}) > 1:
+        sizes = ", ".join(f"{name} has {each.numel()}" for name, each in named.items())
+        raise LandscapeError(
+            f"No plane holds models of different sizes ({sizes} parameters); give checkpoints of "
+            f"one architecture."
+        )
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:

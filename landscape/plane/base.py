@@ -40,8 +40,8 @@ class Plane:
         for label, norm in zip(self.labels, self.norms.tolist(), strict=True):
             if not norm > 0 or norm == float("inf"):
                 raise LandscapeError(
-                    f"Direction {label!r} of a {self.kind} plane has norm {norm}; a direction "
-                    f"needs a finite norm above 0, so choose another one."
+                    f"Direction {label!r} (plane: {self.kind}) has norm {norm}; a direction needs "
+                    f"a finite norm above 0, so choose another one."
                 )
 
     @property

@@ -106,6 +106,8 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     bottom, top = (float(end) for end in mark.heights(np.array(mark.limits)))
     look = {"gridcolor": style.GRID, "backgroundcolor": "rgba(0,0,0,0)", "zeroline": False}
     small = {"size": 11}
+    # Whole, even where the loss is not finite at its ends.
+    ends = {"x": mark.x[[0, -1]].tolist(), "y": mark.y[[0, -1]].tolist()}
     z: dict[str, object] = {"range": [bottom - 0.35 * (top - bottom), top + 0.02 * (top - bottom)]}
     if mark.log:
         ticks = log_ticks(*mark.limits)
@@ -113,13 +115,20 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     figure.update_scenes(
         row=row,
         col=column,
-        xaxis={"title": {"text": panel.x.title, "font": small}, "tickfont": small, **look},
-        yaxis={"title": {"text": panel.y.title, "font": small}, "tickfont": small, **look},
+        **{
+            f"{which}axis": {
+                "title": {"text": axis.title, "font": small},
+                "tickfont": small,
+                "range": ends[which],
+                **look,
+            }
+            for which, axis in (("x", panel.x), ("y", panel.y))
+        },
         # Its title would stand outside of the scene; the colour bar has the same words.
         zaxis={"title": {"text": ""}, "tickfont": small, **look, **z},
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
-        camera={"eye": {"x": 1.65, "y": -1.85, "z": 1.05}, "center": {"x": 0, "y": 0, "z": -0.1}},
+        camera={"eye": {"x": 1.4, "y": -1.57, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.15}},
         dragmode="orbit",
     )
 

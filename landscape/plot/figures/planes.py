@@ -92,7 +92,8 @@ def _cut(ds: xr.Dataset, along: str, variable: str, *, log: bool) -> Panel:
         shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
         marks.append(Line(row[along].values.astype(float), shown, v.label, v.color))
     axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
-    axis = replace(axis, few=True)
+    # Whole, even where the loss is not finite at its ends.
+    axis = replace(axis, limits=(float(ds[along][0]), float(ds[along][-1])), few=True)
     title = f"cross-section {other} = 0"
     y = Axis(_lower(ds, variable), runs.units(ds, variable), log=log)
     return Panel(axis, y, tuple(marks), title)
