@@ -256,6 +256,47 @@ def adaptive(case: str, examples: int, bn: str, points: int = 51) -> dict[str, A
     }
 
 
+def table(cases: dict[str, Any]) -> list[str]:
+    """The table of the README, a line each."""
+    lines = [
+        "| | examples, points | ours is faster | n | A/A | share of peak, peer | adaptive | kept |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in (case for case in CASES if case in cases):
+        grid, part = cases[case]["grid"], cases[case].get("adaptive")
+        peer, best = best_peer(grid)
+        same = grid["time_over_ours"]["landscape (A/A)"]
+        shares = grid["share_of_gemm_peak"]
+        theirs = max(share for name, share in shares.items() if name.startswith(f"{peer},"))
+        saved = ("", "")
+        if part:
+            saved = (
+                f"{part['evaluated']} of {part['cells']}, {part['saving']:.1f} ×",
+                f"{100 * part['share_within_tolerance']:.1f} %",
+            )
+        cells = (
+            case,
+            f"{grid['examples']}, {grid['points']}",
+            f"{_interval(best)} × ({peer})",
+            str(best["n"]),
+            _interval(same),
+            f"{100 * shares['landscape']:.0f} %, {100 * theirs:.0f} %",
+            *saved,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def best_peer(grid: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The quickest of the other packages at its best setting, and its time over ours."""
+    found = grid["time_of_best_setting_over_ours"]
+    return min(found.items(), key=lambda pair: pair[1]["ratio"])
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
 def _commit(path: str | Path) -> str:
     call = ["git", "-C", str(path), "rev-parse", "HEAD"]
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
@@ -263,7 +304,8 @@ def _commit(path: str | Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--table", action="store_true", help="print that of the README, that alone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--more", action="store_true", help="add rounds to those in the file")
     parser.add_argument(
@@ -276,12 +318,17 @@ def main() -> None:
     parser.add_argument("--only-full", action="store_true", help="that alone")
     parser.add_argument("--sizes", action="store_true", help="peers by rows of a batch, that alone")
     options = parser.parse_args()
+    path = RESULTS / f"surface-{options.device}.json"
+    if options.table:
+        print("\n".join(table(json.loads(path.read_text())["cases"])))
+        return
+    if options.case is None:
+        parser.error("--case is needed")
     torch.set_num_threads(1)
     clones = dict(pair.split("=", 1) for pair in options.peer)
     if options.sizes:
         print(json.dumps(sizes(options.case, clones), indent=1))
         return
-    path = RESULTS / f"surface-{options.device}.json"
     made: dict[str, Any] = {}
     if not options.only_full:
         before = _read(path, options.case).get("grid", {}) if options.more else {}
