@@ -273,6 +273,9 @@ def test_a_mask_that_outlasts_the_record_has_a_hollow_half_life(data):
     assert kept.hollow.all()
     assert set(kept.x) == {float(data["mask_persistence"].lag.max())}
     assert not new.hollow.any()
+    low, high = drawn.panels[0].x.limits  # a wide axis, whatever the half-lives
+    assert low < 0.5
+    assert high > float(data["mask_persistence"].lag.max())
     expected = data["mask_persistence"].half_life.values[2:]
     np.testing.assert_allclose(new.x, expected)
     assert {r.text for r in marks_of(drawn, grammar.Rule, panel=1)} == {"chance", "half"}

@@ -166,7 +166,9 @@ def _half_lives(masked: Sequence[Variant], ds: xr.Dataset) -> Panel:
                    v.color, v.symbol, hollow=open_ended, legend=False)
         )  # fmt: skip
     axis = row_axis([v.label for v in masked])
-    return Panel(Axis("half-life", "steps", log=True), axis, tuple(marks))
+    # No shorter than what a mask that is new at every step has, one half.
+    ends = (0.4, 1.5 * max(longest, 2.0))
+    return Panel(Axis("half-life", "steps", log=True, limits=ends), axis, tuple(marks))
 
 
 def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:

@@ -193,7 +193,7 @@ def _map(
     found = [v for v in runs.variants(ds) if float(v.ds.energy_share.fillna(0).sum()) > 0]
     tables = [v.ds[name].transpose("run", "tensor", "epoch").mean("run").values for v in found]
     low, high = limits or _decades(tables)
-    strip = max(0.6, 0.06 * len(epochs))
+    strip = max(0.12, 0.06 * len(epochs))
     stride = max(1, -(-len(epochs) // 5))
     ticks = tuple((float(i), epochs[i]) for i in range(0, len(epochs), stride))
     across = Axis("epoch", ticks=ticks, limits=(-0.6 - strip, len(epochs) - 0.5))

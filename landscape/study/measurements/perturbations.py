@@ -32,7 +32,8 @@ def mask_selection(bench: Bench) -> xr.Dataset | None:
 def mask_filters(bench: Bench, *, tensor: str = "") -> xr.Dataset | None:
     """Which filters of one layer were selected.
 
-    tensor: its name; the first convolution, or else the first matrix, by default.
+    tensor: its name; by default the first convolution of several input channels, or else the
+    first convolution or matrix.
     """
     masks = _recorded(bench)
     if masks is None:
@@ -45,7 +46,8 @@ def mask_filters(bench: Bench, *, tensor: str = "") -> xr.Dataset | None:
             f"[measure.mask_filters] tensor = {tensor!r} is no tensor of two axes or more; "
             f"possible: {names or 'none'}."
         )
-    chosen = next((t for t in wide if t.kind == "conv"), wide[0])
+    convs = [t for t in wide if t.kind == "conv"]
+    chosen = next((t for t in convs if t.shape[1] > 1), (convs or wide)[0])
     return measure.mask_filters(
         masks, tensor=chosen.name, shape=chosen.shape, provenance=_said(masks)
     )
