@@ -36,7 +36,7 @@ def barrier_matrix(
     re-estimated at every point; those of one model (bn="eval") are refused, because they belong to
     no other. A barrier is symmetric, so that each pair is measured once. Networks with permuted
     units are far apart here though their functions agree (arXiv:2209.04836).
-    Cost: one pass over the data per model and points - 2 per pair, twice with recalibration.
+    Cost: one pass over the data per model and points - 2 per pair; recalibration as for `loss_slice`.
     """
     check_count("points", points, 3)
     if len(models) < 2:
@@ -78,8 +78,8 @@ def barrier(
 
     loss(other, alpha) and error_rate(other, alpha), theta at alpha = 0; barrier(other),
     error_barrier(other), distance(other). A model is at distance 0 of itself, without a barrier.
-    Cost: one pass over the data for theta and points - 1 for every other model, twice with
-    recalibration.
+    Cost: one pass over the data for theta and points - 1 for every other model; recalibration
+    as for `loss_slice`.
     """
     check_count("points", points, 3)
     if not others:
@@ -164,7 +164,7 @@ def bezier(
     chord of the end losses; detour = length of the curve / ‖end - theta‖; control_point(parameter)
     is c. training_loss: mean over the last tenth of the steps. A low curve shows that the two are
     connected; a barrier on it shows only that this training found no better one.
-    Cost: 2 points passes, twice with recalibration, and steps * batch_size / N gradients.
+    Cost: 2 points passes (recalibration: see `loss_slice`), and steps * batch_size / N gradients.
     """
     check_count("points", points, 3)
     how = training or CurveTraining()
@@ -217,7 +217,7 @@ def three_points(
     (axis_cosine), b - a and c - a. model_alpha(point), model_beta(point) place the models and
     model_loss(point) is the loss of each, which the grid hits to rounding. BatchNorm statistics are
     re-estimated at every point, since those of one model belong to no other.
-    Cost: (cells (1 + 2 margin) + 1)² forward passes, twice with recalibration.
+    Cost: (cells (1 + 2 margin) + 1)² forward passes; recalibration as for `loss_slice`.
     """
     check_count("cells", cells, 1)
     if len(models) != 3:

@@ -35,7 +35,7 @@ def interpolation(
     alpha L(end)), never below 0, and error_barrier likewise (arXiv:1912.05671). distance = ‖end -
     theta‖. bn="recalibrate" gives every point its own BatchNorm statistics: with those of one end
     the barrier is an artefact. Networks with permuted units are far apart here though their
-    functions agree. Cost: points forward passes, twice with recalibration.
+    functions agree. Cost: points forward passes; recalibration as for `loss_slice`.
     """
     check_count("points", points, 3)
     own = risk.with_bn(bn)
@@ -89,7 +89,7 @@ def trajectory(
     of each axis; the plane is then drawn as well, plane_loss(alpha, beta), `margin` beyond. alpha
     and beta are in units of alpha_unit, beta_unit, the largest |coordinate| along each direction,
     so that trainings of different lengths share them. Cost: two forward passes per checkpoint and
-    about 2 (grid (1 + margin))² for the plane, twice with recalibration.
+    about 2 (grid (1 + margin))² for the plane; recalibration as for `loss_slice`.
     """
     own = risk.with_bn(bn)
     points = [check_theta(own, w, name=f"checkpoint {i}") for i, w in enumerate(checkpoints)]

@@ -56,7 +56,8 @@ def loss_slice(
     on other data, {"test": risk}, give test_loss, test_error_rate and test_loss_stderr at the same
     points; under bn="recalibrate" with the BatchNorm statistics of the measured examples.
     tiles: a folder that keeps one file per direction, as for `loss_plane`.
-    Cost: num_directions * (points - 1) + 1 forward passes over the data, twice with recalibration.
+    Cost: num_directions * (points - 1) + 1 forward passes over the data. Recalibration adds none
+    where the examples are one batch; in several it adds a pass per BatchNorm layer, up to there.
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
@@ -129,7 +130,7 @@ def loss_plane(
     tiles: a folder that keeps one file per alpha; the same call after Ctrl-C, a kill or a full disk
     goes on from there and gives the same arrays to the last bit. A damaged file is named in a
     warning and computed again; tiles of another grid are refused.
-    Cost: points² forward passes over the data, twice with recalibration.
+    Cost: points² forward passes over the data; recalibration as for `loss_slice`.
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
