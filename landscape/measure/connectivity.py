@@ -36,7 +36,8 @@ def barrier_matrix(
     re-estimated at every point; those of one model (bn="eval") are refused, because they belong to
     no other. A barrier is symmetric, so that each pair is measured once. Networks with permuted
     units are far apart here though their functions agree (arXiv:2209.04836).
-    Cost: one pass over the data per model and points - 2 per pair; recalibration as for `loss_slice`.
+    Cost: one pass over the data per model and points - 2 per pair; recalibration as for
+    `loss_slice`.
     """
     check_count("points", points, 3)
     if len(models) < 2:
