@@ -75,6 +75,11 @@ def record(
     body and a killed process up to the last 100 steps. Cost: one pass over the weights per forward
     pass, and a wait for the device.
     """
+    if not isinstance(model, nn.Module):
+        raise LandscapeError(
+            f"record was given a {type(model).__name__}; give the module that the loop calls. The "
+            f"optimizer is found when it steps."
+        )
     return Recording(
         model,
         Path(folder),

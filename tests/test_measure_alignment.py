@@ -188,6 +188,24 @@ def test_fisher_is_the_mean_squared_gradient_of_single_examples():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
 
 
+def test_where_the_gradient_is_zero_there_is_no_fisher_to_be_enriched():
+    class Still(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+
+        def forward(self, x):
+            return 0 * (x @ self.w)
+
+    x, y = torch.arange(24.0).double().view(8, 3), torch.arange(8) % 4
+    risk = EmpiricalRisk(Still(), nn.CrossEntropyLoss(), (x, y))
+    ds = measure.enrichment(
+        risk, risk.theta, variants={"random": sam.random_mask(rho=0.1)}, k=1, num_probes=2, seed=0
+    )
+    assert np.isnan(ds["enrichment_fisher"]).all()
+    assert np.isnan(ds["chance_low_fisher"]).all()
+
+
 def test_no_variant_is_refused():
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match="alignment got no variant"):

@@ -144,6 +144,26 @@ def test_bad_input_of_batches_is_refused():
         measure.batch_overlap(risk, risk.theta, variants=one, batch_size=20, num_batches=3, seed=0)
 
 
+@pytest.mark.parametrize(
+    "name", ["mask_overlap", "batch_overlap", "perturbation_cosines", "enrichment", "alignment"]
+)
+def test_variants_that_are_none_are_named(name):
+    risk, _ = cnn_risk(n=8)
+    ask = getattr(measure, name)
+    with pytest.raises(LandscapeError, match=rf"{name} got variants as a list; pass a dictionary"):
+        ask(risk, risk.theta, variants=[sam.sam(rho=0.1), sam.sgd()], seed=0)
+    with pytest.raises(LandscapeError, match="'zsharp' is a str and no variant; pass one of"):
+        ask(risk, risk.theta, variants={"a": "zsharp", "b": "sam"}, seed=0)
+    with pytest.raises(LandscapeError, match="'zsharp' is a str and no variant; pass one of"):
+        measure.perturbation(risk, risk.theta, variant="zsharp", seed=0)
+
+
+def test_a_path_is_no_series_of_masks():
+    for ask in (measure.mask_persistence, measure.mask_selection):
+        with pytest.raises(LandscapeError, match=r"open them with snapshots.read_masks\('runs/a'"):
+            ask("runs/a")
+
+
 # --- other runs ------------------------------------------------------------------------------
 
 

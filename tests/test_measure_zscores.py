@@ -312,6 +312,9 @@ def test_streams_of_several_processes_give_one_result():
     assert (broken.moments.count, broken.not_finite) == (1, 2)
     with pytest.raises(LandscapeError, match="w has 1 finite values and 2 that are NaN"):
         measure.streamed_zscores({"w": broken})
+    for streams_of, words in (({}, "no histogram"), ({"w": np.ones(3)}, "ndarray")):
+        with pytest.raises(LandscapeError, match=f"got {words}; pass a ValueHistogram for each"):
+            measure.streamed_zscores(streams_of)
 
 
 @pytest.mark.slow

@@ -613,6 +613,12 @@ def test_choices_are_checked(tmp_path, options, said):
         landscape.record(small.model(), folder=tmp_path, **({"steps_per_epoch": 1} | options))
 
 
+def test_an_optimizer_is_no_model(tmp_path):
+    optimizer = torch.optim.SGD(small.model().parameters(), lr=0.1)
+    with pytest.raises(LandscapeError, match="record was given a SGD; give the module that the"):
+        landscape.record(optimizer, folder=tmp_path, steps_per_epoch=1)
+
+
 def test_without_gradients(tmp_path):
     recorded(small.model(), tmp_path, gradients=False)
     steps = snapshots.read_steps(tmp_path)

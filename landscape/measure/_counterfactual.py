@@ -1,6 +1,7 @@
 """What each variant would do at one theta, on one seeded batch of a risk's data."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,26 @@ from landscape.sam.engine import new_slots
 from landscape.sam.sources import Friendly
 
 BATCH_BN = ("batch", "eval")
+
+
+def check_variants(name: str, variants: Mapping[str, sam.Variant]) -> None:
+    """Refuse what is no mapping of names to variants."""
+    if not isinstance(variants, Mapping):
+        raise LandscapeError(
+            f"{name} got variants as a {type(variants).__name__}; pass a dictionary of names and "
+            f'variants, such as {{"zsharp": sam.zsharp(rho=0.05)}}.'
+        )
+    for variant in variants.values():
+        check_variant(variant)
+
+
+def check_variant(variant: sam.Variant) -> None:
+    """Refuse what is no variant."""
+    if not isinstance(variant, sam.Variant):
+        raise LandscapeError(
+            f"{variant!r} is a {type(variant).__name__} and no variant; pass one of "
+            f"landscape.sam, such as sam.zsharp(rho=0.05)."
+        )
 
 
 class Counterfactual:
@@ -52,6 +73,7 @@ class Counterfactual:
         Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
         gradients over all batches of the data, which is what it estimates.
         """
+        check_variant(variant)
         rows = self.rows if rows is None else rows
         self.risk.spend(2 * len(rows) / self.risk.num_examples)
         note = None

@@ -1,5 +1,6 @@
 """Do perturbations point where the loss curves, and do masks select it? Against chance."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from landscape.measure._common import (
     numbers,
     split,
 )
-from landscape.measure._counterfactual import Counterfactual
+from landscape.measure._counterfactual import Counterfactual, check_variants
 from landscape.measure.curvature import eigenpairs
 from landscape.params import ParamLayout
 from landscape.results import Variable
@@ -52,6 +53,7 @@ def alignment(
     energy are NaN. residual_norm(rank) in float64 unless certify="none".
     Cost: about 20 k gradients, 2 per variant.
     """
+    check_variants("alignment", variants)
     if not variants:
         raise LandscapeError("alignment got no variant; name at least one, such as sam.sam(rho).")
     check_choice("certify", certify, RESIDUALS)
@@ -129,6 +131,7 @@ def enrichment(
     mean over `fisher_examples` examples of the squared gradient (empirical Fisher); `weight`,
     theta²; `magnitude`, |theta|. `direction` names the variants.
     """
+    check_variants("enrichment", variants)
     if not variants:
         raise LandscapeError("enrichment got no variant; name at least one with a mask.")
     check_count("num_probes", num_probes, 1)
@@ -233,7 +236,7 @@ def _selected(
     layout: ParamLayout, mask: Bool[Tensor, "P"], q: Float[Tensor, "P"]
 ) -> tuple[float, float, float]:
     """Share of q in the mask; mean and SD of the share in random masks of the same densities."""
-    total = float(q.sum())
+    total = float(q.sum()) or math.nan  # nothing to be shared
     mean, variance = 0.0, 0.0
     for m, part in zip(split(layout, mask), split(layout, q), strict=True):
         density = float(m.double().mean())
@@ -250,7 +253,7 @@ def _chance_interval(
     """The 2.5 and 97.5 % points of the share of q in random masks of the same densities."""
     counts = [int(part.sum()) for part in split(layout, mask)]
     draws = _mask_null.selected_shares(split(layout, q), counts, seed=seed)
-    return np.quantile(draws, [0.025, 0.975]) / float(q.sum())
+    return np.quantile(draws, [0.025, 0.975]) / (float(q.sum()) or math.nan)
 
 
 def _matched(

@@ -1,5 +1,6 @@
 """The masks of one training over its steps: how long they last, and what they select most."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def mask_persistence(
     to the last lag; what is below the first lag was not observed but interpolated. kinds: kind of
     each tensor by name.
     """
+    _check(snapshots)
     series = isinstance(snapshots, MaskSeries)
     steps = snapshots.steps.tolist() if series else sorted(step for step, _ in snapshots)
     wanted = occurring_lags(steps) if lags is None else sorted(set(lags))
@@ -152,6 +154,7 @@ def mask_filters(
     independent coordinates, d (1 - d)/(T m) with m coordinates a filter. shape: of the tensor, with
     output channels on axis 0 and input channels on axis 1.
     """
+    _check(snapshots)
     shape = tuple(shape)
     known = next(iter(snapshots))[1] if len(snapshots) else None
     sizes = dict(zip(known.names, known.sizes, strict=True)) if known else {}
@@ -182,8 +185,17 @@ def mask_filters(
     )
 
 
+def _check(snapshots: Snapshots) -> None:
+    if isinstance(snapshots, str | os.PathLike):
+        raise LandscapeError(
+            f"Masks were asked of the path {snapshots}; open them with "
+            f"snapshots.read_masks({str(snapshots)!r})."
+        )
+
+
 def _times(snapshots: Snapshots) -> tuple[PackedMasks, list[np.ndarray], np.ndarray]:
     """Names and sizes, times each coordinate is selected per tensor, densities (T, tensors)."""
+    _check(snapshots)
     if len(snapshots) < 2:
         raise LandscapeError(
             f"{len(snapshots)} mask snapshot was given; selection frequencies need two or more."

@@ -21,7 +21,7 @@ from landscape.measure._common import (
     split,
     tensor_coords,
 )
-from landscape.measure._counterfactual import Counterfactual
+from landscape.measure._counterfactual import Counterfactual, check_variants
 from landscape.measure._nulls import FilterNull, Permutations, filter_mean, kappa_above
 from landscape.plane import Filters
 from landscape.results import Variable
@@ -68,6 +68,7 @@ def mask_overlap(
     density(direction, tensor): share selected by each variant. Cost: 2 gradients of the batch per
     variant.
     """
+    check_variants("mask_overlap", variants)
     if len(variants) < 2:
         raise LandscapeError(
             f"mask_overlap got {len(variants)} variant; it compares two or more, by name."
@@ -130,6 +131,7 @@ def batch_overlap(
     their number. A variant without a mask is NaN. Cost: 2 gradients per variant and batch, and of
     all examples.
     """
+    check_variants("batch_overlap", variants)
     if not variants:
         raise LandscapeError("batch_overlap got no variant; name at least one with a mask.")
     check_count("num_batches", num_batches, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from landscape import sam
 from landscape.errors import LandscapeError
 from landscape.measure._common import Measuring, numbers, pair_coords, split, tensor_coords
-from landscape.measure._counterfactual import Counterfactual
+from landscape.measure._counterfactual import Counterfactual, check_variants
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 
@@ -103,6 +103,7 @@ def perturbation_cosines(
     cosine_squared_all, expected_all = 1/P: over all tensors. Cost: 2 gradients of the batch per
     variant.
     """
+    check_variants("perturbation_cosines", variants)
     if len(variants) < 2:
         raise LandscapeError(
             f"perturbation_cosines got {len(variants)} variant; it compares two or more, by name."

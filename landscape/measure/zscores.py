@@ -141,6 +141,12 @@ def streamed_zscores(
     where a histogram has seen NaN or infinite values, or nothing.
     """
     _check(percentile, "full", "tensor", grid)
+    if not histograms or not all(isinstance(h, ValueHistogram) for h in histograms.values()):
+        found = ", ".join(sorted({type(h).__name__ for h in histograms.values()}))
+        raise LandscapeError(
+            f"streamed_zscores got {found or 'no histogram'}; pass a ValueHistogram for each "
+            f"tensor, such as {{'conv.weight': ValueHistogram.of(gradient)}}."
+        )
     for name, histogram in histograms.items():
         if histogram.not_finite or not histogram.moments.count:
             raise LandscapeError(
