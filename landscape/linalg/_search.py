@@ -91,6 +91,7 @@ class Search:
             while not complete and self.used < self.limit and len(self.values) < self.size:
                 self.found_none = False
                 self.restarts += 1
+                space.rows = space.rows[:0].clone()  # room for the next
                 space = self.krylov(None)
                 self.extend(space, self.searched)
                 complete = self.found_none

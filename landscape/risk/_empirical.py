@@ -294,10 +294,9 @@ class EmpiricalRisk(Described):
         for batch in self._engine.graph_batches(order=2):
             loss, leaf, gradient = self._engine.gradient_graph(theta, batch)
             sums.append(loss)
-            total += self._engine.products(gradient, leaf, rows, keep=False)
+            self._engine.add_products(total, gradient, leaf, rows, keep=False)
         self._engine.spend(GRADIENT + PRODUCT * len(rows))
-        total = self._engine.over_all(total)
-        product = total / self.num_examples + self._weight_decay * rows
+        product = self._engine.mean_of(total, rows, self._weight_decay)
         self._refuse_non_finite(theta, self._mean(sums, theta), product, "Hessian product")
         return product.reshape(V.shape)
 

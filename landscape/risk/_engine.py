@@ -197,18 +197,25 @@ class Engine:
             output = self.network(batch)
             return self.sum(self.criterion(output, batch.targets, batch.count), batch)
 
-    def products(self, gradient: Tensor, leaf: Tensor, rows: Tensor, *, keep: bool) -> Tensor:
-        """Hessian of the batch's sum times each row, by a second reverse pass."""
+    def add_products(
+        self, total: Tensor, gradient: Tensor, leaf: Tensor, rows: Tensor, *, keep: bool
+    ) -> None:
+        """Add the Hessian of the batch's sum times each row, by a second reverse pass each."""
         if not gradient.requires_grad:
-            return torch.zeros_like(rows)
-        products: list[Tensor] = []
+            return
         try:
             with self.differentiating(2):
                 for i, v in enumerate(rows):
                     retain = keep or i + 1 < len(rows)
-                    products += torch.autograd.grad(
+                    (product,) = torch.autograd.grad(
                         gradient, leaf, v, retain_graph=retain, materialize_grads=True
                     )
+                    total[i] += product
         except RuntimeError as error:
             raise _checks.second_derivative_error(self, leaf.detach(), error) from error
-        return torch.stack(products)
+
+    def mean_of(self, total: Tensor, rows: Tensor, weight_decay: float) -> Tensor:
+        """Sums over the own examples, in place made the mean over all and weight decay's share."""
+        count = (self.spread or self.examples).num_examples
+        total = self.over_all(total).div_(count)
+        return total.add_(rows, alpha=weight_decay) if weight_decay else total

@@ -47,14 +47,12 @@ class LinearizedHVP:
         rows = risk._as_vectors(V)
         total = torch.zeros_like(rows)
         for leaf, gradient in self._kept:
-            total += engine.products(gradient, leaf, rows, keep=True)
+            engine.add_products(total, gradient, leaf, rows, keep=True)
         for batch in self._rebuilt:
             _, leaf, gradient = engine.gradient_graph(self._theta, batch)
-            total += engine.products(gradient, leaf, rows, keep=False)
+            engine.add_products(total, gradient, leaf, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        total = engine.over_all(total)
-        product = total / risk.num_examples + risk._weight_decay * rows
-        return product.reshape(V.shape)
+        return engine.mean_of(total, rows, risk._weight_decay).reshape(V.shape)
 
 
 class LinearizedGGN:
@@ -81,12 +79,11 @@ class LinearizedGGN:
         rows, engine = self._risk._as_vectors(V), self._risk._engine
         total = torch.zeros_like(rows)
         for graph in self._kept:
-            total += graph.products(rows, keep=True)
+            graph.add_products(total, rows, keep=True)
         for batch in self._rebuilt:
-            total += _Graph.of(engine, self._theta, batch).products(rows, keep=False)
+            _Graph.of(engine, self._theta, batch).add_products(total, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        product = engine.over_all(total) / self._risk.num_examples + self._risk.weight_decay * rows
-        return product.reshape(V.shape)
+        return engine.mean_of(total, rows, self._risk.weight_decay).reshape(V.shape)
 
 
 @dataclass(frozen=True)
@@ -120,10 +117,10 @@ class _Graph:
         _checks.refuse_cut_graph(engine, theta, pulled)
         return cls(engine, leaf, outputs, dummy, pulled, cut, slope)
 
-    def products(self, rows: Tensor, *, keep: bool) -> Tensor:
+    def add_products(self, total: Tensor, rows: Tensor, *, keep: bool) -> None:
         if not self.slope.requires_grad:
-            return torch.zeros_like(rows)  # a loss linear in the outputs
-        found, engine, grad = [], self.engine, torch.autograd.grad
+            return  # a loss linear in the outputs
+        engine, grad = self.engine, torch.autograd.grad
         options = {"materialize_grads": True}
         try:
             with engine.differentiating(2):
@@ -131,10 +128,9 @@ class _Graph:
                     last = options | {"retain_graph": keep or i + 1 < len(rows)}
                     (pushed,) = grad(self.pulled, self.dummy, v, **options, retain_graph=True)
                     (curved,) = grad(self.slope, self.cut, pushed, **last)
-                    found += grad(self.outputs, self.leaf, curved, **last)
+                    total[i] += grad(self.outputs, self.leaf, curved, **last)[0]
         except RuntimeError as error:
             raise _checks.second_derivative_error(engine, self.leaf.detach(), error) from error
-        return torch.stack(found)
 
 
 def _refuse_odd(outputs: object, loss: str) -> None:
