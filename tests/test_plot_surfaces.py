@@ -395,7 +395,11 @@ def test_imported_surfaces_are_drawn_like_our_own(tmp_path):
         file["train_loss"] = np.arange(1.0, 10.0).reshape(3, 3)
         file["train_acc"] = np.full((3, 3), 50.0)
     ds = surfaces.read_goldstein(tmp_path / "old.h5")
-    check_figure("loss_plane", ds)
+    drawn = check_figure("loss_plane", ds)
+    assert [panel.title for panel in drawn.panels[1:]] == [
+        "cross-section β = 0", "cross-section α = 0"]  # fmt: skip
+    beside = ds.assign_coords(beta=ds.beta + 0.25)
+    assert figures.loss_plane(beside).panels[1].title == "cross-section β = 0.25"
     check_figure("loss_surface", ds)
 
 

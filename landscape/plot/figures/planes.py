@@ -83,7 +83,7 @@ def _lower(ds: xr.Dataset, variable: str) -> str:
 
 
 def _cut(ds: xr.Dataset, along: str, variable: str, *, log: bool) -> Panel:
-    """The row of cells through the checkpoint, one line per variant."""
+    """The row of cells through, or nearest to, the checkpoint, one line per variant."""
     across = "beta" if along == "alpha" else "alpha"
     marks: list[Mark] = []
     for v in runs.variants(ds):
@@ -94,7 +94,9 @@ def _cut(ds: xr.Dataset, along: str, variable: str, *, log: bool) -> Panel:
     axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
     # Whole, even where the loss is not finite at its ends.
     axis = replace(axis, limits=(float(ds[along][0]), float(ds[along][-1])), few=True)
-    title = f"cross-section {other} = 0"
+    # An imported grid need not hold 0.
+    at = float(ds[across].sel({across: 0.0}, method="nearest"))
+    title = f"cross-section {other} = {at:.3g}"
     y = Axis(_lower(ds, variable), runs.units(ds, variable), log=log)
     return Panel(axis, y, tuple(marks), title)
 
