@@ -189,6 +189,34 @@ def test_autocast_sees_the_perturbed_weights(form):
     assert all(torch.equal(x, y) for x, y in zip(one.g2, two.g2))
 
 
+@pytest.mark.parametrize("name", ["sam", "fsam", "zsharp", "gsam", "sam_on"])
+def test_a_scaler_changes_no_step_under_autocast(name):
+    """As people train on half precision: autocast, scale(loss).backward(), step, update."""
+
+    def trained(scaler):
+        model = cnn().float()
+        optimizer = sam.SAM(model, sgd(model), VARIANTS[name], scaler=scaler)
+        norms = []
+        for i in range(4):
+            x, y = batch(i)[0].float(), batch(i)[1]
+
+            def closure(x=x, y=y):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = nn.functional.cross_entropy(model(x), y)
+                (loss if scaler is None else scaler.scale(loss)).backward()
+                return loss
+
+            optimizer.step(closure)
+            if scaler is not None:
+                scaler.update()
+            norms.append(float(optimizer.perturbation.norm))
+        assert norms == pytest.approx([0.1] * 4, rel=1e-5)
+        return list(model.parameters())
+
+    for p, q in zip(trained(scaler_of()), trained(None), strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-8)
+
+
 def test_bf16_autocast_training_follows_float32():
     a, b = cnn().float(), cnn().float()
     opt_a = sam.SAM(a, sgd(a), sam.sam(0.05))
