@@ -96,6 +96,16 @@ def test_questions_are_answered_by_their_pairs_as_one_family(whole):
         assert "over the 3 pairs asked" in text
 
 
+def test_of_several_random_masks_the_one_compared_with_is_named(whole):
+    study = replace(whole)
+    study.__dict__["recipes"] = whole.recipes | {"asam": "random_mask"}
+    first = next(v for v in study.variants("noisy") if study.recipes[v.id] == "random_mask")
+    found = answer(study, comparisons(study))
+    leads = [f.lead for f in found.findings if "told from" in f.lead]
+    assert any(f"told from a random mask ({first.label})." in lead for lead in leads)
+    assert f"detectably better than a random mask ({first.label})" in found.headline
+
+
 def test_without_accuracy_nothing_is_said_about_random_masks(tmp_path):
     study = read(write_study(tmp_path, noisy=FEW, clean=(), without=(*DRAWN, "generalization")))
     found = answer(study, comparisons(study))

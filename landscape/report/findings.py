@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from landscape import stats
+from landscape.plot.runs import Variant
 from landscape.report import words
 from landscape.report.evidence import (
     MEASURES,
@@ -160,11 +161,19 @@ def _questions(study: Study, setting: str) -> list[Finding]:
     return findings
 
 
+def _random_masks(study: Study, setting: str) -> list[Variant]:
+    """The controls that draw their coordinates; the first one is what variants are held against."""
+    return [v for v in study.variants(setting) if study.recipes.get(v.id) == "random_mask"]
+
+
+def _named(controls: list[Variant]) -> str:
+    """Which random mask, where there are several."""
+    return f"a random mask ({controls[0].label})" if len(controls) > 1 else "a random mask"
+
+
 def _to_random_mask(study: Study, setting: str) -> tuple[list[str], list[str], list[str]]:
     """Variants not told apart from the random mask, better, and worse, in words."""
-    control = next(
-        (v.id for v in study.variants(setting) if study.recipes.get(v.id) == "random_mask"), None
-    )
+    control = next((v.id for v in _random_masks(study, setting)), None)
     per_variant = study.values("generalization", study.metric, setting)
     same, above, below = [], [], []
     for v in study.variants(setting) if per_variant else []:
@@ -183,11 +192,11 @@ def _against_random(study: Study, setting: str) -> list[Finding]:
     same, above, below = _to_random_mask(study, setting)
     if not (same or above or below):
         return []
-    total = len(same) + len(above) + len(below)
+    total, named = len(same) + len(above) + len(below), _named(_random_masks(study, setting))
     lead = (
-        f"{len(same)} of {total} variants cannot be told from a random mask."
+        f"{len(same)} of {total} variants cannot be told from {named}."
         if same
-        else "Every variant can be told from a random mask."
+        else f"Every variant can be told from {named}."
     )
     parts = [
         f"{title}: {words.listing(group)}."
@@ -335,10 +344,11 @@ def _headline_control(study: Study, setting: str, any_better: bool) -> str:
     same, above, below = _to_random_mask(study, setting)
     if not any_better or not same:
         return ""
+    named = _named(_random_masks(study, setting))
     if not above:
-        return ", but none of them detectably better than a random mask"
+        return f", but none of them detectably better than {named}"
     even = len(same) + len(below)
-    return f", but {even} of {even + len(above)} not detectably better than a random mask"
+    return f", but {even} of {even + len(above)} not detectably better than {named}"
 
 
 def _share(n: int, total: int) -> str:
