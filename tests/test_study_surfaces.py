@@ -1,5 +1,6 @@
 """Planes of every kind, and what lies between the runs of a setting, measured by a study."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from landscape.study.estimate import estimate
 from landscape.study.jobs import keyed
 from landscape.study.measurements import measure_run
 from landscape.study.measurements.connections import _half
-from landscape.study.running import job_of
+from landscape.study.running import job_of, usable_cores, worker_count
 
 HERE = Path(__file__).parent
 TEXT = """
@@ -77,6 +78,13 @@ def bench_of(finished, name, *, setting="one", text=TEXT):
     study = plan(text)
     found = next(r for r in study.runs if (r.setting, f"{r.variant}/{r.seed}") == (setting, name))
     return Bench(job_of(study, found, finished.folder, "cpu", HERE_ONLY, across=True))
+
+
+def test_the_slices_of_a_study_use_every_core_that_it_may(monkeypatch):
+    """A run's slices are one job of the pool, which has a worker for each core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert worker_count(Options(), "cpu") == usable_cores() == 3
+    assert worker_count(Options(workers=1), "cpu") == worker_count(Options(), "cuda:0") == 1
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 8])
