@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about 10 minutes
     OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
     OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --stream        # one tensor of 10^8 alone
 
 Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
 set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
@@ -30,6 +31,7 @@ from benchmarks.recorder import LAGS, write_masks
 from landscape import EmpiricalRisk, measure, problems, sam, snapshots
 from landscape.problems.resnet import ResNet
 from landscape.problems.vit import ViT
+from landscape.streams import ValueHistogram
 
 RESULTS = Path(__file__).parent / "results" / "scale-cpu.json"
 SHAPE, EXAMPLES, BATCH = (3, 32, 32), 8, 4
@@ -85,10 +87,14 @@ MEASUREMENTS: dict[str, Call] = {
     "batch_overlap, 2 variants": lambda r: measure.batch_overlap(
         r, r.theta, variants=FEW, batch_size=BATCH, num_batches=2, seed=0
     ),
+    "enrichment, 2 variants, k=1": lambda r: measure.enrichment(
+        r, r.theta, variants=FEW, k=1, num_probes=2, fisher_examples=4, batch_size=BATCH, seed=0
+    ),
     "gradient_noise": lambda r: measure.gradient_noise(r, r.theta, batch_size=BATCH, seed=0),
     "calibration": lambda r: measure.calibration(r, r.theta),
     "features": lambda r: measure.features(r, r.theta, seed=0),
     "margins": lambda r: measure.margins(r, r.theta),
+    "memorization": lambda r: measure.memorization(r, r.theta, clean_targets=r.targets),
     "norms": lambda r: measure.norms(r, r.theta, initial=r.theta),
     "robustness, 2 draws": lambda r: measure.robustness(r, r.theta, num_draws=2, seed=0),
 }
@@ -139,6 +145,18 @@ def masks_cell(name: str, folder: Path) -> dict[str, float]:
     }
 
 
+def stream_cell() -> dict[str, float]:
+    """A tensor of 10^8 elements through one `ValueHistogram`, in this process."""
+    x = torch.randn(10**8, generator=torch.Generator().manual_seed(0))
+    before, start = peak(), time.process_time()
+    found = ValueHistogram.of(x)
+    return {
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "mb_beyond_the_tensor": round(peak() - before),
+        "bins": len(found.codes),
+    }
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 
@@ -184,6 +202,8 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--only", default="", help="measurements, separated by semicolons")
     parser.add_argument("--masks", action="store_true")
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--stream-cell", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="print what was measured before")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--masks-cell", help=argparse.SUPPRESS)
@@ -196,16 +216,23 @@ def main() -> None:
         print(json.dumps(cell(given.network, given.cell)))
     elif given.masks_cell:
         print(json.dumps(masks_cell(given.masks_cell, given.folder)))
+    elif given.stream_cell:
+        print(json.dumps(stream_cell()))
     else:
         chosen = given.only.split(";") if given.only else list(MEASUREMENTS)
-        for network in [] if given.masks else [given.network] if given.network else NETWORKS:
+        alone = given.masks or given.stream
+        for network in [] if alone else [given.network] if given.network else NETWORKS:
             parameters = sum(p.numel() for p in NETWORKS[network]().parameters())
             keep(network, {"parameters": parameters})
             for name in chosen:
                 row = separately("--network", network, "--cell", name)
                 print(network, name, row, flush=True)
                 keep(network, {name: row})
-        if given.masks or not given.network:
+        if given.stream or not (alone or given.network):
+            row = separately("--stream-cell")
+            print(row)
+            keep("a tensor of 10^8", row)
+        if given.masks or not (alone or given.network):
             table = masks_table()
             print(json.dumps(table, indent=1))
             keep("200 masks of 36 M", table)
