@@ -179,9 +179,9 @@ def test_a_bad_gradient_of_backward_is_skipped_by_step(bad_call):
 
 
 def documented(which, **names):
-    """The names that a loop of the documentation defines; it has five lines."""
+    """The names that a loop of the documentation defines; it has at most five lines."""
     code = loops().split("```python\n")[1 + which].split("```")[0]
-    assert len(code.splitlines()) == 5
+    assert len([line for line in code.splitlines() if line.strip()]) <= 5
     exec(code, names)
     return names
 

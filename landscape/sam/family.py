@@ -135,10 +135,10 @@ def sampa(rho: float = 0.1, *, lmbda: float = 0.2, base_terms: bool = True) -> V
     gradients are independent of each other, hence parallel on two devices; here one after the
     other. base_terms: y also takes the base SGD's momentum and weight decay, as released (default);
     the paper's y does not. Released code with lmbda = 0 never perturbs, since it recovers h by
-    dividing by lmbda; here h is carried, so lmbda = 0 is the paper's SAMPa-0, and with rho = 0 too it
-    is the base optimizer one batch behind. The first step has e = 0 and takes its own batch twice. The reported loss is that at y. Needs step(losses, batch):
-    the previous batch is kept, also in `state_dict()`. Published: rho 0.1, lmbda 0.2. Evidence:
-    parity.
+    dividing by lmbda; here h is carried, so lmbda = 0 is the paper's SAMPa-0, and with rho = 0 too
+    it is the base optimizer one batch behind. The first step has e = 0 and takes its own batch
+    twice. The reported loss is that at y. Needs step(losses, batch): the previous batch is kept,
+    also in `state_dict()`. Published: rho 0.1, lmbda 0.2. Evidence: parity.
     """
     check_fraction(lmbda, "lmbda")
     return row(

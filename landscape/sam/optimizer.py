@@ -67,19 +67,19 @@ class SAM(Optimizer):
 
     Loops that step by themselves put `backward` where loss.backward() was. In Lightning:
 
-        def training_step(self, batch, batch_idx):              # automatic_optimization = False
-            optimizer = self.optimizers(use_pl_optimizer=False)
+        def training_step(self, batch, batch_idx):  # automatic_optimization = False
             def closure():
-                loss = self.compute_loss(batch); self.manual_backward(loss); return loss
-            self.log("loss", optimizer.step(closure))
+                self.manual_backward(loss := self.compute_loss(batch))
+                return loss
+
+            self.log("loss", self.optimizers(use_pl_optimizer=False).step(closure))
 
     In a Hugging Face Trainer (which then clips, calls optimizer.step() and model.zero_grad()):
 
         class SAMTrainer(Trainer):
             def training_step(self, model, inputs, num_items_in_batch=None):
-                def closure():
-                    return super(SAMTrainer, self).training_step(model, inputs, num_items_in_batch)
-                return sam_optimizer.backward(closure)
+                plain = super().training_step
+                return sam_optimizer.backward(lambda: plain(model, inputs, num_items_in_batch))
 
     Every variant that refreshes something per epoch needs `begin_epoch`. No global random state is
     used: masks come from generators seeded with `seed`, which `state_dict()` carries.

@@ -5,6 +5,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -243,10 +244,14 @@ def loops() -> str:
     text = inspect.cleandoc(SAM.__doc__ or "")
     text = text[text.index("Loops that step") : text.index("Every variant that")]
     lines = ["## In other people's loops", ""]
-    for part in text.strip().split("\n\n"):
-        code = part.startswith("    ")
-        lines += ["```python", textwrap.dedent(part), "```", ""] if code else [part, ""]
+    for code, parts in itertools.groupby(text.strip().split("\n\n"), _is_code):
+        shown = "\n\n".join(parts)
+        lines += ["```python", textwrap.dedent(shown), "```", ""] if code else [shown, ""]
     return "\n".join(lines)
+
+
+def _is_code(paragraph: str) -> bool:
+    return paragraph.startswith("    ")
 
 
 OWN_SLOTS = """## Your own slots
