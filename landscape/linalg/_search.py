@@ -271,7 +271,7 @@ class Search:
             self.keep(space, space.settle())
         return EigenPairs(
             values=self.values.to(self.dtype),
-            vectors=self.vectors,
+            vectors=self.vectors.to(self.dtype),
             residual_norms=self.estimates.to(self.dtype),
             converged=torch.zeros(len(self.values), dtype=torch.bool),
             num_matvecs=self.used,
@@ -285,7 +285,7 @@ class Search:
 
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
-        V = self.vectors.to(torch.float64)
+        self.vectors = V = self.vectors.to(torch.float64)  # one copy
         upright, off = torch.linalg.inv(torch.linalg.cholesky(V @ V.T)), math.nan
         _turn(upright, V)
         if self.sampled:
