@@ -13,9 +13,15 @@ DATA = Path(__file__).parent / "data"
 
 def main(arguments: list[str] | None = None) -> int:
     """One line a case, then the counts; 1 on a failure or a skip that was not allowed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=DATA, metavar="DIR")
-    parser.add_argument("--allow-skip", nargs="*", default=[], metavar="NAME")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.parity", description=__doc__.split(": ", 1)[1].capitalize()
+    )
+    files = "folder of problem_<model>.npz and <case>__<model>.npz; default: the stored ones"
+    parser.add_argument("folder", nargs="?", type=Path, default=DATA, metavar="DIR", help=files)
+    parser.add_argument(
+        "--allow-skip", nargs="*", default=[], metavar="NAME",
+        help="cases that may have no row here; any other skip counts as a failure",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     files = sorted(p for p in options.folder.glob("*__*.npz"))
