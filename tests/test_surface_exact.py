@@ -113,9 +113,11 @@ def data():
 
 
 KILLED = """
-import sys, torch
+import signal, sys, torch
 from pathlib import Path
 from landscape import measure
+# A shell's background jobs begin with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.measure_problems import cnn_risk
 risk, _ = cnn_risk(n=24)
 folder = Path(sys.argv[1])
