@@ -1,6 +1,6 @@
 """Time and peak memory of the measurements of perturbations on networks of 11 to 36 million.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about 10 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.scale                 # everything, about 15 minutes
     OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
     OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
     OMP_NUM_THREADS=1 python -m benchmarks.scale --stream        # one tensor of 10^8 alone
