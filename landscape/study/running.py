@@ -102,7 +102,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             plan = [job_of(study, run, place, device, options, across=across) for run in named]
             todo = [job for job in plan if _has_work(job)]
             names = [job.run.run_id for job in todo]
-            events = _work(todo, workers, options)
+            events = _work(todo, workers, options, said=_ACROSS if across else "")
             worked |= set(names)
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
         combined = combining.combine_all(study, place) if options.measure else ()
@@ -116,19 +116,24 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     )
 
 
+_ACROSS = "All runs are trained: now what compares them with each other."
+
+
 def _has_work(job: Job) -> bool:
     train, todo = jobs.missing(job)
     return train or bool(todo)
 
 
-def _work(todo: list[Job], workers: int, options: Options) -> list[Event]:
+def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list[Event]:
+    """said: before all else, beside what the trainings record."""
     if not todo:
         return []
     names = [job.run.run_id for job in todo]
     weights = [jobs.expected_cost(job) for job in todo]
     with Progress(names, weights=weights, quiet=options.quiet) as progress:
-        if not options.quiet and (said := _announced(todo, keep=workers == 0)):
-            progress.say(said)
+        if not options.quiet:
+            for line in filter(None, (said, _announced(todo, keep=workers == 0))):
+                progress.say(line)
         return run_jobs(
             jobs.do, todo, workers=workers, threads=options.threads, listen=progress.hear
         )
