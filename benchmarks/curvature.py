@@ -44,7 +44,7 @@ EQUAL = 1e-3  # residual over the largest eigenvalue at which costs are compared
 K = 5
 GRAPHS = 4 * 2**30  # bytes for kept graphs, since two of the peers keep theirs whatever they take
 DEVICE = torch.device("cpu")
-BEGAN, SECONDS = time.perf_counter(), 120.0  # no round begins later than that
+BEGAN, SECONDS = time.perf_counter(), 120.0  # no round begins later than that: --seconds
 
 
 CASES: dict[str, Callable[..., nn.Module]] = {
@@ -313,17 +313,18 @@ PARTS = {"hvp": products, "top": eigenvalues, "trace": traces, "density": densit
 
 
 def main() -> None:
+    global DEVICE, SECONDS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="no round begins later")
     parser.add_argument("--only", default="", help="part top: names that runs start with, by ;")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    global DEVICE
-    DEVICE = torch.device(asked.device)
+    DEVICE, SECONDS = torch.device(asked.device), asked.seconds
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     before = os.getloadavg()[0]
     with sdpa_kernel([SDPBackend.MATH]):

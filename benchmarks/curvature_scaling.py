@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from benchmarks import networks
 from benchmarks.curvature import FOLDER, make_risk, problem, record
 from benchmarks.interleaved import cpu_seconds, hardware, versions
 from landscape import EmpiricalRisk, measure
@@ -70,7 +71,8 @@ def against_pairs(examples: int) -> dict[str, Any]:
 
 def in_memory(examples: int) -> dict[str, Any]:
     """Peak resident memory of this process, which does nothing else."""
-    model, x, y = problem("resnet18", max(256, examples))  # not yet learned by heart
+    model, x, y = problem("resnet18", max(64, examples))  # not yet learned by heart
+    networks.settle_statistics(model, x, 20)
     risk = make_risk(model, x[:examples], y[:examples], memory=2**28)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = row(risk, max_basis=2 * K + 4, certify="float64", max_hvps=400)
