@@ -242,7 +242,10 @@ def _complete(*columns: ArrayLike) -> Sequence[np.ndarray]:
 
 
 def _signs(values: np.ndarray) -> np.ndarray:
-    return np.sign(values[:, None] - values[None, :])
+    """Signs of all differences; what differs by rounding alone (means of accuracies) is a tie."""
+    apart = values[:, None] - values[None, :]
+    size = np.maximum(np.abs(values[:, None]), np.abs(values[None, :]))
+    return np.where(np.abs(apart) <= 1e-12 * size, 0.0, np.sign(apart))
 
 
 def _pick(signs: np.ndarray, picks: np.ndarray) -> np.ndarray:

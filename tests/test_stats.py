@@ -132,6 +132,18 @@ def test_tau_p_is_exact_for_seven_and_close_for_twelve():
     assert stats.kendall(x, y, seed=0).p == pytest.approx(exact, abs=0.01)
 
 
+def test_rounding_does_not_break_a_tie():
+    """Means of the same accuracies, in per cent and as a share."""
+    accuracy = np.array([0.97, 0.964, 0.97, 0.9, 0.932, 0.972])
+    accuracy[2] = np.nextafter(0.97, 1)
+    sharpness = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    exact = reference.kendalltau(sharpness, accuracy.round(9)).statistic
+    assert reference.kendalltau(sharpness, accuracy).statistic != exact
+    for unit in (1, 100):
+        found = stats.kendall(sharpness, unit * accuracy, seed=0).tau
+        assert found == pytest.approx(exact, rel=1e-12)
+
+
 def test_tau_of_few_or_tied_configurations_has_no_p():
     assert math.isnan(stats.kendall([1, 2, 3], [1, 2, 3], seed=0).p)
     assert math.isnan(stats.kendall([1, 1, 1, 1], [1, 2, 3, 4], seed=0).tau)

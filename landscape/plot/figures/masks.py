@@ -266,7 +266,8 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 def _spread(v: Variant) -> str:
     if "over_dispersion" not in v.ds:
         return ""
-    return f", spread {float(v.ds.over_dispersion.isel(run=0)):.2g}"
+    spread = float(v.ds.over_dispersion.isel(run=0))
+    return f", spread {spread:.0f}" if spread >= 10 else f", spread {spread:.2g}"
 
 
 def _counted(label: str, names: Sequence[str], *, down: bool = False) -> Axis:
