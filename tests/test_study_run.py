@@ -271,6 +271,21 @@ def test_a_plain_log_says_before_the_first_training_what_will_be_recorded(tmp_pa
     assert "this model cannot be made" in said
 
 
+def test_a_plain_log_says_why_the_count_of_runs_begins_again(tmp_path, capsys):
+    text = TEXT.replace('"sgd", "sam", "zsharp"', '"sam"')
+    text = text[: text.index("[measure.top_eigenvalues]")]
+    text += "measurements = ['generalization', 'barrier']\n[measure.barrier]\npoints = 3\n"
+    options = Options(device="cpu", workers=0)
+    assert not run(plan(text), tmp_path / "x", options).failed
+    said = capsys.readouterr().err.splitlines()
+    again = [i for i, line in enumerate(said) if "now what compares runs with each other" in line]
+    assert len(again) == 1
+    assert said[0].startswith("2 trainings record at most")  # the runs by themselves come first
+    assert again[0] > 0
+    run(plan(text), tmp_path / "x", options)
+    assert "compares runs" not in capsys.readouterr().err  # nothing is left to be compared
+
+
 def test_training_alone_measures_nothing_and_measuring_follows(tmp_path):
     text = TEXT.replace('"sgd", "sam", "zsharp"', '"sam"').replace("[0, 1]", "[0]")
     options = Options(device="cpu", workers=0, quiet=True, measure=False)

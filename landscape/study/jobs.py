@@ -6,7 +6,7 @@ continues where it stopped.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,37 @@ def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
         return train, []
     keys = _measured_keys(job.folder)
     return train, [(m, key) for m, key in job.measurements if keys.get(m.name) != key]
+
+
+def announced(todo: Sequence[Job], *, keep: bool) -> str:
+    """What the missing trainings record at most; empty without any, or where it cannot be told.
+
+    keep: the data stay in memory, for trainings in this process.
+    """
+    from landscape.study import bench
+
+    sizes: dict[str, int] = {}
+    found = []
+    for job in todo:
+        if not missing(job)[0]:
+            continue
+        key = repr((job.run.problem, job.run.training, job.run.dtype))
+        if key not in sizes:
+            try:
+                sizes[key] = bench.recorded_bytes(job)
+            except Exception:  # the run fails in its worker, where it is said by name
+                return ""
+        found.append(sizes[key])
+    if not keep:
+        bench.load_data.cache_clear()
+    if not found:
+        return ""
+    if len(found) == 1:
+        return f"The training records at most {found[0] / 1e6:,.1f} MB."
+    return (
+        f"{len(found)} trainings record at most {sum(found) / 1e6:,.1f} MB, one of them at most "
+        f"{max(found) / 1e6:,.1f} MB."
+    )
 
 
 def do(job: Job, report: Report) -> Outcome:

@@ -116,7 +116,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     )
 
 
-_ACROSS = "All runs are trained: now what compares them with each other."
+_ACROSS = "What each run needs alone is done: now what compares runs with each other."
 
 
 def _has_work(job: Job) -> bool:
@@ -132,42 +132,11 @@ def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list
     weights = [jobs.expected_cost(job) for job in todo]
     with Progress(names, weights=weights, quiet=options.quiet) as progress:
         if not options.quiet:
-            for line in filter(None, (said, _announced(todo, keep=workers == 0))):
+            for line in filter(None, (said, jobs.announced(todo, keep=workers == 0))):
                 progress.say(line)
         return run_jobs(
             jobs.do, todo, workers=workers, threads=options.threads, listen=progress.hear
         )
-
-
-def _announced(todo: list[Job], *, keep: bool) -> str:
-    """What the missing trainings record at most; empty without any, or where it cannot be told.
-
-    keep: the data stay in memory, for trainings in this process.
-    """
-    from landscape.study import bench
-
-    sizes: dict[str, int] = {}
-    found = []
-    for job in todo:
-        if not jobs.missing(job)[0]:
-            continue
-        key = repr((job.run.problem, job.run.training, job.run.dtype))
-        if key not in sizes:
-            try:
-                sizes[key] = bench.recorded_bytes(job)
-            except Exception:  # the run fails in its worker, where it is said by name
-                return ""
-        found.append(sizes[key])
-    if not keep:
-        bench.load_data.cache_clear()
-    if not found:
-        return ""
-    if len(found) == 1:
-        return f"The training records at most {found[0] / 1e6:,.1f} MB."
-    return (
-        f"{len(found)} trainings record at most {sum(found) / 1e6:,.1f} MB, one of them at most "
-        f"{max(found) / 1e6:,.1f} MB."
-    )
 
 
 def job_of(
