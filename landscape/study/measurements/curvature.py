@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import xarray as xr
 
 from landscape import measure, training
-from landscape.measure._common import check_choice
+from landscape.measure.measuring import check_choice
 from landscape.study import replay
 from landscape.study.bench import Bench
 

@@ -9,7 +9,7 @@ import xarray as xr
 from landscape import measure, plane
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
-from landscape.measure.paths import perturbations
+from landscape.measure.surfaces.paths import perturbations
 from landscape.risk import EmpiricalRisk
 from landscape.study.bench import Bench
 from landscape.study.spec import fingerprint

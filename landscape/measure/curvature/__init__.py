@@ -1,0 +1,1 @@
+"""Curvature: eigenvalues, traces, densities, sharpness, blocks, with certificates."""

@@ -1,0 +1,174 @@
+"""Sharpness that knows the scale of the weights, and sharpness of single mini-batches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.measure._objective import Objective
+from landscape.measure.curvature.sharpness import check_rho
+from landscape.measure.measuring import (
+    Measuring,
+    check_choice,
+    check_count,
+    generator,
+    normal_draws,
+)
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk
+
+NORMS = ("linf", "l2")
+
+
+def adaptive_sharpness(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    rho: float | Sequence[float] = (1e-3, 1e-2, 5e-2),
+    norm: str = "linf",
+    normalize_logits: bool = False,
+    ascent_steps: int = 20,
+    num_pairs: int = 8,
+    seed: int,
+) -> xr.Dataset:
+    """Element-wise adaptive sharpness, max of L(theta + |theta| d) - L(theta) over ‖d‖ <= rho.
+
+    worst_case(rho): best of ascent_steps projected steps in d, in the norm "linf" or "l2"; a lower
+    bound (arXiv:2302.07011, c = |theta|). gaussian(rho), gaussian_stderr(rho): mean over d
+    ~ N(0, rho² I), antithetic pairs, draws common to all radii and models. Unchanged when layers
+    are rescaled without changing the function. normalize_logits: the loss of (f - mean f)/‖f - mean
+    f‖ per example instead of f, so that the output's scale does not count either; its values depend
+    on the number of classes. BatchNorm in eval mode. Cost: about R (ascent_steps + num_pairs).
+    """
+    check_choice("norm", norm, NORMS)
+    check_count("ascent_steps", ascent_steps, 1)
+    check_count("num_pairs", num_pairs, 2)
+    radii = check_rho(rho)
+    own = risk.with_bn("eval")
+    measuring = Measuring("adaptive_sharpness", own, theta)
+    theta = measuring.theta
+    measuring.finite_loss()
+    objective = Objective(own, theta, transform=_centred_logits if normalize_logits else None)
+    center = objective.loss(theta)
+    draws = normal_draws(seed, num_pairs, theta)
+    scale = theta.abs()
+    worst, mean, error = [], [], []
+    for radius in radii:
+        worst.append(_ascend(objective, theta, scale, radius, norm, ascent_steps) - center)
+        pairs = np.array(
+            [
+                0.5 * sum(objective.loss(theta + sign * radius * scale * d) for sign in (1, -1))
+                - center
+                for d in draws
+            ]
+        )
+        mean.append(pairs.mean())
+        error.append(pairs.std(ddof=1) / num_pairs**0.5)
+    variables = {
+        "worst_case": Variable("rho", np.array(worst), "nats", "Worst-case adaptive sharpness"),
+        "gaussian": Variable("rho", np.array(mean), "nats", "Average-case adaptive sharpness"),
+        "gaussian_stderr": Variable(
+            "rho", np.array(error), "nats", "Standard error over antithetic pairs"
+        ),
+        "center": Variable((), center, "nats", "Objective at theta"),
+    }
+    options = {
+        "norm": norm,
+        "normalize_logits": normalize_logits,
+        "ascent_steps": ascent_steps,
+        "num_pairs": num_pairs,
+        "seed": seed,
+    }
+    coords = {"rho": Variable("rho", np.array(radii), "1", "Relative radius ρ")}
+    return measuring.result(variables, coords=coords, options=options)
+
+
+def m_sharpness(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    rho: float | Sequence[float] = (0.05, 0.1),
+    batch_sizes: Sequence[int] = (1, 4, 16, 64),
+    seed: int,
+) -> xr.Dataset:
+    """Mean over disjoint batches B of m examples of L_B(theta + rho g_B/‖g_B‖) - L_B(theta).
+
+    m_sharpness(rho, batch) in nats with m along `batch` (arXiv:2010.01412, section 3.1;
+    arXiv:2206.06232), m_sharpness_stderr over batches. The batches are a seeded partition, the same
+    for every model; examples left over by a size are not used. A size above N is refused. BatchNorm
+    in eval mode. Cost: 1 + R/3 gradients for every m.
+    """
+    radii, own = check_rho(rho), risk.with_bn("eval")
+    measuring = Measuring("m_sharpness", own, theta)
+    theta = measuring.theta
+    measuring.finite_loss()
+    for size in batch_sizes:
+        if not 1 <= size <= own.num_examples:
+            raise LandscapeError(
+                f"m={size} was asked of {own.num_examples} examples; choose batch sizes between 1 "
+                f"and {own.num_examples}."
+            )
+    objective = Objective(own, theta)
+    order = torch.randperm(own.num_examples, generator=generator(seed))
+    mean = np.full((len(radii), len(batch_sizes)), np.nan)
+    error = np.full_like(mean, np.nan)
+    for column, size in enumerate(batch_sizes):
+        batches = [rows for rows in order.split(size) if len(rows) == size]
+        each = np.array([_one_step(objective, theta, rows, radii) for rows in batches])
+        mean[:, column] = each.mean(0)
+        if len(batches) > 1:
+            error[:, column] = each.std(0, ddof=1) / len(batches) ** 0.5
+    dims = ("rho", "batch")
+    variables = {
+        "m_sharpness": Variable(dims, mean, "nats", "m-sharpness"),
+        "m_sharpness_stderr": Variable(dims, error, "nats", "Standard error over batches"),
+    }
+    coords = {
+        "rho": Variable("rho", np.array(radii), "1", "Radius ρ"),
+        "batch": Variable("batch", np.array(list(batch_sizes)), "examples", "Examples per batch m"),
+    }
+    return measuring.result(variables, coords=coords, options={"seed": seed})
+
+
+def _centred_logits(output: Tensor) -> Tensor:
+    """(f - mean f) / ‖f - mean f‖ for every example."""
+    centred = output - output.mean(dim=-1, keepdim=True)
+    return centred / torch.linalg.vector_norm(centred, dim=-1, keepdim=True).clamp_min(
+        torch.finfo(output.dtype).tiny
+    )
+
+
+def _ascend(
+    objective: Objective, theta: Tensor, scale: Tensor, radius: float, norm: str, steps: int
+) -> float:
+    """Best objective seen on theta + scale * d, ‖d‖ <= radius."""
+    d, best = torch.zeros_like(theta), -float("inf")
+    for step in range(steps):
+        loss, gradient = objective.gradient(theta + scale * d)
+        best = max(best, loss)
+        gradient = gradient * scale
+        length = torch.linalg.vector_norm(gradient)
+        if not bool(length > 0):
+            break
+        if norm == "linf":
+            # The first step reaches a corner; later ones shrink, so that a flip can settle.
+            stride = radius * (1.0 if step == 0 else 2.0 * 0.8 ** (step - 1))
+            d = (d + stride * gradient.sign()).clamp(-radius, radius)
+        else:
+            d = d + radius * gradient / length
+            d = d * (radius / torch.linalg.vector_norm(d).clamp_min(radius))
+    return max(best, objective.loss(theta + scale * d))
+
+
+def _one_step(
+    objective: Objective, theta: Tensor, rows: Tensor, radii: Sequence[float]
+) -> list[float]:
+    loss, gradient = objective.gradient(theta, rows)
+    norm = torch.linalg.vector_norm(gradient)
+    if not bool(norm > 0):
+        return [0.0] * len(radii)
+    return [objective.loss(theta + r * gradient / norm, rows) - loss for r in radii]

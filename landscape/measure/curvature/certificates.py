@@ -1,0 +1,94 @@
+"""Error bounds of eigenvalues: residuals in float64, whatever precision the search ran in."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.linalg.lanczos import EigenPairs
+from landscape.measure.curvature.operator import Operator
+from landscape.risk import EmpiricalRisk
+
+CERTIFY = ("float64", "working", "none")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`bounds` (k,): what each eigenvalue is off at most; `product_error`: ‖(H₃₂ - H₆₄)V g‖.
+
+    product_error is 0 where residuals were made in float64 and nan where nothing was measured.
+    """
+
+    bounds: Float[Tensor, "k"]
+    product_error: float
+
+
+def float64_products(
+    risk: EmpiricalRisk,
+    theta: Float[Tensor, "P"],
+    *,
+    matrix: str = "hessian",
+    index: Int[Tensor, "n"] | None = None,
+    keep: bool = False,
+) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]]:
+    """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's.
+
+    keep: hold the graph for further calls. Else each batch's is freed after the products of a call.
+    """
+    twin = risk.with_dtype(torch.float64)
+    made: list[Operator] = []
+
+    def operator() -> Operator:
+        # At the first use, after the search has freed what it held.
+        point = theta.double()
+        if matrix == "hessian" and not keep:
+            return Operator(lambda rows: twin.hvp(point, rows), len(point), None)
+        made[:] = made or [Operator.of(twin, point, matrix=matrix)]
+        return made[0]
+
+    def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        before = twin.cost
+        try:
+            HV = (operator() if index is None else operator().block(index))(V.double())
+        except RuntimeError as error:
+            raise LandscapeError(
+                f"certify='float64' asked, but the model or loss fails in float64 "
+                f"({str(error).splitlines()[0]}); let it follow the dtype of its inputs, or use "
+                f"certify='none' for residuals in {str(risk.dtype)[6:]}."
+            ) from error
+        risk.spend(twin.cost - before)
+        return HV
+
+    return product
+
+
+def certify(
+    pairs: EigenPairs,
+    risk: EmpiricalRisk,
+    *,
+    how: str,
+    failure_probability: float,
+) -> Certificate:
+    """Bounds ‖r_i‖ + rounding, and with "working" what the products may be off at most.
+
+    Rounding of float64: 10 eps √P max |lambda|. "working" adds product_error √(2/π) / δ, a bound of
+    ‖H₆₄V - H₃₂V‖₂ that holds but for a probability δ = failure_probability (`linalg.lanczos.top`).
+    """
+    scale = float(pairs.values.abs().max()) if len(pairs.values) else 0.0
+    size = risk.layout.num_parameters
+    rounding = 10 * torch.finfo(torch.float64).eps * math.sqrt(size) * scale
+    bounds = pairs.residual_norms.double() + rounding
+    if pairs.interrupted:
+        return Certificate(torch.full_like(bounds, math.nan), math.nan)
+    if risk.dtype == torch.float64 or how == "float64":
+        return Certificate(bounds, 0.0)
+    if how == "none":
+        return Certificate(bounds, math.nan)
+    if math.isnan(pairs.product_error):  # one pair: its own product was made
+        return Certificate(bounds, 0.0)
+    off = pairs.product_error * math.sqrt(2 / math.pi) / failure_probability
+    return Certificate(bounds + off, pairs.product_error)

@@ -1,0 +1,1 @@
+"""What a training reached: accuracy, calibration, margins, features, memorization, robustness."""

@@ -1,0 +1,128 @@
+"""How well the model does on seen and unseen data, and what it made of wrong labels."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.measure.measuring import Measuring, check_count
+from landscape.measure.outcome.calibration import calibration_error, predictions
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk
+
+SPLITS = ("train", "val", "test")
+
+
+def generalization(
+    risks: Mapping[str, EmpiricalRisk],
+    theta: Float[Tensor, "P"],
+    *,
+    clean_targets: Int[Tensor, "N"] | None = None,
+    num_bins: int = 15,
+) -> xr.Dataset:
+    """Loss and accuracy per split, the gaps, the fit of wrong labels, and calibration.
+
+    risks: "train" and any of "val", "test", each an un-augmented `EmpiricalRisk` of one model.
+    <split>_loss in nats, <split>_accuracy; loss_gap = test - train, accuracy_gap = train - test.
+    clean_targets: the true classes of the training examples, where their labels carry noise. Then
+    mislabelled_fit is the share of the wrong-labelled ones predicted as labelled (memorized),
+    mislabelled_recovered the share predicted as their true class, and clean_train_accuracy the
+    accuracy on all training examples against their true classes; NaN where there are none.
+    ece: expected calibration error of the last split given, sum_b (n_b/N) |accuracy_b -
+    confidence_b| over `num_bins` equal bins of the largest probability (arXiv:1706.04599, Eq. 3);
+    confidence_gap is the signed mean, confidence - accuracy. test_correct(example): bool, for
+    paired tests over examples. Cost: two forward passes per split (the
+    provenance counts those over the training data).
+    """
+    _check_splits(risks)
+    check_count("num_bins", num_bins, 1)
+    measuring = Measuring("generalization", risks["train"], theta)
+    seen = {
+        split: (float(risk.loss(theta)), *predictions(risk, theta)) for split, risk in risks.items()
+    }
+    variables: dict[str, Variable] = {}
+    values: dict[str, float] = {}
+    for split, (loss, probabilities, targets) in seen.items():
+        accuracy = float((probabilities.argmax(1) == targets).double().mean())
+        values |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+        variables[f"{split}_loss"] = Variable((), loss, "nats", f"{_TITLE[split]} loss")
+        variables[f"{split}_accuracy"] = Variable((), accuracy, "1", f"{_TITLE[split]} accuracy")
+    if "test" in seen:
+        gap = values["test_loss"] - values["train_loss"]
+        variables["loss_gap"] = Variable((), gap, "nats", "Test loss minus training loss")
+        gap = values["train_accuracy"] - values["test_accuracy"]
+        variables["accuracy_gap"] = Variable((), gap, "1", "Training minus test accuracy")
+    variables |= _label_noise(seen["train"], clean_targets)
+    last = "test" if "test" in seen else list(seen)[-1]
+    _, probabilities, targets = seen[last]
+    variables |= _calibration(probabilities, targets, num_bins, _TITLE[last].lower())
+    coords = {}
+    if "test" in seen:
+        correct = (probabilities.argmax(1) == targets).cpu().numpy()
+        variables["test_correct"] = Variable(
+            "example", correct, "1", "Test example predicted right"
+        )
+        coords["example"] = np.arange(len(correct))
+    options = {
+        "splits": {split: risk.num_examples for split, risk in risks.items()},
+        "num_bins": num_bins,
+        "calibration_split": last,
+    }
+    return measuring.result(variables, coords=coords, options=options)
+
+
+_TITLE = {"train": "Training", "val": "Validation", "test": "Test"}
+
+
+def _check_splits(risks: Mapping[str, EmpiricalRisk]) -> None:
+    unknown = [split for split in risks if split not in SPLITS]
+    if "train" not in risks or unknown:
+        raise LandscapeError(
+            f"generalization got the splits {', '.join(risks) or 'none'}; it needs 'train' and "
+            f"takes 'val' and 'test'."
+        )
+
+
+def _label_noise(
+    train: tuple[float, Tensor, Tensor], clean_targets: Tensor | None
+) -> dict[str, Variable]:
+    _, probabilities, labels = train
+    predicted = probabilities.argmax(1)
+    clean = labels if clean_targets is None else clean_targets.to(labels)
+    if clean.shape != labels.shape:
+        raise LandscapeError(
+            f"clean_targets has {clean.numel()} classes for {labels.numel()} training examples; "
+            f"pass one true class per example, in the order of the data."
+        )
+    wrong = clean != labels
+    fit = (predicted == labels)[wrong].double().mean()
+    recovered = (predicted == clean)[wrong].double().mean()
+    return {
+        "mislabelled_fit": Variable(
+            (), float(fit), "1", "Wrong-labelled training examples predicted as labelled"
+        ),
+        "mislabelled_recovered": Variable(
+            (), float(recovered), "1", "Wrong-labelled training examples predicted as true class"
+        ),
+        "clean_train_accuracy": Variable(
+            (),
+            float((predicted == clean).double().mean()),
+            "1",
+            "Training accuracy against the true classes",
+        ),
+        "num_mislabelled": Variable((), int(wrong.sum()), "1", "Wrong-labelled training examples"),
+    }
+
+
+def _calibration(
+    probabilities: Tensor, targets: Tensor, num_bins: int, title: str
+) -> dict[str, Variable]:
+    confidence, predicted = probabilities.max(1)
+    error, gap = calibration_error(confidence, (predicted == targets).double(), num_bins)
+    return {
+        "ece": Variable((), error, "1", f"Calibration error, {title}"),
+        "confidence_gap": Variable((), gap, "1", f"Confidence − accuracy, {title}"),
+    }

@@ -1,0 +1,219 @@
+"""What is left of a network when its weights or its inputs are disturbed."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape.measure.measuring import Measuring, check_count, generator
+from landscape.plane import Filters, is_one_d
+from landscape.results import Variable
+from landscape.risk import EmpiricalRisk, RowLosses
+
+STRENGTHS = {
+    "weight noise": (0.05, 0.1, 0.2, 0.3, 0.5),
+    "weight rounding": (8, 6, 5, 4, 3),
+    "input noise": (0.1, 0.2, 0.4, 0.6, 0.8),
+    "blur": (0.5, 0.75, 1.0, 1.5, 2.0),
+    "contrast": (0.75, 0.5, 0.35, 0.2, 0.1),
+}
+UNITS = {
+    "weight noise": "SD over RMS weight of the filter",
+    "weight rounding": "bits",
+    "input noise": "SD over SD of the inputs",
+    "blur": "pixels",
+    "contrast": "share of contrast kept",
+}
+_SEVERITIES = (1, 2, 3, 4, 5)
+Transform = Callable[[Tensor], Tensor]
+
+
+def robustness(
+    risk: EmpiricalRisk, theta: Float[Tensor, "P"], *, num_draws: int = 4, seed: int
+) -> xr.Dataset:
+    """Loss and accuracy with disturbed weights or inputs, five severities each.
+
+    With w_f a filter (an output channel; a 1-D tensor is one) and r(w_f) its root mean square:
+    "weight noise": w_f + s r(w_f) n, n ~ N(0, I), mean and SD over num_draws draws, the same draws
+    for every model of one architecture. "weight rounding": b-bit symmetric integers per filter of
+    the tensors of two axes or more, w_f -> c round(w_f/c), c = max|w_f|/(2^(b-1) - 1); 8 bits is
+    severity 1. "input noise": x + s sd(x) n, sd over all inputs, one draw for all models; "blur":
+    Gaussian kernel of SD s pixels along every spatial axis, the edge values repeated; "contrast": m
+    + c (x - m), m the mean of each channel of an example. The last three, in the manner of
+    arXiv:1903.12261 with our own strengths, are NaN where inputs are not real numbers with
+    channels and space (N, C, ...).
+
+    accuracy(corruption, severity), NaN for other tasks than classification, loss(corruption,
+    severity) in nats, accuracy_std (weight noise, else 0), strength(corruption, severity) in
+    strength_unit(corruption), and clean_accuracy, clean_loss. BatchNorm keeps its running
+    statistics. Cost: 21 + 5 num_draws forward passes.
+    """
+    check_count("num_draws", num_draws, 2)
+    own = risk.with_bn("eval")
+    measuring = Measuring("robustness", own, theta)
+    theta = measuring.theta
+    measuring.finite_loss()
+    clean = _evaluate(own, theta)
+    shape = (len(STRENGTHS), len(_SEVERITIES))
+    loss, accuracy, spread = np.full((3, *shape), np.nan)
+    for i, (name, strengths) in enumerate(STRENGTHS.items()):
+        for j, strength in enumerate(strengths):
+            found = np.array(list(_disturbed(own, theta, name, strength, num_draws, seed)))
+            if len(found):
+                loss[i, j], accuracy[i, j] = found.mean(0)
+                spread[i, j] = found[:, 1].std(ddof=1) if len(found) > 1 else 0.0
+    both = ("corruption", "severity")
+    variables = {
+        "accuracy": Variable(both, accuracy, "1", "Accuracy"),
+        "accuracy_std": Variable(both, spread, "1", "SD of the accuracy over draws"),
+        "loss": Variable(both, loss, "nats", "Loss"),
+        "strength": Variable(both, np.array(list(STRENGTHS.values()), float), "1", "Strength"),
+        "clean_accuracy": Variable((), clean[1], "1", "Accuracy, undisturbed"),
+        "clean_loss": Variable((), clean[0], "nats", "Loss, undisturbed"),
+    }
+    coords = {
+        "corruption": np.array(list(STRENGTHS), dtype=object),
+        "strength_unit": ("corruption", np.array(list(UNITS.values()), dtype=object)),
+        "severity": np.array(_SEVERITIES),
+    }
+    return measuring.result(
+        variables, coords=coords, options={"num_draws": num_draws, "seed": seed}
+    )
+
+
+def _disturbed(
+    risk: EmpiricalRisk, theta: Tensor, name: str, strength: float, num_draws: int, seed: int
+) -> Iterator[tuple[float, float]]:
+    """(loss, accuracy) of every draw; nothing where the corruption does not apply."""
+    if name == "weight noise":
+        source = generator(seed)
+        for _ in range(num_draws):
+            yield _evaluate(risk, _noisy(risk, theta, strength, source))
+    elif name == "weight rounding":
+        yield _evaluate(risk, _rounded(risk, theta, int(strength)))
+    else:
+        transform = _INPUTS[name](risk, strength, seed)
+        if transform is not None:
+            yield _evaluate(risk, theta, transform)
+
+
+def _evaluate(
+    risk: EmpiricalRisk, theta: Tensor, transform: Transform | None = None
+) -> tuple[float, float]:
+    """Mean loss and accuracy (NaN when it is no classification)."""
+    if transform is None:
+        seen = risk.evaluate(theta)
+        rate = math.nan if seen.error_rate is None else float(seen.error_rate)
+        return float(seen.loss), 1 - rate
+    model = risk.model_at(theta)
+    outputs: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output
+
+    first = model.register_forward_pre_hook(lambda _, args: (transform(args[0]), *args[1:]))
+    losses = RowLosses(risk, model, transform=keep)
+    total = 0.5 * risk.weight_decay * float(theta.double().square().sum()) * risk.num_examples
+    try:
+        with torch.no_grad():
+            for rows in torch.arange(risk.num_examples).split(512):
+                values = losses(rows)
+                total += float(values.sum()) * (1 if values.ndim else len(rows))
+    finally:
+        first.remove()
+    risk.spend(1 / 3)
+    output, targets = torch.cat(outputs), risk.targets
+    known = output.ndim == 2 and not targets.is_floating_point() and targets.ndim == 1
+    right = float((output.argmax(1) == targets).double().mean()) if known else math.nan
+    return total / risk.num_examples, right
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+def _noisy(
+    risk: EmpiricalRisk, theta: Tensor, strength: float, source: torch.Generator
+) -> Float[Tensor, "P"]:
+    rule, moved = Filters.of(risk), torch.empty_like(theta)
+    for tensor in risk.layout.tensors:
+        span = slice(tensor.start, tensor.stop)
+        rows = rule.rows(tensor, theta[span])
+        draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64).to(theta)
+        size = rows.square().mean(1, keepdim=True).sqrt()
+        moved[span] = rule.flat(tensor, rows + strength * size * rule.rows(tensor, draw))
+    return moved
+
+
+def _rounded(risk: EmpiricalRisk, theta: Tensor, bits: int) -> Float[Tensor, "P"]:
+    rule, rounded = Filters.of(risk), theta.clone()
+    for tensor in risk.layout.tensors:
+        if is_one_d(tensor):
+            continue
+        span = slice(tensor.start, tensor.stop)
+        rows = rule.rows(tensor, theta[span])
+        step = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        live = torch.where(step > 0, step, 1.0)
+        rounded[span] = rule.flat(tensor, torch.round(rows / live) * step)
+    return rounded
+
+
+# --- inputs -----------------------------------------------------------------------------------
+
+
+def _images(risk: EmpiricalRisk) -> list[Tensor] | None:
+    """The inputs of all chunks, where each is one real tensor (n, channels, ...)."""
+    chunks = risk._engine.examples.chunks
+    fit = all(
+        len(c.args) == 1 and not c.kwargs and isinstance(c.args[0], Tensor)
+        and c.args[0].is_floating_point() and c.args[0].ndim >= 3
+        for c in chunks
+    )  # fmt: skip
+    return [c.args[0] for c in chunks] if fit else None
+
+
+def _input_noise(risk: EmpiricalRisk, strength: float, seed: int) -> Transform | None:
+    inputs = _images(risk)
+    if inputs is None:
+        return None
+    flat = torch.cat([x.double().reshape(-1) for x in inputs])
+    scale, source = strength * float(flat.std()), generator(seed)
+    # In the order of the data: one draw per example for every model.
+    return lambda x: x + scale * torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
+
+
+def _blur(risk: EmpiricalRisk, strength: float, seed: int) -> Transform | None:  # noqa: ARG001
+    return (lambda x: blurred(x, strength)) if _images(risk) is not None else None
+
+
+def _contrast(risk: EmpiricalRisk, strength: float, seed: int) -> Transform | None:  # noqa: ARG001
+    if _images(risk) is None:
+        return None
+
+    def lower(x: Tensor) -> Tensor:
+        mean = x.mean(tuple(range(2, x.ndim)), keepdim=True)
+        return mean + strength * (x - mean)
+
+    return lower
+
+
+def blurred(x: Float[Tensor, "N C ..."], sigma: float) -> Float[Tensor, "N C ..."]:
+    """Gaussian blur along every axis after the channels, cut at 4 sigma, edges repeated."""
+    reach = max(1, math.ceil(4 * sigma))
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(x)[None, None]
+    for axis in range(2, x.ndim):
+        lines = x.movedim(axis, -1)
+        shape = lines.shape
+        flat = F.pad(lines.reshape(-1, 1, shape[-1]), (reach, reach), mode="replicate")
+        x = F.conv1d(flat, kernel).view(shape).movedim(-1, axis)
+    return x
+
+
+_INPUTS = {"input noise": _input_noise, "blur": _blur, "contrast": _contrast}

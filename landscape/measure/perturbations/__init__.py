@@ -1,0 +1,1 @@
+"""What a variant perturbs: masks, z-scores, overlaps, alignment, controls."""

@@ -1,0 +1,162 @@
+"""What each variant would do at one theta, on one seeded batch of a risk's data."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landscape import sam
+from landscape.errors import LandscapeError
+from landscape.measure.measuring import check_choice, check_count, generator
+from landscape.risk import EmpiricalRisk, RowLosses
+from landscape.sam.engine import new_slots
+from landscape.sam.sources import Friendly
+
+BATCH_BN = ("batch", "eval")
+
+
+def check_variants(name: str, variants: Mapping[str, sam.Variant]) -> None:
+    """Refuse what is no mapping of names to variants."""
+    if not isinstance(variants, Mapping):
+        raise LandscapeError(
+            f"{name} got variants as a {type(variants).__name__}; pass a dictionary of names and "
+            f'variants, such as {{"zsharp": sam.zsharp(rho=0.05)}}.'
+        )
+    for variant in variants.values():
+        check_variant(variant)
+
+
+def check_variant(variant: sam.Variant) -> None:
+    """Refuse what is no variant."""
+    if not isinstance(variant, sam.Variant):
+        raise LandscapeError(
+            f"{variant!r} is a {type(variant).__name__} and no variant; pass one of "
+            f"landscape.sam, such as sam.zsharp(rho=0.05)."
+        )
+
+
+class Counterfactual:
+    """One model at theta and one batch, on which variants are asked what they would perturb."""
+
+    def __init__(
+        self, risk: EmpiricalRisk, theta: Tensor, *, batch_size: int, bn: str, seed: int
+    ) -> None:
+        check_count("batch_size", batch_size, 1)
+        check_choice("bn", bn, BATCH_BN)
+        self.risk, self.seed = risk, seed
+        self.batch_size = min(batch_size, risk.num_examples)
+        order = torch.randperm(risk.num_examples, generator=generator(seed))
+        self.rows = order[: self.batch_size]
+        self.model = risk.model_at(theta)
+        for module in self.model.modules():
+            # Dropout and the like stay off: the answer must not depend on a draw.
+            if bn == "batch" and isinstance(module, _BatchNorm):
+                module.train()
+        self.losses = RowLosses(risk, self.model)
+        self._order = order
+
+    def perturb(
+        self,
+        variant: sam.Variant,
+        *,
+        state: dict[str, Any] | None = None,
+        seed: int | None = None,
+        rows: Tensor | None = None,
+    ) -> sam.Perturbation:
+        """The variant's perturbation here, its own draws from `seed`; two gradients of the batch.
+
+        rows: of another batch than the first one.
+
+        Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
+        gradients over all batches of the data, which is what it estimates.
+        """
+        check_variant(variant)
+        rows = self.rows if rows is None else rows
+        self.risk.spend(2 * len(rows) / self.risk.num_examples)
+        note = None
+        whole = len(rows) == self.risk.num_examples
+        if state is None and isinstance(variant.source, Friendly) and not whole:
+            state = new_slots() | {
+                "source": {"ema": self.risk.layout.unflatten(self.mean_gradient)}
+            }
+            note = "no state: the average is the mean gradient over all batches"
+        draws = self.seed if seed is None else seed
+        made = sam.perturb(variant, self.model, self.losses, rows, state=state, seed=draws)
+        made.note = note or made.note
+        for name, g in zip(made.names, made.g1, strict=True):
+            if g is not None and not bool(torch.isfinite(g).all()):
+                bad = int((~torch.isfinite(g)).sum())
+                raise LandscapeError(
+                    f"The gradient of {name} has {bad} NaN or infinite values of {g.numel()} on a "
+                    f"batch of {len(rows)} examples; {variant.name!r} needs a finite gradient. "
+                    f"Check the checkpoint and the inputs."
+                )
+        return made
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Rows of `count` disjoint batches of the seeded order; the first is that of `perturb`."""
+        whole = [
+            rows for rows in self._order.split(self.batch_size) if len(rows) == self.batch_size
+        ]
+        if count > len(whole):
+            raise LandscapeError(
+                f"num_batches={count} batches of {self.batch_size} were asked of "
+                f"{len(self._order)} examples, which hold {len(whole)}; lower num_batches or "
+                f"batch_size, or measure on more examples."
+            )
+        return whole[:count]
+
+    def gradient(self, rows: Tensor) -> Tensor:
+        """Gradient of the rows' mean loss (P,) in the mode of the step, 0 where a tensor has none.
+
+        Weight decay is not part of it, as it is not part of what a variant sees.
+        """
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        loss = self.losses(rows).mean()
+        found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+        self.risk.spend(len(rows) / self.risk.num_examples)
+        return self.flat(dict(zip(trained, found, strict=True)))
+
+    def loss_at(self, theta: Tensor) -> float:
+        """Mean loss of the batch at other weights, in the mode of the step."""
+        named = dict(self.model.named_parameters())
+        own = {name: named[name].detach().clone() for name in self.risk.layout.names}
+        try:
+            with torch.no_grad():
+                for name, value in self.risk.layout.unflatten(theta).items():
+                    named[name].copy_(value)
+                return float(self.losses(self.rows).mean())
+        finally:
+            with torch.no_grad():
+                for name, value in own.items():
+                    named[name].copy_(value)
+            self.risk.spend(self.batch_size / self.risk.num_examples / 3)
+
+    @functools.cached_property
+    def mean_gradient(self) -> Tensor:
+        """Mean over all batches of the gradient in the mode of the step, (P,)."""
+        total = 0.0
+        for rows in self._order.split(self.batch_size):
+            total = total + self.gradient(rows) * (len(rows) / len(self._order))
+        return total
+
+    def flat(self, named: dict[str, Tensor]) -> Tensor:
+        """Named tensors as one flat vector."""
+        return self.risk.layout.flatten(named)
+
+    def flat_mask(self, made: sam.Perturbation) -> Tensor:
+        """The selected coordinates, (P,) bool."""
+        return self.flat(made.mask)
+
+    def flat_gradient(self, made: sam.Perturbation) -> Tensor:
+        """The gradient of the batch, zero where a tensor has none."""
+        filled = {
+            name: torch.zeros(shape, dtype=self.risk.dtype, device=self.risk.device)
+            if gradient is None
+            else gradient
+            for name, shape, gradient in zip(made.names, made.shapes, made.g1, strict=True)
+        }
+        return self.flat(filled)

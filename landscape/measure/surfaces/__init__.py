@@ -1,0 +1,1 @@
+"""The loss along lines, planes, paths and between solutions."""

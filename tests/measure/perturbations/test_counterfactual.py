@@ -1,0 +1,136 @@
+"""Masks asked of a variant are those that its optimizer uses at that step, for every variant."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape import EmpiricalRisk, LandscapeError, measure, sam, seeds
+from landscape.measure.perturbations.counterfactual import Counterfactual
+from tests.sam_models import batch, cnn, ready, same, step, variants
+
+DRAWS = 11
+
+
+NEVER = ("sgd", "saf", "mesa")  # no perturbation: the base optimizer, or terms of the loss
+# What a risk does not hold: momentum of the base optimizer, logits of the loss term.
+BEYOND = ("msam", "focal_sam")
+
+
+def after_steps(name, seed=4):
+    """An optimizer some steps into its training, and what `measure` says of its next batch."""
+    model = cnn()
+    optimizer = ready(model, variants()[name])
+    for t in range(10 if name == "looksam" else 3):  # which climbs every tenth step
+        step(optimizer, batch(t))
+    x, y, _ = batch(3, size=40)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    here = Counterfactual(risk, risk.theta, batch_size=16, bn="batch", seed=seed)
+    rows = here.rows
+    return optimizer, here, (x[rows], y[rows], torch.arange(16))
+
+
+@pytest.mark.parametrize("name", [name for name in sam.recipes() if name not in NEVER])
+def test_masks_and_perturbation_are_those_of_the_next_step(name):
+    optimizer, here, now = after_steps(name)
+    # What was drawn is part of the question: both draw from one seed.
+    made = here.perturb(optimizer.variant, state=optimizer.slots, seed=DRAWS)
+    optimizer.generator.set_state(seeds.generator(DRAWS, purpose="sam").get_state())
+    step(optimizer, now)
+    taken = optimizer.perturbation
+    assert taken.climbed
+    assert same(made.mask.values(), taken.mask.values())
+    if name not in BEYOND:
+        pairs = zip(made.e.values(), taken.e.values(), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_variants_without_a_climb_perturb_nothing(name):
+    optimizer, _, now = after_steps(name)
+    step(optimizer, now)
+    assert not optimizer.perturbation.climbed
+    assert not any(bool(mask.any()) for mask in optimizer.perturbation.mask.values())
+
+
+def radius_ratio(variant, **options):
+    model = cnn()
+    x, y, _ = batch(3, size=40)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    ds = measure.perturbation(
+        risk, risk.theta, variant=variant, batch_size=40, bn="eval", seed=0, **options
+    )
+    return risk, ds
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_sparse_sam_keeps_less_than_its_radius(sparsity):
+    """e = m rho g/‖g‖ of the whole gradient: ‖e‖/rho is the root of the energy in the mask."""
+    for variant in (
+        sam.ssam_f(0.1, sparsity=sparsity, num_samples=40),
+        sam.ssam_d(0.1, sparsity=sparsity),
+    ):
+        risk, ds = radius_ratio(variant)
+        g = risk.gradient(risk.theta)
+        here = Counterfactual(risk, risk.theta, batch_size=40, bn="eval", seed=0)
+        mask = here.flat_mask(here.perturb(variant))
+        share = float(g[mask].square().sum() / g.square().sum())
+        assert float(ds["radius_ratio"]) == pytest.approx(math.sqrt(share), rel=1e-5)
+        assert float(ds["radius_ratio"]) < 1
+        assert float(ds["total_density"]) == pytest.approx(1 - sparsity, abs=0.01)
+
+
+def test_zsharps_released_norm_has_a_radius_of_root_k_plus_s1():
+    """K tensors of two axes or more are scaled to rho each, the others by the whole gradient."""
+    for percentile in (0.5, 0.95):
+        variant = sam.zsharp(0.05, percentile=percentile, norm_scope="tensor")
+        risk, ds = radius_ratio(variant)
+        g = risk.gradient(risk.theta)
+        tensors = risk.layout.tensors
+        wide = sum(t.ndim > 1 for t in tensors)
+        one_d = sum(float(g[t.start : t.stop].square().sum()) for t in tensors if t.ndim == 1)
+        expected = math.sqrt(wide + one_d / float(g.square().sum()))
+        assert float(ds["radius_ratio"]) == pytest.approx(expected, rel=1e-6)
+    dense = np.where(ds["ndim"] > 1, 0.05, 1.0)
+    np.testing.assert_allclose(ds["density"], dense, atol=0.02)
+
+
+class Root(nn.Module):
+    """A tensor whose gradient is infinite at 0, and one that is never reached (None)."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Linear(3, 2, dtype=torch.float64)
+        self.bad = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.unreached = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.fine(x) + self.bad.sqrt()
+
+
+FILTER = sam.zsharp(0.1, percentile=0.5)
+TWO = {"a": sam.sam(0.1), "b": FILTER}
+ASKED = {
+    "perturbation": {"variant": sam.sam(0.1)},
+    "perturbation_controls": {"variant": FILTER},
+    "perturbation_cosines": {"variants": TWO},
+    "mask_overlap": {"variants": TWO},
+    "batch_overlap": {"variants": {"b": FILTER}, "batch_size": 4, "num_batches": 2},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_gradients_that_are_not_finite_are_refused_and_none_is_zero(name):
+    x, y = torch.arange(24.0).double().view(8, 3).sin(), torch.arange(8) % 2
+    function = getattr(measure, name)
+    risk = EmpiricalRisk(Root(), nn.CrossEntropyLoss(), (x, y))
+    with pytest.raises(LandscapeError, match="gradient of bad has 2 NaN or infinite values of 2"):
+        function(risk, risk.theta, seed=0, **ASKED[name])
+    sound = risk.theta
+    bad = next(t for t in risk.layout.tensors if t.name == "bad")
+    sound[bad.start : bad.stop] = 1.0
+    ds = function(risk, sound, seed=0, **ASKED[name])
+    if "energy_share" in ds:
+        assert (ds["energy_share"].sel(tensor="unreached.weight") == 0).all()

@@ -1,0 +1,106 @@
+"""What needs a second device, or types that are only checked on request."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from landscape.linalg import _krylov
+from landscape.risk import EmpiricalRisk
+from tests.risk_problems import PROBLEMS, problem, randn
+from tests.waiting import Waiting
+
+CE = nn.CrossEntropyLoss()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("bn", ["eval", "full_batch"])
+def test_cuda_agrees_with_cpu(name, bn):
+    model, data = problem(name)
+    here = EmpiricalRisk(model, CE, data, bn=bn)
+    there = EmpiricalRisk(model, CE, data, bn=bn, device="cuda", batch_size=5)
+    theta, v = here.theta, randn(here.layout.num_parameters, seed=3)
+    for call in ("loss", "losses", "gradient"):
+        close = getattr(there, call)(theta).cpu()
+        torch.testing.assert_close(close, getattr(here, call)(theta), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(there.hvp(theta, v).cpu(), here.hvp(theta, v), rtol=1e-8, atol=1e-9)
+
+
+def test_data_that_stay_behind_are_moved_batch_by_batch():
+    model, data = problem("mlp_bn")
+    whole = EmpiricalRisk(model, CE, data)
+    apart = EmpiricalRisk(model, CE, data, batch_size=5, memory=1)
+    apart._engine.examples.resident = False
+    theta, v = whole.theta, randn(whole.layout.num_parameters, seed=3)
+    torch.testing.assert_close(apart.loss(theta), whole.loss(theta), rtol=1e-13, atol=0)
+    product = apart.linearized_hvp(theta)
+    torch.testing.assert_close(product(v), whole.hvp(theta, v), rtol=1e-10, atol=1e-12)
+    twin = apart.with_bn("recalibrate")
+    expected = whole.with_bn("recalibrate").loss(theta)
+    torch.testing.assert_close(twin.loss(theta), expected, rtol=1e-12, atol=0)
+
+
+def test_shapes_are_what_the_annotations_say():
+    pytest.importorskip("beartype")
+    checked = "landscape.risk,landscape.linalg,landscape.params,beartype.beartype"
+    folder = Path(__file__).parents[1]
+    names = ("test_params.py", "risk/test_closed_forms.py", "linalg/test_trace.py")
+    options = ["-q", "-p", "no:cacheprovider", f"--jaxtyping-packages={checked}"]
+    command = [sys.executable, "-m", "pytest", *options, *(str(folder / name) for name in names)]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_what_waits_for_a_device_is_noticed():
+    """The control of the tests below."""
+    values = torch.arange(4.0)
+    with Waiting() as waiting:
+        float(values[0])
+        values[values > 1]
+        values.nonzero()
+        bool(values.sum() > 0)
+    assert len(waiting.seen) >= 4
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("memory", [None, 1], ids=["kept", "rebuilt"])
+def test_products_and_steps_of_lanczos_do_not_wait_for_the_device(name, memory):
+    model, data = problem(name)
+    options = {} if memory is None else {"memory": memory}
+    risk = EmpiricalRisk(model, CE, data, batch_size=5, **options)
+    size = risk.layout.num_parameters
+    space = _krylov.Krylov(
+        risk.linearized_hvp(risk.theta),
+        size,
+        locked=torch.empty((0, size), dtype=torch.float64),
+        scale=0.0,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+        device=risk.device,
+    )
+    space.step()  # what is found out once may wait
+    with Waiting() as waiting:
+        for _ in range(3):
+            space.step()
+    assert waiting.seen == []
+    assert space.settle().values.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_cuda_products_do_not_wait_for_the_device():
+    model, data = problem("mlp_bn")
+    risk = EmpiricalRisk(model, CE, data, device="cuda")
+    theta = risk.theta
+    product, v = risk.linearized_hvp(theta), randn(len(theta), seed=3).to(theta)
+    product(v)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        product(v)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
