@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, State
 
 Draw = Callable[[Tensor, torch.Generator], list[bool]]
@@ -26,7 +27,7 @@ def _in_state(point: Point, state: State) -> list[MaskEntry]:
 
 
 @dataclass(frozen=True)
-class RandomTensors:
+class RandomTensors(Slot):
     """Each tensor with probability beta, drawn after every step; the first step has all (ESAM)."""
 
     beta: float = 0.6
@@ -53,7 +54,7 @@ class RandomTensors:
 
 
 @dataclass(frozen=True)
-class Bandit:
+class Bandit(Slot):
     """Tensors with probabilities p_k learned from their gradient norms (SL-SAM).
 
     p_k starts at `share`. After a step with first-pass norms n_k of the drawn tensors and

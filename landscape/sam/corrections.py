@@ -1,9 +1,8 @@
 """Corrections: the gradient gd that the base optimizer steps with, from g1 and g2.
 
 A correction is called as correction(point, g1, g2, state) with lists over the tensors that have
-both gradients. `needs_g1 = False` says that it never reads g1, so that the first pass may compute
-less. Hooks: `off(point, g1, state)` for steps whose gate is closed; `before_restore(point, g1, g2,
-state)` at w + e; `after_step(point, state)` after the base step.
+both gradients. Hooks of `slot.Slot`: `closed` for steps whose gate is closed, `before_restore` at
+w + e, `after_step` after the base step.
 """
 
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.geometry import inner, scale
+from landscape.sam.slot import Slot
 from landscape.sam.sources import centred
 from landscape.sam.variant import Point, State, check_fraction, tensor_norms, total_norm
 
@@ -21,7 +21,7 @@ _LEAST_ALPHA = 0.01  # below it c = (1 - alpha) / alpha could take c g1 out of r
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(Slot):
     """Descent gd = g2 (arXiv:2010.01412 Eq. 3, second-order term dropped)."""
 
     needs_g1 = False
@@ -32,7 +32,7 @@ class Descent:
 
 
 @dataclass(frozen=True)
-class Blend:
+class Blend(Slot):
     """Descent gd = (1 - alpha) g1 + alpha g2 (GNP, arXiv:2202.03599).
 
     unit_g1=True blends g1/‖g1‖ instead, the released code's default against its own paper.
@@ -68,7 +68,7 @@ class Blend:
 
 
 @dataclass(frozen=True)
-class SurrogateGap:
+class SurrogateGap(Slot):
     """Descent gd = g2 - alpha g1⊥, g1⊥ orthogonal to g2 (GSAM, arXiv:2203.08065 Alg. 1)."""
 
     alpha: float = 0.4
@@ -86,7 +86,7 @@ class SurrogateGap:
 
 
 @dataclass(frozen=True)
-class Stable:
+class Stable(Slot):
     """Descent gd = g2 ‖g1‖/‖g2‖ (arXiv:2401.07250).
 
     weighted=True takes both norms of |w| g, the second at w + e, as the released adaptive form.
@@ -114,7 +114,7 @@ class Stable:
 
 
 @dataclass(frozen=True)
-class CentredDescent:
+class CentredDescent(Slot):
     """Descent gd = g2 centred per output unit, as GCSAM's paper has it (its code leaves g2)."""
 
     needs_g1 = False
@@ -125,7 +125,7 @@ class CentredDescent:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Slot):
     """Descent gd = a g2 + (1 - a) g1, a = gamma/(1 - gamma) (WSAM, arXiv:2305.15817 Alg. 1).
 
     decouple=True: the base optimizer steps with g1, then w -= lr a (g2 - g1), lr of the first
@@ -169,7 +169,7 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Slot):
     """LookSAM (arXiv:2203.02714): keep gv = g2 - <g2, ĝ1> ĝ1, reuse it while the gate is closed.
 
     Between two ascents gd = g1 + alpha ‖g1‖/‖gv‖ gv. scope: norms and the projection over all
@@ -210,7 +210,7 @@ class Reuse:
             for v, a, b in zip(gv, nv, n2, strict=True)
         ]
 
-    def off(self, point: Point, g1: Gradients, state: State) -> Gradients:
+    def closed(self, point: Point, g1: Gradients, state: State) -> Gradients:
         """Gd of a step without ascent."""
         if "gv" not in state:
             return g1
@@ -225,7 +225,7 @@ class Reuse:
 
 
 @dataclass(frozen=True)
-class AddClean:
+class AddClean(Slot):
     """Descent gd = gA + g2, gA left by the evaluate slot in the scratch (Focal-SAM)."""
 
     needs_g1 = False

@@ -12,10 +12,8 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam.geometry import Scaled
 from landscape.sam.passes import Statistics, batch_size, select
-from landscape.sam.variant import MaskEntry, Point, State, Variant
+from landscape.sam.variant import SLOTS, MaskEntry, Point, State, Variant
 from landscape.sam.weights import are_little
-
-SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.passes import Passes, batch_size, part_of, select
+from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State, check_choice, check_count
 
 OFF = ("clean", "none")
 
 
 @dataclass(frozen=True)
-class SameBatch:
+class SameBatch(Slot):
     """Both passes on the step's batch.
 
     partial=True computes g2 only for the tensors that are perturbed; the others step with g1
@@ -54,7 +55,7 @@ class SameBatch:
 
 
 @dataclass(frozen=True)
-class LossRise:
+class LossRise(Slot):
     """Pass 2 on the examples whose loss rose most from w to w + e (ESAM, arXiv:2110.03141).
 
     The rise comes from a forward pass of the batch at w + e. int(gamma B) examples are kept, or as
@@ -90,7 +91,7 @@ class LossRise:
 
 
 @dataclass(frozen=True)
-class Extrapolated:
+class Extrapolated(Slot):
     """SAMPa's two passes (arXiv:2410.10683 Alg. 1), here one after the other.
 
     Pass 1 on this batch at y = x - lr h, h the first-pass gradient of the step before; pass 2 on
@@ -134,7 +135,7 @@ class Extrapolated:
 
 
 @dataclass(frozen=True)
-class AscentFraction:
+class AscentFraction(Slot):
     """Pass 1 on the first share `fraction` of the batch only (Async-SAM's b'/b)."""
 
     fraction: float = 1.0
@@ -164,7 +165,7 @@ class AscentFraction:
 
 
 @dataclass(frozen=True)
-class ClassWeighted:
+class ClassWeighted(Slot):
     """Climb on mean(c_y l), descend mean((1 - c_y) l) at w and mean(c_y l) at w + e (Focal-SAM).
 
     c_k = sharpness (1 - n_k/N)^flat_gamma, n_k training examples of class k (arXiv:2505.01660).

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.slot import Slot
 from landscape.sam.variant import (
     MaskEntry,
     Point,
@@ -35,7 +36,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Slot):
     """Ascent e = rho T² f / (‖T f‖ + eps), f = mask * u; for p = inf e = rho T sign(f).
 
     metric: T = 1 ("identity"), |w| + eta ("elementwise", arXiv:2102.11600), ‖w_i‖ (1 + eta)
@@ -102,6 +103,11 @@ class Geometry:
     def needs_first_pass(self) -> bool:
         """Whether it takes a norm of g1."""
         return self.scope in ("raw", "tensor") or self.match == "loss_increase"
+
+    @property
+    def needs_whole_g1(self) -> bool:
+        """Whether the norm is of more than is perturbed."""
+        return self.scope in ("full", "raw")
 
     @property
     def plain(self) -> bool:

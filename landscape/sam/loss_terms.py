@@ -14,6 +14,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.passes import Passes, part_of
+from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State
 
 
@@ -24,7 +25,7 @@ def _divergence(past: Tensor, now: Tensor, tau: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PastOutputs:
+class PastOutputs(Slot):
     """Divergence from the outputs `delay` epochs ago (SAF, arXiv:2205.14083).
 
     A bank holds delay + 1 epochs of logits per training example: N (delay + 1) C numbers.
@@ -67,7 +68,7 @@ class PastOutputs:
 
 
 @dataclass(frozen=True)
-class AveragedWeights:
+class AveragedWeights(Slot):
     """Divergence from the outputs of an exponential average of the weights (MESA, same paper)."""
 
     weight: float = 0.8

@@ -53,7 +53,7 @@ def micro_batched(variant: Variant, parts: int) -> Variant:
             f"variant {variant.name!r} chooses its own examples or tensors for the second pass and "
             "cannot be cut into parts."
         )
-    if any(getattr(slot, "remembers", False) for slot in (variant.source, variant.correction)):
+    if variant.source.remembers or variant.correction.remembers:
         raise LandscapeError(
             f"variant {variant.name!r} carries gradients from step to step, which parts of one "
             "batch would overwrite; use a variant without memory, such as sam or zsharp."

@@ -206,7 +206,7 @@ def slots_of(variant: Variant) -> dict[str, str]:
 def _slot_text(slot: Any) -> str:
     """Name of a function, or a dataclass with the fields that are not its defaults."""
     if not dataclasses.is_dataclass(slot):
-        return "None" if slot is None else slot.__name__
+        return "None" if slot is None else slot.title
     shown = [
         f"{f.name}={value.__name__ if callable(value) else repr(value)}"
         for f in dataclasses.fields(slot)

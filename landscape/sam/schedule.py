@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.slot import Slot, slot
 from landscape.sam.variant import (
     Point,
     State,
@@ -19,7 +20,7 @@ from landscape.sam.variant import (
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Slot):
     """rho at every step."""
 
     rho: float
@@ -27,13 +28,18 @@ class Constant:
     def __post_init__(self) -> None:
         check_rho(self.rho)
 
+    @property
+    def nominal(self) -> float:
+        """Rho."""
+        return self.rho
+
     def __call__(self, point: Point, state: State) -> float:  # noqa: ARG002
         """The radius."""
         return self.rho
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Slot):
     """rho_end + (rho - rho_end)(1 + cos(π epoch / total_epochs)) / 2; needs `begin_epoch`."""
 
     rho: float
@@ -42,6 +48,11 @@ class Cosine:
     def __post_init__(self) -> None:
         check_rho(self.rho)
         check_rho(self.rho_end, "rho_end")
+
+    @property
+    def nominal(self) -> float:
+        """Rho."""
+        return self.rho
 
     def __call__(self, point: Point, state: State) -> float:  # noqa: ARG002
         """The radius of the epoch."""
@@ -55,7 +66,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class WithLearningRate:
+class WithLearningRate(Slot):
     """rho_min + (rho_max - rho_min)(lr - lr_min)/(lr_max - lr_min) (GSAM, arXiv:2203.08065).
 
     lr_max and lr_min are those after warm-up; lr outside of them is clamped.
@@ -82,7 +93,7 @@ class WithLearningRate:
 
 
 @dataclass(frozen=True)
-class LossBudget:
+class LossBudget(Slot):
     """rho = min(budget / (‖g1‖ + c), rho_max): equal first-order loss increase (LE-SAM)."""
 
     budget: float
@@ -100,7 +111,7 @@ class LossBudget:
 
 
 @dataclass(frozen=True)
-class AdaGradNorm:
+class AdaGradNorm(Slot):
     """u_t = u_{t-1} + ‖g1‖²; e = rho g1/√u_t, so the radius is rho ‖g1‖/√u_t (LightSAM)."""
 
     rho: float
@@ -111,6 +122,11 @@ class AdaGradNorm:
         check_rho(self.rho)
         check_number(self.initial, "initial", least=0)
 
+    @property
+    def nominal(self) -> float:
+        """Rho."""
+        return self.rho
+
     def __call__(self, point: Point, state: State) -> Tensor:
         """The radius; the sum lives in `state["sum"]`."""
         squared = point.norm.square()
@@ -118,24 +134,20 @@ class AdaGradNorm:
         return self.rho * point.norm / (state["sum"].sqrt() + 1e-12)
 
 
+@slot(needs_g1=False)
 def always(point: Point, state: State) -> bool:  # noqa: ARG001
     """Every step climbs."""
     return True
 
 
-always.needs_g1 = False  # type: ignore[attr-defined]
-
-
+@slot(needs_g1=False)
 def never(point: Point, state: State) -> bool:  # noqa: ARG001
     """No step climbs: the base optimizer alone."""
     return False
 
 
-never.needs_g1 = False  # type: ignore[attr-defined]
-
-
 @dataclass(frozen=True)
-class Window:
+class Window(Slot):
     """Epochs start <= epoch < end; outside, the base optimizer alone. end=None is the last.
 
     Late-phase SAM (arXiv:2410.10373) is Window(start); SAM-ON's code has start and end. Steps are
@@ -163,7 +175,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Every:
+class Every(Slot):
     """Steps 0, k, 2k, … (LookSAM's schedule, arXiv:2203.02714)."""
 
     k: int
@@ -178,7 +190,7 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Slot):
     """Climb when ‖g1‖² >= mu + c σ, mu and σ² running moments of ‖g1‖² (AE-SAM, ICLR 2023).
 
     c goes linearly from `low` to `high` over the epochs when their number is known; else c = low.

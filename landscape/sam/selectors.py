@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.composing import refuse_degenerate
+from landscape.sam.slot import Slot, as_slot, refuse_degenerate, slot
 from landscape.sam.variant import (
     MaskEntry,
     Point,
@@ -25,6 +25,7 @@ from landscape.sam.variant import (
 ONE_D = ("dense", "none")
 
 
+@slot(needs_g1=False)
 def everything(point: Point, u: list[Tensor], state: State) -> None:  # noqa: ARG001
     """All coordinates of all tensors."""
     return
@@ -62,7 +63,7 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ZScore:
+class ZScore(Slot):
     """Per tensor of ndim > 1, entries with |z| above its `percentile`-quantile (arXiv:2505.02369).
 
     z = (g - mean g) / std g. The quantile of |z| scales with 1/std, so the mask is the top
@@ -85,7 +86,7 @@ class ZScore:
 
 
 @dataclass(frozen=True)
-class TopGradient:
+class TopGradient(Slot):
     """The share `density` of largest |u|, per tensor or over all tensors (scope="global")."""
 
     density: float = 0.05
@@ -98,7 +99,7 @@ class TopGradient:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Slot):
     """A uniformly random share `density` of the coordinates, drawn anew every step.
 
     resample: "step" | "epoch" | "never".
@@ -147,7 +148,7 @@ def _by_score(scores: list[Tensor], density: float, one_d: str, scope: str) -> l
 
 
 @dataclass(frozen=True)
-class NormLayers:
+class NormLayers(Slot):
     """Weight and bias of normalization layers (arXiv:2306.04226), or with complement=True all else.
 
     match="type": the tensor belongs to a normalization module; "name": its qualified name contains
@@ -196,7 +197,7 @@ class NormLayers:
 
 
 @dataclass(frozen=True)
-class TopLayers:
+class TopLayers(Slot):
     """The layers with the largest gradient norms (LAGNP, arXiv:2503.14205, our reading).
 
     layer: "module" (a module and all parameters it owns) or "tensor". count layers are kept, or
@@ -234,7 +235,7 @@ class TopLayers:
 
 
 @dataclass(frozen=True)
-class Kinds:
+class Kinds(Slot):
     """Whole tensors of the given kinds (`landscape.params.KINDS`)."""
 
     kinds: tuple[str, ...]
@@ -259,13 +260,20 @@ class Kinds:
 
 
 @dataclass(frozen=True)
-class Intersection:
+class Intersection(Slot):
     """Coordinates that all selectors choose, each looking at the same u."""
 
     selectors: tuple[Callable[..., list[MaskEntry] | None], ...]
 
     def __post_init__(self) -> None:
+        own = tuple(as_slot(s, "selectors") for s in self.selectors)
+        object.__setattr__(self, "selectors", own)
         refuse_degenerate(self)
+
+    @property
+    def parts(self) -> tuple[Slot, ...]:
+        """The selectors inside."""
+        return self.selectors
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry] | None:
         """The intersected mask."""

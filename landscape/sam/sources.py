@@ -5,17 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.sam.slot import Slot, slot
 from landscape.sam.variant import Point, State
 from landscape.sam.weights import are_little
 
 
+@slot()
 def gradient(point: Point, state: State) -> list[Tensor]:  # noqa: ARG001
     """Direction u = g1 (arXiv:2010.01412 Eq. 2)."""
     return point.gradients
 
 
 @dataclass(frozen=True)
-class Friendly:
+class Friendly(Slot):
     """Direction u = g1 - sigma * M, M an exponential average of past gradients (arXiv:2403.12350).
 
     order="code": M is used before it takes in g1, as released; "paper": after. With sigma = 1 the
@@ -94,7 +96,7 @@ class Friendly:
 
 
 @dataclass(frozen=True)
-class Centred:
+class Centred(Slot):
     """u_i = g_i minus its mean over all dimensions but the first, for tensors of ndim > 1.
 
     Gradient centralization per output unit (arXiv:2004.01461, used for the ascent in GCSAM,
@@ -114,7 +116,7 @@ def centred(g: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stale:
+class Stale(Slot):
     """Direction u = g of the previous step, zero at the first (Async-SAM, arXiv:2503.11147)."""
 
     remembers = True
@@ -136,7 +138,7 @@ class Stale:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Slot):
     """Direction u = -v, v the base optimizer's momentum or zero (MSAM, arXiv:2401.12033).
 
     No first pass is made: `first_pass` tells the engine so.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.selectors import largest
+from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, State
 
 Scores = dict[str, Tensor]
@@ -32,7 +33,7 @@ def _due(state: State, point: Point, every: int) -> bool:
 
 
 @dataclass(frozen=True)
-class FisherMask:
+class FisherMask(Slot):
     """The share 1 - sparsity of coordinates with the largest diagonal empirical Fisher information.
 
     F = mean over num_samples training examples of (∂ loss_i)², refreshed after the base step of the
@@ -92,7 +93,7 @@ class FisherMask:
 
 
 @dataclass(frozen=True)
-class DynamicMask:
+class DynamicMask(Slot):
     """A mask that drops its weakest coordinates and grows others, as in sparse training.
 
     At the first batch of every `update_freq`-th epoch, between perturbation and second pass:

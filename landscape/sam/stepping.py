@@ -141,9 +141,8 @@ def descent_gradient(optimizer: Any, passes: Passes) -> tuple[Point, Finite]:
         return _climb(optimizer, passes, first, finite)
     if optimizer.local:
         _average_first(optimizer, first)
-    off = getattr(variant.correction, "off", None)
-    if off is not None:
-        gd = off(point, point.gradients, slots["correction"])
+    if variant.correction.has("closed"):
+        gd = variant.correction.closed(point, point.gradients, slots["correction"])
         for i, g in zip(first.live, gd, strict=True):
             optimizer.trained.parameters[i].grad = g
     _remember(optimizer, first)
@@ -366,7 +365,7 @@ def _only_g2_matters(optimizer: Any) -> bool:
         optimizer.keep_perturbation
         or getattr(variant.correction, "needs_g1", True)
         or getattr(variant.evaluate, "needs_g1", True)
-        or (hasattr(selector, "after_step") and getattr(selector, "needs_g1", True))
+        or (selector.has("after_step") and selector.needs_g1)
         or variant.loss_term is not None
     )
 

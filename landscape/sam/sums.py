@@ -62,7 +62,7 @@ def _possible(optimizer: Any, passes: Passes) -> bool:
         and type(variant.evaluate) is SameBatch
         and variant.loss_term is None
         and not getattr(variant.source, "remembers", False)
-        and not hasattr(variant.selector, "after_step")
+        and not variant.selector.has("after_step")
         and passes.losses is not None
         and passes.scaler is None
         and passes.averaged is None

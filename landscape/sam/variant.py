@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.composing import check_together
+from landscape.sam.slot import as_slot, check_together
 
 # A mask entry is True or False for a whole tensor, or a bool tensor of the parameter's shape.
 MaskEntry = bool | Tensor
 State = dict[str, Any]
 
+SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
 NEEDS = ("per_example_losses", "logits", "indices", "previous_batch", "fisher_data", "epochs")
 
 
@@ -161,8 +162,9 @@ class Variant:
     correction(point, g1, g2, state) -> list[Tensor]        the gradient given to the base optimizer
     loss_term(point, logits, batch, state) -> Tensor        added to the loss (SAF, MESA)
 
-    Slots are plain functions, or frozen dataclasses that can be called and may define the hooks
-    named in `landscape.sam.engine`. `state` is one dict per slot, saved by `SAM.state_dict()`.
+    Slots are plain functions, or frozen dataclasses that derive from `landscape.sam.slot.Slot`,
+    where every flag and hook is described; functions are wrapped into one. `state` is one dict per
+    slot, saved by `SAM.state_dict()`.
     needs: what a call of `SAM.step` must offer, a subset of `NEEDS`.
     """
 
@@ -179,6 +181,10 @@ class Variant:
     label: str = ""
 
     def __post_init__(self) -> None:
+        for place in SLOTS:
+            value = getattr(self, place)
+            if value is not None or place != "loss_term":
+                object.__setattr__(self, place, as_slot(value, place))
         unknown = sorted(self.needs - set(NEEDS))
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
