@@ -1,0 +1,175 @@
+"""Norms, dots, Gram products and projections of long vectors, accumulated in float64.
+
+A float32 accumulator loses what is small beside it, always in the same direction: torch's norm of
+10⁷ elements is too small by 4e-4, of 10⁸ by 1e-2, and products Q @ w likewise. Here a vector is
+read in slabs, each widened to float64 while it is in the cache, so that neither digits nor memory
+for a wide copy are lost. Results are 0-d or small float64 tensors on the vectors' device, and
+nothing waits for it. Complex numbers count as pairs of real ones: ‖x‖² = Σ|x_i|², ⟨a, b⟩ = Re aᴴb.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Elements widened at once: what stays in a core's cache; on a device, what keeps launches few.
+_SLAB_ON_CPU, _SLAB = 2**17, 2**24
+_BLOCK_ON_CPU, _BLOCK = 2**19, 2**26
+_NARROWEST = 2**10
+_WITHOUT_FLOAT64 = ("mps",)
+
+
+def norm(x: Tensor, p: float = 2.0) -> Float[Tensor, ""]:
+    """‖x‖_p over all elements, in float64; p > 0."""
+    if not _may_be_cut(x):
+        wide = torch.complex128 if x.is_complex() else torch.float64
+        return torch.linalg.vector_norm(x, p, dtype=wide)
+    slabs = x.reshape(-1).split(_length(x))
+    parts = [torch.linalg.vector_norm(_wide(slab), p) for slab in slabs]
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), p)
+
+
+def norms(tensors: Sequence[Tensor], p: float = 2.0) -> list[Float[Tensor, ""]]:
+    """‖x‖_p of each of these tensors, in float64; short ones in one call."""
+    out: list[Tensor | None] = [None] * len(tensors)
+    together = [i for i, x in enumerate(tensors) if _is_one_of_many(x)]
+    if together:
+        wide = torch._foreach_norm([tensors[i] for i in together], p, dtype=torch.float64)
+        for i, value in zip(together, wide, strict=True):
+            out[i] = value
+    return [norm(x, p) if n is None else n for x, n in zip(tensors, out, strict=True)]
+
+
+def total_norm(norms: Sequence[Tensor], p: float = 2.0) -> Float[Tensor, ""]:
+    """‖(n₁, n₂, …)‖_p, the norm of vectors together, on the first one's device; 0 for none."""
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    home = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([_wide(n.to(home)) for n in norms]), p)
+
+
+def squared_norm(x: Tensor) -> Float[Tensor, ""]:
+    """‖x‖², in float64."""
+    return norm(x).square()
+
+
+def row_norms(rows: Tensor) -> Float[Tensor, "k"]:
+    """‖row‖ of each row of (k, …), in float64."""
+    if not len(rows):
+        return torch.zeros(0, dtype=torch.float64, device=rows.device)
+    flat = rows.reshape(len(rows), -1)
+    at_once = max(1, _block(flat) // max(1, flat.shape[1]))
+    if at_once == 1 or len(rows) == 1:
+        return torch.stack([norm(row) for row in flat])
+    return torch.cat([torch.linalg.vector_norm(_wide(x), dim=1) for x in flat.split(at_once)])
+
+
+def dot(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """⟨a, b⟩ over all elements, in float64."""
+    a, b = _flat(a), _flat(b)
+    if a.dtype == b.dtype == torch.float64:
+        return torch.dot(a, b)
+    slabs = zip(a.split(_length(a)), b.split(_length(a)), strict=True)
+    parts = [torch.dot(_wide(x), _wide(y)) for x, y in slabs]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def cosine(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """⟨a, b⟩ / (‖a‖ ‖b‖), in float64; nan where one of them is zero."""
+    return dot(a, b) / (norm(a) * norm(b))
+
+
+def gram(A: Float[Tensor, "m P"], B: Float[Tensor, "n P"] | None = None) -> Float[Tensor, "m n"]:
+    """A Bᵀ, or A Aᵀ without B, in float64."""
+    if A.dtype == torch.float64 and (B is None or B.dtype == torch.float64):
+        return A @ (A if B is None else B).T
+    total = None
+    for x, y in _blocks(A, A if B is None else B):
+        left = _wide(x)
+        part = left @ (left if B is None else _wide(y)).T
+        total = part if total is None else total + part
+    return total
+
+
+def project(Q: Float[Tensor, "k P"], w: Float[Tensor, "P"]) -> Float[Tensor, "k"]:
+    """Q w, the coefficients ⟨q_i, w⟩, in float64."""
+    if Q.dtype == w.dtype == torch.float64:
+        return Q @ w
+    total = None
+    for x, y in _blocks(Q, w[None]):
+        part = _wide(x) @ _wide(y[0])
+        total = part if total is None else total + part
+    return total
+
+
+def without(w: Float[Tensor, "P"], Q: Float[Tensor, "k P"], c: Tensor) -> Float[Tensor, "P"]:
+    """W - Qᵀ c, in w's own precision: sums over k terms only, whatever the length."""
+    return torch.addmv(w, Q.T, c.to(w), alpha=-1)
+
+
+def combine(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, "m P"]:
+    """C Q, in Q's precision: sums over k terms only, whatever the length."""
+    return C.to(Q) @ Q
+
+
+def combine_(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, "m P"]:
+    """C Q in the first m <= k rows of Q, in slabs, so that nothing is doubled."""
+    C = C.to(Q)
+    for start in range(0, Q.shape[1], 2**20):
+        slab = slice(start, start + 2**20)
+        Q[: len(C), slab] = C @ Q[:, slab]
+    return Q[: len(C)]
+
+
+def unit(x: Tensor) -> Tensor:
+    """X / ‖x‖ in its own precision; nan for zero."""
+    return x / norm(x).to(x.dtype)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (k, …) divided by their norms, in their own precision; nan for a zero row."""
+    lengths = row_norms(rows).to(rows.dtype)
+    return rows / lengths.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _may_be_cut(x: Tensor) -> bool:
+    """Whether slabs are the way: a plain tensor that is not float64 already.
+
+    A tensor that is spread over processes, or sparse, knows itself how its norm is taken.
+    """
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
+    return plain and x.dtype != torch.float64
+
+
+def _is_one_of_many(x: Tensor) -> bool:
+    """Whether one call for many tensors widens x without a wide copy of something long.
+
+    On a device the fused norm reads in one precision and accumulates in the other.
+    """
+    if x.is_complex() or x.device.type in _WITHOUT_FLOAT64:
+        return False
+    return x.device.type != "cpu" or x.numel() <= _SLAB_ON_CPU
+
+
+def _wide(x: Tensor) -> Tensor:
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    return x.to("cpu", wide) if x.device.type in _WITHOUT_FLOAT64 else x.to(wide)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1)
+
+
+def _length(x: Tensor) -> int:
+    return _SLAB_ON_CPU if x.device.type == "cpu" else _SLAB
+
+
+def _block(rows: Tensor) -> int:
+    return _BLOCK_ON_CPU if rows.device.type == "cpu" else _BLOCK
+
+
+def _blocks(A: Tensor, B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same columns of both, few enough to be widened at once."""
+    width = max(_NARROWEST, _block(A) // max(1, len(A), len(B)))
+    return zip(A.split(width, 1), B.split(width, 1), strict=True)
