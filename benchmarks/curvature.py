@@ -36,7 +36,7 @@ from benchmarks.interleaved import (
 )
 from landscape import EmpiricalRisk, measure
 from landscape.problems.resnet import resnet18, resnet20
-from landscape.risk import _memory
+from landscape.risk import _fitting
 
 FOLDER = Path(__file__).parent / "results"
 SHAPE = networks.SHAPE
@@ -113,7 +113,7 @@ def products(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, A
 
 
 def graph_bytes(risk: EmpiricalRisk) -> float:
-    return _memory.graph_bytes(risk._engine, risk.num_examples, order=2)
+    return _fitting.graph_bytes(risk._engine, risk.num_examples, order=2)
 
 
 def _quiet(run: Callable[[], Any]) -> None:

@@ -129,7 +129,7 @@ class Folded:
             or network.clones_inputs
             or network.recurrent
             or network.batchnorm.own
-            or any(len(sites) != 1 for sites in network.sites)
+            or network.tied
         ):
             return None
         truth = [risk.losses(plane.point(*probe)) for probe in probes]

@@ -1,17 +1,18 @@
 """What is refused, and the module, batch or example that is to blame."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
+from landscape.risk import _fitting
 from landscape.risk._data import Batch
-
-if TYPE_CHECKING:
-    from landscape.risk._engine import Engine
+from landscape.risk._engine import Engine
+from landscape.risk._second_derivatives import has_error_node
 
 _ROWS = 32
 # How torch words that an operation has no second derivative.
@@ -19,7 +20,7 @@ _SIGNS = ("is not implemented", "twice", "once_differentiable", "does not suppor
           "double backward")  # fmt: skip
 
 
-def run(engine: "Engine") -> None:
+def run(engine: Engine) -> None:
     """Try a few rows: targets, shapes, determinism, independence."""
     chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
     batch = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
@@ -40,7 +41,7 @@ def run(engine: "Engine") -> None:
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
 
 
-def _misfit(engine: "Engine", batch: Batch, error: Exception) -> LandscapeError:
+def _misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
     shapes = [f"{str(leaf.dtype)[6:]}{tuple(leaf.shape)}" for leaf in batch.leaves()]
     return LandscapeError(
         f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
@@ -49,7 +50,7 @@ def _misfit(engine: "Engine", batch: Batch, error: Exception) -> LandscapeError:
     )
 
 
-def _losses(engine: "Engine", batch: Batch, *, check_targets: bool = False) -> Tensor:
+def _losses(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Tensor:
     batch = batch.mapped(torch.clone)
     versions = [leaf._version for leaf in batch.leaves()]
     with engine.evaluating(engine.network.theta):
@@ -63,7 +64,7 @@ def _losses(engine: "Engine", batch: Batch, *, check_targets: bool = False) -> T
     return losses
 
 
-def _refuse_coupling(engine: "Engine", batch: Batch, losses: Tensor) -> None:
+def _refuse_coupling(engine: Engine, batch: Batch, losses: Tensor) -> None:
     """Sums over batches mean something only if an example's loss does not depend on its company."""
     if engine.couples or batch.count < 2 or not engine.criterion.per_example:
         return
@@ -77,7 +78,7 @@ def _refuse_coupling(engine: "Engine", batch: Batch, losses: Tensor) -> None:
         )
 
 
-def _noisy_module(engine: "Engine", batch: Batch) -> str:
+def _noisy_module(engine: Engine, batch: Batch) -> str:
     """The first module to finish with equal inputs and unequal outputs in two passes."""
     passes: list[list[tuple[str, Any, Any]]] = []
     for _ in range(2):
@@ -117,7 +118,15 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     )
 
 
-def non_finite_error(engine: "Engine", theta: Tensor, loss: Tensor, what: str) -> LandscapeError:
+def refuse_non_finite(
+    engine: Engine, theta: Tensor, loss: Tensor, value: Tensor, what: str
+) -> None:
+    """Refuse what is not finite, and say where that begins."""
+    if not bool(torch.isfinite(loss) & torch.isfinite(value).all()):
+        raise _non_finite_error(engine, theta, loss, what)
+
+
+def _non_finite_error(engine: Engine, theta: Tensor, loss: Tensor, what: str) -> LandscapeError:
     """Say where the first NaN or infinity is: theta, an example, or only the derivative."""
     bad_theta = (~torch.isfinite(theta)).nonzero()
     if len(bad_theta):
@@ -138,7 +147,7 @@ def non_finite_error(engine: "Engine", theta: Tensor, loss: Tensor, what: str) -
     )
 
 
-def _first_bad(engine: "Engine", theta: Tensor) -> str:
+def _first_bad(engine: Engine, theta: Tensor) -> str:
     bad: list[str] = []
 
     def visit(batch: Batch, _output: Any, losses: Tensor) -> None:
@@ -149,11 +158,20 @@ def _first_bad(engine: "Engine", theta: Tensor) -> str:
             place = f"example {batch.start + row}" if single else f"examples from {batch.start}"
             bad.append(f"first {value} at {place} of {engine.examples.num_examples}")
 
-    engine.visit(theta, visit)
+    _fitting.visit(engine, theta, visit)
     return bad[0] if bad else "each example is finite, their sum is not"
 
 
-def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError) -> Exception:
+@contextlib.contextmanager
+def explaining(engine: Engine, theta: Tensor) -> Iterator[None]:
+    """Say which module has no second derivative, where that is what fails within."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _second_derivative_error(engine, theta, error) from error
+
+
+def _second_derivative_error(engine: Engine, theta: Tensor, error: RuntimeError) -> Exception:
     """LandscapeError for an operation without second derivative; other errors pass unchanged."""
     text = str(error)
     blamed = _not_twice(engine, theta)
@@ -166,30 +184,7 @@ def second_derivative_error(engine: "Engine", theta: Tensor, error: RuntimeError
     )
 
 
-def refuse_cut_graph(engine: "Engine", theta: Tensor, gradient: Tensor) -> None:
-    """A once-differentiable function ends the graph with a node that never runs: a silent zero."""
-    if engine.bn in engine.notes.modes_twice:
-        return
-    if _has_error_node(gradient):
-        error = RuntimeError("a function is marked once_differentiable")
-        raise second_derivative_error(engine, theta, error)
-    engine.notes.modes_twice.add(engine.bn)
-
-
-def _has_error_node(tensor: Tensor) -> bool:
-    seen, open_nodes = set(), [tensor.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            return True
-        seen.add(node)
-        open_nodes += [following for following, _ in node.next_functions]
-    return False
-
-
-def _not_twice(engine: "Engine", theta: Tensor) -> list[str]:
+def _not_twice(engine: Engine, theta: Tensor) -> list[str]:
     """Leaf modules whose own second derivative fails on the inputs they get."""
     calls: dict[str, tuple[Any, ...]] = {}
     model = engine.network.model
@@ -210,7 +205,7 @@ def _not_twice(engine: "Engine", theta: Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    with engine.differentiating(2):
+    with engine.differentiating(2, theta):
         return [
             f"module {name!r} ({type(module).__name__})"
             for name, module in leaves
@@ -230,7 +225,7 @@ def _fails_twice(module: nn.Module, args: tuple[Any, ...]) -> bool:
         grads = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
         total = sum(g.square().sum() for g in grads)
         if total.requires_grad:
-            if _has_error_node(total):
+            if has_error_node(total):
                 return True
             torch.autograd.grad(total, wanted, materialize_grads=True)
     except RuntimeError:

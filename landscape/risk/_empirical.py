@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.risk import _checks, _memory
+from landscape.params import ParamLayout
+from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng
-from landscape.risk._described import Described
 from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
@@ -33,7 +34,7 @@ class Evaluation:
     losses: Float[Tensor, "N"] | None
 
 
-class EmpiricalRisk(Described):
+class EmpiricalRisk:
     """L(theta) = (1/N)·Σ_i loss(model(x_i; theta), y_i) + ½·weight_decay·‖theta‖².
 
     A deterministic function of theta (P,) over N examples: it works on its own copies of model and
@@ -92,7 +93,7 @@ class EmpiricalRisk(Described):
             examples=examples,
             device=place,
             dtype=dtype,
-            memory=_memory.default(place) if memory is None else memory,
+            memory=_fitting.default(place) if memory is None else memory,
             batch_size=batch_size,
             bn=bn,
             notes=Notes(),
@@ -170,15 +171,114 @@ class EmpiricalRisk(Described):
         )
         return part
 
+    # What it is made of ----------------------------------------------------------------------
+
+    @property
+    def theta(self) -> Float[Tensor, "P"]:
+        """The model's own parameters, flat (P,); a fresh copy."""
+        return self._engine.network.theta.clone()
+
+    @property
+    def layout(self) -> ParamLayout:
+        """Names, shapes and kinds of the coordinates of theta."""
+        return self._engine.network.layout
+
+    @property
+    def num_examples(self) -> int:
+        """N, over all processes."""
+        spread = self._engine.spread
+        return self._engine.examples.num_examples if spread is None else spread.num_examples
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self._engine.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.float32 or torch.float64."""
+        return self._engine.dtype
+
+    @property
+    def bn(self) -> str:
+        """BatchNorm mode."""
+        return self._engine.bn
+
+    @property
+    def weight_decay(self) -> float:
+        """Coefficient of ½·‖theta‖²."""
+        return self._weight_decay
+
+    @property
+    def has_batchnorm(self) -> bool:
+        """Whether the BatchNorm mode matters."""
+        return bool(self._engine.network.batchnorm)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers (running statistics), which belong to the risk."""
+        return {k: v.clone() for k, v in self._engine.network.model.named_buffers()}
+
+    @property
+    def cost(self) -> float:
+        """Gradient-equivalents spent so far, together with the risks that share its data."""
+        return self._engine.notes.cost
+
+    @property
+    def memory(self) -> int:
+        """Bytes for kept graphs."""
+        return self._engine.memory
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, in evaluation mode: to be read and not changed."""
+        self._engine.network.put(self._engine.network.theta)
+        return self._engine.network.model
+
+    def model_at(self, theta: Float[Tensor, "P"]) -> nn.Module:
+        """An ordinary module of its own with weights theta, trainable, in evaluation mode."""
+        return self._engine.network.released(self._engine.as_theta(theta))
+
+    @property
+    def targets(self) -> Shaped[Tensor, "N *C"]:
+        """Targets of all examples, in the order of the data."""
+        self._refuse_spread("targets")
+        chunks = self._engine.examples.chunks
+        return torch.cat([chunk.targets for chunk in chunks]).to(self.device)
+
+    def spend(self, gradients: float) -> None:
+        """Count what was computed beside the risk in its gradient-equivalents."""
+        self._engine.spend(gradients)
+
+    def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
+        """SHA-256 of theta's bytes in the risk's dtype."""
+        values = self._engine.as_theta(theta).to("cpu").contiguous()
+        return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+    def provenance(self) -> dict[str, Any]:
+        """What must be known to read a number of this risk, as JSON types."""
+        return {
+            "bn": self._engine.bn,
+            "num_examples": self.num_examples,
+            "num_parameters": self.layout.num_parameters,
+            "loss": self._engine.criterion.name,
+            "weight_decay": self._weight_decay,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "torch": str(torch.__version__),
+        }
+
     # Values -----------------------------------------------------------------------------------
 
     @normal_tensors
     def loss(self, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
         """L(theta) in nats (for cross-entropy), (); NaN stays NaN. Cost 1/3."""
-        theta = self._as_theta(theta)
+        theta = self._engine.as_theta(theta)
         sums: list[Tensor] = []
-        self._engine.visit(
-            theta, lambda batch, _, losses: sums.append(self._engine.sum(losses, batch))
+        _fitting.visit(
+            self._engine,
+            theta,
+            lambda batch, _, losses: sums.append(self._engine.sum(losses, batch)),
         )
         return self._mean(sums, theta)
 
@@ -195,7 +295,9 @@ class EmpiricalRisk(Described):
                 f"reduction='mean'; give a loss that returns one value per example."
             )
         parts: list[Tensor] = []
-        self._engine.visit(self._as_theta(theta), lambda _b, _o, losses: parts.append(losses))
+        _fitting.visit(
+            self._engine, self._engine.as_theta(theta), lambda _b, _o, losses: parts.append(losses)
+        )
         return torch.cat(parts)
 
     @normal_tensors
@@ -213,7 +315,7 @@ class EmpiricalRisk(Described):
                 )
             parts.append(output)
 
-        self._engine.visit(self._as_theta(theta), visit)
+        _fitting.visit(self._engine, self._engine.as_theta(theta), visit)
         return torch.cat(parts)
 
     @normal_tensors
@@ -233,7 +335,7 @@ class EmpiricalRisk(Described):
     @normal_tensors
     def evaluate(self, theta: Float[Tensor, "P"]) -> Evaluation:
         """Loss, error rate (None if not a classifier) and losses in one pass. Cost 1/3."""
-        theta = self._as_theta(theta)
+        theta = self._engine.as_theta(theta)
         sums: list[Tensor] = []
         parts: list[Tensor] = []
         wrong: list[Tensor | None] = []
@@ -244,7 +346,7 @@ class EmpiricalRisk(Described):
             errors = errors_of(output, batch.targets)
             wrong.append(None if errors is None else errors.sum())
 
-        self._engine.visit(theta, visit)
+        _fitting.visit(self._engine, theta, visit)
         rate = None
         if all(count is not None for count in wrong):
             count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
@@ -266,19 +368,15 @@ class EmpiricalRisk(Described):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "P"]]:
         """L(theta) () and ∇L(theta) (P,) in one pass. Cost 1."""
         self._refuse_derivative("gradient")
-        theta = self._as_theta(theta)
-        total, sums = torch.zeros_like(theta), []
-        for batch in self._engine.graph_batches(order=1):
-            leaf = theta.clone().requires_grad_()
-            with self._engine.differentiating(1):
-                loss = self._engine.loss_graph(leaf, batch)
-                total += torch.autograd.grad(loss, leaf)[0]
-            sums.append(loss.detach().double())
-        self._engine.spend(GRADIENT)
-        total = self._engine.over_all(total)
-        gradient = total / self.num_examples + self._weight_decay * theta
+        theta = self._engine.as_theta(theta)
+        engine, total = self._engine, torch.zeros_like(theta)
+        batches = _fitting.graph_batches(engine, order=1)
+        with engine.differentiating(1, theta):
+            sums = [engine.add_gradient(total, batch) for batch in batches]
+        engine.spend(GRADIENT)
+        gradient = engine.mean_of(total, theta, self._weight_decay)
         loss = self._mean(sums, theta)
-        self._refuse_non_finite(theta, loss, gradient, "gradient")
+        _checks.refuse_non_finite(engine, theta, loss, gradient, "gradient")
         return loss, gradient
 
     @normal_tensors
@@ -289,15 +387,19 @@ class EmpiricalRisk(Described):
         the loss is not finite or a module cannot be differentiated twice.
         """
         self._refuse_derivative("hvp")
-        theta, rows = self._as_theta(theta), self._as_vectors(V)
-        total, sums = torch.zeros_like(rows), []
-        for batch in self._engine.graph_batches(order=2):
-            loss, leaf, gradient = self._engine.gradient_graph(theta, batch)
-            sums.append(loss)
-            self._engine.add_products(total, gradient, leaf, rows, keep=False)
-        self._engine.spend(GRADIENT + PRODUCT * len(rows))
-        product = self._engine.mean_of(total, rows, self._weight_decay)
-        self._refuse_non_finite(theta, self._mean(sums, theta), product, "Hessian product")
+        theta, rows = self._engine.as_theta(theta), self._engine.as_vectors(V)
+        engine, total, sums = self._engine, torch.zeros_like(rows), []
+        with _checks.explaining(engine, theta):
+            batches = _fitting.graph_batches(engine, order=2)
+            with engine.differentiating(2, theta):
+                for batch in batches:
+                    graph = engine.gradient_graph(batch)
+                    engine.add_products(total, graph, rows, keep=False)
+                    sums.append(graph.loss)
+        engine.spend(GRADIENT + PRODUCT * len(rows))
+        product = engine.mean_of(total, rows, self._weight_decay)
+        mean = self._mean(sums, theta)
+        _checks.refuse_non_finite(engine, theta, mean, product, "Hessian product")
         return product.reshape(V.shape)
 
     @normal_tensors
@@ -308,21 +410,18 @@ class EmpiricalRisk(Described):
         1, then 2 a product (3 for the rebuilt share).
         """
         self._refuse_derivative("linearized_hvp")
-        return LinearizedHVP(self, self._as_theta(theta))
+        return LinearizedHVP(self._engine, self._engine.as_theta(theta), self._weight_decay)
 
     @normal_tensors
     def linearized_ggn(self, theta: Float[Tensor, "P"]) -> LinearizedGGN:
         """V ↦ G·v of the generalized Gauss-Newton matrix, as linearized_hvp is of the Hessian."""
         self._refuse_derivative("Gauss-Newton products")
-        return LinearizedGGN(self, self._as_theta(theta))
+        return LinearizedGGN(self._engine, self._engine.as_theta(theta), self._weight_decay)
 
     # Inside -----------------------------------------------------------------------------------
 
     def _mean(self, sums: list[Tensor], theta: Tensor) -> Tensor:
-        mean = self._engine.over_all(torch.stack(sums).sum()) / self.num_examples
-        if self._weight_decay:
-            mean = mean + 0.5 * self._weight_decay * theta.double().square().sum()
-        return mean.to(self.dtype)
+        return self._engine.mean(sums, theta, self._weight_decay)
 
     def _refuse_derivative(self, what: str) -> None:
         if self._engine.bn == "recalibrate":
@@ -332,7 +431,10 @@ class EmpiricalRisk(Described):
                 f"risk.with_bn('full_batch')."
             )
 
-    def _refuse_non_finite(self, theta: Tensor, loss: Tensor, value: Tensor, what: str) -> None:
-        if bool(torch.isfinite(loss) & torch.isfinite(value).all()):
-            return
-        raise _checks.non_finite_error(self._engine, theta, loss, what)
+    def _refuse_spread(self, what: str) -> None:
+        if self._engine.spread is not None:
+            raise LandscapeError(
+                f"{what} asked of a risk with distributed=True, whose examples are with "
+                f"{self._engine.spread.num_processes} processes; make a risk of all examples in "
+                f"one process."
+            )

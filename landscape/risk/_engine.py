@@ -1,7 +1,7 @@
 """Passes over the data: values of all examples, graphs of batches, products with a graph."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.risk import _checks, _memory
 from landscape.risk._criterion import Criterion
 from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
+from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
 
 BN_MODES = ("eval", "full_batch", "recalibrate")
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
+_ROWS = 8
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -70,15 +71,16 @@ class Engine:
 
     def sum(self, losses: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the rows in float64, whatever the criterion returns."""
-        losses = losses.detach().double()
-        return losses.sum() if losses.ndim else losses * batch.count
+        return self.total(losses.detach().double(), batch)
 
-    def visit(self, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None]) -> None:
-        """One pass without derivatives: visit(batch, output, losses) for all examples in order."""
-        size = self.batch_size or _memory.default_rows(self.examples)
-        # Asked first: measuring a graph puts BatchNorm back to its frozen statistics.
-        whole = self.couples and _memory.fits_one_pass(self)
-        size = self.examples.num_examples if whole else size
+    def visit(
+        self, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None], size: int, *, whole: bool
+    ) -> None:
+        """One pass without derivatives: visit(batch, output, losses) for all examples in order.
+
+        In passes of `size` rows; whole: all examples are one pass, whose own BatchNorm statistics
+        are those of the set.
+        """
         with self.evaluating(theta):
             if self.couples and not whole:
                 self._gather_statistics(size)
@@ -103,15 +105,19 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self, theta: Tensor) -> Iterator[None]:
-        """Parameters at theta, no graph."""
+        """Weights at theta, no graph."""
         with self._scope(second=False), torch.no_grad(), self._at(theta):
             yield
 
     @contextlib.contextmanager
-    def differentiating(self, order: int) -> Iterator[None]:
-        """Graphs on, kernels that have this many derivatives."""
+    def differentiating(self, order: int, theta: Tensor) -> Iterator[None]:
+        """Weights at theta, graphs on, kernels that have this many derivatives.
+
+        Backward passes run within it as well: what is recomputed there (checkpoints) reads the
+        weights again.
+        """
         twice = self.network.twice
-        with self._scope(second=order > 1), torch.enable_grad():
+        with self._scope(second=order > 1), torch.enable_grad(), self._at(theta):
             twice.active, twice.absorbed = order > 1, order > 1 and self.bn == "eval"
             try:
                 yield
@@ -144,51 +150,60 @@ class Engine:
         finally:
             control.reset()
 
-    def graph_batches(self, order: int) -> list[Batch]:
-        """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
-        if order > 1 and self.bn == "eval":
-            self.network.twice.prepare(self)
-        if self.couples:
-            _memory.refuse_large_graph(self, order)
-            return self.examples.cut(self.examples.num_examples)
-        return self.examples.cut(self.batch_size or _memory.graph_rows(self, order))
-
-    def kept_and_rebuilt(self) -> tuple[list[Batch], list[Batch]]:
-        """Batches whose graphs of second order are held together, and those rebuilt one by one."""
-        kept, rebuilt, room = [], [], float(self.memory)
-        batches = self.graph_batches(order=2)
-        sizes = [_memory.graph_bytes(self, batch.count, order=2) for batch in batches]
-        room -= max(sizes) if sum(sizes) > room else 0.0
-        for batch, size in zip(batches, sizes, strict=True):
-            room -= size
-            (rebuilt if room < 0 else kept).append(batch)
-        return kept, rebuilt
-
-    def loss_graph(self, leaf: Tensor, batch: Batch) -> Tensor:
-        """Σ of losses over the batch as a function of the leaf theta."""
+    def loss_graph(self, batch: Batch) -> Tensor:
+        """Σ of losses over the batch as a function of the network's weights."""
         batch = self.examples.on_device(batch)
-        with self._at(leaf):
-            output = self.network(batch)
-            losses = self.criterion(output, batch.targets, batch.count)
-        loss = losses.sum() if losses.ndim else losses * batch.count
+        losses = self.criterion(self.network(batch), batch.targets, batch.count)
+        loss = self.total(losses, batch)
         if not loss.requires_grad:
             raise LandscapeError(
-                f"The loss does not depend on any of the {len(leaf)} trainable parameters; look "
-                f"for torch.no_grad() or detach() in the model or the loss."
+                f"The loss does not depend on any of the {self.network.layout.num_parameters} "
+                f"trainable parameters; look for torch.no_grad() or detach() in the model or the "
+                f"loss."
             )
         return loss
 
-    def gradient_graph(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ of losses, the leaf theta, and the gradient as a function of it."""
-        leaf = theta.clone().requires_grad_()
-        try:
-            with self.differentiating(2):
-                loss = self.loss_graph(leaf, batch)
-                (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(self, theta, error) from error
-        _checks.refuse_cut_graph(self, theta, gradient)
-        return loss.detach().double(), leaf, gradient
+    def total(self, losses: Tensor, batch: Batch) -> Tensor:
+        """Σ of losses over the rows, differentiable, whatever the criterion returns."""
+        return losses.sum() if losses.ndim else losses * batch.count
+
+    def add_gradient(self, total: Tensor, batch: Batch) -> Tensor:
+        """Add the gradient of Σ of losses over the batch; returns that sum."""
+        loss = self.loss_graph(batch)
+        grads = torch.autograd.grad(loss, self.network.weights, allow_unused=True)
+        self.network.add(total, grads)
+        return loss.detach().double()
+
+    def gradient_graph(self, batch: Batch) -> "GradientGraph":
+        """Σ of losses, and its gradient as a function of the weights."""
+        loss = self.loss_graph(batch)
+        grads = torch.autograd.grad(
+            loss, self.network.weights, create_graph=True, allow_unused=True
+        )
+        graph = GradientGraph(loss.detach().double(), grads)
+        self.refuse_cut(graph.curved)
+        return graph
+
+    def refuse_cut(self, gradients: Iterable[Tensor]) -> None:
+        """A once-differentiable function ends the graph with a node that never runs: a zero."""
+        if self.bn in self.notes.modes_twice:
+            return
+        if any(map(has_error_node, gradients)):
+            raise RuntimeError("a function is marked once_differentiable")
+        self.notes.modes_twice.add(self.bn)
+
+    def prepare_second_derivatives(self) -> None:
+        """Find what convolutions can absorb, once."""
+        if self.bn != "eval":
+            return
+        chunk = self.examples.chunks[0]
+        rows = self.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
+
+        def losses(theta: Tensor) -> Tensor:
+            with self.evaluating(theta):
+                return self.criterion(self.network(rows), rows.targets, rows.count)
+
+        self.network.twice.prepare(losses, self.network.theta)
 
     def loss_only(self, theta: Tensor, batch: Batch) -> Tensor:
         """Σ of losses over the batch."""
@@ -198,24 +213,67 @@ class Engine:
             return self.sum(self.criterion(output, batch.targets, batch.count), batch)
 
     def add_products(
-        self, total: Tensor, gradient: Tensor, leaf: Tensor, rows: Tensor, *, keep: bool
+        self, total: Tensor, graph: "GradientGraph", rows: Tensor, *, keep: bool
     ) -> None:
         """Add the Hessian of the batch's sum times each row, by a second reverse pass each."""
-        if not gradient.requires_grad:
+        if not graph.curved:
             return
-        try:
-            with self.differentiating(2):
-                for i, v in enumerate(rows):
-                    retain = keep or i + 1 < len(rows)
-                    (product,) = torch.autograd.grad(
-                        gradient, leaf, v, retain_graph=retain, materialize_grads=True
-                    )
-                    total[i] += product
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(self, leaf.detach(), error) from error
+        for i, v in enumerate(rows):
+            products = torch.autograd.grad(
+                graph.curved,
+                self.network.weights,
+                [piece for piece, g in zip(self.network.pieces(v), graph.gradients, strict=True)
+                 if g is not None and g.requires_grad],
+                retain_graph=keep or i + 1 < len(rows),
+                allow_unused=True,
+            )  # fmt: skip
+            self.network.add(total[i], products)
+
+    def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
+        """L(theta) from the sums over the own examples' parts."""
+        count = (self.spread or self.examples).num_examples
+        mean = self.over_all(torch.stack(list(sums)).sum()) / count
+        if weight_decay:
+            mean = mean + 0.5 * weight_decay * theta.double().square().sum()
+        return mean.to(self.dtype)
 
     def mean_of(self, total: Tensor, rows: Tensor, weight_decay: float) -> Tensor:
         """Sums over the own examples, in place made the mean over all and weight decay's share."""
         count = (self.spread or self.examples).num_examples
         total = self.over_all(total).div_(count)
         return total.add_(rows, alpha=weight_decay) if weight_decay else total
+
+    def as_theta(self, theta: Tensor) -> Tensor:
+        """Theta (P,) on the device, in the dtype."""
+        size = self.network.layout.num_parameters
+        if not isinstance(theta, Tensor) or theta.shape != (size,):
+            found = (
+                f"shape {tuple(theta.shape)}"
+                if isinstance(theta, Tensor)
+                else f"type {type(theta).__name__}"
+            )
+            raise LandscapeError(
+                f"theta of {found} given; this model has P={size} trainable parameters, so theta "
+                f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
+            )
+        theta = theta.clone() if theta.is_inference() else theta
+        return theta.detach().to(device=self.device, dtype=self.dtype)
+
+    def as_vectors(self, V: Tensor) -> Tensor:
+        """Vectors V (P,) or (k, P) as rows (k, P) on the device, in the dtype."""
+        size = self.network.layout.num_parameters
+        if not isinstance(V, Tensor) or V.ndim not in (1, 2) or V.shape[-1] != size:
+            found = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
+            raise LandscapeError(
+                f"V of shape {found} given; a Hessian product takes ({size},) or (k, {size})."
+            )
+        V = V.clone() if V.is_inference() else V
+        return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
+
+
+class GradientGraph:
+    """Of one batch: Σ of losses, and per tensor its gradient; `curved` are those with a graph."""
+
+    def __init__(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        self.loss, self.gradients = loss, gradients
+        self.curved = [g for g in gradients if g is not None and g.requires_grad]

@@ -1,20 +1,16 @@
 """Products with a matrix of second derivatives at one theta, with as many graphs kept as fit."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.risk import _checks
+from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import logits_of
 from landscape.risk._data import Batch
 from landscape.risk._engine import FORWARD, GRADIENT, PRODUCT, Engine
-
-if TYPE_CHECKING:
-    from landscape.risk._empirical import EmpiricalRisk
 
 # Tensors made under inference_mode cannot be differentiated later.
 normal_tensors = torch.inference_mode(False)
@@ -23,36 +19,38 @@ normal_tensors = torch.inference_mode(False)
 class LinearizedHVP:
     """Callable V ↦ ∇²L(theta)·V for V (P,) or (k, P), see EmpiricalRisk.linearized_hvp."""
 
-    def __init__(self, risk: "EmpiricalRisk", theta: Tensor) -> None:
-        self._risk, self._theta = risk, theta
-        engine = risk._engine
-        kept, self._rebuilt = engine.kept_and_rebuilt()
-        graphs = [engine.gradient_graph(theta, batch) for batch in kept]
-        sums = [loss for loss, _, _ in graphs]
+    def __init__(self, engine: Engine, theta: Tensor, weight_decay: float) -> None:
+        self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
+        with _checks.explaining(engine, theta):
+            kept, self._rebuilt = _fitting.kept_and_rebuilt(engine)
+            with engine.differentiating(2, theta):
+                self._kept = [engine.gradient_graph(batch) for batch in kept]
+        sums = [graph.loss for graph in self._kept]
         sums += [engine.loss_only(theta, batch) for batch in self._rebuilt]
-        self._kept = [(leaf, gradient) for _, leaf, gradient in graphs]
         count = engine.examples.num_examples
         self.num_kept = count - sum(batch.count for batch in self._rebuilt)
         share = self.num_kept / count
         engine.spend(share * GRADIENT + (1 - share) * FORWARD)
         self._rebuild_cost = (1 - share) * GRADIENT
-        gradients = torch.stack([g.detach().sum() for _, g in self._kept] or [theta.sum() * 0])
-        gradients = engine.over_all(gradients.sum())
-        risk._refuse_non_finite(theta, risk._mean(sums, theta), gradients, "gradient")
+        gradients = [g.detach().sum() for graph in self._kept for g in graph.gradients
+                     if g is not None]  # fmt: skip
+        known = engine.over_all(torch.stack(gradients or [theta.sum() * 0]).sum())
+        mean = engine.mean(sums, theta, weight_decay)
+        _checks.refuse_non_finite(engine, theta, mean, known, "gradient")
 
     @normal_tensors
     def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
-        risk, engine = self._risk, self._risk._engine
-        rows = risk._as_vectors(V)
+        engine = self._engine
+        rows = engine.as_vectors(V)
         total = torch.zeros_like(rows)
-        for leaf, gradient in self._kept:
-            engine.add_products(total, gradient, leaf, rows, keep=True)
-        for batch in self._rebuilt:
-            _, leaf, gradient = engine.gradient_graph(self._theta, batch)
-            engine.add_products(total, gradient, leaf, rows, keep=False)
+        with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
+            for graph in self._kept:
+                engine.add_products(total, graph, rows, keep=True)
+            for batch in self._rebuilt:
+                engine.add_products(total, engine.gradient_graph(batch), rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.mean_of(total, rows, risk._weight_decay).reshape(V.shape)
+        return engine.mean_of(total, rows, self._weight_decay).reshape(V.shape)
 
 
 class LinearizedGGN:
@@ -65,72 +63,67 @@ class LinearizedGGN:
     Cost: 1 gradient, then 2 a product.
     """
 
-    def __init__(self, risk: "EmpiricalRisk", theta: Float[Tensor, "P"]) -> None:
-        self._risk, self._theta = risk, theta.detach()
-        engine = risk._engine
-        kept, self._rebuilt = engine.kept_and_rebuilt()
-        self._kept = [_Graph.of(engine, self._theta, batch) for batch in kept]
+    def __init__(self, engine: Engine, theta: Float[Tensor, "P"], weight_decay: float) -> None:
+        self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
+        with _checks.explaining(engine, theta):
+            kept, self._rebuilt = _fitting.kept_and_rebuilt(engine)
+            with engine.differentiating(2, theta):
+                self._kept = [_Graph(engine, batch) for batch in kept]
         share = sum(batch.count for batch in self._rebuilt) / engine.examples.num_examples
         engine.spend((1 - share) * GRADIENT + share * FORWARD)
         self._rebuild_cost = share * GRADIENT
 
+    @normal_tensors
     def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
-        rows, engine = self._risk._as_vectors(V), self._risk._engine
+        engine = self._engine
+        rows = engine.as_vectors(V)
         total = torch.zeros_like(rows)
-        for graph in self._kept:
-            graph.add_products(total, rows, keep=True)
-        for batch in self._rebuilt:
-            _Graph.of(engine, self._theta, batch).add_products(total, rows, keep=False)
+        with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
+            for graph in self._kept:
+                graph.add_products(total, rows, keep=True)
+            for batch in self._rebuilt:
+                _Graph(engine, batch).add_products(total, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.mean_of(total, rows, self._risk.weight_decay).reshape(V.shape)
+        return engine.mean_of(total, rows, self._weight_decay).reshape(V.shape)
 
 
-@dataclass(frozen=True)
 class _Graph:
-    """Of one batch: outputs z of the leaf theta, Jᵀu of a dummy u, and ∇_z of the losses' sum."""
+    """Of one batch: outputs z of the weights, Jᵀu of a dummy u, and ∇_z of the losses' sum."""
 
-    engine: Engine
-    leaf: Tensor
-    outputs: Tensor
-    dummy: Tensor
-    pulled: Tensor
-    cut: Tensor
-    slope: Tensor
+    def __init__(self, engine: Engine, batch: Batch) -> None:
+        self._network, batch = engine.network, engine.examples.on_device(batch)
+        weights = engine.network.weights
+        self._outputs = logits_of(engine.network(batch))
+        _refuse_odd(self._outputs, engine.criterion.name)
+        self._cut = self._outputs.detach().requires_grad_()
+        losses = engine.criterion(self._cut, batch.targets, batch.count)
+        loss = engine.total(losses, batch)
+        (self._slope,) = torch.autograd.grad(loss, self._cut, create_graph=True)
+        self._dummy = torch.zeros_like(self._outputs, requires_grad=True)
+        pulled = torch.autograd.grad(
+            self._outputs, weights, self._dummy, create_graph=True, allow_unused=True
+        )
+        self._linear = [part is not None and part.requires_grad for part in pulled]
+        self._pulled = self._chosen(pulled)
+        engine.refuse_cut(self._pulled)
 
-    @classmethod
-    def of(cls, engine: Engine, theta: Tensor, batch: Batch) -> "_Graph":
-        leaf, batch = theta.clone().requires_grad_(), engine.examples.on_device(batch)
-        try:
-            with engine.differentiating(2):
-                with engine._at(leaf):
-                    outputs = logits_of(engine.network(batch))
-                _refuse_odd(outputs, engine.criterion.name)
-                cut = outputs.detach().requires_grad_()
-                losses = engine.criterion(cut, batch.targets, batch.count)
-                loss = losses.sum() if losses.ndim else losses * batch.count
-                (slope,) = torch.autograd.grad(loss, cut, create_graph=True)
-                dummy = torch.zeros_like(outputs, requires_grad=True)
-                (pulled,) = torch.autograd.grad(outputs, leaf, dummy, create_graph=True)
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(engine, theta, error) from error
-        _checks.refuse_cut_graph(engine, theta, pulled)
-        return cls(engine, leaf, outputs, dummy, pulled, cut, slope)
+    def _chosen(self, parts: Sequence[Tensor | None]) -> list[Tensor]:
+        return [part for part, used in zip(parts, self._linear, strict=True) if used]
 
     def add_products(self, total: Tensor, rows: Tensor, *, keep: bool) -> None:
-        if not self.slope.requires_grad:
+        if not self._slope.requires_grad or not self._pulled:
             return  # a loss linear in the outputs
-        engine, grad = self.engine, torch.autograd.grad
-        options = {"materialize_grads": True}
-        try:
-            with engine.differentiating(2):
-                for i, v in enumerate(rows):
-                    last = options | {"retain_graph": keep or i + 1 < len(rows)}
-                    (pushed,) = grad(self.pulled, self.dummy, v, **options, retain_graph=True)
-                    (curved,) = grad(self.slope, self.cut, pushed, **last)
-                    total[i] += grad(self.outputs, self.leaf, curved, **last)[0]
-        except RuntimeError as error:
-            raise _checks.second_derivative_error(engine, self.leaf.detach(), error) from error
+        network, grad = self._network, torch.autograd.grad
+        for i, v in enumerate(rows):
+            last = {"retain_graph": keep or i + 1 < len(rows)}
+            pieces = self._chosen(network.pieces(v))
+            (pushed,) = grad(
+                self._pulled, self._dummy, pieces, retain_graph=True, materialize_grads=True
+            )
+            (curved,) = grad(self._slope, self._cut, pushed, materialize_grads=True, **last)
+            parts = grad(self._outputs, network.weights, curved, allow_unused=True, **last)
+            network.add(total[i], parts)
 
 
 def _refuse_odd(outputs: object, loss: str) -> None:

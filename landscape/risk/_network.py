@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
 from landscape.risk._data import Batch
-from landscape.risk._twice import TwiceControl, release
+from landscape.risk._second_derivatives import TwiceControl, release
 
 
 class Network:
@@ -31,48 +32,62 @@ class Network:
         self.model._apply(lambda t: t.to(device=device, dtype=_real_or_complex(t, dtype)))
         self.model.eval()
         named = dict(self.model.named_parameters())
+        self.weights = [named[name] for name in self.layout.names]
         self.theta = self.layout.flatten(named).detach().clone()
-        self.sites = self._sites([named[name] for name in self.layout.names])
         self.model.requires_grad_(False)
+        for weight in self.weights:
+            weight.requires_grad_()
+        # The same memory, with version counters of its own: a graph that is kept stays valid as
+        # long as its theta is written before its backward passes.
+        self._memory = [weight.data for weight in self.weights]
         self.twice = TwiceControl(self.model)
         self.batchnorm = BatchNormControl(self.model, self.twice.takes)
         self.clones_inputs = False
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
 
-    def _sites(self, tensors: Sequence[nn.Parameter]) -> list[list[tuple[dict[str, Any], str]]]:
-        """Where each trainable tensor is kept; a tied one in several modules."""
-        places: dict[int, list[tuple[dict[str, Any], str]]] = {id(t): [] for t in tensors}
-        for module in self.model.modules():
-            for name, parameter in module._parameters.items():
-                if id(parameter) in places:
-                    places[id(parameter)].append((module._parameters, name))
-        return [places[id(t)] for t in tensors]
+    @property
+    def tied(self) -> bool:
+        """Whether a trainable tensor has several places in the model."""
+        places = Counter(
+            id(tensor)
+            for module in self.model.modules()
+            for tensor in module._parameters.values()
+            if tensor is not None
+        )
+        return any(places[id(weight)] > 1 for weight in self.weights)
+
+    def put(self, theta: Tensor) -> None:
+        """Write theta into the parameters, whatever reads them and however."""
+        with torch.no_grad():
+            torch._foreach_copy_(self._memory, self.pieces(theta))
 
     @contextlib.contextmanager
     def at(self, theta: Tensor) -> Iterator[None]:
-        """Parameters are views of theta within; differentiable with respect to it."""
-        kept = [[store[name] for store, name in sites] for sites in self.sites]
-        try:
-            for sites, tensor in zip(
-                self.sites, self.layout.unflatten(theta).values(), strict=True
-            ):
-                for store, name in sites:
-                    store[name] = tensor
-            yield
-        finally:
-            for sites, old in zip(self.sites, kept, strict=True):
-                for (store, name), tensor in zip(sites, old, strict=True):
-                    store[name] = tensor
+        """The parameters have the values of theta within."""
+        self.put(theta)
+        yield
+
+    def pieces(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector (P,), one per weight."""
+        return list(self.layout.unflatten(vector).values())
+
+    def add(self, total: Tensor, parts: Sequence[Tensor | None]) -> None:
+        """Add what belongs to each weight to total (P,), in place; None is zero."""
+        pairs = [(piece, part) for piece, part in zip(self.pieces(total), parts, strict=True)
+                 if part is not None]  # fmt: skip
+        if pairs:
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
 
     def in_dtype(self, dtype: torch.dtype) -> "Network":
         """A network of its own with the same weights and buffers in another dtype."""
-        plain = release(copy.deepcopy(self.model))
-        trainable = set(self.layout.names)
-        for name, parameter in plain.named_parameters():
-            parameter.requires_grad_(name in trainable)
-        other = Network(plain, device=self.theta.device, dtype=dtype)
+        other = Network(self.released(self.theta), device=self.theta.device, dtype=dtype)
         other.clones_inputs = self.clones_inputs
         return other
+
+    def released(self, theta: Tensor) -> nn.Module:
+        """An ordinary module of its own with weights theta, in evaluation mode."""
+        self.put(theta)
+        return release(copy.deepcopy(self.model))
 
     def __call__(self, batch: Batch) -> Any:
         self.batchnorm.begin()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.risk._criterion import logits_of
-from landscape.risk._described import Described
+from landscape.risk._empirical import EmpiricalRisk
 
 
 class RowLosses:
@@ -18,7 +18,7 @@ class RowLosses:
 
     def __init__(
         self,
-        risk: Described,
+        risk: EmpiricalRisk,
         model: nn.Module,
         *,
         transform: Callable[[Tensor], Tensor] | None = None,

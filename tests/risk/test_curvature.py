@@ -5,7 +5,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.linalg import lanczos
-from landscape.risk import EmpiricalRisk, _memory
+from landscape.risk import EmpiricalRisk, _fitting
 from tests.risk_problems import F64, PROBLEMS, dense_hessian, problem, randn, rng, settled
 
 CASES = [(name, bn) for name in PROBLEMS for bn in ("eval", "full_batch")]
@@ -98,10 +98,10 @@ def test_kept_and_rebuilt_graphs_give_the_same_product(memory):
 def test_estimated_memory_of_a_kept_graph_is_that_of_its_saved_tensors():
     model, data = problem("cnn_bn", n=24)
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
-    from landscape.risk import _memory
+    from landscape.risk import _fitting
 
-    stated = _memory.graph_bytes(risk._engine, 24, order=2)
-    counted = _memory._saved_bytes(risk._engine, risk._engine.examples.cut(24)[0], 2)
+    stated = _fitting.graph_bytes(risk._engine, 24, order=2)
+    counted = _fitting._saved_bytes(risk._engine, risk._engine.examples.cut(24)[0], 2)
     assert stated == pytest.approx(counted, rel=0.05)
 
 
@@ -162,11 +162,11 @@ def test_recurrent_networks_have_second_derivatives():
 def test_kept_graphs_and_the_one_that_is_rebuilt_fit_the_memory_together():
     model, data = problem("cnn_bn", n=400)
     whole = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
-    need = _memory.graph_bytes(whole._engine, 400, order=2)
+    need = _fitting.graph_bytes(whole._engine, 400, order=2)
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, memory=int(0.6 * need))
-    kept, rebuilt = risk._engine.kept_and_rebuilt()
+    kept, rebuilt = _fitting.kept_and_rebuilt(risk._engine)
     sizes = [
-        [_memory.graph_bytes(risk._engine, b.count, order=2) for b in batches]
+        [_fitting.graph_bytes(risk._engine, b.count, order=2) for b in batches]
         for batches in (kept, rebuilt)
     ]
     assert kept

@@ -15,7 +15,7 @@ from landscape.plane import Plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Evaluation
 from landscape.risk._criterion import errors_of
-from landscape.risk._memory import default_rows
+from landscape.risk._fitting import default_rows
 
 _OWN = ("loss", "error_rate", "loss_stderr", "rise_stderr")
 # Losses of single examples held until their standard errors are taken, for all points at once.

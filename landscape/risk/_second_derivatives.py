@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from landscape.risk._data import Batch
-
-if TYPE_CHECKING:
-    from landscape.risk._engine import Engine
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_ROWS = 8
 _WINDOWS = 2**21  # bytes
 # Beyond what rounding may do to a loss the layers were not what they seemed.
 _SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -205,33 +199,33 @@ class TwiceControl:
         forward.of_the_risk = True  # type: ignore[attr-defined]
         return forward
 
-    def prepare(self, engine: "Engine") -> None:
-        """Find the pairs; keep them if a few rows lose the same, here and at a point beside."""
+    def prepare(self, losses: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+        """Find the pairs; keep them if a few rows lose the same, here and at a point beside.
+
+        losses: of these rows at a theta, evaluated.
+        """
         if self.pairs is not None:
             return
-        theta, chunk = engine.network.theta, engine.examples.chunks[0]
-        rows = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
-        self.pairs = self._traced(engine, rows)
+        self.pairs = self._traced(losses, theta)
         self.norms = {id(pair.layer): pair.norm for pair in self.pairs}
         source = torch.Generator().manual_seed(0)
         shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
         shift *= 0.1 * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(shift)
-        slack = _SLACK[engine.dtype]
+        slack = _SLACK[theta.dtype]
         for point in (theta, theta + shift) if self.pairs else ():
-            found, truth = (self._losses(engine, point, rows, absorb) for absorb in (True, False))
+            found, truth = self._absorbing(losses, point), losses(point)
             if not torch.allclose(found, truth, rtol=slack, atol=slack, equal_nan=True):
                 self.pairs, self.norms = [], {}
                 return
 
-    def _losses(self, engine: "Engine", theta: Tensor, rows: Batch, absorb: bool) -> Tensor:
-        with engine.evaluating(theta):
-            self.active = self.absorbed = absorb
-            try:
-                return engine.criterion(engine.network(rows), rows.targets, rows.count)
-            finally:
-                self.active = self.absorbed = False
+    def _absorbing(self, losses: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+        self.active = self.absorbed = True
+        try:
+            return losses(theta)
+        finally:
+            self.active = self.absorbed = False
 
-    def _traced(self, engine: "Engine", rows: Batch) -> list[_Pair]:
+    def _traced(self, losses: Callable[[Tensor], Tensor], theta: Tensor) -> list[_Pair]:
         made: list[tuple[Tensor, nn.Module]] = []
         calls: dict[nn.Module, int] = {}
         pairs: list[_Pair] = []
@@ -248,9 +242,8 @@ class TwiceControl:
         readers = _Readers(made)
         handles = [m.register_forward_hook(after) for m in self.model.modules() if _bare(m)]
         try:
-            with engine.evaluating(engine.network.theta), readers:
-                output = engine.network(rows)
-                engine.criterion(output, rows.targets, rows.count)
+            with readers:
+                losses(theta)
         finally:
             for handle in handles:
                 handle.remove()
@@ -291,3 +284,17 @@ def release(model: nn.Module) -> nn.Module:
         if getattr(module.__dict__.get("forward"), "of_the_risk", False):
             del module.__dict__["forward"]
     return model
+
+
+def has_error_node(tensor: Tensor) -> bool:
+    """Whether the graph holds the node that once-differentiable functions leave."""
+    seen, open_nodes = set(), [tensor.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        open_nodes += [following for following, _ in node.next_functions]
+    return False

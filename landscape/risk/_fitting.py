@@ -1,15 +1,14 @@
 """How many rows fit: measured on a few rows, since no formula knows a model's activations."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
-
-if TYPE_CHECKING:
-    from landscape.risk._engine import Engine
+from landscape.risk._engine import Engine
 
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
@@ -31,7 +30,42 @@ def default_rows(examples: Examples) -> int:
     return max(1, min(examples.num_examples, most, budget // examples.row_bytes))
 
 
-def graph_rows(engine: "Engine", order: int) -> int:
+def visit(engine: Engine, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None]) -> None:
+    """One pass without derivatives over batches that fit: visit(batch, output, losses)."""
+    # Asked first: measuring a graph puts BatchNorm back to its frozen statistics.
+    whole = engine.couples and _fits_one_pass(engine)
+    size = engine.examples.num_examples if whole else pass_rows(engine)
+    engine.visit(theta, visit, size, whole=whole)
+
+
+def pass_rows(engine: Engine) -> int:
+    """Rows of a pass without derivatives."""
+    return engine.batch_size or default_rows(engine.examples)
+
+
+def graph_batches(engine: Engine, order: int) -> list[Batch]:
+    """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
+    if order > 1:
+        engine.prepare_second_derivatives()
+    if engine.couples:
+        _refuse_large_graph(engine, order)
+        return engine.examples.cut(engine.examples.num_examples)
+    return engine.examples.cut(engine.batch_size or _graph_rows(engine, order))
+
+
+def kept_and_rebuilt(engine: Engine) -> tuple[list[Batch], list[Batch]]:
+    """Batches whose graphs of second order are held together, and those rebuilt one by one."""
+    kept, rebuilt, room = [], [], float(engine.memory)
+    batches = graph_batches(engine, order=2)
+    sizes = [graph_bytes(engine, batch.count, order=2) for batch in batches]
+    room -= max(sizes) if sum(sizes) > room else 0.0
+    for batch, size in zip(batches, sizes, strict=True):
+        room -= size
+        (rebuilt if room < 0 else kept).append(batch)
+    return kept, rebuilt
+
+
+def _graph_rows(engine: Engine, order: int) -> int:
     """Rows whose graph of this order of derivative stays within the memory allowed.
 
     Of second order, where not all fit, an eighth: seven may be kept while one is rebuilt. But not
@@ -50,13 +84,13 @@ def graph_rows(engine: "Engine", order: int) -> int:
     return max(1, min(rows, most))
 
 
-def graph_bytes(engine: "Engine", count: int, *, order: int) -> float:
+def graph_bytes(engine: Engine, count: int, *, order: int) -> float:
     """Estimated bytes that the graph of `count` rows holds."""
     fixed, each = _graph_size(engine, order)
     return fixed + each * count
 
 
-def fits_one_pass(engine: "Engine") -> bool:
+def _fits_one_pass(engine: Engine) -> bool:
     """Whether all rows may go through the network at once without derivatives."""
     size = engine.examples.num_examples
     if len(engine.examples.chunks) > 1 or (engine.batch_size or size) < size:
@@ -64,7 +98,7 @@ def fits_one_pass(engine: "Engine") -> bool:
     return graph_bytes(engine, size, order=1) / _SHARE_OF_A_PASS <= engine.memory
 
 
-def refuse_large_graph(engine: "Engine", order: int) -> None:
+def _refuse_large_graph(engine: Engine, order: int) -> None:
     """bn="full_batch" couples all examples, so its graph has to be one piece."""
     size = engine.examples.num_examples
     if len(engine.examples.chunks) > 1:
@@ -82,7 +116,7 @@ def refuse_large_graph(engine: "Engine", order: int) -> None:
         )
 
 
-def _graph_size(engine: "Engine", order: int) -> tuple[float, float]:
+def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
     """(fixed bytes, bytes per row) from the tensors saved for two and for four rows; cached."""
     cache = engine.notes.graph_sizes
     key = (order, engine.bn)
@@ -96,21 +130,18 @@ def _graph_size(engine: "Engine", order: int) -> tuple[float, float]:
     return cache[key]
 
 
-def _saved_bytes(engine: "Engine", batch: Batch, order: int) -> float:
+def _saved_bytes(engine: Engine, batch: Batch, order: int) -> float:
     held: dict[int, int] = {}
-    theta = engine.network.theta.clone()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        if order == 1:
-            leaf = theta.requires_grad_()
-            with engine.differentiating(1):
-                graph = engine.loss_graph(leaf, batch)
-        else:
-            graph = engine.gradient_graph(theta, batch)
+    with (
+        engine.differentiating(order, engine.network.theta),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        graph = engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
     del graph
     return float(sum(held.values()))

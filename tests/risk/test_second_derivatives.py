@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from landscape.risk import EmpiricalRisk, _twice
+from landscape.risk import EmpiricalRisk, _second_derivatives
 from tests.risk_problems import dense_hessian, randn, settled
 
 CE = nn.CrossEntropyLoss()
@@ -159,7 +159,7 @@ def test_a_product_in_pieces_of_a_batch_equals_that_of_the_whole(monkeypatch, gr
     v = randn(len(risk.theta))
     pieces = []
     for size in (2**40, 1, 2**12):  # all at once, one by one, three and then four a call
-        monkeypatch.setattr(_twice, "_WINDOWS", size)
+        monkeypatch.setattr(_second_derivatives, "_WINDOWS", size)
         pieces.append(risk.hvp(risk.theta, v))
     # The sum over examples is cut elsewhere, which moves it by rounding.
     torch.testing.assert_close(pieces[1], pieces[0], rtol=1e-12, atol=1e-14)
