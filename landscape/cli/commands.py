@@ -212,19 +212,51 @@ def measure(
 @app.command(epilog=EPILOG)
 def figures(
     folder: StudyDir,
+    only: Annotated[str, typer.Option(help="Figures by name, comma-separated; all.")] = "",
+    variants: Annotated[str, typer.Option(help="Variants to draw, comma-separated; all.")] = "",
+    highlight: Annotated[
+        str, typer.Option(help="Variants that stand out, comma-separated; the others pale.")
+    ] = "",
+    setting: Annotated[str | None, typer.Option(help="One setting of the study; all.")] = None,
+    venue: Annotated[
+        str,
+        typer.Option(help="neurips, icml, icml-column, iclr, cvpr, cvpr-column or thesis."),
+    ] = "neurips",
+    width: Annotated[
+        float | None, typer.Option(help="Inches, instead of the venue's text width.")
+    ] = None,
+    letters: Annotated[bool, typer.Option("--letters", help="a, b, c before the panels.")] = False,
+    formats: Annotated[
+        str, typer.Option("--format", help="Of pdf, png, svg, pgf and html, comma-separated.")
+    ] = "pdf,png,html",
+    dpi: Annotated[int, typer.Option(help="Of PNG files.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Folder; default STUDY/figures.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw every figure of a study: PDF and PNG for the paper, HTML for the web."""
+    """Draw the figures of a study: vector PDF in a venue's size for the paper, HTML for the web.
+
+    Beside them captions.tex and data/*.csv, every number that is drawn.
+
+    landscape figures studies/demo --venue icml-column --only headline,sharpness --letters
+    """
     from landscape import report
     from landscape.storage import StudyFolder
 
     place = StudyFolder(folder.absolute())
     place.check()
-    paths = report.write_figures(place)
+    choice = report.Choice(
+        only=_names(only), variants=_names(variants), highlight=_names(highlight), setting=setting,
+        width=venue if width is None else width, letters=letters, formats=_names(formats), dpi=dpi,
+    )  # fmt: skip
+    paths = report.write_figures(place, choice, out=out)
     if as_json:
         print(json.dumps({"figures": [str(path) for path in paths]}))
     else:
-        print(f"{len(paths)} figures in {place.figures}")
+        print(f"{len(paths)} files of figures in {out or place.figures}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @app.command(epilog=EPILOG)

@@ -1,10 +1,12 @@
 """Drawings to matplotlib figures, without pyplot and without changing global settings."""
 
+import string
 from functools import singledispatch
+from itertools import zip_longest
 from textwrap import fill
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
@@ -49,14 +51,17 @@ _DPI = 200
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
 
 
-def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
-    """Draw at `width` (a venue's name or inches), ready for `save`."""
-    inches = style.inches(width)
+def render(
+    drawing: Drawing, *, width: str | float = "neurips", letters: bool = False, dpi: int = _DPI
+) -> Figure:
+    """Draw at `width` (a venue's name or inches), ready for `save`; a letter before each panel."""
+    venue = style.venue(width)
+    inches = venue.width
     rows, columns = drawing.grid(inches)
-    with rc_context(style.RC):
+    with rc_context(style.rc(venue)):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
-        figure = Figure(figsize=(inches, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(inches, height), dpi=dpi, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
         whole = columns == drawing.columns
         ratios = list(drawing.widths) if drawing.widths and whole else None
@@ -70,29 +75,59 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> Figure:
             width_ratios=ratios,
             subplot_kw={"projection": "3d"} if drawing.solid else None,
         )
-        letters = max(8, int((inches - _beside(drawing)) / columns / 0.06))
+        wrap = max(8, int((inches - _beside(drawing)) / columns / (0.0086 * venue.text)))
         keys: dict[tuple, _Key] = {}
-        for panel, ax in zip(drawing.with_limits(columns), grid.flat, strict=False):
-            for mark, mappable in _panel(panel, ax, letters):
+        marked = string.ascii_lowercase if letters and len(drawing.panels) > 1 else ""
+        panels = zip_longest(drawing.with_limits(columns), marked[: len(drawing.panels)])
+        for index, ((panel, letter), ax) in enumerate(zip(panels, grid.flat, strict=False)):
+            for mark, mappable in _panel(panel, ax, wrap, letter):
                 keys.setdefault(_scale(mark), (mark, mappable, []))[2].append(ax)
+            if index % columns == columns - 1 or index == len(drawing.panels) - 1:
+                _end_labels(panel, ax, drawing.panel_height)
         _label_once(drawing, grid, columns)
         for ax in list(grid.flat)[len(drawing.panels) :]:
             ax.remove()
         for mark, mappable, axes in keys.values():
             _colorbar(mark, mappable, axes, figure)
         if drawing.legend:
-            _legend(figure, grid, inches)
+            ended = {m.name for p in drawing.panels for m in p.marks if getattr(m, "ends", False)}
+            _legend(figure, grid, inches, ended)
         # Lay out once: saving as several formats need not solve for the positions again.
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     return figure
 
 
+def _small() -> float:
+    return float(rcParams["xtick.labelsize"])
+
+
 def _beside(drawing: Drawing) -> float:
     """Inches left of the panels for the names of the rows, and right of them for a colour bar."""
     rows = [text for panel in drawing.panels for _, text in panel.y.ticks or ()]
     bar = any(isinstance(mark, _Coloured) for panel in drawing.panels for mark in panel.marks)
-    return 0.055 * max(map(len, rows), default=0) + 0.6 * bar
+    return 0.062 * max(map(len, rows), default=0) + 0.6 * bar
+
+
+def _end_labels(panel: Panel, ax: Axes, height: float) -> None:
+    """Names at the right ends of lines, moved apart until they can be read."""
+    ends = []
+    for mark in panel.marks:
+        if isinstance(mark, Line) and mark.ends:
+            known = np.flatnonzero(np.isfinite(mark.x) & np.isfinite(mark.y))
+            if len(known):
+                last = known[np.argmax(np.asarray(mark.x)[known])]
+                point = (float(mark.x[last]), float(mark.y[last]))
+                ends.append(
+                    (ax.transAxes.inverted().transform(ax.transData.transform(point)), mark)
+                )
+    gap, floor = 1.15 * _small() / 72 / height, -np.inf
+    for (x, y), mark in sorted(ends, key=lambda end: end[0][1]):
+        floor = max(y, floor + gap)
+        ax.annotate(
+            mark.name, (x, y), xytext=(1.02, floor), textcoords="axes fraction", xycoords="axes "
+            "fraction", va="center", fontsize=_small(), color=mark.color, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _legend_names(panel: Panel) -> list[str]:
@@ -101,20 +136,22 @@ def _legend_names(panel: Panel) -> list[str]:
 
 def _legend_columns(names: list[str], inches: float) -> int:
     longest = max((len(name) for name in names), default=1)
-    return max(1, min(len(names), int(inches / (0.30 + 0.052 * longest))))
+    return max(1, min(len(names), int(inches / (0.32 + 0.060 * longest))))
 
 
 def _legend_height(drawing: Drawing, names: list[str], inches: float) -> float:
     if not drawing.legend or not names:
         return 0.0
-    return 0.14 * -(-len(names) // _legend_columns(names, inches)) + 0.08
+    return 0.16 * -(-len(names) // _legend_columns(names, inches)) + 0.08
 
 
-def _legend(figure: Figure, grid: np.ndarray, inches: float) -> None:
+def _legend(figure: Figure, grid: np.ndarray, inches: float, ended: set[str]) -> None:
+    """One legend of all panels, without the names that stand at the ends of lines."""
     entries: dict[str, object] = {}
     for ax in grid.flat:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            if label not in ended:
+                entries.setdefault(label, handle)
     if entries:
         columns = _legend_columns(list(entries), inches)
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
@@ -137,15 +174,15 @@ _Coloured = Matrix | Contours | Field | Surface
 _COLOURED = (AxesImage, QuadContourSet, QuadMesh)
 
 
-def _panel(panel: Panel, ax: Axes, letters: int) -> list[tuple[_Coloured, object]]:
+def _panel(panel: Panel, ax: Axes, wrap: int, letter: str | None) -> list[tuple[_Coloured, object]]:
     """Draw the panel; return the marks that need a colour bar, with what it explains."""
-    _axis(panel.x, ax, "x")
-    _axis(panel.y, ax, "y")
+    _axis(panel.x, ax, "x", wrap)
+    _axis(panel.y, ax, "y", wrap)
     if panel.z is not None:
-        _axis(panel.z, ax, "z")
-    if panel.title:
-        lines = [fill(line, letters, break_on_hyphens=False) for line in panel.title.splitlines()]
-        ax.set_title("\n".join(lines))
+        _axis(panel.z, ax, "z", wrap)
+    lines = [fill(line, wrap, break_on_hyphens=False) for line in panel.title.splitlines()]
+    title = "\n".join(lines)
+    ax.set_title(rf"$\bf{{{letter}}}$  {title}" if letter else title)
     drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
     coloured = [pair for pair in drawn if isinstance(pair[1], _COLOURED)]
     if coloured:
@@ -177,8 +214,10 @@ def _colorbar(mark: _Coloured, mappable: object, axes: list[Axes], figure: Figur
     bar.set_label(Axis(mark.name, mark.units).title)
 
 
-def _axis(axis: Axis, ax: Axes, which: str) -> None:
-    ax.set(**{f"{which}label": axis.title})
+def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
+    title = fill(axis.title, wrap, break_on_hyphens=False) if which == "x" else axis.title
+    ax.set(**{f"{which}label": title})
+    most = max(2, min(6, wrap // 4)) if which == "x" else 6
     target = getattr(ax, f"{which}axis")
     if axis.log:
         ax.set(**{f"{which}scale": "log"})
@@ -187,7 +226,7 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
     if axis.limits is not None:
         ax.set(**{f"{which}lim": axis.limits})
         if axis.log:
-            target.set_major_locator(FixedLocator(log_ticks(*axis.limits)))
+            target.set_major_locator(FixedLocator(log_ticks(*axis.limits, most)))
     if axis.ticks is not None:
         target.set_major_locator(FixedLocator([position for position, _ in axis.ticks]))
         labels = {round(position, 6): text for position, text in axis.ticks}
@@ -201,7 +240,7 @@ def _axis(axis: Axis, ax: Axes, which: str) -> None:
     elif not axis.log:
         whole = axis.label in WHOLE
         target.set_major_locator(
-            MaxNLocator(2 if axis.few else 5 if which == "y" else 4, integer=whole)
+            MaxNLocator(2 if axis.few else 5 if which == "y" else min(4, most), integer=whole)
         )
 
 
@@ -243,7 +282,8 @@ def _(mark: Line, ax: Axes) -> None:
     label = mark.name if mark.legend else None
     ax.plot(
         mark.x, mark.y, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=mark.width,
-        alpha=mark.opacity, label=label,
+        alpha=mark.opacity, label=label, marker=_SYMBOLS[mark.symbol], markersize=3.2,
+        markeredgecolor="white", markeredgewidth=0.3, markevery=max(1, len(mark.x) // 5),
     )  # fmt: skip
 
 
@@ -277,7 +317,9 @@ def _(mark: Rule, ax: Axes) -> None:
             else {"xy": (0, mark.value), "xycoords": ("axes fraction", "data"), "xytext": (2, 1),
                   "va": "bottom", "ha": "left"}
         )  # fmt: skip
-        ax.annotate(mark.text, textcoords="offset points", fontsize=5.5, color=mark.color, **place)
+        ax.annotate(
+            mark.text, textcoords="offset points", fontsize=_small(), color=mark.color, **place
+        )
 
 
 @_draw.register
@@ -298,7 +340,7 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
             share = (value - low) / (high - low)
             dark = abs(share - 0.5) > 0.33 if mark.diverging else share < 0.5
             ax.text(
-                column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=5.5,
+                column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=_small(),
                 color="white" if dark else style.INK,
             )  # fmt: skip
     return image
@@ -374,5 +416,5 @@ def _(mark: Label, ax: Axes) -> None:
     shift = {"left": 3, "right": -3, "center": 0}[mark.anchor]
     ax.annotate(
         mark.text, (mark.x, mark.y), xytext=(shift, 0), textcoords="offset points",
-        ha=mark.anchor, va="center", fontsize=5.5, color=mark.color,
+        ha=mark.anchor, va="center", fontsize=_small(), color=mark.color,
     )  # fmt: skip

@@ -57,7 +57,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
     """Draw with the columns that `width` allows; the page decides on the pixels across."""
-    rows, columns = drawing.grid(style.inches(width))
+    rows, columns = drawing.grid(style.venue(width).width)
     whole = columns == drawing.columns and drawing.widths
     top, bottom = 34, 56 + _legend_pixels(drawing)
     height = int(rows * max(drawing.panel_height * _PIXELS_PER_INCH, 150)) + top + bottom
@@ -240,7 +240,8 @@ def _(mark: Line, at: _Place) -> None:
         go.Scatter(
             x=_single(mark.x),
             y=_single(mark.y),
-            mode="lines",
+            mode="lines" if mark.symbol == "none" else "lines+markers",
+            marker={"symbol": _SYMBOLS[mark.symbol], "size": 6, "maxdisplayed": 6},
             line={"color": mark.color, "dash": _DASHES[mark.dash], "width": 1.5 * mark.width},
             opacity=mark.opacity,
             hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",

@@ -2,16 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from landscape.errors import LandscapeError
 from landscape.plot import figures
+from landscape.plot.drawing import Drawing
 
 
 def twins(module: str, render: Callable[..., Any]) -> Callable[[str], Callable[..., Any]]:
     """The `__getattr__` of a module with one function per figure.
 
-    Each takes its figure's own arguments and `width`, and is rendered instead of a `Drawing`.
+    Each takes its figure's own arguments, `width`, and `highlight` (ids or labels of variants; the
+    others are pale), and is rendered instead of a `Drawing`.
     """
 
     @functools.cache
@@ -25,16 +28,46 @@ def twins(module: str, render: Callable[..., Any]) -> Callable[[str], Callable[.
 
 def _twin(figure: Callable[..., Any], module: str, render: Callable[..., Any]) -> Any:
     @functools.wraps(figure)
-    def draw(*data: Any, width: str | float = "neurips", **options: Any) -> Any:
-        return render(figure(*data, **options), width=width)
+    def draw(
+        *data: Any,
+        width: str | float = "neurips",
+        highlight: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        drawing = figure(*data, **options)
+        if highlight is not None:
+            drawing = highlighted(drawing, highlight, *data)
+        return render(drawing, width=width)
 
     own = inspect.signature(figure)
-    width = inspect.Parameter(
-        "width", inspect.Parameter.KEYWORD_ONLY, default="neurips", annotation=str | float
-    )
     draw.__module__ = module
     draw.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*own.parameters.values(), width],
+        parameters=[*own.parameters.values(), *_ADDED],
         return_annotation=inspect.signature(render).return_annotation,
     )
     return draw
+
+
+_ADDED = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    for name, default, kind in (
+        ("width", "neurips", str | float),
+        ("highlight", None, Sequence[str] | None),
+    )
+]
+
+
+def highlighted(drawing: Drawing, chosen: Sequence[str], *data: Any) -> Drawing:
+    """The drawing of `data` with the chosen variants, by id or label, before pale others."""
+    labels: dict[str, str] = {}
+    for ds in data:
+        if ds is not None and "label" in ds.coords and "variant" in ds.coords:
+            names = zip(ds.variant.values.ravel(), ds.label.values.ravel(), strict=True)
+            labels |= {str(name): str(label) for name, label in names}
+    unknown = [name for name in chosen if name not in labels and name not in labels.values()]
+    if unknown:
+        raise LandscapeError(
+            f"To highlight {', '.join(map(repr, unknown))} was asked; the variants here are "
+            f"{', '.join(labels) or 'none'}."
+        )
+    return drawing.highlighting([labels.get(n, n) for n in chosen], list(labels.values()))

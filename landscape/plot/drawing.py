@@ -4,13 +4,14 @@ A `Drawing` is data. `static.render` and `interactive.render` turn it into matpl
 Positions are data coordinates; categories are integers with tick labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from landscape.errors import LandscapeError
+from landscape.plot.style import PALE
 
 # Axes that count something: no ticks between whole numbers.
 WHOLE = ("epoch", "severity")
@@ -69,6 +70,8 @@ class Line:
     width: float = 1.2
     opacity: float = 1.0
     legend: bool = True
+    symbol: str = "none"  # a few of them along the line, for readers of grey print
+    ends: bool = False  # named at its right end instead of in the legend of a static figure
 
 
 @dataclass(frozen=True)
@@ -234,10 +237,32 @@ class Drawing:
     legend: bool = True
     widths: tuple[float, ...] = field(default=())
 
+    def rows(self) -> list[dict[str, object]]:
+        """Every number drawn, as tidy rows: panel, mark, name, and the mark's own columns."""
+        return [
+            {"panel": index + 1, "title": panel.title.replace("\n", " "), **row}
+            for index, panel in enumerate(self.panels)
+            for mark in panel.marks
+            for row in _rows(mark, panel)
+        ]
+
     @property
     def solid(self) -> bool:
         """Whether the panels are three-dimensional (all of them, or none)."""
         return bool(self.panels) and self.panels[0].z is not None
+
+    def highlighting(self, chosen: Sequence[str], among: Sequence[str]) -> "Drawing":
+        """The drawing with the marks named `chosen` as they are and the others of `among` pale.
+
+        Pale ones lie behind, have one common entry in the legend, and bands of theirs go.
+        """
+        pale = [name for name in among if name not in chosen]
+        if not pale:
+            return self
+        kept = replace(self, panels=tuple(_highlighted(p, chosen, pale) for p in self.panels))
+        shown = {m.name for p in self.panels for m in p.marks if getattr(m, "name", "") in pale}
+        words = f" Pale: {', '.join(name for name in pale if name in shown)}." if shown else ""
+        return replace(kept, caption=self.caption + words)
 
     def grid(self, width: float) -> tuple[int, int]:
         """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""
@@ -260,6 +285,49 @@ class Drawing:
             for members in groups.values():
                 _limit([panels[index] for index in members], which, panels, members)
         return tuple(panels)
+
+
+_ALONG = ("x", "y", "x_low", "x_high", "y_low", "y_high", "low", "high", "hollow")
+
+
+def _rows(mark: Mark, panel: Panel) -> Iterator[dict[str, object]]:
+    """One row per number of a mark; positions that are names are given as these names too."""
+    head = {"mark": type(mark).__name__.lower(), "name": getattr(mark, "name", "")}
+    if isinstance(mark, Label | Gaps):
+        return
+    if isinstance(mark, Rule):
+        yield {**head, mark.axis: mark.value}
+    elif isinstance(mark, Matrix):
+        for (row, column), value in np.ndenumerate(mark.values):
+            yield {**head, "row": mark.rows[row], "column": mark.columns[column], "value": value}
+    elif isinstance(mark, Contours | Field | Surface):
+        for (i, j), value in np.ndenumerate(mark.values):
+            yield {**head, "x": mark.x[i], "y": mark.y[j], "value": value}
+    else:
+        columns = {key: getattr(mark, key, None) for key in _ALONG}
+        known = {key: np.ravel(value) for key, value in columns.items() if value is not None}
+        names = {key: dict(axis.ticks or ()) for key, axis in (("x", panel.x), ("y", panel.y))}
+        for index in range(len(known["x"])):
+            row = {key: value[index] for key, value in known.items()}
+            said = {f"{k}_name": names[k][row[k]] for k in ("x", "y") if row.get(k) in names[k]}
+            yield {**head, **row, **said}
+
+
+def _highlighted(panel: Panel, chosen: Sequence[str], pale: Sequence[str]) -> Panel:
+    behind: list[Mark] = []
+    front: list[Mark] = []
+    others = f"others ({len(pale)})"
+    for mark in panel.marks:
+        if getattr(mark, "name", "") not in pale or not isinstance(mark, Line | Points | Band):
+            named = isinstance(mark, Line) and mark.name in chosen and mark.legend
+            front.append(replace(mark, width=1.6 * mark.width, ends=True) if named else mark)
+        elif isinstance(mark, Line):
+            behind.append(replace(mark, color=PALE, width=0.7 * mark.width, symbol="none",
+                                  name=others))  # fmt: skip
+        elif isinstance(mark, Points):
+            behind.append(replace(mark, color=PALE, name=others, x_low=None, x_high=None,
+                                  y_low=None, y_high=None))  # fmt: skip
+    return replace(panel, marks=(*behind, *front))
 
 
 def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[int]) -> None:
@@ -289,10 +357,11 @@ def _extent(mark: Mark, which: str) -> list[np.ndarray]:
     return [np.asarray(v, float) for v in found if v is not None]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Decades within the limits; 1-3 or 1-2-5 in short ranges, even steps in very short ones."""
     if high < 4 * low:
-        return _even_ticks(low, high)
+        even = _even_ticks(low, high)
+        return even[:: -(-len(even) // most)]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     span = np.log10(high / low)
     steps = (
@@ -300,7 +369,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     )
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-    stride = -(-len(inside) // 6)
+    stride = -(-len(inside) // most)
     return inside[::stride] if inside else [low, high]
 
 

@@ -4,6 +4,7 @@
 configuration to show them with: nothing is sent anywhere.
 """
 
+from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -29,7 +30,11 @@ def save(figure: go.Figure, path: Path, *, shared: bool = False) -> Path:
     if shared and not (path.parent / "plotly.min.js").exists():
         write_text(path.parent / "plotly.min.js", get_plotlyjs())
     source = "directory" if shared else True
-    return write_text(path, figure.to_html(config=CONFIG, include_plotlyjs=source))
+    # An identity of its own would be random, and the same data shall give the same bytes.
+    html = figure.to_html(config=CONFIG, include_plotlyjs=source, div_id="figure")
+    title = escape(figure.layout.meta["title"] if figure.layout.meta else path.stem)
+    html = html.replace("<html>", '<html lang="en">', 1)
+    return write_text(path, html.replace("<head>", f"<head>\n    <title>{title}</title>", 1))
 
 
 __getattr__ = twins(__name__, render)

@@ -1,9 +1,10 @@
 """Figures for paper: matplotlib `Figure`s in a venue's width, with embedded fonts.
 
-Every function takes results and `width` (a name in `style.WIDTHS` or inches). `save` writes PDF
-(TrueType fonts), PNG or SVG. What each figure shows: the function of the same name in `figures`.
+Every function takes results and `width` (a name in `style.VENUES` or inches). `save` writes PDF
+(TrueType fonts), PNG, SVG or PGF. What each shows: the function of the same name in `figures`.
 """
 
+import shutil
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -15,21 +16,37 @@ from landscape.plot._matplotlib import render
 from landscape.plot._twins import twins
 from landscape.storage import write_atomically
 
-SUFFIXES = (".pdf", ".png", ".svg")
+SUFFIXES = (".pdf", ".png", ".svg", ".pgf")
+# Nothing of the day or the machine: the same data give the same bytes.
+_METADATA = {
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+}
 
 __all__ = [*figures.__all__, "render", "save"]
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as the suffix says (.pdf, .png, .svg), atomically, fonts embedded."""
+    """Write a figure as the suffix says, atomically, fonts embedded; the same bytes every time.
+
+    .pdf, .png, .svg, or .pgf for LaTeX (which needs a TeX installation to measure its text).
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise LandscapeError(
             f"{path.name} ends in {path.suffix!r}; figures are written as {', '.join(SUFFIXES)}."
         )
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    if path.suffix == ".pgf" and not any(map(shutil.which, ("xelatex", "lualatex", "pdflatex"))):
+        raise LandscapeError(
+            f"{path.name}: a .pgf figure is laid out by TeX, and neither xelatex, lualatex nor "
+            f"pdflatex is installed; write .pdf or .svg instead."
+        )
+    # Fonts are read while saving: those of the figure's own width were laid out by `render`.
     with rc_context(style.RC):
-        return write_atomically(path, lambda file: figure.savefig(file, metadata=metadata))
+        return write_atomically(
+            path, lambda file: figure.savefig(file, metadata=_METADATA.get(path.suffix))
+        )
 
 
 __getattr__ = twins(__name__, render)

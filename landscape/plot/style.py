@@ -5,11 +5,15 @@ second shade of one family is needed; each variant keeps its colour and symbol i
 Symbols and small multiples carry the difference where colours alone would not (12 variants).
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from landscape.errors import LandscapeError
 
 INK = "#222222"
 MUTED = "#6b6b6b"
 GRID = "#e4e4e4"
+PALE = "#c9c9c9"  # variants behind the highlighted ones
 
 # recipe or variant id -> (colour, symbol)
 VARIANTS: dict[str, tuple[str, str]] = {
@@ -42,13 +46,14 @@ _OTHERS = (
     ("#4477aa", "diamond"),
 )
 
+# Kinds of tensors are never a variant's colour (CIELAB distance to each of them at least 10).
 KINDS: dict[str, str] = {
-    "conv": "#0072b2",
-    "linear": "#d55e00",
-    "norm": "#e69f00",
-    "bias": "#cc79a7",
-    "embedding": "#009e73",
-    "other": "#7a7a7a",
+    "conv": "#2b4162",
+    "linear": "#7a3b1d",
+    "norm": "#5fae8f",
+    "bias": "#f9c0cb",
+    "embedding": "#8d7bd0",
+    "other": "#b9b39f",
 }
 
 # Names of recipes for masks of variants that a study did not train.
@@ -66,14 +71,29 @@ LABELS: dict[str, str] = {
     "lagnp": "LAGNP",
 }
 
-# Text widths of the venues in inches (their style files); "column" is one column of two.
-WIDTHS: dict[str, float] = {
-    "neurips": 5.5,
-    "icml": 6.75,
-    "icml-column": 3.25,
-    "iclr": 5.5,
-    "cvpr": 6.875,
-    "cvpr-column": 3.25,
+
+@dataclass(frozen=True)
+class Venue:
+    """Room for a figure: width and height of the text block in inches, size of labels in points.
+
+    `small` is the size of tick labels, legends and notes: never below 7 points.
+    """
+
+    width: float
+    height: float
+    text: float = 8.0
+    small: float = 7.0
+
+
+# From the style files of the venues; "column" is one column of two.
+VENUES: dict[str, Venue] = {
+    "neurips": Venue(5.5, 9.0),
+    "icml": Venue(6.75, 9.0),
+    "icml-column": Venue(3.25, 9.0),
+    "iclr": Venue(5.5, 9.0),
+    "cvpr": Venue(6.875, 8.875),
+    "cvpr-column": Venue(3.25, 8.875),
+    "thesis": Venue(6.0, 8.5, text=9.0, small=8.0),
 }
 
 SEQUENTIAL = "cividis"
@@ -83,12 +103,6 @@ DIVERGING = "RdBu_r"
 RC: dict[str, object] = {
     "font.family": ["DejaVu Sans", "STIXGeneral"],
     "mathtext.fontset": "dejavusans",
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "legend.fontsize": 6,
     "axes.linewidth": 0.6,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -118,7 +132,15 @@ RC: dict[str, object] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "none",
+    "svg.hashsalt": "landscape",  # the same data give the same bytes
 }
+
+
+def rc(venue: Venue) -> Mapping[str, object]:
+    """Settings of matplotlib at a venue: the common look with its sizes of text."""
+    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), venue.small)
+    large = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), venue.text)
+    return {**RC, **large, **small}
 
 
 def variant(name: str, position: int = 0) -> tuple[str, str]:
@@ -133,16 +155,16 @@ def kind(name: str) -> str:
     return KINDS.get(name, KINDS["other"])
 
 
-def inches(width: str | float) -> float:
-    """Width of a figure: a venue's name or a number of inches."""
+def venue(width: str | float) -> Venue:
+    """The room that `width` means: a venue's name, or a number of inches with the usual text."""
     if isinstance(width, int | float):
         if not 1 <= width <= 40:
             raise LandscapeError(f"width={width} inches; give 1 to 40, or one of {_names()}.")
-        return float(width)
-    if width not in WIDTHS:
+        return Venue(float(width), 9.0)
+    if width not in VENUES:
         raise LandscapeError(f"Unknown width {width!r}; known: {_names()}, or a number of inches.")
-    return WIDTHS[width]
+    return VENUES[width]
 
 
 def _names() -> str:
-    return ", ".join(WIDTHS)
+    return ", ".join(VENUES)

@@ -1,5 +1,6 @@
 """Results of a study to a page that answers its question: report.html and its Markdown twin."""
 
-from landscape.report.page import write, write_figures
+from landscape.report.page import write
+from landscape.report.paper import Choice, write_figures
 
-__all__ = ["write", "write_figures"]
+__all__ = ["Choice", "write", "write_figures"]

@@ -1,7 +1,7 @@
 """A study as the report reads it: what was asked, run, measured, and what is missing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,14 @@ class Study:
                 f"`landscape run` or `landscape measure` makes them."
             )
         return cls(folder, resolved, data)
+
+    def of_variants(self, chosen: Sequence[str]) -> "Study":
+        """The study as if these variants were all it had; runs without a variant go too."""
+        kept = {
+            name: ds.isel(run=np.flatnonzero(np.isin(ds.variant.values.astype(str), list(chosen))))
+            for name, ds in self.data.items()
+        }
+        return replace(self, data={name: ds for name, ds in kept.items() if ds.sizes["run"]})
 
     @cached_property
     def settings(self) -> list[str]:

@@ -232,9 +232,9 @@ def test_wrong_settings_widths_and_results_are_named(data):
     with pytest.raises(LandscapeError, match=r"This figure needs train_loss, val_accuracy; the re"):
         figures.history(data["sharpness"], setting="noisy")
     with pytest.raises(LandscapeError, match="Unknown width 'nature'; known: neurips, icml"):
-        style.inches("nature")
+        style.venue("nature")
     with pytest.raises(LandscapeError, match=r"width=0\.1 inches; give 1 to 40"):
-        style.inches(0.1)
+        style.venue(0.1)
     with pytest.raises(AttributeError, match="no attribute 'colours'"):
         plot.colours
 

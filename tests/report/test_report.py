@@ -291,12 +291,14 @@ def test_figures_are_written_in_both_formats_and_shown_in_markdown(written):
 
 def test_interactive_twins_share_one_library(tmp_path):
     folder = write_study(tmp_path, noisy=FEW[:2], clean=(), seeds=2, without=DRAWN)
-    paths = report.write_figures(folder, formats=("html",))
+    paths = report.write_figures(folder, report.Choice(formats=("html",)))
     assert {path.suffix for path in paths} == {".html"}
     assert (folder.figures / "plotly.min.js").stat().st_size > 4e6
     assert all(path.stat().st_size < 200_000 for path in paths)
-    with pytest.raises(LandscapeError, match="Unknown figure format gif; known: png, pdf, svg, h"):
-        report.write_figures(folder, formats=("gif",))
+    with pytest.raises(
+        LandscapeError, match="formats: 'gif' asked; possible are pdf, png, svg, pgf, html"
+    ):
+        report.write_figures(folder, report.Choice(formats=("gif",)))
 
 
 def test_markdown_tables_are_whole(written):

@@ -230,7 +230,8 @@ def curve(
         np.array([getattr(ci, key) for ci in cis])[keep] for key in ("estimate", "low", "high")
     )
     color, name = color or v.color, name or v.label
-    line = Line(x[keep], estimate, name, color, dash=dash, legend=legend)  # type: ignore[arg-type]
+    symbol = v.symbol if color == v.color else "none"
+    line = Line(x[keep], estimate, name, color, dash=dash, legend=legend, symbol=symbol)  # type: ignore[arg-type]
     if not np.isfinite(low).any():
         return [line]
     return [Band(x[keep], low, high, name, color, opacity=0.14), line]

@@ -1,0 +1,225 @@
+"""The figures of a study for a paper: chosen, in a venue's size, with captions and numbers."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from landscape.errors import LandscapeError
+from landscape.plot import interactive, runs, static, style
+from landscape.plot._twins import highlighted
+from landscape.plot.drawing import Drawing
+from landscape.report.latex import escape
+from landscape.report.sections import SECTIONS, Entry
+from landscape.report.study import Study
+from landscape.storage import StudyFolder, slug, write_atomically, write_text
+
+FORMATS = ("pdf", "png", "svg", "pgf", "html")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One figure of a study: its drawing, setting, file stem, and the measurements it shows."""
+
+    drawing: Drawing
+    setting: str
+    stem: str
+    measurements: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures under one heading."""
+
+    title: str
+    figures: tuple[Selected, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which figures are drawn, of what, and how.
+
+    only: names of figures (default all). variants: ids; others are left out, and the caption says
+    so. highlight: ids that stand out, the others pale. setting: one of the study's (default all).
+    width: a venue (`style.VENUES`) or inches. letters: a, b, c before the panels. dpi: of PNG.
+    """
+
+    only: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    highlight: tuple[str, ...] = ()
+    setting: str | None = None
+    width: str | float = "neurips"
+    letters: bool = False
+    formats: tuple[str, ...] = ("png", "pdf", "html")
+    dpi: int = 200
+
+
+def select(study: Study, choice: Choice) -> Iterator[Section]:
+    """Sections with the figures that the study has data for; unknown names are refused."""
+    _check(study, choice)
+    for title, entries in SECTIONS:
+        chosen = [e for e in entries if not choice.only or e.figure in choice.only]
+        found = tuple(_figures(study, chosen, choice))
+        if found:
+            yield Section(title, found)
+
+
+def _check(study: Study, choice: Choice) -> None:
+    known = {
+        "only": [entry.figure for _, entries in SECTIONS for entry in entries],
+        "variants": list(study.recipes),
+        "highlight": list(study.recipes),
+        "formats": list(FORMATS),
+    }
+    for name, possible in known.items():
+        unknown = [value for value in getattr(choice, name) if value not in possible]
+        if unknown:
+            raise LandscapeError(
+                f"{name}: {', '.join(map(repr, unknown))} asked; possible are "
+                f"{', '.join(possible)}."
+            )
+    if choice.setting is not None and choice.setting not in study.settings:
+        raise LandscapeError(
+            f"setting {choice.setting!r} asked; the study has {', '.join(study.settings)}."
+        )
+    style.venue(choice.width)
+    if not 30 <= choice.dpi <= 1200:
+        raise LandscapeError(f"dpi={choice.dpi} asked; give 30 to 1200.")
+
+
+def _figures(study: Study, entries: Sequence[Entry], choice: Choice) -> Iterator[Selected]:
+    left_out = [v for v in study.recipes if choice.variants and v not in choice.variants]
+    part = study.of_variants(choice.variants) if choice.variants else study
+    for setting in [choice.setting] if choice.setting else study.settings:
+        for entry in entries:
+            drawing = entry.draw(part, setting)
+            if drawing is None or not any(panel.marks for panel in drawing.panels):
+                continue
+            if choice.highlight:
+                shown = [part.get(name, setting) for name in entry.measurements]
+                present = {str(v) for ds in shown if ds is not None for v in ds.variant.values}
+                wanted = [v for v in choice.highlight if v in present]
+                drawing = highlighted(drawing, wanted, *shown)
+            drawing = _saying(drawing, study, setting, left_out)
+            alone = len(study.settings) == 1
+            stem = entry.figure if alone else f"{entry.figure}-{slug(setting)}"
+            yield Selected(drawing, setting, stem, entry.measurements)
+
+
+def _saying(drawing: Drawing, study: Study, setting: str, left_out: Sequence[str]) -> Drawing:
+    if not left_out:
+        return drawing
+    names = ", ".join(study.label(setting, name) for name in left_out)
+    return replace(drawing, caption=f"{drawing.caption} Not shown: {names}.")
+
+
+def write_figures(
+    folder: StudyFolder, choice: Choice | None = None, *, out: Path | None = None
+) -> list[Path]:
+    """Write the figures of a study (to its figures/ folder); return their paths.
+
+    Beside them: data/<figure>.csv, every number drawn, and captions.tex, a macro for each caption.
+    html: interactive twins, which share one plotly.min.js.
+    """
+    study, choice = Study.read(folder), choice or Choice()
+    place = Path(out) if out is not None else folder.figures
+    shown = [figure for section in select(study, choice) for figure in section.figures]
+    if not shown:
+        asked = ", ".join(choice.only) or "figures"
+        raise LandscapeError(
+            f"{folder.root} has no results for {asked}; it has {', '.join(study.data)}."
+        )
+    paths = [path for figure in shown for path in save(figure, place, choice)]
+    for figure in shown:
+        write_csv(figure.drawing, place / "data" / f"{figure.stem}.csv")
+    write_text(place / "captions.tex", "".join(map(lambda f: _caption(study, f), shown)))
+    return paths
+
+
+def save(figure: Selected, place: Path, choice: Choice) -> Iterator[Path]:
+    """Write one figure in the formats of the choice."""
+    path = place / figure.stem
+    printed = [suffix for suffix in choice.formats if suffix != "html"]
+    if printed:
+        drawn = static.render(
+            figure.drawing, width=choice.width, letters=choice.letters, dpi=choice.dpi
+        )
+        yield from (static.save(drawn, path.with_suffix(f".{suffix}")) for suffix in printed)
+    if "html" in choice.formats:
+        page = interactive.render(figure.drawing, width=7.2)
+        yield interactive.save(page, path.with_suffix(".html"), shared=True)
+
+
+def write_csv(drawing: Drawing, path: Path) -> Path:
+    """Every number of the drawing in tidy rows: what a reader needs to draw it again."""
+    rows = drawing.rows()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_cell(row.get(key)) for key in columns] for row in rows)
+
+    return write_atomically(path, write)
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        # A spreadsheet would run it.
+        return f"'{value}" if value[:1] in ("=", "+", "@", "\t", "\r") else value
+    number = float(value)  # type: ignore[arg-type]
+    return (
+        int(number)
+        if number.is_integer() and abs(number) < 2**53
+        else number
+        if math.isfinite(number)
+        else str(number)
+    )
+
+
+def _caption(study: Study, figure: Selected) -> str:
+    r"""\providecommand of one caption: title, what is drawn, and how it was measured."""
+    how = "; ".join(
+        f"{name.replace('_', ' ')}: {words}"
+        for name in figure.measurements
+        if name in study.data and (words := measured(study, name))
+    )
+    title = study.title(figure.setting)
+    where = f" Setting: {title}." if title and len(study.settings) > 1 else ""
+    text = f"{figure.drawing.caption}{where}" + (f" Measured with {how}." if how else "")
+    macro = "caption" + "".join(
+        part.capitalize() for part in figure.stem.replace("-", "_").split("_")
+    )
+    macro = "".join(_DIGITS.get(letter, letter) for letter in macro if letter.isalnum())
+    return (
+        f"% {figure.stem}\n\\providecommand{{\\{macro}}}{{\\textbf{{{escape(figure.drawing.title)}"
+        f"}} {escape(text)}}}\n"
+    )
+
+
+_DIGITS = dict(zip("0123456789", "ABCDEFGHIJ", strict=True))  # macros have no digits
+
+
+def measured(study: Study, name: str) -> str:
+    """BatchNorm mode, examples, precision and options of a measurement, in words."""
+    ds = study.data[name]
+    parts = [
+        f"{text} {value}"
+        for key, text in (
+            ("bn", "BatchNorm"),
+            ("num_examples", "N ="),
+            ("dtype", ""),
+            ("normalize", "normalized per"),
+            ("num_matvecs", "products"),
+            ("tolerance", "tolerance"),
+            ("percentile", "percentile"),
+        )
+        if (value := runs.provenance(ds, key)) and len(value) < 60
+    ]
+    if study.first_seed_only(name):
+        parts.append("one seed per variant")
+    return ", ".join(part.strip() for part in parts)
