@@ -366,8 +366,8 @@ def report_is_fresh(place: StudyFolder) -> bool:
     if not place.report.exists():
         return False
     package = Path(landscape.__file__).parent
-    sources = [place.resolved, *place.results.glob("*.nc"), package / "stats.py"]
-    for folder in ("report", "plot"):
+    sources = [place.resolved, *place.results.glob("*.nc"), package / "metrics.py"]
+    for folder in ("report", "plot", "stats"):
         sources += [path for path in (package / folder).rglob("*") if path.suffix != ".pyc"]
     made = place.report.stat().st_mtime_ns
     return all(path.stat().st_mtime_ns <= made for path in sources if path.is_file())

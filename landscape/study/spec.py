@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import landscape
+from landscape.metrics import OUTCOMES
 
-METRICS = (
-    "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss",
-    "accuracy_gap", "loss_gap", "clean_train_accuracy", "mislabelled_fit",
-    "mislabelled_recovered", "ece",
-)  # fmt: skip
+METRICS = OUTCOMES  # what [comparisons] metric may name
 
 
 def fingerprint(value: Any, *, length: int = 8) -> str:

@@ -1,0 +1,46 @@
+"""Seeds, intervals, simultaneous tests and rank correlation: what numbers of a study allow to say.
+
+Everything takes plain arrays. Values that are not finite (a diverged run) are left out and counted
+in `missing`; an estimate from one value has no interval (`low` and `high` are NaN).
+"""
+
+from landscape.stats.densities import broaden
+from landscape.stats.dose import Association, dose_response
+from landscape.stats.family import Contrast, Decision, simultaneous
+from landscape.stats.intervals import (
+    LEVEL,
+    SMALLEST_WILCOXON,
+    Interval,
+    Paired,
+    geometric_mean_ci,
+    geometric_ratio,
+    mean_ci,
+    paired,
+    sampling_error,
+    wilcoxon,
+)
+from landscape.stats.ranks import RankCorrelation, kendall, partial_kendall
+from landscape.streams import holm
+
+__all__ = [
+    "LEVEL",
+    "SMALLEST_WILCOXON",
+    "Association",
+    "Contrast",
+    "Decision",
+    "Interval",
+    "Paired",
+    "RankCorrelation",
+    "broaden",
+    "dose_response",
+    "geometric_mean_ci",
+    "geometric_ratio",
+    "holm",
+    "kendall",
+    "mean_ci",
+    "paired",
+    "partial_kendall",
+    "sampling_error",
+    "simultaneous",
+    "wilcoxon",
+]

@@ -1,0 +1,16 @@
+"""Densities drawn from quadrature nodes."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def broaden(nodes: ArrayLike, weights: ArrayLike, grid: ArrayLike, *, sigma: float) -> np.ndarray:
+    """sum_i w_i N(x; node_i, sigma²): a density on `grid` from quadrature nodes and weights.
+
+    nodes, weights: (..., k), weights summing to 1 along the last axis. Returns (..., len(grid)) in
+    units of 1/node. sigma: the width that a point mass is drawn with.
+    """
+    nodes, weights = np.asarray(nodes, float), np.asarray(weights, float)
+    z = (np.asarray(grid, float) - nodes[..., None]) / sigma
+    return np.nansum(weights[..., None] * stats.norm.pdf(z), axis=-2) / sigma

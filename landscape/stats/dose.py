@@ -1,0 +1,99 @@
+"""Dose and response over variants: whether what differs in one quantity differs in another.
+
+The variants are few and chosen, so they are permuted, not resampled. With covariates: Freedman and
+Lane (1983), which permutes what the covariates leave of the response.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from landscape.errors import LandscapeError
+
+_DRAWS = 4999
+SMALLEST_DF = 3
+
+
+@dataclass(frozen=True)
+class Association:
+    """Partial correlation r of dose and response over n variants, df = n − 2 − covariates left.
+
+    p: one-sided, for r > 0, adjusted for all doses that were asked together.
+    """
+
+    r: float
+    p: float
+    n: int
+    df: int
+
+
+def dose_response(
+    doses: ArrayLike, response: ArrayLike, given: ArrayLike | None = None
+) -> list[Association]:
+    """Correlation of each dose with the response, given covariates, tested jointly for r > 0.
+
+    doses: (m, n), response: (n,), given: (k, n), one value per variant (means over its seeds).
+    Variants without a finite response or covariate are left out, and a dose with any value missing
+    among the others has r and p of its own complete variants, each such set counting once more.
+    p: share of permutations of the response's residuals in which any dose of the set has as large a
+    correlation. The answer does not depend on the order of variants. Below 3 degrees of freedom
+    there is no p.
+    """
+    x = np.atleast_2d(np.asarray(doses, float))
+    y = np.asarray(response, float).ravel()
+    z = np.zeros((0, y.size)) if given is None else np.atleast_2d(np.asarray(given, float))
+    if x.shape[1] != y.size or z.shape[1] != y.size:
+        raise LandscapeError(
+            f"Doses of {x.shape[1]}, response of {y.size} and covariates of {z.shape[1]} variants; "
+            f"give one value per variant in each."
+        )
+    usable = np.isfinite(y) & np.isfinite(z).all(0)
+    sets: dict[bytes, list[int]] = {}
+    for row in range(len(x)):
+        sets.setdefault((usable & np.isfinite(x[row])).tobytes(), []).append(row)
+    found: dict[int, Association] = {}
+    for mark, rows in sets.items():
+        keep = np.frombuffer(mark, bool)
+        for row, one in zip(rows, _together(x[rows][:, keep], y[keep], z[:, keep]), strict=True):
+            # Unlike min, numpy's minimum keeps NaN.
+            found[row] = Association(one.r, float(np.minimum(one.p * len(sets), 1)), one.n, one.df)
+    return [found[row] for row in range(len(x))]
+
+
+def _together(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[Association]:
+    n = y.size
+    # Constant covariates (no variant differs in them) condition on nothing.
+    z = z[np.ptp(z, axis=1) > 1e-12 * np.abs(z).max(1, initial=0)] if n and len(z) else z
+    df = n - 2 - len(z)
+    if df < SMALLEST_DF:
+        return [Association(math.nan, math.nan, n, max(df, 0)) for _ in x]
+    order = np.lexsort((*np.sort(x, axis=0), *z, y))
+    x, y, z = x[:, order], y[order], z[:, order]
+    basis, _ = np.linalg.qr(np.vstack([np.ones(n), _standard(z)]).T)
+    rest = np.eye(n) - basis @ basis.T
+    doses, left = _unit(x @ rest), y @ rest
+    if float(left @ left) <= 1e-20 * max(float(y @ y), 1e-300):
+        return [Association(math.nan, math.nan, n, df) for _ in x]
+    r = doses @ _unit(left[None])[0]
+    rng = np.random.default_rng(19830292)
+    permuted = left[rng.permuted(np.tile(np.arange(n), (_DRAWS, 1)), axis=1)]
+    largest = (_unit(permuted @ rest) @ doses.T).max(1)
+    p = (1 + (largest[None, :] >= r[:, None] - 1e-12).sum(1)) / (1 + _DRAWS)
+    return [
+        Association(float(a), float(b) if math.isfinite(a) else math.nan, n, df)
+        for a, b in zip(r, p, strict=True)
+    ]
+
+
+def _standard(rows: np.ndarray) -> np.ndarray:
+    if not len(rows):
+        return rows
+    return (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(norms > 1e-12, rows / norms, 0.0)

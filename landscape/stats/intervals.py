@@ -1,0 +1,149 @@
+"""One mean, one difference or one ratio over seeds, with its own interval."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from landscape.errors import LandscapeError
+
+LEVEL = 0.95
+SMALLEST_WILCOXON = 6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the two-sided interval [low, high] from n values; NaN ends where n < 2."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    missing: int = 0
+    level: float = LEVEL
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval at all."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside of the interval (False where there is none)."""
+        return self.known and not self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of a - b over pairs, with the t statistic and the two-sided p of a paired t-test."""
+
+    difference: Interval
+    t: float
+    p: float
+
+
+def _finite(values: ArrayLike) -> tuple[np.ndarray, int]:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    keep = np.isfinite(array)
+    return array[keep], int((~keep).sum())
+
+
+def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Mean ± t_{n-1} s / sqrt(n): mean of the finite values with its t-interval over seeds.
+
+    values: any shape, one number per seed. Returns the units of `values`.
+    """
+    finite, missing = _finite(values)
+    n = finite.size
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, missing, level)
+    mean = float(finite.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1, missing, level)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n, missing, level)
+
+
+def geometric_mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Exp of the mean logarithm with its t-interval, for positive quantities of any scale.
+
+    Values that are not positive have no logarithm; they count as missing.
+    """
+    array = np.asarray(values, dtype=np.float64).ravel()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.where(array > 0, np.log(array), np.nan)
+    return _exponential(mean_ci(logs, level=level))
+
+
+def _exponential(ci: Interval) -> Interval:
+    return Interval(
+        math.exp(ci.estimate), math.exp(ci.low), math.exp(ci.high), ci.n, ci.missing, ci.level
+    )
+
+
+def paired(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Paired:
+    """Mean of a_i - b_i over pairs with t-interval, t and two-sided p (paired t-test, n - 1 df).
+
+    a, b: (n,), the same seeds in the same order. One pair has no interval and no p. Pairs that all
+    differ by the same amount (possible when accuracies are counts) carry no information on the
+    spread: t, p and interval are NaN, unless all differences are 0, where p = 1.
+    """
+    left, right = _pairs(a, b)
+    difference = left - right
+    ci = mean_ci(difference, level=level)
+    finite, _ = _finite(difference)
+    if ci.n < 2:
+        return Paired(ci, math.nan, math.nan)
+    spread = float(finite.std(ddof=1))
+    if spread <= 16 * np.finfo(np.float64).eps * max(1.0, float(np.abs(finite).max())):
+        same = bool(np.all(finite == 0))
+        flat = Interval(ci.estimate, math.nan, math.nan, ci.n, ci.missing, level)
+        return Paired(flat, 0.0 if same else math.nan, 1.0 if same else math.nan)
+    t = ci.estimate / (spread / math.sqrt(ci.n))
+    return Paired(ci, t, float(2 * stats.t.sf(abs(t), ci.n - 1)))
+
+
+def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    left = np.asarray(a, dtype=np.float64).ravel()
+    right = np.asarray(b, dtype=np.float64).ravel()
+    if left.shape != right.shape:
+        raise LandscapeError(
+            f"Pairs need equally many values, got {left.size} and {right.size}; "
+            f"give the values of the seeds that both variants have, in the same order."
+        )
+    return left, right
+
+
+def geometric_ratio(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Exp of the mean of log(a_i / b_i) over pairs with its t-interval: a ratio, 1 = equal.
+
+    a, b: (n,) positive, paired by seed. Pairs without a logarithm count as missing.
+    """
+    left, right = _pairs(a, b)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.where((left > 0) & (right > 0), np.log(left) - np.log(right), np.nan)
+    return _exponential(mean_ci(logs, level=level))
+
+
+def wilcoxon(differences: ArrayLike) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test on paired differences; zeros are dropped.
+
+    Fewer than 6 differences cannot reach p < 0.05 whatever their values, so they are refused.
+    """
+    finite, _ = _finite(differences)
+    if finite.size < SMALLEST_WILCOXON:
+        raise LandscapeError(
+            f"Wilcoxon's test on {finite.size} pairs cannot reach p < 0.05; it needs at least "
+            f"{SMALLEST_WILCOXON}. Use the paired t-test or run more seeds."
+        )
+    if not np.any(finite):
+        return 1.0
+    return float(stats.wilcoxon(finite).pvalue)
+
+
+def sampling_error(accuracy: float, num_examples: int) -> float:
+    """sqrt(p (1 - p) / N): the standard error of an accuracy p that comes from N test examples."""
+    if num_examples < 1:
+        raise LandscapeError(f"num_examples={num_examples} test examples; at least 1 is needed.")
+    return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / num_examples)
