@@ -41,7 +41,7 @@ GRIDS = {
     "ssam_d": ("ssam_d", {"sparsity": 0.5}, "rho", RADII),
     "zsharp": ("zsharp", {"percentile": 0.95}, "rho", RADII),
     "zsharp_tensor": ("zsharp", {"percentile": 0.95, "norm_scope": "tensor"}, "rho", RADII),
-    "lagnp": ("lagnp", {"alpha": 0.8}, "rho", RADII),
+    "lagnp": ("lagnp", {"alpha": 0.8, "fraction": 0.5}, "rho", RADII),
     "random_mask": ("random_mask", {"density": 0.05, "one_d": "none"}, "rho", RADII),
 }
 

@@ -128,7 +128,7 @@ VARIANTS = {
     "ssam_d": {"rho": 0.1},
     "sam_on": {"rho": 0.5},
     "zsharp": {"rho": 0.05},
-    "lagnp": {"rho": 0.1},
+    "lagnp": {"rho": 0.1, "fraction": 0.5},
     "gsam": {"rho": 0.05},
     "wsam": {"rho": 0.05},
     "looksam": {"rho": 0.05},

@@ -217,7 +217,7 @@ def partial_gradients(name: str, rounds: int) -> dict[str, Any]:
     norms = "identity"
     for label, part, whole in (
         ("sam_on, first pass: norm layers only", sam.sam_on(0.5, metric=norms), sam.sam(0.05)),
-        ("lagnp, second pass: half of the layers", sam.lagnp(0.1), sam.gnp(0.1)),
+        ("lagnp, second pass: half of the layers", sam.lagnp(0.1, fraction=0.5), sam.gnp(0.1)),
         ("lagnp, second pass: a tenth of the layers", sam.lagnp(0.1, fraction=0.1), sam.gnp(0.1)),
         ("sl_sam, both passes: sampled tensors", sam.sl_sam(), sam.sam(0.05)),
     ):

@@ -2,11 +2,13 @@
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), and of Paul Tol where a
 second shade of one family is needed; each variant keeps its colour and symbol in every figure.
-Symbols and small multiples carry the difference where colours alone would not (12 variants).
+Symbols and small multiples carry the difference where colours alone would not.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from landscape.errors import LandscapeError
 
@@ -15,21 +17,15 @@ MUTED = "#6b6b6b"
 GRID = "#e4e4e4"
 PALE = "#c9c9c9"  # variants behind the highlighted ones
 
+# Written by `python -m landscape.sam --write` from the recipes' declarations, which need torch.
+_RECIPES: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("recipes.json").read_text(encoding="utf-8")
+)
 # recipe or variant id -> (colour, symbol)
 VARIANTS: dict[str, tuple[str, str]] = {
-    "sgd": ("#7a7a7a", "circle"),
+    **{name: (look["colour"], look["symbol"]) for name, look in _RECIPES.items()},
     "sgd_early": ("#a8a8a8", "square"),
-    "sam": ("#0072b2", "circle"),
-    "asam": ("#56b4e9", "square"),
-    "fsam": ("#009e73", "diamond"),
-    "sam_on": ("#e69f00", "triangle"),
-    "ssam_f": ("#aa4499", "circle"),
-    "ssam_d": ("#cc79a7", "square"),
-    "zsharp": ("#d55e00", "circle"),
     "zsharp_tensor": ("#882255", "triangle"),
-    "lagnp": ("#8c6d1f", "diamond"),
-    "random_mask": ("#222222", "x"),
-    "topk_gradient": ("#117733", "cross"),
 }
 _OTHERS = (
     ("#332288", "diamond"),
@@ -57,19 +53,7 @@ KINDS: dict[str, str] = {
 }
 
 # Names of recipes for masks of variants that a study did not train.
-LABELS: dict[str, str] = {
-    "sgd": "SGD",
-    "sam": "SAM",
-    "asam": "ASAM",
-    "fsam": "F-SAM",
-    "zsharp": "ZSharp",
-    "topk_gradient": "Largest |g|",
-    "ssam_f": "SSAM-F",
-    "ssam_d": "SSAM-D",
-    "sam_on": "SAM-ON",
-    "random_mask": "Random mask",
-    "lagnp": "LAGNP",
-}
+LABELS: dict[str, str] = {name: look["label"] for name, look in _RECIPES.items()}
 
 
 @dataclass(frozen=True)

@@ -12,50 +12,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.sam.family import (
-    async_sam,
-    esam,
-    focal_sam,
-    gcsam,
-    gsam,
-    looksam,
-    mesa,
-    msam,
-    saf,
-    sampa,
-    sl_sam,
-    stable_sam,
-    wsam,
-)
 from landscape.sam.geometry import Geometry
 from landscape.sam.modifiers import adaptive, every, late, micro_batched, window, with_radius
 from landscape.sam.optimizer import SAM
 from landscape.sam.perturbation import Perturbation, perturb
-from landscape.sam.recipes import (
-    asam,
-    fsam,
-    gnp,
-    lagnp,
-    random_mask,
-    sam,
-    sam_on,
-    sgd,
-    ssam_d,
-    ssam_f,
-    topk_gradient,
-    zsharp,
-)
+from landscape.sam.recipes import declared
+from landscape.sam.recipes.ascent import *  # noqa: F403
+from landscape.sam.recipes.descent import *  # noqa: F403
+from landscape.sam.recipes.loss import *  # noqa: F403
+from landscape.sam.recipes.masks import *  # noqa: F403
+from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, Variant
-
-_RECIPES = (
-    sgd, sam, asam, fsam, ssam_f, ssam_d, sam_on, zsharp, lagnp, gnp, gsam, gcsam, stable_sam, esam,
-    looksam, sampa, async_sam, msam, sl_sam, wsam, focal_sam, saf, mesa, random_mask, topk_gradient,
-)  # fmt: skip
 
 
 def recipes() -> dict[str, Callable[..., Variant]]:
     """Every recipe by name."""
-    return {f.__name__: f for f in _RECIPES}
+    return declared()
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Variant:
@@ -82,39 +54,16 @@ __all__ = [
     "Geometry",
     "Perturbation",
     "Point",
+    "Slot",
     "Variant",
     "adaptive",
-    "asam",
-    "async_sam",
-    "esam",
     "every",
-    "focal_sam",
-    "fsam",
-    "gcsam",
-    "gnp",
-    "gsam",
-    "lagnp",
     "late",
-    "looksam",
     "make",
-    "mesa",
     "micro_batched",
-    "msam",
     "perturb",
-    "random_mask",
     "recipes",
-    "saf",
-    "sam",
-    "sam_on",
-    "sampa",
-    "sgd",
-    "sl_sam",
-    "ssam_d",
-    "ssam_f",
-    "stable_sam",
-    "topk_gradient",
     "window",
     "with_radius",
-    "wsam",
-    "zsharp",
-]  # fmt: skip
+    *declared(),
+]

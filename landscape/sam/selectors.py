@@ -70,19 +70,31 @@ class ZScore(Slot):
     1 - percentile of |u - mean u|: neither the biased std nor its eps can change it, and
     they are not computed. Kept per tensor, without ties: (n - 1) - ⌊α (n - 1)⌋.
     one_d: tensors of ndim <= 1 are unfiltered ("dense", released) or not perturbed ("none").
+    fallback: where nothing at all is kept, every filtered tensor is (the paper's rule for f = 0).
     """
 
     percentile: float = 0.95
     one_d: str = "dense"
+    fallback: bool = False
     ignores_one_d = True
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor."""
         dense = self.one_d == "dense"
-        return [
+        masks: list[MaskEntry] = [
             above_quantile((x - x.mean()).abs(), self.percentile) if x.ndim > 1 else dense
             for x in u
         ]
+        filtered = [i for i, m in enumerate(masks) if isinstance(m, Tensor)]
+        if not (self.fallback and filtered):
+            return masks
+        kept = [
+            (x if m is True else m).any() for x, m in zip(u, masks, strict=True) if m is not False
+        ]
+        nothing = ~torch.stack([k.to(kept[0].device) for k in kept]).any()
+        for i in filtered:
+            masks[i] = masks[i] | nothing.to(masks[i].device)
+        return masks
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def test_a_blend_summed_by_autograd_is_the_blend(variant, make):
     assert same(*ends) if make is cnn else all(map(torch.allclose, *ends))
 
 
-@pytest.mark.parametrize(("variant", "copies"), [(sam.gnp(0.1), 1), (sam.lagnp(0.1), 0.5)])
+@pytest.mark.parametrize(
+    ("variant", "copies"), [(sam.gnp(0.1), 1), (sam.lagnp(0.1, fraction=0.5), 0.5)]
+)
 def test_a_blend_holds_the_weights_that_moved_and_nothing_else(variant, copies):
     """Beside weights and gradient, when pass 2 has made its last gradient."""
     model = nn.Sequential(*[nn.Linear(200, 200, bias=False) for _ in range(4)])

@@ -117,6 +117,27 @@ def test_zsharp_keeps_what_lies_above_the_quantile_of_its_z_score_and_has_one_no
     close(e, [0.1 * f / flat(kept).norm() for f in kept])
 
 
+def test_zsharp_climbs_along_g1_where_its_filters_keep_nothing():
+    """All entries of each gradient are equal, so that none lies above a quantile."""
+    for one_d in ("none", "dense"):
+        model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+        nn.init.constant_(model[0].weight, 0.5)
+        nn.init.constant_(model[1].weight, 0.25)
+        optimizer = sam.SAM(model, sgd(model), sam.zsharp(0.1, one_d=one_d))
+        optimizer.step(lambda b, model=model: model(b)[:, 0], torch.ones(4, 3).double())
+        p = optimizer.perturbation
+        close(list(p.e.values()), [0.1 * g / flat(p.g1).norm() for g in p.g1])
+
+
+def test_lagnp_perturbs_three_layers_unless_told_otherwise():
+    owners = {n.rsplit(".", 1)[0] for n, _ in cnn().named_parameters()}
+    for options, count in (({}, 3), ({"fraction": 0.5}, math.ceil(len(owners) / 2))):
+        _, optimizer = still(sam.lagnp(0.1, **options))
+        taken(optimizer, batch())
+        share = optimizer.perturbation.energy_share
+        assert len({n.rsplit(".", 1)[0] for n, x in share.items() if x > 0}) == count
+
+
 class Nested(nn.Module):
     """A convolution inside a module called norm*, and a norm layer whose name does not say so."""
 

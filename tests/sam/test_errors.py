@@ -45,6 +45,7 @@ NORMS = NormLayers()
         (lambda: sam.gsam(rho_min=0.1), r"give both to tie rho"),
         (lambda: sam.wsam(gamma=1.0), r"gamma=1 makes WSAM's weight .* infinite"),
         (lambda: sam.looksam(k=0), r"k=0 was asked"),
+        (lambda: sam.lagnp(num_layers=2, fraction=0.5), r"num_layers=2 and fraction=0.5 .*one of"),
         (lambda: sam.focal_sam(class_counts=()), r"class_counts=\(\) were given"),
         (lambda: schedule.WithLearningRate(0.2, 0.1, 0.0), r"lr_max=0.0 must exceed lr_min=0.0"),
         (lambda: sam.window(sam.sam(), 3, 3), r"start=3 and end=3 leave no epoch"),

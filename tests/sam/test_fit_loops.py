@@ -8,7 +8,7 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
-from landscape.sam.rows import loops
+from landscape.sam.table import loops
 from tests.sam_models import batch, closure_of, cnn, losses_of
 
 RECIPES = ("sam", "fsam", "zsharp", "gnp", "gsam", "looksam", "esam", "sampa", "sl_sam")

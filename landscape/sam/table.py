@@ -1,0 +1,160 @@
+"""What is made from the recipes' declarations: the table, the README's list, the look of figures.
+
+`python -m landscape.sam` prints the table; with --write it renews every file of `derived`.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from landscape.sam.optimizer import SAM
+from landscape.sam.recipes import EVIDENCE, Declaration
+from landscape.sam.variant import Variant
+
+
+def slots_of(variant: Variant) -> dict[str, str]:
+    """Each slot of a variant in words of its code; what is SAM's own choice is left out."""
+    usual = {"gradient", "everything", "always", "SameBatch()", "Descent()", "Geometry()", "None"}
+    out = {}
+    for name in ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction",
+                 "loss_term"):  # fmt: skip
+        text = _slot_text(getattr(variant, name))
+        if text not in usual:
+            out[name] = text
+    return out
+
+
+def _slot_text(slot: Any) -> str:
+    """Name of a function, or a dataclass with the fields that are not its defaults."""
+    if not dataclasses.is_dataclass(slot):
+        return "None" if slot is None else slot.title
+    shown = [
+        f"{f.name}={value.__name__ if callable(value) else repr(value)}"
+        for f in dataclasses.fields(slot)
+        if (value := getattr(slot, f.name)) != f.default
+    ]
+    return f"{type(slot).__name__}({', '.join(shown)})"
+
+
+def table(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+    """Markdown: one section of facts per recipe, made from the rows and from the code's slots."""
+    lines = [
+        "# The variants",
+        "",
+        "Written by `python -m landscape.sam --write` from the recipes' declarations. g1, g2: "
+        "gradients at w and w + e; gd: the gradient that the base optimizer steps with. Slots that "
+        "are SAM's are left out.",
+        "",
+        *(f"- **{name}**: {text}." for name, text in EVIDENCE.items()),
+        "",
+        "| recipe | equation | passes | extra copies | evidence | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, recipe in recipes.items():
+        facts = recipe.declaration
+        cells = (f"[`{name}`](#{name})", facts.equation, facts.passes, facts.memory,
+                 facts.evidence, facts.source or "-")  # fmt: skip
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    for name, recipe in recipes.items():
+        lines += _section(name, recipe.declaration, recipe(**recipe.declaration.options))
+    return "\n".join([*lines, "", loops(), OWN_SLOTS])
+
+
+def derived(recipes: Mapping[str, Callable[..., Variant]]) -> dict[Path, str]:
+    """Every file that follows from the declarations, with what it must hold."""
+    package = Path(__file__).parents[1]
+    files = {
+        package / "sam" / "VARIANTS.md": table(recipes),
+        package / "plot" / "recipes.json": looks(recipes),
+    }
+    readme = package.parent / "README.md"
+    if readme.exists():  # in the repository, not in an installed package
+        text = readme.read_text(encoding="utf-8")
+        files[readme] = LIST.sub(lambda _: list_of(recipes), text)
+    return files
+
+
+def list_of(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+    """The README's sentence on how many recipes there are, and which."""
+    labels = [recipe.declaration.label for recipe in recipes.values()]
+    return f"{len(labels)} recipes ({', '.join(labels)})"
+
+
+LIST = re.compile(r"\b\d+ recipes \(SGD, [^)]*\)")
+
+
+def looks(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+    """JSON: label, colour and symbol of each recipe, for figures, which never import torch."""
+    found = {
+        name: dict(zip(("label", "colour", "symbol"), (facts.label, *facts.look), strict=True))
+        for name, recipe in recipes.items()
+        if (facts := recipe.declaration)
+    }
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in found.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def loops() -> str:
+    """How a step looks in loops of other people, as the docstring of `SAM` has it."""
+    text = inspect.cleandoc(SAM.__doc__ or "")
+    text = text[text.index("Loops that step") : text.index("Every variant that")]
+    lines = ["## In other people's loops", ""]
+    for code, parts in itertools.groupby(text.strip().split("\n\n"), _is_code):
+        shown = "\n\n".join(parts)
+        lines += ["```python", textwrap.dedent(shown), "```", ""] if code else [shown, ""]
+    return "\n".join(lines)
+
+
+def _is_code(paragraph: str) -> bool:
+    return paragraph.startswith("    ")
+
+
+OWN_SLOTS = """## Your own slots
+
+A slot is a function; what it keeps between steps it puts into `state`, which is saved with the
+optimizer. A zeroth-order source, from two losses along a random direction:
+
+```python
+def zeroth_order(point, state, step=1e-3):
+    z = [torch.randn(w.shape, generator=point.generator, device=w.device) for w in point.weights]
+    up, down = (point.loss_at([sign * step * x for x in z]) for sign in (1, -1))
+    return [x * ((up - down) / (2 * step)) for x in z]
+```
+
+Radii per tensor that follow its shape, as in maximal-update parametrization with perturbation
+(‖e_l‖ = ρ √(fan_out/fan_in), for tensors of ndim > 1):
+
+```python
+def spectral_radii(point, u, mask, rho):
+    scale = [(w.shape[0] / w[0].numel()) ** 0.5 if w.ndim > 1 else 1.0 for w in point.weights]
+    return [rho * s * x / (x.norm() + 1e-12) for s, x in zip(scale, u)]
+
+
+variant = dataclasses.replace(sam.sam(0.1), source=zeroth_order, geometry=spectral_radii)
+```
+"""
+
+
+def _section(name: str, declared: Declaration, variant: Variant) -> list[str]:
+    facts = {
+        "Source": declared.source,
+        "Published": declared.published,
+        "Slots": "; ".join(f"{k} = `{v}`" for k, v in slots_of(variant).items()),
+        "Needs": ", ".join(sorted(variant.needs)),
+        "Paper and code": declared.disagreement,
+    }
+    shown = [f"- {key}: {value}" for key, value in facts.items() if value]
+    return [
+        "",
+        f"## {name}",
+        "",
+        f"**{declared.label}** ({declared.evidence}): {declared.equation}",
+        "",
+        *shown,
+    ]
