@@ -3,8 +3,9 @@
 from landscape.problems.data import DATA, load_data
 from landscape.problems.models import MODELS, make_loss, make_model
 from landscape.problems.noise import NOISE_KINDS, flip_labels
-from landscape.problems.own import WeightsReport, import_object, load_weights
+from landscape.problems.own import import_object
 from landscape.problems.splits import DataSplits, Split, as_splits
+from landscape.problems.weights import WeightsReport, load_weights
 
 __all__ = [
     "DATA", "MODELS", "NOISE_KINDS", "DataSplits", "Split", "WeightsReport", "as_splits",

@@ -1,0 +1,74 @@
+"""Where the parts of a study lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landscape.errors import LandscapeError
+from landscape.storage.writing import read_json
+
+STUDY_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where the parts of a study lie.
+
+    STUDY/  study.toml · resolved.json · runs/<run>/{spec.json, history.jsonl, snapshots/,
+    checkpoints/, results/<measurement>.nc, done.json} · results/<measurement>.nc · figures/ ·
+    report.html · report.md
+    """
+
+    root: Path
+
+    @property
+    def study_toml(self) -> Path:
+        """The study file as it was given."""
+        return self.root / "study.toml"
+
+    @property
+    def resolved(self) -> Path:
+        """Every choice spelled out, with versions, threads and the list of runs."""
+        return self.root / "resolved.json"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run."""
+        return self.root / "runs"
+
+    @property
+    def results(self) -> Path:
+        """Measurements combined over runs, one netCDF file each."""
+        return self.root / "results"
+
+    @property
+    def figures(self) -> Path:
+        """Static figures and the data behind them."""
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.root / "report.html"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one run."""
+        return self.runs / run_id
+
+    def check(self) -> dict[str, Any]:
+        """Return resolved.json, refusing a folder that is no study or of another format."""
+        if not self.root.is_dir():
+            raise LandscapeError(f"{self.root} is not a folder. Give the folder of a study.")
+        if not self.resolved.exists():
+            raise LandscapeError(
+                f"{self.root} holds no resolved.json, so it is not a study folder. "
+                f"`landscape run study.toml --out {self.root}` makes one."
+            )
+        resolved = read_json(self.resolved)
+        found = resolved.get("format") if isinstance(resolved, dict) else None
+        if found != STUDY_FORMAT:
+            raise LandscapeError(
+                f"{self.root} was made with study format {found}; this version reads format "
+                f"{STUDY_FORMAT}. Use the version that made it, or run the study into a new folder."
+            )
+        return resolved

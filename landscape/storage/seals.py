@@ -1,0 +1,72 @@
+"""Digests: whether a file still has the bytes that were written.
+
+A safetensors file carries its own in its metadata: the SHA-256 of the file with 64 zeros in the
+place of the digest, so that every byte of it counts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from landscape.errors import LandscapeError
+
+SEAL = "landscape_sha256"
+_EMPTY = "0" * 64
+_HEX = frozenset("0123456789abcdef")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def unsealed() -> dict[str, str]:
+    """Metadata to write into a safetensors file that `seal` is to complete."""
+    return {SEAL: _EMPTY}
+
+
+def seal(path: Path) -> str:
+    """Put the digest into a safetensors file that was written with `unsealed` metadata."""
+    head, place = _header(path)
+    digest = _digest(path, head)
+    with Path(path).open("r+b") as handle:
+        handle.seek(8 + place)
+        handle.write(digest.encode())
+    return digest
+
+
+def sealed_sha256(path: Path) -> str | None:
+    """The digest in a safetensors file if it is right, None without one; another one raises."""
+    try:
+        head, place = _header(path)
+    except (OSError, ValueError, KeyError):
+        return None
+    said = head[place : place + 64].decode("ascii", "replace")
+    blank = head[:place] + _EMPTY.encode() + head[place + 64 :]
+    if not set(said) <= _HEX or _digest(path, blank) != said:
+        raise LandscapeError(
+            f"{path} was changed after it was written: its bytes differ from the SHA-256 that it "
+            f"carries. Take the file from a copy, or make it again."
+        )
+    return said
+
+
+def _header(path: Path) -> tuple[bytes, int]:
+    """The JSON header of a safetensors file, and where in it the digest stands."""
+    with Path(path).open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if size > 100 << 20:
+            raise ValueError("no safetensors header")
+        head = handle.read(size)
+    metadata = json.loads(head).get("__metadata__", {})
+    return head, head.index(f'"{SEAL}":"{metadata[SEAL]}"'.encode()) + len(SEAL) + 4
+
+
+def _digest(path: Path, head: bytes) -> str:
+    found = hashlib.sha256(len(head).to_bytes(8, "little") + head)
+    with Path(path).open("rb") as handle:
+        handle.seek(8 + len(head))
+        while part := handle.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
