@@ -162,7 +162,13 @@ def measure(
     loss: Loss = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="A .pt, .pth or .safetensors file.", rich_help_panel=OWN),
+        typer.Option(
+            help="A file of torch.save, safetensors, or an index of shards.", rich_help_panel=OWN
+        ),
+    ] = None,
+    weights_key: Annotated[
+        str | None,
+        typer.Option(help="Which of several weights in that file.", rich_help_panel=OWN),
     ] = None,
     variant: Variant = "sgd",
     rho: Rho = None,
@@ -198,7 +204,9 @@ def measure(
         plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
     else:
         plan, folder = plans.from_flags(
-            plans.own_flags(data, model, loss, weights, variant, rho, seed, examples, data_dir),
+            plans.own_flags(
+                data, model, loss, weights, weights_key, variant, rho, seed, examples, data_dir
+            ),
             out, dtype, changes,
         )  # fmt: skip
     if estimate:
@@ -269,6 +277,36 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
     place.check()
     path = reports.write(place)
     print(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command(epilog=EPILOG)
+def weights(
+    source: Annotated[Path, typer.Argument(help="A weights file, an index of shards, a folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write its tensors there, as safetensors with a digest.")
+    ] = None,
+    trust_pickle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHA256",
+            help="Run the Python objects of the file with this SHA-256, typed in by you.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a weights file holds, without running anything in it; or convert it.
+
+    landscape weights model.ckpt
+
+    landscape weights whole.pt --trust-pickle 5f0c... --out weights.safetensors
+    """
+    from landscape.problems.weights import convert as rewrite
+    from landscape.problems.weights import held
+
+    if out is not None:
+        rewrite(source, out, trust_pickle=trust_pickle)
+    found = held(source if out is None else out, trust_pickle=trust_pickle if out is None else None)
+    print(json.dumps(found) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
 
 
 @app.command(epilog=EPILOG)

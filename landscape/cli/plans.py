@@ -19,6 +19,7 @@ def own_flags(
     model: str | None,
     loss: str | None,
     weights: Path | None,
+    weights_key: str | None,
     variant: str,
     rho: float | None,
     seed: int,
@@ -34,8 +35,8 @@ def own_flags(
             "--weights of your own."
         )
     return Flags(
-        data=data, model=model, loss=loss, weights=weights, variant=variant, rho=rho, seed=seed,
-        examples=examples, data_dir=data_dir,
+        data=data, model=model, loss=loss, weights=weights, weights_key=weights_key,
+        variant=variant, rho=rho, seed=seed, examples=examples, data_dir=data_dir,
     )  # fmt: skip
 
 
@@ -98,6 +99,8 @@ def say_summary(summary: "Summary") -> None:
     """Counts, failures and what was left out, on stderr."""
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     say(summary.sentence())
+    for note in summary.notes:
+        say(note)
     for name, reason in summary.failed.items():
         say(f"failed: {name}: {reason}")
     if summary.stale:

@@ -60,10 +60,11 @@ class WeightsReport:
     checksum: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For a provenance; long lists are cut, and say how long they were."""
+        """For a provenance: what there is to say, long lists cut with their length."""
+        found = {key: value for key, value in asdict(self).items() if value not in ((), None)}
         return {
             key: _shortened(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
+            for key, value in found.items()
         }
 
     def __str__(self) -> str:
@@ -454,6 +455,27 @@ def convert(path: Path, target: Path, *, trust_pickle: str | None = None) -> Wei
         raise LandscapeError(f"{path} holds no tensors, so there is nothing to write.")
     save_tensors(named, target, {"converted_from": file.path.name, "sha256": file.sha256})
     return file
+
+
+def held(path: Path, *, trust_pickle: str | None = None) -> dict[str, Any]:
+    """What a weights file holds, in words: its hash, its checksum, and its sets of tensors."""
+    file = read(path, trust_pickle=trust_pickle)
+    sets: dict[str, list[Any]] = defaultdict(list)
+    for where, name, value in tensors_of(file.content):
+        sets[".".join((*where, *name.split(".")[:-2])) or TOP].append(value)
+    counted = {
+        key: f"{len(values)} tensors, {sum(int(np.prod(v.shape)) for v in values):,} elements"
+        for key, values in sets.items()
+    }
+    content = file.content
+    keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+    return {
+        "file": str(file.path),
+        "sha256": file.sha256,
+        "checksum": file.checksum or "none in the file",
+        "keys": _some(keys),
+        **dict(list(counted.items())[:50]),
+    }
 
 
 def save_tensors(named: Mapping[str, Tensor], path: Path, said: Mapping[str, str]) -> Path:

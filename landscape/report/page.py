@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from landscape import results
 from landscape.plot import interactive
 from landscape.report import words
 from landscape.report.crosscheck import crosscheck
@@ -95,11 +96,23 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
     listed = resolved.get("runs", [])
     if listed:
         yield "Runs", words.count(len(listed), "run")
+    yield from _weights_files(study)
     if "problem" in resolved:
         problem = resolved["problem"]
         yield "Problem", _options(problem) if isinstance(problem, dict) else str(problem)
     if "training" in resolved and isinstance(resolved["training"], dict):
         yield "Training", _options(resolved["training"])
+
+
+def _weights_files(study: Study) -> Iterator[tuple[str, str]]:
+    """What was found in weights files from elsewhere, once for each run."""
+    said = {}
+    for ds in study.data.values():
+        for run, own in zip(ds.run.values, results.provenance(ds).get("runs", []), strict=False):
+            if own.get("weights_found"):
+                said[str(run)] = own["weights_found"]
+    for run, words_of in said.items():
+        yield f"Weights of {run}", words_of
 
 
 def _options(options: dict[str, Any]) -> str:

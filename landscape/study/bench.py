@@ -104,6 +104,7 @@ class Bench:
 
     def __init__(self, job: Job, *, trained: bool = True) -> None:
         self.job, self.run, self.seed, self.trained = job, job.run, job.spec.seed, trained
+        self.weights: problems.WeightsReport | None = None  # what was measured, once it is loaded
         self._risks: dict[Any, EmpiricalRisk] = {}
 
     @cached_property
@@ -115,9 +116,8 @@ class Bench:
     def model(self) -> nn.Module:
         """The model with the weights of the checkpoint (initial ones when not `trained`)."""
         model = make_model(self.run, self.data, self.job.base)
-        if not self.trained:
-            return model.to(self.job.device)
-        problems.load_weights(model, _weights(self.run, self.job.folder))
+        if self.trained:
+            self.weights = _load(model, self.run, self.job.folder)
         return model.to(self.job.device)
 
     @property
@@ -171,7 +171,7 @@ class Bench:
     def theta_of(self, run: Run) -> Tensor:
         """Parameters of another run of the setting, (P,); one of another architecture is named."""
         model = make_model(run, load_data(run.problem, self.job.base), self.job.base)
-        problems.load_weights(model, _weights(run, self.job.folder.parent / run.run_id))
+        _load(model, run, self.job.folder.parent / run.run_id)
         layout, own = ParamLayout.of(model), self.risk().layout
         if [(t.name, t.shape) for t in layout.tensors] != [(t.name, t.shape) for t in own.tensors]:
             raise LandscapeError(
@@ -275,8 +275,10 @@ class Bench:
         return training.consolidate(self.job.folder).get(name)
 
 
-def _weights(run: Run, folder: Path) -> Path:
-    return Path(run.weights or folder / "checkpoints" / "final.safetensors")
+def _load(model: nn.Module, run: Run, folder: Path) -> problems.WeightsReport:
+    """The weights of a run into its model."""
+    path = Path(run.weights or folder / "checkpoints" / "final.safetensors")
+    return problems.load_weights(model, path, weights_key=run.weights_key)
 
 
 def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.study.spec import Problem, file_sha256
+from landscape.storage import file_sha256
+from landscape.study.spec import Problem
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -57,7 +58,9 @@ def check_names(where: str, problem: Problem) -> None:
 
 def fingerprints(problem: Problem, base: Path, weights: str | None) -> dict[str, str]:
     """Hashes of the user's files that decide the numbers: modules named, and the weights."""
-    found = {"weights": file_sha256(Path(weights))[:16]} if weights else {}
+    from landscape.problems.weights_file import digest
+
+    found = {"weights": digest(weights)[:16]} if weights else {}
     for key in ("data", "model", "loss"):
         name = getattr(problem, key)
         if is_callable_name(name):

@@ -17,6 +17,7 @@ class Flags:
     model: str | None = None
     loss: str | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     variant: str = "sgd"
     rho: float | None = None
     seed: int = 0
@@ -50,6 +51,7 @@ def study_text(flags: Flags) -> str:
         "seed": flags.seed,
         "rho": flags.rho,
         "weights": flags.weights and str(flags.weights.absolute()),
+        "weights_key": flags.weights_key,
     }
     measure = {"examples": flags.examples, "measurements": flags.measurements}
     return toml.dumps(

@@ -43,6 +43,7 @@ class Outcome:
     trained: bool
     measured: tuple[str, ...]
     seconds: float
+    note: str = ""  # what was found in a weights file from elsewhere
 
 
 def is_trained(run: Run, folder: Path) -> bool:
@@ -154,13 +155,13 @@ def do(job: Job, report: Report) -> Outcome:
         raise LandscapeError(
             f"{job.run.run_id} has not been trained; `landscape run` trains and measures it."
         )
-    measured = _measure(job, todo, report, trained=trained) if todo else ()
+    measured, note = _measure(job, todo, report, trained=trained) if todo else ([], "")
     if not missing(job)[1] and job.measure:
         storage.write_json(
             job.folder / "done.json",
             {"run": job.run.run_id, "measurements": {m.name: key for m, key in job.measurements}},
         )
-    return Outcome(trained, tuple(measured), time.monotonic() - began)
+    return Outcome(trained, tuple(measured), time.monotonic() - began, note)
 
 
 def _write_spec(job: Job) -> None:
@@ -199,7 +200,7 @@ def _training_share(job: Job) -> float:
 
 def _measure(
     job: Job, todo: list[tuple[Measurement, str]], report: Report, *, trained: bool
-) -> list[str]:
+) -> tuple[list[str], str]:
     from landscape.study import measurements
     from landscape.study.bench import Bench
 
@@ -215,15 +216,15 @@ def _measure(
         except LandscapeError as error:
             refused.setdefault(str(error), []).append(measurement.name)
             continue
-        _keep(job, measurement, key, ds)
+        _keep(job, measurement, key, ds, bench.weights)
         done.append(measurement.name)
     if refused:
         reasons = [f"{', '.join(names)}: {reason}" for reason, names in refused.items()]
         raise LandscapeError(" ".join(reasons))
-    return done
+    return done, str(bench.weights) if job.run.weights else ""
 
 
-def _keep(job: Job, measurement: Measurement, key: str, ds: Any) -> None:
+def _keep(job: Job, measurement: Measurement, key: str, ds: Any, weights: Any) -> None:
     """Write a result and the line that says with which options it was made."""
     name, log = measurement.name, job.folder / "measured.jsonl"
     # Void the old line first: a kill between file and line must not leave a wrong pair.
@@ -231,10 +232,13 @@ def _keep(job: Job, measurement: Measurement, key: str, ds: Any) -> None:
     if ds is None:
         result_path(job.folder, name).unlink(missing_ok=True)
     else:
-        results.save(_signed(ds, measurement, key), result_path(job.folder, name))
+        results.save(_signed(job, ds, measurement, key, weights), result_path(job.folder, name))
     storage.append_line(log, {"name": name, "key": key, "empty": ds is None})
 
 
-def _signed(ds: Any, measurement: Measurement, key: str) -> Any:
-    own = results.provenance(ds) | {"options": dict(measurement.options), "key": key}
+def _signed(job: Job, ds: Any, measurement: Measurement, key: str, weights: Any) -> Any:
+    said = {"options": dict(measurement.options), "key": key, "weights_file": weights.as_dict()}
+    if job.run.weights:
+        said["weights_found"] = str(weights)
+    own = results.provenance(ds) | said
     return ds.assign_attrs(provenance=json.dumps(own, sort_keys=True))

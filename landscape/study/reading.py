@@ -33,7 +33,18 @@ TOP_KEYS = (
     "measure", "comparisons",
 )  # fmt: skip
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
-RUN_KEYS = ("variant", "setting", "seed", "weights", "label", "model", "data", "loss", "training")
+RUN_KEYS = (
+    "variant",
+    "setting",
+    "seed",
+    "weights",
+    "weights_key",
+    "label",
+    "model",
+    "data",
+    "loss",
+    "training",
+)
 MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
 COMPARISON_KEYS = ("metric", "setting", "references", "questions")
 SPLITS = ("train", "val", "test")
@@ -232,6 +243,7 @@ class _Reader:
             _training(where, entry.get("training", {})),
             options,
             weights=entry.get("weights"),
+            weights_key=entry.get("weights_key"),
         )
 
     def _run(
@@ -244,6 +256,7 @@ class _Reader:
         options: Mapping[str, Any],
         *,
         weights: str | None = None,
+        weights_key: str | None = None,
     ) -> Run:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
@@ -263,9 +276,12 @@ class _Reader:
         possible.check_training(f"{where} variant {variant.name!r}", merged)
         path = None
         if weights is not None:
-            path = str((self.base / weights).absolute()) if weights else None
-            if path is None or not Path(path).is_file():
-                raise LandscapeError(f"{where} weights file {weights!r} does not exist ({path}).")
+            path = self._weights_file(where, weights)
+        if weights_key is not None and (weights is None or not isinstance(weights_key, str)):
+            raise LandscapeError(
+                f"{where} weights_key = {weights_key!r} names a set of weights in the file that "
+                f"`weights` gives; give both, as texts."
+            )
         return Run(
             variant=variant.name,
             label=variant.label,
@@ -277,8 +293,16 @@ class _Reader:
             training=merged,
             dtype=self.dtype,
             weights=path,
+            weights_key=weights_key,
             code=code.fingerprints(setting.problem, self.base, path),
         )
+
+    def _weights_file(self, where: str, given: Any) -> str:
+        """The whole path of a weights file, an index of shards or a folder with one."""
+        path = self.base / given if isinstance(given, str) and given and "\0" not in given else None
+        if path is None or not path.exists():
+            raise LandscapeError(f"{where} weights file {given!r} does not exist ({path}).")
+        return str(path.absolute())
 
     def comparisons(self, runs: Collection[Run]) -> Comparisons | None:
         """The declared comparisons, checked against the runs that the study has."""

@@ -47,6 +47,7 @@ class Summary:
     failed: dict[str, str]
     stale: tuple[str, ...]  # runs of an earlier study file, left where they are
     combined: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what was found in weights files from elsewhere
 
     def sentence(self) -> str:
         """Counts in words."""
@@ -96,6 +97,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         every = [run.run_id for run in study.runs]
         worked: set[str] = set()
         failed: dict[str, str] = {}
+        notes: dict[str, None] = {}
         # Measurements across runs need all runs of their setting to be trained.
         for across in (False, True):
             named = [run for run in study.runs if run.run_id not in failed]
@@ -104,6 +106,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             names = [job.run.run_id for job in todo]
             events = _work(todo, workers, options, said=_ACROSS if across else "")
             worked |= set(names)
+            notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
         combined = combining.combine_all(study, place) if options.measure else ()
     return Summary(
@@ -113,6 +116,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         failed=failed,
         stale=stale_runs(study, place),
         combined=tuple(combined),
+        notes=tuple(notes),
     )
 
 

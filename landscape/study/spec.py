@@ -24,12 +24,6 @@ def fingerprint(value: Any, *, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Problem:
     """Data, model and loss: names of ours, or "package.module:callable" of yours."""
@@ -78,6 +72,7 @@ class Run:
     training: Mapping[str, Any]
     dtype: str = "float32"
     weights: str | None = None
+    weights_key: str | None = None  # which of several sets in that file
     code: Mapping[str, str] = field(default_factory=dict)  # sha256 of weights file and user modules
 
     @property
@@ -94,7 +89,8 @@ class Run:
             "version": landscape.__version__,
         }
         # A finished checkpoint has no training of ours; epochs in [training] must not rename it.
-        return parts | ({} if self.weights else {"training": dict(self.training)})
+        own = {"training": dict(self.training)} if not self.weights else {}
+        return parts | own | ({"weights_key": self.weights_key} if self.weights_key else {})
 
     @property
     def run_id(self) -> str:
