@@ -166,14 +166,14 @@ class Folded:
             parts.append(losses)
             wrong.append(errors)
         losses = torch.cat(parts) if len(parts) > 1 else parts[0]
-        mean = losses.double().mean()
+        mean = losses.double().sum() / self._engine.denominator
         if self._risk.weight_decay:
             mean = mean + 0.5 * self._risk.weight_decay * self._buffer.double().square().sum()
         rate = None
         if all(each is not None for each in wrong):
             rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)
         self._risk.spend(1 / 3)
-        return Evaluation(mean.to(self._risk.dtype), rate, losses)
+        return Evaluation(mean.to(self._risk.dtype), rate, self._engine.shares(losses))
 
     def _output(self, batch: Batch) -> Any:
         if self._first:

@@ -30,21 +30,21 @@ class Objective:
         """Mean loss of the rows (default: all), weight decay included."""
         rows = self._put(theta, rows, 1 / 3)
         with torch.no_grad():
-            parts = [float(self._losses(part).sum()) for part in rows.split(_ROWS)]
-        return sum(parts) / len(rows) + self._decay(theta)
+            parts = [float(self._losses.numerators(part).sum()) for part in rows.split(_ROWS)]
+        return sum(parts) / self._losses.denominator(rows) + self._decay(theta)
 
     def gradient(self, theta: Tensor, rows: Tensor | None = None) -> tuple[float, Tensor]:
         """Mean loss of the rows and its gradient."""
         rows = self._put(theta, rows, 1.0)
         total, loss = torch.zeros_like(theta), 0.0
         for part in rows.split(_ROWS):
-            value = self._losses(part).sum()
+            value = self._losses.numerators(part).sum()
             parts = torch.autograd.grad(value, list(self._named.values()), materialize_grads=True)
             named = dict(zip(self._named, parts, strict=True))
             total += self._risk.layout.flatten(named)
             loss += float(value.detach())
-        decay = self._risk.weight_decay * theta
-        return loss / len(rows) + self._decay(theta), total / len(rows) + decay
+        decay, denominator = self._risk.weight_decay * theta, self._losses.denominator(rows)
+        return loss / denominator + self._decay(theta), total / denominator + decay
 
     def _decay(self, theta: Tensor) -> float:
         decay = self._risk.weight_decay

@@ -1,4 +1,4 @@
-"""Any loss as per-example losses, or as a declared mean over the rows it is given."""
+"""Any loss as sums over rows, and what these sums are divided by."""
 
 import copy
 import functools
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape.errors import LandscapeError
+from landscape.risk._torch_losses import TorchLoss
 
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 _CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 
 
 class Criterion:
-    """`loss(output, target)` with the reduction taken out of it.
+    """`loss(output, target)` with the reduction taken out of it: numerators and their weights.
 
-    `per_example` is False for a callable declared reduction="mean". Trailing axes of unreduced
-    losses (time steps, pixels, output units) are averaged, or summed if the criterion's own
-    reduction is "sum" or "batchmean".
+    The risk is (sum of the numerators of all rows) / (sum of their weights), or the sum of the
+    numerators alone where `sums`, as the criterion itself would reduce one batch of all rows.
+    `per_example` is False for a callable declared reduction="mean".
     """
 
     def __init__(
@@ -43,25 +44,45 @@ class Criterion:
                 f"and 'mean' (mean over the rows given)."
             )
         self.name = _name(loss)
-        self.per_example = reduction != "mean"
+        self.torch = TorchLoss.of(loss)
+        self.per_example = reduction != "mean" or self.torch is not None
         self.is_classifier = isinstance(loss, _CLASS_LOSSES) or loss in _CLASS_FUNCTIONS
         self.ignore_index = getattr(loss, "ignore_index", -100)
-        own = getattr(loss, "reduction", None)
-        if self.per_example and isinstance(own, str):
-            loss = copy.deepcopy(loss)
-            loss.reduction = "none"
-        elif self.per_example and own is None and _takes_reduction(loss):
-            loss = functools.partial(loss, reduction="none")
+        own = self.torch.options["reduction"] if self.torch else _own_reduction(loss)
         if isinstance(loss, nn.Module):
             loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype).requires_grad_(False)
-        self.sums = own in ("sum", "batchmean")
+        if self.per_example and own is not None:
+            if isinstance(getattr(loss, "reduction", None), str):
+                loss = copy.copy(loss)
+                loss.reduction = "none"
+            else:
+                loss = functools.partial(loss, reduction="none")
+        if isinstance(loss, functools.partial):
+            moved = {key: _moved(value, device, dtype) for key, value in loss.keywords.items()}
+            loss = functools.partial(loss.func, *loss.args, **moved)
+        self.own = own
+        self.sums = own == "sum"
         self.loss = loss
 
     def __call__(self, output: Any, target: Any, count: int) -> Tensor:
-        """Losses (count,), or the mean over the rows () if that is what was declared."""
+        """Numerators of the rows (count,), or their sum () if a mean was declared.
+
+        A mean counts as many times as it has rows.
+        """
+        losses = self.unreduced(output, target, count)
+        if losses.ndim < 2:
+            return losses if losses.ndim else losses * count
+        return losses.flatten(1).sum(1)
+
+    def unreduced(self, output: Any, target: Any, count: int) -> Tensor:
+        """Losses (count, ...), one per row, token, pixel or output unit; () for a declared mean."""
         output = logits_of(output)
         try:
-            losses = self.loss(output, target)
+            losses = (
+                self.torch.called(self.loss, output, target)
+                if self.torch
+                else self.loss(output, target)
+            )
         except IndexError as error:
             raise LandscapeError(
                 f"{self.name} failed on the targets ({error}); class targets must lie within the "
@@ -84,16 +105,32 @@ class Criterion:
                 f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return "
                 f"one loss per example, or declare reduction='mean' if it is their mean."
             )
-        if losses.ndim == 1:
-            return losses
-        rest = losses.flatten(1)
-        return rest.sum(1) if self.sums else rest.mean(1)
+        return losses
+
+    def weights(self, target: Any, count: int, elements: int) -> Tensor:
+        """What each of the rows adds to the denominator (count,), float64 on the CPU.
+
+        elements: unreduced losses of one row.
+        """
+        if self.torch is not None:
+            return self.torch.weights(target, count, elements)
+        return torch.full((count,), float(elements), dtype=torch.float64)
+
+    def described(self) -> dict[str, Any]:
+        """Name, options and reduction, as JSON types."""
+        if self.torch is not None:
+            return {"criterion": self.torch.kind.__name__, **self.torch.described()}
+        reduction = self.own or ("none" if self.per_example else "mean")
+        return {"criterion": self.name, "reduction": reduction}
 
     def in_dtype(self, dtype: torch.dtype) -> "Criterion":
         """The same criterion with its own tensors (class weights) in another dtype."""
         other = copy.copy(self)
         if isinstance(self.loss, nn.Module):
             other.loss = copy.deepcopy(self.loss).to(dtype=dtype)
+        if isinstance(self.loss, functools.partial):
+            keywords = {k: _moved(v, None, dtype) for k, v in self.loss.keywords.items()}
+            other.loss = functools.partial(self.loss.func, *self.loss.args, **keywords)
         return other
 
     def check_targets(self, output: Any, target: Any, start: int) -> None:
@@ -148,11 +185,24 @@ def errors_of(output: Any, target: Any) -> Tensor | None:
     return (output.argmax(1) != target) | output.isnan().any(1)
 
 
-def _takes_reduction(loss: Callable[..., Any]) -> bool:
+def _own_reduction(loss: Callable[..., Any]) -> str | None:
+    """The `reduction` of a criterion or of a function that takes one, else None."""
+    own = getattr(loss, "reduction", None)
+    if isinstance(own, str):
+        return own
     try:
-        return "reduction" in inspect.signature(loss).parameters
+        parameter = inspect.signature(loss).parameters.get("reduction")
     except (TypeError, ValueError):
-        return False
+        return None
+    if parameter is None:
+        return None
+    return parameter.default if isinstance(parameter.default, str) else "mean"
+
+
+def _moved(value: Any, device: torch.device | None, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
 
 
 def _name(loss: Any) -> str:

@@ -58,6 +58,8 @@ class Examples:
     num_examples: int
     device: torch.device
     resident: bool
+    # What each row adds to the denominator of the mean, (N,) in float64.
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
     _cuts: dict[int, list[Batch]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -77,18 +79,19 @@ class Examples:
             chunk.mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
             for chunk in self.chunks
         ]
-        return Examples(chunks, self.num_examples, self.device, self.resident)
+        return Examples(chunks, self.num_examples, self.device, self.resident, self.weights)
 
     def take(self, rows: Tensor) -> "Examples":
         """These rows (indices, any order) as examples of their own."""
-        chunks, start = [], 0
+        chunks, start, weights = [], 0, []
         for chunk in self.chunks:
             here = rows[(rows >= chunk.start) & (rows < chunk.start + chunk.count)] - chunk.start
             if len(here):
                 part = chunk.mapped(lambda leaf, here=here: leaf[here.to(leaf.device)])
                 chunks.append(replace(part, start=start, count=len(here)))
+                weights.append(self.weights[here + chunk.start])
                 start += len(here)
-        return Examples(chunks, start, self.device, self.resident)
+        return Examples(chunks, start, self.device, self.resident, torch.cat(weights))
 
     def cut(self, size: int) -> list[Batch]:
         """Views of at most `size` rows; put each `on_device` before use."""

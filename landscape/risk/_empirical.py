@@ -16,7 +16,7 @@ from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng
-from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes
+from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, weights_of
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
@@ -35,17 +35,18 @@ class Evaluation:
 
 
 class EmpiricalRisk:
-    """L(theta) = (1/N)·Σ_i loss(model(x_i; theta), y_i) + ½·weight_decay·‖theta‖².
+    """L(theta) = criterion(model(x; theta), y) + ½·weight_decay·‖theta‖², over all N examples.
 
-    A deterministic function of theta (P,) over N examples: it works on its own copies of model and
-    data, sums over examples and divides once by N, so the answer does not depend on batches, and
-    leaves the caller's model, RNG and numeric settings as they were. Dropout is off.
+    A deterministic function of theta (P,): it works on its own copies of model and data, sums over
+    examples and divides once by what the criterion divides by, so the answer does not depend on
+    batches, and leaves the caller's model, RNG and numeric settings as they were. Dropout is off.
 
     data: a DataLoader, a Dataset, one batch, or a list of batches of any sizes; a batch is
     (inputs, targets) or a dict with the targets under "labels", "label", "targets", "target", "y".
-    loss: any criterion; one with a `reduction` (attribute or argument) is evaluated with "none",
-    its class weights included and an ignored target as 0; trailing axes are averaged (summed if its
-    reduction is "sum").
+    loss: any criterion, torch's own as a module, a function or a functools.partial of it. Its mean
+    over the whole set is taken as torch takes it over one batch: Σ_i w[y_i]·loss_i / Σ_i w[y_i]
+    over the targets that are not ignored (tokens and pixels too), all elements where targets are no
+    classes, and 1 for a sum; this denominator belongs to the targets and is in the provenance.
     Another callable returns per-example losses, or the mean over its rows if declared
     reduction="mean". Outputs with `.logits` reach the loss as those logits.
 
@@ -102,6 +103,8 @@ class EmpiricalRisk:
         self._weight_decay = float(weight_decay)
         with kept_rng():
             _checks.run(self._engine)
+            examples.weights = weights_of(self._engine)
+            _ = self._engine.denominator
 
     # Others like it ---------------------------------------------------------------------------
 
@@ -262,6 +265,8 @@ class EmpiricalRisk:
             "num_examples": self.num_examples,
             "num_parameters": self.layout.num_parameters,
             "loss": self._engine.criterion.name,
+            **self._engine.criterion.described(),
+            "denominator": self._engine.denominator,
             "weight_decay": self._weight_decay,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
@@ -276,9 +281,7 @@ class EmpiricalRisk:
         theta = self._engine.as_theta(theta)
         sums: list[Tensor] = []
         _fitting.visit(
-            self._engine,
-            theta,
-            lambda batch, _, losses: sums.append(self._engine.sum(losses, batch)),
+            self._engine, theta, lambda _b, _o, losses: sums.append(self._engine.sum(losses))
         )
         return self._mean(sums, theta)
 
@@ -286,6 +289,8 @@ class EmpiricalRisk:
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:
         """Loss of each example (N,) in the order of the data, without weight decay. Cost 1/3.
 
+        Scaled so that their mean is the loss: N·(its sum)/(the criterion's denominator), where an
+        ignored target counts 0; of a criterion that sums, unscaled, so that their sum is the loss.
         Raises LandscapeError for a loss declared reduction="mean".
         """
         self._refuse_spread("losses")
@@ -298,7 +303,7 @@ class EmpiricalRisk:
         _fitting.visit(
             self._engine, self._engine.as_theta(theta), lambda _b, _o, losses: parts.append(losses)
         )
-        return torch.cat(parts)
+        return self._engine.shares(torch.cat(parts))
 
     @normal_tensors
     def outputs(self, theta: Float[Tensor, "P"]) -> Shaped[Tensor, "N *C"]:
@@ -341,7 +346,7 @@ class EmpiricalRisk:
         wrong: list[Tensor | None] = []
 
         def visit(batch: Batch, output: Any, losses: Tensor) -> None:
-            sums.append(self._engine.sum(losses, batch))
+            sums.append(self._engine.sum(losses))
             parts.append(losses)
             errors = errors_of(output, batch.targets)
             wrong.append(None if errors is None else errors.sum())
@@ -352,7 +357,7 @@ class EmpiricalRisk:
             count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
             rate = count.to(self.dtype) / self.num_examples
         whole = self._engine.criterion.per_example and self._engine.spread is None
-        losses = torch.cat(parts) if whole else None
+        losses = self._engine.shares(torch.cat(parts)) if whole else None
         return Evaluation(self._mean(sums, theta), rate, losses)
 
     # Derivatives ------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Passes over the data: values of all examples, graphs of batches, products with a graph."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,9 +70,37 @@ class Engine:
         """Sums of the own examples, made those of all processes."""
         return sums if self.spread is None else self.spread.sum(sums)
 
-    def sum(self, losses: Tensor, batch: Batch) -> Tensor:
-        """Σ of losses over the rows in float64, whatever the criterion returns."""
-        return self.total(losses.detach().double(), batch)
+    @functools.cached_property
+    def denominator(self) -> float:
+        """What the sum over all examples is divided by; it belongs to the targets, not to theta."""
+        own = self.examples.weights.sum().to(self.device)
+        total = 1.0 if self.criterion.sums else float(self.over_all(own))
+        if total == 0:
+            raise LandscapeError(
+                f"All {self.examples.num_examples} targets are ignored or have weight 0, so that "
+                f"{self.criterion.name} divides 0 by 0; give targets that count."
+            )
+        return total
+
+    def denominator_of(self, rows: Tensor) -> float:
+        """What the sum over these rows is divided by where they are a batch of their own."""
+        total = 1.0 if self.criterion.sums else float(self.examples.weights[rows.cpu()].sum())
+        if total == 0:
+            raise LandscapeError(
+                f"A batch of {len(rows)} of the {self.examples.num_examples} examples has ignored "
+                f"targets only, so that its loss is 0/0; use larger batches, or leave out the "
+                f"examples that are ignored."
+            )
+        return total
+
+    def shares(self, losses: Tensor) -> Tensor:
+        """Numerators as losses of single rows, whose mean over all N (a sum's sum) is the risk."""
+        scale = 1.0 if self.criterion.sums else self.examples.num_examples / self.denominator
+        return losses if scale == 1 else losses * scale
+
+    def sum(self, losses: Tensor) -> Tensor:
+        """Σ of what the criterion gives for a batch, in float64."""
+        return losses.detach().double().sum()
 
     def visit(
         self, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None], size: int, *, whole: bool
@@ -154,7 +183,7 @@ class Engine:
         """Σ of losses over the batch as a function of the network's weights."""
         batch = self.examples.on_device(batch)
         losses = self.criterion(self.network(batch), batch.targets, batch.count)
-        loss = self.total(losses, batch)
+        loss = losses.sum()
         if not loss.requires_grad:
             raise LandscapeError(
                 f"The loss does not depend on any of the {self.network.layout.num_parameters} "
@@ -210,7 +239,7 @@ class Engine:
         batch = self.examples.on_device(batch)
         with self.evaluating(theta):
             output = self.network(batch)
-            return self.sum(self.criterion(output, batch.targets, batch.count), batch)
+            return self.sum(self.criterion(output, batch.targets, batch.count))
 
     def add_products(
         self, total: Tensor, graph: "GradientGraph", rows: Tensor, *, keep: bool
@@ -231,16 +260,14 @@ class Engine:
 
     def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
         """L(theta) from the sums over the own examples' parts."""
-        count = (self.spread or self.examples).num_examples
-        mean = self.over_all(torch.stack(list(sums)).sum()) / count
+        mean = self.over_all(torch.stack(list(sums)).sum()) / self.denominator
         if weight_decay:
             mean = mean + 0.5 * weight_decay * theta.double().square().sum()
         return mean.to(self.dtype)
 
     def mean_of(self, total: Tensor, rows: Tensor, weight_decay: float) -> Tensor:
-        """Sums over the own examples, in place made the mean over all and weight decay's share."""
-        count = (self.spread or self.examples).num_examples
-        total = self.over_all(total).div_(count)
+        """Sums over the own examples, made what the risk has of them, weight decay's share too."""
+        total = self.over_all(total).div_(self.denominator)
         return total.add_(rows, alpha=weight_decay) if weight_decay else total
 
     def as_theta(self, theta: Tensor) -> Tensor:
@@ -277,3 +304,19 @@ class GradientGraph:
     def __init__(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         self.loss, self.gradients = loss, gradients
         self.curved = [g for g in gradients if g is not None and g.requires_grad]
+
+
+def weights_of(engine: Engine) -> Tensor:
+    """What each row adds to the denominator (N,); one row of each shape goes through the model."""
+    known: dict[Any, int] = {}
+    parts = []
+    frozen = replace(engine, bn="eval")
+    for chunk in engine.examples.chunks:
+        shape = tuple((leaf.shape[1:], leaf.dtype) for leaf in chunk.leaves())
+        if shape not in known:
+            row = engine.examples.on_device(chunk.rows(0, 1))
+            with frozen.evaluating(engine.network.theta):
+                output = engine.network(row)
+                known[shape] = engine.criterion.unreduced(output, row.targets, 1).numel()
+        parts.append(engine.criterion.weights(chunk.targets, chunk.count, known[shape]))
+    return torch.cat(parts)

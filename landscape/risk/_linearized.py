@@ -98,8 +98,7 @@ class _Graph:
         _refuse_odd(self._outputs, engine.criterion.name)
         self._cut = self._outputs.detach().requires_grad_()
         losses = engine.criterion(self._cut, batch.targets, batch.count)
-        loss = engine.total(losses, batch)
-        (self._slope,) = torch.autograd.grad(loss, self._cut, create_graph=True)
+        (self._slope,) = torch.autograd.grad(losses.sum(), self._cut, create_graph=True)
         self._dummy = torch.zeros_like(self._outputs, requires_grad=True)
         pulled = torch.autograd.grad(
             self._outputs, weights, self._dummy, create_graph=True, allow_unused=True

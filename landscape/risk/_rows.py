@@ -12,8 +12,10 @@ from landscape.risk._empirical import EmpiricalRisk
 class RowLosses:
     """Rows (B,) of a risk's data -> losses (B,) of any model, or their mean if that is all.
 
-    Differentiable, and as many calls as an optimizer makes. transform: of the logits before the
-    loss. Rows are given in any order, and the losses come in that order.
+    Their mean is the criterion of these rows as a batch of their own, as an optimizer sees it:
+    divided by the weights of the targets in it. Differentiable, and as many calls as an optimizer
+    makes. transform: of the logits before the loss. Rows are given in any order, and the losses
+    come in that order.
     """
 
     def __init__(
@@ -24,14 +26,27 @@ class RowLosses:
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._transform = transform
-        self._criterion = risk._engine.criterion
-        self._chunks = risk._engine.examples.chunks
+        self._engine = risk._engine
         self._device = risk.device
         self._model = model
 
     def __call__(self, rows: Tensor) -> Tensor:
+        sums = self.numerators(rows)
+        count = len(rows) if sums.ndim else 1
+        return sums * (count / self.denominator(rows))
+
+    def shares(self, rows: Tensor) -> Tensor:
+        """Losses (B,) as `EmpiricalRisk.losses` has them."""
+        return self._engine.shares(self.numerators(rows))
+
+    def denominator(self, rows: Tensor) -> float:
+        """What the sum of the numerators of these rows is divided by."""
+        return self._engine.denominator_of(rows)
+
+    def numerators(self, rows: Tensor) -> Tensor:
+        """What is summed before the division, (B,), or its sum () if no more is known."""
         parts, order = [], []
-        for chunk in self._chunks:
+        for chunk in self._engine.examples.chunks:
             here = (rows >= chunk.start) & (rows < chunk.start + chunk.count)
             if not bool(here.any()):
                 continue
@@ -42,11 +57,9 @@ class RowLosses:
             output = self._model(*batch.args, **batch.kwargs)
             if self._transform is not None:
                 output = self._transform(logits_of(output))
-            parts.append(self._criterion(output, batch.targets, len(index)))
+            parts.append(self._engine.criterion(output, batch.targets, len(index)))
             order.append(here.nonzero()[:, 0])
         if parts[0].ndim == 0:
-            counts = [len(index) / len(rows) for index in order]
-            return sum(part * share for part, share in zip(parts, counts, strict=True))
-        losses = torch.cat(parts)
-        back = torch.argsort(torch.cat(order)).to(losses.device)
-        return losses[back]
+            return torch.stack(parts).sum()
+        back = torch.argsort(torch.cat(order)).to(parts[0].device)
+        return torch.cat(parts)[back]

@@ -119,19 +119,19 @@ def _evaluate(
 
     first = model.register_forward_pre_hook(lambda _, args: (transform(args[0]), *args[1:]))
     losses = RowLosses(risk, model, transform=keep)
-    total = 0.5 * risk.weight_decay * float(theta.double().square().sum()) * risk.num_examples
+    total, everything = 0.0, torch.arange(risk.num_examples)
     try:
         with torch.no_grad():
-            for rows in torch.arange(risk.num_examples).split(512):
-                values = losses(rows)
-                total += float(values.sum()) * (1 if values.ndim else len(rows))
+            for rows in everything.split(512):
+                total += float(losses.numerators(rows).sum())
     finally:
         first.remove()
     risk.spend(1 / 3)
     output, targets = torch.cat(outputs), risk.targets
     known = output.ndim == 2 and not targets.is_floating_point() and targets.ndim == 1
     right = float((output.argmax(1) == targets).double().mean()) if known else math.nan
-    return total / risk.num_examples, right
+    decay = 0.5 * risk.weight_decay * float(theta.double().square().sum())
+    return total / losses.denominator(everything) + decay, right
 
 
 # --- weights ----------------------------------------------------------------------------------

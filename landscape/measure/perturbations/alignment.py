@@ -213,7 +213,7 @@ def empirical_fisher(
     total = torch.zeros(theta.numel(), dtype=torch.float64, device=theta.device)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     for row in order.split(1):
-        gradients = torch.autograd.grad(losses(row).sum(), trained, materialize_grads=True)
+        gradients = torch.autograd.grad(losses.shares(row).sum(), trained, materialize_grads=True)
         named = dict(zip(names, gradients, strict=True))
         total += risk.layout.flatten(named).double().square()
     risk.spend(len(order) / risk.num_examples)

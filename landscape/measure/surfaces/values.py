@@ -225,13 +225,13 @@ def _evaluated(
             output = engine.network(batch)
             losses = engine.criterion(output, batch.targets, batch.count)
             errors = errors_of(output, batch.targets)
-            sums.append(engine.sum(losses, batch))
+            sums.append(engine.sum(losses))
             parts.append(losses)
             wrong.append(None if errors is None else errors.sum())
     risk.spend(1 / 3)
-    loss = torch.stack(sums).sum() / risk.num_examples
+    loss = torch.stack(sums).sum() / engine.denominator
     if risk.weight_decay:
         loss = loss + 0.5 * risk.weight_decay * theta.double().square().sum()
     known = all(each is not None for each in wrong)
     rate = torch.stack(wrong).sum().to(risk.dtype) / risk.num_examples if known else None
-    return Evaluation(loss, rate, torch.cat(parts) if parts[0].ndim else None)
+    return Evaluation(loss, rate, engine.shares(torch.cat(parts)) if parts[0].ndim else None)
