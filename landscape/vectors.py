@@ -17,6 +17,7 @@ from torch import Tensor
 _SLAB_ON_CPU, _SLAB = 2**17, 2**24
 _BLOCK_ON_CPU, _BLOCK = 2**19, 2**26
 _NARROWEST = 2**10
+_CANCELLING = 2**15
 _WITHOUT_FLOAT64 = ("mps",)
 
 
@@ -92,10 +93,20 @@ def gram(A: Float[Tensor, "m P"], B: Float[Tensor, "n P"] | None = None) -> Floa
     return total
 
 
-def project(Q: Float[Tensor, "k P"], w: Float[Tensor, "P"]) -> Float[Tensor, "k"]:
-    """Q w, the coefficients ⟨q_i, w⟩, in float64."""
+def project(
+    Q: Float[Tensor, "k P"], w: Float[Tensor, "P"], *, small: bool = False
+) -> Float[Tensor, "k"]:
+    """Q w, the coefficients ⟨q_i, w⟩, in float64.
+
+    small: they are known to be, as overlaps of what is nearly orthogonal; slabs are then multiplied
+    in their own precision and only their sums are float64, at half the cost: digits are lost where
+    terms pile up, and these cancel.
+    """
     if Q.dtype == w.dtype == torch.float64:
         return Q @ w
+    if small and Q.device.type not in _WITHOUT_FLOAT64:
+        slabs = zip(Q.split(_CANCELLING, 1), w.split(_CANCELLING), strict=True)
+        return torch.stack([x @ y for x, y in slabs]).sum(0, dtype=torch.float64)
     total = None
     for x, y in _blocks(Q, w[None]):
         part = _wide(x) @ _wide(y[0])

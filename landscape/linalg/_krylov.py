@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
+from landscape.linalg._basis import Basis
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Krylov:
     space became invariant it continues from a random vector orthogonal to all that is there.
     `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
     take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605). `complement` goes
-    on outside of the whole basis, in the same array.
+    on outside of the whole basis, in the same rows.
     """
 
     def __init__(
@@ -47,10 +49,10 @@ class Krylov:
         max_basis: int | None = None,
     ) -> None:
         self.matvec, self.size, self.generator = matvec, size, generator
-        # One array holds locked vectors and basis, so that a projection is two products.
-        room = 16 if max_basis is None else max_basis + 1
-        self.rows = torch.empty((len(locked) + room, size), dtype=dtype, device=device)
-        self.rows[: len(locked)] = locked
+        self.dtype, self.device = dtype, device
+        self.may_look = device.type == "cpu"  # a device would have to be waited for
+        room = None if max_basis is None else max_basis + 1
+        self.basis = Basis(locked.to(device, dtype), room)
         self.begin(len(locked), scale, start)
 
     def begin(self, num_locked: int, scale: float, start: Tensor | None = None) -> None:
@@ -63,49 +65,56 @@ class Krylov:
         self.exhausted = self.size == self.num_locked
         self.num_settled = 0
         if not self.exhausted:
-            self.put(self.num_locked, self.fresh() if start is None else self.orthogonal(start))
+            first = self.fresh() if start is None else self.orthogonal(start)
+            self.basis.put(self.num_locked, first)
 
     @property
     def num_steps(self) -> int:
         return len(self.head) + len(self.alpha)
 
-    def put(self, row: int, vector: Tensor) -> None:
-        if row >= len(self.rows):
-            more = torch.empty_like(self.rows[: max(16, len(self.rows) // 2)])
-            self.rows = torch.cat([self.rows, more])
-        self.rows[row] = vector
+    def release(self) -> None:
+        """Forget the vectors: room for what comes next."""
+        self.basis = Basis(self.basis.like[:0])
 
-    def project(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Remove the first rows from w; twice, since once loses orthogonality on clusters."""
-        Q = self.rows[:num_rows]
-        first = Q @ w
-        w = torch.addmv(w, Q.T, first, alpha=-1)
-        second = Q @ w
-        return torch.addmv(w, Q.T, second, alpha=-1), first + second
+    def clear(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """W without its part in the first rows, that part's coefficients, the norm of what is left.
+
+        Again where more was taken than is left (Daniel, Gragg, Kaufman & Stewart 1976,
+        doi:10.1090/S0025-5718-1976-0431641-8): rounding of what was taken then counts. On a device
+        always again: that is cheaper than to wait for the norms.
+        """
+        w, overlaps = self.basis.without(w, 0, num_rows, small=True)
+        left = vectors.norm(w)
+        if self.may_look and bool(vectors.norm(overlaps) <= left):
+            return w, overlaps, left
+        w, more = self.basis.without(w, 0, num_rows, small=True)
+        return w, overlaps + more, vectors.norm(w)
 
     def orthogonal(self, vector: Tensor) -> Tensor:
-        given = vector.to(self.rows).reshape(-1)
-        w, _ = self.project(given, self.num_locked + self.num_steps)
-        return w / torch.linalg.vector_norm(w)
+        given = vector.to(self.device, self.dtype).reshape(-1)
+        w, _, left = self.clear(given, self.num_locked + self.num_steps)
+        return w / left
 
     def fresh(self) -> Tensor:
         drawn = torch.randn(self.size, generator=self.generator, device=self.generator.device,
-                            dtype=self.rows.dtype)  # fmt: skip
-        return self.orthogonal(self.orthogonal(drawn.to(self.rows)))
+                            dtype=self.dtype)  # fmt: skip
+        return self.orthogonal(self.orthogonal(drawn))
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps
-        w = self.matvec(self.rows[row].clone()).to(self.rows)
-        w, overlaps = self.project(w, row + 1)
-        beta = torch.linalg.vector_norm(w)
-        self.alpha.append(overlaps[row])
+        w = self.matvec(self.basis[row].clone()).to(self.device, self.dtype)
+        # What the recurrence knows comes first: beside it the part in all rows is rounding alone,
+        # and one projection usually does.
+        w, near = self.basis.without(w, max(self.num_locked, row - 1), row + 1, small=False)
+        w, overlaps, beta = self.clear(w, row + 1)
+        self.alpha.append(near[-1] + overlaps[row])
         self.beta.append(beta)
-        self.put(row + 1, w / beta)
+        self.basis.put(row + 1, w / beta)
 
     def settle(self) -> Ritz:
         alpha = torch.stack(self.alpha).to("cpu", torch.float64)
         beta = torch.stack(self.beta).to("cpu", torch.float64)
-        eps = torch.finfo(self.rows.dtype).eps
+        eps = torch.finfo(self.dtype).eps
         room = self.size - self.num_locked - len(self.head)
         for j in range(self.num_settled, len(alpha)):
             if not torch.isfinite(alpha[j]) or not torch.isfinite(beta[j]):
@@ -131,13 +140,10 @@ class Krylov:
         return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale, log_betas)
 
     def compress(self, ritz: Ritz, chosen: Tensor) -> None:
-        """Keep chosen Ritz vectors and the next vector; in slabs, so that nothing is doubled."""
+        """Keep chosen Ritz vectors and the next vector."""
         Y, steps, at = ritz.coefficients[:, chosen], self.num_steps, self.num_locked
-        turn = Y.T.to(self.rows)
-        for start in range(0, self.size, 2**20):
-            slab = slice(start, start + 2**20)
-            self.rows[at : at + len(turn), slab] = turn @ self.rows[at : at + steps, slab]
-        self.rows[at + len(turn)] = self.rows[at + steps].clone()
+        self.basis.turn(Y.T, at)
+        self.basis.put(at + len(chosen), self.basis[at + steps].clone())
         last = self.beta[-1].to("cpu", torch.float64)
         self.head, self.arrow = ritz.values[chosen], last * Y[-1]
         self.alpha, self.beta, self.num_settled = [], [], 0
@@ -153,17 +159,15 @@ class Krylov:
         if num_steps >= room:
             self.exhausted = True
         else:
-            self.put(self.num_locked + self.num_steps, self.fresh())
+            self.basis.put(self.num_locked + self.num_steps, self.fresh())
 
     def combine(self, ritz: Ritz, chosen: Tensor) -> Tensor:
         """Ritz vectors (len(chosen), size) of norm 1."""
-        Y = ritz.coefficients[:, chosen].T.to(self.rows)
-        basis = self.rows[self.num_locked : self.num_locked + Y.shape[1]]
-        return Y @ basis
+        return self.basis.combine(ritz.coefficients[:, chosen].T, self.num_locked)
 
     def image(self, ritz: Ritz, chosen: Tensor, vectors: Tensor) -> Tensor:
         """H times the Ritz vectors as the recurrence has it, (len(chosen), size)."""
         steps, last = ritz.coefficients.shape[0], self.beta[-1].to("cpu", torch.float64)
-        tail = (last * ritz.coefficients[-1, chosen]).to(self.rows)
-        along = ritz.values[chosen].to(self.rows)[:, None] * vectors
-        return along if float(last) == 0 else along.addr_(tail, self.rows[self.num_locked + steps])
+        tail = (last * ritz.coefficients[-1, chosen]).to(vectors)
+        along = ritz.values[chosen].to(vectors)[:, None] * vectors
+        return along if float(last) == 0 else along.addr_(tail, self.basis[self.num_locked + steps])

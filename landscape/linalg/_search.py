@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import Interrupted
 from landscape.linalg._krylov import Krylov, Ritz
 
@@ -91,11 +92,11 @@ class Search:
             while not complete and self.used < self.limit and len(self.values) < self.size:
                 self.found_none = False
                 self.restarts += 1
-                space.rows = space.rows[:0].clone()  # room for the next
+                space.release()
                 space = self.krylov(None)
                 self.extend(space, self.searched)
                 complete = self.found_none
-            space.rows = space.rows[:0].clone()  # room for the proof
+            space.release()
             return self.finish(complete or len(self.values) == self.size)
         except KeyboardInterrupt as stop:
             raise Interrupted("The search was interrupted.", self.partial(space)) from stop
@@ -249,17 +250,17 @@ class Search:
         chosen = _wanted(merged, self.k, self.which)
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]
         old = chosen < len(self.values)
-        vectors = torch.empty((len(chosen), self.size), dtype=self.dtype, device=self.device)
-        vectors[old.to(self.device)] = self.vectors[chosen[old].to(self.device)]
+        kept = torch.empty((len(chosen), self.size), dtype=self.dtype, device=self.device)
+        kept[old.to(self.device)] = self.vectors[chosen[old].to(self.device)]
         fresh, new = ~old.to(self.device), chosen[~old] - len(self.values)
-        vectors[fresh] = space.combine(ritz, new)
+        kept[fresh] = space.combine(ritz, new)
         if self.sampled:
-            images = torch.empty_like(vectors)
+            images = torch.empty_like(kept)
             images[~fresh] = self.images[chosen[old].to(self.device)]
-            images[fresh] = space.image(ritz, new, vectors[fresh])
+            images[fresh] = space.image(ritz, new, kept[fresh])
             self.images = images
         self.estimates = torch.cat([self.estimates, ritz.residuals])[chosen]
-        self.values, self.vectors = merged[chosen], vectors
+        self.values, self.vectors = merged[chosen], kept
 
     def partial(self, space: Krylov) -> EigenPairs | None:
         """What an unfinished first space shows, or the pairs found before, marked."""
@@ -286,26 +287,27 @@ class Search:
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
         self.vectors = V = self.vectors.to(torch.float64)  # one copy
-        upright, off = torch.linalg.inv(torch.linalg.cholesky(V @ V.T)), math.nan
-        _turn(upright, V)
+        upright, off = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(V))), math.nan
+        vectors.combine_(upright, V)
         if self.sampled:
             HV = self.images.to(torch.float64)
-            _turn(upright, HV)
+            vectors.combine_(upright, HV)
             g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(V)
-            off = float(torch.linalg.vector_norm(self.certificate(g @ V).to(V) - g @ HV))
+            drawn, claimed = vectors.combine(g, V), vectors.combine(g, HV)
+            off = float(vectors.norm(self.certificate(drawn).to(V) - claimed))
         elif self.certificate is None:
             HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
         else:
             HV = self.certificate(V).to(V)
-        small = (V @ HV.T).to("cpu")
+        small = vectors.gram(V, HV).to("cpu")
         values, turn = torch.linalg.eigh((small + small.T) / 2)
         values, turn = values.flip(0).to(V), turn.flip(1).T.to(V)
-        _turn(turn, V)
-        _turn(turn, HV)
+        vectors.combine_(turn, V)
+        vectors.combine_(turn, HV)
         R = HV
         for row, value, v in zip(R, values, V, strict=True):
             row.sub_(value * v)
-        residuals = torch.linalg.vector_norm(R, dim=1)
+        residuals = vectors.row_norms(R)
         bound = self.tolerance * max(self.scale, float(values.abs().max()))
         shown = self.dtype if self.certificate is None else torch.float64
         return EigenPairs(
@@ -315,16 +317,9 @@ class Search:
             converged=(residuals <= bound) & complete,
             num_matvecs=self.used + (1 if self.sampled else len(V)),
             complete=complete,
-            subspace_bound=float(torch.linalg.matrix_norm(R @ R.T, ord=2).sqrt()),
+            subspace_bound=float(torch.linalg.matrix_norm(vectors.gram(R), ord=2).sqrt()),
             restarts=self.restarts,
             search_matvecs=self.used - self.first,
             failure_probability=self.risk,
             product_error=off,
         )
-
-
-def _turn(turn: Tensor, rows: Tensor) -> None:
-    """Replace rows by turn @ rows, in slabs, so that nothing is doubled."""
-    for start in range(0, rows.shape[1], 2**20):
-        slab = slice(start, start + 2**20)
-        rows[:, slab] = turn @ rows[:, slab]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import Interrupted, LandscapeError
 
 Matvec = Callable[[Tensor], Tensor]
@@ -35,7 +36,7 @@ def hutchinson(
     try:
         for _ in range(num_probes):
             v = rademacher((size,), generator=generator, dtype=dtype, device=device)
-            samples.append(v @ matvec(v))
+            samples.append(vectors.dot(v, matvec(v)))
     except KeyboardInterrupt as stop:
         known = torch.stack(samples) if samples else None
         raise Interrupted(f"Interrupted after {len(samples)} probes.", known) from stop
@@ -91,13 +92,23 @@ def hutchpp(
     options = {"generator": generator, "dtype": dtype, "device": device}
     rank = min(num_matvecs // 3, size)
     sketch = torch.stack([matvec(rademacher((size,), **options)) for _ in range(rank)])
-    Q = torch.linalg.qr(sketch.to(dtype).T).Q.T
-    known = torch.stack([q @ matvec(q) for q in Q]).sum()
+    Q = _orthonormal(sketch.to(dtype))
+    known = torch.stack([vectors.dot(q, matvec(q)) for q in Q]).sum()
     samples = []
     for _ in range(num_matvecs - 2 * rank):
         v = rademacher((size,), **options)
-        v = v - Q.T @ (Q @ v)
-        samples.append(v @ matvec(v))
+        v = vectors.without(v, Q, vectors.project(Q, v))
+        samples.append(vectors.dot(v, matvec(v)))
     rest = torch.stack(samples)
     stderr = rest.std() / len(rest) ** 0.5
     return Trace(known + rest.mean(), stderr, num_matvecs, known + rest)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """An orthonormal basis of their span: reflections, then a Cholesky step for long rows.
+
+    Reflections of long float32 rows are orthonormal only to what float32 accumulates.
+    """
+    Q = torch.linalg.qr(rows.T).Q.T
+    turn = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(Q)))
+    return vectors.combine_(turn, Q.contiguous())

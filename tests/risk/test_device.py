@@ -83,6 +83,7 @@ def test_products_and_steps_of_lanczos_do_not_wait_for_the_device(name, memory):
         dtype=torch.float64,
         device=risk.device,
     )
+    space.may_look = False  # as on a device
     space.step()  # what is found out once may wait
     with Waiting() as waiting:
         for _ in range(3):

@@ -58,6 +58,14 @@ def test_a_hundred_million_elements():
     assert_exact(10**8, 1e-9)
 
 
+def test_what_cancels_is_projected_at_half_the_cost():
+    Q = torch.randn(20, 10**6, generator=rng())
+    w = torch.randn(10**6, generator=rng(1))
+    right = Q.double() @ w.double()
+    error = (vectors.project(Q, w, small=True) - right).abs()
+    assert float(error.max()) < 1e-7 * 10**6  # of ‖q‖‖w‖
+
+
 def test_a_constant_vector_has_its_closed_form():
     size = 10**7
     x = torch.full((size,), 0.3)
