@@ -102,7 +102,8 @@ class Geometry(Slot):
     @property
     def needs_first_pass(self) -> bool:
         """Whether it takes a norm of g1."""
-        return self.scope in ("raw", "tensor") or self.match == "loss_increase"
+        metric = isinstance(self.metric, Slot) and self.metric.needs_first_pass
+        return metric or self.scope in ("raw", "tensor") or self.match == "loss_increase"
 
     @property
     def needs_whole_g1(self) -> bool:

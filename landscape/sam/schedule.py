@@ -94,20 +94,37 @@ class WithLearningRate(Slot):
 
 @dataclass(frozen=True)
 class LossBudget(Slot):
-    """rho = min(budget / (‖g1‖ + c), rho_max): equal first-order loss increase (LE-SAM)."""
+    """rho = min(budget / (‖g1‖ + c), rho_max): equal first-order loss increase (LE-SAM).
+
+    anneal: share of the training after which the budget falls as a half cosine to 0; 1 for never.
+    """
 
     budget: float
     rho_max: float
     c: float = 1e-12
+    anneal: float = 1.0
     needs_first_pass = True
 
     def __post_init__(self) -> None:
         check_rho(self.budget, "budget")
         check_rho(self.rho_max, "rho_max")
+        check_fraction(self.anneal, "anneal")
 
     def __call__(self, point: Point, state: State) -> Tensor:  # noqa: ARG002
         """The radius, on the device of the gradients."""
-        return torch.clamp(self.budget / (point.norm + self.c), max=self.rho_max)
+        return torch.clamp(self._now(point) / (point.norm + self.c), max=self.rho_max)
+
+    def _now(self, point: Point) -> float:
+        """The budget of the epoch."""
+        if self.anneal == 1 or point.epoch == 0:
+            return self.budget
+        if point.total_epochs is None:
+            raise LandscapeError(
+                "a loss budget that is annealed needs the length of the training; call "
+                "optimizer.begin_epoch(epoch, total_epochs=...), or give anneal=1."
+            )
+        past = (point.epoch / point.total_epochs - self.anneal) / (1 - self.anneal)
+        return self.budget * (1 + math.cos(math.pi * max(past, 0.0))) / 2
 
 
 @dataclass(frozen=True)

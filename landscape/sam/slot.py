@@ -243,7 +243,7 @@ def refuse_degenerate(*slots: Any) -> None:
 
 
 def _check_without_first_pass(variant: Any) -> None:
-    """A source that makes no first pass (MSAM) leaves no g1 to anybody."""
+    """A source that makes no first pass (MSAM, noise) leaves no g1 to anybody."""
     selector, correction = variant.selector, variant.correction
     slots = (selector, *selector.parts, variant.geometry, variant.radius, variant.evaluate)
     readers = [s for s in slots if s.needs_first_pass]
@@ -254,7 +254,7 @@ def _check_without_first_pass(variant: Any) -> None:
     if readers:
         raise LandscapeError(
             f"{readers[0].title} needs what a first pass finds, and {variant.source.title} makes "
-            "none: it climbs against the momentum alone; leave one of the two out."
+            "none: it climbs at once; leave one of the two out."
         )
 
 

@@ -33,9 +33,9 @@ def slots_of(variant: Variant) -> dict[str, str]:
 def _slot_text(slot: Any) -> str:
     """Name of a function, or a dataclass with the fields that are not its defaults."""
     if not dataclasses.is_dataclass(slot):
-        return "None" if slot is None else slot.title
+        return "None" if slot is None else getattr(slot, "title", getattr(slot, "__name__", ""))
     shown = [
-        f"{f.name}={value.__name__ if callable(value) else repr(value)}"
+        f"{f.name}={_slot_text(value) if callable(value) else repr(value)}"
         for f in dataclasses.fields(slot)
         if (value := getattr(slot, f.name)) != f.default
     ]

@@ -13,8 +13,11 @@ from landscape.errors import LandscapeError
 from landscape.sam import (
     bandits,
     corrections,
+    descents,
+    directions,
     evaluate,
     loss_terms,
+    metrics,
     schedule,
     selectors,
     sources,
@@ -32,6 +35,9 @@ SOURCES = (
     sources.Friendly(1.0, 0.6, "paper", "zero"),
     sources.Centred(),
     sources.Stale(),
+    directions.Averaged(0.4),
+    directions.PerCoordinate(),
+    directions.Noise(),
     sources.Momentum(),
 )
 SELECTORS = (
@@ -61,12 +67,15 @@ GEOMETRIES = (
     Geometry(metric="layerwise"),
     Geometry(p=math.inf),
     Geometry(match="loss_increase"),
+    Geometry(metric=metrics.DiagonalFisher(2.0)),
+    metrics.Matched(0.01),
 )
 RADII = (
     schedule.Constant(0.1),
     schedule.Cosine(0.2, 0.01),
     schedule.WithLearningRate(0.2, 0.05, 0.1),
     schedule.LossBudget(0.1, 0.5),
+    schedule.LossBudget(0.1, 0.5, anneal=0.3),
     schedule.AdaGradNorm(0.1),
 )
 GATES = (
@@ -98,6 +107,9 @@ CORRECTIONS = (
     corrections.Reuse(0.5, "tensor"),
     corrections.CentredDescent(),
     corrections.AddClean(),
+    descents.AdaGradDescent(),
+    descents.AdaGradDescent(per_coordinate=True),
+    descents.Enhanced(0.5, 0.2, every=2),
 )
 TERMS = (
     None,
@@ -108,7 +120,7 @@ TERMS = (
 
 
 def compose(slots):
-    """The variant of eight slots, where they go together; `composing` says why others do not."""
+    """The variant of eight slots, where they go together; `slot` says why others do not."""
     *others, term = slots
     needs = frozenset({"logits"} if term else ())
     try:
@@ -200,7 +212,7 @@ def test_any_composition_updates_running_statistics_in_the_passes_that_the_polic
     optimizer.begin_epoch(1, 3)
     step(optimizer, batch())
     parts = getattr(variant.evaluate, "micro_batches", 1)
-    first, climbed = variant.source is not SOURCES[-1], optimizer.perturbation.climbed
+    first, climbed = variant.source.first_pass, optimizer.perturbation.climbed
     passes = 2 if policy == "both" and first and climbed else 1
     forwards = 1  # ESAM looks at the losses at w + e first, in the second pass
     if isinstance(variant.evaluate, evaluate.LossRise) and climbed and policy != "first":

@@ -98,7 +98,7 @@ def adam(model):
 
 G2_AT_RHO_ZERO = (
     "sam", "asam", "fsam", "ssam_f", "ssam_d", "sam_on", "zsharp", "random_mask", "topk_gradient",
-    "gcsam", "async_sam", "msam",
+    "gcsam", "async_sam", "msam", "vasso", "fisher_sam", "randsam",
 )  # fmt: skip
 
 
@@ -159,6 +159,10 @@ REDUCES_TO_SAM = {
     "lagnp, all layers, alpha 1": sam.lagnp(0.1, alpha=1.0, fraction=1.0),
     "wsam, gamma 1/2, coupled": sam.wsam(0.1, gamma=0.5, decouple=False),
     "looksam, k 1": sam.looksam(0.1, k=1),
+    "vasso, theta 1 (esam's eps)": sam.vasso(0.1, theta=1.0),
+    "fisher_sam, eta 0": sam.fisher_sam(0.1, eta=0.0),
+    "ire, kappa 0": sam.ire(0.1, kappa=0.0),
+    "aesam, always": sam.aesam(0.1, lambda_1=-1e9, lambda_2=-1e9),
     "esam, beta = gamma = 1": sam.esam(0.1, beta=1.0, gamma=1.0),
     "sl_sam, share 1": sam.sl_sam(0.1, share=1.0),
     "topk_gradient, all": sam.topk_gradient(0.1, density=1.0, one_d="dense"),
@@ -242,7 +246,8 @@ def test_msam_makes_one_pass_against_the_momentum():
 
 
 GLOBAL_SCOPE = ("sam", "fsam", "sam_on", "zsharp", "lagnp", "gnp", "gsam", "stable_sam", "looksam",
-                "wsam", "random_mask", "topk_gradient", "sl_sam", "focal_sam")  # fmt: skip
+                "wsam", "randsam", "ire", "aesam", "random_mask", "topk_gradient", "sl_sam",
+                "focal_sam")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GLOBAL_SCOPE)

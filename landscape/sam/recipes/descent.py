@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from landscape.errors import LandscapeError
 from landscape.sam import corrections, evaluate, schedule, selectors, sources
 from landscape.sam.corrections import Blend
+from landscape.sam.descents import AdaGradDescent, Enhanced
+from landscape.sam.directions import PerCoordinate
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
+from landscape.sam.metrics import Matched
 from landscape.sam.recipes.declaration import names, recipe, row
 from landscape.sam.variant import (
     Variant,
@@ -311,6 +314,104 @@ def sampa(rho: float = 0.1, *, lmbda: float = 0.2, base_terms: bool = True) -> V
         evaluate=evaluate.Extrapolated(base_terms),
         correction=corrections.Blend(1 - lmbda),
         needs=("previous_batch",),
+    )
+
+
+@recipe(
+    "SAGM",
+    source="arXiv:2303.10353",
+    equation="e = (ρ/‖g1‖ - α) g1; gd = (g1 + g2)/2",
+    published="ρ 0.05, α 0.001 or 0.0005, Adam",
+    passes="2F 2B",
+    memory="2",
+    evidence="equation",
+    disagreement=(
+        "The paper, as we read it, descends the sum of both losses, the code half of it (default): "
+        "a factor 2 of the learning rate. Read and not executed."
+    ),
+    look=("#aa3377", "cross"),
+)
+def sagm(rho: float = 0.05, *, alpha: float = 0.001) -> Variant:
+    """Descent gd = (g1 + g2)/2, g2 at w + (rho/‖g1‖ - alpha) g1 (arXiv:2303.10353).
+
+    Sharpness-aware gradient matching: the loss, the perturbed loss and, to first order, the gap
+    between their gradients are made small together. alpha = 0 is GNP with alpha 0.5.
+    """
+    check_number(alpha, "alpha", least=0)
+    return row("sagm", rho, geometry=Matched(alpha), correction=Blend(0.5))
+
+
+@recipe(
+    "LightSAM",
+    source="arXiv:2505.24399",
+    equation="u += ‖g1‖², e = ρ g1/√u; v += ‖g2‖², gd = g2/√v",
+    published="not stated where we could read",
+    passes="2F 2B",
+    memory="1 (3 per coordinate)",
+    evidence="equation",
+    disagreement=(
+        "No code was found. The forms by AdaGrad-norm and by AdaGrad are here, that by Adam is "
+        "not: where its moments are corrected could not be read."
+    ),
+    look=("#225555", "triangle"),
+)
+def lightsam(rho: float = 0.05, *, per_coordinate: bool = False, initial: float = 0.0) -> Variant:
+    """Ascent e = rho g1/√u, u += ‖g1‖²; descent gd = g2/√v, v += ‖g2‖² (arXiv:2505.24399).
+
+    Both halves adapt, so that neither radius nor learning rate needs tuning; over plain SGD with
+    learning rate η the step is w -= η g2/√v. per_coordinate=True: the sums are over g1² and g2² of
+    each coordinate (AdaGrad). initial: u and v before the first step (the paper's ε²).
+    A step whose gate is closed is the base optimizer's with g1, undivided.
+    """
+    check_number(initial, "initial", least=0)
+    correction = AdaGradDescent(per_coordinate, initial)
+    if per_coordinate:
+        source, geometry = PerCoordinate(initial), Geometry(scope="none")
+        return row("lightsam", rho, source=source, geometry=geometry, correction=correction)
+    return row("lightsam", rho, radius=schedule.AdaGradNorm(rho, initial), correction=correction)
+
+
+@recipe(
+    "IRE",
+    source="arXiv:2405.20763",
+    equation="SAM, then w' += κ m (w' - w), m = 1 off the largest g1²",
+    published="sharp share 0.1-0.4, κ 2-4, mask every 10 steps",
+    passes="2F 2B",
+    memory="3",
+    evidence="equation",
+    disagreement=(
+        "The CIFAR code takes the mask from a gradient with labels drawn from the model, that for "
+        "ImageNet from the batch's own gradient, as here. Read and not executed."
+    ),
+    look=("#661100", "x"),
+)
+def ire(
+    rho: float = 0.05,
+    *,
+    kappa: float = 2.0,
+    sharp: float = 0.1,
+    beta: float = 0.0,
+    every: int = 10,
+    start_epoch: int = 0,
+) -> Variant:
+    """SAM whose base step w' - w is repeated kappa times on the flat coordinates: IRE.
+
+    Implicit regularization enhancement (arXiv:2405.20763): flat are all coordinates but the
+    share `sharp` with the largest average (decay beta) of g1², found anew every `every` steps, from
+    epoch start_epoch on. Any base optimizer; rho = 0 enhances it alone, without a second pass, and
+    so do steps whose gate is closed. kappa = 0 is SAM.
+    """
+    check_number(kappa, "kappa", least=0)
+    check_fraction(sharp, "sharp")
+    check_fraction(beta, "beta", one=False)
+    check_count(every, "every")
+    check_count(start_epoch, "start_epoch", 0)
+    return row(
+        "ire",
+        rho,
+        gate=schedule.always if check_rho(rho) > 0 else schedule.never,
+        correction=Enhanced(kappa, sharp, beta, every, start_epoch),
+        needs=("epochs",) if start_epoch else (),
     )
 
 

@@ -1,0 +1,46 @@
+"""Perturbations that are not one norm ball's: Fisher ellipsoids, and SAGM's matched gradients."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from landscape.sam.slot import Slot
+from landscape.sam.variant import MaskEntry, Point, apply_mask, tensor_norms, total_norm
+
+
+@dataclass(frozen=True)
+class DiagonalFisher(Slot):
+    """Metric T = F^(-1/2), F = 1 + eta g1² (FisherSAM, arXiv:2206.04920), for `Geometry(metric)`.
+
+    Then e = rho F⁻¹ u/√(uᵀ F⁻¹ u), the longest step in the ellipsoid eᵀ F e <= rho².
+    """
+
+    eta: float = 1.0
+    needs_first_pass = True
+
+    def __call__(self, point: Point) -> list[Tensor]:
+        """T per tensor."""
+        return [(1 + self.eta * g.square()).rsqrt() for g in point.gradients]
+
+
+@dataclass(frozen=True)
+class Matched(Slot):
+    """Perturbation e = (rho/(‖f‖ + eps) - alpha) f, f = mask * u (SAGM, arXiv:2303.10353).
+
+    Ascending by rho and descending by alpha at once matches the gradients of both losses.
+    """
+
+    alpha: float = 0.001
+    eps: float = 1e-12
+
+    def __call__(
+        self, point: Point, u: list[Tensor], mask: list[MaskEntry] | None, rho: float | Tensor
+    ) -> list[Tensor | None]:
+        """The perturbation per tensor, None where a tensor is not perturbed."""
+        f = apply_mask(u, mask)
+        norm = total_norm(tensor_norms([x for x in f if x is not None]))
+        scales = point.scales or [1.0] * len(f)
+        return [
+            None if x is None else x * (s * (rho / (norm + self.eps)) - self.alpha).to(x.dtype)
+            for x, s in zip(f, scales, strict=True)
+        ]
