@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.colors import LightSource, ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -351,7 +351,7 @@ def _(mark: Contours, ax: Axes) -> QuadContourSet:
     low, high = mark.levels[0], mark.levels[-1]
     known = np.ma.masked_invalid(mark.values.T)
     values = np.clip(known, low, high)
-    norm = (LogNorm if mark.log else Normalize)(low, high)
+    norm = LogNorm(low, high) if mark.log else PowerNorm(0.5 if mark.root else 1, low, high)
     filled = ax.contourf(
         mark.x, mark.y, values, levels=mark.levels, norm=norm, cmap=style.SEQUENTIAL
     )
@@ -391,16 +391,24 @@ def _(mark: Surface, ax: Axes) -> None:
     x, y = np.meshgrid(mark.x, mark.y, indexing="ij")
     heights = np.clip(mark.heights(), bottom, top)
     options = {"cmap": colormaps[style.SEQUENTIAL], "vmin": bottom, "vmax": top}
+    lit = LightSource(azdeg=225, altdeg=55).shade(
+        np.where(np.isfinite(heights), heights, bottom), vert_exag=0.6, blend_mode="soft",
+        dx=(x[-1, 0] - x[0, 0]) / len(x) / (top - bottom), **options,
+    )  # fmt: skip
     # No face has a corner that is not finite.
-    ax.plot_surface(x, y, heights, rstride=1, cstride=1, linewidth=0, antialiased=True, **options)
+    ax.plot_surface(x, y, heights, rstride=1, cstride=1, facecolors=lit, shade=False,
+                    linewidth=0, antialiased=True)  # fmt: skip
     levels = np.linspace(bottom, top, 12)
     below = np.ma.masked_invalid(heights)
     ax.contour(x, y, below, levels=levels, zdir="z", offset=floor, linewidths=0.5, **options)
     ax.set_zlim(floor, top)
     ax.view_init(elev=28, azim=-60)
     # Labels stand outside of the box, which is cut at the edge of the axes.
-    ax.set_box_aspect((1, 1, 0.75), zoom=0.78)
+    ax.set_box_aspect((1, 1, 0.8), zoom=0.8)
     ax.tick_params(pad=-3)
+    for which in (ax.xaxis, ax.yaxis):
+        which.set_major_locator(MaxNLocator(3, symmetric=True))
+    ax.zaxis.set_major_locator(MaxNLocator(4))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.labelpad = -7
         axis.set_pane_color((1, 1, 1, 0))

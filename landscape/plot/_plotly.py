@@ -82,6 +82,8 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         if panel.z is not None:
             _planes.scene_axes(figure, panel, row + 1, column + 1)
             continue
+        if any(isinstance(mark, Field) or getattr(mark, "equal", False) for mark in panel.marks):
+            _planes.equal_axes(figure, row + 1, column + 1)
         _axis(figure, panel.x, "x", row, column, bool(drawing.share_x) and not last)
         _axis(figure, panel.y, "y", row, column, bool(drawing.share_y) and column > 0)
     figure.update_annotations(font_size=12.5)
@@ -146,9 +148,9 @@ def _single(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 
 
-def _hover(panel: Panel) -> str:
-    x = "%{x}" if panel.x.ticks is None else ""
-    y = "%{y}" if panel.y.ticks is None else ""
+def _hover(panel: Panel, x: str = "x") -> str:
+    x = f"%{{{x}:.4~g}}" if panel.x.ticks is None else ""
+    y = "%{y:.4~g}" if panel.y.ticks is None else ""
     lines = [
         f"{axis.label}: {place} {'' if axis.units == '1' else axis.units}".strip()
         for axis, place in ((panel.x, x), (panel.y, y))
@@ -160,7 +162,7 @@ def _hover(panel: Panel) -> str:
 def _legend(mark: Points | Line | Bars, named: set[str]) -> dict[str, object]:
     show = mark.legend and mark.name not in named
     named.add(mark.name) if show else None
-    return {"name": mark.name, "legendgroup": mark.name, "showlegend": show}
+    return {"name": mark.name, "legendgroup": mark.group or mark.name, "showlegend": show}
 
 
 def _rgba(color: str, opacity: float) -> str:
@@ -227,7 +229,10 @@ def _(mark: Points, at: _Place) -> None:
                 },
             },
             text=text,
-            hovertemplate=head + _hover(at.panel) + "<extra></extra>",
+            customdata=None if mark.true_x is None else _single(mark.true_x),
+            hovertemplate=head
+            + _hover(at.panel, "x" if mark.true_x is None else "customdata")
+            + "<extra></extra>",
             **errors,
             **_legend(mark, at.named),
         )
@@ -266,7 +271,7 @@ def _(mark: Band, at: _Place) -> None:
             fillcolor=_rgba(mark.color, mark.opacity),
             hoverinfo="skip",
             name=mark.name,
-            legendgroup=mark.name,
+            legendgroup=mark.group or mark.name,
             showlegend=False,
         )
     )
@@ -338,7 +343,7 @@ def _(mark: Matrix, at: _Place) -> None:
             z=_single(values),
             zmin=low,
             zmax=high,
-            colorscale="RdBu_r" if mark.diverging else "Cividis",
+            colorscale=style.DIVERGING if mark.diverging else "Viridis",
             text=text,
             texttemplate=None if mark.digits is None else "%{text}",
             customdata=[[f"{r} and {c}" for c in mark.columns] for r in mark.rows],

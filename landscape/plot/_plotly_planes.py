@@ -37,7 +37,7 @@ def field(mark: Field) -> go.Heatmap:
         customdata=_single(mark.values.T),
         zmin=low,
         zmax=high,
-        colorscale="RdBu_r" if mark.diverging else "Cividis",
+        colorscale=style.DIVERGING if mark.diverging else "Viridis",
         name=mark.name,
         hoverongaps=False,
         hovertemplate="%{x:.3g}, %{y:.3g}<br>"
@@ -88,7 +88,7 @@ def surface(mark: Surface, panel: Panel) -> go.Surface:
         customdata=_single(mark.values.T),
         cmin=bottom,
         cmax=top,
-        colorscale="Cividis",
+        colorscale="Viridis",
         connectgaps=False,
         name=mark.name,
         contours={"z": {**lines, "project": {"z": True}, "highlightcolor": style.INK}},
@@ -98,6 +98,13 @@ def surface(mark: Surface, panel: Panel) -> go.Surface:
         + "<extra></extra>",
         colorbar={"thickness": 12, "len": 0.8, **bar},
     )
+
+
+def equal_axes(figure: go.Figure, row: int, column: int) -> None:
+    """One unit is as long up as across."""
+    x = next(figure.select_xaxes(row=row, col=column)).plotly_name.replace("axis", "")
+    figure.update_yaxes(scaleanchor=x, scaleratio=1, constrain="domain", row=row, col=column)
+    figure.update_xaxes(constrain="domain", row=row, col=column)
 
 
 def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
@@ -186,8 +193,7 @@ def _single(values: np.ndarray) -> np.ndarray:
 
 def contours(mark: Contours, *, scale: bool) -> go.Contour:
     """Filled contours, with a bar of colours where `scale`."""
-    scaled = np.log10 if mark.log else np.asarray
-    levels = scaled(mark.levels)
+    scaled, levels = mark.scaled, mark.scaled(mark.levels)
     ticks = levels[:: max(1, len(levels) // 6)]
     return go.Contour(
         x=_single(mark.x),
@@ -203,7 +209,7 @@ def contours(mark: Contours, *, scale: bool) -> go.Contour:
             "coloring": "heatmap",
         },
         line={"width": 0.5, "color": "rgba(255,255,255,0.6)"},
-        colorscale="Cividis",
+        colorscale="Viridis",
         name=mark.name,
         showscale=scale,
         hovertemplate="%{x:.2f}, %{y:.2f}<br>"
@@ -211,7 +217,7 @@ def contours(mark: Contours, *, scale: bool) -> go.Contour:
         colorbar={
             "title": {"text": Axis(mark.name, mark.units).title, "side": "right"},
             "tickvals": list(ticks),
-            "ticktext": [short(10**tick if mark.log else tick) for tick in ticks],
+            "ticktext": [short(mark.plain(tick)) for tick in ticks],
             "thickness": 12,
         },
     )

@@ -56,6 +56,8 @@ class Points:
     opacity: float = 1.0
     legend: bool = True
     hover: Sequence[str] | None = None
+    true_x: np.ndarray | None = None  # what hovering says where x is moved to be seen
+    group: str = ""  # legend entry that shows and hides it; default its name
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Line:
     width: float = 1.2
     opacity: float = 1.0
     legend: bool = True
+    group: str = ""  # legend entry that shows and hides it; default its name
     symbol: str = "none"  # a few of them along the line, for readers of grey print
     ends: bool = False  # named at its right end instead of in the legend of a static figure
 
@@ -84,6 +87,7 @@ class Band:
     name: str
     color: str
     opacity: float = 0.18
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Bars:
     base: float = 0.0
     outline: bool = False
     legend: bool = True
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class Matrix:
 class Contours:
     """Filled contours of values (x, y) at `levels`, logarithmically or evenly spaced.
 
+    root: levels and colours are even in the square root, which shows the ground of a bowl.
     Around values that are not finite there is no contour; `Gaps` shows them.
     """
 
@@ -146,6 +152,15 @@ class Contours:
     units: str
     log: bool = True
     equal: bool = True
+    root: bool = False
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Values on the scale on which levels and colours are even."""
+        return np.log10(values) if self.log else np.sqrt(values) if self.root else values
+
+    def plain(self, scaled: float) -> float:
+        """The value that a number on that scale stands for."""
+        return 10**scaled if self.log else scaled**2 if self.root else scaled
 
 
 @dataclass(frozen=True)
@@ -371,6 +386,13 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
     stride = -(-len(inside) // most)
     return inside[::stride] if inside else [low, high]
+
+
+def even_columns(count: int, most: int) -> int:
+    """Columns, about `most`, that leave fewest places empty; the larger number of equals."""
+    if count <= most:
+        return max(count, 1)
+    return min(range(most, max(most - 2, 1), -1), key=lambda columns: -count % columns)
 
 
 def fixed(value: float, digits: int) -> str:

@@ -24,7 +24,7 @@ _RECIPES: dict[str, dict[str, str]] = json.loads(
 # recipe or variant id -> (colour, symbol)
 VARIANTS: dict[str, tuple[str, str]] = {
     **{name: (look["colour"], look["symbol"]) for name, look in _RECIPES.items()},
-    "sgd_early": ("#a8a8a8", "square"),
+    "sgd_early": ("#a8a8a8", "triangle"),
     "zsharp_tensor": ("#882255", "triangle"),
 }
 _OTHERS = (
@@ -42,7 +42,7 @@ _OTHERS = (
     ("#4477aa", "diamond"),
 )
 
-# Kinds of tensors are never a variant's colour (CIELAB distance to each of them at least 10).
+# Kinds of tensors have no colour of the demo's variants (CIELAB distances of 9 and more).
 KINDS: dict[str, str] = {
     "conv": "#2b4162",
     "linear": "#7a3b1d",
@@ -80,7 +80,7 @@ VENUES: dict[str, Venue] = {
     "thesis": Venue(6.0, 8.5, text=9.0, small=8.0),
 }
 
-SEQUENTIAL = "cividis"
+SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
 
 # DejaVu and STIX come with matplotlib: a bare machine draws the same figure.

@@ -73,6 +73,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("top_eigenvalues"),
             Entry("hessian_trace"),
             Entry("sharpness"),
+            Entry("sharpness_terms", ("sharpness",), variables=("one_step_second_order",)),
             Entry("adaptive_sharpness"),
             Entry("m_sharpness"),
             Entry("spectral_density"),

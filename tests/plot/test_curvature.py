@@ -15,6 +15,7 @@ CALLS = {
     **{name: (name,) for name in MAKERS},
     "gauss_newton_eigenvalues": ("gauss_newton_eigenvalues", "top_eigenvalues"),
     "critical_sharpness": ("critical_sharpness", "top_eigenvalues"),
+    "sharpness_terms": ("sharpness",),
     "spectral_views": ("spectral_density",),
 }
 
@@ -45,13 +46,13 @@ def test_bars_of_blocks_are_shares_of_the_trace_beside_those_of_the_parameters(d
     drawn = draw(data, "block_curvature")
     assert [text for _, text in drawn.panels[0].y.ticks] == list(ds["block"].values)
     first = drawn.panels[0]
-    (outline,) = marks(first, grammar.Bars, "parameters")
-    np.testing.assert_allclose(outline.x, ds.parameter_share.isel(run=0))
-    (bars,) = marks(first, grammar.Bars, "share of the trace")
+    (owned,) = marks(first, grammar.Points, "share of the parameters")
+    np.testing.assert_allclose(owned.x, ds.parameter_share.isel(run=0))
+    (shares,) = marks(first, grammar.Points, "share of the trace")
     trace = ds.trace.isel(run=[0, 1])
     share = (trace / trace.sum("block")).mean("run").values
-    np.testing.assert_allclose(bars.x, share[share > bars.base])
-    assert len(bars.x) + sum(len(m.x) for m in marks(first, grammar.Points, "negative trace")) > 2
+    np.testing.assert_allclose(shares.x, share[share > first.x.limits[0]])
+    assert len(shares.x) + sum(len(m.x) for m in marks(first, grammar.Points, "negative trace")) > 2
 
 
 def test_spectra_stand_on_one_grid_and_integrate_to_one(data):
@@ -101,8 +102,7 @@ def test_bounds_of_eigenvalues_are_drawn_and_unconverged_ones_are_hollow(data):
 
 
 def test_terms_of_the_step_are_drawn_with_their_ratio(data):
-    drawn = draw(data, "sharpness")
-    terms, ratio = drawn.panels[-2:]
+    terms, ratio = draw(data, "sharpness_terms").panels
     ds = data["sharpness"].isel(run=[0, 1])
     first, second = marks(terms, grammar.Line, "SGD")
     for line, name in ((first, "one_step_first_order"), (second, "one_step_second_order")):
@@ -114,7 +114,7 @@ def test_terms_of_the_step_are_drawn_with_their_ratio(data):
 def test_words_beside_a_rule_stand_at_its_value_on_logarithmic_axes(data):
     for page, axis, value in (
         (interactive.alignment(data["alignment"]), "x", 2 / len(cnn_risk()[0].theta)),
-        (interactive.sharpness(data["sharpness"]), "y", 1.0),
+        (interactive.sharpness_terms(data["sharpness"]), "y", 1.0),
     ):
         texts = ("k/P", "curvature counts as much")
         beside = [note for note in page.layout.annotations if note.text in texts]
@@ -152,8 +152,8 @@ def test_edges_of_stability_stand_beside_the_curvature(data):
     (sam_edge,) = marks(panel, grammar.Line, "λ* of SAM")
     mean = ds.sam_edge.isel(run=[2]).mean("run").values
     assert sam_edge.y[0] == pytest.approx(mean[0])
-    # At rate 0 nothing diverges, and no line is drawn.
-    assert np.isnan(sam_edge.y[1])
+    # At rate 0 nothing diverges: the edge is beyond the panel, along whose upper end it runs.
+    assert sam_edge.y[1] == pytest.approx(0.97 * panel.y.limits[1])
     (curve,) = marks(panel, grammar.Line, "SAM")
     assert curve.y[0] == pytest.approx(
         float(np.exp(np.log(ds.eigenvalue.isel(run=[2], rank=0, epoch=0)).mean()))

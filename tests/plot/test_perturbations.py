@@ -287,9 +287,8 @@ def test_enrichment_draws_the_interval_of_random_masks_around_one(data):
     quantities = [name for name in ds.data_vars if name.startswith("enrichment_")]
     assert len(drawn.panels) == len(quantities)  # at theta of SAM, the only reference there is
     names = [str(name) for name in ds.direction.values]
-    panel = next(
-        i for i, p in enumerate(drawn.panels) if p.x.title == "Fisher information (× chance)"
-    )
+    panel = next(i for i, p in enumerate(drawn.panels) if p.title.endswith("Fisher information"))
+    assert drawn.share_x == "all"  # one scale
     assert [r.value for r in marks_of(drawn, grammar.Rule, panel)] == [1.0]
     at = next(runs.variants(ds)).ds
     bars = marks_of(drawn, grammar.Bars, panel)
@@ -304,7 +303,11 @@ def test_enrichment_draws_the_interval_of_random_masks_around_one(data):
 def test_controls_stand_beside_the_variant_with_the_spread_of_draws(data):
     ds = data["perturbation_controls"]
     drawn = figures.perturbation_controls(ds)
-    assert [panel.x.label for panel in drawn.panels[:3]] == ["‖e‖", "on the batch", "on all data"]
+    assert [panel.x.label for panel in drawn.panels[:3]] == [
+        "‖e‖",
+        "rise on the batch",
+        "rise on all data",
+    ]
     assert [text for _, text in drawn.panels[0].y.ticks] == [str(c) for c in ds.control.values]
     at = next(runs.variants(ds)).ds.sel(support="all tensors")
     values = at.loss_increase_full.sel(control="variant").values
@@ -315,13 +318,19 @@ def test_controls_stand_beside_the_variant_with_the_spread_of_draws(data):
     here = [
         m
         for m in marks_of(drawn, grammar.Points, panel=2, name="all tensors")
-        if round(float(m.y[0])) == row
+        if np.isfinite(m.y[0]) and round(float(m.y[0])) == row
     ]
     seeds = next(m for m in here if m.x_high is not None)
     mean, std = (at[f"loss_increase_full{part}"].sel(control=random) for part in ("", "_std"))
     np.testing.assert_allclose(seeds.x, mean)
     np.testing.assert_allclose(seeds.x_high, mean + 2 * std)
-    large = [m for m in marks_of(drawn, grammar.Points, panel=2) if m.x_high is None]
+    drawn_ones = [m for m in marks_of(drawn, grammar.Points, panel=2) if not np.isnan(m.x).all()]
+    key = [m for m in marks_of(drawn, grammar.Points, panel=2) if np.isnan(m.x).all()]
+    assert [(m.name, bool(m.hollow[0]), m.legend) for m in key] == [
+        ("all tensors", False, True),
+        ("without 1-D tensors", True, True),
+    ]
+    large = [m for m in drawn_ones if m.x_high is None]
     assert {m.name: bool(m.hollow[0]) for m in large} == {
         "all tensors": False,
         "without 1-D tensors": True,
@@ -345,7 +354,7 @@ def test_filters_are_named_by_channel_and_shown_on_one_scale(data):
     assert first.limits == second.limits
     assert drawn.title == "Which filters of conv.weight are selected?"
     spread = float(ds.over_dispersion.isel(run=0))
-    assert drawn.panels[0].title.endswith(f"% selected, spread {spread:.2g}")
+    assert drawn.panels[0].title.endswith(f"% selected\nspread {spread:.2g} × chance")
 
 
 def test_noise_scales_are_geometric_means_and_hidden_signals_are_counted(data):

@@ -51,7 +51,12 @@ def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
     found = marks(drawn, grammar.Contours)
     assert len(found) == 3
     assert all(np.array_equal(mark.levels, found[0].levels) for mark in found)
-    np.testing.assert_array_equal(found[0].values, planes.loss.isel(run=0))
+    first = planes.loss.isel(run=0)
+    np.testing.assert_array_equal(found[0].values, first - first.min())
+    assert f"lowest {grammar.short(float(first.min()))}" in drawn.panels[0].title
+    np.testing.assert_allclose(np.diff(np.sqrt(found[0].levels), 2), 0, atol=1e-12)
+    whole = marks(figures.loss_plane(planes, rise=False), grammar.Contours)
+    np.testing.assert_array_equal(whole[0].values, first)
     assert sum(mark.name == "checkpoint" for mark in marks(drawn, grammar.Points)) == 3
     alpha, beta = (panel.marks[0] for panel in drawn.panels[3:])
     np.testing.assert_array_equal(alpha.y, planes.loss.isel(run=0).sel(beta=0.0))
@@ -76,9 +81,11 @@ def test_test_loss_and_errors_are_drawn_where_they_were_measured():
     ):
         drawn = check_figure("loss_plane", flat, variable=variable)
         (mark,) = marks(drawn, grammar.Contours)
-        np.testing.assert_array_equal(mark.values, flat[variable])
-        assert (mark.name, drawn.title.split(" on a")[0]) == (title[0].lower() + title[1:], title)
-        assert drawn.panels[1].y.label == mark.name
+        np.testing.assert_array_equal(mark.values, flat[variable] - flat[variable].min())
+        name = title[0].lower() + title[1:]
+        assert mark.name == f"{name} above the lowest of its plane"
+        assert drawn.title.split(" on a")[0] == title
+        assert drawn.panels[1].y.label == name
         np.testing.assert_array_equal(
             marks(check_figure("loss_surface", flat, variable=variable), grammar.Surface)[0].values,
             flat[variable],
@@ -165,7 +172,7 @@ def test_adaptive_planes_tell_evaluated_cells_from_interpolated_ones():
 def test_planes_below_zero_are_drawn_on_a_linear_scale():
     risk, _, _ = quadratic([3.0, -1.0, 0.2])
     ds = measure.loss_plane(risk, risk.theta, one_d="random", points=5, bn="eval", seed=0)
-    drawn = check_figure("loss_plane", ds)
+    drawn = check_figure("loss_plane", ds, rise=False)
     (mark,) = marks(drawn, grammar.Contours)
     assert not mark.log
     np.testing.assert_allclose(np.diff(mark.levels), np.diff(mark.levels)[0])
@@ -179,7 +186,7 @@ def test_surfaces_rotate_in_single_precision_with_the_values_to_hover(planes):
     for trace, mark in zip(traces, marks(drawn, grammar.Surface), strict=True):
         assert trace.z.dtype == trace.customdata.dtype == np.float32
         np.testing.assert_allclose(trace.customdata, mark.values.T, rtol=1e-6)
-        np.testing.assert_allclose(10**trace.z, mark.values.T, rtol=1e-5)
+        np.testing.assert_allclose(trace.z, mark.values.T, rtol=1e-5)
         assert trace.contours.z.project.z
         assert "customdata" in trace.hovertemplate
     assert len(page.to_json()) < 60_000

@@ -249,3 +249,66 @@ def test_drawing_needs_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _lab(color, seen=np.eye(3)):
+    """CIELAB of a colour in linear light, through `seen` (a simulated eye)."""
+    srgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = seen @ np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+         [0.0193339, 0.1191920, 0.9503041]]
+    )  # fmt: skip
+    ratio = to_xyz @ np.clip(linear, 0, 1) / [0.95047, 1.0, 1.08883]
+    f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, in linear light.
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+     [-0.011820, 0.042940, 0.968881]]
+)  # fmt: skip
+
+
+DEMO = ("sgd", "sgd_early", "sam", "asam", "fsam", "sam_on", "ssam_f", "ssam_d", "zsharp",
+        "zsharp_tensor", "lagnp", "random_mask")  # fmt: skip
+
+
+def _apart(a, b, seen=np.eye(3)):
+    return float(np.linalg.norm(_lab(a, seen) - _lab(b, seen)))
+
+
+def test_kinds_of_tensors_have_colours_of_their_own_for_every_eye():
+    kinds = list(style.KINDS.values())
+    for i, one in enumerate(kinds):
+        assert min(_apart(one, style.variant(name)[0]) for name in DEMO) > 9, one
+        for other in kinds[:i]:
+            assert min(_apart(one, other), _apart(one, other, DEUTERANOPIA)) > 9, (one, other)
+
+
+def test_the_variants_of_the_demo_differ_in_colour_or_symbol_for_a_deuteranope():
+    looks = {name: style.variant(name) for name in DEMO}
+    for i, one in enumerate(DEMO):
+        for other in DEMO[:i]:
+            (a, mark), (b, shape) = looks[one], looks[other]
+            assert mark != shape or _apart(a, b, DEUTERANOPIA) > 12, (one, other)
+
+
+def test_a_legend_entry_shows_and_hides_all_lines_of_its_kind(data):
+    page = make(interactive, "gradient_zscores", data)
+    for kind in {trace.name for trace in page.data if trace.showlegend}:
+        entry = next(t for t in page.data if t.showlegend and t.name == kind)
+        if entry.name in style.KINDS:
+            mine = [t for t in page.data if t.legendgroup == kind]
+            assert len(mine) > 2
+
+
+def test_hovering_says_where_a_moved_point_belongs(data):
+    page = make(interactive, "sharpness", data)
+    moved = [t for t in page.data if t.customdata is not None]
+    rho = data["sharpness"].rho.values
+    assert moved
+    for trace in moved:
+        np.testing.assert_allclose(trace.customdata, rho, rtol=1e-6)
+        assert "customdata" in trace.hovertemplate

@@ -49,7 +49,12 @@ from landscape.plot.figures.planes import (
     loss_surface,
     plane_difference,
 )
-from landscape.plot.figures.sharpness import adaptive_sharpness, m_sharpness, sharpness
+from landscape.plot.figures.sharpness import (
+    adaptive_sharpness,
+    m_sharpness,
+    sharpness,
+    sharpness_terms,
+)
 from landscape.plot.figures.solutions import three_points, trajectory
 from landscape.plot.figures.surfaces import loss_slice
 from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
@@ -100,6 +105,7 @@ __all__ = [
     "robustness",
     "saved_mask_overlap",
     "sharpness",
+    "sharpness_terms",
     "spectral_density",
     "spectral_views",
     "three_points",

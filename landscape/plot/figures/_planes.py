@@ -11,12 +11,19 @@ from landscape.plot.drawing import Contours, Gaps, Mark, Points
 _CENTRE = "checkpoint"
 
 
-def shared_levels(tables: Iterable[np.ndarray], count: int) -> tuple[np.ndarray, bool]:
-    """Levels over all tables, logarithmic where every finite value is above 0."""
+def shared_levels(
+    tables: Iterable[np.ndarray], count: int, *, root: bool = False, linear: bool = False
+) -> tuple[np.ndarray, bool]:
+    """Levels over all tables, logarithmic where every finite value is above 0.
+
+    root: even in the square root from 0 on. linear: even.
+    """
     found = np.concatenate([np.ravel(np.asarray(table, float)) for table in tables])
     found = found[np.isfinite(found)]
     low, high = (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
-    if low > 0:
+    if root:
+        return (high if high > 0 else 1.0) * np.linspace(0, 1, count) ** 2, False
+    if low > 0 and not linear:
         low, high = (low, high) if high > low * 1.001 else (low * 0.9, low * 1.1)
         return np.geomspace(low, high, count), True
     low, high = (low, high) if high > low else (low - 1.0, low + 1.0)
@@ -32,13 +39,14 @@ def contours(
     log: bool,
     equal: bool = True,
     name: str = "loss",
+    root: bool = False,
 ) -> list[Mark]:
     """Contours of one run's plane, and its gaps."""
     values = one[variable].transpose("alpha", "beta").values.astype(float)
     x, y = one.alpha.values.astype(float), one.beta.values.astype(float)
     return [
         *gaps(x, y, values),
-        Contours(x, y, values, ticks, name, units, log=log, equal=equal),
+        Contours(x, y, values, ticks, name, units, log=log, equal=equal, root=root),
     ]
 
 

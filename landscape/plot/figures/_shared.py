@@ -10,6 +10,7 @@ from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Bars, Mark, Matrix, Points
 from landscape.plot.runs import Variant
 
+LEAST = 4  # seeds; on a logarithmic axis an interval of fewer spans decades and says nothing
 MANY = 24  # rows from which on they stand closer
 
 
@@ -63,7 +64,7 @@ def spoken(name: str, known: Mapping[str, str]) -> str:
 def chosen(ds: xr.Dataset, wanted: Sequence[str]) -> list[Variant]:
     """The variants named, in the order of the study; the first two where none of them is there."""
     found = list(runs.variants(ds))
-    return [v for v in found if v.id in wanted or v.family in wanted] or found[:2]
+    return [v for v in found if v.id in wanted] or found[:2]
 
 
 def dots(
@@ -77,12 +78,16 @@ def dots(
     hollow: bool = False,
     legend: bool = True,
     log: bool = False,
+    least: int = 2,
 ) -> list[Mark]:
-    """Per row (run, row): faint seeds, and their mean (geometric if `log`) with its t-interval."""
+    """Per row (run, row): faint seeds, and their mean (geometric if `log`) with its t-interval.
+
+    least: seeds below which no interval is drawn.
+    """
     summary = stats.geometric_mean_ci if log else stats.mean_ci
     cis = [summary(column) for column in table.T]
     mean, low, high = (np.array([getattr(ci, key) for ci in cis]) for key in ENDS)
-    known = np.isfinite(low) & np.isfinite(high)
+    known = np.isfinite(low) & np.isfinite(high) & (len(table) >= least)
     marks: list[Mark] = []
     if len(table) > 1:
         marks.append(
@@ -104,9 +109,9 @@ ENDS = ("estimate", "low", "high")
 
 def square(
     names: Sequence[str], shown: Sequence[str], first: Sequence[str], second: Sequence[str],
-    values: np.ndarray, label: str,
+    values: np.ndarray, label: str, limits: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[Axis, Axis, Matrix]:  # fmt: skip
-    """Axes and symmetric matrix of values of pairs, centred at 0, without a diagonal."""
+    """Axes and symmetric matrix of values of pairs, without a diagonal; around 0, or from 0 on."""
     table = np.full((len(names), len(names)), np.nan)
     for a, b, value in zip(first, second, values, strict=True):
         i, j = names.index(a), names.index(b)
@@ -116,5 +121,5 @@ def square(
     return (
         Axis(ticks=ticks, limits=(-0.5, size - 0.5)),
         Axis(ticks=ticks, limits=(size - 0.5, -0.5)),
-        Matrix(table, tuple(shown), tuple(shown), label, "1", (-1.0, 1.0)),
+        Matrix(table, tuple(shown), tuple(shown), label, "1", limits, diverging=limits[0] < 0),
     )

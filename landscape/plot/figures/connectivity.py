@@ -61,8 +61,9 @@ def barrier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "losses, in nats (arXiv:1912.05671); rows and columns are named by variant"
         f"{' and seed' if several else ''}. Solutions whose units are permuted are far apart here "
         "though they agree as functions (arXiv:2209.04836), so a barrier does not tell two basins. "
-        "Right: lines between two seeds of one variant in its colour; between two variants grey, "
-        "dashed where both had the same seed, that is initial weights and order of the data. "
+        "Right: lines between two seeds of one variant in its colour; between two variants violet, "
+        "green and dashed where both had the same seed, that is initial weights and order of the "
+        "data. "
         f"{_mode(ds)}",
         panels,
         columns=2,
@@ -80,8 +81,8 @@ def _profiles(half: xr.Dataset) -> list[Mark]:
     """Mean of the lines within a variant, between two, and between two of one seed."""
     x = half.alpha.values.astype(float)
     looks = {
-        "seeds": ("two variants", "#9a9a9a", "solid"),
-        "seed": ("two variants, one seed", "#9a9a9a", "dash"),
+        "seeds": ("two variants", "#332288", "solid"),
+        "seed": ("two variants, one seed", "#44aa99", "dash"),
         **{v.id: (v.label, v.color, "solid") for v in runs.variants(half)},
     }
     order, seeds = [str(name) for name in half.variant.values], half.seed.values

@@ -11,8 +11,8 @@ from landscape.plot.runs import Variant
 
 _COLUMNS = (  # variable, its spread over drawn masks, label, units
     ("radius", "", "‖e‖", "1"),
-    ("loss_increase", "loss_increase_std", "on the batch", "nats"),
-    ("loss_increase_full", "loss_increase_full_std", "on all data", "nats"),
+    ("loss_increase", "loss_increase_std", "rise on the batch", "nats"),
+    ("loss_increase_full", "loss_increase_full_std", "rise on all data", "nats"),
 )
 _COLORS = {"random": "#222222", "top gradient": "#117733"}
 _DRAWS = 2  # SDs over drawn masks to either side
@@ -68,8 +68,11 @@ def _same(ds: xr.Dataset) -> bool:
 
 
 def _beside(v: Variant, name: str, spread: str, controls: list[str]) -> list[Mark]:
-    marks: list[Mark] = []
-    supports = strings(v.ds.support)
+    supports, nowhere = strings(v.ds.support), np.array([np.nan])
+    marks: list[Mark] = [
+        Points(nowhere, nowhere, support, style.MUTED, hollow=np.array([index > 0]))
+        for index, support in enumerate(supports)
+    ]
     for row, control in enumerate(controls):
         color = next((_COLORS[key] for key in _COLORS if control.startswith(key)), v.color)
         for index, support in enumerate(supports):

@@ -5,8 +5,8 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Points, Rule
-from landscape.plot.figures._shared import dots, height, labels, row_axis, spoken, strings
+from landscape.plot.drawing import Axis, Drawing, Mark, Panel, Points, Rule
+from landscape.plot.figures._shared import LEAST, dots, height, labels, row_axis, spoken, strings
 from landscape.plot.runs import Variant
 
 
@@ -208,17 +208,18 @@ def block_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             Axis("share", log=True, limits=(low, 1.5)),
             row_axis(names),
             tuple(_block(v, low)),
-            f"{v.label}\ntr H = {_mean(v.ds.trace.sum('block')):.3g}, largest λ₁ = "
-            f"{_mean(v.ds.eigenvalue.max('block')):.3g}",
+            f"{v.label}\ntr H {_mean(v.ds.trace.sum('block')):.3g}, "
+            f"λ₁ {_mean(v.ds.eigenvalue.max('block')):.3g}",
         )
         for v in runs.variants(ds)
     ]
     return Drawing(
         "block_curvature",
         f"Which {runs.provenance(ds, 'by')}s curve?",
-        "Bars: share of the trace of the Hessian that lies in the diagonal block, mean over "
+        "Filled: share of the trace of the Hessian that lies in the diagonal block, mean over "
         f"{runs.seed_count(ds)} with its 95 % t-interval (hollow circle: a negative trace, at its "
-        "size). Outline: share of the parameters. Diamonds: largest eigenvalue of the block over "
+        "size). Upright bars: share of the parameters. Titles: whole trace, and the largest λ₁ of "
+        "a block. Diamonds: largest eigenvalue of the block over "
         "that of the largest block (hollow: not converged). BatchNorm mode "
         f"{runs.provenance(ds, 'bn')}.",
         tuple(panels),
@@ -245,8 +246,8 @@ def _block(v: Variant, low: float) -> list[Mark]:
     up, down = mean > low, mean < -low
     owned = v.ds.parameter_share.isel(run=0).values
     marks: list[Mark] = [
-        Bars(mean[up], rows[up], "share of the trace", v.color, base=low, legend=False),
-        Bars(owned, rows, "parameters", style.INK, base=low, outline=True),
+        Points(owned, rows, "share of the parameters", style.MUTED, "bar", size=6),
+        Points(mean[up], rows[up], "share of the trace", v.color, v.symbol, legend=False),
     ]
     wide = up & np.array([ci.known for ci in cis])
     if wide.any():
@@ -286,9 +287,9 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         marks: list[Mark] = [Rule("x", chance, "isotropic chance", "dot", text="k/P")]
         matched = seen.expected_matched.values
         marks += dots(matched, rows - 0.16, "same energy per tensor", style.MUTED, "x",
-                      size=3.6, log=True)  # fmt: skip
+                      size=3.6, log=True, least=LEAST)  # fmt: skip
         marks += dots(seen.captured.values, rows + 0.16, "energy in the top eigenspace", v.color,
-                      size=4.5, log=True, legend=False)  # fmt: skip
+                      size=4.5, log=True, legend=False, least=LEAST)  # fmt: skip
         shown = ["gradient" if n == "gradient" else spoken(n, known) for n in names]
         panels.append(
             Panel(axis, row_axis(shown), tuple(marks),
@@ -298,7 +299,8 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "alignment",
         "Do perturbations point where the loss curves?",
         f"Coloured: energy of the direction in the span of the {runs.provenance(ds, 'k')} leading "
-        f"eigenvectors, geometric mean over {runs.seed_count(ds)} with its 95 % t-interval. "
+        f"eigenvectors, geometric mean over {runs.seed_count(ds)} with its 95 % t-interval (from "
+        f"{LEAST} seeds on; of fewer, the seeds themselves are what is known). "
         "Crosses: expected of a random direction with the same energy in every tensor, the null "
         "to read it against; dotted: of an isotropic one, k/P. Intervals may leave the panel. "
         "Alignment is not mechanism. "

@@ -168,7 +168,7 @@ def training_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing
         "where not converged. Where λ₁ lies above the edge of its "
         "rule, full-batch steps at the rate η of the end of that epoch diverge on a quadratic: 2/η "
         "plain, 2(1+β)/η with momentum β, λ* for SAM, which depends on ‖g‖. Mini-batches keep λ₁ "
-        "below. "
+        "below. An edge above the panel is drawn at its upper end. "
         f"BatchNorm mode {runs.provenance(ds, 'bn')}; running statistics of each checkpoint.",
         tuple(panels),
         columns=3,
@@ -192,7 +192,9 @@ def _training(v: Variant, limits: tuple[float, float]) -> list[Mark]:
     for name, (label, dash, color) in _EDGES.items():
         edge = _mean_edge(v.ds[name].transpose("run", "epoch").values)
         if np.isfinite(edge).any():
-            inside = np.where(edge <= 1.3 * limits[1], edge, np.nan)
+            # Whole over the panel: an edge beyond it, or of a rate that ended at 0, runs along its
+            # upper end.
+            inside = np.minimum(np.where(np.isfinite(edge), edge, np.inf), 0.97 * limits[1])
             marks.append(Line(epochs, inside, label, color, dash=dash, width=0.9))  # type: ignore[arg-type]
     top = v.ds.isel(rank=0).transpose("run", "epoch", ...)
     mean = curve(v, top.eigenvalue, "epoch", log=True)

@@ -32,10 +32,10 @@ def enrichment(
     first = next(iter(quantities))
     panels = [
         Panel(
-            Axis(text, "× chance", log=True),
+            Axis("share in the mask", "× chance", log=True),
             axis,
             tuple(_over_chance(v, key, names)),
-            f"at θ of {v.label}" if key == first else "",
+            f"at θ of {v.label}\n{text}" if key == first else text,
         )
         for key, text in quantities.items()
         for v in shown
@@ -57,7 +57,8 @@ def enrichment(
         columns=len(shown),
         panel_height=0.45 + 0.13 * len(names),
         narrowest=2.0,
-        share_y="grid",
+        share_x="all",
+        share_y="all",
         legend=False,
     )
 

@@ -27,7 +27,8 @@ def mask_overlap(
         "Do variants choose the same coordinates?",
         "Cohen's κ between the masks that the variants would use at one θ and batch, stratified "
         "over tensors: 1 is the same mask, 0 is chance. First seed of the model in the title. "
-        f"Chance alone gives a Jaccard index of {chance:.3f} (median over pairs). Filters are "
+        f"Colours begin at 0. Chance alone gives a Jaccard index of {chance:.3f} (median over "
+        "pairs). Filters are "
         "correlated within, so that a small κ can be chance after all: the gate is the p-value "
         "against permuted filters, in the results.",
         tuple(panels),
@@ -74,7 +75,7 @@ def _kappas(v: Variant, known: dict[str, str]) -> Panel:
     shown = [spoken(name, known) for name in names]
     x, y, mark = square(
         names, shown, strings(v.ds["first"]), strings(v.ds["second"]),
-        v.ds.kappa_all.isel(run=0).values, "κ",
+        v.ds.kappa_all.isel(run=0).values, "κ", limits=(0.0, 1.0),
     )  # fmt: skip
     return Panel(x, y, (mark,), f"at θ of {v.label}")
 
@@ -191,8 +192,7 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         law = chance.transpose("run", "bin").mean("run").values
         mean, law = (np.where(share > 0, share, np.nan) for share in (mean, law))
         marks.append(Line(times, law, "independent draws", style.MUTED, "dash", width=1.6))
-        marks.append(Line(times, mean, v.label, v.color, width=0.9))
-        marks.append(Points(times, mean, v.label, v.color, v.symbol, size=2.6, legend=False))
+        marks.append(Line(times, mean, v.label, v.color, width=0.9, symbol=v.symbol))
         spread = float(v.ds.over_dispersion.median())
         support = float(v.ds.effective_support.where(partly).median())
         title = f"{v.label}\ndispersion {spread:.2g}, support {100 * support:.0f} %"
@@ -250,7 +250,8 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"Which filters of {tensor} are selected?" if tensor else "Which filters are selected?",
         "Share of the snapshots and kernel positions in which a coordinate of the filter is in the "
         "mask, over the layer's mean, which the title names and equal use of all filters would "
-        f"give; beyond {_FACTOR} times either way as {_FACTOR} times. First seed. A red row is an "
+        f"give; beyond {_FACTOR} times either way as {_FACTOR} times{_clipped(ds)}. First seed. "
+        "A red row is an "
         "output channel that is favoured, a red column an input channel. Spread: variance between "
         "output channels over that of independent coordinates, 1 at chance; the sparser the mask, "
         "the more of the pattern is chance. A mask that selects all or nothing of the layer is "
@@ -263,11 +264,19 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
+def _clipped(ds: xr.Dataset) -> str:
+    """How many filters lie beyond the colours."""
+    ratio = (ds.frequency / ds.expected).values
+    ratio = ratio[np.isfinite(ratio)]
+    share = float(np.mean((ratio > _FACTOR) | (ratio < 1 / _FACTOR))) if ratio.size else 0.0
+    return f" ({100 * share:.0f} % of them)" if share else ""
+
+
 def _spread(v: Variant) -> str:
     if "over_dispersion" not in v.ds:
         return ""
     spread = float(v.ds.over_dispersion.isel(run=0))
-    return f", spread {spread:.0f}" if spread >= 10 else f", spread {spread:.2g}"
+    return f"\nspread {spread:.0f} × chance" if spread >= 10 else f"\nspread {spread:.2g} × chance"
 
 
 def _counted(label: str, names: Sequence[str], *, down: bool = False) -> Axis:

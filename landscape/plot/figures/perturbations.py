@@ -7,7 +7,7 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Matrix, Panel, Points, short
+from landscape.plot.drawing import Axis, Drawing, Mark, Matrix, Panel, Points, even_columns, short
 from landscape.plot.figures._shared import height, kind_strip, row_axis, strings
 from landscape.plot.figures.outcome import curve
 from landscape.plot.runs import Variant
@@ -38,15 +38,16 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     return Drawing(
         "perturbation",
         "What each variant perturbs",
-        "Bars: share of the perturbation's energy ‖e_l‖²/‖e‖², coloured by kind of tensor, mean "
-        f"over {runs.seed_count(ds)} with its 95 % t-interval. Outline: share of the parameters. "
-        "Dots: density, the share of a tensor's coordinates that is perturbed. ZSharp's density "
+        "Squares: share of the perturbation's energy ‖e_l‖²/‖e‖², coloured by kind of tensor, mean "
+        f"over {runs.seed_count(ds)} with its 95 % t-interval; none where the tensor gets nothing. "
+        "Upright bars: share of the parameters. Hollow dots: density, the share of a tensor's "
+        "coordinates that is perturbed. ZSharp's density "
         "is constant by construction (1 − percentile where it filters, 1 elsewhere); what it "
         "changes is the energy. Logarithmic scale; ‖e‖ is the effective radius.",
         tuple(panels),
-        columns=4,
+        columns=even_columns(len(panels), 5),
         panel_height=height(len(names)),
-        narrowest=1.3,
+        narrowest=1.0,
         share_x="all",
         share_y="all",
     )
@@ -65,9 +66,9 @@ def _perturbed(v: Variant, rows: np.ndarray, low: float) -> list[Mark]:
     marks: list[Mark] = []
     for kind in dict.fromkeys(kinds.tolist()):
         here = (kinds == kind) & (mean > low)
-        marks.append(Bars(mean[here], rows[here], kind, style.kind(kind), base=low))
+        marks.append(Points(mean[here], rows[here], kind, style.kind(kind), "square", size=4.5))
     share = v.ds.parameter_share.isel(run=0).values
-    marks.append(Bars(share, rows, "parameters", style.INK, base=low, outline=True))
+    marks.insert(0, Points(share, rows, "share of the parameters", style.MUTED, "bar", size=6))
     wide = (mean > low) & np.array([ci.known for ci in cis])
     if wide.any():
         ends = np.array([[max(ci.low, low), ci.high] for ci in cis])[wide]
@@ -77,7 +78,10 @@ def _perturbed(v: Variant, rows: np.ndarray, low: float) -> list[Mark]:
         )  # fmt: skip
     density = np.nanmean(v.ds.density.transpose("run", "tensor").values, axis=0)
     dense = density > low
-    marks.append(Points(density[dense], rows[dense], "density", style.INK, size=2.8))
+    marks.append(
+        Points(density[dense], rows[dense], "density", style.INK, size=3.0,
+               hollow=np.ones(int(dense.sum()), bool))
+    )  # fmt: skip
     return marks
 
 
@@ -104,8 +108,9 @@ def energy_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"over the recorded steps of an epoch and over {runs.seed_count(ds)}; band: 95 % "
         "t-interval over seeds.",
         tuple(panels),
-        columns=4,
-        panel_height=1.1,
+        columns=even_columns(len(panels), 5),
+        panel_height=1.2,
+        narrowest=1.0,
         share_x="all",
         share_y="all",
     )
@@ -218,9 +223,9 @@ def _map(
         f"Logarithmic colours, below {short(low)} as {short(low)}. White: not perturbed. Norm and "
         "bias tensors have few coordinates: a dark row may still be a strong push on each of them.",
         tuple(panels),
-        columns=4,
+        columns=even_columns(len(panels), 5),
         panel_height=height(len(names)),
-        narrowest=1.2,
+        narrowest=0.9,
         share_x="all",
         share_y="all",
     )

@@ -40,37 +40,53 @@ def loss_plane(
     setting: str | None = None,
     levels: int = 15,
     variable: str = "loss",
+    rise: bool = True,
 ) -> Drawing:
     """Loss on a plane through each model of the first seed, with its cuts along both axes.
 
-    All panels share the levels. slices: loss_slice of the same study, whose spread over directions
-    tells how much the choice of the plane matters. variable: what is drawn, "loss" or another one
-    of the result over the plane (error_rate; test_loss, test_error_rate of `also`).
+    rise: the contours show how far each cell lies above the lowest of its own plane, even in the
+    square root, so that bowls of different depth are told by their colours; False shows the values
+    themselves. All panels share the levels. slices: loss_slice of the same study, whose spread over
+    directions tells how much the choice of the plane matters. variable: what is drawn, "loss" or
+    another one of the result over the plane (error_rate; test_loss, test_error_rate of `also`).
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, variable)
     values = [one.ds[variable].isel(run=0).values for one in runs.variants(ds)]
-    ticks, log = shared_levels(values, levels)
-    units = runs.units(ds, variable)
+    _, log = shared_levels(values, levels)
+    lowest = [_lowest(table) if rise else 0.0 for table in values]
+    ticks, log_levels = shared_levels(
+        [table - low for table, low in zip(values, lowest, strict=True)], levels, root=rise
+    )
+    units, name = runs.units(ds, variable), _lower(ds, variable)
     panels = []
-    for v in runs.variants(ds):
+    for v, low in zip(runs.variants(ds), lowest, strict=True):
         one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
+        one = one.assign({variable: one[variable] - low})
+        words = f"{name} above the lowest of its plane" if rise else name
         marks: list[Mark] = [
-            *contours(one, variable, units, ticks, log=log, name=_lower(ds, variable)),
+            *contours(one, variable, units, ticks, log=log_levels, name=words, root=rise),
             *_evaluated(one),
         ]
         ends = [(float(one[name][0]), float(one[name][-1])) for name in ("alpha", "beta")]
         x, y = replace(_ALPHA, limits=ends[0], few=True), replace(_BETA, limits=ends[1], few=True)
-        panels.append(Panel(x, y, (*marks, centre()), v.label))
+        title = f"{v.label}\nlowest {short(low)}" if rise else v.label
+        panels.append(Panel(x, y, (*marks, centre()), title))
     panels += [_cut(ds, along, variable, log=log) for along in ("alpha", "beta")]
     return Drawing(
         "loss_plane",
         f"{_named(ds, variable)} on a plane of {_kind(ds)}",
-        _plane_caption(ds, variable, slices, setting),
+        ("Colours: height above the lowest value of the same plane, which the title names. " * rise)
+        + _plane_caption(ds, variable, slices, setting),
         tuple(panels),
         columns=4 if len(panels) > 6 else 3,
-        panel_height=1.2 if len(panels) > 6 else 1.5,
+        panel_height=1.35 if len(panels) > 6 else 1.6,
     )
+
+
+def _lowest(table: np.ndarray) -> float:
+    finite = table[np.isfinite(table)]
+    return float(finite.min()) if finite.size else 0.0
 
 
 def _named(ds: xr.Dataset, variable: str) -> str:
@@ -90,7 +106,9 @@ def _cut(ds: xr.Dataset, along: str, variable: str, *, log: bool) -> Panel:
         row = v.ds.isel(run=0).sel({across: 0.0}, method="nearest")
         values = row[variable].values.astype(float)
         shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
-        marks.append(Line(row[along].values.astype(float), shown, v.label, v.color))
+        marks.append(
+            Line(row[along].values.astype(float), shown, v.label, v.color, symbol=v.symbol)
+        )
     axis, other = (_ALPHA, "β") if along == "alpha" else (_BETA, "α")
     # Whole, even where the loss is not finite at its ends.
     axis = replace(axis, limits=(float(ds[along][0]), float(ds[along][-1])), few=True)
@@ -195,11 +213,9 @@ def loss_surface(
     runs.require(ds, variable)
     height, units = _lower(ds, variable), runs.units(ds, variable)
     every = list(runs.variants(ds))
-    found = sorted(every, key=lambda v: v.family not in references and v.id not in references)[
-        :most
-    ]
+    found = sorted(every, key=lambda v: v.id not in references)[:most]
     values = [v.ds.isel(run=0)[variable].transpose("alpha", "beta").values for v in found]
-    ticks, log = shared_levels(values, 15)
+    ticks, _ = shared_levels(values, 15, linear=True)
     panels = tuple(
         Panel(
             _ALPHA,
@@ -207,7 +223,7 @@ def loss_surface(
             (
                 Surface(
                     v.ds.alpha.values.astype(float), v.ds.beta.values.astype(float), table,
-                    (float(ticks[0]), float(ticks[-1])), height, units, log=log,
+                    (float(ticks[0]), float(ticks[-1])), height, units, log=False,
                 ),
             ),
             v.label,
@@ -218,13 +234,14 @@ def loss_surface(
     return Drawing(
         "loss_surface",
         f"{_named(ds, variable)} over a plane of {_kind(ds)}",
-        f"{_plane_caption(ds, variable, None, None, surface=True)} All panels share the scale of "
-        "heights and colours. Drag to rotate; the contours on the floor are those of the surface."
+        f"{_plane_caption(ds, variable, None, None, surface=True)} All panels share the "
+        "linear scale of heights and colours. Drag to rotate; the contours on the floor are those "
+        "of the surface."
         + (f" {len(found)} of {len(every)} variants." if len(found) < len(every) else ""),
         panels,
-        columns=min(3, len(panels)) if len(panels) != 4 else 2,
-        panel_height=1.9,
-        narrowest=1.6,
+        columns=2 if len(panels) == 4 else min(3, len(panels)),
+        panel_height=2.0 if len(panels) == 3 else 2.4,
+        narrowest=1.7,
         legend=False,
     )
 
@@ -238,14 +255,16 @@ def plane_difference(
     """
     # Whole, because its provenance lists all runs.
     whole, ds = runs.as_runs(ds), runs.in_setting(ds, setting)
-    found = list(runs.variants(ds))
-    pairs = [(v, base) for v in found if (base := runs.partner(found, v, reference)) is not None]
+    found = [v for v in runs.variants(ds) if v.id != reference]
+    base = next((v for v in runs.variants(ds) if v.id == reference), None)
     made = [
-        (v, _difference(whole, v.id, base.id, setting))
-        for v, base in pairs
+        (v, _difference(whole, v.id, reference, setting))
+        for v in (found if base is not None else [])
         if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
     ]
     limit = largest([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
+    name = base.label if base is not None else reference
+    ratio = f"ln(loss / loss of {name})"
     panels = []
     for v, part in made:
         x, y = part.alpha.values.astype(float), part.beta.values.astype(float)
@@ -257,15 +276,13 @@ def plane_difference(
                 _ALPHA,
                 _BETA,
                 (
-                    Field(x, y, table, "log loss ratio", "1", (-limit, limit), diverging=True),
+                    Field(x, y, table, ratio, "1", (-limit, limit), diverging=True),
                     *gaps(x, y, table),
                     *dots(x, y, surely, "interval excludes 0"),
                 ),
                 f"{v.label}\n{words}",
             )
         )
-    names = {base.label for _, base in pairs}
-    name = names.pop() if len(names) == 1 else reference
     random, how = random_axes(ds), normalization(ds)
     axes = "the same random directions" if random else f"each model's {_kind(ds)}"
     axes += f" ({how})" if random and how else ""

@@ -21,31 +21,42 @@ _ADAPTIVE = {"worst_case": "worst case found", "gaussian": "Gaussian average"}
 
 
 def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd") -> Drawing:
-    """Loss increase against radius, and its ratio to the reference variant, for three measures.
-
-    The one step is taken apart into its first- and second-order terms where they were measured.
-    """
+    """Loss increase against radius, and its ratio to the reference variant, for three measures."""
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _SHARPNESS, reference, "radius ρ")
-    base = _named(found, reference)
-    apart = "one_step_first_order" in ds and "one_step_second_order" in ds
-    terms = _terms(found) if apart and _known(ds["one_step_second_order"]) else []
+    base = next((v for v in found if v.id == reference), None)
     return Drawing(
         "sharpness",
         "Sharpness at a finite radius",
-        "Left: increase of the loss at distance ρ, geometric mean over "
-        f"{runs.seed_count(ds)} with the band of its 95 % t-interval. Right: paired ratio to "
-        f"{base} with its 95 % t-interval; below 1 is flatter. "
-        + ("Last row: the step's first-order term ρ‖g‖ (solid) and second-order term "
-           "½ρ²gᵀHg/‖g‖² (dashed), and the second over the first. " if terms else "")
-        + f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
-        tuple([*panels, *terms]),
+        "Above: increase of the loss at distance ρ, geometric mean over "
+        f"{runs.seed_count(ds)} with the band of its 95 % t-interval. Below: paired ratio to "
+        f"{base.label if base else 'the reference'} with its 95 % t-interval; below 1 is flatter. "
+        f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        tuple(panels),
         columns=columns,
-        panel_height=1.55,
-        narrowest=2.0,
+        panel_height=1.7,
+        narrowest=1.6,
         share_x="all",
-    )  # fmt: skip
+    )
+
+
+def sharpness_terms(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """The ascent step taken apart into its first- and second-order terms, against the radius."""
+    ds = runs.in_setting(ds, setting)
+    runs.require(ds, "one_step_first_order", "one_step_second_order")
+    return Drawing(
+        "sharpness_terms",
+        "Is the ascent step slope or curvature?",
+        "Left: first-order term ρ‖g‖ (solid) and second-order term ½ρ²gᵀHg/‖g‖² (dashed) of one "
+        f"ascent step of length ρ; geometric mean over {runs.seed_count(ds)}. Right: the second "
+        "over the first, with the band of its 95 % t-interval; at 1 curvature counts as much as "
+        f"slope. BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        tuple(_terms(list(runs.variants(ds)))),
+        columns=2,
+        panel_height=1.8,
+        narrowest=2.0,
+    )
 
 
 def adaptive_sharpness(
@@ -55,7 +66,7 @@ def adaptive_sharpness(
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _ADAPTIVE, reference, "relative radius ρ")
-    base = _named(found, reference)
+    base = next((v for v in found if v.id == reference), None)
     norm = {"linf": "ℓ∞", "l2": "ℓ2"}.get(str(runs.provenance(ds, "norm")), "given")
     logits = "normalized" if runs.provenance(ds, "normalize_logits") == "True" else "plain"
     return Drawing(
@@ -63,8 +74,8 @@ def adaptive_sharpness(
         "Sharpness relative to the size of the weights",
         f"Increase of the loss over |θ|·d with ‖d‖ ≤ ρ in the {norm} norm, which rescaled layers "
         f"leave alone; {logits} logits. "
-        f"Geometric mean over {runs.seed_count(ds)} with the band of its 95 % t-interval; right: "
-        f"paired ratio to {base}. BatchNorm mode eval.",
+        f"Geometric mean over {runs.seed_count(ds)} with the band of its 95 % t-interval; below: "
+        f"paired ratio to {base.label if base else 'the reference'}. BatchNorm mode eval.",
         tuple(panels),
         columns=columns,
         panel_height=1.55,
@@ -111,12 +122,6 @@ def m_sharpness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
-def _named(found: list[Variant], reference: str) -> str:
-    """The words for a reference: of its one row, or of the variant whose rows are meant."""
-    rows = [v.label for v in found if reference in (v.id, v.family)]
-    return rows[0] if len(rows) == 1 else f"{reference} at equal axes" if rows else "the reference"
-
-
 def _known(values: xr.DataArray) -> bool:
     return bool(np.isfinite(values).any())
 
@@ -128,18 +133,16 @@ def _against_radius(
     reference: str,
     label: str,
 ) -> tuple[list[Panel], int]:
-    pairs = [(v, base) for v in found if (base := runs.partner(found, v, reference)) is not None]
-    compared = bool(pairs)
-    panels: list[Panel] = []
-    for name, title in measures.items():
-        if name not in ds or not _known(ds[name]):
-            continue
+    base = next((v for v in found if v.id == reference), None)
+    compared = base is not None and len(found) > 1
+    present = {n: t for n, t in measures.items() if n in ds and _known(ds[n])}
+    radius, panels = Axis(label, log=True), []
+    for name, title in present.items():
         marks = tuple(mark for v in found for mark in curve(v, v.ds[name], "rho", log=True))
-        radius = Axis(label, log=True)
         panels.append(Panel(radius, Axis("loss increase", "nats", log=True), marks, title))
-        if compared:
-            panels.append(_ratios(pairs, name, radius))
-    return panels, 2 if compared else min(3, len(panels))
+    if base is not None and compared:
+        panels += [_ratios(found, base, name, radius) for name in present]
+    return panels, len(present)
 
 
 def _terms(found: list[Variant]) -> list[Panel]:
@@ -164,14 +167,14 @@ def _terms(found: list[Variant]) -> list[Panel]:
     ]
 
 
-def _ratios(pairs: list[tuple[Variant, Variant]], name: str, radius: Axis) -> Panel:
+def _ratios(found: list[Variant], base: Variant, name: str, radius: Axis) -> Panel:
     marks: list[Mark] = [Rule("y", 1.0, "equal", "solid")]
-    steps = cycle(np.linspace(-1, 1, max(len(pairs), 2)))
-    for (v, base), step in zip(pairs, steps, strict=False):
+    others = [v for v in found if v.id != base.id]
+    for v, step in zip(others, cycle(np.linspace(-1, 1, max(len(others), 2))), strict=False):
         rho, ratio = [], []
         for value in v.ds.rho.values.tolist():
             _, ours, theirs = pair_by_seed(v.ds.sel(rho=value), base.ds.sel(rho=value), name)
-            rho.append(value * 1.006 ** (step * len(pairs)))
+            rho.append(value * 1.006 ** (step * len(others)))
             ratio.append(stats.geometric_ratio(ours, theirs))
         known = any(ci.known for ci in ratio)
         marks.append(
@@ -180,9 +183,7 @@ def _ratios(pairs: list[tuple[Variant, Variant]], name: str, radius: Axis) -> Pa
                 size=3.2, legend=False,
                 y_low=np.array([ci.low for ci in ratio]) if known else None,
                 y_high=np.array([ci.high for ci in ratio]) if known else None,
-                hover=[f"ρ = {value:.3g}" for value in v.ds.rho.values],
+                true_x=v.ds.rho.values,
             )
         )  # fmt: skip
-    labels = {base.label for _, base in pairs}
-    name = labels.pop() if len(labels) == 1 else "the reference"
-    return Panel(radius, Axis(f"ratio to {name}", log=True), tuple(marks))
+    return Panel(radius, Axis(f"ratio to {base.label}", log=True), tuple(marks))

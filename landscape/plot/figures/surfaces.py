@@ -30,7 +30,6 @@ def loss_slice(
     runs.require(ds, variable)
     modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]
     ids = [v.id for v in runs.variants(modes[0])]
-    # Of a reference with several rows, none is common to all.
     common = [name for name in references if name in ids]
     rest = [name for name in ids if name not in common]
     # A line of few points (one that was brought along) may have none in the narrow window.
@@ -102,7 +101,7 @@ def _slice_panel(
     mode = runs.provenance(ds, "bn")
     name = str(ds[variable].attrs.get("long_name", variable))
     y = Axis(name[0].lower() + name[1:], runs.units(ds, variable))
-    return Panel(Axis("α", limits=(-width, width)), y, tuple(marks), f"{mode}\n{title}")
+    return Panel(Axis("α", limits=(-width, width), few=True), y, tuple(marks), f"{mode}\n{title}")
 
 
 def _slice_curve(v: Variant, variable: str) -> list[Mark]:
@@ -113,4 +112,5 @@ def _slice_curve(v: Variant, variable: str) -> list[Mark]:
     estimate, low, high = (
         np.array([getattr(ci, key) for ci in cis]) for key in ("estimate", "low", "high")
     )
-    return [Band(x, low, high, v.label, v.color), Line(x, estimate, v.label, v.color)]
+    line = Line(x, estimate, v.label, v.color, symbol=v.symbol, ends=True)
+    return [Band(x, low, high, v.label, v.color), line]

@@ -64,7 +64,8 @@ def gradient_zscores(
         f"share {percentile} stays below (median over runs), ZSharp's threshold; 1.96 for a normal "
         "law at 0.95. Tensors of one dimension are not filtered."
         + ("" if tensors else _thinned(ds, names))
-        + _flags(at),
+        + _flags(at)
+        + _not_shown(ds, found),
         tuple(panels),
         columns=max(len(panels), 1),
         panel_height=0.6 + (0.24 if len(names) <= MANY else 0.14) * len(names),
@@ -72,6 +73,12 @@ def gradient_zscores(
         share_x="all",
         share_y="all",
     )
+
+
+def _not_shown(ds: xr.Dataset, found: Sequence[Variant]) -> str:
+    """Variants of the result that the figure leaves out, by name."""
+    rest = [v.label for v in runs.variants(ds) if v.id not in [shown.id for shown in found]]
+    return f" Not shown: {', '.join(rest)}." if rest else ""
 
 
 def _filtered(ds: xr.Dataset) -> list[str]:
@@ -103,8 +110,8 @@ def _ridges(v: Variant, z: np.ndarray, density: np.ndarray, scale: float) -> lis
     marks: list[Mark] = []
     for floor, name, kind, row in zip(floors, names, kinds, density, strict=True):
         ridge, color = floor + scale * row, style.kind(kind)
-        marks.append(Band(z, np.full(len(z), floor), ridge, name, color, opacity=0.35))
-        marks.append(Line(z, ridge, name, color, width=0.9, legend=False))
+        marks.append(Band(z, np.full(len(z), floor), ridge, name, color, opacity=0.35, group=kind))
+        marks.append(Line(z, ridge, name, color, width=0.9, legend=False, group=kind))
     normal = np.append(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), np.nan)
     marks.append(
         Line(
@@ -195,7 +202,7 @@ def _tensors(v: Variant, name: str, x: np.ndarray, dim: str, *, log: bool = Fals
     table = _mean(v.ds[name], "tensor", dim)
     table = np.where(table > 0, table, np.nan) if log else table
     lines: list[Mark] = [
-        Line(x, row, tensor, style.kind(kind), width=0.9, opacity=0.8, legend=False)
+        Line(x, row, tensor, style.kind(kind), width=0.9, opacity=0.8, legend=False, group=kind)
         for tensor, kind, row in zip(strings(v.ds.tensor), kinds, table, strict=True)
         if np.isfinite(row).any()
     ]
