@@ -126,7 +126,9 @@ class Folded:
             or len(engine.examples.chunks) > 1
             or not engine.criterion.per_example
             or engine.notes.uses_rng
-            or network.clones_inputs
+            or network.habits.clones_inputs
+            or network.habits.volatile
+            or network.borrowed
             or network.recurrent
             or network.batchnorm.own
             or network.tied
@@ -154,7 +156,7 @@ class Folded:
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Within it points are evaluated."""
-        with numerics(self._risk.device), torch.inference_mode():
+        with numerics(self._risk.device, self._risk.dtype), torch.inference_mode():
             yield
 
     def evaluate(self, coordinates: Coordinates) -> Evaluation:

@@ -1,7 +1,7 @@
 """What is refused, and the module, batch or example that is to blame."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,22 +13,31 @@ from landscape.risk import _fitting
 from landscape.risk._data import Batch
 from landscape.risk._engine import Engine
 from landscape.risk._second_derivatives import has_error_node
+from landscape.risk._tracing import Reading
 
-_ROWS = 32
+_ROWS, _FEW = 32, 2
+# How torch words that a derivative was asked where no graph is made.
+_NO_GRAPH = "does not require grad"
 # How torch words that an operation has no second derivative.
 _SIGNS = ("is not implemented", "twice", "once_differentiable", "does not support",
           "double backward")  # fmt: skip
 
 
-def run(engine: Engine) -> None:
-    """Try a few rows: targets, shapes, determinism, independence."""
+def run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
+    """Try a few rows: what is read, targets, shapes, determinism, independence.
+
+    foreign: the caller's own parameters and buffers.
+    """
+    network = engine.network
     chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
     batch = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
     before = torch.get_rng_state()
-    try:
-        first = _losses(engine, batch, check_targets=True)
-    except (RuntimeError, TypeError) as error:
-        raise _misfit(engine, batch, error) from error
+    reading = Reading(
+        network.model, foreign=foreign, stale=network.stale, borrowed=network.borrowed
+    )
+    first = _first_losses(engine, batch, reading)
+    network.habits.volatile |= network.changed()
+    _refuse_rewritten(engine)
     second = _losses(engine, batch)
     slack = 1e-12 if engine.dtype == torch.float64 else 1e-6
     if not torch.allclose(first, second, rtol=slack, atol=slack, equal_nan=True):
@@ -38,15 +47,66 @@ def run(engine: Engine) -> None:
             f"randomness."
         )
     _refuse_coupling(engine, batch, first)
+    engine.notes.without_influence = _without_influence(engine, batch, reading)
+    network.habits.volatile |= network.changed()
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
+
+
+def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
+    """Watched; where it takes derivatives itself, with a graph."""
+    habits = engine.network.habits
+    while True:
+        try:
+            with engine.evaluating(engine.network.theta), reading.one_pass(engine.network.weights):
+                return _losses(engine, batch, check_targets=True)
+        except LandscapeError:
+            raise
+        except Exception as error:
+            if habits.differentiates or _NO_GRAPH not in str(error):
+                raise _misfit(engine, batch, error) from error
+            habits.differentiates = True
+
+
+def _refuse_rewritten(engine: Engine) -> None:
+    """A forward that sets its own weights makes the loss no function of theta."""
+    names = engine.network.rewritten()
+    if names:
+        raise LandscapeError(
+            f"A forward pass in evaluation mode changes {', '.join(names[:5])}"
+            f"{' and others' if len(names) > 5 else ''}, so the loss is no function of theta. "
+            f"Project, clip or initialize the weights outside of forward: run the model once if "
+            f"its first pass sets them, else take the change out of it."
+        )
+
+
+def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[str] | None:
+    """Trainable tensors that a graph of the loss does not hold; None where there is no graph."""
+    network = engine.network
+    few = batch.rows(0, min(_FEW, batch.count)).mapped(torch.clone)
+    try:
+        with (
+            engine.differentiating(1, network.theta),
+            reading.one_pass(network.weights),
+        ):
+            loss = engine.criterion(network(few), few.targets, few.count).sum()
+            if not loss.requires_grad:
+                return list(network.layout.names)
+            grads = torch.autograd.grad(loss, network.weights, allow_unused=True)
+    except LandscapeError:
+        raise
+    except Exception:
+        return None  # said where a derivative is asked
+    return [n for n, g in zip(network.layout.names, grads, strict=True) if g is None]
 
 
 def _misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
     shapes = [f"{str(leaf.dtype)[6:]}{tuple(leaf.shape)}" for leaf in batch.leaves()]
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return LandscapeError(
-        f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
-        f"{batch.count} examples ({', '.join(shapes)}): {str(error).splitlines()[0]}. Give the "
-        f"data in the shape and type that the model was trained on."
+        f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on "
+        f"{batch.count} examples ({', '.join(shapes)}): {reason}. Give the data in the shape and "
+        f"type that the model was trained on; a model that was exported or traced takes one number "
+        f"of rows only, so give the Python module itself."
     )
 
 
@@ -60,15 +120,21 @@ def _losses(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Ten
         losses = engine.criterion(output, batch.targets, batch.count)
     # A first layer that works in place would alter the data of all later passes.
     if versions != [leaf._version for leaf in batch.leaves()]:
-        engine.network.clones_inputs = True
-    return losses
+        engine.network.habits.clones_inputs = True
+    return losses.detach()
 
 
 def _refuse_coupling(engine: Engine, batch: Batch, losses: Tensor) -> None:
     """Sums over batches mean something only if an example's loss does not depend on its company."""
     if engine.couples or batch.count < 2 or not engine.criterion.per_example:
         return
-    alone = _losses(engine, batch.rows(0, 1))
+    one = batch.rows(0, 1)
+    try:
+        alone = _losses(engine, one)
+    except LandscapeError:
+        raise
+    except Exception as error:
+        raise _misfit(engine, one, error) from error
     slack = 1e-8 if engine.dtype == torch.float64 else 1e-3
     if not torch.allclose(alone, losses[:1], rtol=slack, atol=slack, equal_nan=True):
         raise LandscapeError(

@@ -21,6 +21,8 @@ from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tens
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
 from landscape.risk._spread import Spread
+from landscape.risk._state import State
+from landscape.risk._tracing import values
 
 BNMode = Literal["eval", "full_batch", "recalibrate"]
 
@@ -61,6 +63,10 @@ class EmpiricalRisk:
     distributed: each process of torch.distributed's default group gives its own share of the data
     (of any size) and gets the numbers of all of them; every process must ask for the same things.
     Values of single examples stay apart, and BatchNorm statistics of all examples cannot be had.
+    borrow: measure on the caller's own modules, for models that no copy can stand for (hooks,
+    lambdas and patched forwards that keep pointing at them). Within a call they read tensors of the
+    risk's; afterwards they are bit for bit as before, whatever was raised. Graphs are then not kept
+    between products, and what needs a module of its own (`model_at`) is refused.
     `cost` counts gradient-equivalents: a pass over all examples is 1/3, a gradient 1, a Hessian
     product 2 with its graph kept and 3 when rebuilt; statistics of a set too large for one pass add
     1/3 for each BatchNorm layer.
@@ -81,11 +87,13 @@ class EmpiricalRisk:
         memory: int | None = None,
         reduction: Literal["none", "mean"] | None = None,
         distributed: bool = False,
+        borrow: bool = False,
     ) -> None:
         check_numbers(batch_size, weight_decay, memory)
         inner = unwrapped(model)
         place, dtype = placement(inner, device, dtype)
-        network = Network(inner, device=place, dtype=dtype)
+        foreign, caller = values(inner), State(inner)
+        network = Network(inner, device=place, dtype=dtype, borrow=borrow)
         criterion = Criterion(loss, reduction, device=place, dtype=dtype)
         examples = collect(data, network.model.forward, device=place, dtype=dtype)
         self._engine = Engine(
@@ -101,8 +109,8 @@ class EmpiricalRisk:
             spread=Spread(examples.num_examples, network.theta) if distributed else None,
         )
         self._weight_decay = float(weight_decay)
+        self._check(foreign, caller)
         with kept_rng():
-            _checks.run(self._engine)
             examples.weights = weights_of(self._engine)
             _ = self._engine.denominator
 
@@ -122,11 +130,12 @@ class EmpiricalRisk:
         (BatchNorm statistics) and the cost counter are its own.
         """
         self._refuse_spread("Another model")
-        network = Network(unwrapped(model), device=self.device, dtype=self.dtype)
+        inner, borrow = unwrapped(model), self._engine.network.borrowed
+        foreign, caller = values(inner), State(inner)
+        network = Network(inner, device=self.device, dtype=self.dtype, borrow=borrow)
         twin = copy.copy(self)
         twin._engine = dataclasses.replace(self._engine, network=network, notes=Notes())
-        with kept_rng():
-            _checks.run(twin._engine)
+        twin._check(foreign, caller)
         return twin
 
     @normal_tensors
@@ -147,7 +156,7 @@ class EmpiricalRisk:
             criterion=engine.criterion.in_dtype(dtype),
             examples=engine.examples.in_dtype(dtype),
             dtype=dtype,
-            notes=Notes(uses_rng=engine.notes.uses_rng),
+            notes=dataclasses.replace(engine.notes, cost=0.0, graph_sizes={}, modes_twice=set()),
         )
         return twin
 
@@ -220,7 +229,7 @@ class EmpiricalRisk:
     @property
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the model's buffers (running statistics), which belong to the risk."""
-        return {k: v.clone() for k, v in self._engine.network.model.named_buffers()}
+        return self._engine.network.buffers()
 
     @property
     def cost(self) -> float:
@@ -234,9 +243,9 @@ class EmpiricalRisk:
 
     @property
     def model(self) -> nn.Module:
-        """The private copy of the model, in evaluation mode: to be read and not changed."""
-        self._engine.network.put(self._engine.network.theta)
-        return self._engine.network.model
+        """The private copy of the model (or the borrowed one): to be read and not changed."""
+        with self._engine.network.at(self.theta):
+            return self._engine.network.model
 
     def model_at(self, theta: Float[Tensor, "P"]) -> nn.Module:
         """An ordinary module of its own with weights theta, trainable, in evaluation mode."""
@@ -271,6 +280,8 @@ class EmpiricalRisk:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "torch": str(torch.__version__),
+            **self._engine.notes.provenance(),
+            **({"borrowed": True} if self._engine.network.borrowed else {}),
         }
 
     # Values -----------------------------------------------------------------------------------
@@ -424,6 +435,14 @@ class EmpiricalRisk:
         return LinearizedGGN(self._engine, self._engine.as_theta(theta), self._weight_decay)
 
     # Inside -----------------------------------------------------------------------------------
+
+    def _check(self, foreign: dict[str, Tensor], caller: State) -> None:
+        """Try a few rows; whatever code of the caller's runs then, its model stays as it was."""
+        try:
+            with kept_rng():
+                _checks.run(self._engine, foreign)
+        finally:
+            caller.restore()
 
     def _mean(self, sums: list[Tensor], theta: Tensor) -> Tensor:
         return self._engine.mean(sums, theta, self._weight_decay)

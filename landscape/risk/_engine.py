@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from landscape.errors import LandscapeError
 from landscape.risk._criterion import Criterion
@@ -28,8 +29,17 @@ class Notes:
 
     cost: float = 0.0
     uses_rng: bool = False
+    # Trainable tensors that the graph of a few rows does not hold; None if there is no graph.
+    without_influence: list[str] | None = None
     modes_twice: set[str] = field(default_factory=set)
     graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
+
+    def provenance(self) -> dict[str, Any]:
+        """What must be known of the model to read a number, as JSON types."""
+        names = self.without_influence or []
+        if not names:
+            return {}
+        return {"without_influence": names[:20], "num_without_influence": len(names)}
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,16 @@ class Engine:
                 self._gather_statistics(size)
             for batch in self.examples.cut(size):
                 batch = self.examples.on_device(batch)
-                output = self.network(batch)
-                visit(batch, output, self.criterion(output, batch.targets, batch.count))
+                visit(batch, *self.outcome(batch))
         self.spend(FORWARD)
+
+    def outcome(self, batch: Batch) -> tuple[Any, Tensor]:
+        """Output and losses of a batch on the device, without a graph of the caller's."""
+        output = self.network(batch)
+        losses = self.criterion(output, batch.targets, batch.count)
+        if not self.network.habits.differentiates:
+            return output, losses
+        return _detached(output), losses.detach()
 
     def _gather_statistics(self, size: int) -> None:
         """Statistics of the whole set for one BatchNorm site after another, each from one pass."""
@@ -134,8 +151,9 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self, theta: Tensor) -> Iterator[None]:
-        """Weights at theta, no graph."""
-        with self._scope(second=False), torch.no_grad(), self._at(theta):
+        """Weights at theta, no graph but where the model makes one of its own."""
+        graphs = torch.set_grad_enabled(self.network.habits.differentiates)
+        with self._scope(second=False), graphs, self._at(theta):
             yield
 
     @contextlib.contextmanager
@@ -157,7 +175,10 @@ class Engine:
     def _scope(self, *, second: bool) -> Iterator[None]:
         rng = kept_rng() if self.notes.uses_rng else contextlib.nullcontext()
         try:
-            with rng, numerics(self.device, second=second, recurrent=self.network.recurrent):
+            with (
+                rng,
+                numerics(self.device, self.dtype, second=second, recurrent=self.network.recurrent),
+            ):
                 yield
         except RuntimeError as error:
             # A CPU has no error class of its own for this.
@@ -191,10 +212,6 @@ class Engine:
                 f"loss."
             )
         return loss
-
-    def total(self, losses: Tensor, batch: Batch) -> Tensor:
-        """Σ of losses over the rows, differentiable, whatever the criterion returns."""
-        return losses.sum() if losses.ndim else losses * batch.count
 
     def add_gradient(self, total: Tensor, batch: Batch) -> Tensor:
         """Add the gradient of Σ of losses over the batch; returns that sum."""
@@ -230,7 +247,7 @@ class Engine:
 
         def losses(theta: Tensor) -> Tensor:
             with self.evaluating(theta):
-                return self.criterion(self.network(rows), rows.targets, rows.count)
+                return self.outcome(rows)[1]
 
         self.network.twice.prepare(losses, self.network.theta)
 
@@ -238,8 +255,7 @@ class Engine:
         """Σ of losses over the batch."""
         batch = self.examples.on_device(batch)
         with self.evaluating(theta):
-            output = self.network(batch)
-            return self.sum(self.criterion(output, batch.targets, batch.count))
+            return self.sum(self.outcome(batch)[1])
 
     def add_products(
         self, total: Tensor, graph: "GradientGraph", rows: Tensor, *, keep: bool
@@ -251,7 +267,7 @@ class Engine:
             products = torch.autograd.grad(
                 graph.curved,
                 self.network.weights,
-                [piece for piece, g in zip(self.network.pieces(v), graph.gradients, strict=True)
+                [piece for piece, g in zip(self.network.cotangents(v), graph.gradients, strict=True)
                  if g is not None and g.requires_grad],
                 retain_graph=keep or i + 1 < len(rows),
                 allow_unused=True,
@@ -296,6 +312,10 @@ class Engine:
             )
         V = V.clone() if V.is_inference() else V
         return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
+
+
+def _detached(output: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
 
 
 class GradientGraph:

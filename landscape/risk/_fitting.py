@@ -1,10 +1,13 @@
 """How many rows fit: measured on a few rows, since no formula knows a model's activations."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
@@ -57,6 +60,8 @@ def kept_and_rebuilt(engine: Engine) -> tuple[list[Batch], list[Batch]]:
     """Batches whose graphs of second order are held together, and those rebuilt one by one."""
     kept, rebuilt, room = [], [], float(engine.memory)
     batches = graph_batches(engine, order=2)
+    if engine.network.borrowed:
+        return [], batches  # a graph would outlive the loan
     sizes = [graph_bytes(engine, batch.count, order=2) for batch in batches]
     room -= max(sizes) if sum(sizes) > room else 0.0
     for batch, size in zip(batches, sizes, strict=True):
@@ -134,14 +139,36 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int) -> float:
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with (
-        engine.differentiating(order, engine.network.theta),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        graph = engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
-    del graph
+    def graph() -> object:
+        with engine.differentiating(order, engine.network.theta):
+            return engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            graph()
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        # torch.func within the model allows no hooks: everything made is counted, which is more.
+        with _Made() as made:
+            graph()
+        return made.bytes
     return float(sum(held.values()))
+
+
+class _Made(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made."""
+
+    bytes = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        output = func(*args, **(kwargs or {}))
+        self.bytes += sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
+        return output

@@ -116,7 +116,7 @@ class _Graph:
         network, grad = self._network, torch.autograd.grad
         for i, v in enumerate(rows):
             last = {"retain_graph": keep or i + 1 < len(rows)}
-            pieces = self._chosen(network.pieces(v))
+            pieces = self._chosen(network.cotangents(v))
             (pushed,) = grad(
                 self._pulled, self._dummy, pieces, retain_graph=True, materialize_grads=True
             )

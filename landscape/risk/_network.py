@@ -1,49 +1,78 @@
-"""A private copy of a model that is evaluated at any theta, under controlled numerics."""
+"""A private copy of a model, or the caller's own one on loan, evaluated at any theta."""
 
 import contextlib
-import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
+from landscape.risk._copying import copied, graph_tensors, real_or_complex, refuse_odd
 from landscape.risk._data import Batch
+from landscape.risk._exact import make_exact
+from landscape.risk._loan import Loan
 from landscape.risk._second_derivatives import TwiceControl, release
+from landscape.risk._state import Place, State
+
+
+@dataclass
+class Habits:
+    """What forward passes of a model were seen to do."""
+
+    # A first layer works in place, which would eat the data.
+    clones_inputs: bool = False
+    # Derivatives are taken inside of the model or the loss (physics-informed networks).
+    differentiates: bool = False
+    # Attributes and buffers that a pass writes; put back before every pass.
+    volatile: set[Place] = field(default_factory=set)
 
 
 class Network:
-    """Copy of the caller's model in evaluation mode; what is done here never reaches the caller."""
+    """The model in evaluation mode, its weights written at will; nothing of it reaches the caller.
 
-    def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
-        try:
-            self.model = copy.deepcopy(model)
-        except Exception as error:
-            raise LandscapeError(
-                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); keep "
-                f"no tensors that are part of a graph as attributes of the model."
-            ) from error
+    A copy, whose parameters are written in place. borrow: the caller's own modules, which within
+    `at` read tensors and have forwards of ours, and outside of it are as they were.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
+    ) -> None:
+        refuse_odd(model)
+        self.model, self.stale = (model, graph_tensors(model)) if borrow else copied(model)
+        self._loan = Loan(model, device=device, dtype=dtype) if borrow else None
         self.layout = ParamLayout.of(self.model)
-        self.model._apply(lambda t: t.to(device=device, dtype=_real_or_complex(t, dtype)))
+        if self._loan is None:
+            self.model._apply(lambda t: t.to(device=device, dtype=real_or_complex(t, dtype)))
+            self._dress()
+        else:
+            with self._loan.first_use():
+                self._dress()
+        self.habits = Habits()
+        self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+
+    def _dress(self) -> None:
+        """Everything that differs from the model as it was given."""
         self.model.eval()
         named = dict(self.model.named_parameters())
         self.weights = [named[name] for name in self.layout.names]
         self.theta = self.layout.flatten(named).detach().clone()
-        self.model.requires_grad_(False)
-        for weight in self.weights:
-            weight.requires_grad_()
+        trainable = set(map(id, self.weights))
+        for parameter in named.values():
+            parameter.requires_grad_(id(parameter) in trainable)
         # The same memory, with version counters of its own: a graph that is kept stays valid as
         # long as its theta is written before its backward passes.
         self._memory = [weight.data for weight in self.weights]
+        make_exact(self.model)
         self.twice = TwiceControl(self.model)
         self.batchnorm = BatchNormControl(self.model, self.twice.takes)
-        self.clones_inputs = False
-        self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+        self._state = State(self.model)
 
     @property
     def tied(self) -> bool:
@@ -64,12 +93,17 @@ class Network:
     @contextlib.contextmanager
     def at(self, theta: Tensor) -> Iterator[None]:
         """The parameters have the values of theta within."""
-        self.put(theta)
-        yield
+        with self._loan or contextlib.nullcontext():
+            self.put(theta)
+            yield
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector (P,), one per weight."""
         return list(self.layout.unflatten(vector).values())
+
+    def cotangents(self, vector: Tensor) -> list[Tensor]:
+        """The pieces as tensors to be pulled back: complex views begin at even places."""
+        return [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(vector)]
 
     def add(self, total: Tensor, parts: Sequence[Tensor | None]) -> None:
         """Add what belongs to each weight to total (P,), in place; None is zero."""
@@ -78,41 +112,95 @@ class Network:
         if pairs:
             torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
 
+    @property
+    def borrowed(self) -> bool:
+        """Whether the modules are the caller's."""
+        return self._loan is not None
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers."""
+        with self.at(self.theta):
+            self.restore()
+            return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
     def in_dtype(self, dtype: torch.dtype) -> "Network":
         """A network of its own with the same weights and buffers in another dtype."""
-        other = Network(self.released(self.theta), device=self.theta.device, dtype=dtype)
-        other.clones_inputs = self.clones_inputs
+        device = self.theta.device
+        if self._loan is None:
+            other = Network(self.released(self.theta), device=device, dtype=dtype)
+        else:
+            with self.at(self.theta):
+                other = Network(self.model, device=device, dtype=dtype, borrow=True)
+        other.habits = self.habits
         return other
+
+    def changed(self) -> set[Place]:
+        """What passes have written since the network was made."""
+        return self._state.changed()
+
+    def rewritten(self) -> list[str]:
+        """Weights that a pass at theta has left with other values."""
+        pairs = zip(self.layout.names, self._memory, self.pieces(self.theta), strict=True)
+        return [name for name, found, put in pairs if not torch.equal(found, put)]
+
+    def restore(self) -> None:
+        """Put back what passes write."""
+        self._state.restore(self.habits.volatile)
 
     def released(self, theta: Tensor) -> nn.Module:
         """An ordinary module of its own with weights theta, in evaluation mode."""
+        if self._loan is not None:
+            raise LandscapeError(
+                f"A module of its own asked of {type(self.model).__name__}, which was given with "
+                f"borrow=True because it cannot be copied; measurements that change the model "
+                f"(features, robustness, counterfactuals, crosscheck) need one that can."
+            )
         self.put(theta)
-        return release(copy.deepcopy(self.model))
+        self.restore()
+        return release(copied(self.model)[0])
 
     def __call__(self, batch: Batch) -> Any:
         self.batchnorm.begin()
-        if self.clones_inputs:
+        if self.habits.volatile:
+            self.restore()
+        if self.habits.clones_inputs:
             batch = batch.mapped(torch.clone)
         return self.model(*batch.args, **batch.kwargs)
 
 
 @contextlib.contextmanager
 def numerics(
-    device: torch.device, *, second: bool = False, recurrent: bool = False
+    device: torch.device, dtype: torch.dtype, *, second: bool = False, recurrent: bool = False
 ) -> Iterator[None]:
-    """Full precision, no autocast, no fused inference paths; kernels that differentiate twice."""
+    """Full precision, no autocast, no fused inference paths; kernels that differentiate twice.
+
+    What the model makes itself (an LSTM's first state) has the dtype of the weights by default.
+    """
     with contextlib.ExitStack() as stack:
+        if torch.get_default_dtype() != dtype:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(dtype)
         stack.enter_context(torch.autocast(device.type, enabled=False))
         _full_precision(stack, device)
         if torch.backends.mha.get_fastpath_enabled():
             stack.callback(torch.backends.mha.set_fastpath_enabled, True)
             torch.backends.mha.set_fastpath_enabled(False)
+        # Re-entrant checkpoints run backward() of their own; without them the graph is the same.
+        _set(stack, checkpoint, "CheckpointFunction", _Whole)
         if second and recurrent and device.type == "cuda" and torch.backends.cudnn.enabled:
             # cuDNN's recurrent kernels have no second derivative; torch's own do.
             _set(stack, torch.backends.cudnn, "enabled", False)
         if second:
             stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
         yield
+
+
+class _Whole:
+    """In the place of torch.utils.checkpoint.CheckpointFunction."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 def _full_precision(stack: contextlib.ExitStack, device: torch.device) -> None:
@@ -147,9 +235,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
-
-
-def _real_or_complex(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    if tensor.is_complex():
-        return dtype.to_complex()
-    return dtype if tensor.is_floating_point() else tensor.dtype

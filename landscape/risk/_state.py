@@ -1,0 +1,109 @@
+"""What the modules of a model hold beside their weights, to see what a pass changes and undo it."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# (name of the module, name of its attribute or buffer)
+Place = tuple[str, str]
+
+
+class State:
+    """Attributes, containers among them one level deep, and values of buffers at one time.
+
+    Modes, hooks and patched methods are attributes. Weights are known by identity alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self._attributes = {name: dict(m.__dict__) for name, m in self._modules.items()}
+        self._contents = {
+            (name, key): _contents(value)
+            for name, kept in self._attributes.items()
+            for key, value in kept.items()
+            if isinstance(value, list | dict | set)
+        }
+        self._buffers = {
+            (name, key): (buffer, buffer.detach().clone())
+            for name, module in self._modules.items()
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        }
+
+    def changed(self) -> set[Place]:
+        """What is no longer as it was."""
+        found = {
+            (name, key)
+            for name, kept in self._attributes.items()
+            for key in kept.keys() | self._modules[name].__dict__.keys()
+            if kept.get(key, self) is not self._modules[name].__dict__.get(key, self)
+        }
+        found |= {
+            place
+            for place, contents in self._contents.items()
+            if not _alike(contents, _contents(self._attributes[place[0]][place[1]]))
+        }
+        return found | {
+            place for place, (buffer, kept) in self._buffers.items() if not _equal(buffer, kept)
+        }
+
+    def restore(self, places: Iterable[Place] | None = None) -> None:
+        """Put back these places (default: all) as they were."""
+        for place in self._places() if places is None else places:
+            name, key = place
+            held, kept = self._modules[name].__dict__, self._attributes[name]
+            if key in kept:
+                held[key] = kept[key]
+            elif place not in self._buffers:
+                held.pop(key, None)
+            if place in self._contents:
+                _refill(kept[key], self._contents[place])
+            if place in self._buffers:
+                buffer, value = self._buffers[place]
+                self._modules[name]._buffers[key] = buffer
+                if not _equal(buffer, value):
+                    buffer.data.copy_(value)
+
+    def _places(self) -> Iterator[Place]:
+        for name, kept in self._attributes.items():
+            yield from ((name, key) for key in kept.keys() | self._modules[name].__dict__.keys())
+        yield from self._buffers
+
+
+def _contents(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else list(value)
+
+
+def _refill(container: Any, contents: list[Any]) -> None:
+    if _alike(contents, _contents(container)):
+        return
+    container.clear()
+    if isinstance(container, list):
+        container.extend(contents)
+    else:
+        container.update(contents)
+
+
+def _alike(a: list[Any], b: list[Any]) -> bool:
+    if len(a) != len(b):
+        return False
+    pairs = zip(a, b, strict=True)
+    return all(
+        x is y or (isinstance(x, tuple) and isinstance(y, tuple) and all(map(_is, x, y)))
+        for x, y in pairs
+    )
+
+
+def _is(a: Any, b: Any) -> bool:
+    return a is b
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return same and bool(torch.equal(a, b) or (a.is_floating_point() and _nan_equal(a, b)))
+
+
+def _nan_equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,167 @@
+"""What a pass reads: tensors of the caller, and tensors that an earlier pass left behind."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from landscape.errors import LandscapeError
+
+
+def storages(tensors: Mapping[str, Tensor]) -> dict[int, str]:
+    """Address of each tensor's memory -> its name."""
+    found: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, or without memory
+            found.setdefault(tensor.untyped_storage().data_ptr(), name)
+    found.pop(0, None)
+    return found
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in the memory that they have now."""
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+class Reading(TorchDispatchMode):
+    """Passes under watch, refused before they read what is not the private copy's.
+
+    foreign: tensors of the caller's own model, by name. A closure (a hook, a lambda, a patched
+    forward) keeps them when the model is copied, so that theta would not reach what it computes;
+    the graph shows none that are frozen, buffers, or behind a checkpoint.
+    Memoized: what one pass computes from theta and another reads, outside of the modules'
+    attributes (which are put back). Addresses are compared while their tensors are alive.
+    stale: attributes that were part of a graph when the model was given, by name; a forward that
+    makes them anew (weight norm) never reads them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        foreign: Mapping[str, Tensor],
+        stale: Mapping[str, Tensor],
+        borrowed: bool,
+    ) -> None:
+        super().__init__()
+        self._model, self._borrowed = model, borrowed
+        self._foreign, self._stale = storages(foreign), storages(stale)
+        self._own: dict[int, str] = {}
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._earlier: dict[int, weakref.ref[Tensor]] = {}
+        self._of_theta = set[int]()
+        self._stack: list[str] = []
+
+    @contextlib.contextmanager
+    def one_pass(self, weights: list[nn.Parameter]) -> Iterator[None]:
+        """Within it everything computed is watched."""
+        self._own = storages(values(self._model))  # a borrowed model has ours only now
+        self._of_theta = {_address(weight) for weight in weights}
+        handles = [h for name, m in self._model.named_modules() for h in self._named(name, m)]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._stack.clear()
+        alive = {at: ref for at, ref in self._made.items() if ref() is not None}
+        self._earlier = {at: ref for at, ref in alive.items() if at in self._of_theta}
+        self._made = {}
+
+    def _named(self, name: str, module: nn.Module) -> list[Any]:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            self._stack.append(name)
+
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            if name in self._stack:
+                del self._stack[len(self._stack) - 1 - self._stack[::-1].index(name) :]
+
+        return [
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        read = [_address(t) for t in operands]
+        for at, operand in zip(read, operands, strict=True):
+            if at in self._foreign:
+                raise self._reads_foreign(self._foreign[at])
+            if at in self._stale:
+                raise self._reads_stale(self._stale[at])
+            if isinstance(operand, nn.Parameter) and operand.requires_grad and at not in self._own:
+                raise self._reads_unregistered(operand)
+            if at in self._earlier and self._earlier[at]() is not None:
+                raise self._reads_earlier()
+        output = func(*args, **(kwargs or {}))
+        of_theta = any(at in self._of_theta for at in read)
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                at = _address(tensor)
+                if at not in read:
+                    self._of_theta.discard(at)
+                    self._earlier.pop(at, None)
+                if at and of_theta:
+                    self._of_theta.add(at)
+                if at and at not in read:
+                    self._made[at] = weakref.ref(tensor)
+        return output
+
+    def _where(self) -> str:
+        if not self._stack:
+            return "The loss (or code around the model)"
+        name = self._stack[-1]
+        kind = type(self._model.get_submodule(name)).__name__
+        return f"Module {name!r} ({kind})" if name else f"{kind}"
+
+    def _reads_foreign(self, tensor: str) -> LandscapeError:
+        if self._borrowed:
+            return LandscapeError(
+                f"{self._where()} reads the memory of your model's {tensor!r} and not the tensor "
+                f"itself (a view that was kept?), so theta would not reach it; read the parameter "
+                f"through the module in forward."
+            )
+        return LandscapeError(
+            f"{self._where()} reads {tensor!r} of your own model and not of the copy that is "
+            f"measured: a hook, a lambda, a patched forward or the loss keeps pointing at the "
+            f"model that it was made with, so theta would not reach it. Measure on your model "
+            f"itself with EmpiricalRisk(..., borrow=True) (it is put back bit for bit), or write "
+            f"it as a method of the module that owns {tensor!r}."
+        )
+
+    def _reads_stale(self, attribute: str) -> LandscapeError:
+        return LandscapeError(
+            f"{self._where()} reads {attribute!r}, a tensor that was computed from the parameters "
+            f"before and kept, so theta would not reach it; compute it in forward (or set it to "
+            f"None first, if forward then computes it anew)."
+        )
+
+    def _reads_unregistered(self, tensor: Tensor) -> LandscapeError:
+        return LandscapeError(
+            f"{self._where()} reads a trainable nn.Parameter of shape {tuple(tensor.shape)} that "
+            f"model.parameters() does not list (one in a plain list, a dict or a closure?), so it "
+            f"would be no part of theta. Register it (nn.ParameterList, nn.ParameterDict or an "
+            f"attribute of a module), or requires_grad_(False) if it is a constant."
+        )
+
+    def _reads_earlier(self) -> LandscapeError:
+        return LandscapeError(
+            f"{self._where()} reads a tensor that an earlier pass made from the parameters (a "
+            f"cache outside of the module's attributes, such as functools.cache), so theta would "
+            f"not reach it; compute it anew in every forward."
+        )
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
