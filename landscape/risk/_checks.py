@@ -103,7 +103,7 @@ def _misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
     shapes = [f"{str(leaf.dtype)[6:]}{tuple(leaf.shape)}" for leaf in batch.leaves()]
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return LandscapeError(
-        f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on "
+        f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
         f"{batch.count} examples ({', '.join(shapes)}): {reason}. Give the data in the shape and "
         f"type that the model was trained on; a model that was exported or traced takes one number "
         f"of rows only, so give the Python module itself."
