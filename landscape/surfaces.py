@@ -10,10 +10,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy import stats as distributions
 
-from landscape import results, storage
+from landscape import results
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 from landscape.stats import LEVEL
@@ -188,44 +189,24 @@ def _mean(values: np.ndarray, used: np.ndarray) -> np.ndarray:
 # --- files --------------------------------------------------------------------------------------
 
 
-def to_csv(ds: xr.Dataset, path: Path) -> Path:
-    """Write a result as one table: its coordinates, then its variables, a row per point.
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table so that reading it gives the same doubles; NaN and infinity as nan and inf.
 
-    Scalars of the result are repeated in each row; numbers have all their digits, so that reading
-    them gives the same doubles; NaN and infinity are written as nan and inf. The file is replaced
-    whole or not at all.
+    A text that a spreadsheet would run as a formula is quoted with an apostrophe.
     """
-    dims = [str(dim) for dim in ds.dims]
-    columns = [name for name in ds.variables if name not in dims]
-    spread = ds.reset_coords([name for name in ds.coords if name not in dims])
-    shape = tuple(ds.sizes[dim] for dim in dims)
-    template = xr.DataArray(np.zeros(shape), dims=dims)
-    tables = {name: _spread(spread[name], template) for name in columns}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*dims, *map(str, columns)])
-            for index in np.ndindex(shape):
-                place = [_at(ds, dim, i) for dim, i in zip(dims, index, strict=True)]
-                writer.writerow([*place, *(_text(tables[name][index]) for name in columns)])
-
-    return storage.write_atomically(Path(path), write)
-
-
-def _spread(array: xr.DataArray, template: xr.DataArray) -> np.ndarray:
-    values = array.variable.set_dims(dict(zip(template.dims, template.shape, strict=True)))
-    return values.transpose(*template.dims).values
-
-
-def _at(ds: xr.Dataset, dim: str, index: int) -> str:
-    return _text(ds[dim].values[index]) if dim in ds.coords else str(index)
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(frame.columns)
+        writer.writerows([_text(value) for value in row] for row in frame.itertuples(index=False))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, np.generic):
         value = value.item()
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:

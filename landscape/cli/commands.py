@@ -315,14 +315,20 @@ def convert(
         Path, typer.Argument(help="A result (.nc), or a surface of loss-landscape (.h5).")
     ],
     target: Annotated[
-        Path, typer.Argument(help="What to write: .csv, .nc, .png, .pdf, .svg or .html.")
+        Path,
+        typer.Argument(help="What to write: .csv, .parquet, .nc, .png, .pdf, .svg, .pgf or .html."),
     ],
     figure: Annotated[
         str | None, typer.Option(help="Name of the figure; default that of the measurement.")
     ] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="One setting of a study; figures take the first.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a result as a table or figure, or bring an old loss surface along.
+    """Write a result as tables or a figure, or bring an old loss surface along.
+
+    Variables of unlike dimensions go into a table each: perturbation.run-tensor.csv.
 
     landscape convert studies/demo/results/loss_plane.nc plane.csv
 
@@ -330,5 +336,8 @@ def convert(
     """
     from landscape.plot import files
 
-    path = files.convert(source, target, figure=figure)
-    print(json.dumps({"file": str(path)}) if as_json else path)
+    paths = files.convert(source, target, figure=figure, setting=setting)
+    if as_json:
+        print(json.dumps({"files": [str(path) for path in paths]}))
+    else:
+        print("\n".join(map(str, paths)))

@@ -1,5 +1,6 @@
 """Drawings to matplotlib figures, without pyplot and without changing global settings."""
 
+import io
 import string
 from functools import singledispatch
 from itertools import zip_longest
@@ -51,6 +52,15 @@ _DPI = 200
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
 
 
+class PaperFigure(Figure):
+    """A figure outside of pyplot that a notebook shows all the same."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def render(
     drawing: Drawing, *, width: str | float = "neurips", letters: bool = False, dpi: int = _DPI
 ) -> Figure:
@@ -61,7 +71,7 @@ def render(
     with rc_context(style.rc(venue)):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
-        figure = Figure(figsize=(inches, height), dpi=dpi, layout="constrained")
+        figure = PaperFigure(figsize=(inches, height), dpi=dpi, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
         whole = columns == drawing.columns
         ratios = list(drawing.widths) if drawing.widths and whole else None

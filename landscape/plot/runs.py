@@ -31,6 +31,12 @@ def as_runs(ds: xr.Dataset) -> xr.Dataset:
     return single.assign_coords({key: ("run", [value]) for key, value in labels.items()})
 
 
+def labelled(ds: xr.Dataset) -> xr.Dataset:
+    """Return `ds` with a number for each place of a dimension that has no coordinate."""
+    bare = [dim for dim in ds.dims if dim not in ds.coords]
+    return ds.assign_coords({dim: np.arange(ds.sizes[dim]) for dim in bare})
+
+
 def settings(ds: xr.Dataset) -> list[str]:
     """Settings in the order of the study."""
     return list(dict.fromkeys(str(name) for name in as_runs(ds).setting.values))

@@ -244,15 +244,15 @@ def test_old_surfaces_become_results_tables_and_figures(at, tmp_path):
     assert results.provenance(ds)["directions_file"] == "directions.h5"
     assert (tmp_path / "old.csv").read_text().startswith("alpha,beta,loss,error_rate")
     code, out, _ = at("convert", tmp_path / "old.nc", tmp_path / "again.csv", "--json")
-    assert json.loads(out) == {"file": str(tmp_path / "again.csv")}
+    assert json.loads(out) == {"files": [str(tmp_path / "again.csv")]}
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "old.csv").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("old.h5", "old.docx"), "ends in '.docx'; possible: .csv, .nc"),
-        (("old.txt", "old.nc"), "results are read from .nc and .h5"),
+        (("old.h5", "old.docx"), "ends in '.docx'; possible: .csv, .parquet"),
+        (("old.txt", "old.nc"), "results are read from .nc, .h5, .hdf5"),
         (("old.h5", "x.png", "--figure", "pie"), "No figure is called 'pie'; name one of"),
         (("none.h5", "x.nc"), "none.h5 does not exist"),
         (("old.h5", "x.png", "--figure", "barrier"), "This figure needs barrier"),

@@ -312,3 +312,8 @@ def test_hovering_says_where_a_moved_point_belongs(data):
     for trace in moved:
         np.testing.assert_allclose(trace.customdata, rho, rtol=1e-6)
         assert "customdata" in trace.hovertemplate
+
+
+def test_a_notebook_shows_a_figure(data):
+    assert make(static, "headline", data)._repr_png_().startswith(b"\x89PNG")
+    assert "plotly" in make(interactive, "headline", data)._repr_html_()

@@ -9,6 +9,7 @@ import xarray as xr
 from scipy import stats
 
 from landscape import LandscapeError, results, surfaces
+from landscape.plot import files
 from landscape.results import Variable
 
 ALPHA, BETA = np.linspace(-1, 1, 3), np.linspace(-1, 1, 5)
@@ -157,18 +158,21 @@ def test_csv_holds_every_number_to_the_last_bit(tmp_path):
     loss = np.random.default_rng(0).normal(size=(3, 5)) * 10.0 ** np.arange(-150, 150, 60)
     loss[0, 0], loss[0, 1] = np.nan, np.inf
     ds = plane(loss)
-    path = surfaces.to_csv(ds, tmp_path / "plane.csv")
+    results.save(ds, tmp_path / "plane.nc")
+    (path,) = files.convert(tmp_path / "plane.nc", tmp_path / "plane.csv")
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     assert list(rows[0]) == ["alpha", "beta", "loss", "center_loss"]
     found = np.array([float(row["loss"]) for row in rows]).reshape(3, 5)
     np.testing.assert_array_equal(found, loss)
     assert [float(row["beta"]) for row in rows[:5]] == BETA.tolist()
     assert {float(row["center_loss"]) for row in rows} == {loss[1, 2]}
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "plane.nc"]
 
 
 def test_csv_of_runs_names_them(tmp_path):
-    path = surfaces.to_csv(runs(drawn(2)), tmp_path / "x.csv")
+    results.save(runs(drawn(2)), tmp_path / "x.nc")
+    files.convert(tmp_path / "x.nc", tmp_path / "x.csv")
+    path = tmp_path / "x.run-alpha-beta.csv"
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 4 * 15
     assert {(row["variant"], row["seed"]) for row in rows} == {
@@ -233,5 +237,4 @@ def test_files_that_are_no_surfaces_are_named(tmp_path):
 
 def test_imported_and_exported_surfaces_are_ordinary_results(tmp_path):
     ds = surfaces.read_goldstein(goldstein(tmp_path / "s.h5", ALPHA, BETA))
-    surfaces.to_csv(ds, tmp_path / "s.csv")
     assert isinstance(results.validate(ds), xr.Dataset)
