@@ -2,8 +2,17 @@
 
 A measurement is an `xarray.Dataset`. Every variable carries `units` and `long_name`; everything
 that is needed to repeat it is one JSON string, `attrs["provenance"]`. Measurements of several runs
-are combined along `run`, with `variant`, `seed` and `setting` as coordinates of it (studies are
-ragged: a dense variant x seed cube would be mostly padding).
+are combined along `run` (studies are ragged: a dense variant x seed cube would be mostly padding)
+with these coordinates of it:
+
+run: the name of its folder. setting, seed. variant, label: the *row*, by which runs are grouped,
+"sam" or "sam rho=0.05, lr=0.1": a variant of the study file with a value of each of its axes. Runs
+of one row and setting differ in their seed alone. family: the variant of the file that the row is
+of; it is `variant` where the study has no axes. axes: JSON of the run's values on all axes of the
+study, {"rho": 0.05, "lr": 0.1}; an axis that the recipe has not (rho of SGD) is absent. Two rows
+are comparable where their axes agree as far as both have them. One coordinate per axis, and always
+rho, lr and batch_size: NaN or "" where a run has no such value. place: order of the rows.
+train_seconds.
 """
 
 import json
@@ -21,8 +30,8 @@ from landscape.storage import write_atomically
 SCHEMA = 1
 
 DIMENSIONS: Mapping[str, str] = {
-    "run": "one training: setting x variant x seed",
-    "variant": "a named SAM recipe",
+    "run": "one training: setting x variant x axes x seed",
+    "variant": "a named SAM recipe, with its values on the axes of the study",
     "seed": "initial weights and data order",
     "epoch": "passes over the training data, counted from 1",
     "step": "optimizer steps, counted from 0",
@@ -133,10 +142,9 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
 def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
     """Stack results of several runs along `run`; each part is (labels of the run, result).
 
-    The labels (run, variant, label, setting, seed, rho, ...) become coordinates along `run`; one
-    whose name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
-    `run_<name>`. Other coordinates are joined by name; what a run does not have is
-    NaN.
+    The labels (those named at the head of this module) become coordinates along `run`; one whose
+    name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
+    `run_<name>`. Other coordinates are joined by name; what a run does not have is NaN.
     """
     if not parts:
         raise LandscapeError("No results to combine: no run has this measurement yet.")

@@ -1,7 +1,9 @@
-"""Picking runs out of results: by setting, by variant, by seed."""
+"""Picking runs out of results: by setting, by row (a variant and its axes), by seed."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,13 +15,18 @@ from landscape.plot import style
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a study with its runs: `ds` has dimension `run`, one entry per seed."""
+    """One row of a study with its runs: `ds` has dimension `run`, one entry per seed.
+
+    family: the variant of the study file; axes: the values that it has on the axes of the study.
+    """
 
     id: str
     label: str
     color: str
     symbol: str
     ds: xr.Dataset
+    family: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_runs(ds: xr.Dataset) -> xr.Dataset:
@@ -65,7 +72,28 @@ def variants(ds: xr.Dataset) -> Iterator[Variant]:
         # A result of some of the study's variants only says which they are; older ones do not.
         known = runs.place.values[0] if "place" in runs.coords else np.nan
         color, symbol = style.variant(name, position if np.isnan(known) else int(known))
-        yield Variant(name, str(runs.label.values[0]), color, symbol, runs)
+        family = str(runs["family"].values[0]) if "family" in runs.coords else name
+        axes = json.loads(str(runs["axes"].values[0])) if "axes" in runs.coords else {}
+        yield Variant(name, str(runs.label.values[0]), color, symbol, runs, family, axes)
+
+
+def partner(rows: Sequence[Variant], of: Variant, reference: str) -> Variant | None:
+    """The row of `reference` that `of` is compared with: equal on all axes that both have.
+
+    reference: a variant of the study file, or one row by its name, with which all are compared.
+    None for the reference itself, where no row is equal, and where several are (SGD, which has no
+    rho, beside SAM at three of them).
+    """
+    exact = [row for row in rows if row.id == reference]
+    if of.id == reference or (not exact and of.family == reference):
+        return None
+    found = exact or [row for row in rows if row.family == reference and comparable(row, of)]
+    return found[0] if len(found) == 1 else None
+
+
+def comparable(a: Variant, b: Variant) -> bool:
+    """Whether two rows are equal on all axes that both have."""
+    return all(a.axes[key] == b.axes[key] for key in a.axes if key in b.axes)
 
 
 def first_seeds(ds: xr.Dataset) -> xr.Dataset:

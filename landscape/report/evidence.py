@@ -17,7 +17,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """One variant minus one reference in the compared metric; `p_holm` is NaN if exploratory."""
+    """One row minus one reference row in the compared metric; `p_holm` is NaN if exploratory."""
 
     setting: str
     variant: str
@@ -80,11 +80,13 @@ def comparisons(study: Study) -> list[Comparison]:
 
 
 def _pairs(study: Study, setting: str) -> list[tuple[str, str]]:
+    """(reference, variant), both rows, of equal axes as far as both have them."""
     pairs: list[tuple[str, str]] = []
     for reference in study.references(setting):
         for variant in study.variants(setting):
-            if variant.id != reference and (variant.id, reference) not in pairs:
-                pairs.append((reference, variant.id))
+            partner = study.partner(setting, variant.id, reference)
+            if partner is not None and (variant.id, partner) not in pairs:
+                pairs.append((partner, variant.id))
     return pairs
 
 
@@ -101,13 +103,23 @@ def difference(made: list[Comparison], setting: str, a: str, b: str) -> Comparis
     return None
 
 
-def differences_to(made: list[Comparison], setting: str, reference: str) -> list[Comparison]:
-    """Every variant of a setting minus one reference."""
+def differences_to(
+    study: Study, made: list[Comparison], setting: str, reference: str
+) -> list[Comparison]:
+    """Every row of a setting minus its partner among the rows of one reference."""
     names = dict.fromkeys(
         name for one in made if one.setting == setting for name in (one.variant, one.reference)
     )
-    found = [difference(made, setting, name, reference) for name in names if name != reference]
+    found = [difference_to(study, made, setting, name, reference) for name in names]
     return [one for one in found if one is not None]
+
+
+def difference_to(
+    study: Study, made: list[Comparison], setting: str, name: str, reference: str
+) -> Comparison | None:
+    """One row minus its partner among the rows of a reference; None without one."""
+    partner = study.partner(setting, name, reference)
+    return None if partner is None else difference(made, setting, name, partner)
 
 
 def flatness(study: Study, measure: Measure, setting: str) -> dict[str, np.ndarray]:
@@ -118,7 +130,11 @@ def flatness(study: Study, measure: Measure, setting: str) -> dict[str, np.ndarr
 
 
 def flatness_ratio(study: Study, measure: Measure, setting: str, a: str, b: str) -> Interval:
-    """Geometric mean of the paired ratio a / b of a measure; below 1, a is flatter."""
+    """Geometric mean of the paired ratio a / b of a measure; below 1, a is flatter.
+
+    b: a row, or a reference among whose rows a has its partner.
+    """
+    b = study.partner(setting, a, b) or b
     at = {"rank": 0} if measure.key == "lambda1" else {"rho": study.radius}
     found = study.values(measure.measurement, measure.variable, setting, **at)
     _, ours, theirs = study.paired(found, a, b, measure.variable)
@@ -193,13 +209,16 @@ def _accuracy_columns(
     }
     columns.add(words.sentence(study.metric.replace("_", " ")), "% [95 % CI]", cells)
     for reference in study.references(setting) if per_variant else []:
-        found = {name: difference(made, setting, name, reference) for name in columns.rows}
+        found = {
+            name: difference_to(study, made, setting, name, reference) for name in columns.rows
+        }
         cells = {name: _difference_cell(one) for name, one in found.items() if one is not None}
         own = any(one is not None and one.declared for one in found.values())
         if cells:
-            cells[reference] = Cell("0", "reference")
+            rows = study.rows_of(setting, reference)
+            cells |= {name: Cell("0", "reference") for name in rows}
         note = "points [95 % CI], " + ("p after Holm" if own else "p not corrected")
-        columns.add(f"Δ to {columns.names[reference]}", note, cells)
+        columns.add(f"Δ to {study.label(setting, reference)}", note, cells)
     return {name: ci.estimate for name, ci in means.items()}
 
 

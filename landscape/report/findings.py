@@ -78,7 +78,7 @@ def _gain(study: Study, one: Comparison) -> str:
 def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[Finding]:
     findings = []
     for reference in study.references(setting):
-        against = differences_to(made, setting, reference)
+        against = differences_to(study, made, setting, reference)
         if not against:
             continue
         name = study.label(setting, reference)
@@ -134,14 +134,15 @@ def _questions(study: Study, setting: str) -> list[Finding]:
     if setting != study.comparisons.get("setting") or not per_variant:
         return []
     made = {}
-    for a, b in (pair for question in asked for pair in question["pairs"]):
+    rows = {(a, b): study.row_pairs(setting, a, b) for q in asked for a, b in q["pairs"]}
+    for a, b in (pair for pairs in rows.values() for pair in pairs):
         _, ours, theirs = study.paired(per_variant, a, b, study.metric)
         made[a, b] = stats.paired(ours, theirs)
     adjusted = dict(zip(made, stats.holm([pair.p for pair in made.values()]), strict=True))
     findings = []
     for question in asked:
         parts = []
-        for a, b in question["pairs"]:
+        for a, b in (pair for x, y in question["pairs"] for pair in rows[x, y]):
             ci, p = made[a, b].difference, adjusted[a, b]
             parts.append(
                 f"{study.label(setting, a)} − {study.label(setting, b)}: "
@@ -287,7 +288,7 @@ def _ratio_words(study: Study, setting: str) -> str:
         found = {
             name: flatness_ratio(study, measure, setting, name, base)
             for name in values
-            if name != base
+            if name not in study.rows_of(setting, base)
         }
         ordered = sorted(
             (item for item in found.items() if item[1].n), key=lambda item: item[1].estimate
@@ -315,7 +316,7 @@ def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> 
     setting = study.settings[0]
     references = study.references(setting)
     where = _where(study, setting)
-    against = differences_to(made, setting, references[0]) if references else []
+    against = differences_to(study, made, setting, references[0]) if references else []
     if not against:
         total = len(study.variants(setting))
         what = "no accuracy was measured" if total > 1 else "there is nothing to compare it with"

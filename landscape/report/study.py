@@ -105,16 +105,41 @@ class Study:
         return found
 
     def label(self, setting: str, name: str) -> str:
-        """The words for a variant."""
-        return next((v.label for v in self.variants(setting) if v.id == name), name)
+        """The words for a row, or for a variant with several rows."""
+        found = next((v.label for v in self.variants(setting) if v.id == name), "")
+        families = self.resolved.get("families") or {}
+        return found or str((families.get(name) or {}).get("label", name))
+
+    def rows_of(self, setting: str, name: str) -> list[str]:
+        """The row called so, or the rows of the variant called so."""
+        found = self.variants(setting)
+        return [v.id for v in found if v.id == name] or [v.id for v in found if v.family == name]
+
+    def partner(self, setting: str, name: str, reference: str) -> str | None:
+        """The row of a reference that a row is compared with (`runs.partner`)."""
+        found = self.variants(setting)
+        own = next((v for v in found if v.id == name), None)
+        other = None if own is None else runs.partner(found, own, reference)
+        return None if other is None else other.id
+
+    def row_pairs(self, setting: str, a: str, b: str) -> list[tuple[str, str]]:
+        """Rows of a with their partners among those of b; or of b with theirs among a's."""
+        ahead = [(row, self.partner(setting, row, b)) for row in self.rows_of(setting, a)]
+        back = [(self.partner(setting, row, a), row) for row in self.rows_of(setting, b)]
+        found = [(x, y) for x, y in (*ahead, *back) if x is not None and y is not None]
+        return list(dict.fromkeys(found))
 
     def references(self, setting: str) -> list[str]:
-        """Reference variants: the declared ones, else the first of recipes sgd and sam."""
-        present = [v.id for v in self.variants(setting)]
+        """Reference variants: the declared ones, else the first of recipes sgd and sam.
+
+        Each is a variant of the file or one of its rows; `partner` finds the row to compare with.
+        """
+        rows = self.variants(setting)
+        present = list(dict.fromkeys([*(v.family or v.id for v in rows), *(v.id for v in rows)]))
         declared = [str(name) for name in self.comparisons.get("references", [])]
         if not declared:
             for recipe in ("sgd", "sam"):
-                declared += [v for v in present if self.recipes.get(v) == recipe][:1]
+                declared += [v.family or v.id for v in rows if self.recipes.get(v.id) == recipe][:1]
         return [name for name in declared if name in present] or present[:1]
 
     def values(self, name: str, variable: str, setting: str, **at: float) -> dict[str, xr.Dataset]:

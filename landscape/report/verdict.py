@@ -30,15 +30,18 @@ def verdict(study: Study, made: list[Comparison], setting: str, measure: Measure
     """Whether the better variants are the flatter ones, by one measure in one setting."""
     values = flatness(study, measure, setting)
     references = study.references(setting)
-    if len(values) < 2 or not references or references[0] not in values:
+    base = references[0] if references else ""
+    rows = study.rows_of(setting, base)
+    if len(values) < 2 or not any(name in values for name in rows):
         return None
-    base = references[0]
-    against = {one.variant: one for one in differences_to(made, setting, base)}
+    against = {one.variant: one for one in differences_to(study, made, setting, base)}
     if not against or all(math.isnan(one.p) for one in against.values()):
         reason = "no difference in accuracy can be tested with the seeds there are"
         return Verdict(setting, measure.name, INCONCLUSIVE, (reason,))
     ratios = {
-        name: flatness_ratio(study, measure, setting, name, base) for name in values if name != base
+        name: flatness_ratio(study, measure, setting, name, base)
+        for name in values
+        if name not in rows
     }
     seen = _Seen(
         {v.id: v.label for v in study.variants(setting)},

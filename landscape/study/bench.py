@@ -158,7 +158,7 @@ class Bench:
     def peer(self, name: str) -> Run:
         """The run of the setting called "variant" (its first seed) or "variant/seed"."""
         variant, _, seed = name.partition("/")
-        found = [run for run in self.job.peers if run.variant == variant]
+        found = [run for run in self.job.peers if variant in (run.variant, run.family)]
         if seed:
             found = [run for run in found if str(run.seed) == seed]
         if not found:
@@ -242,15 +242,22 @@ class Bench:
 
     def counterfactuals(self, names: Sequence[str]) -> Mapping[str, sam.Variant]:
         """Variants of the study, or recipes with their defaults, by name."""
-        own = {v.name: (v.recipe, v.options) for v in self.job.variants}
-        known = [*own, *sam.recipes()]
-        for name in names:
-            if name not in known:
-                raise LandscapeError(
-                    f"unknown variant {name!r} to compare; possible: {', '.join(known)}."
-                )
-        pairs = {name: own.get(name, (name, {})) for name in names}
-        return {name: sam.make(recipe, dict(options)) for name, (recipe, options) in pairs.items()}
+        return {name: self._variant_called(name) for name in names}
+
+    def _variant_called(self, name: str) -> sam.Variant:
+        """A row, or of a variant with several rows the one most like this run's."""
+        found = [v for v in self.job.variants if v.name == name]
+        found = found or [v for v in self.job.variants if v.family == name]
+        if found:
+            own = self.run.axes.items()
+            like = max(found, key=lambda v: sum(v.axes.get(key) == value for key, value in own))
+            return sam.make(like.recipe, dict(like.options))
+        if name in sam.recipes():
+            return sam.make(name, {})
+        known = [*(v.name for v in self.job.variants), *sam.recipes()]
+        raise LandscapeError(
+            f"unknown variant {name!r} to compare; possible: {', '.join(dict.fromkeys(known))}."
+        )
 
     def slots(self) -> dict[str, Any] | None:
         """Masks and averages of the run's optimizer at its last step; None if there are none."""

@@ -65,7 +65,8 @@ def keyed(study: Study, run: Run, place: StudyFolder) -> tuple[tuple[Measurement
     wanted = study.measurements_of(run)
     across = any(measurement.across_runs for measurement in wanted)
     peers = trained_peers(study, run, place) if across else ()
-    return tuple((each, study.measure.key(each, peers, study.controls)) for each in wanted)
+    known = (*study.variants, *study.controls)
+    return tuple((each, study.measure.key(each, peers, known)) for each in wanted)
 
 
 def result_path(folder: Path, name: str) -> Path:
@@ -170,6 +171,7 @@ def _write_spec(job: Job) -> None:
         "run": job.run.run_id,
         **job.run.decisive,
         "variant": job.run.variant,
+        "axes": dict(job.run.axes),
         "label": job.run.label,
         "setting": job.run.setting,
         "weights": job.run.weights,

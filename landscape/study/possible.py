@@ -28,6 +28,24 @@ def recipe_options(recipe: str) -> dict[str, Any]:
     }
 
 
+def recipe_numbers(recipe: str) -> frozenset[str]:
+    """Options of a recipe that are numbers with a fraction."""
+    from landscape import sam
+
+    known = inspect.signature(sam.recipes()[recipe]).parameters.values()
+    return frozenset(p.name for p in known if p.annotation in (float, float | None))
+
+
+def training_numbers() -> frozenset[str]:
+    """Training options that are numbers with a fraction."""
+    return frozenset(key for key, value in training_defaults().items() if type(value) is float)
+
+
+def as_declared(options: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any]:
+    """The options with whole numbers as floats where `numbers` names them: 1 and 1.0 are one."""
+    return {k: float(v) if k in numbers and type(v) is int else v for k, v in options.items()}
+
+
 def check_recipe(where: str, recipe: str, options: Mapping[str, Any]) -> None:
     """Build the variant once, so that a radius below 0 is refused before hours of training."""
     from landscape import sam

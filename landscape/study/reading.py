@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.study import code, possible, toml
+from landscape.study import axes, code, possible, toml
 from landscape.study.spec import (
     METRICS,
     Comparisons,
@@ -46,6 +46,7 @@ RUN_KEYS = (
     "training",
 )
 MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
+AXIS_KEYS = tuple(key for key in PROBLEM_KEYS if key != "data_dir")  # a grid may vary them
 COMPARISON_KEYS = ("metric", "setting", "references", "questions")
 SPLITS = ("train", "val", "test")
 
@@ -87,14 +88,15 @@ def parse(
     possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
-    trained = {run.variant for run in runs}
+    trained = {run.family for run in runs}
     return Study(
         name=str(given["name"]),
         question=str(given.get("question", "")),
         base=base,
         text=_with_overrides(given, overrides) if overrides else text,
         settings=tuple(reader.settings.values()),
-        variants=tuple(v for v in reader.variants.values() if v.name in trained),
+        variants=reader.rows(runs),
+        families=tuple(v for v in reader.variants.values() if v.name in trained),
         controls=tuple(v for v in reader.variants.values() if v.name not in trained),
         runs=runs,
         measure=_measure(given.get("measure", {})),
@@ -188,40 +190,74 @@ class _Reader:
         seen: dict[str, Run] = {}
         for run in runs:
             other = seen.setdefault(run.run_id, run)
-            if other is not run and other != run:
+            if other.setting != run.setting:
                 raise LandscapeError(
                     f"two runs differ in name only: {run.run_id} is in settings "
                     f"{other.setting!r} and {run.setting!r}; remove one of them."
                 )
-        return tuple(seen.values())
+        return axes.with_rows(runs)
+
+    def rows(self, runs: Sequence[Run]) -> tuple[VariantSpec, ...]:
+        """Every row that has runs, variants in the order of the file, rows in that of the runs."""
+        found: dict[str, VariantSpec] = {}
+        for run in runs:
+            own = self.variants[run.family]
+            row = replace(
+                own,
+                name=run.variant,
+                label=run.label,
+                options=run.options,
+                family=run.family,
+                axes=run.axes,
+            )
+            found.setdefault(run.variant, row)
+        order = list(self.variants)
+        return tuple(sorted(found.values(), key=lambda row: order.index(row.family)))
 
     def _grid(self, where: str, grid: Any) -> Iterable[Run]:
         if not isinstance(grid, Mapping):
             raise LandscapeError(f"{where} must be a table of axes, not {grid!r}.")
-        axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-        empty = [key for key, values in axes.items() if not values]
+        given = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+        empty = [key for key, values in given.items() if not values]
         if empty:
             raise LandscapeError(f"{where} axis {empty[0]!r} is empty; give at least one value.")
-        if "variant" not in axes:
+        if "variant" not in given:
             raise LandscapeError(f"{where} names no variant; add variant=[...].")
-        variants = [self.variant(where, name) for name in axes.pop("variant")]
-        settings = [self.setting(where, name) for name in axes.pop("setting", [None])]
-        seeds = axes.pop("seed", [0])
-        trainable = [key for key in axes if key in possible.training_defaults()]
-        options = [key for key in axes if key not in trainable]
-        own = {key for variant in variants for key in possible.recipe_options(variant.recipe)}
-        known = ["variant", "setting", "seed", *possible.training_defaults(), *sorted(own)]
-        for key in options:
-            if key not in own:
-                raise LandscapeError(possible.unknown(f"{where} has no axis", key, known))
+        variants = [self.variant(where, name) for name in given.pop("variant")]
+        settings = [self.setting(where, name) for name in given.pop("setting", [None])]
+        seeds = given.pop("seed", [0])
+        self._check_axes(where, given, variants)
+        common = [key for key in given if key in (*possible.training_defaults(), *AXIS_KEYS)]
         for setting, variant, seed in itertools.product(settings, variants, seeds):
             # A variant without the option meets that axis once: SGD has no rho to vary.
-            own = [key for key in options if key in possible.recipe_options(variant.recipe)]
-            for values in itertools.product(*(axes[key] for key in [*trainable, *own])):
-                chosen = dict(zip([*trainable, *own], values, strict=True))
-                training = {key: chosen[key] for key in trainable}
+            options = possible.recipe_options(variant.recipe)
+            own = [key for key in given if key not in common and key in options]
+            for values in itertools.product(*(given[key] for key in [*common, *own])):
+                chosen = dict(zip([*common, *own], values, strict=True))
+                problem = {key: chosen[key] for key in common if key in AXIS_KEYS}
                 yield self._run(
-                    where, setting, variant, seed, training, {key: chosen[key] for key in own}
+                    where,
+                    replace(setting, problem=replace(setting.problem, **problem)),
+                    variant,
+                    seed,
+                    {key: chosen[key] for key in common if key not in AXIS_KEYS},
+                    {key: chosen[key] for key in own},
+                )
+
+    def _check_axes(
+        self, where: str, given: Mapping[str, Any], variants: Sequence[VariantSpec]
+    ) -> None:
+        """Refuse an axis that nobody has, and one that means two things."""
+        own = {key for variant in variants for key in possible.recipe_options(variant.recipe)}
+        training = possible.training_defaults()
+        known = ["variant", "setting", "seed", *training, *AXIS_KEYS, *sorted(own)]
+        for key in given:
+            if key not in known:
+                raise LandscapeError(possible.unknown(f"{where} has no axis", key, known))
+            if key in own and key in training:
+                raise LandscapeError(
+                    f"{where} axis {key!r} is an option of a recipe and of the training; set it in "
+                    f"[training], or as {key} or training.{key} in a [variants.<name>] each."
                 )
 
     def _entry(self, where: str, entry: Any) -> Run:
@@ -261,7 +297,10 @@ class _Reader:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
         possible.check_problem(where, setting.problem)
-        chosen = possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options)
+        chosen = possible.as_declared(
+            possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options),
+            possible.recipe_numbers(variant.recipe),
+        )
         missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
         if missing:
             raise LandscapeError(
@@ -273,6 +312,7 @@ class _Reader:
             **possible.training_defaults(), **self.training, **setting.training, **variant.training,
             **training,
         }  # fmt: skip
+        merged = possible.as_declared(merged, possible.training_numbers())
         possible.check_training(f"{where} variant {variant.name!r}", merged)
         path = None
         if weights is not None:
@@ -284,10 +324,12 @@ class _Reader:
             )
         return Run(
             variant=variant.name,
+            family=variant.name,
+            fixed=tuple(variant.training),
             label=variant.label,
             setting=setting.name,
             seed=seed,
-            problem=setting.problem,
+            problem=replace(setting.problem, label_noise=float(setting.problem.label_noise)),
             recipe=variant.recipe,
             options=chosen,
             training=merged,
@@ -313,7 +355,9 @@ class _Reader:
         metric = table.get("metric", "test_accuracy")
         possible.choice("[comparisons] metric", metric, METRICS)
         setting = self.setting("[comparisons]", table.get("setting"))
-        present = list(dict.fromkeys(r.variant for r in runs if r.setting == setting.name))
+        here = [run for run in runs if run.setting == setting.name]
+        # A variant of the file stands for all of its rows.
+        present = list(dict.fromkeys([*(r.family for r in here), *(r.variant for r in here)]))
         references = table.get("references", ["sgd"])
         for name in references if isinstance(references, list) else [references]:
             possible.choice("[comparisons] reference", name, present)

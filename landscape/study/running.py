@@ -13,7 +13,7 @@ import landscape
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import STUDY_FORMAT, StudyFolder
-from landscape.study import combining, jobs
+from landscape.study import axes, combining, jobs
 from landscape.study.jobs import Job
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
@@ -304,10 +304,14 @@ def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
                 "recipe": v.recipe,
                 "options": dict(first[v.name].options),
                 "training": dict(v.training),
+                "family": v.family,
+                "axes": dict(v.axes),
                 "order": order,
             }
             for order, v in enumerate(study.variants)
         },
+        "families": {v.name: {"label": v.label, "recipe": v.recipe} for v in study.families},
+        "axes": axes.of(study.runs),
         "comparisons": None if study.comparisons is None else asdict(study.comparisons),
         "measure": {
             "examples": study.measure.examples,

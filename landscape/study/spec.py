@@ -49,18 +49,28 @@ class Setting:
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """A recipe of `landscape.sam` with its options, under the name the study gives it."""
+    """A recipe of `landscape.sam` with its options, under the name the study gives it.
+
+    Of a row (`Study.variants`): `family` is the variant of the file, `axes` its values on the axes.
+    """
 
     name: str
     recipe: str
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, or one checkpoint trained elsewhere (`weights`)."""
+    """One training, or one checkpoint trained elsewhere (`weights`).
+
+    variant: the row, a variant of the file (`family`) with a value of each of its axes. `axes`: its
+    values on the axes of the study, without the training options that the variant's own table
+    fixes (`fixed`); runs of different variants are comparable where these agree.
+    """
 
     variant: str
     label: str
@@ -74,6 +84,9 @@ class Run:
     weights: str | None = None
     weights_key: str | None = None  # which of several sets in that file
     code: Mapping[str, str] = field(default_factory=dict)  # sha256 of weights file and user modules
+    family: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -94,8 +107,8 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """<variant>-s<seed>-<hash of `decisive`>."""
-        return f"{self.variant}-s{self.seed}-{fingerprint(self.decisive)}"
+        """<variant of the file>-s<seed>-<hash of `decisive`>."""
+        return f"{self.family}-s{self.seed}-{fingerprint(self.decisive)}"
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -104,11 +117,14 @@ class Run:
             "run": self.run_id,
             "variant": self.variant,
             "label": self.label,
+            "family": self.family,
             "setting": self.setting,
             "seed": self.seed,
             "rho": self.options.get("rho", 0.0 if self.recipe == "sgd" else None),
             "lr": None if self.weights else self.training.get("lr"),
             "batch_size": None if self.weights else self.training.get("batch_size"),
+            **self.axes,
+            "axes": json.dumps(dict(self.axes)),
         }
 
 
@@ -136,19 +152,23 @@ class MeasureSpec:
         self,
         measurement: Measurement,
         peers: Sequence[Run] = (),
-        controls: Sequence[VariantSpec] = (),
+        variants: Sequence[VariantSpec] = (),
     ) -> str:
         """Fingerprint of what is behind a result; with another one it is measured again.
 
-        peers: the runs of the setting, for a measurement across runs. controls: variants that no
-        run trains, which a measurement may name in its option `variants`.
+        peers: the runs of the setting, for a measurement across runs. variants: all of the study,
+        which a measurement may name in its option `variants`.
         """
         common = (self.examples, self.split, self.bn, self.seed)
         parts = [measurement.name, dict(measurement.options), common]
         if measurement.across_runs:
             parts.append([run.run_id for run in peers])
         named = measurement.options.get("variants", ())
-        asked = [(v.name, v.recipe, dict(v.options)) for v in controls if v.name in named]
+        asked = [
+            (v.name, v.recipe, dict(v.options))
+            for v in variants
+            if v.name in named or v.family in named
+        ]
         if asked:
             parts.append(asked)
         return fingerprint(parts, length=16)
@@ -185,22 +205,18 @@ class Study:
     base: Path  # relative paths and user modules are looked up here
     text: str  # the file as it was given
     settings: tuple[Setting, ...]
-    variants: tuple[VariantSpec, ...]
+    variants: tuple[VariantSpec, ...]  # the rows, variants in the order of the file
     runs: tuple[Run, ...]
     measure: MeasureSpec
     comparisons: Comparisons | None
     dtype: str = "float32"
+    families: tuple[VariantSpec, ...] = ()  # the variants of the file that have runs
     controls: tuple[VariantSpec, ...] = ()  # [variants.<name>] that no run trains: to compare with
 
     def first_seed(self, run: Run) -> bool:
-        """Whether `run` has the lowest seed of its setting, variant and options."""
-        same = [
-            other.seed
-            for other in self.runs
-            if (other.setting, other.variant, other.options, other.training)
-            == (run.setting, run.variant, run.options, run.training)
-        ]
-        return run.seed == min(same)
+        """Whether `run` has the lowest seed of its setting and row."""
+        row = (run.setting, run.variant)
+        return run.seed == min(o.seed for o in self.runs if (o.setting, o.variant) == row)
 
     def measurements_of(self, run: Run) -> tuple[Measurement, ...]:
         """The measurements that this run gets."""

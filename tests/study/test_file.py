@@ -48,9 +48,108 @@ def test_axes_of_rho_and_training_and_a_variant_without_the_option_meets_it_once
     text = BASE.replace("seed = [0, 1]", "rho = [0.1, 0.4]\nlr = [0.1, 0.2]")
     plan = read(text, tmp_path)
     assert len(plan.runs) == 2 + 4 + 4
-    assert {r.options.get("rho") for r in plan.runs if r.variant == "sam"} == {0.1, 0.4}
-    assert {r.training["lr"] for r in plan.runs if r.variant == "sgd"} == {0.1, 0.2}
-    assert {r.labels["rho"] for r in plan.runs if r.variant == "sgd"} == {0.0}
+    assert {r.options.get("rho") for r in plan.runs if r.family == "sam"} == {0.1, 0.4}
+    assert {r.training["lr"] for r in plan.runs if r.family == "sgd"} == {0.1, 0.2}
+    assert {r.labels["rho"] for r in plan.runs if r.family == "sgd"} == {0.0}
+
+
+AXES = """
+[training]
+epochs = 1
+[variants.sgd]
+[variants.sam]
+label = "SAM"
+[variants.zsharp]
+rho = 0.2
+[[grid]]
+variant = ["sgd", "sam"]
+rho = [0.05, 0.1]
+lr = [0.01, 0.02]
+seed = [0, 1]
+[[grid]]
+variant = ["zsharp"]
+lr = 0.02
+"""
+
+
+def test_each_combination_of_axes_is_a_row_and_what_does_not_vary_names_none(tmp_path):
+    plan = read(AXES, tmp_path)
+    names = [row.name for row in plan.variants]
+    assert names == [
+        "sgd lr=0.01", "sgd lr=0.02",
+        "sam rho=0.05, lr=0.01", "sam rho=0.1, lr=0.01",
+        "sam rho=0.05, lr=0.02", "sam rho=0.1, lr=0.02",
+        "zsharp",
+    ]  # fmt: skip
+    rows = {row.name: row for row in plan.variants}
+    assert rows["sam rho=0.1, lr=0.02"].label == "SAM, ρ = 0.1, lr = 0.02"
+    assert rows["sam rho=0.1, lr=0.02"].family == "sam"
+    assert rows["zsharp"].axes == {"rho": 0.2, "lr": 0.02}  # what a partner must agree with
+    assert rows["sgd lr=0.01"].axes == {"lr": 0.01}
+    for run in plan.runs:
+        same = [r for r in plan.runs if r.variant == run.variant]
+        assert len({r.seed for r in same}) == len(same)
+        assert len({json.dumps([dict(r.options), dict(r.training)]) for r in same}) == 1
+    assert [plan.first_seed(r) for r in plan.runs].count(True) == len(names)
+    assert all(" " not in run.run_id and "=" not in run.run_id for run in plan.runs)
+
+
+def test_options_data_model_and_noise_are_axes_too(tmp_path):
+    text = """
+    [grid]
+    variant = ["zsharp"]
+    norm_scope = ["global", "tensor"]
+    model = ["cnn", "mlp"]
+    label_noise = [0, 0.2]
+    """
+    plan = read(text, tmp_path)
+    assert len(plan.variants) == 8
+    assert plan.variants[-1].axes == {"label_noise": 0.2, "model": "mlp", "norm_scope": "tensor"}
+    assert {r.problem.model for r in plan.runs} == {"cnn", "mlp"}
+
+
+def test_entries_that_differ_are_rows_and_a_variants_own_training_is_no_axis(tmp_path):
+    text = """
+    [variants.early]
+    recipe = "sgd"
+    training.epochs = 3
+    [[run]]
+    variant = "sam"
+    rho = 0.1
+    [[run]]
+    variant = "sam"
+    rho = 0.2
+    [[grid]]
+    variant = ["sgd", "early"]
+    """
+    plan = read(text, tmp_path)
+    assert [row.name for row in plan.variants] == ["early", "sgd", "sam rho=0.1", "sam rho=0.2"]
+    assert plan.variants[0].axes == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variant = ['sam']\nrho = [1, 1.0]", "asked for twice.*1 and 1.0 are the same"),
+        ("variant = ['sam', 'sam']", "asked for twice"),
+        ("variant = ['sam']\nseed = [0, 1, 0]", "'sam', seed 0, setting 'default' is asked for"),
+        ("variant = ['sam']\nlr = [1, 1.0]", "asked for twice"),
+        ("variant = ['sam']\neps = [0.1, 0.2]", "option of a recipe and of the training"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused(text, message, tmp_path):
+    with pytest.raises(LandscapeError, match=message):
+        read(f"[grid]\n{text}\n", tmp_path)
+
+
+def test_two_checkpoints_under_one_name_and_seed_are_refused_with_both_files(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.pt").write_bytes(name.encode())
+    entry = "[[run]]\nvariant = 'sam'\nweights = '{}.pt'\n"
+    with pytest.raises(LandscapeError, match=r"a.pt and .*b.pt. Give them different seeds"):
+        read(entry.format("a") + entry.format("b"), tmp_path)
+    plan = read(entry.format("a") + entry.format("b") + "seed = 1\n", tmp_path)
+    assert [row.name for row in plan.variants] == ["sam"]
 
 
 def test_settings_change_problem_and_training(tmp_path):

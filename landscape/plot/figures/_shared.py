@@ -64,7 +64,7 @@ def spoken(name: str, known: Mapping[str, str]) -> str:
 def chosen(ds: xr.Dataset, wanted: Sequence[str]) -> list[Variant]:
     """The variants named, in the order of the study; the first two where none of them is there."""
     found = list(runs.variants(ds))
-    return [v for v in found if v.id in wanted] or found[:2]
+    return [v for v in found if v.id in wanted or v.family in wanted] or found[:2]
 
 
 def dots(

@@ -27,11 +27,11 @@ def spectral_density(
     runs.require(ds, "ritz_value", "weight")
     grid, sigma = _linear_grid(ds)
     found = list(runs.variants(ds))
-    base = next((v for v in found if v.id == reference), None)
     panels = []
     for v in found:
         marks: list[Mark] = []
-        if base is not None and v.id != base.id:
+        base = runs.partner(found, v, reference)
+        if base is not None:
             marks += _density(base, grid, sigma, band=False, width=0.9)
         marks += _density(v, grid, sigma)
         panels.append(

@@ -1,6 +1,6 @@
 """What came out: accuracies with their differences, flatness beside accuracy, training history."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -39,9 +39,9 @@ def headline(
     name = metric.replace("_", " ")
     panels = [Panel(Axis(name, "%"), rows, tuple(marks))]
     for reference in references:
-        base = next((v for v in found if v.id == reference), None)
-        if base is not None and len(found) > 1:
-            panels.append(_differences(found, base, metric, rows))
+        pairs = {v.id: runs.partner(found, v, reference) for v in found}
+        if any(base is not None for base in pairs.values()):
+            panels.append(_differences(found, pairs, reference, metric, rows))
     return Drawing(
         "headline",
         f"{name.capitalize()} by variant",
@@ -77,15 +77,23 @@ def _estimate(
     )  # fmt: skip
 
 
-def _differences(found: list[Variant], base: Variant, metric: str, rows: Axis) -> Panel:
+def _differences(
+    found: list[Variant],
+    pairs: Mapping[str, Variant | None],
+    reference: str,
+    metric: str,
+    rows: Axis,
+) -> Panel:
     marks: list[Mark] = [Rule("x", 0.0, "no difference", "solid")]
     for row, v in enumerate(found):
-        if v.id == base.id:
+        base = pairs[v.id]
+        if base is None:
             continue
         _, ours, theirs = pair_by_seed(v.ds, base.ds, metric)
         ci = stats.paired(ours, theirs).difference
         marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
-    label = f"difference to {base.label}"
+    labels = {base.label for base in pairs.values() if base is not None}
+    label = f"difference to {labels.pop() if len(labels) == 1 else reference}"
     return Panel(Axis(label, "points"), rows, tuple(marks))
 
 

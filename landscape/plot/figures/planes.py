@@ -213,7 +213,9 @@ def loss_surface(
     runs.require(ds, variable)
     height, units = _lower(ds, variable), runs.units(ds, variable)
     every = list(runs.variants(ds))
-    found = sorted(every, key=lambda v: v.id not in references)[:most]
+    found = sorted(every, key=lambda v: v.family not in references and v.id not in references)[
+        :most
+    ]
     values = [v.ds.isel(run=0)[variable].transpose("alpha", "beta").values for v in found]
     ticks, _ = shared_levels(values, 15, linear=True)
     panels = tuple(
@@ -255,15 +257,16 @@ def plane_difference(
     """
     # Whole, because its provenance lists all runs.
     whole, ds = runs.as_runs(ds), runs.in_setting(ds, setting)
-    found = [v for v in runs.variants(ds) if v.id != reference]
-    base = next((v for v in runs.variants(ds) if v.id == reference), None)
+    found = list(runs.variants(ds))
+    pairs = [(v, base) for v in found if (base := runs.partner(found, v, reference)) is not None]
     made = [
-        (v, _difference(whole, v.id, reference, setting))
-        for v in (found if base is not None else [])
+        (v, _difference(whole, v.id, base.id, setting))
+        for v, base in pairs
         if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
     ]
     limit = largest([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
-    name = base.label if base is not None else reference
+    names = {base.label for _, base in pairs}
+    name = names.pop() if len(names) == 1 else reference
     ratio = f"ln(loss / loss of {name})"
     panels = []
     for v, part in made:

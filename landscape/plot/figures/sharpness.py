@@ -25,13 +25,13 @@ def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "s
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _SHARPNESS, reference, "radius ρ")
-    base = next((v for v in found if v.id == reference), None)
+    base = _named(found, reference)
     return Drawing(
         "sharpness",
         "Sharpness at a finite radius",
         "Above: increase of the loss at distance ρ, geometric mean over "
         f"{runs.seed_count(ds)} with the band of its 95 % t-interval. Below: paired ratio to "
-        f"{base.label if base else 'the reference'} with its 95 % t-interval; below 1 is flatter. "
+        f"{base} with its 95 % t-interval; below 1 is flatter. "
         f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
         tuple(panels),
         columns=columns,
@@ -66,7 +66,7 @@ def adaptive_sharpness(
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _ADAPTIVE, reference, "relative radius ρ")
-    base = next((v for v in found if v.id == reference), None)
+    base = _named(found, reference)
     norm = {"linf": "ℓ∞", "l2": "ℓ2"}.get(str(runs.provenance(ds, "norm")), "given")
     logits = "normalized" if runs.provenance(ds, "normalize_logits") == "True" else "plain"
     return Drawing(
@@ -75,7 +75,7 @@ def adaptive_sharpness(
         f"Increase of the loss over |θ|·d with ‖d‖ ≤ ρ in the {norm} norm, which rescaled layers "
         f"leave alone; {logits} logits. "
         f"Geometric mean over {runs.seed_count(ds)} with the band of its 95 % t-interval; below: "
-        f"paired ratio to {base.label if base else 'the reference'}. BatchNorm mode eval.",
+        f"paired ratio to {base}. BatchNorm mode eval.",
         tuple(panels),
         columns=columns,
         panel_height=1.55,
@@ -122,6 +122,12 @@ def m_sharpness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
+def _named(found: list[Variant], reference: str) -> str:
+    """The words for a reference: of its one row, or of the variant whose rows are meant."""
+    rows = [v.label for v in found if reference in (v.id, v.family)]
+    return rows[0] if len(rows) == 1 else f"{reference} at equal axes" if rows else "the reference"
+
+
 def _known(values: xr.DataArray) -> bool:
     return bool(np.isfinite(values).any())
 
@@ -133,15 +139,14 @@ def _against_radius(
     reference: str,
     label: str,
 ) -> tuple[list[Panel], int]:
-    base = next((v for v in found if v.id == reference), None)
-    compared = base is not None and len(found) > 1
+    pairs = [(v, base) for v in found if (base := runs.partner(found, v, reference)) is not None]
     present = {n: t for n, t in measures.items() if n in ds and _known(ds[n])}
     radius, panels = Axis(label, log=True), []
     for name, title in present.items():
         marks = tuple(mark for v in found for mark in curve(v, v.ds[name], "rho", log=True))
         panels.append(Panel(radius, Axis("loss increase", "nats", log=True), marks, title))
-    if base is not None and compared:
-        panels += [_ratios(found, base, name, radius) for name in present]
+    if pairs:
+        panels += [_ratios(pairs, name, radius) for name in present]
     return panels, len(present)
 
 
@@ -167,14 +172,14 @@ def _terms(found: list[Variant]) -> list[Panel]:
     ]
 
 
-def _ratios(found: list[Variant], base: Variant, name: str, radius: Axis) -> Panel:
+def _ratios(pairs: list[tuple[Variant, Variant]], name: str, radius: Axis) -> Panel:
     marks: list[Mark] = [Rule("y", 1.0, "equal", "solid")]
-    others = [v for v in found if v.id != base.id]
-    for v, step in zip(others, cycle(np.linspace(-1, 1, max(len(others), 2))), strict=False):
+    steps = cycle(np.linspace(-1, 1, max(len(pairs), 2)))
+    for (v, base), step in zip(pairs, steps, strict=False):
         rho, ratio = [], []
         for value in v.ds.rho.values.tolist():
             _, ours, theirs = pair_by_seed(v.ds.sel(rho=value), base.ds.sel(rho=value), name)
-            rho.append(value * 1.006 ** (step * len(others)))
+            rho.append(value * 1.006 ** (step * len(pairs)))
             ratio.append(stats.geometric_ratio(ours, theirs))
         known = any(ci.known for ci in ratio)
         marks.append(
@@ -186,4 +191,6 @@ def _ratios(found: list[Variant], base: Variant, name: str, radius: Axis) -> Pan
                 true_x=v.ds.rho.values,
             )
         )  # fmt: skip
-    return Panel(radius, Axis(f"ratio to {base.label}", log=True), tuple(marks))
+    labels = {base.label for _, base in pairs}
+    name = labels.pop() if len(labels) == 1 else "the reference"
+    return Panel(radius, Axis(f"ratio to {name}", log=True), tuple(marks))

@@ -30,6 +30,7 @@ def loss_slice(
     runs.require(ds, variable)
     modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]
     ids = [v.id for v in runs.variants(modes[0])]
+    # Of a reference with several rows, none is common to all.
     common = [name for name in references if name in ids]
     rest = [name for name in ids if name not in common]
     # A line of few points (one that was brought along) may have none in the narrow window.

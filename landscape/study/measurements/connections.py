@@ -30,7 +30,8 @@ def barrier(
     chosen = [
         run
         for run in bench.job.peers
-        if (not variants or run.variant in variants) and (not seeds or run.seed in seeds)
+        if (not variants or run.variant in variants or run.family in variants)
+        and (not seeds or run.seed in seeds)
     ]
     if len(chosen) < 2:
         raise LandscapeError(

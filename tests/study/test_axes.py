@@ -1,0 +1,100 @@
+"""An axis of a study from file to report: rows are never averaged, pairs have equal axes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landscape import report, results
+from landscape.plot import runs
+from landscape.report.evidence import comparisons
+from landscape.report.study import Study
+from landscape.study import Options, parse, run
+
+HERE = Path(__file__).parents[1]
+TEXT = """
+name = "axes"
+[problem]
+data = "study_problem:splits"
+model = "study_problem:make"
+[training]
+epochs = 2
+batch_size = 16
+[variants.sgd]
+[variants.sam]
+label = "SAM"
+[grid]
+variant = ["sgd", "sam"]
+rho = [0.05, 0.5]
+lr = [0.01, 0.1]
+seed = [0, 1]
+[comparisons]
+references = ["sgd"]
+[[comparisons.questions]]
+asked = "Does SAM help?"
+pairs = [["sam", "sgd"]]
+[measure]
+examples = 24
+measurements = ["generalization", "top_eigenvalues", "history"]
+[measure.top_eigenvalues]
+k = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("axes") / "study"
+    done = run(parse(TEXT, base=HERE), folder, Options(device="cpu", workers=0, quiet=True))
+    assert not done.failed
+    return done.folder
+
+
+def test_results_carry_every_axis_and_rows_differ_in_the_seed_alone(place):
+    ds = results.load(place.results / "generalization.nc")
+    assert ds.sizes["run"] == 2 * 2 + 2 * 4
+    assert set(ds["family"].values) == {"sgd", "sam"}
+    axes = [json.loads(text) for text in ds["axes"].values]
+    assert {tuple(a) for a in axes} == {("lr",), ("rho", "lr")}
+    np.testing.assert_array_equal(ds.lr.values, [a["lr"] for a in axes])
+    for v in runs.variants(ds):
+        assert sorted(v.ds.seed.values) == [0, 1]
+        assert len(np.unique(v.ds.lr)) == len(np.unique(v.ds.rho)) == 1
+
+
+def test_a_row_is_compared_with_the_row_of_the_reference_that_has_its_learning_rate(place):
+    study = Study.read(place)
+    made = comparisons(study)
+    assert {(one.variant, one.reference) for one in made} == {
+        (f"sam rho={rho}, lr={lr}", f"sgd lr={lr}") for rho in (0.05, 0.5) for lr in (0.01, 0.1)
+    }
+    assert all(one.paired.difference.n == 2 for one in made)
+    accuracy = study.data["generalization"].set_index(run=("variant", "seed"))["test_accuracy"]
+    one = made[0]
+    by_hand = [
+        float(
+            accuracy.sel(variant=one.variant, seed=s) - accuracy.sel(variant=one.reference, seed=s)
+        )
+        for s in (0, 1)
+    ]
+    assert one.paired.difference.estimate == pytest.approx(np.mean(by_hand), abs=1e-12)
+
+
+def test_where_several_rows_would_do_no_pair_is_made(place):
+    study = Study.read(place)
+    setting = study.settings[0]
+    assert study.partner(setting, "sgd lr=0.1", "sam") is None
+    assert study.partner(setting, "sam rho=0.5, lr=0.1", "sgd") == "sgd lr=0.1"
+    assert study.partner(setting, "sam rho=0.5, lr=0.1", "sam") is None
+    assert study.partner(setting, "sgd lr=0.1", "sam rho=0.5, lr=0.1") == "sam rho=0.5, lr=0.1"
+    assert study.row_pairs(setting, "sgd", "sam") == [
+        (f"sgd lr={lr}", f"sam rho={rho}, lr={lr}") for lr in (0.01, 0.1) for rho in (0.05, 0.5)
+    ]
+
+
+def test_the_report_is_written_with_a_line_for_each_row(place):
+    text = report.write(place, formats=()).with_suffix(".md").read_text(encoding="utf-8")
+    for rho in ("0.05", "0.5"):
+        for lr in ("0.01", "0.1"):
+            assert f"| SAM, ρ = {rho}, lr = {lr} 2 seeds |" in text
+    assert "4 seeds" not in text
