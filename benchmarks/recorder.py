@@ -77,7 +77,8 @@ class Own:
         model, data = resnet(), batch()
         base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
         self.optimizer = sam.SAM(model, base, sam.zsharp(0.05))
-        self.recorder = Recorder(folder, options, self.optimizer, steps)
+        chosen = options.steps(steps, per_epoch=steps, seed=0)
+        self.recorder = Recorder(folder, options, self.optimizer, chosen)
         self.clock, self.count = Clock(), 0
         self.before = self.clock.around(self.recorder.before)
         self.after = self.clock.around(self._after)

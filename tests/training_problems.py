@@ -41,7 +41,7 @@ def train(folder, name="sam", *, seed=0, dropout=0.0, epochs=3, **options):
     recorder = options.pop("recorder", training.RecorderOptions())
     loss = options.pop("loss", None)
     result = training.train(
-        made, data(), variant(name),
+        made, data(), variant(name) if isinstance(name, str) else name,
         training.TrainingOptions(**{"epochs": epochs, "batch_size": 16, "lr": 0.1} | options),
         seed=seed, folder=Path(folder), progress=progress, recorder=recorder, loss=loss,
     )  # fmt: skip

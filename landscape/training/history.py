@@ -16,7 +16,8 @@ from landscape.snapshots import Steps
 def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     """Results of a run's folder by measurement name; what was not recorded is absent.
 
-    history (epoch): train_loss, val_loss, val_accuracy, lr, epoch_seconds.
+    history (epoch): train_loss, val_loss, val_accuracy, lr, epoch_seconds, num_skipped (steps of
+    the epoch without a finite gradient, which move nothing).
     perturbation_history (epoch, tensor): means over the steps of an epoch of energy_share, density,
     norm_ratio ‖e_l‖/‖w_l‖, first_order g1_l·e_l, perturbation_norm, radius_ratio ‖e‖/rho, cosine
     cos(g1, g2), sharpness_gap L(w+e) - L(w); NaN steps are left out (`landscape.record`).
@@ -59,6 +60,10 @@ def _history(records: list[dict[str, Any]], said: Mapping[str, Any]) -> xr.Datas
         for name, (units, words) in table.items()
     }
     variables["epoch_seconds"] = Variable("epoch", column("seconds"), "s", "Seconds per epoch")
+    # Records count from the beginning of the training; NaN where an old one did not count.
+    skipped = np.diff(column("num_skipped"), prepend=0.0)
+    words = "Steps skipped in the epoch, without a finite gradient"
+    variables["num_skipped"] = Variable("epoch", skipped, "1", words)
     epochs = [record["epoch"] for record in records]
     return results.make("history", variables, coords={"epoch": epochs}, provenance=said)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from landscape import storage
 from landscape.problems import DataSplits, Split, load_weights
 from landscape.sam import SAM, Variant
 from landscape.training import checkpoint
+from landscape.training.arithmetic import Arithmetic, arithmetic, changed
 from landscape.training.batches import NOISE, batches, derived_seed
 from landscape.training.inputs import cast, check_data, check_output, logits, per_example
 from landscape.training.options import RecorderOptions, TrainingOptions, plain
@@ -23,15 +25,21 @@ from landscape.training.recorder import Recorder
 
 Record = dict[str, Any]
 _CHUNK = 1024  # examples of one forward pass of an evaluation
+# Above this share of steps without a finite gradient a training has diverged: its weights hardly
+# moved, which is neither flat nor trained. fp16 skips a few first steps while it finds its scale.
+MAX_SKIPPED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """How a training ended.
 
-    status: "finished", or "diverged" when the loss of a step was not finite (`message` says which);
-    weights: checkpoints/final.safetensors, None when diverged; history: one record per epoch;
-    seconds (CPU seconds on a CPU) of training steps alone, over all sessions of a resumed training.
+    status: "finished", or "diverged" when the loss of a step was not finite or more than
+    MAX_SKIPPED_SHARE of the steps were skipped for want of a finite gradient (`message` says
+    which); weights: checkpoints/final.safetensors, None when diverged; history: one record per
+    epoch; seconds (CPU seconds on a CPU) of training steps alone, over all sessions of a resumed
+    training; num_skipped: steps without a finite gradient; arithmetic: threads, device, dtype,
+    torch and vector instructions, one entry for each stretch (`first_epoch`) that differs.
     """
 
     status: str
@@ -42,6 +50,8 @@ class TrainingResult:
     history: list[Record]
     weights: Path | None
     folder: Path
+    num_skipped: int = 0
+    arithmetic: tuple[Arithmetic, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -69,7 +79,8 @@ def train(
     the CPU at equal thread count. loss(output, target): cross-entropy by default; another has a
     `reduction` attribute or returns one loss per example. progress is called with each epoch's
     record: epoch (from 1), train_loss (mean of the first passes), val_loss, val_accuracy, lr (of
-    the epoch's last step), seconds, num_skipped (steps without a finite gradient).
+    the epoch's last step), seconds, num_skipped (steps so far without a finite gradient). A
+    training that goes on with other threads, device, precision or torch warns and keeps both.
     Written: history.jsonl, snapshots/, checkpoints/ (see `Recorder`, `checkpoint`).
     """
     folder, device = Path(folder), torch.device(device)
@@ -93,6 +104,8 @@ def _ended(folder: Path, model: nn.Module, device: torch.device) -> TrainingResu
         load_weights(model, weights)
     history, _ = storage.read_lines(folder / "history.jsonl")
     parts = {k: ended[k] for k in ("status", "message", "epochs", "steps", "seconds")}
+    parts["num_skipped"] = ended.get("num_skipped", 0)
+    parts["arithmetic"] = tuple(ended.get("arithmetic", ()))
     return TrainingResult(**parts, history=history, weights=weights, folder=folder)
 
 
@@ -129,7 +142,12 @@ class _Session:
             self.optimizer.set_fisher_data(self.losses, (train.x, train.y))
         self.per_epoch = options.steps_per_epoch(len(train))
         self.steps = options.epochs * self.per_epoch
-        self.recorder = Recorder(folder / "snapshots", recorder, self.optimizer, self.steps)
+        self.recorder = Recorder(
+            folder / "snapshots",
+            recorder,
+            self.optimizer,
+            recorder.steps(self.steps, per_epoch=self.per_epoch, seed=seed),
+        )
         said = {
             "variant": variant.name,
             "seed": seed,
@@ -140,6 +158,7 @@ class _Session:
         }
         self.identity = json.dumps(said, sort_keys=True)
         self.seconds = 0.0
+        self.arithmetic = [{"first_epoch": 1, **arithmetic(device, dtype)}]
 
     def losses(self, batch: Any) -> Any:
         """Per-example losses (B,) of a batch, with the outputs where the variant reads them."""
@@ -168,6 +187,11 @@ class _Session:
                     progress(record)
         except _DivergenceError as error:
             return self._end("diverged", str(error))
+        skipped = self.optimizer.num_skipped
+        if skipped > MAX_SKIPPED_SHARE * self.steps:
+            share = f"{skipped} of {self.steps} steps were skipped for want of a finite gradient"
+            limit = f"more than {100 * MAX_SKIPPED_SHARE:g} %"
+            return self._end("diverged", f"diverged: {share}, {limit},")
         return self._end("finished", "")
 
     def _resume(self) -> int:
@@ -182,6 +206,7 @@ class _Session:
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])
             epoch, self.seconds = state["epoch"], state["seconds"]
+            self._continue_arithmetic(state.get("arithmetic"), epoch)
         self.recorder.forget_after(epoch, epoch * self.per_epoch)
         if (self.folder / "history.jsonl").exists():
             storage.truncate_lines(
@@ -189,11 +214,27 @@ class _Session:
             )
         return epoch
 
+    def _continue_arithmetic(self, known: list[Arithmetic] | None, epoch: int) -> None:
+        """Keep the arithmetic of the epochs before, and say where it is another one now."""
+        if not known:
+            return
+        now = self.arithmetic[0] | {"first_epoch": epoch + 1}
+        other = changed(known[-1], {k: v for k, v in now.items() if k != "first_epoch"})
+        self.arithmetic = [*known, now] if other and epoch < self.options.epochs else list(known)
+        if other and epoch < self.options.epochs:
+            warnings.warn(
+                f"{self.folder} goes on after epoch {epoch} with another arithmetic ({other}): its "
+                f"numbers are those of neither alone. Both are kept with the training; remove the "
+                f"folder to train it in one.",
+                stacklevel=2,
+            )
+
     def _save(self, epoch: int) -> None:
         state = {
             "identity": self.identity,
             "optimizer": self.optimizer.state_dict(),
             "seconds": self.seconds,
+            "arithmetic": self.arithmetic,
         }
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
@@ -280,6 +321,8 @@ class _Session:
             "epochs": len(history),
             "steps": len(history) * self.per_epoch,
             "seconds": self.seconds,
+            "num_skipped": self.optimizer.num_skipped,
+            "arithmetic": self.arithmetic,
         }
         checkpoint.finish(
             self.folder,
@@ -289,6 +332,7 @@ class _Session:
             keep_every=self.options.keep_every,
         )
         weights = checkpoint.final_path(self.folder) if status == "finished" else None
+        outcome["arithmetic"] = tuple(self.arithmetic)
         return TrainingResult(**outcome, history=history, weights=weights, folder=self.folder)
 
 

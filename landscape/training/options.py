@@ -1,10 +1,12 @@
 """Choices of a training, checked once; learning rate and base optimizer that follow from them."""
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ BASES = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("none", "crop_flip")
 AMP = ("off", "bf16", "fp16")
 BN = ("first", "second", "both")
+_SNAPSHOTS = zlib.crc32(b"steps of snapshots")
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,12 @@ class RecorderOptions:
     """What is kept of every step, and of some steps.
 
     scalars: per step both losses, ‖e‖, rho, cos(g1, g2), and per tensor energy share, density,
-    ‖w_l‖ and the first-order effect g1_l·e_l. snapshots: number of stretches of the training at
-    whose start, and 1, 2, 4, ... steps after it, the masks (one bit a coordinate) and histograms of
-    the gradient's z-scores are kept. every: besides, keep them each so many steps (0: no more).
+    ‖w_l‖ and the first-order effect g1_l·e_l. snapshots: number of stretches of the training, in
+    each of which the masks (one bit a coordinate) and histograms of the gradient's z-scores are
+    kept at one step drawn by the seed of the run, and 1, 2, 4, ... steps after it. The steps drawn
+    are stratified over the phase within an epoch: what a variant does once an epoch (SSAM renews
+    its mask) is met as often as it happens, not at each start. every: besides, keep them each so
+    many steps (0: no more), a number that should share no factor with a period of the variant.
     correctness: at each epoch's end, whether the network gets each training example right (one
     forward pass over the training data; see `snapshots.read_correctness`).
     """
@@ -147,16 +153,43 @@ class RecorderOptions:
                     f"{name}={value!r} was asked; give a whole number, 0 keeps none."
                 )
 
-    def steps(self, total: int) -> frozenset[int]:
-        """Steps of which a snapshot is kept: k total/n + {0, 1, 2, 4, ...} and the last one."""
+    def steps(self, total: int, *, per_epoch: int, seed: int) -> frozenset[int]:
+        """Steps of which a snapshot is kept: a start in each stretch + {0, 1, 2, 4, ...}, the last.
+
+        Each step's phase (step modulo per_epoch) is uniform for every start, and over the starts
+        each n-th of an epoch is met once.
+        """
         often = frozenset(range(0, total, self.every)) if self.every else frozenset()
         if self.snapshots == 0:
             return often
-        starts = [k * total // self.snapshots for k in range(self.snapshots)]
-        reach = max(1, total // self.snapshots)
-        offsets = [0, *(2**i for i in range(reach.bit_length()) if 2**i < reach)]
-        chosen = {a + b for a in starts for b in offsets if a + b < total}
+        starts = _starts(min(self.snapshots, total), total, per_epoch, seed)
+        chosen = {a + b for a in starts for b in self._offsets(total) if a + b < total}
         return often | chosen | {total - 1}
+
+    def most(self, total: int) -> int:
+        """Snapshots that are kept at most, whatever the seed."""
+        often = -(-total // self.every) if self.every else 0
+        own = self.snapshots * len(self._offsets(total)) + 1 if self.snapshots else 0
+        return min(total, often + own)
+
+    def _offsets(self, total: int) -> list[int]:
+        reach = max(1, total // self.snapshots)
+        return [0, *(2**i for i in range(reach.bit_length()) if 2**i < reach)]
+
+
+def _starts(count: int, total: int, per_epoch: int, seed: int) -> list[int]:
+    """One step in each of `count` equal stretches, phases stratified over the epoch."""
+    random = np.random.default_rng(np.random.SeedSequence([seed, _SNAPSHOTS]))
+    phases = (random.permutation(count) + random.random(count)) / count * per_epoch
+    starts = []
+    for k, phase in enumerate(phases.astype(int)):
+        low, high = k * total // count, (k + 1) * total // count
+        first = low + (int(phase) - low) % per_epoch
+        possible = range(first, high, per_epoch)
+        # A stretch shorter than an epoch need not hold the phase; all of them together do.
+        possible = possible or range(low, high)
+        starts.append(int(possible[int(random.integers(len(possible)))]))
+    return starts
 
 
 def plain(options: TrainingOptions) -> dict[str, Any]:

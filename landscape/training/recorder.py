@@ -4,7 +4,7 @@ Collected on the device, copied to the host and appended once per epoch or 200 s
 (`landscape.snapshots`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ def estimate_bytes(
     steps = options.epochs * options.steps_per_epoch(num_examples)
     tensors = tensors_of(layout)
     rows = steps * tensors.row.itemsize if recorder.scalars else 0
-    chosen = len(recorder.steps(steps)) * tensors.snapshot_bytes
+    chosen = recorder.most(steps) * tensors.snapshot_bytes
     right = options.epochs * (16 + (num_examples + 7) // 8) if recorder.correctness else 0
     return rows + chosen + right
 
@@ -115,9 +115,11 @@ class Log:
 class Recorder:
     """Follows a SAM optimizer through `train`."""
 
-    def __init__(self, folder: Path, options: RecorderOptions, optimizer: SAM, steps: int) -> None:
+    def __init__(
+        self, folder: Path, options: RecorderOptions, optimizer: SAM, chosen: Collection[int]
+    ) -> None:
         self.options, self.optimizer = options, optimizer
-        self.chosen = options.steps(steps)
+        self.chosen = chosen
         self.log = Log(folder, tensors_of(ParamLayout.of(optimizer.model)))
         self.norms: Tensor | None = None
 

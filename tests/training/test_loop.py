@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -188,6 +189,42 @@ def test_divergence_is_a_result_and_not_a_crash(tmp_path):
     assert again == result
     with pytest.raises(LandscapeError, match="holds no epoch of a training: diverged at step"):
         training.consolidate(tmp_path)
+
+
+def test_a_training_whose_steps_are_skipped_has_diverged_and_leaves_no_weights(tmp_path):
+    """At rho = 1e20 every second gradient overflows: nothing is learned, nothing is flat."""
+    _, result = small.train(tmp_path, sam.make("sam", {"rho": 1e20}))
+    assert result.status == "diverged"
+    assert result.num_skipped >= result.steps - 1 == 17  # the first step may come through
+    assert result.weights is None
+    assert not (tmp_path / "checkpoints" / "final.safetensors").exists()
+    assert re.match(
+        rf"diverged: {result.num_skipped} of 18 steps were skipped for want of a finite gradient, "
+        r"more than 5 %, under 'sam' with lr=0.1; lower lr or rho",
+        result.message,
+    )
+    history = training.consolidate(tmp_path)["history"]
+    assert history.num_skipped.values[1:].tolist() == [6, 6]
+    again = small.train(tmp_path, sam.make("sam", {"rho": 1e20}))[1]
+    assert (again.status, again.num_skipped) == ("diverged", result.num_skipped)
+
+
+@pytest.mark.parametrize(("bad", "status"), [(1, "finished"), (2, "diverged")])
+def test_a_few_skipped_steps_are_counted_and_do_not_end_a_training(tmp_path, bad, status):
+    """1 of 36 steps is below the share of 5 % that is stated, 2 of 36 are above it."""
+    seen = []
+
+    def loss(output, target):
+        value = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        if torch.is_grad_enabled():
+            seen.append(None)
+            if len(seen) <= bad:  # a loss that is finite, with a gradient that is not
+                value = value + torch.sqrt((output * 0).sum(1).abs())
+        return value
+
+    result = small.train(tmp_path, "sgd", epochs=6, loss=loss)[1]
+    assert (result.num_skipped, result.status) == (bad, status)
+    assert training.consolidate(tmp_path)["history"].num_skipped.values[0] == bad
 
 
 def test_the_outcome_tells_what_was_trained(tmp_path):

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from landscape import problems, training
 from landscape.errors import LandscapeError
+from landscape.streams import PackedMasks
 from landscape.training.batches import batches, crop_and_flip, derived_seed
 
 PER_EPOCH, STEPS = 10, 100
@@ -92,12 +94,61 @@ def test_bad_options_are_named(options, message):
         training.TrainingOptions(**options)
 
 
-def test_snapshot_steps_are_at_powers_of_two_after_each_stretch():
-    assert training.RecorderOptions(snapshots=2).steps(20) == {
-        *(0, 1, 2, 4, 8), *(10, 11, 12, 14, 18), 19,
-    }  # fmt: skip
-    assert training.RecorderOptions(snapshots=0).steps(20) == frozenset()
-    assert max(training.RecorderOptions(snapshots=50).steps(7)) == 6
+def test_snapshot_steps_are_at_powers_of_two_after_a_step_of_each_stretch():
+    steps = lambda n, total, seed=0: training.RecorderOptions(snapshots=n).steps(  # noqa: E731
+        total, per_epoch=5, seed=seed
+    )
+    for seed in range(20):
+        found = steps(2, 20, seed)
+        starts = [
+            (a, b)
+            for a in range(10)
+            for b in range(10, 20)
+            if {c + d for c in (a, b) for d in (0, 1, 2, 4, 8) if c + d < 20} | {19} == found
+        ]
+        assert starts, found
+        assert len(found) <= training.RecorderOptions(snapshots=2).most(20) == 11
+    assert steps(0, 20) == frozenset()
+    assert max(steps(50, 7)) == 6
+    assert steps(4, 320) == steps(4, 320)
+    assert steps(4, 320) != steps(4, 320, seed=1)
+
+
+@pytest.mark.parametrize(("count", "total", "per_epoch"), [(4, 320, 16), (5, 100, 20), (8, 40, 10)])
+def test_starts_are_as_often_at_each_phase_of_an_epoch(count, total, per_epoch):
+    from landscape.training.options import _starts
+
+    phases = np.zeros(per_epoch)
+    for seed in range(500):
+        starts = np.array(_starts(count, total, per_epoch, seed))
+        edges = np.arange(count + 1) * total // count
+        assert ((edges[:-1] <= starts) & (starts < edges[1:])).all()
+        np.add.at(phases, starts % per_epoch, 1)
+        if total // count >= per_epoch:  # each start takes another count-th of the epoch
+            assert sorted((starts % per_epoch) * count // per_epoch) == list(range(count))
+    expected = 500 * count / per_epoch
+    assert ((phases - expected) ** 2 / expected).sum() < 2.5 * per_epoch  # chi², far in the tail
+
+
+def test_a_mask_that_is_renewed_each_epoch_is_seen_to_last_as_long_as_it_does():
+    """kappa(lag) of masks that are drawn anew every P steps is 1 - lag / P in truth."""
+    from landscape.measure import mask_persistence
+
+    size, per_epoch, total = 4000, 16, 320
+    rng = np.random.default_rng(0)
+    drawn = [rng.random(size) < 0.5 for _ in range(total // per_epoch)]
+    packed = [PackedMasks.of({"w": mask}) for mask in drawn]
+    found = []
+    for seed in range(12):
+        steps = training.RecorderOptions().steps(total, per_epoch=per_epoch, seed=seed)
+        ds = mask_persistence([(s, packed[s // per_epoch]) for s in sorted(steps)])
+        found.append([float(ds.kappa.sel(lag=lag)) for lag in (1, 4)])
+        # A single run: at most one of eight pairs off, which starts on boundaries miss by four.
+        assert found[-1][0] == pytest.approx(1 - 1 / per_epoch, abs=0.1)
+    assert np.mean(found, 0) == pytest.approx([1 - 1 / per_epoch, 1 - 4 / per_epoch], abs=0.05)
+
+
+def test_bad_numbers_of_snapshots_are_named():
     for bad in (-1, 1.5, True):
         with pytest.raises(LandscapeError, match=f"snapshots={bad} was asked; give a whole"):
             training.RecorderOptions(snapshots=bad)

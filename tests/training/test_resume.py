@@ -123,6 +123,31 @@ def test_a_torn_last_line_of_the_history_is_repaired(tmp_path, monkeypatch):
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
+def test_a_training_that_goes_on_with_other_threads_says_so_and_keeps_both(tmp_path, monkeypatch):
+    from landscape.training import loop
+
+    def stop(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small.train(tmp_path, epochs=4, progress=stop)
+    (first,) = small.train(tmp_path / "whole", epochs=1)[1].arithmetic
+    assert first["first_epoch"] == 1
+    assert (first["threads"], first["dtype"]) == (torch.get_num_threads(), "float32")
+    assert first["torch"] == torch.__version__
+    true = loop.arithmetic
+    monkeypatch.setattr(
+        loop, "arithmetic", lambda device, dtype: true(device, dtype) | {"threads": 64}
+    )
+    before = torch.get_num_threads()
+    with pytest.warns(UserWarning, match=f"after epoch 2 with another .*threads {before} before"):
+        _, result = small.train(tmp_path, epochs=4)
+    assert [(a["first_epoch"], a["threads"]) for a in result.arithmetic] == [(1, before), (3, 64)]
+    again = small.train(tmp_path, epochs=4)[1]  # had ended: nothing is trained, nothing is said
+    assert again.arithmetic == result.arithmetic
+
+
 def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
     def stop(record):
         raise _Killed
