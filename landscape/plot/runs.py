@@ -91,6 +91,14 @@ def partner(rows: Sequence[Variant], of: Variant, reference: str) -> Variant | N
     return found[0] if len(found) == 1 else None
 
 
+def reference_label(rows: Sequence[Variant], reference: str) -> str:
+    """The words for a reference: of its one row, or of the variant whose rows are meant."""
+    found = [row.label for row in rows if reference in (row.id, row.family)]
+    return (
+        found[0] if len(found) == 1 else f"{reference} at equal axes" if found else "the reference"
+    )
+
+
 def comparable(a: Variant, b: Variant) -> bool:
     """Whether two rows are equal on all axes that both have."""
     return all(a.axes[key] == b.axes[key] for key in a.axes if key in b.axes)

@@ -92,8 +92,7 @@ def _differences(
         _, ours, theirs = pair_by_seed(v.ds, base.ds, metric)
         ci = stats.paired(ours, theirs).difference
         marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
-    labels = {base.label for base in pairs.values() if base is not None}
-    label = f"difference to {labels.pop() if len(labels) == 1 else reference}"
+    label = f"difference to {runs.reference_label(found, reference)}"
     return Panel(Axis(label, "points"), rows, tuple(marks))
 
 

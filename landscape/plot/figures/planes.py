@@ -265,8 +265,7 @@ def plane_difference(
         if len(np.intersect1d(v.ds.seed.values, base.ds.seed.values)) > 1
     ]
     limit = largest([float(np.nanmax(np.abs(part.difference.values))) for _, part in made])
-    names = {base.label for _, base in pairs}
-    name = names.pop() if len(names) == 1 else reference
+    name = runs.reference_label(found, reference)
     ratio = f"ln(loss / loss of {name})"
     panels = []
     for v, part in made:

@@ -25,7 +25,7 @@ def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "s
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _SHARPNESS, reference, "radius ρ")
-    base = _named(found, reference)
+    base = runs.reference_label(found, reference)
     return Drawing(
         "sharpness",
         "Sharpness at a finite radius",
@@ -66,7 +66,7 @@ def adaptive_sharpness(
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _ADAPTIVE, reference, "relative radius ρ")
-    base = _named(found, reference)
+    base = runs.reference_label(found, reference)
     norm = {"linf": "ℓ∞", "l2": "ℓ2"}.get(str(runs.provenance(ds, "norm")), "given")
     logits = "normalized" if runs.provenance(ds, "normalize_logits") == "True" else "plain"
     return Drawing(
@@ -120,12 +120,6 @@ def m_sharpness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         narrowest=1.8,
         share_y="all",
     )
-
-
-def _named(found: list[Variant], reference: str) -> str:
-    """The words for a reference: of its one row, or of the variant whose rows are meant."""
-    rows = [v.label for v in found if reference in (v.id, v.family)]
-    return rows[0] if len(rows) == 1 else f"{reference} at equal axes" if rows else "the reference"
 
 
 def _known(values: xr.DataArray) -> bool:
