@@ -75,7 +75,7 @@ class Stored:
         self.parameters = list(model.parameters())
         closure_of(model, data)()
         self.gradients = [p.grad.clone() for p in self.parameters]
-        self.loss, self.seconds = torch.ones(()), 0.0
+        self.loss, self.seconds = torch.zeros(()), 0.0  # 0: no pass to be seen at w + e
 
     def __call__(self) -> torch.Tensor:
         start = time.process_time()

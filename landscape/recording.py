@@ -17,7 +17,8 @@ from landscape import snapshots
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam import Perturbation
-from landscape.sam.engine import Ascent, Trained, unwrap
+from landscape.sam.engine import Ascent
+from landscape.sam.trained import Trained, unwrap
 from landscape.snapshots import SCALARS
 from landscape.training.recorder import Log, tensors_of, weight_norms
 

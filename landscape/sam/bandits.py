@@ -21,9 +21,26 @@ def bernoulli(probabilities: Tensor, generator: torch.Generator) -> list[bool]:
             return chosen
 
 
-def _in_state(point: Point, state: State) -> list[MaskEntry]:
+def _joined(names: Sequence[str], state: State) -> list[str]:
+    """Names that the state has not seen, appended to its own."""
+    known = state.setdefault("names", [])
+    fresh = [n for n in names if n not in set(known)]
+    known += fresh
+    state.setdefault("live", [])
+    return fresh
+
+
+def _live(names: Sequence[str], state: State) -> list[MaskEntry]:
     live = dict(zip(state["names"], state["live"], strict=True))
-    return [live[name] for name in point.names]
+    return [live[name] for name in names]
+
+
+def _some(point: Point, state: State, draw: Draw, probabilities: list[float]) -> list[MaskEntry]:
+    """The drawn tensors among those of the point; drawn again where none of them has a gradient."""
+    chosen = _live(point.names, state)
+    if any(chosen):
+        return chosen
+    return list(draw(torch.tensor(probabilities, dtype=torch.float64), point.host_generator))
 
 
 @dataclass(frozen=True)
@@ -37,13 +54,13 @@ class RandomTensors(Slot):
 
     def active(self, names: Sequence[str], state: State, **_: object) -> list[bool]:
         """The tensors drawn for this step."""
-        if "live" not in state:
-            state["names"], state["live"] = list(names), [True] * len(names)
-        return list(state["live"])
+        fresh = _joined(names, state)
+        state["live"] += [True] * len(fresh)
+        return _live(names, state)
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
-        return _in_state(point, state)
+        return _some(point, state, self.draw, [self.beta] * len(point.names))
 
     def after_step(self, point: Point, state: State) -> None:
         """Draw the next step's tensors, after a step that has climbed."""
@@ -73,16 +90,18 @@ class Bandit(Slot):
         self, names: Sequence[str], state: State, generator: torch.Generator, **_: object
     ) -> list[bool]:
         """The tensors drawn for this step."""
-        if "live" not in state:
-            state["names"] = list(names)
-            state["probabilities"] = torch.full((len(names),), self.share, dtype=torch.float64)
-            state["live"] = self.draw(state["probabilities"], generator)
-        return list(state["live"])
+        fresh = torch.full((len(_joined(names, state)),), self.share, dtype=torch.float64)
+        if len(fresh):
+            known = state.get("probabilities", fresh[:0])
+            state["probabilities"] = torch.cat([known, fresh])
+            state["live"] += self.draw(fresh, generator)
+        return _live(names, state)
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
         _ = point.norms  # for `after_step`, when g1 may be gone
-        return _in_state(point, state)
+        known = dict(zip(state["names"], state["probabilities"].tolist(), strict=True))
+        return _some(point, state, self.draw, [known[n] for n in point.names])
 
     def after_step(self, point: Point, state: State) -> None:
         """Update the probabilities from the first-pass norms and draw the next step's tensors."""

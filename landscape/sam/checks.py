@@ -1,6 +1,7 @@
 """What a SAM optimizer refuses, and how it says so."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
-from landscape.sam.engine import Trained, unwrap
+from landscape.sam.trained import Trained, unwrap
 from landscape.sam.variant import Variant, check_count, check_number
 
 BY_BATCH = frozenset({"per_example_losses", "logits", "indices", "previous_batch"})
@@ -31,17 +32,43 @@ def check_belongs(model: nn.Module, trained: Trained, parameters: Sequence[nn.Pa
         )
 
 
-def check_arguments(model: Any, base: Any, variant: Any) -> None:
+_THIS_CLASS = (
+    "here it is optimizer = SAM(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "
+    "sam.sam(rho=0.05)), and per step loss = optimizer.step(closure) with a closure that runs "
+    "forward and backward and returns the loss"
+)
+OTHER_CLASSES = {
+    "first_step": f"both passes are one call: {_THIS_CLASS}",
+    "second_step": f"both passes are one call: {_THIS_CLASS}",
+    "ascent_step": f"both passes are one call: {_THIS_CLASS}",
+    "descent_step": f"both passes are one call: {_THIS_CLASS}",
+    "base_optimizer": "the base optimizer is optimizer.base",
+    "rho": "the radius belongs to the variant, optimizer.variant.radius; make it with "
+    "sam.sam(rho=...), and change it by optimizer.param_groups[0]['rho'] = ...",
+}
+
+
+class LandscapeAttributeError(LandscapeError, AttributeError):
+    """A name of another SAM class, with the line that does it here."""
+
+
+def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any]) -> None:
     """What a SAM optimizer is made of: a module, an optimizer of it, and a variant."""
+    if isinstance(base, type):
+        raise LandscapeError(
+            f"the base optimizer given is the class {base.__name__}; make it first: "
+            f"{base.__name__}(model.parameters(), lr=...). As a whole, {_THIS_CLASS}."
+        )
     if not isinstance(model, nn.Module):
         raise LandscapeError(
             f"the model given is a {_kind(model)}; SAM(model, base, variant) needs the nn.Module "
             "itself, not its parameters."
         )
-    if isinstance(base, type):
+    if other:
         raise LandscapeError(
-            f"the base optimizer given is the class {base.__name__}; make it first: "
-            f"{base.__name__}(model.parameters(), lr=...)."
+            f"SAM has no argument {', '.join(other)}: radius and form belong to the variant "
+            "(sam.sam(rho=0.05), sam.asam(rho=0.5)), learning rate and momentum to the base "
+            f"optimizer; {_THIS_CLASS}."
         )
     if not isinstance(base, Optimizer):
         raise LandscapeError(
@@ -53,7 +80,8 @@ def check_arguments(model: Any, base: Any, variant: Any) -> None:
         make = f"call it: {called}(rho=...)" if called else "make one, as sam.sam(rho=0.05)"
         if isinstance(variant, str):
             make = f"make it: sam.make({variant!r}, {{'rho': ...}})"
-        raise LandscapeError(f"the variant given is a {_kind(variant)}, not a sam.Variant; {make}.")
+        given = "missing" if variant is None else f"a {_kind(variant)}, not a sam.Variant"
+        raise LandscapeError(f"the variant given is {given}; {make}.")
     _check_base(base)
 
 
@@ -78,10 +106,26 @@ def _check_base(base: Optimizer) -> None:
             "the base optimizer given is a SAM optimizer itself; wrap the optimizer inside it, "
             "optimizer.base, with one variant."
         )
-    if isinstance(base, torch.optim.LBFGS):
+    for one in getattr(base, "optimizers", (base,)):
+        closure = inspect.signature(type(one).step).parameters.get("closure")
+        needed = closure is not None and closure.default is inspect.Parameter.empty
+        if isinstance(one, torch.optim.LBFGS) or needed:
+            raise LandscapeError(
+                f"{type(one).__name__} evaluates the loss itself, by a closure that its step needs, "
+                "and cannot step with a given descent gradient; use another base optimizer."
+            )
+
+
+def check_signs(variant: Variant, signs: Sequence[int]) -> None:
+    """A loss that some tensors maximize and others minimize has no sign of its own."""
+    if len(set(signs)) == 1:
+        return
+    plain = variant.evaluate.whole_batch and variant.evaluate.takes_loss_term
+    if variant.loss_term is not None or not plain:
         raise LandscapeError(
-            "LBFGS evaluates the loss itself, several times per step, and cannot step with a given "
-            "descent gradient; use another base optimizer."
+            f"some parameter groups have maximize=True and others do not, and variant "
+            f"{variant.name!r} adds to the loss or ranks examples by it; let all groups maximize, "
+            "or none, or use a variant of gradients alone."
         )
 
 
@@ -95,18 +139,6 @@ def check_dense(names: Sequence[str], gradients: Sequence[Tensor | None]) -> Non
         )
 
 
-def check_unchanged(base: Optimizer, ids: tuple[int, ...]) -> None:
-    """The parameter set is fixed when the optimizer is made."""
-    if tuple(id(p) for g in base.param_groups for p in g["params"]) == ids:
-        return
-    now = sum(len(g["params"]) for g in base.param_groups)
-    how = f"now {now}" if now != len(ids) else "now as many others"
-    raise LandscapeError(
-        f"the parameter set changed between steps (it was {len(ids)} tensors, {how}); make a new "
-        "SAM for the new parameters."
-    )
-
-
 def check_trainable(trainable: Sequence[bool]) -> None:
     """Something must be left to train."""
     if not any(trainable):
@@ -117,16 +149,22 @@ def check_trainable(trainable: Sequence[bool]) -> None:
 
 
 def check_still_there(
-    optimizer: Any, gradients: Sequence[Tensor | None], asked: Sequence[bool] | None
-) -> None:
-    """A tensor without a gradient may be unused, or its layer may have been replaced."""
+    model: nn.Module,
+    trained: Trained,
+    gradients: Sequence[Tensor | None],
+    asked: Sequence[bool] | None,
+    known: list[int],
+) -> list[int]:
+    """A tensor without a gradient may be unused, or its layer may have been replaced.
+
+    Returns where tensors have none; `known` of them have been looked at.
+    """
     missing = [
         i for i, g in enumerate(gradients) if g is None and (asked is None or asked[i])
     ]  # fmt: skip
-    if not missing or missing == optimizer.known_unused:
-        return
-    own = {id(p) for p in unwrap(optimizer.model).parameters()}
-    trained = optimizer.trained
+    if not missing or missing == known:
+        return known
+    own = {id(p) for p in unwrap(model).parameters()}
     gone = [trained.names[i] for i in missing if id(trained.parameters[i]) not in own]
     if gone:
         raise LandscapeError(
@@ -134,7 +172,7 @@ def check_still_there(
             f"longer in the model ({len(gone)} such tensors), a layer was replaced; make the base "
             "optimizer and SAM anew from model.parameters()."
         )
-    optimizer.known_unused = missing
+    return missing
 
 
 def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epochs: bool) -> None:

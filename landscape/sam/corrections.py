@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.geometry import inner, scale
+from landscape.sam.geometry import scale
 from landscape.sam.slot import Slot
 from landscape.sam.sources import centred
-from landscape.sam.variant import Point, State, check_fraction, tensor_norms, total_norm
+from landscape.sam.variant import Point, State, check_fraction
 
 Gradients = list[Tensor]
 _LEAST_ALPHA = 0.01  # below it c = (1 - alpha) / alpha could take c g1 out of range
@@ -77,8 +77,8 @@ class SurrogateGap(Slot):
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""
-        n1, n2 = (total_norm(tensor_norms(g)) for g in (g1, g2))
-        cosine = inner(g1, g2) / (n1 * n2 + self.eps)
+        n1, n2 = point.norm_of(g1), point.norm_of(g2)
+        cosine = point.inner(g1, g2) / (n1 * n2 + self.eps)
         # g2 - a (g1 - c n1 g2 / n2) = (1 + a c n1 / n2) g2 - a g1
         kept = scale(g2, 1 + self.alpha * cosine * n1 / (n2 + self.eps))
         torch._foreach_add_(kept, g1, alpha=-self.alpha)
@@ -103,14 +103,14 @@ class Stable(Slot):
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""
-        n2 = point.scratch["norm2"] if self.weighted else total_norm(tensor_norms(g2))
-        n1 = self._norm(point, g1) if self.weighted else total_norm(tensor_norms(g1))
+        n2 = point.scratch["norm2"] if self.weighted else point.norm_of(g2)
+        n1 = self._norm(point, g1) if self.weighted else point.norm_of(g1)
         return scale(g2, n1 / (n2 + self.eps))
 
     @staticmethod
     def _norm(point: Point, g: Gradients) -> Tensor:
         size = [w.detach().abs() * x for w, x in zip(point.weights, g, strict=True)]
-        return total_norm(tensor_norms(size))
+        return point.norm_of(size)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CentredDescent(Slot):
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""
-        return [centred(g) for g in g2]
+        return [centred(point, i, g) for i, g in enumerate(g2)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Weighted(Slot):
         """The descent gradient."""
         a = self.gamma / (1 - self.gamma)
         if self.max_norm is not None:
-            norm = total_norm(tensor_norms(g2))
+            norm = point.norm_of(g2)
             g2 = scale(g2, torch.clamp(self.max_norm / (norm + 1e-6), max=1.0))
         if self.decouple:
             point.scratch["pull"] = list(torch._foreach_sub(g2, g1))
@@ -185,12 +185,15 @@ class Reuse(Slot):
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:
         """Return g2; gv is kept in `state`."""
         if self.scope == "global":
-            n1 = total_norm(tensor_norms(g1))
-            along = [inner(g1, g2) / (n1.square() + self.eps**2)] * len(g1)
+            square = point.norm_of(g1).square()
+            along = [point.inner(g1, g2) / (square + self.eps**2)] * len(g1)
         else:
-            along = [(a * b).sum() / (a.square().sum() + self.eps**2) for a, b in zip(g1, g2)]
+            squares = point.inners(g1, g1)
+            along = [
+                x / (n + self.eps**2) for x, n in zip(point.inners(g1, g2), squares, strict=True)
+            ]
         gv = [b - c.to(b.dtype) * a for a, b, c in zip(g1, g2, along, strict=True)]
-        gv = self._without_rounding(gv, g2)
+        gv = self._without_rounding(point, gv, g2)
         kept = state.get("gv", {})
         if isinstance(point.finite, Tensor):
             gv = [
@@ -200,11 +203,15 @@ class Reuse(Slot):
         state["gv"] = dict(zip(point.names, gv, strict=True))
         return g2
 
-    def _without_rounding(self, gv: Gradients, g2: Gradients) -> Gradients:
-        """Gv, or 0 where it is rounding error alone (rho = 0), which its norm would blow up."""
-        nv, n2 = tensor_norms(gv), tensor_norms(g2)
+    def _sizes(self, point: Point, tensors: Gradients) -> list[Tensor]:
+        """For each tensor its norm, or that of all."""
         if self.scope == "global":
-            nv, n2 = [total_norm(nv)] * len(gv), [total_norm(n2)] * len(gv)
+            return [point.norm_of(tensors)] * len(tensors)
+        return point.norms_of(tensors)
+
+    def _without_rounding(self, point: Point, gv: Gradients, g2: Gradients) -> Gradients:
+        """Gv, or 0 where it is rounding error alone (rho = 0), which its norm would blow up."""
+        nv, n2 = self._sizes(point, gv), self._sizes(point, g2)
         return [
             v * (a > 4 * torch.finfo(v.dtype).eps * b).to(v.dtype)
             for v, a, b in zip(gv, nv, n2, strict=True)
@@ -215,9 +222,7 @@ class Reuse(Slot):
         if "gv" not in state:
             return g1
         gv = [state["gv"].get(n, torch.zeros_like(g)) for n, g in zip(point.names, g1, strict=True)]
-        n1, nv = tensor_norms(g1), tensor_norms(gv)
-        if self.scope == "global":
-            n1, nv = [total_norm(n1)] * len(g1), [total_norm(nv)] * len(g1)
+        n1, nv = self._sizes(point, g1), self._sizes(point, gv)
         return [
             g + v * (self.alpha * a / (b + self.eps)).to(g.dtype)
             for g, v, a, b in zip(g1, gv, n1, nv, strict=True)

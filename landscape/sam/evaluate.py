@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.passes import Passes, batch_size, part_of, select
+from landscape.sam.batches import part_of
+from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State, check_choice, check_count
 
@@ -59,7 +60,8 @@ class LossRise(Slot):
     """Pass 2 on the examples whose loss rose most from w to w + e (ESAM, arXiv:2110.03141).
 
     The rise comes from a forward pass of the batch at w + e. int(gamma B) examples are kept, or as
-    released (strict=True) those strictly above the int(gamma B)-th largest rise, one fewer.
+    released (strict=True) those strictly above the int(gamma B)-th largest rise, one fewer. A
+    batch shorter than the first one keeps at least one.
     """
 
     gamma: float = 0.5
@@ -80,14 +82,18 @@ class LossRise(Slot):
             return passes.backward(only=only)
         values, _ = passes.per_example(passes.batch)
         rise = values.detach() - point.scratch["losses"]
-        count = int(self.gamma * len(rise)) - int(self.strict)
-        if count < 1:
+        usual = self._count(state.setdefault("size", len(rise)))
+        if usual < 1:
             raise LandscapeError(
-                f"gamma={self.gamma} keeps no example of a batch of {len(rise)}; raise gamma or "
-                "the batch size."
+                f"gamma={self.gamma} keeps no example of a batch of {state['size']}; raise gamma "
+                "or the batch size."
             )
-        chosen = torch.topk(rise, count).indices.sort().values
-        return passes.backward(batch=select(passes.batch, chosen), only=only)
+        count = max(1, self._count(len(rise)))
+        chosen = torch.topk(passes.sign * rise, count).indices.sort().values
+        return passes.backward(batch=passes.batches.select(passes.batch, chosen), only=only)
+
+    def _count(self, size: int) -> int:
+        return int(self.gamma * size) - int(self.strict)
 
 
 @dataclass(frozen=True)
@@ -109,15 +115,14 @@ class Extrapolated(Slot):
         h = state.get("h")
         if h is None:
             return passes.backward(only=only)
-        parameters = list(passes.parameters)
-        old = [p.detach().clone() for p in parameters]
-        try:
-            for name, p in zip(point.scratch["names"], parameters, strict=True):
-                if name in h:
-                    p.sub_(self._look_ahead(point, name, p, h[name]), alpha=point.lr)
+        tensors = dict(zip(passes.trained.names, passes.trained.tensors(), strict=True))
+        ahead = {
+            n: self._look_ahead(point, n, tensors[n], g) * -point.lr
+            for n, g in h.items()
+            if n in tensors
+        }
+        with passes.at(ahead, moved_by=True):
             return passes.backward(only=only)
-        finally:
-            torch._foreach_copy_(parameters, old)
 
     def _look_ahead(self, point: Point, name: str, p: Tensor, h: Tensor) -> Tensor:
         buffer = point.momentum(name)
@@ -156,8 +161,9 @@ class AscentFraction(Slot):
         """Pass 1 on the leading examples."""
         if self.fraction >= 1:
             return passes.backward(only=only)
-        count = max(1, int(self.fraction * batch_size(passes.batch)))
-        return passes.backward(batch=select(passes.batch, slice(0, count)), only=only)
+        count = max(1, int(self.fraction * passes.batches.size(passes.batch)))
+        leading = passes.batches.select(passes.batch, slice(0, count))
+        return passes.backward(batch=leading, only=only)
 
     def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Pass 2 on the whole batch."""

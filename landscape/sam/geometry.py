@@ -14,13 +14,13 @@ from landscape.sam.variant import (
     Point,
     apply_mask,
     check_choice,
-    tensor_norms,
-    total_norm,
+    widened,
 )
 
 SCOPES = ("global", "full", "tensor", "raw", "none")
 METRICS = ("identity", "elementwise", "layerwise")
 MATCHES = ("radius", "loss_increase")
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,6 @@ class Geometry(Slot):
         """Whether the norm is of more than is perturbed."""
         return self.scope in ("full", "raw")
 
-    @property
-    def plain(self) -> bool:
-        """Whether e is u over its norm, and nothing else."""
-        usual = self.metric == "identity" and self.p == 2 and self.match == "radius"
-        return usual and self.scope in ("global", "full")
-
     def metric_of(self, point: Point) -> list[Tensor | None] | None:
         """T at w per tensor, None where it is 1."""
         if callable(self.metric):
@@ -128,10 +122,8 @@ class Geometry(Slot):
                 (w.detach().abs() + self.eta if self.eta else w.detach().abs()) if use else None
                 for w, use in zip(point.weights, on, strict=True)
             ]
-        return [
-            torch.linalg.vector_norm(w.detach()) * (1 + self.eta) if use else None
-            for w, use in zip(point.weights, on, strict=True)
-        ]
+        sizes = point.norms_of([w.detach() for w in point.weights])
+        return [n * (1 + self.eta) if use else None for n, use in zip(sizes, on, strict=True)]
 
     def _factor(self, point, u, weighed, metric, rho):
         if self.scope == "none":
@@ -142,25 +134,33 @@ class Geometry(Slot):
             norm = point.norm_of(u)
         else:
             taken = weigh(u, metric) if self.scope == "full" else weighed
-            norm = total_norm(tensor_norms([x for x in taken if x is not None]))
-        return rho / (norm + self.eps)
+            norm = point.norm_of(taken)
+        return rho / self._beyond_zero(norm)
+
+    def _beyond_zero(self, norm):
+        """The norm plus eps, or plus a thousandth of it where eps would be more than that.
+
+        eps is there for a gradient of zero. Against one of 1e-13, as a loss in small units gives,
+        the published 1e-12 would make e a tenth of rho.
+        """
+        return norm + torch.clamp(norm / 1000, max=self.eps) + (norm == 0)
 
     def _per_tensor(self, point, u, f, metric, rho):
-        raw = rho / (point.norm + self.eps)
+        raw = rho / self._beyond_zero(point.norm)
+        direct = f if metric is None else weigh(f, metric)
+        norms = point.norms_of(direct)
         e: list[Tensor | None] = []
         for i, x in enumerate(f):
             t = None if metric is None else metric[i]
             if x is None:
                 e.append(None)
             elif x.ndim <= 1 and self.one_d == "raw":
-                e.append(x * raw)
+                e.append(_times(x, raw))
             else:
-                tx = x if t is None else t * x
-                norm = torch.linalg.vector_norm(tx)
-                direction = tx if t is None else t * tx
+                direction = direct[i] if t is None else t * direct[i]
                 # Released code: a tensor whose filter keeps nothing is perturbed unfiltered.
-                filtered = direction * (rho / (norm + self.eps))
-                e.append(torch.where(norm > 0, filtered, u[i] * raw))
+                filtered = _times(direction, rho / self._beyond_zero(norms[i]))
+                e.append(torch.where(norms[i] > 0, filtered, _times(u[i], raw)))
         return e
 
 
@@ -176,30 +176,23 @@ def scale(tensors, factor):
     live = [x for x in tensors if x is not None]
     if not live:
         return list(tensors)
-    if isinstance(factor, Tensor):
-        dtypes = {x.dtype for x in live}
-        # One dtype lets CUDA fuse; among several, the narrowest must not round the others' factor.
-        factor = factor.to(live[0].dtype) if len(dtypes) == 1 else factor
-        scaled = iter(torch._foreach_mul(live, factor))
+    dtypes = {x.dtype for x in live}
+    if dtypes & set(HALVES):  # whose range the factor may exceed where the product does not
+        scaled = iter([(x.to(widened(x)) * factor).to(x.dtype) for x in live])
     else:
+        if isinstance(factor, Tensor) and len(dtypes) == 1:
+            factor = factor.to(live[0].dtype)  # one dtype lets CUDA fuse
         scaled = iter(torch._foreach_mul(live, factor))
     return [None if x is None else next(scaled) for x in tensors]
 
 
-def inner(a, b) -> Tensor:
-    """<a, b> over the tensors that both lists have."""
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    if not pairs:
-        return torch.zeros(())
-    return torch.stack([torch.sum(x * y, dtype=_accumulate(x)) for x, y in pairs]).sum()
-
-
-def _accumulate(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """Their product in the type of x, whose range the factor may exceed."""
+    return (x.to(widened(x)) * factor).to(x.dtype)
 
 
 def match_loss_increase(point: Point, e: list[Tensor | None], rho: float | Tensor):
     """E rescaled so that g1·e = rho ‖g1‖; left alone where g1·e is not positive."""
-    gain = inner(point.gradients, e)
+    gain = point.inner(point.gradients, e)
     factor = torch.where(gain > 0, rho * point.norm / gain, torch.ones_like(gain))
     return scale(e, factor)

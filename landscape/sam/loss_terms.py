@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.passes import Passes, part_of
+from landscape.sam.batches import part_of
+from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State
 
@@ -80,20 +81,14 @@ class AveragedWeights(Slot):
 
     def before_pass(self, point: Point, passes: Passes, state: State) -> None:
         """Forward pass at the averaged weights, kept for the term."""
-        names, parameters = point.scratch["names"], list(passes.parameters)
-        if "average" not in state:
-            state["average"] = {
-                n: p.detach().clone() for n, p in zip(names, parameters, strict=True)
-            }
+        average = state.setdefault("average", {})
+        for n, w in zip(passes.trained.names, passes.trained.tensors(), strict=True):
+            if n not in average:  # joined at first sight
+                average[n] = w.detach().clone()
         if not self.start_epoch < point.epoch < self.end_epoch:
             return
-        old = [p.detach().clone() for p in parameters]
-        try:
-            torch._foreach_copy_(parameters, [state["average"][n] for n in names])
-            with torch.no_grad():
-                _, outputs = passes.per_example(passes.batch)
-        finally:
-            torch._foreach_copy_(parameters, old)
+        with passes.at({n: average[n] for n in passes.trained.names}), torch.no_grad():
+            _, outputs = passes.per_example(passes.batch)
         check_outputs(outputs)
         point.scratch["averaged_outputs"] = outputs
 

@@ -1,7 +1,7 @@
 """The optimizer: any torch optimizer, stepped with the gradient that a variant makes."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,24 +11,64 @@ from torch.optim import Optimizer
 
 from landscape import seeds
 from landscape.errors import LandscapeError
-from landscape.sam import basestep, points, replicas, saved, stepping
+from landscape.sam import points, replicas, saved
+from landscape.sam.base_step import BaseStep
+from landscape.sam.bases import parameters_of, together
+from landscape.sam.batches import Batches
+from landscape.sam.buffers import Buffers
 from landscape.sam.checks import (
+    OTHER_CLASSES,
+    LandscapeAttributeError,
     check_arguments,
     check_belongs,
     check_micro_batch,
     check_needs,
     check_options,
+    check_signs,
     check_trainable,
-    check_unchanged,
 )
-from landscape.sam.engine import Trained, new_slots
-from landscape.sam.passes import Passes, Statistics
+from landscape.sam.engine import new_slots
+from landscape.sam.finite import all_finite
+from landscape.sam.guard import Guard
+from landscape.sam.leftover import all_stepped_with, check_nothing_left, stepped_with
+from landscape.sam.passes import Passes
 from landscape.sam.perturbation import Perturbation, counterfactual
-from landscape.sam.variant import Point, Variant, check_choice, check_count
-from landscape.sam.weights import Backup, Workspace
+from landscape.sam.shards import local
+from landscape.sam.step import Step
+from landscape.sam.trained import Trained
+from landscape.sam.variant import (
+    Point,
+    Variant,
+    check_choice,
+    check_count,
+    tensor_norms,
+    total_norm,
+)
+from landscape.sam.weights import Weights
 
 BN_POLICIES = ("first", "second", "both")
 _CLOSURE_FORM = object()
+_COPIED = frozenset(
+    [
+        "model",
+        "base",
+        "variant",
+        "bn",
+        "same_rng_both_passes",
+        "clip_norm",
+        "scaler",
+        "sync_perturbation",
+        "keep_perturbation",
+        "wait_for_device",
+        "batches",
+        "slots",
+        "step_count",
+        "epoch",
+        "total_epochs",
+        "epoch_begun",
+        "skipped",
+    ]
+)
 
 
 class SAM(Optimizer):
@@ -88,8 +128,8 @@ class SAM(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        base: Optimizer,
-        variant: Variant,
+        base: Optimizer | Sequence[Optimizer],
+        variant: Variant | None = None,
         *,
         seed: int = 0,
         bn: str = "first",
@@ -99,47 +139,63 @@ class SAM(Optimizer):
         sync_perturbation: bool = True,
         keep_perturbation: bool = True,
         wait_for_device: bool = False,
+        select: Callable[[Any, Any], Any] | None = None,
+        **other: Any,
     ) -> None:
+        base = together(base)
+        check_arguments(model, base, variant, other)
         check_choice(bn, BN_POLICIES, "bn")
-        check_arguments(model, base, variant)
         check_options(clip_norm, scaler)
         check_count(seed, "seed", 0)
+        replicas.check_sharded(model)
         self.model, self.base, self.variant = model, base, variant
         self.bn, self.same_rng_both_passes = bn, same_rng_both_passes
         self.clip_norm, self.scaler = clip_norm, scaler
         self.sync_perturbation, self.keep_perturbation = sync_perturbation, keep_perturbation
         self.wait_for_device = wait_for_device
-        self.local = not sync_perturbation and replicas.replicated(model) is not None
-        if self.local:
-            replicas.check_local(model, variant)
-        parameters = _parameters(base)
-        check_trainable([p.requires_grad for p in parameters])
-        self.trained = Trained.of(model, parameters)
-        check_belongs(model, self.trained, parameters)
-        self._ids = list(map(id, parameters))
-        self._trainable = [p.requires_grad for p in parameters]
-        self.device = self.trained.parameters[0].device
+        self.batches = Batches(select)
+        self._made = False
+        self.slots = new_slots()
+        self._join_parameters()
         self.generator = seeds.generator(seed, purpose="sam", device=self.device)
         on_host = self.device.type == "cpu"
         self.host_generator = self.generator if on_host else seeds.generator(seed, purpose="sam")
-        self._all_at_once = replicas.all_gradients_at_once(model)
-        self.slots = new_slots()
-        self.dense = False  # whether the gradients are, once seen
-        self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
-        self.own_slots = all(_is_own(getattr(variant, name)) for name in self.slots)
-        self.statistics_start, self.statistics_first = Statistics(model), Statistics(model)
-        self.statistics_second = Statistics(model, eager=not self._all_at_once)
-        self.backup, self.workspace = Backup(), Workspace()
         self.step_count, self.epoch, self.total_epochs = 0, 0, None
         self.epoch_begun = False
         self.skipped: int | Tensor = 0
         self.fisher_data: tuple[Callable[[Any], Tensor], Any, bool] | None = None
-        self.last: Perturbation | None = None
-        self._pending: Point | None = None  # of a gradient that `backward` left in .grad
-        self._used: _Held | None = None
-        self._made = False
+        self._prepare()
         super().__init__(base.param_groups, base.defaults)
         self._made = True
+
+    def _prepare(self) -> None:
+        """What a process makes for itself: nothing of it is saved, copied or pickled."""
+        model = self.model
+        self.local = not self.sync_perturbation and replicas.replicated(model) is not None
+        if self.local:
+            replicas.check_local(model, self.variant)
+        many = replicas.replicated(model) is not None
+        self.averaged = partial(replicas.mean_over_replicas, model) if many else None
+        self._all_at_once = replicas.all_gradients_at_once(model)
+        self.buffers_at_start, self.buffers_before_first = Buffers(model), Buffers(model)
+        self.buffers, self.buffers_nearby = Buffers(model), Buffers(model)
+        self.weights, self.guard = Weights(model), Guard()
+        self.last: Perturbation | None = None
+        self._pending: Point | None = None  # of a gradient that `backward` left in .grad
+
+    def _join_parameters(self) -> None:
+        """See which tensors are trained now; state is keyed by names and waits for them."""
+        parameters = parameters_of(self.base)
+        trainable = [p.requires_grad for p in parameters]
+        check_trainable(trainable)
+        self.trained = Trained.of(self.model, parameters)
+        check_belongs(self.model, self.trained, parameters)
+        self._ids, self._trainable = list(map(id, parameters)), trainable
+        self.device = self.trained.tensors()[0].device
+        self.dense = False  # whether the gradients are, once seen
+        self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
+        for p in parameters:
+            p.grad = p.grad if p.requires_grad else None
 
     # The base optimizer's own, also after its load_state_dict has replaced them.
     @property
@@ -148,7 +204,9 @@ class SAM(Optimizer):
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, value: Any) -> None: ...
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        if self._made:
+            self.base.param_groups = value
 
     @property
     def state(self) -> Any:
@@ -156,7 +214,9 @@ class SAM(Optimizer):
         return self.base.state
 
     @state.setter
-    def state(self, value: Any) -> None: ...
+    def state(self, value: Any) -> None:
+        if self._made:
+            self.base.state = value
 
     # ---------------------------------------------------------------- what a training loop calls
 
@@ -174,15 +234,28 @@ class SAM(Optimizer):
     ) -> None:
         """Examples for the Fisher information: losses(batch) -> (B,), data indexable by example.
 
-        data: tensors, a tuple or dict of them, or a map-style dataset of such examples. Examples
-        are drawn by the optimizer's generator, or taken from the front with shuffle=False.
+        data: a batch (tensors in any containers), or a map-style dataset, of which only the
+        examples drawn are read, anew at every refresh. Examples are drawn by the optimizer's
+        generator, or taken from the front with shuffle=False.
         """
-        if not isinstance(data, (Tensor, tuple, list, dict)):
-            data = torch.utils.data.default_collate([data[i] for i in range(len(data))])
         self.fisher_data = (losses, data, shuffle)
 
+    def train(self, mode: bool = True) -> None:
+        """Tell a base optimizer that has modes (a schedule-free one) that training goes on."""
+        self._tell("train" if mode else "eval")
+
+    def eval(self) -> None:
+        """Tell a base optimizer that has modes to put its averaged weights in place."""
+        self._tell("eval")
+
+    def _tell(self, mode: str) -> None:
+        for base in getattr(self.base, "optimizers", (self.base,)):
+            change = getattr(base, mode, None)
+            if callable(change):
+                change()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients; each pass does so itself."""
+        """Clear all gradients."""
         self._pending = None
         self.base.zero_grad(set_to_none=set_to_none)
 
@@ -199,12 +272,19 @@ class SAM(Optimizer):
         `step()` after `backward(...)` steps with the gradient in `.grad` and returns None.
         """
         if closure is None and self._pending is not None:
-            return self._step_with_gradient()
+            self._step_with_gradient()
+            return None
+        if closure is None and self._every_gradient_is_zero():
+            self.base.step()  # as tools do that want an optimizer to have its state
+            return None
         passes = self._passes(closure, batch, micro_batch)
-        with torch.no_grad():
-            loss, point, finite = stepping.descend(self, passes)
-            basestep.finish(self, point, finite, scaled=True)
-        return loss
+        check_nothing_left(self.trained)
+        with torch.no_grad(), self._clearing_on_failure():
+            self.buffers_at_start.save()
+            taken = Step(self, passes).run()
+            BaseStep(self, taken.point, taken.finite).take(scaled=True)
+        stepped_with(self.trained)
+        return taken.loss
 
     def backward(
         self,
@@ -222,13 +302,34 @@ class SAM(Optimizer):
         """
         passes = self._passes(closure, batch, micro_batch)
         parameters = self.trained.parameters
-        if self._used is not None and self._used == _first_gradient(parameters):
+        if all_stepped_with(self.trained):
             for p in parameters:  # stepped with before; never a part of the next gradient
                 p.grad = None
+        earlier = [p.grad for p in parameters]
         with torch.no_grad():
-            loss, self._pending = stepping.accumulate(self, passes)
-        self._used = None
-        return loss
+            self.buffers_at_start.save()
+            taken = Step(self, passes).run()
+            self._add_to(earlier, taken)
+        self._pending = taken.point
+        return taken.loss
+
+    def _add_to(self, earlier: Sequence[Tensor | None], taken: Step) -> None:
+        """Gradients of earlier calls and gd, in the scaler's units when there is one."""
+        finite, factor = taken.finite, None
+        if self.scaler is not None:
+            factor = BaseStep(self, taken.point, finite).scale_factor()
+        elif isinstance(finite, Tensor):
+            factor = torch.where(finite, 1.0, torch.inf)
+        if finite is False:
+            self.buffers_at_start.restore()
+            if self.scaler is not None and all_finite(map(_local_or_none, earlier)):
+                self.skipped = self.skipped + 1  # step() will not be called
+        for i, g in enumerate(self.trained.gradients()):
+            if g is not None and factor is not None:
+                self.trained.put(i, g * factor.to(g.device, g.dtype))
+        for p, before in zip(self.trained.parameters, earlier, strict=True):
+            if before is not None:
+                p.grad = before if p.grad is None else before + p.grad
 
     def _step_with_gradient(self) -> None:
         if replicas.still_scaled(self.scaler, self):
@@ -238,8 +339,23 @@ class SAM(Optimizer):
             )
         point, self._pending = self._pending, None
         with torch.no_grad():
-            basestep.finish(self, point, basestep.gradients_finite(self), scaled=False)
-        self._used = _first_gradient(self.trained.parameters)
+            BaseStep.of_gradient(self, point).take(scaled=False)
+        stepped_with(self.trained)
+
+    def _every_gradient_is_zero(self) -> bool:
+        """Whether there are gradients and nothing is in them: a step then needs no ascent."""
+        found = [g for g in self.trained.gradients() if g is not None]
+        return bool(found) and not any(bool(g.any()) for g in found)
+
+    @contextlib.contextmanager
+    def _clearing_on_failure(self) -> Iterator[None]:
+        """What a pass that failed left in `.grad` is nobody's gradient."""
+        try:
+            yield
+        except BaseException:
+            for p in self.trained.parameters:
+                p.grad = None
+            raise
 
     def _passes(self, closure: Callable[..., Any] | None, batch: Any, micro_batch: Any) -> Passes:
         """The two passes of a call, after all checks."""
@@ -259,33 +375,47 @@ class SAM(Optimizer):
         if micro_batch is not None:
             check_micro_batch(micro_batch, self.variant, has_batch=has_batch)
         model = self.model
-        many = replicas.replicated(model) is not None
         return Passes(
-            self.trained.parameters,
+            self.trained,
+            Weights(model),
             closure=None if has_batch else closure,
             losses=closure if has_batch else None,
             batch=batch if has_batch else None,
+            batches=self.batches,
+            signs=self._signs(),
             scaler=self.scaler,
             micro_batch=micro_batch,
             selective=not self._all_at_once,
-            unsynced=partial(replicas.unsynced, model) if many else contextlib.nullcontext,
-            averaged=partial(replicas.mean_over_replicas, model) if many else None,
+            unsynced=partial(replicas.unsynced, model) if self.averaged else contextlib.nullcontext,
+            averaged=self.averaged,
         )
 
+    def _signs(self) -> list[int] | None:
+        """-1 for the tensors of a group with maximize=True, whose ascent is the other way."""
+        groups = self.base.param_groups
+        if not any(g.get("maximize") for g in groups):
+            return None
+        flipped = {id(p) for g in groups if g.get("maximize") for p in g["params"]}
+        signs = [-1 if id(p) in flipped else 1 for p in self.trained.parameters]
+        check_signs(self.variant, signs)
+        return signs
+
     def _check_parameters(self) -> None:
-        """The set is fixed; freezing and unfreezing its members between steps is not."""
-        parameters = _parameters(self.base)
-        if list(map(id, parameters)) != self._ids:
-            check_unchanged(self.base, tuple(self._ids))
-        trainable = [p.requires_grad for p in parameters]
-        if trainable != self._trainable:
-            check_trainable(trainable)
-            self.dense, self.known_unused = False, []
-            self.trained, self.backup = Trained.of(self.model, parameters), Backup()
-            check_belongs(self.model, self.trained, parameters)
-            self._trainable = trainable
-            for p in parameters:
-                p.grad = p.grad if p.requires_grad else None
+        """Tensors may be frozen, unfrozen, added to the base optimizer or taken out of it."""
+        parameters = parameters_of(self.base)
+        if list(map(id, parameters)) != self._ids or self._trainable != [
+            p.requires_grad for p in parameters
+        ]:
+            self._join_parameters()
+
+    def norm_over(self, where: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
+        """ℓ2 norm of parts of the trained tensors `where`, that of the wholes together."""
+        norms = tensor_norms(list(tensors))
+        shards = self.trained.shards
+        if shards is not None:
+            squares = shards.only(where).sum([n.double().square() for n in norms])
+            norms = [s.sqrt().to(n.dtype) for s, n in zip(squares, norms, strict=True)]
+        return total_norm(norms)
 
     @property
     def perturbation(self) -> Perturbation:
@@ -327,52 +457,101 @@ class SAM(Optimizer):
             seed=seed,
             epoch=self.epoch,
             total_epochs=self.total_epochs,
-            momentum=partial(points.momentum, self),
+            momentum=partial(points.momentum, self.base, self.trained),
+            signs=self._signs(),
+            batches=self.batches,
         )
 
-    # ------------------------------------------------------------------------------ state on disk
+    # ----------------------------------------------------------------------- state, copies, groups
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Base optimizer, slot state (masks, averages), generators and counters."""
-        return saved.state_dict(self)
+        """The base optimizer's state_dict, and under "sam" slots, generators and counters.
+
+        Slots hold masks and averages by tensor name. A plain optimizer loads it and ignores "sam".
+        Tools that keep "state" and "param_groups" alone (`torch.distributed.checkpoint.state_dict`)
+        leave ours out: save `state_dict()["sam"]` beside them; loading without it is logged.
+        """
+        return self._with_hooks("state_dict", lambda: saved.state_dict(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where `state_dict()` was taken, bit for bit at equal thread count."""
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, dict(state_dict)) or state_dict
         saved.load_state_dict(self, state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: ARG002
-        """Called by torch while the optimizer is made; afterwards the parameter set is fixed."""
-        if self._made:
+    def take_over(self, state_dict: dict[str, Any]) -> list[str]:
+        """Take from another SAM's `state_dict()` what belongs to tensors of the same name and shape.
+
+        For a model whose head was replaced, a new set of parameter groups, another variant: slots
+        of the same kind, the base optimizer's state, counters and generators. Returns the names.
+        """
+        return saved.take_over(self, state_dict)
+
+    def _with_hooks(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        for hook in getattr(self, f"_optimizer_{what}_pre_hooks").values():
+            hook(self)
+        made = make()
+        for hook in getattr(self, f"_optimizer_{what}_post_hooks").values():
+            made = hook(self, made) or made
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but what a process makes for itself.
+
+        The examples of `set_fisher_data` are left out too, since their losses run the old model.
+        """
+        self._check_not_moved()
+        own = {k: v for k, v in self.__dict__.items() if k in _COPIED}
+        return own | {
+            "generator": self.generator.get_state(),
+            "host_generator": self.host_generator.get_state(),
+            "defaults": self.defaults,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy; or torch's own, {"state": ..., "param_groups": ...}, for the base optimizer."""
+        if "model" not in state:
+            self.base.__setstate__(state)
+            return
+        generators = state.pop("generator"), state.pop("host_generator")
+        self.__dict__.update(state)
+        self._made = True
+        self.fisher_data = None
+        self._join_parameters()
+        self._prepare()
+        self.generator = torch.Generator(device=self.device)
+        self.generator.set_state(generators[0])
+        self.host_generator = self.generator
+        if self.device.type != "cpu":
+            self.host_generator = torch.Generator()
+            self.host_generator.set_state(generators[1])
+        super().__setstate__({})
+
+    def _check_not_moved(self) -> None:
+        if self.weights.moved:
             raise LandscapeError(
-                "the parameter set of a SAM optimizer is fixed; add the group to the base "
-                "optimizer and make a new SAM."
+                "the optimizer was copied within a step, when its weights are at w + e; copy it "
+                "between steps."
             )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add tensors to the base optimizer; they take part from the next step on."""
+        if self._made:
+            self.base.add_param_group(param_group)
+            self._join_parameters()
 
-def _is_own(slot: Any) -> bool:
-    """Whether a slot is one of this package's."""
-    return slot is None or str(slot.__module__).startswith("landscape.sam.")
+    def __repr__(self) -> str:
+        return f"SAM({self.variant.name}, {self.base!r})"
 
-
-class _Held:
-    """A gradient tensor as it was: equal while nothing has replaced or altered it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Held)
-            and self.tensor is other.tensor
-            and self.version == other.version
-        )
-
-    __hash__ = None
+    def __getattr__(self, name: str) -> Any:
+        """Tell who comes from another SAM class which line works here."""
+        line = OTHER_CLASSES.get(name)
+        if line is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise LandscapeAttributeError(f"SAM has no {name}; {line}.")
 
 
-def _first_gradient(parameters: Sequence[nn.Parameter]) -> _Held | None:
-    return next((_Held(p.grad) for p in parameters if p.grad is not None), None)
-
-
-def _parameters(base: Optimizer) -> list[nn.Parameter]:
-    return [p for group in base.param_groups for p in group["params"]]
+def _local_or_none(g: Tensor | None) -> Tensor | None:
+    return None if g is None else local(g)

@@ -1,65 +1,35 @@
-"""Forward and backward passes: closures, per-example losses, BatchNorm and random state."""
+"""Forward and backward passes of a step: closures, per-example losses, random state."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-
-
-def select(batch: Any, index: Any) -> Any:
-    """The examples `index` (slice or index tensor) of a tensor, tuple, list or dict of tensors."""
-    if isinstance(batch, dict):
-        return type(batch)({k: select(v, index) for k, v in batch.items()})
-    if isinstance(batch, (tuple, list)):
-        parts = [select(v, index) for v in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if isinstance(index, Tensor) and isinstance(batch, Tensor):
-        index = index.to(batch.device)
-    return batch[index]
-
-
-def batch_size(batch: Any) -> int:
-    """The number of examples in a batch."""
-    if isinstance(batch, dict):
-        return batch_size(next(iter(batch.values())))
-    if isinstance(batch, (tuple, list)):
-        return batch_size(batch[0])
-    return len(batch)
-
-
-def part_of(batch: Any, where: int | str, option: str, what: str) -> Tensor:
-    """The whole numbers at `where` in a batch, which the option `option` of a variant names."""
-    try:
-        found = None if isinstance(batch, Tensor) else batch[where]
-    except (IndexError, KeyError, TypeError):
-        found = None
-    if isinstance(found, Tensor) and not found.is_floating_point():
-        return found
-    has = f"keys {list(batch)}" if isinstance(batch, dict) else f"{_parts(batch)}"
-    raise LandscapeError(
-        f"{option}={where!r} says where {what} are in a batch, as a tensor of whole numbers, and "
-        f"this batch is {has}; put them there or change {option}."
-    )
-
-
-def _parts(batch: Any) -> str:
-    many = isinstance(batch, (tuple, list))
-    return f"a {type(batch).__name__} of {len(batch)}" if many else f"a {type(batch).__name__}"
+from landscape.sam.batches import Batches
+from landscape.sam.shards import is_cut, local
+from landscape.sam.trained import Trained, signed
+from landscape.sam.weights import Weights
 
 
 @dataclass
 class Passes:
-    """How one step gets losses and gradients: a closure, or per-example losses of a batch."""
+    """How one step gets losses and gradients: a closure, or per-example losses of a batch.
 
-    parameters: Sequence[nn.Parameter]
+    signs: -1 for trained tensors whose group is maximized; None for none. nearby: weights moved for
+    a pass of a slot.
+    """
+
+    trained: Trained
+    nearby: Weights
     closure: Callable[[], Tensor] | None = None
     losses: Callable[[Any], Any] | None = None
     batch: Any = None
+    batches: Batches = field(default_factory=Batches)
+    signs: Sequence[int] | None = None
     scaler: Any = None
     extra_loss: Callable[[Any, Any], Tensor] | None = None
     micro_batch: int | None = None  # examples per forward and backward pass; None: all at once
@@ -67,6 +37,32 @@ class Passes:
     unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
     averaged: Callable[[Sequence[Tensor | None]], list[Tensor | None]] | None = None  # over them
     start: Sequence[Tensor | None] | None = None  # what autograd adds the next gradients to
+    last: dict[str, Any] = field(default_factory=dict)  # of the last pass, to run it again
+    last_loss: Tensor | None = None
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """The trained parameters."""
+        return self.trained.parameters
+
+    @property
+    def sign(self) -> int:
+        """-1 where the loss is maximized, for terms that are added to it and for its rise."""
+        return -1 if self.signs is not None and -1 in self.signs else 1
+
+    @contextlib.contextmanager
+    def at(self, values: Mapping[str, Tensor], *, moved_by: bool = False) -> Iterator[None]:
+        """Passes at other weights: these values of the tensors named, or w moved by them."""
+        tensors = self.trained.tensors()
+        weights = [tensors[self.trained.index[n]] for n in values]
+        try:
+            if moved_by:
+                self.nearby.move(weights, list(values.values()), 1.0)
+            else:
+                self.nearby.put(weights, list(values.values()))
+            yield
+        finally:
+            self.nearby.restore()
 
     def backward(
         self,
@@ -74,24 +70,34 @@ class Passes:
         batch: Any = None,
         weights: Tensor | None = None,
         only: Sequence[bool] | None = None,
+        objective: Callable[[Any, Any], Tensor] | None = None,
     ) -> Tensor:
         """One forward and backward pass; fills `.grad` and returns the detached mean loss.
 
         batch: other examples than this step's; weights (B,): factors of the per-example losses
-        before their mean; only: the tensors whose gradients are wanted.
+        before their mean; only: the tensors whose gradients are wanted; objective(outputs, batch)
+        -> (B,) or (): what is differentiated instead of the losses, from the outputs that
+        losses(batch) returns beside them.
         """
+        self.last = {"batch": batch, "weights": weights, "only": only, "objective": objective}
         for p in self.parameters:
             p.grad = None
         wanted = only if self.selective else None
         with torch.enable_grad(), _requires_grad_only(self.parameters, wanted):
             if self.closure is not None:
+                if batch is not None or objective is not None:
+                    raise LandscapeError(
+                        "other examples or another objective than the closure's were asked of a "
+                        "pass; call step(losses, batch)."
+                    )
                 loss = self._run_closure()
             else:
-                loss = self._run_losses(self.batch if batch is None else batch, weights)
+                loss = self._run_losses(self.batch if batch is None else batch, weights, objective)
         if only is not None and not self.selective:
             for p, o in zip(self.parameters, only, strict=True):
                 p.grad = p.grad if o else None
-        if all(p.grad is None for p in self.parameters):
+        restricted = only is not None and not all(only)
+        if all(p.grad is None for p in self.parameters) and not restricted:
             raise LandscapeError(
                 "no parameter has a gradient after the pass; the closure must run loss.backward() "
                 "(and must not set gradients to None after it), and the loss must depend on the "
@@ -101,7 +107,9 @@ class Passes:
             inverse = 1.0 / self.scaler.scale(torch.ones((), device=self.parameters[0].device))
             for p in self.parameters:
                 if p.grad is not None:
-                    p.grad.mul_(inverse.to(p.grad.device, p.grad.dtype))
+                    g = local(p.grad)
+                    g.mul_(inverse.to(g.device, g.dtype))
+        self.last_loss = loss
         return loss
 
     def split_backward(self, share: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -110,11 +118,16 @@ class Passes:
         Returns the plain mean loss and the second gradient.
         """
         parameters = list(self.parameters)
+        if any(map(is_cut, parameters)):
+            raise LandscapeError(
+                "this variant takes two gradients from one forward pass, which frees what "
+                "fully_shard and tensor parallel need for the second; use DistributedDataParallel."
+            )
         main: list[Tensor | None] = [None] * len(parameters)
         rest, kept = list(main), []
         for part, fraction in self._parts(self.batch):
             with self.unsynced():
-                values, _ = self._forward(select(self.batch, part) if part else self.batch)
+                values, _ = self._forward(self._examples(self.batch, part))
             kept.append(values.detach())
             scaled = values * fraction
             scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
@@ -135,46 +148,60 @@ class Passes:
             main, rest = self.averaged(main), self.averaged(rest)
         for p, g in zip(parameters, main, strict=True):
             p.grad = g
-        return self.values.mean(), rest
+        return self.values.mean(), rest if self.signs is None else signed(rest, self.signs)
 
-    def loss_at(self, weights: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
-        """The loss at weights + offsets; weights and gradients are as before, exactly."""
-        old = [w.detach().clone() for w in weights]
-        grads = [p.grad for p in self.parameters]
-        try:
-            torch._foreach_add_(list(weights), list(offsets))
-            if self.closure is None:
-                return self.per_example(self.batch)[0].mean()
-            with torch.enable_grad():
-                return self._run_closure()
-        finally:
-            torch._foreach_copy_(list(weights), old)
-            for p, g in zip(self.parameters, grads, strict=True):
-                p.grad = g
+    def loss(self) -> Tensor:
+        """The mean loss of the batch here, detached; a closure also fills `.grad`."""
+        if self.closure is None:
+            return self.per_example(self.batch)[0].mean()
+        with torch.enable_grad():
+            return self._run_closure()
+
+    def hessian_product(
+        self, parameters: Sequence[nn.Parameter], v: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """H v of the batch's mean loss over these parameters; v: None for zeros."""
+        total: list[Tensor | None] = [None] * len(parameters)
+        for part, fraction in self._parts(self.batch):
+            with self.unsynced(), torch.enable_grad():
+                values, _ = self._forward(self._examples(self.batch, part))
+                loss = values.mean() * fraction
+                g = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+                pairs = [
+                    (a, b) for a, b in zip(g, v, strict=True) if a is not None and b is not None
+                ]
+                along = [a for a, _ in pairs if a.requires_grad]
+                if not along:
+                    continue
+                found = torch.autograd.grad(
+                    along, parameters, [b for a, b in pairs if a.requires_grad], allow_unused=True
+                )
+            total = [
+                h if t is None else t if h is None else t + h
+                for t, h in zip(total, found, strict=True)
+            ]
+        return total if self.averaged is None else self.averaged(total)
 
     def _run_closure(self) -> Tensor:
-        torch.clear_autocast_cache()
-        loss = self.closure()
-        if loss is None:
-            raise LandscapeError(
-                "the closure returned None; it must run the backward pass and return the loss."
-            )
-        return loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss)
+        forget_cached_weights()
+        return _loss_of(self.closure())
 
-    def _run_losses(self, batch: Any, weights: Tensor | None) -> Tensor:
+    def _run_losses(self, batch: Any, weights: Tensor | None, objective: Any = None) -> Tensor:
         kept, total = [], 0.0
         parts = self._parts(batch)
         for i, (part, fraction) in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.unsynced():
-                examples = select(batch, part) if part else batch
+                examples = self._examples(batch, part)
                 values, outputs = self._forward(examples)
                 kept.append(values.detach())
+                if objective is not None:
+                    values = _of_outputs(objective, outputs, examples)
                 factors = weights[part] if part and weights is not None else weights
                 loss = values.mean() if factors is None else (factors * values).mean()
                 total = total + loss.detach() * fraction if part else loss.detach()
                 if self.extra_loss is not None:
-                    loss = loss + self.extra_loss(outputs, examples)
+                    loss = loss + self.sign * self.extra_loss(outputs, examples)
                 loss = loss * fraction if part else loss
                 self._begin()
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -189,7 +216,7 @@ class Passes:
 
     def _parts(self, batch: Any) -> list[tuple[slice | None, float]]:
         """Slices of the batch with their share of it; (None, 1) for the whole."""
-        size = batch_size(batch) if self.micro_batch else 0
+        size = self.batches.size(batch) if self.micro_batch else 0
         if not self.micro_batch or size <= self.micro_batch:
             return [(None, 1.0)]
         starts = range(0, size, self.micro_batch)
@@ -198,17 +225,18 @@ class Passes:
 
     def per_example(self, batch: Any) -> tuple[Tensor, Any]:
         """losses(batch) -> (B,), with the outputs when it returns (losses, outputs)."""
-        parts = [self._forward(select(batch, p) if p else batch) for p, _ in self._parts(batch)]
+        parts = [self._forward(self._examples(batch, p)) for p, _ in self._parts(batch)]
         if len(parts) == 1:
             return parts[0]
         outputs = [o for _, o in parts]
         together = torch.cat(outputs) if isinstance(outputs[0], Tensor) else None
         return torch.cat([values for values, _ in parts]), together
 
+    def _examples(self, batch: Any, part: slice | None) -> Any:
+        return batch if part is None else self.batches.select(batch, part)
+
     def _forward(self, batch: Any) -> tuple[Tensor, Any]:
-        # Within one autocast region, weights cast to half precision are cached: without this the
-        # second pass would run at w instead of w + e.
-        torch.clear_autocast_cache()
+        forget_cached_weights()
         result = self.losses(batch)
         values, outputs = result if isinstance(result, tuple) else (result, None)
         if not isinstance(values, Tensor) or values.ndim != 1:
@@ -226,6 +254,51 @@ class Passes:
         return values, outputs
 
 
+def forget_cached_weights() -> None:
+    """Forget what was computed from the weights before they moved.
+
+    Within one autocast region casts to half precision are cached, within `parametrize.cached()`
+    the parametrized weights: the second pass would run at w instead of w + e.
+    """
+    torch.clear_autocast_cache()
+    parametrize = torch.nn.utils.parametrize
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
+
+
+def _loss_of(returned: Any) -> Tensor:
+    """The detached loss among the things that a closure may return."""
+    loss = returned
+    if isinstance(loss, Mapping):
+        loss = loss.get("loss")
+    elif isinstance(loss, (tuple, list)) and loss:
+        loss = loss[0]
+    elif not isinstance(loss, Tensor) and hasattr(loss, "loss"):
+        loss = loss.loss
+    if isinstance(loss, Tensor):
+        loss = loss.detach()
+        loss = loss.full_tensor() if is_cut(loss) else loss
+        if loss.numel() == 1:
+            return loss.reshape(())
+    elif isinstance(loss, (int, float)):
+        return torch.as_tensor(loss)
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(returned)
+    raise LandscapeError(
+        f"the closure returned {what[:80]}; it must run the backward pass and return the loss, one "
+        "number (or a tuple that begins with it, or a mapping that holds it under 'loss')."
+    )
+
+
+def _of_outputs(objective: Callable[[Any, Any], Tensor], outputs: Any, batch: Any) -> Tensor:
+    if outputs is None:
+        raise LandscapeError(
+            "this variant climbs on another objective of the model's outputs; let losses(batch) "
+            "return (losses, outputs)."
+        )
+    values = objective(outputs, batch)
+    return values if values.ndim else values[None]
+
+
 @contextlib.contextmanager
 def _requires_grad_only(
     parameters: Sequence[nn.Parameter], only: Sequence[bool] | None
@@ -240,79 +313,6 @@ def _requires_grad_only(
     finally:
         for p in off:
             p.requires_grad_(True)
-
-
-class Statistics:
-    """Running statistics of a model's normalization layers, saved and put back.
-
-    `momentum` is left alone: setting it to 0 still counts batches, changes cumulative averages
-    (momentum=None), and freezes a layer for good when it is done twice.
-    eager: no recorded or compiled graph runs the model, so that BatchNorm may be told for a block
-    to keep no statistics; in training mode its outputs do not depend on them.
-    """
-
-    def __init__(self, model: nn.Module, *, eager: bool = False) -> None:
-        tracking = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
-        told = eager and all(map(_keeps_statistics_when_told, tracking))
-        self._told = tracking if told else []
-        self._where = [
-            (m, name)
-            for m in model.modules()
-            if getattr(m, "running_mean", None) is not None
-            for name, b in m.named_buffers(recurse=False)
-            if b is not None
-        ]
-        self._saved: list[Tensor] = []
-
-    def _buffers(self) -> list[Tensor]:
-        return [m._buffers[name] for m, name in self._where]
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Remember all buffers, `num_batches_tracked` included."""
-        buffers = self._buffers()
-        if len(self._saved) != len(buffers):
-            self._saved = [torch.empty_like(b) for b in buffers]
-        if buffers:
-            torch._foreach_copy_(self._saved, buffers)
-
-    @torch.no_grad()
-    def restore(self, unless: Tensor | None = None) -> None:
-        """Put them back; where the 0-d bool `unless` is true, leave them as they are."""
-        buffers = self._buffers()
-        if unless is not None:
-            for b, s in zip(buffers, self._saved, strict=True):
-                b.copy_(torch.where(unless.to(b.device), b, s))
-        elif buffers:
-            torch._foreach_copy_(buffers, self._saved)
-
-    @contextlib.contextmanager
-    def frozen(self, active: bool = True) -> Iterator[None]:
-        """Undo what the block does to them."""
-        told = [m.__dict__ for m in self._told if m.track_running_stats] if active else []
-        if active and not self._told:
-            self.save()
-        for module in told:
-            module["track_running_stats"] = False
-        try:
-            yield
-        finally:
-            for module in told:
-                module["track_running_stats"] = True
-            if active and not self._told:
-                self.restore()
-
-
-def _keeps_statistics_when_told(module: nn.Module) -> bool:
-    """Whether a layer is torch's own BatchNorm on the CPU, which obeys `track_running_stats`."""
-    batch_norm = torch.nn.modules.batchnorm._BatchNorm
-    return (
-        isinstance(module, batch_norm)
-        and type(module).forward is batch_norm.forward
-        and "forward" not in module.__dict__
-        and "track_running_stats" in module.__dict__
-        and module.running_mean.is_cpu
-    )
 
 
 def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

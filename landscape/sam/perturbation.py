@@ -3,25 +3,32 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape import seeds
-from landscape.sam.engine import (
-    Ascent,
-    Trained,
-    ascend,
-    new_slots,
-    squared_gradients,
-    unwrap,
-)
-from landscape.sam.geometry import inner
-from landscape.sam.passes import Passes, Statistics, batch_size, rng_state, set_rng_state
+from landscape.sam.batches import Batches
+from landscape.sam.buffers import Buffers
+from landscape.sam.engine import Ascent, ascend, new_slots
+from landscape.sam.fisher import squared_gradients
+from landscape.sam.nearby import Nearby
+from landscape.sam.passes import Passes, rng_state, set_rng_state
 from landscape.sam.saved import check_shapes
-from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
+from landscape.sam.shards import Shards
+from landscape.sam.trained import Trained, unwrap
+from landscape.sam.variant import (
+    MaskEntry,
+    Point,
+    State,
+    Variant,
+    tensor_norms,
+    total_norm,
+    widened,
+)
+from landscape.sam.weights import Weights
 
 
 @dataclass
@@ -29,9 +36,11 @@ class Perturbation:
     """The perturbation e of one step; every property is computed on first use.
 
     names, shapes: all trained tensors. ascent: e of the tensors `live`; None without a climb.
-    g1, g2: gradients at w and w + e where they were computed. loss_clean, loss_perturbed: 0-d, in
-    the units of the loss (equal when the step did not climb). rho: the radius asked of the step.
-    note: how state was found for a counterfactual.
+    g1, g2: gradients at w and w + e where they were computed, of what is minimized. loss_clean,
+    loss_perturbed: 0-d, in the units of the loss (equal when the step did not climb). rho: the
+    radius asked of the step. note: how state was found for a counterfactual. shards: of tensors
+    that are cut over processes, whose parts stand here; norm, shares, density and cosine are those
+    of the whole, and asked in every process.
     """
 
     names: tuple[str, ...]
@@ -44,6 +53,7 @@ class Perturbation:
     loss_perturbed: Tensor
     rho: float | Tensor
     note: str = ""
+    shards: Shards | None = None
 
     @property
     def climbed(self) -> bool:
@@ -99,25 +109,46 @@ class Perturbation:
     @cached_property
     def density(self) -> dict[str, Tensor]:
         """Share of selected coordinates per tensor."""
-        return {n: m.to(torch.float32).mean() for n, m in self.mask.items()}
+        masks = list(self.mask.values())
+        if self.shards is None:
+            return {n: m.to(torch.float32).mean() for n, m in self.mask.items()}
+        chosen = self.shards.sum([m.sum(dtype=torch.float64) for m in masks])
+        sizes = self.shards.sum([torch.full_like(c, m.numel()) for c, m in zip(chosen, masks)])
+        return {n: (c / s).float() for n, c, s in zip(self.names, chosen, sizes, strict=True)}
 
     @cached_property
     def cosine(self) -> Tensor:
         """cos(g1, g2) over the tensors that have both; NaN when there was no second pass."""
-        both = [(a, b) for a, b in zip(self.g1, self.g2) if a is not None and b is not None]
-        if not both:
+        pairs = list(zip(self.g1, self.g2, strict=True))
+        both = [x is not None and y is not None for x, y in pairs]
+        if not any(both):
             return torch.full((), torch.nan)
-        g1, g2 = map(list, zip(*both, strict=True))
-        return inner(g1, g2) / (total_norm(tensor_norms(g1)) * total_norm(tensor_norms(g2)))
+        dots = self._summed(
+            [(x * y).sum(dtype=widened(x)) if on else None for (x, y), on in zip(pairs, both)]
+        )
+        there = [x for x in dots if x is not None]
+        lengths = [self._lengths([p[k] if on else None for p, on in zip(pairs, both)])
+                   for k in (0, 1)]  # fmt: skip
+        n1, n2 = (total_norm([n for n in norms if n is not None]) for norms in lengths)
+        return torch.stack(there).sum() / (n1 * n2)
 
     @cached_property
     def _norms(self) -> list[Tensor]:
-        return [self._zero if e is None else n for e, n in zip(self.perturbed, self._found)]
+        return [self._zero if n is None else n for n in self._lengths(self.perturbed)]
 
-    @property
-    def _found(self) -> list[Tensor]:
-        norms = iter(tensor_norms([e for e in self.perturbed if e is not None]))
-        return [self._zero if e is None else next(norms) for e in self.perturbed]
+    def _lengths(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Their norms, None where there is none."""
+        found = iter(tensor_norms([x for x in tensors if x is not None]))
+        norms = [None if x is None else next(found) for x in tensors]
+        if self.shards is None:
+            return norms
+        squares = self.shards.sum([None if n is None else n.double().square() for n in norms])
+        return [
+            None if n is None else s.sqrt().to(n.dtype) for n, s in zip(norms, squares, strict=True)
+        ]
+
+    def _summed(self, values: list[Tensor | None]) -> list[Tensor | None]:
+        return values if self.shards is None else self.shards.sum(values)
 
     @cached_property
     def _zero(self) -> Tensor:
@@ -180,49 +211,54 @@ def counterfactual(
     epoch: int = 0,
     total_epochs: int | None = None,
     momentum: Callable[[str], Tensor | None] | None = None,
+    signs: Sequence[int] | None = None,
+    batches: Batches | None = None,
 ) -> Perturbation:
     """`perturb` over the given tensors, with a base optimizer's momentum."""
-    parameters = list(trained.parameters)
+    parameters, tensors = list(trained.parameters), trained.tensors()
     device = parameters[0].device
     if state is not None:
-        check_shapes(state, dict(zip(trained.names, trained.shapes, strict=True)))
+        shapes = {n: t.shape for n, t in zip(trained.names, tensors, strict=True)}
+        check_shapes(state, shapes)
     grads = [p.grad for p in parameters]
     rng = rng_state(device)
     slots = copy.deepcopy(state) if state is not None else new_slots()
-    passes = Passes(parameters, losses=_per_example(losses), batch=batch)
-    old: list[Tensor] = []
-    climbed: list[nn.Parameter] = []
+    moved = Weights(model)
+    passes = Passes(
+        trained,
+        Weights(model),
+        losses=_per_example(losses),
+        batch=batch,
+        batches=batches or Batches(),
+        signs=signs,
+    )
     try:
-        with Statistics(unwrap(model)).frozen(), torch.no_grad():
+        with Buffers(model).kept(), torch.no_grad():
             loss1 = passes.backward()
-            g1 = [p.grad for p in parameters]
+            g1 = trained.gradients(signs)
             live = [i for i, g in enumerate(g1) if g is not None]
             point = _point(trained, live, g1, device, seed, epoch, total_epochs, momentum)
             point.loss = loss1
-            point.loss_at = partial(passes.loss_at, point.weights)
-            point.fisher = _batch_fisher(model, trained, losses, batch, point)
-            active = getattr(variant.selector, "active", None)
-            if active is not None:
-                active(
-                    names=trained.names, kinds=trained.kinds, modules=trained.modules,
-                    state=slots["selector"], generator=point.host_generator,
-                )  # fmt: skip
+            point.nearby = Nearby(passes, Buffers(model))
+            point.fisher = _batch_fisher(model, trained, losses, batch, passes.batches, point)
+            variant.selector.active(
+                names=trained.names, kinds=trained.kinds, modules=trained.modules,
+                state=slots["selector"], generator=point.host_generator,
+            )  # fmt: skip
             ascent = ascend(variant, point, slots)
             climbed = [p for p, on in zip(point.weights, ascent.perturbs, strict=True) if on]
-            old = [p.detach().clone() for p in climbed]
-            ascent.add_to(climbed)
+            moved.move(climbed, *ascent.steps())
             loss2 = passes.backward()
-            g2 = [p.grad for p in parameters]
+            g2 = trained.gradients(signs)
     finally:
         with torch.no_grad():
-            if old:
-                torch._foreach_copy_(climbed, old)
+            moved.restore()
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
         set_rng_state(rng, device)
     return Perturbation(
         names=trained.names,
-        shapes=tuple(p.shape for p in parameters),
+        shapes=tuple(t.shape for t in tensors),
         ascent=ascent,
         live=live,
         g1=g1,
@@ -231,6 +267,7 @@ def counterfactual(
         loss_perturbed=loss2,
         rho=ascent.rho,
         note="live state" if state is not None else "no state: averages and masks start here",
+        shards=trained.shards,
     )
 
 
@@ -257,32 +294,39 @@ def _point(
     momentum: Callable[[str], Tensor | None] | None,
 ):
     generator = seeds.generator(seed, purpose="sam", device=device)
+    tensors = trained.tensors()
     host = generator if device.type == "cpu" else seeds.generator(seed, purpose="sam")
     return Point(
         names=tuple(trained.names[i] for i in live),
         kinds=tuple(trained.kinds[i] for i in live),
         modules=tuple(trained.modules[i] for i in live),
-        weights=[trained.parameters[i] for i in live],
+        weights=[tensors[i] for i in live],
         gradients=[g1[i] for i in live],
+        shards=None if trained.shards is None else trained.shards.only(live),
         generator=generator,
         host_generator=host,
         epoch=epoch,
         total_epochs=total_epochs,
         momentum=momentum,
-        scratch={"counterfactual": True},
+        scratch={"counterfactual": True, "names": trained.names},
     )
 
 
 def _batch_fisher(
-    model: nn.Module, trained: Trained, losses: Callable[[Any], Tensor], batch: Any, point: Point
+    model: nn.Module,
+    trained: Trained,
+    losses: Callable[[Any], Tensor],
+    batch: Any,
+    batches: Batches,
+    point: Point,
 ):
     def fisher(num_samples: int, **options: Any) -> dict[str, Tensor]:
         if options.get("contaminated"):
             options["contaminated"] = False  # no step has left a gradient here
-        count = min(num_samples, batch_size(batch))
+        count = min(num_samples, batches.size(batch))
         return squared_gradients(
             unwrap(model), trained, losses, batch, count,
-            generator=point.host_generator, **options,
+            generator=point.host_generator, batches=batches, **options,
         )  # fmt: skip
 
     return fisher

@@ -1,45 +1,55 @@
 """What the slots of one step may read: the point made from an optimizer's model, base and clock."""
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from landscape.errors import LandscapeError
-from landscape.sam.engine import squared_gradients, unwrap
-from landscape.sam.variant import Point, check_rho
+from landscape.sam.fisher import squared_gradients
+from landscape.sam.nearby import Nearby
+from landscape.sam.passes import Passes
+from landscape.sam.shards import is_cut, local
+from landscape.sam.trained import Trained, unwrap
+from landscape.sam.variant import Point, Variant, check_rho
+
+if TYPE_CHECKING:
+    from landscape.sam.optimizer import SAM
 
 
-def make(optimizer: Any) -> Point:
+def make(optimizer: "SAM", passes: Passes) -> Point:
     """The point over all trained tensors, before the first pass."""
-    trained, groups = optimizer.trained, optimizer.base.param_groups
+    trained, base = optimizer.trained, optimizer.base
     return Point(
         names=trained.names,
         kinds=trained.kinds,
         modules=trained.modules,
-        weights=list(trained.parameters),
+        weights=trained.tensors(),
         gradients=[],
         generator=optimizer.generator,
         host_generator=optimizer.host_generator,
-        scales=_scales(optimizer),
+        scales=_scales(base, optimizer.variant, trained),
         step=optimizer.step_count,
         epoch=optimizer.epoch,
         total_epochs=optimizer.total_epochs,
-        lr=float(groups[0].get("lr", 0.0)),
-        momentum=partial(momentum, optimizer),
-        group=partial(_group, optimizer),
+        lr=float(base.param_groups[0].get("lr", 0.0)),
+        momentum=partial(momentum, base, trained),
+        group=partial(_group, base, trained),
         fisher=None if optimizer.fisher_data is None else partial(_fisher, optimizer),
+        untrained=partial(_untrained, optimizer.model),
+        nearby=Nearby(passes, optimizer.buffers_nearby),
         scratch={"names": trained.names},
+        shards=trained.shards,
     )
 
 
-def _scales(optimizer: Any) -> list[float] | None:
+def _scales(base: Optimizer, variant: Variant, trained: Trained) -> list[float] | None:
     """Radius of each tensor over the variant's own, from `rho` in the parameter groups."""
-    base, variant = optimizer.base, optimizer.variant
     key = "sam_rho" if "rho" in base.defaults else "rho"  # Adadelta has a rho of its own
     if not any(key in g for g in base.param_groups):
         return None
-    nominal = getattr(variant.radius, "rho", None)
+    nominal = variant.radius.nominal
     if not nominal:
         raise LandscapeError(
             f"a parameter group sets rho and variant {variant.name!r} has no positive "
@@ -50,23 +60,30 @@ def _scales(optimizer: Any) -> list[float] | None:
         for g in base.param_groups
         for p in g["params"]
     }
-    return [own[id(p)] for p in optimizer.trained.parameters]
+    return [own[id(p)] for p in trained.parameters]
 
 
-def momentum(optimizer: Any, name: str) -> Tensor | None:
+def momentum(base: Optimizer, trained: Trained, name: str) -> Tensor | None:
     """The base optimizer's momentum of a tensor, None where it keeps none."""
-    state = optimizer.base.state.get(optimizer.trained.by_name[name], {})
-    return state.get("momentum_buffer", state.get("exp_avg"))
+    state = base.state.get(trained.by_name[name], {})
+    found = state.get("momentum_buffer", state.get("exp_avg"))
+    return local(found) if found is not None and is_cut(found) else found
 
 
-def _group(optimizer: Any, name: str) -> dict[str, Any]:
-    p = optimizer.trained.by_name[name]
-    return next(g for g in optimizer.base.param_groups if any(q is p for q in g["params"]))
+def _group(base: Optimizer, trained: Trained, name: str) -> dict[str, Any]:
+    p = trained.by_name[name]
+    return next(g for g in base.param_groups if any(q is p for q in g["params"]))
 
 
-def _fisher(optimizer: Any, num_samples: int, **options: Any) -> dict[str, Tensor]:
+def _untrained(model: Any) -> dict[str, Tensor]:
+    named = unwrap(model).named_parameters()
+    return {n: local(p) for n, p in named if not p.requires_grad}
+
+
+def _fisher(optimizer: "SAM", num_samples: int, **options: Any) -> dict[str, Tensor]:
     losses, data, shuffle = optimizer.fisher_data
     return squared_gradients(
         unwrap(optimizer.model), optimizer.trained, losses, data, num_samples,
-        generator=optimizer.host_generator, shuffle=shuffle, **options,
+        generator=optimizer.host_generator, batches=optimizer.batches, shuffle=shuffle,
+        averaged=optimizer.averaged, **options,
     )  # fmt: skip

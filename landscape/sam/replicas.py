@@ -1,6 +1,7 @@
 """Several processes, compiled models, mixed precision: what the passes must know about them."""
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from landscape.errors import LandscapeError
+from landscape.sam.shards import Shards, is_cut
 from landscape.sam.variant import Variant
 
 
@@ -35,7 +37,7 @@ def all_gradients_at_once(model: nn.Module) -> bool:
         getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod")
         for m in model.modules()
     )
-    return compiled or replicated(model) is not None
+    return compiled or replicated(model) is not None or any(map(is_cut, model.parameters()))
 
 
 def own_gradients(model: nn.Module, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -83,7 +85,26 @@ def check_local(model: nn.Module, variant: Variant) -> None:
         )
 
 
-def still_scaled(scaler: Any, optimizer: Any) -> bool:
+def agree(model: nn.Module, shards: Shards | None, answer: bool) -> bool:
+    """Whether the answer is True in every process that works on this model."""
+    if replicated(model) is not None:
+        answer = bool(all_agree(model, answer, next(model.parameters()).device))
+    return answer if shards is None else bool(shards.agree(answer))
+
+
+def check_sharded(model: nn.Module) -> None:
+    """Refuse the class that flattens parameters, of which each process has a piece without shape."""
+    flat = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(flat, "FullyShardedDataParallel", None)
+    if kind is not None and any(isinstance(m, kind) for m in model.modules()):
+        raise LandscapeError(
+            "the model is wrapped in FullyShardedDataParallel, whose flattened parameters have "
+            "neither names nor shapes that a variant could choose by; shard it with "
+            "torch.distributed.fsdp.fully_shard (FSDP2), under which every variant works."
+        )
+
+
+def still_scaled(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Whether `.grad` is in the scaler's units, neither unscale_ nor step having been called."""
     if scaler is None or not scaler.is_enabled():
         return False

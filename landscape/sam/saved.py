@@ -1,22 +1,34 @@
-"""Saving and loading a SAM optimizer: everything that the next step depends on."""
+"""Saving, loading and copying a SAM optimizer: everything that the next step depends on."""
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.shards import local
+from landscape.sam.trained import unwrap
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from landscape.sam.optimizer import SAM
+
+FORMAT = 2
+KEY = "sam"
+
+log = logging.getLogger("landscape.sam")
 
 
-def state_dict(optimizer: Any) -> dict[str, Any]:
-    """Tensors are references, as in torch; save or copy before the next step."""
-    state = {
+def state_dict(optimizer: "SAM") -> dict[str, Any]:
+    """The base optimizer's, and all else under "sam"; tensors are references, as in torch."""
+    names = {id(p): n for n, p in unwrap(optimizer.model).named_parameters()}
+    parameters = [p for group in optimizer.base.param_groups for p in group["params"]]
+    own = {
         "format": FORMAT,
+        "names": [names[id(p)] for p in parameters],
+        "shapes": {names[id(p)]: tuple(local(p).shape) for p in parameters},
         "variant": optimizer.variant.name,
-        "base": optimizer.base.state_dict(),
         "slots": _containers(optimizer.slots),
         "generator": optimizer.generator.get_state(),
         "step": optimizer.step_count,
@@ -26,40 +38,68 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
         "skipped": optimizer.num_skipped,
     }
     if optimizer.host_generator is not optimizer.generator:
-        state["host_generator"] = optimizer.host_generator.get_state()
-    return state
+        own["host_generator"] = optimizer.host_generator.get_state()
+    return {**optimizer.base.state_dict(), KEY: own}
 
 
-def load_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
+def load_state_dict(optimizer: "SAM", state: dict[str, Any]) -> None:
     """Put everything back, or raise before anything is changed."""
-    if not isinstance(state, dict) or "slots" not in state or "base" not in state:
-        raise LandscapeError(
-            "this is not the state of a SAM optimizer (it lacks 'slots' and 'base'); load what "
-            "SAM.state_dict() returned."
+    base, own = _parts(state)
+    if own is not None:
+        _check(optimizer, own)
+    optimizer.base.load_state_dict(base)
+    optimizer.last = optimizer._pending = None
+    if own is None:
+        log.warning(
+            "the loaded state holds no averages, masks or counters of SAM (it is a plain "
+            "optimizer's, or went through a tool that keeps 'state' and 'param_groups' alone); "
+            "those of %r start anew.",
+            optimizer.variant.name,
         )
-    if state["format"] != FORMAT:
-        raise LandscapeError(
-            f"the saved optimizer has format {state['format']} and this version reads {FORMAT}."
-        )
-    if state["variant"] != optimizer.variant.name:
-        raise LandscapeError(
-            f"the saved state belongs to variant {state['variant']!r} and this optimizer runs "
-            f"{optimizer.variant.name!r}; make the optimizer with the saved variant."
-        )
-    shapes = dict(
-        zip(optimizer.trained.names, [p.shape for p in optimizer.trained.parameters], strict=True)
+        return
+    optimizer.slots = _placed(own["slots"], optimizer.device)
+    optimizer.generator.set_state(own["generator"].cpu())
+    if "host_generator" in own and optimizer.host_generator is not optimizer.generator:
+        optimizer.host_generator.set_state(own["host_generator"].cpu())
+    optimizer.step_count, optimizer.epoch = own["step"], own["epoch"]
+    optimizer.total_epochs, optimizer.epoch_begun = own["total_epochs"], own["epoch_begun"]
+    optimizer.skipped = own["skipped"]
+
+
+def slots_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The slots' state in what `SAM.state_dict()` returned."""
+    own = _parts(state)[1]
+    if own is None:
+        raise LandscapeError("this is the state of a plain optimizer; it holds no slots of SAM.")
+    return own["slots"]
+
+
+def _parts(state: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is the base optimizer's, and what is ours (None in a plain optimizer's state)."""
+    if isinstance(state, Mapping) and "state" in state and "param_groups" in state:
+        base = {k: v for k, v in state.items() if k != KEY}
+        return base, state.get(KEY)
+    if isinstance(state, Mapping) and "base" in state and "slots" in state:  # format 1
+        return state["base"], {k: v for k, v in state.items() if k != "base"}
+    raise LandscapeError(
+        "this is not the state of a SAM optimizer or a plain one (it lacks 'state' and 'param_groups'); load what "
+        "SAM.state_dict() returned."
     )
-    check_shapes(state["slots"], shapes)
-    optimizer.base.load_state_dict(state["base"])
-    optimizer.slots = _placed(state["slots"], optimizer.device)
-    optimizer.generator.set_state(state["generator"].cpu())
-    if "host_generator" in state and optimizer.host_generator is not optimizer.generator:
-        optimizer.host_generator.set_state(state["host_generator"].cpu())
-    optimizer.step_count, optimizer.epoch = state["step"], state["epoch"]
-    optimizer.total_epochs, optimizer.epoch_begun = state["total_epochs"], state["epoch_begun"]
-    optimizer.skipped = state["skipped"]
-    optimizer.last = None
-    optimizer._pending = None
+
+
+def _check(optimizer: "SAM", own: Mapping[str, Any]) -> None:
+    if own["format"] not in (1, FORMAT):
+        raise LandscapeError(
+            f"the saved optimizer has format {own['format']} and this version reads {FORMAT}."
+        )
+    if own["variant"] != optimizer.variant.name:
+        raise LandscapeError(
+            f"the saved state belongs to variant {own['variant']!r} and this optimizer runs "
+            f"{optimizer.variant.name!r}; make the optimizer with the saved variant, or load its "
+            "state into optimizer.base alone."
+        )
+    named = unwrap(optimizer.model).named_parameters()
+    check_shapes(own["slots"], {n: local(p).shape for n, p in named})
 
 
 def _containers(value: Any) -> Any:
@@ -89,7 +129,7 @@ def check_shapes(value: Any, shapes: Mapping[str, torch.Size]) -> None:
     named = {k: v for k, v in value.items() if isinstance(v, Tensor) and v.ndim > 0}
     known = [k for k in named if k in shapes]
     wrong = [k for k in known if named[k].shape != shapes[k]]
-    foreign = [k for k in named if "." in k and k not in shapes]
+    foreign = [k for k in named if "." in str(k) and k not in shapes]
     if wrong or foreign:
         name = (wrong or foreign)[0]
         here = f"shape {tuple(shapes[name])}" if name in shapes else "no such tensor"
@@ -99,3 +139,37 @@ def check_shapes(value: Any, shapes: Mapping[str, torch.Size]) -> None:
         )
     for v in value.values():
         check_shapes(v, shapes)
+
+
+def take_over(optimizer: "SAM", state: Mapping[str, Any]) -> list[str]:
+    """What of a state belongs to tensors of the same name and shape; returns their names."""
+    base, own = _parts(state)
+    if own is None or "names" not in own:
+        raise LandscapeError(
+            "this state does not say which tensors it is of; take over what SAM.state_dict() of "
+            "this version returned."
+        )
+    trained = optimizer.trained
+    here = dict(zip(trained.names, trained.tensors(), strict=True))
+    ids = [i for group in base["param_groups"] for i in group["params"]]
+    shapes = own["shapes"]
+    same = [n for n in own["names"] if n in here and tuple(here[n].shape) == tuple(shapes[n])]
+    for name, i in zip(own["names"], ids, strict=True):
+        if name in same and i in base["state"]:
+            optimizer.base.state[trained.by_name[name]] = _placed(
+                base["state"][i], here[name].device
+            )
+    if own["variant"] == optimizer.variant.name:
+        left_out = set(own["names"]) - set(same)
+        optimizer.slots = _placed(_without(own["slots"], left_out), optimizer.device)
+    optimizer.step_count, optimizer.epoch = own["step"], own["epoch"]
+    optimizer.total_epochs, optimizer.epoch_begun = own["total_epochs"], own["epoch_begun"]
+    optimizer.last = None
+    return same
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """Nested containers without what stands under these names."""
+    if isinstance(value, dict):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return value

@@ -14,13 +14,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.slot import Slot, as_slot, refuse_degenerate, slot
-from landscape.sam.variant import (
-    MaskEntry,
-    Point,
-    State,
-    intersect,
-    total_norm,
-)
+from landscape.sam.variant import MaskEntry, Point, State, intersect, total_norm
 
 ONE_D = ("dense", "none")
 
@@ -80,21 +74,28 @@ class ZScore(Slot):
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor."""
-        dense = self.one_d == "dense"
         masks: list[MaskEntry] = [
-            above_quantile((x - x.mean()).abs(), self.percentile) if x.ndim > 1 else dense
-            for x in u
+            self._above(point, i, x) if x.ndim > 1 else self.one_d == "dense"
+            for i, x in enumerate(u)
         ]
         filtered = [i for i, m in enumerate(masks) if isinstance(m, Tensor)]
         if not (self.fallback and filtered):
             return masks
-        kept = [
-            (x if m is True else m).any() for x, m in zip(u, masks, strict=True) if m is not False
-        ]
-        nothing = ~torch.stack([k.to(kept[0].device) for k in kept]).any()
+        kept = point.sums(
+            [
+                None if m is False else (x if m is True else m).count_nonzero().double()
+                for x, m in zip(u, masks, strict=True)
+            ]
+        )
+        there = [k for k in kept if k is not None]
+        nothing = torch.stack([k.to(there[0].device) for k in there]).sum() == 0
         for i in filtered:
             masks[i] = masks[i] | nothing.to(masks[i].device)
         return masks
+
+    def _above(self, point: Point, i: int, x: Tensor) -> Tensor:
+        whole = point.whole(i, x)
+        return point.own(i, above_quantile((whole - whole.mean()).abs(), self.percentile))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TopGradient(Slot):
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor."""
-        return _by_score([x.abs() for x in u], self.density, self.one_d, self.scope)
+        return _by_score(point, lambda i: u[i].abs(), self.density, self.one_d, self.scope)
 
 
 @dataclass(frozen=True)
@@ -122,41 +123,57 @@ class Random(Slot):
     scope: str = "tensor"
     resample: str = "step"
 
-    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
-        """Mask per tensor; kept in `state["mask"]` unless drawn every step."""
-        drawn = state.get("epoch")
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+        """Mask per tensor; kept in `state["mask"]` unless drawn every step.
+
+        A tensor seen first after the draw has one of its own, of the same share.
+        """
         if self.resample == "step":
-            return self._draw(point, u)
+            return self._draw(point)
+        drawn = state.get("epoch")
         if drawn is None or (self.resample == "epoch" and drawn != point.epoch):
-            state["mask"] = dict(zip(point.names, self._draw(point, u), strict=True))
-            state["epoch"] = point.epoch
-        return [state["mask"][name] for name in point.names]
+            state["mask"], state["epoch"] = {}, point.epoch
+        mask = state["mask"]
+        late = [i for i, n in enumerate(point.names) if n not in mask]
+        if late:
+            fresh = self._draw(point.only(late))
+            mask |= {point.names[i]: m for i, m in zip(late, fresh, strict=True)}
+        return [mask[name] for name in point.names]
 
-    def _draw(self, point: Point, u: list[Tensor]) -> list[MaskEntry]:
-        scores = [
-            torch.rand(x.shape, generator=point.generator, device=point.generator.device).to(
-                x.device
-            )
-            for x in u
-        ]
-        return _by_score(scores, self.density, self.one_d, self.scope)
+    def _draw(self, point: Point) -> list[MaskEntry]:
+        whole = [point.rand(i) for i in range(len(point.names))]
+        return _by_score(point, None, self.density, self.one_d, self.scope, whole)
 
 
-def _by_score(scores: list[Tensor], density: float, one_d: str, scope: str) -> list[MaskEntry]:
+def _by_score(
+    point: Point,
+    score: Callable[[int], Tensor] | None,
+    density: float,
+    one_d: str,
+    scope: str,
+    whole: list[Tensor] | None = None,
+) -> list[MaskEntry]:
+    """Masks of the share `density` of largest scores, which are given in parts or whole."""
     count = lambda n: max(1, round(density * n))  # noqa: E731
+    of = lambda i: point.whole(i, score(i)) if whole is None else whole[i]  # noqa: E731
+    chosen = [i for i, w in enumerate(point.weights) if w.ndim > 1 or one_d == "same"]
+    masks: list[MaskEntry] = [one_d == "dense"] * len(point.names)
     if scope == "tensor":
-        return [
-            largest(s, count(s.numel())) if s.ndim > 1 or one_d == "same" else one_d == "dense"
-            for s in scores
-        ]
-    chosen = [i for i, s in enumerate(scores) if s.ndim > 1 or one_d == "same"]
-    masks: list[MaskEntry] = [one_d == "dense"] * len(scores)
-    if chosen:
-        flat = torch.cat([scores[i].reshape(-1) for i in chosen])
-        parts = largest(flat, count(flat.numel())).split([scores[i].numel() for i in chosen])
+        for i in chosen:
+            s = of(i)
+            masks[i] = point.own(i, largest(s, count(s.numel())))
+    elif chosen:
+        parts = global_top([of(i) for i in chosen], lambda n: count(n))
         for i, part in zip(chosen, parts, strict=True):
-            masks[i] = part.view(scores[i].shape)
+            masks[i] = point.own(i, part)
     return masks
+
+
+def global_top(scores: Sequence[Tensor], count: Callable[[int], int]) -> list[Tensor]:
+    """Bool masks of the count(size) largest scores over all tensors together."""
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    parts = largest(flat, count(flat.numel())).split([s.numel() for s in scores])
+    return [part.view(s.shape) for s, part in zip(scores, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -230,20 +247,30 @@ class TopLayers(Slot):
         groups: dict[str, list[Tensor]] = {}
         for owner, norm in zip(owners, point.norms, strict=True):
             groups.setdefault(owner, []).append(norm)
-        scores = torch.stack([total_norm(norms) for norms in groups.values()])
-        if self.smoothing and "scores" in state and len(state["scores"]) == len(scores):
-            scores = self.smoothing * state["scores"] + (1 - self.smoothing) * scores
-            if isinstance(point.finite, Tensor):
-                scores = torch.where(point.finite, scores, state["scores"])
-        if self.smoothing:
-            state["scores"] = scores
-        if state.get("chosen") is None or state["age"] % self.every == 0:
+        scores = self._averaged(point, {o: total_norm(norms) for o, norms in groups.items()}, state)
+        chosen = state.get("chosen")
+        if not set(chosen or ()) & set(groups) or state["age"] % self.every == 0:
             k = self.count if self.count is not None else math.ceil(self.fraction * len(groups))
-            top = torch.topk(scores, min(max(k, 1), len(groups))).indices.tolist()
-            state["chosen"] = [name for i, name in enumerate(groups) if i in set(top)]
+            ranked = torch.stack([scores[o] for o in groups])
+            top = set(torch.topk(ranked, min(max(k, 1), len(groups))).indices.tolist())
+            state["chosen"] = [name for i, name in enumerate(groups) if i in top]
             state["age"] = 0
         state["age"] += 1
         return [owner in state["chosen"] for owner in owners]
+
+    def _averaged(self, point: Point, now: State, state: State) -> State:
+        """Norms per layer, averaged over the steps in which the layer had a gradient."""
+        if not self.smoothing:
+            return now
+        past = state.setdefault("scores", {})
+        for owner, norm in now.items():
+            if owner in past:
+                mean = self.smoothing * past[owner] + (1 - self.smoothing) * norm
+                now[owner] = (
+                    mean if point.finite is True else torch.where(point.finite, mean, past[owner])
+                )
+        past |= now
+        return now
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Sources: the ascent direction u from the first-pass gradient and memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from landscape.sam.slot import Slot, slot
 from landscape.sam.variant import Point, State
-from landscape.sam.weights import are_little
 
 
 @slot()
@@ -32,67 +32,43 @@ class Friendly(Slot):
     remembers = True
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:
-        """U per tensor; updates `state["ema"]`, keyed by tensor name."""
+        """U per tensor; updates `state["ema"]`, keyed by tensor name and joined at first sight."""
+        g, memory = point.gradients, state.setdefault("ema", {})
+        known = [n in memory for n in point.names]
         if self.order == "code":
-            u = self.direction(point, state)
-            self.remember(point, u, state)
+            u = self._minus(g, point.names, memory)
+            self._take_in(point, memory)
             return u
-        g = point.gradients
-        fresh = {n for n in point.names if n not in state.setdefault("ema", {})}
-        self._take_in(point, state, g, 1.0 - self.lmbda, self.lmbda)
-        u = torch._foreach_add(g, [state["ema"][n] for n in point.names], alpha=-self.sigma)
+        self._take_in(point, memory)
+        u = self._minus(g, point.names, memory)
         if self.init == "zero":
-            return list(u)
-        return [x if n in fresh else d for n, x, d in zip(point.names, g, u, strict=True)]
+            return u
+        return [d if k else x for x, d, k in zip(g, u, known, strict=True)]
 
-    def direction(self, point: Point, state: State) -> list[Tensor]:
-        """U per tensor with order="code", finite where g1 is; the average stays as it is."""
-        g, memory = point.gradients, state.get("ema", {})
-        means = [memory.get(n) for n in point.names]
-        known = all(m is not None for m in means)
-        if known and are_little(g):
-            return list(torch._foreach_add(g, means, alpha=-self.sigma))
-        room = None if point.room is None else point.room(g)
-        if room is None or not known:
-            return [
-                x if m is None else torch.sub(x, m, alpha=self.sigma)
-                for x, m in zip(g, means, strict=True)
-            ]
-        norms = []
-        wide = torch.float32 if g[0].dtype in (torch.float16, torch.bfloat16) else None
-        for x, m, out in reversed(list(zip(g, means, room, strict=True))):
-            torch.sub(x, m, alpha=self.sigma, out=out)
-            norms.append(torch.linalg.vector_norm(out, dtype=wide))  # while it is in the cache
-        point.known_norms = (room, norms[::-1])
-        return room
+    def _minus(self, g: list[Tensor], names: Sequence[str], memory: State) -> list[Tensor]:
+        """G - sigma M, g where there is no M."""
+        pairs = [(x, memory[n]) for n, x in zip(names, g, strict=True) if n in memory]
+        if not pairs:
+            return list(g)
+        made = iter(torch._foreach_sub(*map(list, zip(*pairs, strict=True)), alpha=self.sigma))
+        return [next(made) if n in memory else x for n, x in zip(names, g, strict=True)]
 
-    def remember(self, point: Point, u: list[Tensor], state: State) -> None:
-        """Move the average towards g1 = u + sigma M: M = (lmbda + (1 - lmbda) sigma) M + ... u."""
-        keep = self.lmbda + (1 - self.lmbda) * self.sigma
-        self._take_in(point, state, u, 1 - self.lmbda, 1.0 if self.sigma == 1 else keep)
-
-    def _take_in(
-        self, point: Point, state: State, x: list[Tensor], weight: float, keep: float
-    ) -> None:
-        """M = keep M + weight x; where there is no M yet, x (init="grad") or weight x."""
-        memory = state.setdefault("ema", {})
-        means = [memory[n] for n in point.names if n in memory]
-        if means:
-            taken = x
-            if len(means) < len(x):
-                taken = [v for n, v in zip(point.names, x, strict=True) if n in memory]
+    def _take_in(self, point: Point, memory: State) -> None:
+        """M = lmbda M + (1 - lmbda) g; where there is no M yet, g (init="grad") or (1 - lmbda) g."""
+        known = [(memory[n], x) for n, x in zip(point.names, point.gradients) if n in memory]
+        fresh = [(n, x) for n, x in zip(point.names, point.gradients) if n not in memory]
+        if known:
+            means, g = map(list, zip(*known, strict=True))
             before = None
             if isinstance(point.finite, Tensor):  # on CUDA, where nothing waits for the answer
                 before = [m.clone() for m in means]
-            if keep != 1:
-                torch._foreach_mul_(means, keep)
-            torch._foreach_add_(means, taken, alpha=weight)
+            torch._foreach_mul_(means, self.lmbda)
+            torch._foreach_add_(means, g, alpha=1.0 - self.lmbda)
             if before is not None:
                 for m, old in zip(means, before, strict=True):
                     m.copy_(torch.where(point.finite, m, old))
-        for n, v in zip(point.names, x, strict=True) if len(means) < len(x) else ():
-            if n not in memory:
-                memory[n] = v.clone() if self.init == "grad" else v * weight
+        for n, x in fresh:
+            memory[n] = x.clone() if self.init == "grad" else x * (1.0 - self.lmbda)
 
 
 @dataclass(frozen=True)
@@ -107,12 +83,15 @@ class Centred(Slot):
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:  # noqa: ARG002
         """U per tensor."""
-        return [centred(g) for g in point.gradients]
+        return [centred(point, i, g) for i, g in enumerate(point.gradients)]
 
 
-def centred(g: Tensor) -> Tensor:
-    """G minus its mean over dimensions 1.., g itself for 1-D tensors."""
-    return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
+def centred(point: Point, i: int, g: Tensor) -> Tensor:
+    """G of tensor i minus its mean over dimensions 1.., g itself for 1-D tensors."""
+    if g.ndim <= 1:
+        return g
+    whole = point.whole(i, g)
+    return point.own(i, whole - whole.mean(dim=tuple(range(1, g.ndim)), keepdim=True))
 
 
 @dataclass(frozen=True)

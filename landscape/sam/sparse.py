@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.selectors import largest
+from landscape.sam.selectors import global_top
 from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, State
 
 Scores = dict[str, Tensor]
 
 
-def global_top(scores: Scores, count: int) -> dict[str, Tensor]:
-    """Bool masks of the `count` largest scores over all tensors together."""
-    flat = torch.cat([s.reshape(-1) for s in scores.values()])
-    parts = largest(flat, count).split([s.numel() for s in scores.values()])
-    return {k: part.view(s.shape) for (k, s), part in zip(scores.items(), parts, strict=True)}
+def _top(point: Point, scores: Scores, count: int) -> dict[str, Tensor]:
+    """Bool masks of the `count` largest scores of all tensors together; scores are whole."""
+    masks = global_top(list(scores.values()), lambda _: count)
+    return {n: point.own(n, m) for n, m in zip(scores, masks, strict=True)}
+
+
+def _gathered(point: Point, parts: Scores) -> Scores:
+    return {n: point.whole(n, x) for n, x in parts.items()}
 
 
 def _due(state: State, point: Point, every: int) -> bool:
@@ -88,8 +91,9 @@ class FisherMask(Slot):
             names = [n for n in fisher if n in known]
             chosen = self.within.active(names, [known[n] for n in names])
             fisher = {n: fisher[n] for n, on in zip(names, chosen, strict=True) if on}
+        fisher = _gathered(point, fisher)
         size = sum(f.numel() for f in fisher.values())
-        return global_top(fisher, int(size * (1 - self.sparsity)))
+        return _top(point, fisher, int(size * (1 - self.sparsity)))
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,17 @@ class DynamicMask(Slot):
         return "gradient" in (self.drop, self.growth)
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
-        """Mask per tensor, at first random with N - ⌈N sparsity⌉ live coordinates."""
-        if "mask" not in state:
-            scores = _random_scores(point)
-            size = sum(x.numel() for x in u)
-            state["mask"] = global_top(scores, size - math.ceil(size * self.sparsity))
-        return [
-            state["mask"].get(n, torch.zeros((), dtype=torch.bool, device=x.device).expand_as(x))
-            for n, x in zip(point.names, u, strict=True)
-        ]
+        """Mask per tensor, at first random with N - ⌈N sparsity⌉ live coordinates.
+
+        A tensor seen first later on has a random mask of its own, of the same share.
+        """
+        mask = state.setdefault("mask", {})
+        late = [i for i, n in enumerate(point.names) if n not in mask]
+        if late:
+            scores = _random_scores(point.only(late))
+            size = sum(x.numel() for x in scores.values())
+            mask |= _top(point, scores, size - math.ceil(size * self.sparsity))
+        return [mask[n] for n in point.names]
 
     def after_ascent(self, point: Point, state: State) -> None:
         """Drop and grow; called at w + e, the mask counts from the next step on."""
@@ -138,7 +144,7 @@ class DynamicMask(Slot):
                 "ssam_d anneals its drop rate over the training and does not know its length; call "
                 "optimizer.begin_epoch(epoch, total_epochs=...)."
             )
-        mask = {n: state["mask"][n] for n in point.names}
+        mask = _gathered(point, {n: state["mask"][n] for n in point.names})
         size = sum(m.numel() for m in mask.values())
         masked = size * self.sparsity
         live = size - masked
@@ -153,24 +159,20 @@ class DynamicMask(Slot):
             keep = alive - grow
         dead = {n: (s + 1e-7) * mask[n] for n, s in self._scores(self.drop, point).items()}
         born = {n: (s + 1e-7) * ~mask[n] for n, s in self._scores(self.growth, point).items()}
-        kept, grown = global_top(dead, keep), global_top(born, grow)
+        kept, grown = _top(point, dead, keep), _top(point, born, grow)
         state["mask"] |= {n: kept[n] | grown[n] for n in kept}
         state["refreshed"] = point.epoch
 
     @staticmethod
     def _scores(strategy: str | Callable[[Point], Scores], point: Point) -> Scores:
         if callable(strategy):
-            return strategy(point)
+            return _gathered(point, strategy(point))
         if strategy == "random":
             return _random_scores(point)
         tensors = point.gradients if strategy == "gradient" else point.weights
-        return {n: t.detach().abs() for n, t in zip(point.names, tensors, strict=True)}
+        parts = {n: t.detach().abs() for n, t in zip(point.names, tensors, strict=True)}
+        return _gathered(point, parts)
 
 
 def _random_scores(point: Point) -> Scores:
-    return {
-        n: torch.rand(w.shape, generator=point.generator, device=point.generator.device).to(
-            w.device
-        )
-        for n, w in zip(point.names, point.weights, strict=True)
-    }
+    return {n: point.rand(i) for i, n in enumerate(point.names)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.shards import Shards
 from landscape.sam.slot import as_slot, check_together
 
 # A mask entry is True or False for a whole tensor, or a bool tensor of the parameter's shape.
@@ -32,12 +33,20 @@ class Point:
     device, host_generator on the CPU; momentum(name): the base optimizer's momentum or None;
     group(name): the tensor's parameter group in the base optimizer;
     fisher(num_samples, ...): squared per-example gradients, None when no data were given;
-    loss_at(offsets): the batch's loss at w + offsets, without gradients, running statistics kept;
-    room(like): tensors like these in which a source may write u, or None;
+    untrained(): the frozen weights of the model by name; also: what a slot that ascends adds to
+    some of them at w + e, by name, as for low-rank adapters whose merged weight is perturbed;
+    nearby: losses, gradients and Hessian products around w (`landscape.sam.nearby.Nearby`);
     finite: on CUDA, where nothing waits for the device, whether g1 is finite, a 0-d bool tensor:
     what a slot keeps must not change where it is False (`torch.where`);
-    known_norms: a list of tensors and their norms, for `norm_of`;
     scratch: what slots hand to each other within one step.
+
+    Groups with maximize=True: their gradients, gd included, carry the sign of what is minimized.
+
+    Tensors cut over processes (`fully_shard`, tensor parallel) stand here by their local parts, in
+    weights, gradients and all lists that slots make. What is elementwise need not know. Sums over
+    coordinates are asked of the point (`norms_of`, `norm_of`, `inner`), and what needs a whole
+    tensor takes `whole(i, part)` and gives back `own(i, whole)`; random draws are `rand` and
+    `randn`. Then every process has the answer of one that has everything.
     """
 
     names: tuple[str, ...]
@@ -56,19 +65,28 @@ class Point:
     momentum: Callable[[str], Tensor | None] | None = None
     group: Callable[[str], dict[str, Any]] | None = None
     fisher: Callable[..., dict[str, Tensor]] | None = None
-    loss_at: Callable[[list[Tensor]], Tensor] | None = None
-    room: Callable[[list[Tensor]], list[Tensor] | None] | None = None
+    untrained: Callable[[], dict[str, Tensor]] | None = None
+    also: dict[str, Tensor] = field(default_factory=dict)
+    nearby: Any = None
     finite: bool | Tensor = True
     scratch: State = field(default_factory=dict)
-    known_norms: tuple[list[Tensor], list[Tensor]] | None = None
+    shards: Shards | None = None
     _norms: list[Tensor] | None = None
     _norm: Tensor | None = None
+    _known: tuple[list[Tensor], Tensor] | None = None
+
+    # ----------------------------------------------------------------- sums over all coordinates
 
     @property
     def norms(self) -> list[Tensor]:
         """‖g1‖ per tensor, computed once."""
         if self._norms is None:
-            self._norms = tensor_norms(self.gradients)
+            if self.names and not self.gradients:
+                raise LandscapeError(
+                    "the norm of g1 was asked when g1 was there no more (or not yet); let the slot "
+                    "that reads it say needs_g1 = True, or ask before pass 2."
+                )
+            self._norms = self.norms_of(self.gradients)
         return self._norms
 
     @property
@@ -78,13 +96,100 @@ class Point:
             self._norm = total_norm(self.norms)
         return self._norm
 
-    def norm_of(self, tensors: list[Tensor]) -> Tensor:
-        """Their ℓ2 norm together, 0-d; g1's and those of `known_norms` are computed once."""
+    def norms_of(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """ℓ2 norm of each tensor, in the order of the point; None stays None."""
+        there = [x for x in tensors if x is not None]
+        found = tensor_norms(there)
+        if len(there) < len(tensors):
+            norms = iter(found)
+            found = [None if x is None else next(norms) for x in tensors]
+        if self.shards is None:
+            return found
+        squares = self.shards.sum([None if n is None else n.double().square() for n in found])
+        return [
+            None if n is None else s.sqrt().to(n.dtype) for n, s in zip(found, squares, strict=True)
+        ]
+
+    def norm_of(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Their ℓ2 norm together, 0-d; that of g1, and of the list asked last, computed once."""
         if tensors is self.gradients:
             return self.norm
-        if self.known_norms is None or tensors is not self.known_norms[0]:
-            self.known_norms = (tensors, tensor_norms(tensors))
-        return total_norm(self.known_norms[1])
+        if self._known is None or tensors is not self._known[0]:
+            norm = total_norm([n for n in self.norms_of(tensors) if n is not None])
+            self._known = (tensors, norm)
+        return self._known[1]
+
+    def inner(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+        """<a, b> over the tensors that both lists have, in the order of the point."""
+        products = self.inners(a, b)
+        there = [x for x in products if x is not None]
+        return torch.stack(there).sum() if there else torch.zeros(())
+
+    def inners(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """<a_l, b_l> of each tensor, None where one of the lists has none."""
+        products = [
+            None if x is None or y is None else torch.sum(x * y, dtype=widened(x))
+            for x, y in zip(a, b, strict=True)
+        ]
+        return self.sums(products)
+
+    def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """0-d values of each tensor's part, added up over its parts; None stays None."""
+        return list(values) if self.shards is None else self.shards.sum(values)
+
+    # ------------------------------------------------------------------------------ whole tensors
+
+    def whole(self, which: int | str, part: Tensor) -> Tensor:
+        """The whole tensor (index or name) of which `part` lies here; gathered where it is cut."""
+        cut = None if self.shards is None else self.shards[which]
+        return part if cut is None else cut.whole(part)
+
+    def own(self, which: int | str, whole: Tensor) -> Tensor:
+        """This process's part of a whole tensor."""
+        cut = None if self.shards is None else self.shards[which]
+        return whole if cut is None else cut.own(whole)
+
+    def rand(self, i: int, *, normal: bool = False) -> Tensor:
+        """Uniform numbers in [0, 1), or normal ones, of the shape of the whole tensor i."""
+        cut = None if self.shards is None else self.shards[i]
+        draw = torch.randn if normal else torch.rand
+        made = draw(
+            self.weights[i].shape if cut is None else cut.shape,
+            generator=self.generator,
+            device=self.generator.device,
+        )
+        return made.to(self.weights[i].device)
+
+    def noise(self) -> list[Tensor]:
+        """Standard normal numbers like the weights, this process's parts."""
+        return [
+            self.own(i, self.rand(i, normal=True)).to(w.dtype) for i, w in enumerate(self.weights)
+        ]
+
+    # -------------------------------------------------------------------------------- around w
+
+    def loss_at(self, offsets: Sequence[Tensor | None]) -> Tensor:
+        """The batch's loss at w + offsets, without gradients; buffers kept."""
+        return self.nearby.loss_at(self.names, offsets)
+
+    def gradient_at(
+        self, offsets: Sequence[Tensor | None] | None = None, **options: Any
+    ) -> list[Tensor]:
+        """The gradient at w + offsets (None: at w); zeros where the loss does not reach.
+
+        batch, objective: as for `landscape.sam.passes.Passes.backward`. Buffers, `.grad` and
+        weights are as before. Cost: one forward and one backward pass.
+        """
+        return self.nearby.gradient_at(self.names, offsets, **options)
+
+    def hessian_product(
+        self, v: Sequence[Tensor | None], offsets: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """H(w + offsets) v of the batch's loss, by double backward; needs step(losses, batch).
+
+        Cost: one forward pass and about three backward ones.
+        """
+        return self.nearby.hessian_product(self.names, v, offsets)
 
     def only(self, keep: Sequence[int]) -> "Point":
         """The same point, seen through the tensors `keep`."""
@@ -97,10 +202,20 @@ class Point:
             weights=take(self.weights),
             gradients=take(self.gradients) if self.gradients else [],
             scales=None if self.scales is None else take(self.scales),
+            shards=None if self.shards is None else self.shards.only(keep),
             _norms=None if self._norms is None else take(self._norms),
             _norm=None,
-            known_norms=None,
+            _known=None,
         )
+
+    def forget_gradients(self) -> None:
+        """Free g1, which nothing reads any more; its norms stay."""
+        self.gradients, self._known = [], None
+
+
+def widened(x: Tensor) -> torch.dtype:
+    """The type in which such numbers are added up, at least float32."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def tensor_norms(tensors: Sequence[Tensor], p: float = 2.0) -> list[Tensor]:

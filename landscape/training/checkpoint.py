@@ -15,6 +15,7 @@ from torch import nn
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.problems import load_weights
+from landscape.sam import saved
 
 FORMAT = 1
 
@@ -74,7 +75,7 @@ def finish(
 def optimizer_slots(folder: Path) -> dict[str, Any] | None:
     """Masks and averages of the variant after its last saved epoch; None without a checkpoint."""
     state = _read(folder)
-    return None if state is None else state["optimizer"]["slots"]
+    return None if state is None else saved.slots_of(state["optimizer"])
 
 
 def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None:

@@ -16,13 +16,13 @@ from landscape.sam import (
     descents,
     directions,
     evaluate,
+    finite,
     loss_terms,
     metrics,
     schedule,
     selectors,
     sources,
     sparse,
-    weights,
 )
 from landscape.sam.geometry import Geometry
 from tests.sam.test_invariants import Spy, resumed_equals_uninterrupted
@@ -179,7 +179,7 @@ def test_any_composition_restores_the_weights_whatever_is_raised(error, variant,
     step(optimizer, batch(1))
 
 
-@pytest.mark.parametrize("small", [0, weights.SMALL])
+@pytest.mark.parametrize("small", [0, finite.SMALL])
 @given(variant=compositions)
 @settings(fast, max_examples=25)
 def test_any_composition_steps_alike_whether_or_not_its_perturbation_is_kept(small, variant):
@@ -189,7 +189,7 @@ def test_any_composition_steps_alike_whether_or_not_its_perturbation_is_kept(sma
     """
     ends = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "SMALL", small)
+        patch.setattr(finite, "SMALL", small)
         for keep in (True, False):
             model = cnn()
             optimizer = ready(model, variant, keep_perturbation=keep)

@@ -360,8 +360,9 @@ def test_z_mask_does_not_change_under_a_g_plus_b():
 
     g = torch.randn(30, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     select = ZScore(0.9)
-    a = select(None, [g], {})[0]
-    assert torch.equal(a, select(None, [3.0 * g + 0.4], {})[0])
+    point = sam.Point(("w",), ("linear",), ("",), [g], [g], None, None)
+    a = select(point, [g], {})[0]
+    assert torch.equal(a, select(point, [3.0 * g + 0.4], {})[0])
 
 
 def test_stable_sam_keeps_the_norm_of_the_clean_gradient():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from landscape import sam
-from landscape.sam import corrections, schedule, sources, weights
+from landscape.sam import corrections, finite, schedule, sources
 from landscape.sam.geometry import Geometry
 from landscape.sam.selectors import NormLayers, TopLayers, ZScore, above_quantile
 from tests.sam_models import batch, closure_of, cnn, furthest, ready, reset, same, step
@@ -154,7 +154,7 @@ def test_of_all_masks_of_one_density_the_largest_gradients_need_the_smallest_rad
 @pytest.fixture
 def large(monkeypatch):
     """Treat the small tensors of these tests as large ones."""
-    monkeypatch.setattr(weights, "SMALL", 0)
+    monkeypatch.setattr(finite, "SMALL", 0)
 
 
 @pytest.mark.parametrize("variant", [sam.sam(0.1), sam.fsam(0.1), sam.zsharp(0.1)],
@@ -198,19 +198,6 @@ def test_a_perturbation_that_somebody_holds_stays_as_it_was(large):
         step(optimizer, batch(t))
     assert same(expected, held.e.values())
     assert not same(expected, optimizer.perturbation.e.values())
-
-
-def test_the_room_of_a_direction_is_lent_again_when_nobody_holds_it():
-    space, like = weights.Workspace(), [torch.zeros(3, 4), torch.zeros(5)]
-    addresses = lambda tensors: [t.data_ptr() for t in tensors]  # noqa: E731
-    first = addresses(space.lend(like))
-    held = space.lend(like)
-    assert addresses(held) == first
-    one = held[0]
-    del held
-    other = space.lend(like)
-    assert one.data_ptr() not in addresses(other)
-    assert [t.shape for t in space.lend([torch.zeros(2)])] == [(2,)]
 
 
 class Reweighted(nn.BatchNorm2d):

@@ -396,7 +396,7 @@ def test_own_selector_and_own_correction_are_plain_functions():
         chosen = [g if i % 2 == 0 else torch.zeros_like(g) for i, g in enumerate(g1)]
         close(e, [0.1 * g / flat(chosen).norm() for g in chosen])
         close(gd, [2 * b - a for a, b in zip(g1, g2, strict=True)])
-    slots = optimizer.state_dict()["slots"]
+    slots = optimizer.state_dict()["sam"]["slots"]
     assert slots["selector"] == {"asked": 2}
     assert slots["correction"] == {"step": 1}
 

@@ -252,6 +252,7 @@ def test_the_documented_trainer_takes_the_steps_clips_and_accumulates():
     reference = sam.SAM(theirs, frozen, sam.sam(0.1))
     for pair in (batches[:2], batches[2:]):
         total = [torch.zeros_like(p) for p in theirs.parameters()]
+        theirs.zero_grad()
         for b in pair:
             reference.step(closure_of(theirs, b))
             total = [t + p.grad / 2 for t, p in zip(total, theirs.parameters())]

@@ -249,13 +249,6 @@ def test_hooks_of_torch_optimizers_run_once_per_step():
     assert calls == ["before", "after"]
 
 
-def test_a_group_added_later_is_refused():
-    model = cnn()
-    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), sam.sam(0.1))
-    with pytest.raises(LandscapeError, match="is fixed"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-
-
 @pytest.mark.parametrize("variant", [sam.sam(0.1), sam.fsam(0.1), sam.zsharp(0.1)])
 def test_tensors_may_be_frozen_and_unfrozen_between_steps(variant):
     model = cnn()

@@ -286,10 +286,10 @@ def test_skipped_steps_are_reported(caplog):
 
 def test_the_device_side_guard_skips_like_the_host_side_one(monkeypatch):
     """On CUDA finiteness stays a tensor; the same code path, here on the CPU."""
-    from landscape.sam import basestep, stepping
-    from landscape.sam import weights as memory
+    from landscape.sam import finite, step
+    from landscape.sam import finite as memory
 
-    for module in (basestep, stepping):
+    for module in (finite, step):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
     monkeypatch.setattr(memory, "SMALL", 0)
     for variant in VARIANTS.values():
@@ -333,8 +333,8 @@ def test_a_skipped_step_leaves_momentum_and_averages_without_asking_the_device(
     base, name, bad_pass, monkeypatch
 ):
     """Bit for bit what the host's own skip leaves: momentum and weight decay would move else."""
-    from landscape.sam import basestep, stepping
-    from landscape.sam import weights as memory
+    from landscape.sam import finite, step
+    from landscape.sam import finite as memory
 
     options = {"lr": 0.05, "weight_decay": 0.1}
     make = {
@@ -357,11 +357,11 @@ def test_a_skipped_step_leaves_momentum_and_averages_without_asking_the_device(
 
         optimizer.step(bad)
         assert optimizer.num_skipped == 1
-        kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()["base"]["state"]))
+        kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
         return kept, tensors_of(copy.deepcopy(optimizer.slots))
 
     (weights, state), slots = trained()
-    for module in (basestep, stepping):
+    for module in (finite, step):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
     monkeypatch.setattr(memory, "SMALL", 0)
     (weights_, state_), slots_ = trained()
@@ -383,10 +383,10 @@ def tensors_of(value):
 @pytest.mark.parametrize("bad_pass", [1, 2])
 def test_an_optimizer_may_wait_for_the_device(bad_pass, monkeypatch):
     """Then a skipped step is nothing at all; else what the host counts goes on."""
-    from landscape.sam import basestep, stepping
-    from landscape.sam import weights as memory
+    from landscape.sam import finite, step
+    from landscape.sam import finite as memory
 
-    for module in (basestep, stepping):
+    for module in (finite, step):
         monkeypatch.setattr(module, "is_finite", torch.isfinite)
     monkeypatch.setattr(memory, "SMALL", 0)
     counted = {}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from landscape import sam
-from landscape.sam import schedule, selectors, weights
+from landscape.sam import finite, schedule, selectors
 from landscape.sam.sparse import FisherMask
 from tests.sam_models import batch, closure_of, cnn, losses_of, ready, same, step, variants
 from tests.sam_models import weights as weights_of
@@ -42,7 +42,7 @@ def test_gradients_that_somebody_else_holds_are_never_written_over():
 
         before = [g.clone() for g in held]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(weights, "SMALL", 0)
+            patch.setattr(finite, "SMALL", 0)
             for _ in range(3):
                 optimizer.step(closure)
         assert same(before, held)
@@ -64,7 +64,7 @@ def test_the_memory_of_a_gradient_that_somebody_else_looks_at_is_never_written_o
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "SMALL", 0)
+        patch.setattr(finite, "SMALL", 0)
         for _ in range(2):
             optimizer.step(closure)
     assert same(copies, list(map(torch.as_tensor, looks)))
@@ -479,7 +479,7 @@ def test_users_slots_are_plain_functions():
         w = dict(model.named_parameters())[n]
         s = math.sqrt(w.shape[0] / w[0].numel()) if w.ndim > 1 else 1.0
         assert float(e.norm()) == pytest.approx(0.1 * s, rel=1e-12)
-    assert optimizer.state_dict()["slots"]["source"] == {"calls": 1}
+    assert optimizer.state_dict()["sam"]["slots"]["source"] == {"calls": 1}
 
 
 def test_gates_and_radii():

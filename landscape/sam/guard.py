@@ -1,0 +1,255 @@
+"""Whether pass 2 really ran at w + e, seen at the first climb and at few later ones."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.sam import replicas
+from landscape.sam.buffers import Buffers
+from landscape.sam.evaluate import SameBatch
+from landscape.sam.geometry import Scaled
+from landscape.sam.passes import rng_state, set_rng_state
+from landscape.sam.shards import is_cut
+
+if TYPE_CHECKING:
+    from landscape.sam.optimizer import SAM
+    from landscape.sam.step import Step
+
+VISIBLE = 100  # roundings of the loss below which a change is not expected to show
+
+log = logging.getLogger("landscape.sam")
+
+
+@dataclass
+class Watch:
+    """What is known of one climb that is looked at."""
+
+    tensors: list[Tensor | None] | None  # e / factor, where g2 must tell how much it changes
+    factor: float | Tensor
+    along_g1: float  # |g1ᵀe|, 0 without g1
+    buffers: Buffers
+    moved: bool = False
+    rng: Any = None
+    last: dict[str, Any] = field(default_factory=dict)
+    loss: Tensor | None = None
+    unread: list[str] = field(default_factory=list)
+
+
+class Guard:
+    """Looks at climbs 1, 9, 65, 513, ... of an optimizer in a process; the others cost nothing.
+
+    Pass 2 at w + e must differ from the same pass at w: same examples, random state and buffers.
+    Pass 1 is that pass where nothing random and no buffer but running statistics came between;
+    else pass 2 is run once more at w. Judged where |gᵀe| exceeds a hundred roundings of the loss.
+    """
+
+    def __init__(self) -> None:
+        self.climbs = 0
+        self.said = "no step has climbed yet"
+
+    @property
+    def due(self) -> bool:
+        """Whether the next climb is looked at."""
+        n = self.climbs
+        return n == 0 or (n >= 8 and n & (n - 1) == 0 and n.bit_length() % 3 == 1)
+
+    def begin(self, step: "Step") -> Watch | None:
+        """Count a climb; what is to be compared when it is looked at."""
+        due, ascended, point = self.due, step.ascended, step.point
+        self.climbs += 1
+        if not due:
+            return None
+        scaled = isinstance(ascended.raised, Scaled)
+        tensors = ascended.raised.tensors if scaled else ascended.raised
+        factor = ascended.raised.factor if scaled else 1.0
+        evaluate, along = step.variant.evaluate, 0.0
+        if step.has_first:
+            along = abs(float(point.inner(point.gradients, tensors) * factor))
+            if evaluate.plain_first and evaluate.whole_batch:
+                tensors = None  # g1 tells enough, and e can go
+        return Watch(tensors, factor, along, Buffers(step.optimizer.model))
+
+    @contextlib.contextmanager
+    def watching(self, step: "Step", watch: Watch | None) -> Iterator[None]:
+        """Around pass 2: what it starts from, and which weights it reads."""
+        if watch is None:
+            yield
+            return
+        watch.moved = step.optimizer.weights.differ()
+        watch.rng = rng_state(step.optimizer.device)
+        watch.buffers.save()
+        with _gathered_weights_read(step, watch):
+            yield
+        watch.last, watch.loss = dict(step.passes.last), step.passes.last_loss
+
+    def judge(self, step: "Step", watch: Watch | None) -> None:
+        """Back at w: refuse a pass 2 that did not see e."""
+        if watch is None:
+            return
+        optimizer, loss = step.optimizer, float(watch.loss)
+        agree = lambda answer: replicas.agree(optimizer.model, step.trained.shards, answer)  # noqa: E731
+        if not agree(_all_finite(step, loss)):
+            self.climbs -= 1  # the next one is looked at instead
+            return
+        if not agree(not watch.unread):
+            raise LandscapeError(_read_others(watch.unread))
+        rounding = _rounding(step, watch.loss)
+        expected = max(watch.along_g1, _along_g2(step, watch))
+        if agree(loss == 0.0 or expected <= VISIBLE * rounding * abs(loss)):
+            self.said = (
+                f"too small to see: e changes the loss {loss:.6g} by about {expected:.1g}, less "
+                f"than {VISIBLE} roundings of it"
+            )
+            log.info("climb %d: %s.", self.climbs, self.said)
+            return
+        clean = step.point.loss
+        shown = _pass_1_is_comparable(step, watch) and abs(loss - float(clean)) > rounding * abs(
+            loss
+        )
+        if not agree(shown):
+            at_w, same_gradient = _again_at_w(step, watch)
+            unchanged = abs(loss - at_w) <= rounding * abs(loss) and same_gradient
+            if not agree(not unchanged):
+                raise LandscapeError(_did_not_move(optimizer, watch, loss, expected))
+            clean = at_w
+        self.said = (
+            f"climb {self.climbs} was seen: loss {float(clean):.6g} at w, {loss:.6g} at w + e"
+        )
+
+
+def _all_finite(step: "Step", loss: float) -> bool:
+    there = [g for g in step.g2 if g is not None]
+    return torch.isfinite(torch.tensor(loss)).item() and all(
+        bool(torch.isfinite(g).all()) for g in there
+    )
+
+
+def _rounding(step: "Step", loss: Tensor) -> float:
+    """Of the coarsest type among the loss and the weights."""
+    types = {loss.dtype} | {step.trained.parameters[i].dtype for i in step.climbed}
+    return max(torch.finfo(t).eps for t in types if t.is_floating_point)
+
+
+def _along_g2(step: "Step", watch: Watch) -> float:
+    """|g2ᵀe|, where it is needed."""
+    if watch.tensors is None:
+        return 0.0
+    g2 = [step.g2[i] for i in step.live]
+    return abs(float(step.point.inner(g2, watch.tensors) * watch.factor))
+
+
+def _pass_1_is_comparable(step: "Step", watch: Watch) -> bool:
+    """Whether pass 1 is pass 2 at w: nothing random was drawn and no buffer changed that counts."""
+    return (
+        step.has_first
+        and type(step.variant.evaluate) is SameBatch
+        and step.variant.loss_term is None
+        and _equal_states(step.rng, watch.rng)
+        and _only_statistics_changed(step.optimizer, watch.buffers)
+    )
+
+
+def _equal_states(a: Any, b: Any) -> bool:
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _only_statistics_changed(optimizer: "SAM", now: Buffers) -> bool:
+    """Running statistics do not enter the outputs of a BatchNorm in training mode."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    return all(
+        isinstance(m, batch_norm) and m.training for m in optimizer.buffers_at_start.changed(now)
+    )
+
+
+def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
+    """The loss of pass 2 at w, and whether its gradient is that of pass 2 as well."""
+    optimizer, passes = step.optimizer, step.passes
+    grads = [p.grad for p in step.trained.parameters]
+    now, device = rng_state(optimizer.device), optimizer.device
+    keep_last = dict(passes.last)
+    try:
+        with Buffers(optimizer.model).kept():
+            set_rng_state(watch.rng, device)
+            watch.buffers.restore()
+            loss = float(passes.backward(**watch.last))
+            found = step.trained.gradients(passes.signs)
+    finally:
+        set_rng_state(now, device)
+        passes.last = keep_last
+        for p, g in zip(step.trained.parameters, grads, strict=True):
+            p.grad = g
+    if step.perturbed_loss is not watch.loss:  # g2 was made of several passes
+        return loss, True
+    eps = _rounding(step, watch.loss)
+    return loss, all(
+        (a is None) == (b is None)
+        and (a is None or bool((a - b).norm() <= VISIBLE * eps * (a.norm() + b.norm())))
+        for a, b in zip(step.g2, found, strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _gathered_weights_read(step: "Step", watch: Watch) -> Iterator[None]:
+    """Compare with w + e the whole weights that modules of `fully_shard` hold in their forward."""
+    trained, handles = step.trained, []
+    if trained.shards is not None:
+        modules = dict(step.optimizer.model.named_modules())
+        for i, name in enumerate(trained.names):
+            module = modules.get(trained.modules[i])
+            if module is not None and trained.shards[i] is not None:
+                handles.append(module.register_forward_pre_hook(_reader(step, watch, i, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reader(step: "Step", watch: Watch, i: int, name: str) -> Any:
+    def look(module: nn.Module, _: Any) -> None:
+        held, cut = module._parameters.get(name.rsplit(".", 1)[-1]), step.trained.shards[i]
+        own = step.trained.tensors()[i]
+        if held is None or is_cut(held) or held.shape != cut.shape or held.dtype != own.dtype:
+            return
+        if not torch.equal(cut.own(held.detach()), own):
+            watch.unread.append(name)
+
+    return look
+
+
+def _read_others(names: list[str]) -> str:
+    what = (
+        f"{names[0]!r} and {len(names) - 1} more"
+        if len(names) > 1
+        else repr(names[0] if names else "")
+    )
+    return (
+        f"the second pass read other values of {what} than w + e: the weights were gathered before "
+        "they moved. Call reshard() on the modules of fully_shard before the step, and let no other "
+        "code keep them gathered."
+    )
+
+
+def _did_not_move(optimizer: "SAM", watch: Watch, loss: float, expected: float) -> str:
+    begin = (
+        f"the second pass did not see w + e: e changes the loss {loss:.6g} by about {expected:.3g} "
+        "to first order, and loss and gradient are the same at w"
+    )
+    if not watch.moved:
+        return (
+            f"{begin}. Every entry of e is below the rounding of its weight, so that w + e = w; "
+            "raise rho, or keep the weights in float32."
+        )
+    return (
+        f"{begin}. The forward pass of {type(optimizer.model).__name__} reads other memory than the "
+        "optimizer's parameters: weights gathered by sharding (FSDP), a copy or view of a weight "
+        "made before the step, torch.nn.utils.parametrize.cached() around it, or a cache of weights "
+        "cast to half precision. Let forward read the module's own parameters, and clear the cache "
+        "in the closure."
+    )

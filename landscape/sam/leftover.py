@@ -1,0 +1,56 @@
+"""Gradients that a step left in `.grad`, told from those that somebody has put there since."""
+
+import weakref
+
+from torch import nn
+
+from landscape.errors import LandscapeError
+from landscape.sam.shards import local
+from landscape.sam.trained import Trained
+
+# By the id of a parameter: itself, its gradient when some SAM stepped with it, and that's version.
+_STEPPED: dict[int, tuple[weakref.ref, int, weakref.ref]] = {}
+
+
+def stepped_with(trained: Trained) -> None:
+    """After a step: what lies in `.grad` has been used."""
+    for p in trained.parameters:
+        if p.grad is not None:
+            _STEPPED[id(p)] = (
+                _forgotten_with(id(p), p),
+                p.grad._version,
+                weakref.ref(p.grad),
+            )
+
+
+def _is_new(p: nn.Parameter) -> bool:
+    owner, version, gradient = _STEPPED.get(id(p), (None, -1, None))
+    return owner is None or gradient() is not p.grad or p.grad._version != version
+
+
+def all_stepped_with(trained: Trained) -> bool:
+    """Whether there are gradients, and all have been used and not altered since."""
+    found = [p for p in trained.parameters if p.grad is not None]
+    return bool(found) and not any(map(_is_new, found))
+
+
+def check_nothing_left(trained: Trained) -> None:
+    """Refuse to overwrite a gradient that somebody else has made."""
+    named = zip(trained.names, trained.parameters, strict=True)
+    new = [
+        n for n, p in named
+        if p.grad is not None and _is_new(p) and bool(local(p.grad).any())
+    ]  # fmt: skip
+    if new:
+        more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+        raise LandscapeError(
+            f"step(closure) found a gradient in .grad of {new[0]!r}{more} that no step left there, "
+            "and its first pass would overwrite it. To add up micro-batches, call "
+            "optimizer.backward(closure) for each and then optimizer.step() (in Lightning: "
+            "automatic_optimization = False instead of accumulate_grad_batches), or let one "
+            "closure run all of them. If it is not wanted, call optimizer.zero_grad() first."
+        )
+
+
+def _forgotten_with(key: int, p: nn.Parameter) -> weakref.ref:
+    return weakref.ref(p, lambda _: _STEPPED.pop(key, None))

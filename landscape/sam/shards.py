@@ -1,0 +1,135 @@
+"""Tensors that are cut over processes (DTensor): their local parts, and sums over the whole.
+
+Everything elementwise runs on the local parts, in place. What runs over all coordinates goes
+through a `Shards`: sums are added up over the processes that hold the parts (one message of 8 bytes
+per tensor), and whatever needs a whole tensor (a quantile, the k largest, a random draw) gathers
+it, so that its answer is that of one process.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; none exists where its module was never imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of it lies in this process, in the same memory; the tensor itself where it is whole."""
+    return tensor.detach().to_local() if is_cut(tensor) else tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one tensor is cut: its mesh of processes, its placements there, and the whole's shape."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: Tensor) -> "Cut | None":
+        """The cut of a DTensor, None for any other."""
+        if not is_cut(tensor):
+            return None
+        return Cut(
+            tensor.device_mesh, tuple(tensor.placements), tensor.shape, tuple(tensor.stride())
+        )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions of the mesh over which the parts differ."""
+        return tuple(i for i, p in enumerate(self.placements) if p.is_shard())
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """This process's part of a DTensor of the same whole, however that is placed."""
+        if tuple(tensor.placements) != self.placements:
+            tensor = tensor.redistribute(self.mesh, self.placements)
+        return local(tensor)
+
+    def joined(self, part: Tensor) -> Tensor:
+        """The DTensor of which `part` is this process's part."""
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
+        )
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole tensor, gathered."""
+        if part.dtype == torch.bool:  # not every backend sends these
+            return self.whole(part.to(torch.uint8)).bool()
+        return self.joined(part).full_tensor()
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This process's part of a tensor that every process has; nothing is sent."""
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole, self.mesh, self.placements, src_data_rank=None).to_local()
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The cuts of several tensors, in their order; None for one that every process has whole."""
+
+    cuts: tuple[Cut | None, ...]
+    by_name: dict[str, Cut | None]
+
+    @staticmethod
+    def of(names: Sequence[str], tensors: Sequence[Tensor]) -> "Shards | None":
+        """Their cuts, None when all are whole."""
+        cuts = tuple(map(Cut.of, tensors))
+        return Shards(cuts, dict(zip(names, cuts, strict=True))) if any(cuts) else None
+
+    def only(self, keep: Sequence[int]) -> "Shards":
+        """The cuts of some of the tensors, in the order asked; names are those of all."""
+        return Shards(tuple(self.cuts[i] for i in keep), self.by_name)
+
+    def __getitem__(self, which: int | str) -> Cut | None:
+        return self.by_name[which] if isinstance(which, str) else self.cuts[which]
+
+    def sum(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """0-d values of the parts added up over the parts of each tensor; float64 on the way."""
+        import torch.distributed as dist
+
+        out = list(values)
+        groups: dict[Any, list[int]] = {}
+        for i, (cut, value) in enumerate(zip(self.cuts, out, strict=True)):
+            if cut is not None and cut.dims and value is not None:
+                groups.setdefault((cut.mesh, cut.dims), []).append(i)
+        for (mesh, dims), where in groups.items():
+            together = torch.stack([out[i].double() for i in where])
+            for dim in dims:
+                dist.all_reduce(together, group=mesh.get_group(dim))
+            for i, value in zip(where, together.unbind(), strict=True):
+                out[i] = value.to(out[i].dtype)
+        return out
+
+    def highest(self, value: Tensor) -> float:
+        """The largest of a 0-d value over all processes; waits for it."""
+        import torch.distributed as dist
+
+        cut = next(c for c in self.cuts if c is not None)
+        largest = value.detach().double().clone()
+        for dim in range(cut.mesh.ndim):
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=cut.mesh.get_group(dim))
+        return float(largest)
+
+    def agree(self, answer: bool | Tensor) -> bool | Tensor:
+        """Whether the answer is True in every process; a tensor stays one and does not wait."""
+        import torch.distributed as dist
+
+        cut = next(c for c in self.cuts if c is not None)
+        device = answer.device if isinstance(answer, Tensor) else torch.device(cut.mesh.device_type)
+        flag = torch.as_tensor(answer, device=device).to(torch.int32)
+        for dim in range(cut.mesh.ndim):
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=cut.mesh.get_group(dim))
+        return flag.bool() if isinstance(answer, Tensor) else bool(flag)

@@ -1,0 +1,429 @@
+"""One step, read from top to bottom: first pass, ascent, second pass, descent."""
+
+import contextlib
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.sam import points, replicas, schedule
+from landscape.sam.checks import check_dense, check_still_there
+from landscape.sam.corrections import Blend
+from landscape.sam.engine import Ascent, ascend
+from landscape.sam.evaluate import SameBatch
+from landscape.sam.finite import Finite, all_finite, both_finite, is_finite
+from landscape.sam.geometry import scale
+from landscape.sam.loss_terms import check_outputs
+from landscape.sam.passes import Passes, rng_state, set_rng_state
+from landscape.sam.perturbation import Perturbation
+from landscape.sam.trained import Gradients, signed
+from landscape.sam.variant import Point
+
+if TYPE_CHECKING:
+    from landscape.sam.optimizer import SAM
+
+
+class Step:
+    """One step of a variant on one batch: it leaves the descent gradient gd in `.grad`.
+
+    g1 at w (`first_pass`) → e, weights at w + e (`ascent`) → g2 (`second_pass`), weights back at w
+    → gd = correction(g1, g2) (`descent`). A gate that is closed ends it with g1 (`closed`).
+
+    loss: at w; point: what the slots read, and read again after the base step; finite: whether all
+    gradients were, on CUDA a 0-d tensor that nothing waits for.
+
+    A tensor that the loss reaches in one of the two passes only has the gradient 0 in the other; a
+    tensor reached in neither has none, and the base optimizer leaves it alone.
+    """
+
+    def __init__(self, optimizer: "SAM", passes: Passes) -> None:
+        self.optimizer, self.passes = optimizer, passes
+        self.variant, self.slots = optimizer.variant, optimizer.slots
+        self.trained = optimizer.trained
+        self.point: Point = points.make(optimizer, passes)
+        self.finite: Finite = True
+        self.g1: Gradients = [None] * len(self.trained.names)
+        self.g2: Gradients = self.g1
+        self.live: Sequence[int] = range(len(self.g1))  # the tensors of the point
+        self.climbed: Sequence[int] = ()  # those of them that are perturbed
+        self.ascended: Ascent | None = None
+        self.perturbed_loss: Tensor | None = None
+        self._summing = False
+
+    @property
+    def loss(self) -> Tensor:
+        """At w; of a variant without a first pass, at w + e."""
+        return self.point.loss
+
+    def run(self) -> "Step":
+        """The whole step, or one for each of equal parts of the batch (m-sharpness)."""
+        self.optimizer.last = None  # its memory serves this step
+        parts = self.variant.evaluate.micro_batches
+        if parts > 1:
+            self._run_parts(parts)
+        else:
+            self._run()
+        return self
+
+    def _run(self) -> None:
+        is_open = self._asked_before_first_pass()
+        self.first_pass(is_open)
+        self._settle_first()
+        if self.finite is False:
+            self._remember()
+        elif self._is_open(is_open):
+            try:
+                self.ascent()
+                self.second_pass()
+            finally:
+                self.optimizer.weights.restore()
+            self.descent()
+        else:
+            self.closed()
+
+    # ------------------------------------------------------------------------------------ pass 1
+
+    def first_pass(self, is_open: bool | None) -> None:
+        """g1 at w; the plain gradient of everything when the gate is known to be closed."""
+        optimizer, variant = self.optimizer, self.variant
+        again = optimizer.same_rng_both_passes or optimizer.guard.due
+        self.rng = rng_state(optimizer.device) if again else None
+        self.has_first = is_open is False or variant.source.first_pass
+        if not self.has_first:
+            return
+        if optimizer.bn == "second":
+            optimizer.buffers_before_first.save()
+        only = None if is_open is False else self._restricted(is_open)
+        with replicas.unsynced(optimizer.model) if optimizer.local else contextlib.nullcontext():
+            self._add_loss_term()
+            self.point.loss = self._first(is_open, only)
+            if only is not None and not any(g is not None for g in self.trained.gradients()):
+                only = None  # none of the tensors wanted is reached here: all take part
+                self.point.loss = self._first(is_open, only)
+        self._take_g1(only)
+
+    def _first(self, is_open: bool | None, only: list[bool] | None) -> Tensor:
+        if is_open is False:
+            return self.passes.backward()
+        evaluate, state = self.variant.evaluate, self.slots["evaluate"]
+        return evaluate.first(self.passes, self.point, state, only)
+
+    def _take_g1(self, only: Sequence[bool] | None) -> None:
+        """Let the point see the tensors that have a gradient."""
+        optimizer, trained = self.optimizer, self.trained
+        self.g1 = replicas.own_gradients(optimizer.model, trained.gradients(self.passes.signs))
+        if not optimizer.dense:
+            check_dense(trained.names, self.g1)
+            optimizer.dense = True
+        live = [i for i, g in enumerate(self.g1) if g is not None]
+        if len(live) < len(self.g1):
+            optimizer.known_unused = check_still_there(
+                optimizer.model, trained, self.g1, only, optimizer.known_unused
+            )
+            self.live, self.point = live, self.point.only(live)
+            self.point.gradients = [self.g1[i] for i in live]
+        else:
+            self.point.gradients = self.g1
+
+    def _restricted(self, is_open: bool | None) -> list[bool] | None:
+        """Which first-pass gradients are worth computing, None for all."""
+        variant, trained = self.variant, self.trained
+        chosen = variant.selector.active(
+            names=trained.names,
+            kinds=trained.kinds,
+            modules=trained.modules,
+            state=self.slots["selector"],
+            generator=self.optimizer.host_generator,
+        )
+        reads_all = (
+            variant.correction.needs_g1 or is_open is None or variant.geometry.needs_whole_g1
+        )
+        unused = variant.evaluate.off == "none"
+        return chosen if unused or not reads_all else None
+
+    def _add_loss_term(self) -> None:
+        term, state = self.variant.loss_term, self.slots["loss_term"]
+        if term is None:
+            return
+        with self.optimizer.buffers.kept():
+            term.before_pass(self.point, self.passes, state)
+
+        def extra(outputs: Any, batch: Any) -> Tensor:
+            check_outputs(outputs)
+            return term(self.point, outputs, batch, state)
+
+        self.passes.extra_loss = extra
+
+    def _settle_first(self) -> None:
+        """Whether g1 is finite; without waiting, nothing infinite may reach what a slot keeps."""
+        optimizer, point = self.optimizer, self.point
+        if self.has_first:
+            self.finite = self._settled(is_finite(point.norm))
+        if optimizer.local:
+            self.finite = replicas.all_agree(optimizer.model, self.finite, optimizer.device)
+        if isinstance(self.finite, Tensor):
+            point.gradients = [torch.where(self.finite, g, 0.0) for g in point.gradients]
+            norms = torch.where(self.finite, torch.stack(point.norms), 0.0)
+            point._norm = torch.where(self.finite, point.norm, 0.0)
+            point._norms, point.finite = list(norms.unbind()), self.finite
+
+    def _settled(self, finite: Finite) -> Finite:
+        """The answer of all processes that share the tensors, as a bool where it is waited for."""
+        if self.trained.shards is not None:
+            finite = self.trained.shards.agree(finite)
+        return bool(finite) if self.optimizer.wait_for_device else finite
+
+    def _asked_before_first_pass(self) -> bool | None:
+        gate = self.variant.gate
+        return None if gate.needs_g1 else gate(self.point, self.slots["gate"])
+
+    def _is_open(self, known: bool | None) -> bool:
+        optimizer, gate = self.optimizer, self.variant.gate
+        is_open = gate(self.point, self.slots["gate"]) if known is None else known
+        if optimizer.local and gate is not schedule.always:
+            is_open = replicas.all_agree(optimizer.model, bool(is_open), optimizer.device)
+        return is_open
+
+    def closed(self) -> None:
+        """A step without ascent: gd is g1, or what the correction makes of it."""
+        if self.optimizer.local:
+            self._average_first()
+        correction = self.variant.correction
+        if correction.has("closed"):
+            gd = correction.closed(self.point, self.point.gradients, self.slots["correction"])
+            self._put(self.live, gd)
+        self._remember()
+
+    def _average_first(self) -> None:
+        """Replicas climbed along their own g1; what they descend with is the mean over them."""
+        self.g1 = replicas.mean_over_replicas(self.optimizer.model, self.g1)
+        self.point.gradients = [self.g1[i] for i in self.live]
+        self.point._norms = self.point._norm = None
+        self._put(range(len(self.g1)), self.g1)
+
+    # ------------------------------------------------------------------------------------ ascent
+
+    def ascent(self) -> None:
+        """The perturbation e, and the weights at w + e."""
+        optimizer, variant, point = self.optimizer, self.variant, self.point
+        self.ascended = ascended = ascend(variant, point, self.slots)
+        point.scratch["climbed"] = True
+        self.climbed = self.live
+        if not ascended.whole:
+            self.climbed = [i for i, on in zip(self.live, ascended.perturbs, strict=True) if on]
+        if optimizer.local and variant.correction.needs_g1:
+            self._average_first()
+        tensors = self.trained.tensors()
+        directions, factor = ascended.steps()
+        self.watch = optimizer.guard.begin(self)
+        if self._only_g2_matters():
+            self.g1 = [None] * len(self.g1)
+            point.forget_gradients()
+            for p in self.trained.parameters:
+                p.grad = None
+        optimizer.weights.move([tensors[i] for i in self.climbed], directions, factor)
+        untrained = point.untrained() if point.also else {}
+        optimizer.weights.move([untrained[n] for n in point.also], list(point.also.values()), 1.0)
+        variant.selector.after_ascent(point, self.slots["selector"])
+        if not optimizer.keep_perturbation:
+            self.ascended = Ascent([], None, ascended.rho)
+
+    def _only_g2_matters(self) -> bool:
+        """Whether g1 can go before pass 2, whose activations need the memory."""
+        variant, selector = self.variant, self.variant.selector
+        return not (
+            self.optimizer.keep_perturbation
+            or variant.correction.needs_g1
+            or variant.evaluate.needs_g1
+            or ((selector.has("after_step") or selector.has("after_ascent")) and selector.needs_g1)
+            or variant.loss_term is not None
+        )
+
+    # ------------------------------------------------------------------------------------ pass 2
+
+    def second_pass(self) -> None:
+        """g2 at w + e, with the random state and the buffers that the optimizer's options say."""
+        optimizer, point = self.optimizer, self.point
+        after_first = None
+        if optimizer.same_rng_both_passes and self.has_first:
+            after_first = rng_state(optimizer.device)
+            set_rng_state(self.rng, optimizer.device)
+        if optimizer.bn == "second" and self.has_first:
+            optimizer.buffers_before_first.restore()
+        self._begin_sum()
+        only = None
+        if self.variant.evaluate.partial:
+            climbed = set(self.climbed)
+            only = [i in climbed for i in range(len(self.g1))]
+        # A variant without a first pass has this one alone to update running statistics.
+        keep = optimizer.bn == "first" and self.has_first
+        try:
+            with optimizer.buffers.kept(keep), optimizer.guard.watching(self, self.watch):
+                self.perturbed_loss = self.variant.evaluate.second(
+                    self.passes, point, self.slots["evaluate"], only
+                )
+        finally:
+            if after_first is not None:
+                set_rng_state(after_first, optimizer.device)
+        self.g2 = self.trained.gradients(self.passes.signs)
+        self._pair(only)
+        self.variant.correction.before_restore(
+            self.pair, self.pair.gradients, self.taken, self.slots["correction"]
+        )
+
+    def _pair(self, only: Sequence[bool] | None) -> None:
+        """The tensors with a gradient in a pass, the point over them, and their g2."""
+        reached = set(self.live) if self.has_first else set()
+        if only is not None:  # the others have no second gradient by design
+            reached = {i for i in reached if only[i]}
+        self.where = sorted(reached | {i for i, g in enumerate(self.g2) if g is not None})
+        self.taken = [self._or_zeros(self.g2, i) for i in self.where]
+        self.pair = self.point
+        if list(self.where) == list(self.live):
+            return
+        inside = {i: j for j, i in enumerate(self.live)}
+        if all(i in inside for i in self.where):
+            self.pair = self.point.only([inside[i] for i in self.where])
+            return
+        pair = points.make(self.optimizer, self.passes).only(self.where)
+        pair.loss, pair.scratch, pair.finite = self.point.loss, self.point.scratch, self.finite
+        if self.point.gradients:
+            pair.gradients = [self._or_zeros(self.g1, i) for i in self.where]
+        self.pair = pair
+
+    def _or_zeros(self, gradients: Gradients, i: int) -> Tensor:
+        g = gradients[i]
+        return torch.zeros_like(self.trained.tensors()[i]) if g is None else g
+
+    def _begin_sum(self) -> None:
+        """Let autograd add g2 to c g1, so that the two are never both held (`Blend`)."""
+        optimizer, variant, passes = self.optimizer, self.variant, self.passes
+        self._summing = (
+            self.finite is True
+            and not optimizer.keep_perturbation
+            and self.watch is None
+            and type(variant.correction) is Blend
+            and variant.correction.may_be_summed
+            and type(variant.evaluate) is SameBatch
+            and variant.loss_term is None
+            and not variant.source.remembers
+            and not variant.selector.has("after_step")
+            # A closure may clear the gradients; a scaler, replicas and shards would change c g1.
+            and passes.losses is not None
+            and passes.scaler is None
+            and passes.averaged is None
+            and passes.signs is None
+            and self.trained.shards is None
+        )
+        if not self._summing:
+            return
+        share, start = variant.correction.share, [None] * len(self.g1)
+        self.point.forget_gradients()
+        for p in self.trained.parameters:
+            p.grad = None
+        for i in self.climbed if variant.evaluate.partial else self.live:
+            start[i], self.g1[i] = self.g1[i] * share, None
+        passes.start = start
+
+    # ------------------------------------------------------------------------------------ descent
+
+    def descent(self) -> None:
+        """Descend: gd from g1 and g2, at w again."""
+        optimizer, variant = self.optimizer, self.variant
+        optimizer.guard.judge(self, self.watch)
+        if self.point.loss is None:
+            self.point.loss = self.pair.loss = self.perturbed_loss
+        self.finite = both_finite(self.finite, self._settled(all_finite(self.g2)))
+        self._remember()
+        correction, pair = variant.correction, self.pair
+        if self.finite is not False:
+            if isinstance(self.finite, Tensor) and correction.needs_g1:
+                # Without waiting: nothing infinite may reach what a correction keeps.
+                pair.finite = self.finite
+                pair.gradients = [torch.where(self.finite, g, 0.0) for g in pair.gradients]
+                self.taken = [torch.where(self.finite, g, 0.0) for g in self.taken]
+            if self._summing:
+                torch._foreach_mul_(self.taken, correction.alpha)
+                gd = self.taken
+            else:
+                gd = correction(pair, pair.gradients, self.taken, self.slots["correction"])
+            self._put(self.where, gd)
+            self._put_clean()
+            self.point = pair
+
+    def _put_clean(self) -> None:
+        """Tensors outside of a partial second pass step with g1, or not at all."""
+        evaluate = self.variant.evaluate
+        if not (evaluate.partial and evaluate.off == "clean"):
+            return
+        # What a source keeps may not be what a caller's clipping then alters.
+        own = torch.clone if self.variant.source.remembers else lambda g: g
+        rest = [
+            i for i, p in enumerate(self.trained.parameters)
+            if p.grad is None and self.g1[i] is not None
+        ]  # fmt: skip
+        self._put(rest, [own(self.g1[i]) for i in rest])
+
+    def _put(self, where: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+        """Into `.grad`, in the sign of the loss."""
+        signs = self.passes.signs
+        if signs is not None:
+            gradients = signed(gradients, [signs[i] for i in where])
+        for i, g in zip(where, gradients, strict=True):
+            self.trained.put(i, g)
+
+    def _remember(self) -> None:
+        """Keep e, g1 and g2 for `SAM.perturbation`."""
+        if not self.optimizer.keep_perturbation:
+            return
+        climbed = self.perturbed_loss is not None
+        self.optimizer.last = Perturbation(
+            names=self.trained.names,
+            shapes=self.trained.shapes,
+            ascent=self.ascended if climbed else None,
+            live=self.live,
+            g1=self.g1,
+            g2=self.g2 if climbed else [None] * len(self.g1),
+            loss_clean=self.point.loss,
+            loss_perturbed=self.perturbed_loss if climbed else self.point.loss,
+            rho=self.ascended.rho if climbed else 0.0,
+            shards=self.trained.shards,
+        )
+
+    # ------------------------------------------------------------------------- parts of the batch
+
+    def _run_parts(self, parts: int) -> None:
+        """m-sharpness: gd averaged over a step on each of `parts` parts of the batch.
+
+        A batch shorter than the first one, as the last of an epoch may be, is cut into as many
+        parts as it has examples.
+        """
+        passes, batch = self.passes, self.passes.batch
+        size = passes.batches.size(batch)
+        if not size:
+            raise LandscapeError("the batch holds no example; leave empty batches out.")
+        usual = self.slots["evaluate"].setdefault("size", size)
+        if usual < parts:
+            raise LandscapeError(
+                f"micro_batches={parts} were asked of a batch of {usual} examples; lower it or "
+                "enlarge the batch."
+            )
+        parts = min(parts, size)
+        bounds = [round(i * size / parts) for i in range(parts + 1)]
+        total: Gradients = [None] * len(self.g1)
+        loss = torch.zeros((), device=self.optimizer.device)
+        finite: Finite = True
+        for a, b in pairwise(bounds):
+            passes.batch = passes.batches.select(batch, slice(a, b))
+            part = Step(self.optimizer, passes)
+            part._run()
+            finite = both_finite(finite, part.finite)
+            loss = loss + part.loss * ((b - a) / size)
+            found = scale(self.trained.gradients(passes.signs), (b - a) / size)
+            total = [t if g is None else g if t is None else t + g for t, g in zip(total, found)]
+        self._put(range(len(total)), total)
+        self.point, self.finite = part.point, finite
+        self.point.loss = loss
