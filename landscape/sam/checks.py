@@ -111,8 +111,8 @@ def _check_base(base: Optimizer) -> None:
         needed = closure is not None and closure.default is inspect.Parameter.empty
         if isinstance(one, torch.optim.LBFGS) or needed:
             raise LandscapeError(
-                f"{type(one).__name__} evaluates the loss itself, by a closure that its step needs, "
-                "and cannot step with a given descent gradient; use another base optimizer."
+                f"{type(one).__name__} evaluates the loss itself, by a closure that its step "
+                "needs, and cannot step with a given descent gradient; use another base optimizer."
             )
 
 

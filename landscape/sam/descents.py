@@ -9,7 +9,7 @@ from landscape.sam.directions import joined, over_root
 from landscape.sam.geometry import scale
 from landscape.sam.slot import Slot
 from landscape.sam.sparse import global_top
-from landscape.sam.variant import Point, State, tensor_norms, total_norm
+from landscape.sam.variant import Point, State
 
 Gradients = list[Tensor]
 
@@ -36,7 +36,7 @@ class AdaGradDescent(Slot):
             ]
             state["squares"] = joined(point, old, sums)
             return over_root(g2, sums)
-        squared = total_norm(tensor_norms(g2)).square()
+        squared = point.norm_of(g2).square()
         total = state.get("squares", torch.full_like(squared, self.initial)) + squared
         if isinstance(point.finite, Tensor):
             kept = state.get("squares", torch.full_like(squared, self.initial))
@@ -80,8 +80,7 @@ class Enhanced(Slot):
                 for n, g in zip(point.names, g1, strict=True)
             ]
             state["fisher"] = joined(point, old, squares)
-            size = sum(f.numel() for f in state["fisher"].values())
-            sharpest = global_top(state["fisher"], int(self.sharp * size))
+            sharpest = global_top(point, state["fisher"], lambda size: int(self.sharp * size))
             state["mask"] = {n: ~top for n, top in sharpest.items()}
         point.scratch["before"] = {
             n: w.detach().clone() for n, w in zip(point.names, point.weights, strict=True)

@@ -71,15 +71,4 @@ class Noise(Slot):
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:  # noqa: ARG002
         """U per tensor."""
-        return normal(point)
-
-
-def normal(point: Point) -> list[Tensor]:
-    """Standard normal tensors like the weights, of the optimizer's generator."""
-    generator = point.generator
-    return [
-        torch.randn(w.shape, generator=generator, device=generator.device, dtype=w.dtype).to(
-            w.device
-        )
-        for w in point.weights
-    ]
+        return point.noise()

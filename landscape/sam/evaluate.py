@@ -76,7 +76,7 @@ class LossRise(Slot):
         point.scratch["losses"] = passes.values
         return loss
 
-    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
+    def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:
         """Pass 2 on the chosen examples; returns their mean loss."""
         if self.gamma >= 0.99:
             return passes.backward(only=only)

@@ -231,8 +231,8 @@ def _read_others(names: list[str]) -> str:
     )
     return (
         f"the second pass read other values of {what} than w + e: the weights were gathered before "
-        "they moved. Call reshard() on the modules of fully_shard before the step, and let no other "
-        "code keep them gathered."
+        "they moved. Call reshard() on the modules of fully_shard before the step, and let no "
+        "other code keep them gathered."
     )
 
 
@@ -247,9 +247,9 @@ def _did_not_move(optimizer: "SAM", watch: Watch, loss: float, expected: float) 
             "raise rho, or keep the weights in float32."
         )
     return (
-        f"{begin}. The forward pass of {type(optimizer.model).__name__} reads other memory than the "
-        "optimizer's parameters: weights gathered by sharding (FSDP), a copy or view of a weight "
-        "made before the step, torch.nn.utils.parametrize.cached() around it, or a cache of weights "
-        "cast to half precision. Let forward read the module's own parameters, and clear the cache "
-        "in the closure."
+        f"{begin}. The forward pass of {type(optimizer.model).__name__} reads other memory than "
+        "the optimizer's parameters: weights gathered by sharding (FSDP), a copy or view of a "
+        "weight made before the step, torch.nn.utils.parametrize.cached() around it, or a cache of "
+        "weights cast to half precision. Let forward read the module's own parameters, and clear "
+        "the cache in the closure."
     )

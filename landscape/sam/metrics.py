@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from landscape.sam.slot import Slot
-from landscape.sam.variant import MaskEntry, Point, apply_mask, tensor_norms, total_norm
+from landscape.sam.variant import MaskEntry, Point, apply_mask
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Matched(Slot):
     ) -> list[Tensor | None]:
         """The perturbation per tensor, None where a tensor is not perturbed."""
         f = apply_mask(u, mask)
-        norm = total_norm(tensor_norms([x for x in f if x is not None]))
+        norm = point.norm_of(f)
         scales = point.scales or [1.0] * len(f)
         return [
             None if x is None else x * (s * (rho / (norm + self.eps)) - self.alpha).to(x.dtype)

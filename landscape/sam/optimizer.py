@@ -482,7 +482,7 @@ class SAM(Optimizer):
             hook(self)
 
     def take_over(self, state_dict: dict[str, Any]) -> list[str]:
-        """Take from another SAM's `state_dict()` what belongs to tensors of the same name and shape.
+        """Take from another SAM's `state_dict()` what its tensors of equal name and shape have.
 
         For a model whose head was replaced, a new set of parameter groups, another variant: slots
         of the same kind, the base optimizer's state, counters and generators. Returns the names.
@@ -511,7 +511,7 @@ class SAM(Optimizer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy; or torch's own, {"state": ..., "param_groups": ...}, for the base optimizer."""
+        """Of a copy; or torch's {"state": ..., "param_groups": ...}, for the base optimizer."""
         if "model" not in state:
             self.base.__setstate__(state)
             return

@@ -93,7 +93,7 @@ def agree(model: nn.Module, shards: Shards | None, answer: bool) -> bool:
 
 
 def check_sharded(model: nn.Module) -> None:
-    """Refuse the class that flattens parameters, of which each process has a piece without shape."""
+    """Refuse the class that flattens parameters: a process has pieces without shape."""
     flat = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(flat, "FullyShardedDataParallel", None)
     if kind is not None and any(isinstance(m, kind) for m in model.modules()):

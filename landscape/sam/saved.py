@@ -82,8 +82,8 @@ def _parts(state: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if isinstance(state, Mapping) and "base" in state and "slots" in state:  # format 1
         return state["base"], {k: v for k, v in state.items() if k != "base"}
     raise LandscapeError(
-        "this is not the state of a SAM optimizer or a plain one (it lacks 'state' and 'param_groups'); load what "
-        "SAM.state_dict() returned."
+        "this is not the state of a SAM optimizer or a plain one (it lacks 'state' and "
+        "'param_groups'); load what SAM.state_dict() returned."
     )
 
 

@@ -163,13 +163,13 @@ def _by_score(
             s = of(i)
             masks[i] = point.own(i, largest(s, count(s.numel())))
     elif chosen:
-        parts = global_top([of(i) for i in chosen], lambda n: count(n))
+        parts = top_of_all([of(i) for i in chosen], lambda n: count(n))
         for i, part in zip(chosen, parts, strict=True):
             masks[i] = point.own(i, part)
     return masks
 
 
-def global_top(scores: Sequence[Tensor], count: Callable[[int], int]) -> list[Tensor]:
+def top_of_all(scores: Sequence[Tensor], count: Callable[[int], int]) -> list[Tensor]:
     """Bool masks of the count(size) largest scores over all tensors together."""
     flat = torch.cat([s.reshape(-1) for s in scores])
     parts = largest(flat, count(flat.numel())).split([s.numel() for s in scores])

@@ -54,7 +54,7 @@ class Friendly(Slot):
         return [next(made) if n in memory else x for n, x in zip(names, g, strict=True)]
 
     def _take_in(self, point: Point, memory: State) -> None:
-        """M = lmbda M + (1 - lmbda) g; where there is no M yet, g (init="grad") or (1 - lmbda) g."""
+        """M = lmbda M + (1 - lmbda) g; a first M is g (init="grad") or (1 - lmbda) g."""
         known = [(memory[n], x) for n, x in zip(point.names, point.gradients) if n in memory]
         fresh = [(n, x) for n, x in zip(point.names, point.gradients) if n not in memory]
         if known:

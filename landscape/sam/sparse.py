@@ -13,20 +13,26 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.selectors import global_top
+from landscape.sam.selectors import top_of_all
 from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, State
 
 Scores = dict[str, Tensor]
 
 
-def _top(point: Point, scores: Scores, count: int) -> dict[str, Tensor]:
-    """Bool masks of the `count` largest scores of all tensors together; scores are whole."""
-    masks = global_top(list(scores.values()), lambda _: count)
+def global_top(point: Point, parts: Scores, count: Callable[[int], int]) -> dict[str, Tensor]:
+    """Bool masks of the count(size) largest scores of all tensors together."""
+    return _top(point, gathered(point, parts), count)
+
+
+def _top(point: Point, scores: Scores, count: Callable[[int], int]) -> dict[str, Tensor]:
+    """As `global_top`, of whole scores."""
+    masks = top_of_all(list(scores.values()), count)
     return {n: point.own(n, m) for n, m in zip(scores, masks, strict=True)}
 
 
-def _gathered(point: Point, parts: Scores) -> Scores:
+def gathered(point: Point, parts: Scores) -> Scores:
+    """Whole tensors, of which the point's processes have parts."""
     return {n: point.whole(n, x) for n, x in parts.items()}
 
 
@@ -91,9 +97,7 @@ class FisherMask(Slot):
             names = [n for n in fisher if n in known]
             chosen = self.within.active(names, [known[n] for n in names])
             fisher = {n: fisher[n] for n, on in zip(names, chosen, strict=True) if on}
-        fisher = _gathered(point, fisher)
-        size = sum(f.numel() for f in fisher.values())
-        return _top(point, fisher, int(size * (1 - self.sparsity)))
+        return global_top(point, fisher, lambda size: int(size * (1 - self.sparsity)))
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class DynamicMask(Slot):
         """Scores by gradient are those of pass 1."""
         return "gradient" in (self.drop, self.growth)
 
-    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor, at first random with N - ⌈N sparsity⌉ live coordinates.
 
         A tensor seen first later on has a random mask of its own, of the same share.
@@ -131,8 +135,7 @@ class DynamicMask(Slot):
         late = [i for i, n in enumerate(point.names) if n not in mask]
         if late:
             scores = _random_scores(point.only(late))
-            size = sum(x.numel() for x in scores.values())
-            mask |= _top(point, scores, size - math.ceil(size * self.sparsity))
+            mask |= _top(point, scores, lambda size: size - math.ceil(size * self.sparsity))
         return [mask[n] for n in point.names]
 
     def after_ascent(self, point: Point, state: State) -> None:
@@ -144,7 +147,7 @@ class DynamicMask(Slot):
                 "ssam_d anneals its drop rate over the training and does not know its length; call "
                 "optimizer.begin_epoch(epoch, total_epochs=...)."
             )
-        mask = _gathered(point, {n: state["mask"][n] for n in point.names})
+        mask = gathered(point, {n: state["mask"][n] for n in point.names})
         size = sum(m.numel() for m in mask.values())
         masked = size * self.sparsity
         live = size - masked
@@ -159,19 +162,20 @@ class DynamicMask(Slot):
             keep = alive - grow
         dead = {n: (s + 1e-7) * mask[n] for n, s in self._scores(self.drop, point).items()}
         born = {n: (s + 1e-7) * ~mask[n] for n, s in self._scores(self.growth, point).items()}
-        kept, grown = _top(point, dead, keep), _top(point, born, grow)
+        kept = _top(point, dead, lambda _: keep)
+        grown = _top(point, born, lambda _: grow)
         state["mask"] |= {n: kept[n] | grown[n] for n in kept}
         state["refreshed"] = point.epoch
 
     @staticmethod
     def _scores(strategy: str | Callable[[Point], Scores], point: Point) -> Scores:
         if callable(strategy):
-            return _gathered(point, strategy(point))
+            return gathered(point, strategy(point))
         if strategy == "random":
             return _random_scores(point)
         tensors = point.gradients if strategy == "gradient" else point.weights
         parts = {n: t.detach().abs() for n, t in zip(point.names, tensors, strict=True)}
-        return _gathered(point, parts)
+        return gathered(point, parts)
 
 
 def _random_scores(point: Point) -> Scores:

@@ -373,13 +373,9 @@ def test_a_changed_parameter_set():
     model = cnn()
     optimizer = ready(model, sam.sam(0.1))
     step(optimizer, batch())
-    with pytest.raises(
-        LandscapeError, match="1 of the base optimizer's 10 parameters do not belong"
-    ):
+    with pytest.raises(LandscapeError, match=r"1 of .* 10 parameters do not belong"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
-    with pytest.raises(
-        LandscapeError, match="1 of the base optimizer's 10 parameters do not belong"
-    ):
+    with pytest.raises(LandscapeError, match=r"1 of .* 10 parameters do not belong"):
         step(optimizer, batch())
 
 
