@@ -1,6 +1,7 @@
 """Masks asked of a variant are those that its optimizer uses at that step, for every variant."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, sam, seeds
 from landscape.measure.perturbations.counterfactual import Counterfactual
+from landscape.sam import schedule
 from tests.sam_models import batch, cnn, ready, same, step, variants
 
 DRAWS = 11
@@ -38,6 +40,7 @@ def test_masks_and_perturbation_are_those_of_the_next_step(name):
     # What was drawn is part of the question: both draw from one seed.
     made = here.perturb(optimizer.variant, state=optimizer.slots, seed=DRAWS)
     optimizer.generator.set_state(seeds.generator(DRAWS, purpose="sam").get_state())
+    optimizer.variant = replace(optimizer.variant, gate=schedule.always)  # where, not whether
     step(optimizer, now)
     taken = optimizer.perturbation
     assert taken.climbed
