@@ -32,7 +32,7 @@ class Measuring:
     def __init__(self, name: str, risk: EmpiricalRisk, theta: Tensor) -> None:
         self.name, self.risk = name, risk
         self.theta = check_theta(risk, theta)
-        self._cost = risk.cost
+        self._cost, self._probes = risk.cost, risk.probes_asked
 
     def finite_loss(self) -> Tensor:
         """Loss at theta; a measurement around a point without a finite loss says so at once."""
@@ -56,8 +56,12 @@ class Measuring:
         options: Mapping[str, Any],
     ) -> xr.Dataset:
         """The Dataset, with the risk's provenance, the options and the cost."""
+        # Where products were made the result says what a probe of them found.
+        made = self.risk.probes_asked > self._probes
+        probe = self.risk.probe().provenance(options.get("matrix", "hessian")) if made else {}
         provenance = {
             **self.risk.provenance(),
+            **probe,
             "theta_sha256": self.risk.fingerprint(self.theta),
             "cost_gradients": round(float(self.risk.cost - self._cost), 2),
             **options,

@@ -3,6 +3,7 @@
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
+from landscape.risk._probe import Probe
 from landscape.risk._rows import RowLosses
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "Evaluation",
     "LinearizedGGN",
     "LinearizedHVP",
+    "Probe",
     "RowLosses",
 ]

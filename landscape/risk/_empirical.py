@@ -20,6 +20,7 @@ from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, weights_of
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
+from landscape.risk._probe import Probe, Probes
 from landscape.risk._spread import Spread
 from landscape.risk._state import State
 from landscape.risk._tracing import values
@@ -113,6 +114,7 @@ class EmpiricalRisk:
         with kept_rng():
             examples.weights = weights_of(self._engine)
             _ = self._engine.denominator
+        self._probes = Probes(self._engine)
 
     # Others like it ---------------------------------------------------------------------------
 
@@ -136,6 +138,7 @@ class EmpiricalRisk:
         twin = copy.copy(self)
         twin._engine = dataclasses.replace(self._engine, network=network, notes=Notes())
         twin._check(foreign, caller)
+        twin._probes = Probes(twin._engine)
         return twin
 
     @normal_tensors
@@ -148,16 +151,8 @@ class EmpiricalRisk:
         placement(self._engine.network.model, self.device, dtype)
         if dtype == self.dtype:
             return self
-        engine = self._engine
         twin = copy.copy(self)
-        twin._engine = dataclasses.replace(
-            engine,
-            network=engine.network.in_dtype(dtype),
-            criterion=engine.criterion.in_dtype(dtype),
-            examples=engine.examples.in_dtype(dtype),
-            dtype=dtype,
-            notes=dataclasses.replace(engine.notes, cost=0.0, graph_sizes={}, modes_twice=set()),
-        )
+        twin._engine = self._engine.in_dtype(dtype)
         return twin
 
     @normal_tensors
@@ -403,6 +398,7 @@ class EmpiricalRisk:
         the loss is not finite or a module cannot be differentiated twice.
         """
         self._refuse_derivative("hvp")
+        self.probe()
         theta, rows = self._engine.as_theta(theta), self._engine.as_vectors(V)
         engine, total, sums = self._engine, torch.zeros_like(rows), []
         with _checks.explaining(engine, theta):
@@ -426,13 +422,29 @@ class EmpiricalRisk:
         1, then 2 a product (3 for the rebuilt share).
         """
         self._refuse_derivative("linearized_hvp")
+        self.probe()
         return LinearizedHVP(self._engine, self._engine.as_theta(theta), self._weight_decay)
 
     @normal_tensors
     def linearized_ggn(self, theta: Float[Tensor, "P"]) -> LinearizedGGN:
         """V ↦ G·v of the generalized Gauss-Newton matrix, as linearized_hvp is of the Hessian."""
         self._refuse_derivative("Gauss-Newton products")
+        self.probe()
         return LinearizedGGN(self._engine, self._engine.as_theta(theta), self._weight_decay)
+
+    @normal_tensors
+    def probe(self) -> Probe:
+        """Whether gradient and products are those of the loss, made before the first product.
+
+        On at most 16 rows of the data that the risk was made of, in float64, at the model's own
+        theta; kept for every risk that shares the model copy. Not counted as cost.
+        """
+        return self._probes.of(self.bn)
+
+    @property
+    def probes_asked(self) -> int:
+        """How often products were asked for."""
+        return self._probes.asked
 
     # Inside -----------------------------------------------------------------------------------
 

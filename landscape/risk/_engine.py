@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,17 @@ class Engine:
     def couples(self) -> bool:
         """Whether the loss of an example depends on the others, through batch statistics."""
         return bool(self.network.batchnorm) and self.bn != "eval"
+
+    def in_dtype(self, dtype: torch.dtype) -> "Engine":
+        """The same function of theta in another dtype, with copies and a cost of its own."""
+        return replace(
+            self,
+            network=self.network.in_dtype(dtype),
+            criterion=self.criterion.in_dtype(dtype),
+            examples=self.examples.in_dtype(dtype),
+            dtype=dtype,
+            notes=replace(self.notes, cost=0.0, graph_sizes={}, modes_twice=set()),
+        )
 
     def spend(self, cost: float) -> None:
         """Count gradient-equivalents."""

@@ -89,6 +89,12 @@ def _graph_rows(engine: Engine, order: int) -> int:
     return max(1, min(rows, most))
 
 
+def most_rows(engine: Engine, order: int, memory: float) -> int:
+    """Rows whose graph of this order takes at most this memory, at least one."""
+    fixed, each = _graph_size(engine, order)
+    return max(1, int((memory - fixed) / max(each, 1)))
+
+
 def graph_bytes(engine: Engine, count: int, *, order: int) -> float:
     """Estimated bytes that the graph of `count` rows holds."""
     fixed, each = _graph_size(engine, order)

@@ -59,6 +59,7 @@ def block_curvature(
     for number in range(len(names)):
         index = (owner == number).nonzero()[:, 0].to(theta.device)
         pairs = _largest(operator, index, theta, exact, tolerance, max_hvps, seed)
+        pairs = certificates.sound(pairs, risk, matrix)
         proof = certificates.certify(pairs, risk, how=certify, failure_probability=1.0)
         rows.append(_row(pairs, proof))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}

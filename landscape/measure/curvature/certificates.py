@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -64,6 +64,13 @@ def float64_products(
         return HV
 
     return product
+
+
+def sound(pairs: EigenPairs, risk: EmpiricalRisk, matrix: str = "hessian") -> EigenPairs:
+    """The pairs, none converged where the probe says that the matrix is not that of the loss."""
+    if not risk.probe().reasons(matrix):
+        return pairs
+    return replace(pairs, converged=torch.zeros_like(pairs.converged))
 
 
 def certify(

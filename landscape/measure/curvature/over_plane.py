@@ -8,6 +8,7 @@ from torch import Tensor
 
 from landscape import plane as planes
 from landscape.linalg import lanczos
+from landscape.measure.curvature import certificates
 from landscape.measure.measuring import Measuring, check_choice, generator, numbers
 from landscape.measure.surfaces.axes import at_theta, axis_variables, symmetric_grid
 from landscape.measure.surfaces.values import objective
@@ -77,6 +78,7 @@ def curvature_map(
             dtype=own.dtype,
             device=own.device,
         )
+        pairs = certificates.sound(pairs, own)
         values[i, j, :4] = [*numbers(pairs.values), *numbers(pairs.residual_norms)]
         converged[i, j], matvecs[i, j] = bool(torch.all(pairs.converged)), pairs.num_matvecs
     return measuring.result(

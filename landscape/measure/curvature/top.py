@@ -54,7 +54,10 @@ def top_eigenvalues(
     which would have missed it with probability at most search_failure_probability
     (`linalg.lanczos.top`); failure_probability=1 asks for none.
     converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
-    below), and complete. ratio = lambda_1 / lambda_k of these, free of the loss's scale.
+    below), and complete. Nothing is converged where a probe before the first product finds that the
+    gradient is not the slope of the loss or the product not symmetric: `unsound` in the provenance
+    says why and in which tensors, `probe` its numbers (EmpiricalRisk.probe).
+    ratio = lambda_1 / lambda_k of these, free of the loss's scale.
     which: "largest", "smallest", "both" (half of k at each end) or "magnitude". matrix: "hessian",
     or "ggn", the generalized Gauss-Newton matrix. select: kinds, names or globs of tensors; then
     the eigenvalues are those of the diagonal block of these coordinates. start: a vector or the
@@ -183,7 +186,7 @@ def eigenpairs(
     if certify != "none" and risk.dtype != torch.float64:
         sampled = certify == "working" and k > 1
         exact = certificates.float64_products(risk, theta, matrix=matrix, index=product.index)
-    return lanczos.top(
+    pairs = lanczos.top(
         product,
         product.size,
         k=k,
@@ -199,6 +202,7 @@ def eigenpairs(
         certificate=exact,
         sampled=sampled,
     )
+    return certificates.sound(pairs, risk, matrix)
 
 
 TRACES = ("hutchinson", "hutch++")

@@ -1,0 +1,236 @@
+"""Whether the gradient is the slope of the loss and Hessian products symmetric, on a few rows."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.risk import _fitting
+from landscape.risk._engine import Engine
+from landscape.seeds import generator
+
+_ROWS = 16
+# Of float64, and of float32 where a model has no float64: steps along v, |u'Hv − v'Hu| over
+# ‖u‖‖Hv‖ that is more than rounding, and roundings in a loss.
+_STEPS = {torch.float64: (1e-3, 1e-4, 1e-5), torch.float32: (3e-2, 1e-2, 3e-3)}
+_SYMMETRIC = {torch.float64: 1e-9, torch.float32: 1e-4}
+_ROUNDINGS = 100
+# A difference of slopes beyond this share of them, which every smaller step does not bring down.
+_SHARE, _SHRINKS = 1e-3, 0.5
+_MOST_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """On `rows` examples at the model's theta, moved a little: two products and six losses.
+
+    slope: g·v of the gradient g; loss_slopes: (L(θ + hv) − L(θ − hv)) / 2h of the loss for the
+    three `steps` h; their difference vanishes with h where it comes from curvature or kinks.
+    asymmetry: |uᵀHv − vᵀHu| / (‖u‖ ‖Hv‖) of two random vectors. false_gradient, asymmetric: what
+    is wrong and where, or None. failure: why there is no probe.
+    """
+
+    rows: int
+    dtype: str
+    slope: float
+    steps: tuple[float, ...]
+    loss_slopes: tuple[float, ...]
+    asymmetry: float
+    false_gradient: str | None
+    asymmetric: str | None
+    failure: str = ""
+
+    def reasons(self, matrix: str = "hessian") -> tuple[str, ...]:
+        """Why no eigenvalue of the matrix ("hessian" or "ggn") is one of the loss; () if none."""
+        found = (self.false_gradient, self.asymmetric if matrix == "hessian" else None)
+        return tuple(reason for reason in found if reason)
+
+    def provenance(self, matrix: str = "hessian") -> dict[str, Any]:
+        """As JSON types; `unsound` says what is wrong."""
+        numbers = {
+            key: _json(value)
+            for key, value in asdict(self).items()
+            if key not in ("false_gradient", "asymmetric") and value != ""
+        }
+        reasons = self.reasons(matrix)
+        return {"probe": numbers} | ({"unsound": list(reasons)} if reasons else {})
+
+
+class Probes:
+    """Probes of one model, made once per BatchNorm mode, on the same rows whoever asks first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._known = engine, dict[str, Probe]()
+        self.asked = 0
+
+    def of(self, bn: str) -> Probe:
+        """The probe in this BatchNorm mode."""
+        self.asked += 1
+        if bn not in self._known:
+            self._known[bn] = probe(dataclasses.replace(self._engine, bn=bn))
+        return self._known[bn]
+
+
+def probe(engine: Engine) -> Probe:
+    """Two products, six losses and one gradient of a few rows, in float64 where the model allows.
+
+    The point is moved by a thousandth of the weights, off the kinks that sit exactly at theta
+    (units at zero at initialization). A model that has no second derivative is left to the product
+    that is asked, which says so.
+    """
+    chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
+    reason = ""
+    for dtype in dict.fromkeys((torch.float64, engine.dtype)):
+        try:
+            most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
+            count = min(chunk.count, _ROWS, max(2, most))
+            rows = torch.arange(chunk.start, chunk.start + count)
+            part = dataclasses.replace(engine, examples=engine.examples.take(rows))
+            return _Probing(part.in_dtype(dtype)).made()
+        except (RuntimeError, LandscapeError) as error:
+            reason = str(error).splitlines()[0]
+    return Probe(0, "", math.nan, (), (), math.nan, None, None, reason)
+
+
+class _Probing:
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.network, self.dtype = engine, engine.network, engine.dtype
+        self.rows = engine.examples.chunks[0]
+        self.layout, self.theta = engine.network.layout, engine.network.theta.clone()
+        sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
+
+        def draw() -> Tensor:
+            drawn = torch.randn(len(sizes), generator=source, dtype=torch.float64)
+            return drawn.to(sizes).mul_(sizes)
+
+        self.theta.add_(draw(), alpha=1e-3)
+        self.u, self.v = draw(), draw()
+
+    def _sizes(self, theta: Tensor) -> Tensor:
+        """Per coordinate the root mean square of its tensor, or a tenth of all if that is less."""
+        least = 0.1 * theta.square().mean().sqrt().clamp(min=1e-3)
+        sizes = torch.empty_like(theta)
+        for info in self.layout.tensors:
+            part = slice(info.start, info.stop)
+            sizes[part] = theta[part].square().mean().sqrt().clamp(min=least)
+        return sizes
+
+    def made(self) -> Probe:
+        self.gradient, (Hu, Hv) = self._gradient_and_products()
+        steps = _STEPS[self.dtype]
+        slope = float(self.gradient @ self.v)
+        slopes = [self._loss_slope(self.v, h) for h in steps]
+        gaps = [abs(found - slope) for found in slopes]
+        tolerance = _SHARE * max(abs(slope), abs(slopes[-1])) + self._rounding(steps[-1])
+        false_gradient = asymmetric = None
+        vanishes = gaps[2] <= _SHRINKS * gaps[1] and gaps[1] <= _SHRINKS * gaps[0]
+        if gaps[-1] > tolerance and not vanishes:
+            false_gradient = self._false_gradient(slope, slopes[-1])
+        asymmetry = self._asymmetry(self.u, self.v, Hu, Hv)
+        if asymmetry > _SYMMETRIC[self.dtype]:
+            asymmetric = self._asymmetric(asymmetry)
+        return Probe(
+            rows=self.rows.count,
+            dtype=str(self.dtype).removeprefix("torch."),
+            slope=slope,
+            steps=steps,
+            loss_slopes=tuple(slopes),
+            asymmetry=asymmetry,
+            false_gradient=false_gradient,
+            asymmetric=asymmetric,
+        )
+
+    def _gradient_and_products(self) -> tuple[Tensor, Tensor]:
+        """g, and Hu and Hv; v is given a share of g, which shows every tensor's false gradient."""
+        engine, gradient = self.engine, torch.zeros_like(self.theta)
+        with engine.differentiating(2, self.theta):
+            graph = engine.gradient_graph(self.rows)
+            self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
+            size = float(gradient.norm())
+            if math.isfinite(size) and size > 0:
+                self.v = self.v + gradient * float(self.v.norm()) / size
+            self.loss = float(graph.loss)
+            rows = torch.stack([self.u, self.v])
+            total = torch.zeros_like(rows)
+            engine.add_products(total, graph, rows, keep=False)
+        return gradient, total
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        with self.engine.differentiating(2, self.theta):
+            graph = self.engine.gradient_graph(self.rows)
+            self.engine.add_products(total, graph, vectors, keep=False)
+        return total
+
+    def _loss_slope(self, v: Tensor, h: float) -> float:
+        ahead, behind = (
+            float(self.engine.loss_only(self.theta + step * v, self.rows)) for step in (h, -h)
+        )
+        return (ahead - behind) / (2 * h)
+
+    def _rounding(self, h: float) -> float:
+        return _ROUNDINGS * torch.finfo(self.dtype).eps * abs(self.loss) / h
+
+    def _asymmetry(self, u: Tensor, v: Tensor, Hu: Tensor, Hv: Tensor) -> float:
+        size = max(float(u.norm() * Hv.norm()), float(v.norm() * Hu.norm()))
+        return abs(float(u @ Hv) - float(v @ Hu)) / size if size > 0 else 0.0
+
+    def _false_gradient(self, slope: float, of_loss: float) -> str | None:
+        """In which tensors; None if it was a kink, which shrinks with a shorter step yet."""
+        h = _STEPS[self.dtype][-1] * (1e-2 if self.dtype == torch.float64 else 1.0)
+        names = []
+        for info in self.layout.tensors:
+            part = slice(info.start, info.stop)
+            v = torch.zeros_like(self.v)
+            v[part] = self.v[part]
+            own, found = float(self.gradient[part] @ v[part]), self._loss_slope(v, h)
+            slack = 10 * _SHARE * max(abs(own), abs(found)) + self._rounding(h)
+            if not abs(own - found) <= slack:
+                names.append(info.name)
+        if not names:
+            return None
+        return (
+            f"the gradient is not the slope of the loss ({slope:.6g} along v, where the loss has "
+            f"{of_loss:.6g}), in {_listed(names)}: a straight-through estimator, a reversed or "
+            f"scaled gradient, or detach(); eigenvalues of its derivative are none of the loss"
+        )
+
+    def _asymmetric(self, asymmetry: float) -> str:
+        names = [name for name, own in self._blocks() if own > _SYMMETRIC[self.dtype]]
+        return (
+            f"the second derivative is not symmetric (|uᵀHv − vᵀHu| = {asymmetry:.2g} ‖u‖‖Hv‖), in "
+            f"{_listed(names)}: an operation whose derivative of the derivative is wrong; write it "
+            f"in plain torch operations"
+        )
+
+    def _blocks(self) -> Iterator[tuple[str, float]]:
+        """Asymmetry of the diagonal block of every module."""
+        modules = dict.fromkeys(info.module for info in self.layout.tensors)
+        for module in modules:
+            u, v = torch.zeros_like(self.u), torch.zeros_like(self.v)
+            for info in self.layout.tensors:
+                if info.module == module:
+                    part = slice(info.start, info.stop)
+                    u[part], v[part] = self.u[part], self.v[part]
+            Hu, Hv = self._product(torch.stack([u, v]))
+            kept = u != 0
+            yield module or "the model itself", self._asymmetry(u, v, Hu * kept, Hv * kept)
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "no single tensor, but all together"
+    more = len(names) - _MOST_NAMES
+    listed = ", ".join(repr(name) for name in names[:_MOST_NAMES])
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,172 @@
+"""A gradient that is not the slope of the loss, a product that is not symmetric: said, by name."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from landscape import measure
+from landscape.risk import EmpiricalRisk
+from tests.risk_problems import F64, problem, randn, rng, settled
+
+CE = nn.CrossEntropyLoss()
+X, Y = randn(40, 4, seed=3), torch.randint(0, 3, (40,), generator=rng(4))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+class Quantized(Net):
+    """Straight-through: rounded weights, the gradient of unrounded ones."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = levels
+
+    def rounded(self, w):
+        size = w.detach().abs().max() / self.levels
+        return w + ((w / size).round() * size - w).detach()
+
+    def forward(self, x):
+        h = torch.tanh(F.linear(x, self.rounded(self.a.weight), self.a.bias))
+        return F.linear(h, self.rounded(self.b.weight), self.b.bias)
+
+
+class Reversal(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -0.5 * g
+
+
+class Reversed(Net):
+    def forward(self, x):
+        return self.b(Reversal.apply(torch.tanh(self.a(x))))
+
+
+class Detached(Net):
+    """A tenth of the features that the gradient does not see."""
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.b(h + 0.1 * h.detach())
+
+
+class Fused(Net):
+    """torch's fused weight norm called by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.a.g = nn.Parameter(torch.ones(6, 1))
+
+    def forward(self, x):
+        return self.b(torch.tanh(F.linear(x, torch._weight_norm(self.a.weight, self.a.g, 0))))
+
+
+class Rectified(Net):
+    """Zero biases and inputs that are partly zero: units sit exactly on their kinks."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 200), nn.Linear(200, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x * (x > 0.5))))
+
+
+FALSE = {
+    "straight through, coarse": (lambda: Quantized(3), ["a.weight", "b.weight"]),
+    "straight through, fine": (lambda: Quantized(255), ["a.weight", "b.weight"]),
+    "reversed": (Reversed, ["a.weight", "a.bias"]),
+    "detached": (Detached, ["a.weight", "a.bias"]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", FALSE)
+def test_a_gradient_that_is_not_the_slope_is_never_converged(name, dtype):
+    make, tensors = FALSE[name]
+    risk = EmpiricalRisk(settled(make()), CE, (X, Y), dtype=dtype)
+    found = measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    assert not found.converged.values.any()
+    record = json.loads(found.attrs["provenance"])
+    (reason,) = record["unsound"]
+    assert "not the slope" in reason
+    for tensor in risk.layout.names:
+        assert (repr(tensor) in reason) == (tensor in tensors)
+    assert len(record["probe"]["loss_slopes"]) == len(record["probe"]["steps"]) == 3
+    ggn = measure.top_eigenvalues(risk, risk.theta, k=2, matrix="ggn", seed=0)
+    assert not ggn.converged.values.any()
+
+
+def test_a_product_that_is_not_symmetric_is_never_converged():
+    risk = EmpiricalRisk(settled(Fused()), CE, (X, Y))
+    found = measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    assert not found.converged.values.any()
+    (reason,) = json.loads(found.attrs["provenance"])["unsound"]
+    assert "not symmetric" in reason
+    assert "'a'" in reason
+    assert "'b'" not in reason
+    blocks = measure.block_curvature(risk, risk.theta, num_probes=2, seed=0)
+    assert not blocks.converged.values.any()
+    # Its Gauss-Newton products use no second derivative of the network.
+    ggn = measure.top_eigenvalues(risk, risk.theta, k=2, matrix="ggn", seed=0)
+    assert ggn.converged.values.all()
+    assert "unsound" not in json.loads(ggn.attrs["provenance"])
+
+
+@pytest.mark.parametrize("name", ["mlp_bn", "cnn_bn", "transformer"])
+@pytest.mark.parametrize("bn", ["eval", "full_batch"])
+def test_honest_networks_pass_and_their_numbers_are_kept(name, bn):
+    model, data = problem(name)
+    risk = EmpiricalRisk(model, CE, data, bn=bn)
+    probe = risk.probe()
+    assert probe.reasons() == ()
+    # Central differences: the error falls with the square of the step.
+    gaps = [abs(slope - probe.slope) for slope in probe.loss_slopes]
+    assert gaps[1] < 0.1 * gaps[0]
+    assert probe.asymmetry < 1e-12
+    assert risk.probe() is probe
+    assert risk.subset(torch.arange(4)).probe() is probe
+    assert risk.with_dtype(torch.float32).probe() is probe
+
+
+def test_kinks_at_theta_are_no_false_gradient():
+    model = Rectified()
+    nn.init.zeros_(model.a.bias)
+    risk = EmpiricalRisk(model, CE, (X.float(), Y))
+    assert risk.probe().reasons() == ()
+    assert measure.top_eigenvalues(risk, risk.theta, k=1, seed=0).converged.values.all()
+
+
+def test_results_without_products_say_nothing_of_the_probe():
+    risk = EmpiricalRisk(settled(Net()), CE, (X, Y))
+    with_products = measure.hessian_trace(risk, risk.theta, num_probes=2, seed=0)
+    assert json.loads(with_products.attrs["provenance"])["probe"]["rows"] == 16
+    without = measure.loss_slice(risk, risk.theta, num_directions=1, points=3, seed=0)
+    assert "probe" not in json.loads(without.attrs["provenance"])
+
+
+def test_a_probe_of_few_examples_and_of_a_model_without_second_derivative():
+    risk = EmpiricalRisk(settled(Net()), CE, (X[:1], Y[:1]))
+    assert risk.probe().rows == 1
+    assert risk.probe().reasons() == ()
+
+    class Once(Net):
+        def forward(self, x):
+            return torch.cdist(super().forward(x), torch.eye(3, dtype=x.dtype))
+
+    risk = EmpiricalRisk(settled(Once()), CE, (X, Y))
+    assert "not implemented" in risk.probe().failure
