@@ -230,9 +230,10 @@ def _first_bad(engine: Engine, theta: Tensor) -> str:
 
 @contextlib.contextmanager
 def explaining(engine: Engine, theta: Tensor) -> Iterator[None]:
-    """Say which module has no second derivative, where that is what fails within."""
+    """Say which module has no second derivative, or memory, where that is what fails within."""
     try:
-        yield
+        with engine.naming_memory():
+            yield
     except RuntimeError as error:
         raise _second_derivative_error(engine, theta, error) from error
 

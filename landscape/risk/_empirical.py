@@ -400,8 +400,9 @@ class EmpiricalRisk:
         self._refuse_derivative("hvp")
         self.probe()
         theta, rows = self._engine.as_theta(theta), self._engine.as_vectors(V)
-        engine, total, sums = self._engine, torch.zeros_like(rows), []
+        engine, sums = self._engine, []
         with _checks.explaining(engine, theta):
+            total = torch.zeros_like(rows)
             batches = _fitting.graph_batches(engine, order=2)
             with engine.differentiating(2, theta):
                 for batch in batches:

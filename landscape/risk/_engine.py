@@ -185,12 +185,17 @@ class Engine:
     @contextlib.contextmanager
     def _scope(self, *, second: bool) -> Iterator[None]:
         rng = kept_rng() if self.notes.uses_rng else contextlib.nullcontext()
+        settings = numerics(
+            self.device, self.dtype, second=second, recurrent=self.network.recurrent
+        )
+        with self.naming_memory(), rng, settings:
+            yield
+
+    @contextlib.contextmanager
+    def naming_memory(self) -> Iterator[None]:
+        """Say what to lower where memory does not suffice."""
         try:
-            with (
-                rng,
-                numerics(self.device, self.dtype, second=second, recurrent=self.network.recurrent),
-            ):
-                yield
+            yield
         except RuntimeError as error:
             # A CPU has no error class of its own for this.
             if not isinstance(error, torch.OutOfMemoryError) and _CPU_FULL not in str(error):

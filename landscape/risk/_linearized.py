@@ -43,8 +43,8 @@ class LinearizedHVP:
         """Products of the same shape as V."""
         engine = self._engine
         rows = engine.as_vectors(V)
-        total = torch.zeros_like(rows)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
+            total = torch.zeros_like(rows)
             for graph in self._kept:
                 engine.add_products(total, graph, rows, keep=True)
             for batch in self._rebuilt:
@@ -78,8 +78,8 @@ class LinearizedGGN:
         """Products of the same shape as V."""
         engine = self._engine
         rows = engine.as_vectors(V)
-        total = torch.zeros_like(rows)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
+            total = torch.zeros_like(rows)
             for graph in self._kept:
                 graph.add_products(total, rows, keep=True)
             for batch in self._rebuilt:
