@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from landscape import measure, results
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures, interactive, runs, static, style
+from landscape.plot.figures import _shared as shared
 from landscape.plot.figures import zscores
 from landscape.results import Variable
 from landscape.streams import PackedMasks
@@ -458,3 +460,57 @@ def test_a_radius_that_only_rounding_moves_is_drawn_as_a_flat_line(data):
     ds["radius_ratio"] = ("run", "epoch"), np.tile(1 + 1e-7 * signs, (ds.sizes["run"], 1))
     axis = figures.perturbation_over_time(ds).panels[0].y
     assert axis.limits == pytest.approx((0.95, 1.05), abs=1e-3)
+
+
+def deep(layers, per_layer=4):
+    """A result of a deep network: `layers` blocks of attention, two linear layers and a norm."""
+    names = [
+        f"model.encoder.layer.{i}.{part}"
+        for i in range(layers)
+        for part in ("attn.qkv.weight", "mlp.0.weight", "mlp.2.weight", "norm.weight")[:per_layer]
+    ]
+    kinds = ["norm" if "norm" in name else "linear" for name in names]
+    sizes = np.array([10 if kind == "norm" else 1000 for kind in kinds])
+    rng = np.random.default_rng(0)
+    energy = rng.random((2, len(names)))
+    energy /= energy.sum(1, keepdims=True)
+    density = np.where(np.array(kinds) == "norm", 1.0, rng.random((2, len(names))))
+    return xr.Dataset(
+        {
+            "energy_share": (("run", "tensor"), energy),
+            "parameter_share": (("run", "tensor"), np.tile(sizes / sizes.sum(), (2, 1))),
+            "density": (("run", "tensor"), density),
+            "rho_eff": ("run", [0.1, 0.2]),
+        },
+        coords={
+            "tensor": names, "kind": ("tensor", kinds), "size": ("tensor", sizes),
+            "run": ["a", "b"], "variant": ("run", ["sam", "sam"]), "label": ("run", ["SAM"] * 2),
+            "setting": ("run", ["", ""]), "seed": ("run", [0, 1]),
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(3, 12), (18, 72), (30, 60), (150, 72)])
+def test_many_tensors_become_rows_of_layers_that_lose_no_energy(layers, rows):
+    ds = deep(layers)
+    shown, words = shared.by_layer(ds)
+    assert shown.sizes["tensor"] <= rows
+    for name in ("energy_share", "parameter_share"):
+        np.testing.assert_allclose(shown[name].sum("tensor"), ds[name].sum("tensor"))
+    names = [str(name) for name in shown.tensor.values]
+    assert not any(name.startswith("model.encoder") for name in names)
+    assert len(set(names)) == len(names)
+    assert bool(words) == (ds.sizes["tensor"] > 72)
+    drawn = figures.perturbation(ds.assign_coords(place=("run", [0, 0])))
+    assert len(drawn.panels[0].y.ticks) == shown.sizes["tensor"]
+    assert drawn.panel_height < 8.6
+
+
+def test_the_density_of_rows_put_together_is_that_of_their_coordinates():
+    ds = deep(30)
+    shown, _ = shared.by_layer(ds)
+    first = [str(n).startswith("0") and k == "linear" for n, k in
+             zip(shown.tensor.values, shown.kind.values, strict=True)]  # fmt: skip
+    (row,) = np.flatnonzero(first)
+    expected = (ds.density * ds["size"]).isel(tensor=[0, 1, 2]).sum("tensor") / 3000
+    np.testing.assert_allclose(shown.density.isel(tensor=row), expected)

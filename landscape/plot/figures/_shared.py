@@ -11,18 +11,88 @@ from landscape.plot.drawing import Axis, Bars, Mark, Matrix, Points
 from landscape.plot.runs import Variant
 
 LEAST = 4  # seeds; on a logarithmic axis an interval of fewer spans decades and says nothing
+MOST = 72  # rows of a figure, beyond which tensors are put together
 MANY = 24  # rows from which on they stand closer
 
 
 def height(rows: int) -> float:
     """Inches of a panel with one row per tensor or module."""
-    return 0.5 + (0.1 if rows <= MANY else 0.082) * rows
+    return 0.5 + (0.11 if rows <= MANY else 0.1) * rows
 
 
 def strings(array: xr.DataArray) -> list[str]:
     """A coordinate as text; of the first run where each run carries its own."""
     values = array.isel(run=0).values if "run" in array.dims else array.values
     return [str(value) for value in values]
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names of tensors without the parts that all of them begin with (`model.encoder.`)."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+    return [".".join(p[shared:]) for p in parts]
+
+
+def by_layer(ds: xr.Dataset, most: int = MOST) -> tuple[xr.Dataset, str]:
+    """The result with at most `most` rows along `tensor`, and words on what was put together.
+
+    Tensors of one layer and kind become one row: as deep a layer as there is room for. Energy and
+    parameter shares add up, the density is that of all coordinates together, and of ratios to the
+    weights the largest is kept. Where even that leaves too many rows, those of most energy are
+    shown and the rest is one row.
+    """
+    names = shortened(strings(ds.tensor))
+    if len(names) <= most:
+        return ds.assign_coords(tensor=names), ""
+    kinds = strings(ds.kind)
+    parts = [name.split(".") for name in names]
+    depths = range(max(map(len, parts)) - 1, 0, -1)
+    keys = [(names[i], kinds[i]) for i in range(len(names))]
+    for depth in depths:
+        keys = [(".".join(p[:depth]), kind) for p, kind in zip(parts, kinds, strict=True)]
+        if len(set(keys)) <= most:
+            break
+    groups = list(dict.fromkeys(keys))
+    rest = ""
+    if len(groups) > most:
+        share = np.nan_to_num(ds.energy_share).reshape(-1, len(names)).mean(0)
+        total = {g: share[[k == g for k in keys]].sum() for g in groups}
+        kept = set(sorted(groups, key=total.__getitem__, reverse=True)[: most - 1])
+        last = (f"the other {len(groups) - len(kept)}", "other")
+        keys = [key if key in kept else last for key in keys]
+        groups = [g for g in groups if g in kept] + [last]
+        rest = " Those with most energy are shown, the others are one row."
+    where = np.array([groups.index(key) for key in keys])
+    sizes = np.broadcast_to(np.asarray(ds["size"].values)[..., :], (len(names),)).astype(float)
+    found = {}
+    for name in ds.data_vars:
+        array = ds[name]
+        if "tensor" not in array.dims:
+            found[name] = array
+            continue
+        table = array.transpose(..., "tensor")
+        together = [_together(str(name), table.values[..., where == g], sizes[where == g])
+                    for g in range(len(groups))]  # fmt: skip
+        found[name] = (table.dims, np.stack(together, axis=-1))
+    kept_coords = {name: c for name, c in ds.coords.items() if "tensor" not in c.dims}
+    shown = xr.Dataset(found, coords=kept_coords, attrs=ds.attrs).assign_coords(
+        tensor=[f"{layer} ({kind})" if kind != "other" else layer for layer, kind in groups],
+        kind=("tensor", [kind for _, kind in groups]),
+    )
+    words = f" The {len(names)} tensors are put together by layer and kind: {len(groups)} rows."
+    return shown, words + rest
+
+
+def _together(name: str, values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """One row for several tensors: shares add up, densities weigh by size, ratios are largest."""
+    if name.endswith("share"):
+        return values.sum(-1)
+    if name == "density":
+        return (values * sizes).sum(-1) / sizes.sum()
+    known = np.where(np.isfinite(values), values, -np.inf).max(-1)
+    return np.where(np.isfinite(known), known, np.nan)
 
 
 def row_axis(names: Sequence[str], *, label: str = "") -> Axis:

@@ -8,7 +8,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Mark, Matrix, Panel, Points, even_columns, short
-from landscape.plot.figures._shared import height, kind_strip, row_axis, strings
+from landscape.plot.figures._shared import by_layer, height, kind_strip, row_axis, strings
 from landscape.plot.figures.outcome import curve
 from landscape.plot.runs import Variant
 
@@ -20,6 +20,7 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "density", "energy_share", "parameter_share")
+    ds, together = by_layer(ds)
     names = strings(ds.tensor)
     rows = np.arange(len(names), dtype=float)
     low = 10 ** np.floor(np.log10(max(float(ds.parameter_share.min()), 1e-6)))
@@ -43,7 +44,7 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Upright bars: share of the parameters. Hollow dots: density, the share of a tensor's "
         "coordinates that is perturbed. ZSharp's density "
         "is constant by construction (1 − percentile where it filters, 1 elsewhere); what it "
-        "changes is the energy. Logarithmic scale; ‖e‖ is the effective radius.",
+        "changes is the energy. Logarithmic scale; ‖e‖ is the effective radius." + together,
         tuple(panels),
         columns=even_columns(len(panels), 5),
         panel_height=height(len(names)),
@@ -193,6 +194,7 @@ def _map(
 ) -> Drawing:
     ds = runs.in_setting(ds, setting)
     runs.require(ds, name)
+    ds, together = by_layer(ds)
     names, kinds = strings(ds.tensor), strings(ds.kind)
     epochs = [str(epoch) for epoch in ds.epoch.values]
     found = [v for v in runs.variants(ds) if float(v.ds.energy_share.fillna(0).sum()) > 0]
@@ -221,7 +223,8 @@ def _map(
         f"{words}, mean over the steps of an epoch and over {runs.seed_count(ds)}, from the first "
         "tensor of the network to the last; the strip at the left is the kind of tensor. "
         f"Logarithmic colours, below {short(low)} as {short(low)}. White: not perturbed. Norm and "
-        "bias tensors have few coordinates: a dark row may still be a strong push on each of them.",
+        "bias tensors have few coordinates: a dark row may still be a strong push on each of them."
+        + together,
         tuple(panels),
         columns=even_columns(len(panels), 5),
         panel_height=height(len(names)),
