@@ -168,7 +168,7 @@ class _Columns:
         self.names = {v.id: v.label for v in study.variants(setting)}
         self.head = [Cell("Variant")]
         self.rows = {
-            v.id: [Cell(v.label, words.count(v.ds.sizes["run"], "seed"))]
+            v.id: [Cell(v.label, study.seeds(setting, v.id, v.ds.sizes["run"]))]
             for v in study.variants(setting)
         }
 

@@ -14,6 +14,7 @@ from landscape.report.evidence import (
     flatness_ratio,
 )
 from landscape.report.study import Study
+from landscape.report.trainings import trainings
 from landscape.report.verdict import (
     COMPATIBLE,
     CONTRADICTED,
@@ -47,6 +48,7 @@ def answer(study: Study, made: list[Comparison]) -> Answer:
     findings: list[Finding] = []
     verdicts: list[Verdict] = []
     for setting in study.settings:
+        findings += _diverged(study, setting)
         findings += _who_is_better(study, made, setting)
         findings += _questions(study, setting)
         findings += _against_random(study, setting)
@@ -56,6 +58,17 @@ def answer(study: Study, made: list[Comparison]) -> Answer:
         findings += _flatness_finding(study, setting, here)
         findings += _early_stopping(study, setting)
     return Answer(_headline(study, made, verdicts), tuple(findings), tuple(verdicts))
+
+
+def _diverged(study: Study, setting: str) -> list[Finding]:
+    """Rows that lost seeds: they are counted, and are no evidence of flatness or accuracy."""
+    lost = [t for t in trainings(study) if t.setting == setting and t.diverged]
+    if not lost:
+        return []
+    lead = f"Not every training went well: {'; '.join(f'{t.label} {t.seeds}' for t in lost)}."
+    reasons = "; ".join(f"{t.label} {t.reason}" for t in lost if t.reason)
+    text = f"What diverged is counted and not measured: it is neither flat nor trained. {reasons}"
+    return [Finding(setting, lead, text)]
 
 
 def _where(study: Study, setting: str) -> str:

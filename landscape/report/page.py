@@ -13,11 +13,13 @@ from plotly.offline import get_plotlyjs
 from landscape import results
 from landscape.plot import interactive
 from landscape.report import words
+from landscape.report.axes import axis_tables
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import comparisons, table
 from landscape.report.findings import answer
 from landscape.report.paper import Choice, Selected, measured, save, select
 from landscape.report.study import Study
+from landscape.report.trainings import arithmetic, trainings
 from landscape.storage import StudyFolder, slug, write_text
 
 
@@ -51,6 +53,8 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "question": study.resolved.get("question") or "What do these models do differently?",
         "answer": answer(study, made),
         "tables": [table(study, made, setting) for setting in study.settings],
+        "axes": axis_tables(study),
+        "trainings": trainings(study),
         "sections": sections,
         "crosscheck": crosscheck(study),
         "measured": list(_how_measured(study)),
@@ -92,7 +96,10 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{key} {value}" for key, value in versions.items())
     for key in ("device", "dtype", "threads"):
         if key in resolved:
-            yield key.capitalize(), str(resolved[key])
+            yield f"{key.capitalize()} of the last call", str(resolved[key])
+    found = arithmetic(study.trainings)
+    if found:
+        yield "Arithmetic of the trainings", found
     listed = resolved.get("runs", [])
     if listed:
         yield "Runs", words.count(len(listed), "run")

@@ -12,6 +12,7 @@ from landscape import results
 from landscape.errors import LandscapeError
 from landscape.plot import runs
 from landscape.plot.figures.outcome import middle, pair_by_seed
+from landscape.report import words
 from landscape.storage import StudyFolder
 
 EXPECTED = (
@@ -28,19 +29,22 @@ class Study:
     folder: StudyFolder
     resolved: dict[str, Any]
     data: dict[str, xr.Dataset]
+    trainings: xr.Dataset | None = None  # how every training went, also those without results
 
     @classmethod
     def read(cls, folder: StudyFolder) -> "Study":
         """Read a study folder; one without any result is refused."""
         resolved = folder.check()
         names = sorted(path.stem for path in folder.results.glob("*.nc"))
+        names = [name for name in names if not name.startswith("along_")]  # of the others
         data = {name: runs.as_runs(results.load(folder.results / f"{name}.nc")) for name in names}
+        trainings = data.pop("trainings", None)
         if not data:
             raise LandscapeError(
                 f"{folder.root} has no results yet, so there is nothing to report. "
                 f"`landscape run` or `landscape measure` makes them."
             )
-        return cls(folder, resolved, data)
+        return cls(folder, resolved, data, trainings)
 
     def of_variants(self, chosen: Sequence[str]) -> "Study":
         """The study as if these variants were all it had; runs without a variant go too."""
@@ -110,6 +114,17 @@ class Study:
         families = self.resolved.get("families") or {}
         return found or str((families.get(name) or {}).get("label", name))
 
+    def seeds(self, setting: str, name: str, have: int) -> str:
+        """Seeds of a row that a number rests on: "5 seeds", or "3 of 5 seeds, 2 diverged"."""
+        ds = self.trainings
+        here = [] if ds is None else ds.status.values[
+            (ds.setting.values == setting) & (ds.variant.values == name)
+        ].tolist()  # fmt: skip
+        lost = here.count("diverged")
+        if not lost and have >= len(here):
+            return words.count(have, "seed")
+        return f"{have} of {len(here)} seeds" + (f", {lost} diverged" if lost else "")
+
     def rows_of(self, setting: str, name: str) -> list[str]:
         """The row called so, or the rows of the variant called so."""
         found = self.variants(setting)
@@ -168,7 +183,11 @@ class Study:
         """What is missing, in words: runs, measurements of runs, values that are not finite."""
         listed = [str(run["run"]) for run in self.resolved.get("runs", [])]
         anywhere = {str(run) for ds in self.data.values() for run in ds.run.values}
-        gaps = [f"Run {run} has no results." for run in listed if run not in anywhere]
+        gaps = [
+            f"Run {run} has no results{self._why_not(run)}."
+            for run in listed
+            if run not in anywhere
+        ]
         for name, ds in self.data.items():
             here = {str(run) for run in ds.run.values}
             absent = [
@@ -187,6 +206,13 @@ class Study:
                     gaps.append(f"{name}: {variable.replace('_', ' ')} is not finite in "
                                 f"{_some(bad)} (diverged); means leave these out.")  # fmt: skip
         return gaps
+
+    def _why_not(self, run: str) -> str:
+        ds = self.trainings
+        if ds is None or run not in ds.run.values:
+            return ""
+        message = str(ds.message.values[ds.run.values.tolist().index(run)])
+        return f": it {message.rstrip('.')}" if message else ""
 
     def _without(self, measurement: str, run: str) -> bool:
         """Whether there is nothing to measure: SGD does not perturb, a dense one has no mask."""

@@ -4,6 +4,7 @@ Everything takes plain arrays. Values that are not finite (a diverged run) are l
 in `missing`; an estimate from one value has no interval (`low` and `high` are NaN).
 """
 
+from landscape.stats.axes import QUANTITIES, Choice, along_axis, axes_of, choose
 from landscape.stats.densities import broaden
 from landscape.stats.dose import Association, dose_response
 from landscape.stats.family import Contrast, Decision, simultaneous
@@ -24,14 +25,19 @@ from landscape.streams import holm
 
 __all__ = [
     "LEVEL",
+    "QUANTITIES",
     "SMALLEST_WILCOXON",
     "Association",
+    "Choice",
     "Contrast",
     "Decision",
     "Interval",
     "Paired",
     "RankCorrelation",
+    "along_axis",
+    "axes_of",
     "broaden",
+    "choose",
     "dose_response",
     "geometric_mean_ci",
     "geometric_ratio",

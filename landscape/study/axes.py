@@ -11,7 +11,7 @@ from typing import Any
 
 from landscape.errors import LandscapeError
 from landscape.study import toml
-from landscape.study.spec import Run
+from landscape.study.spec import Run, Study
 
 LETTERS = {"rho": "ρ", "alpha": "α", "beta": "β"}
 _PLACES = ("data_dir",)  # where files lie decides no number
@@ -119,3 +119,10 @@ def column(value: Any) -> Any:
     if isinstance(value, (list, tuple, bool)):
         return toml.value_text(value)
     return value
+
+
+def labels(study: Study, run: Run) -> dict[str, object]:
+    """Labels of a run; `place` of its variant in the study gives it one look in all figures."""
+    names = [variant.name for variant in study.variants]
+    place = {"place": names.index(run.variant)} if run.variant in names else {}
+    return {**run.labels, **place}

@@ -51,6 +51,14 @@ def is_trained(run: Run, folder: Path) -> bool:
     return run.weights is not None or (folder / "checkpoints" / "final.safetensors").exists()
 
 
+def has_diverged(run: Run, folder: Path) -> bool:
+    """Whether the training of this run ended without weights that could be measured."""
+    path = folder / "checkpoints" / "final.json"
+    if run.weights is not None or not path.exists():
+        return False
+    return storage.read_json(path).get("status") == "diverged"
+
+
 def trained_peers(study: Study, run: Run, place: StudyFolder) -> tuple[Run, ...]:
     """Runs of the same setting that are trained, in the order of the study."""
     return tuple(
@@ -105,6 +113,8 @@ def _measured_keys(folder: Path) -> dict[str, str]:
 
 def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
     """(must be trained, measurements to be made) of a job."""
+    if has_diverged(job.run, job.folder):
+        return False, []
     train = job.train and not is_trained(job.run, job.folder)
     if not job.measure:
         return train, []

@@ -13,7 +13,7 @@ import landscape
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import STUDY_FORMAT, StudyFolder
-from landscape.study import axes, combining, jobs
+from landscape.study import axes, combining, jobs, trainings
 from landscape.study.jobs import Job
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
@@ -108,11 +108,14 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             worked |= set(names)
             notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
+        # One that diverged is not tried again, and is said each time.
+        diverged = {run.run_id: trainings.divergence(run, place) for run in study.runs}
+        failed |= {name: why for name, why in diverged.items() if why}
         combined = combining.combine_all(study, place) if options.measure else ()
     return Summary(
         folder=place,
         done=tuple(name for name in every if name in worked and name not in failed),
-        kept=tuple(name for name in every if name not in worked),
+        kept=tuple(name for name in every if name not in worked and name not in failed),
         failed=failed,
         stale=stale_runs(study, place),
         combined=tuple(combined),

@@ -98,3 +98,73 @@ def test_the_report_is_written_with_a_line_for_each_row(place):
         for lr in ("0.01", "0.1"):
             assert f"| SAM, ρ = {rho}, lr = {lr} 2 seeds |" in text
     assert "4 seeds" not in text
+
+
+def test_the_axis_has_its_table_in_the_results_and_in_the_report(place):
+    ds = results.load(place.results / "along_rho.nc")
+    assert sorted(zip(ds.line.values, ds.value.values)) == [
+        ("lr = 0.01", 0.05), ("lr = 0.01", 0.5), ("lr = 0.1", 0.05), ("lr = 0.1", 0.5)
+    ]  # fmt: skip
+    accuracy = results.load(place.results / "generalization.nc")
+    for i, row in enumerate(ds.variant.values):
+        own = accuracy.val_accuracy.values[accuracy.variant.values == row]
+        assert ds.val_accuracy.values[i] == pytest.approx(own.mean(), abs=1e-12)
+        assert ds.eigenvalue_n.values[i] == 2
+    assert (ds.num_trainings == 4).all()
+    for line in np.unique(ds.line.values):
+        part = ds.isel(variant=np.flatnonzero(ds.line.values == line))
+        assert part.chosen.sum() == 1
+        best = part.val_accuracy.values[part.chosen.values == 1]
+        assert best == part.val_accuracy.values.max()
+    assert (place.results / "along_lr.nc").exists()
+    text = report.write(place, formats=()).with_suffix(".md").read_text(encoding="utf-8")
+    assert "### SAM, lr = 0.1: against rho" in text
+    assert "### sgd: against lr" in text
+    assert "The choice took 4 trainings" in text
+
+
+DIVERGES = """
+name = "diverges"
+[problem]
+data = "study_problem:splits"
+model = "study_problem:make"
+[training]
+epochs = 2
+batch_size = 16
+lr = 0.05
+[variants.sgd]
+[variants.sam]
+rho = 1e300
+[grid]
+variant = ["sgd", "sam"]
+seed = [0, 1]
+[measure]
+examples = 24
+measurements = ["generalization", "history", "top_eigenvalues"]
+[measure.top_eigenvalues]
+k = 1
+"""
+
+
+def test_a_variant_that_skips_its_steps_is_counted_as_diverged_and_is_no_datum(tmp_path):
+    options = Options(device="cpu", workers=0, quiet=True)
+    done = run(parse(DIVERGES, base=HERE), tmp_path / "s", options)
+    assert [name[:6] for name in done.failed] == ["sam-s0", "sam-s1"]
+    assert all("steps were skipped" in why for why in done.failed.values())
+    again = run(parse(DIVERGES, base=HERE), tmp_path / "s", options)
+    assert again.failed == done.failed
+    assert (len(again.kept), again.done) == (2, ())
+    place = done.folder
+    for path in place.results.glob("*.nc"):
+        ds = results.load(path)
+        expected = {"sgd", "sam"} if path.stem == "trainings" else {"sgd"}
+        assert set(ds.variant.values) == expected, path.stem
+    ds = results.load(place.results / "trainings.nc")
+    assert ds.status.values.tolist() == ["trained"] * 2 + ["diverged"] * 2
+    assert (ds.num_skipped.values[2:] >= 0.9 * ds.num_steps.values[2:]).all()
+    assert (ds.num_skipped.values[:2] == 0).all()
+    assert all(text.startswith("threads 1, cpu, float32, torch") for text in ds.arithmetic.values)
+    text = report.write(place, formats=()).with_suffix(".md").read_text(encoding="utf-8")
+    assert "Not every training went well: sam 0 of 2 seeds, 2 diverged." in text
+    assert "more than 5 %" in text
+    assert "flatter" not in text.partition("## Evidence")[0]

@@ -1,0 +1,93 @@
+"""The axes of a study as tables: each quantity against the axis, and the value to choose."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from landscape import stats
+from landscape.report import words
+from landscape.report.study import Study
+from landscape.stats import Interval
+
+
+@dataclass(frozen=True)
+class AxisTable:
+    """One variant along one axis in one setting: rows are values of the axis."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def axis_tables(study: Study) -> list[AxisTable]:
+    """One table per axis, setting, variant and value of the other axes."""
+    tables = []
+    for axis in stats.axes_of(study.data):
+        ds = stats.along_axis(study.data, axis)
+        if ds is None:
+            continue
+        keys = list(zip(ds.setting.values, ds["family"].values, ds.line.values, strict=True))
+        for key in dict.fromkeys(keys):
+            part = ds.isel(variant=[i for i, k in enumerate(keys) if k == key])
+            tables.append(_table(study, axis, part, *key))
+    return tables
+
+
+def _table(
+    study: Study, axis: str, ds: xr.Dataset, setting: str, family: str, line: str
+) -> AxisTable:
+    shown = [q for q in stats.QUANTITIES if q.name in ds and q.name != "val_loss"]
+    rows = []
+    for i in range(ds.sizes["variant"]):
+        chosen = "chosen" in ds and bool(ds.chosen.values[i] == 1)
+        value = ds.value.values[i]
+        name = words.trimmed(value) if isinstance(value, float) else str(value)
+        cells = [_cell(ds.isel(variant=i), q) for q in shown]
+        rows.append((f"{name} (chosen by validation)" if chosen else name, *cells))
+    where = study.title(setting) if len(study.settings) > 1 else ""
+    title = ", ".join(part for part in (study.label(setting, family), line, where) if part)
+    head = (axis, *(f"{q.title} ({'%' if _is_share(q) else q.units})" if _has_unit(q) else q.title
+                    for q in shown))  # fmt: skip
+    return AxisTable(f"{title}: against {axis}", head, tuple(rows), _note(axis, ds))
+
+
+def _is_share(q: stats.axes.Quantity) -> bool:
+    return q.name.endswith("accuracy")
+
+
+def _has_unit(q: stats.axes.Quantity) -> bool:
+    return _is_share(q) or q.units != "1"
+
+
+def _cell(ds: xr.Dataset, q: stats.axes.Quantity) -> str:
+    n = int(ds[f"{q.name}_n"])
+    ends = [float(ds[q.name + suffix]) for suffix in ("", "_low", "_high")]
+    write = words.percent if _is_share(q) else words.number
+    text = f"{write(ends[0])} {words.interval(Interval(*ends, n), write)}".strip()
+    return text + (f" (n = {n})" if n else "")
+
+
+def _note(axis: str, ds: xr.Dataset) -> str:
+    said = "Mean over seeds [95 % interval]; training loss and λ₁ geometric where positive."
+    if "chosen" not in ds or not np.isfinite(ds.chosen.values).any():
+        return f"{said} Without validation data of every seed no value of {axis} can be chosen."
+    trainings = int(np.nanmax(ds.num_trainings.values))
+    said += (
+        f" Chosen: highest mean validation accuracy, ties by lower validation loss. The choice "
+        f"took {trainings} trainings"
+    )
+    optimism, regret = (float(ds[name].values[0]) for name in ("optimism", "regret"))
+    if math.isfinite(optimism):
+        said += (
+            f"; its validation accuracy is {words.points(optimism)} points above what the rule "
+            f"reaches on seeds that it did not see"
+        )
+    if math.isfinite(regret):
+        said += f"; the best value on the test set is {words.points(regret)} points above it"
+    edge = np.flatnonzero(ds.chosen.values == 1)
+    if edge.size and edge[0] in (0, ds.sizes["variant"] - 1) and ds.value.dtype.kind == "f":
+        said += f". It lies at the end of the grid: values of {axis} beyond it may be better"
+    return said + "."
