@@ -297,10 +297,7 @@ class _Reader:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
         possible.check_problem(where, setting.problem)
-        chosen = possible.as_declared(
-            possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options),
-            possible.recipe_numbers(variant.recipe),
-        )
+        chosen = possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options)
         missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
         if missing:
             raise LandscapeError(
@@ -312,7 +309,6 @@ class _Reader:
             **possible.training_defaults(), **self.training, **setting.training, **variant.training,
             **training,
         }  # fmt: skip
-        merged = possible.as_declared(merged, possible.training_numbers())
         possible.check_training(f"{where} variant {variant.name!r}", merged)
         path = None
         if weights is not None:
