@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adadelta, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from landscape import snapshots
+from landscape import snapshots, vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam import Perturbation
@@ -297,7 +297,7 @@ class _Seen:
         """Whether weights differ by more than what a climb taken back by subtraction leaves."""
         dtype = differences[0].dtype
         rounding = 2 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
-        return bool(weight_norms(differences).norm() > rounding * self.norms.norm())
+        return bool(vectors.norm(weight_norms(differences)) > rounding * vectors.norm(self.norms))
 
     def listener(self, index: int) -> Any:
         """A hook that adds up a parameter's gradients of the current pass."""

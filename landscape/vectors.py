@@ -52,7 +52,7 @@ def total_norm(norms: Sequence[Tensor], p: float = 2.0) -> Float[Tensor, ""]:
 
 def squared_norm(x: Tensor) -> Float[Tensor, ""]:
     """‖x‖², in float64."""
-    return norm(x).square()
+    return dot(x, x)
 
 
 def row_norms(rows: Tensor) -> Float[Tensor, "k"]:

@@ -73,7 +73,7 @@ class Basis:
         for start in range(0, self.size, _SLAB):
             slab = slice(start, start + _SLAB)
             Q = torch.cat([part[:, slab] for part in self.parts(first, first + C.shape[1])])
-            turned, at = C.to(Q) @ Q, 0
+            turned, at = vectors.combine(C, Q), 0
             for part in self.parts(first, first + len(C)):
                 part[:, slab] = turned[at : at + len(part)]
                 at += len(part)

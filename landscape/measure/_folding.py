@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from landscape import vectors
 from landscape.measure._first import FirstLayer
 from landscape.measure._fusing import fused, fusing_is_possible, linear
 from landscape.measure._narrowing import without_unread
@@ -170,7 +171,7 @@ class Folded:
         losses = torch.cat(parts) if len(parts) > 1 else parts[0]
         mean = losses.double().sum() / self._engine.denominator
         if self._risk.weight_decay:
-            mean = mean + 0.5 * self._risk.weight_decay * self._buffer.double().square().sum()
+            mean = mean + 0.5 * self._risk.weight_decay * vectors.squared_norm(self._buffer)
         rate = None
         if all(each is not None for each in wrong):
             rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.risk import EmpiricalRisk, RowLosses
 
 _ROWS = 512  # rows of one pass
@@ -48,7 +49,7 @@ class Objective:
 
     def _decay(self, theta: Tensor) -> float:
         decay = self._risk.weight_decay
-        return 0.5 * decay * float(theta.double().square().sum()) if decay else 0.0
+        return 0.5 * decay * float(vectors.squared_norm(theta)) if decay else 0.0
 
     def _put(self, theta: Tensor, rows: Tensor | None, cost: float) -> Tensor:
         rows = self._all if rows is None else rows

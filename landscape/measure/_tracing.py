@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from landscape import vectors
 from landscape.risk import EmpiricalRisk
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -43,7 +44,7 @@ class Trace:
         source = torch.Generator().manual_seed(0)
         pairs = self._pass()
         shift = torch.randn(len(buffer), generator=source, dtype=torch.float64).to(buffer)
-        buffer.add_(shift * 0.1 * origin.norm() / shift.norm())
+        buffer.add_(shift * 0.1 * vectors.norm(origin) / vectors.norm(shift))
         self._pass()
         buffer.copy_(origin)
         once = {module for module, calls in self._calls.items() if calls == 2}

@@ -17,6 +17,7 @@ from landscape.params import ParamLayout
 from landscape.plane.base import Plane, load, save
 from landscape.plane.filters import Filters, is_one_d
 from landscape.risk import EmpiricalRisk
+from landscape.vectors import combine, dot, gram, norm, project, row_norms, unit
 
 __all__ = [
     "Filters",
@@ -148,9 +149,8 @@ def orthogonalized(plane: Plane) -> Plane:
     """
     rows: list[Tensor] = []
     for label, d in zip(plane.labels, plane.directions, strict=True):
-        length = torch.linalg.vector_norm(d)
-        rows.append(_beside(d / length, rows, label))
-    units = torch.stack(rows) * plane.norms[:, None]
+        rows.append(_beside(unit(d), rows, label))
+    units = torch.stack(rows) * plane.norms.to(plane.directions)[:, None]
     details = {**plane.details, "orthogonalized": True}
     return Plane(plane.origin, units, plane.kind, plane.labels, details)
 
@@ -160,8 +160,8 @@ def _beside(row: Tensor, others: Sequence[Tensor], label: str) -> Tensor:
     # Twice: once loses orthogonality when two nearly agree.
     for _ in range(2):
         for other in others:
-            row = row - (row @ other) * other
-        left = torch.linalg.vector_norm(row)
+            row = row - dot(row, other) * other
+        left = norm(row)
         if left < 100 * torch.finfo(row.dtype).eps:
             raise LandscapeError(
                 f"The direction {label!r} lies along the ones before it, so that nothing of it is "
@@ -220,7 +220,7 @@ def eigenvectors(
         )
     units = _units(vectors)
     if gradient is not None:
-        units = units * torch.where(units @ gradient < 0, -1.0, 1.0).to(units)[:, None]
+        units = units * torch.where(project(units, gradient) < 0, -1.0, 1.0).to(units)[:, None]
     labels = tuple(f"eigenvector {i + 1}" for i in range(len(units)))
     return Plane(theta, units, "eigenvectors", labels)
 
@@ -280,12 +280,12 @@ def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int
             f"All {len(checkpoints)} checkpoints are equal; a trajectory needs weights that moved."
         )
     # Snapshot method: the T x T Gram matrix instead of an SVD of T x P.
-    values, vectors = torch.linalg.eigh(offsets @ offsets.T)
+    values, vectors = torch.linalg.eigh(gram(offsets))
     order = torch.argsort(values, descending=True)[:num_directions]
-    axes, labels = _principal(vectors[:, order].T @ offsets, float(values.max()) ** 0.5)
-    axes = axes * torch.where(axes @ offsets[0] < 0, -1.0, 1.0)[:, None]
-    coordinates = offsets @ axes.T
-    residual = torch.linalg.vector_norm(offsets - coordinates @ axes, dim=1)
+    axes, labels = _principal(combine(vectors[:, order].T, offsets), float(values.max()) ** 0.5)
+    axes = axes * torch.where(project(axes, offsets[0]) < 0, -1.0, 1.0)[:, None]
+    coordinates = gram(offsets, axes)
+    residual = row_norms(offsets - combine(coordinates, axes))
     details = {
         "explained_share": (values[order] / values.clamp_min(0).sum()).tolist(),
         "coordinates": coordinates.tolist(),
@@ -301,21 +301,21 @@ def _principal(rows: Tensor, largest: float) -> tuple[Tensor, tuple[str, ...]]:
     labels = []
     for i, row in enumerate(rows):
         # The Gram matrix squares: below sqrt(eps) of the largest there is only rounding.
-        if own := float(torch.linalg.vector_norm(row)) > 1e-7 * largest:
+        if own := float(norm(row)) > 1e-7 * largest:
             labels.append(f"principal {i + 1}")
         else:
             row = torch.randn(row.shape, generator=source, dtype=torch.float64).to(row)
             labels.append(f"random {i + 1} (the checkpoints span {i})")
         for _ in range(1 if own else 2):
             for other in units:
-                row = row - (row @ other) * other
-        units.append(row / torch.linalg.vector_norm(row))
+                row = row - dot(row, other) * other
+        units.append(unit(row))
     return torch.stack(units), tuple(labels)
 
 
 def _units(rows: Float[Tensor, "m P"]) -> Float[Tensor, "m P"]:
     """Rows of length 1; 0 stays 0, which `Plane` refuses by that name."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    lengths = row_norms(rows).to(rows)[:, None]
     return rows / torch.where(lengths == 0, 1, lengths)
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.storage import write_atomically
 
@@ -47,15 +48,15 @@ class Plane:
     @property
     def norms(self) -> Float[Tensor, "m"]:
         """Absolute length of each direction."""
-        return torch.linalg.vector_norm(self.directions, dim=1)
+        return vectors.row_norms(self.directions)
 
     @property
     def cosines(self) -> Float[Tensor, "m m"]:
         """Cosine between each pair of directions."""
-        # Lengths in float32 would leave two directions on one line 1e-7 apart.
-        rows = self.directions.double()
-        unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return unit @ unit.T
+        # In float64: lengths in float32 would leave two directions on one line 1e-7 apart.
+        products = vectors.gram(self.directions)
+        lengths = products.diagonal().sqrt()
+        return products / torch.outer(lengths, lengths)
 
     @property
     def largest_cosine(self) -> float:
@@ -76,8 +77,9 @@ class Plane:
         """Least-squares coordinates of theta in float64, and its distance from the plane."""
         basis = self.directions.double()
         offset = (theta - self.origin).double()
-        solved = torch.linalg.lstsq(basis @ basis.T, (basis @ offset)[:, None]).solution[:, 0]
-        return solved, float(torch.linalg.vector_norm(offset - solved @ basis))
+        along = vectors.project(basis, offset)
+        solved = torch.linalg.lstsq(vectors.gram(basis), along[:, None]).solution[:, 0]
+        return solved, float(vectors.norm(vectors.without(offset, basis, solved)))
 
     def fingerprint(self) -> str:
         """SHA-256 of origin and directions, 16 hex digits: which plane a figure shows."""

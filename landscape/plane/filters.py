@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from landscape import vectors
 from landscape.params import ParamLayout, TensorInfo
 from landscape.risk import EmpiricalRisk
 
@@ -103,6 +104,6 @@ def _squeezed(tensor: TensorInfo) -> tuple[int, ...]:
 
 
 def _rescaled(draw: Tensor, weight: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(draw, dim=1, keepdim=True)
-    target = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-    return torch.where(length > 0, draw * (target / torch.where(length > 0, length, 1)), 0)
+    length, target = (vectors.row_norms(rows)[:, None] for rows in (draw, weight))
+    factor = (target / torch.where(length > 0, length, 1)).to(draw)
+    return torch.where(length > 0, draw * factor, 0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.risk._criterion import Criterion
 from landscape.risk._data import Batch, Examples, kept_rng
@@ -294,7 +295,7 @@ class Engine:
         """L(theta) from the sums over the own examples' parts."""
         mean = self.over_all(torch.stack(list(sums)).sum()) / self.denominator
         if weight_decay:
-            mean = mean + 0.5 * weight_decay * theta.double().square().sum()
+            mean = mean + 0.5 * weight_decay * vectors.squared_norm(theta)
         return mean.to(self.dtype)
 
     def mean_of(self, total: Tensor, rows: Tensor, weight_decay: float) -> Tensor:

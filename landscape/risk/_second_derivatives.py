@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from landscape import vectors
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _WINDOWS = 2**21  # bytes
@@ -210,7 +212,7 @@ class TwiceControl:
         self.norms = {id(pair.layer): pair.norm for pair in self.pairs}
         source = torch.Generator().manual_seed(0)
         shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
-        shift *= 0.1 * torch.linalg.vector_norm(theta) / torch.linalg.vector_norm(shift)
+        shift *= 0.1 * vectors.norm(theta) / vectors.norm(shift)
         slack = _SLACK[theta.dtype]
         for point in (theta, theta + shift) if self.pairs else ():
             found, truth = self._absorbing(losses, point), losses(point)

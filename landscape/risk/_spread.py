@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 
 
@@ -22,7 +23,7 @@ class Spread:
             )
         self.num_processes = dist.get_world_size()
         self.num_examples = int(self.sum(torch.tensor(count, device=theta.device)))
-        own = torch.stack([theta.double().sum(), theta.double().square().sum()])
+        own = torch.stack([theta.double().sum(), vectors.squared_norm(theta)])
         low, high = own.clone(), own.clone()
         dist.all_reduce(low, dist.ReduceOp.MIN)
         dist.all_reduce(high, dist.ReduceOp.MAX)

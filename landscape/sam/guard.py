@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.sam import replicas
 from landscape.sam.buffers import Buffers
@@ -188,10 +189,14 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
         return loss, True
     eps = _rounding(step, watch.loss)
     return loss, all(
-        (a is None) == (b is None)
-        and (a is None or bool((a - b).norm() <= VISIBLE * eps * (a.norm() + b.norm())))
+        (a is None) == (b is None) and (a is None or _agree(a, b, VISIBLE * eps))
         for a, b in zip(step.g2, found, strict=True)
     )
+
+
+def _agree(a: Tensor, b: Tensor, slack: float) -> bool:
+    """Whether ‖a - b‖ is at most slack (‖a‖ + ‖b‖)."""
+    return bool(vectors.norm(a - b) <= slack * (vectors.norm(a) + vectors.norm(b)))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import seeds
+from landscape import seeds, vectors
 from landscape.sam.batches import Batches
 from landscape.sam.buffers import Buffers
 from landscape.sam.engine import Ascent, ascend, new_slots
@@ -26,7 +26,6 @@ from landscape.sam.variant import (
     Variant,
     tensor_norms,
     total_norm,
-    widened,
 )
 from landscape.sam.weights import Weights
 
@@ -123,9 +122,7 @@ class Perturbation:
         both = [x is not None and y is not None for x, y in pairs]
         if not any(both):
             return torch.full((), torch.nan)
-        dots = self._summed(
-            [(x * y).sum(dtype=widened(x)) if on else None for (x, y), on in zip(pairs, both)]
-        )
+        dots = self._summed([vectors.dot(x, y) if on else None for (x, y), on in zip(pairs, both)])
         there = [x for x in dots if x is not None]
         lengths = [self._lengths([p[k] if on else None for p, on in zip(pairs, both)])
                    for k in (0, 1)]  # fmt: skip

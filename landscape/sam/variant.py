@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.sam.shards import Shards
 from landscape.sam.slot import as_slot, check_together
@@ -128,8 +129,7 @@ class Point:
     def inners(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
         """<a_l, b_l> of each tensor, None where one of the lists has none."""
         products = [
-            None if x is None or y is None else torch.sum(x * y, dtype=widened(x))
-            for x, y in zip(a, b, strict=True)
+            None if x is None or y is None else vectors.dot(x, y) for x, y in zip(a, b, strict=True)
         ]
         return self.sums(products)
 
@@ -219,24 +219,13 @@ def widened(x: Tensor) -> torch.dtype:
 
 
 def tensor_norms(tensors: Sequence[Tensor], p: float = 2.0) -> list[Tensor]:
-    """ℓp norm of each tensor, accumulated in at least float32."""
-    if not tensors:
-        return []
-    tensors = tensors if isinstance(tensors, list) else list(tensors)
-    if tensors[0].dtype in (torch.float16, torch.bfloat16):
-        return list(torch._foreach_norm(tensors, p, dtype=torch.float32))
-    return list(torch._foreach_norm(tensors, p))
+    """ℓp norm of each tensor, 0-d, accumulated in float64."""
+    return vectors.norms(tensors, p)
 
 
-def total_norm(norms: list[Tensor]) -> Tensor:
+def total_norm(norms: Sequence[Tensor]) -> Tensor:
     """ℓ2 norm of a list of norms, on the first one's device; () and 0 for an empty list."""
-    if not norms:
-        return torch.zeros(())
-    try:
-        together = torch.stack(norms)
-    except RuntimeError:  # on several devices
-        together = torch.stack([n.to(norms[0].device) for n in norms])
-    return torch.linalg.vector_norm(together)
+    return vectors.total_norm(norms)
 
 
 def apply_mask(tensors: Sequence[Tensor], mask: Sequence[MaskEntry] | None) -> list[Tensor | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape import snapshots
+from landscape import snapshots, vectors
 from landscape.params import ParamLayout
 from landscape.sam import SAM, Perturbation
 from landscape.snapshots import GRID, PER_TENSOR, SCALARS, Tensors
@@ -49,7 +49,7 @@ def tensors_of(layout: ParamLayout, unseen: dict[str, str] | None = None) -> Ten
 def weight_norms(parameters: Sequence[Tensor]) -> Tensor:
     """‖w_l‖ per tensor, (tensors,)."""
     with torch.no_grad():
-        norms = torch._foreach_norm([p.detach() for p in parameters])
+        norms = vectors.norms([p.detach() for p in parameters])
         return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
@@ -160,7 +160,7 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     zero = torch.zeros((), device=like.device)
     shares = torch.stack(list(seen.energy_share.values()))
     first = [
-        zero if g is None or e is None else torch.dot(g.reshape(-1), e.reshape(-1).to(g.dtype))
+        zero if g is None or e is None else vectors.dot(g, e)
         for g, e in zip(seen.g1, seen.perturbed, strict=True)
     ]
     wide = [shares, torch.stack(_densities(seen)), norms, torch.stack([f.double() for f in first])]

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure._objective import Objective
 from landscape.measure.curvature.sharpness import check_rho
@@ -151,7 +152,7 @@ def _ascend(
         loss, gradient = objective.gradient(theta + scale * d)
         best = max(best, loss)
         gradient = gradient * scale
-        length = torch.linalg.vector_norm(gradient)
+        length = vectors.norm(gradient)
         if not bool(length > 0):
             break
         if norm == "linf":
@@ -160,7 +161,7 @@ def _ascend(
             d = (d + stride * gradient.sign()).clamp(-radius, radius)
         else:
             d = d + radius * gradient / length
-            d = d * (radius / torch.linalg.vector_norm(d).clamp_min(radius))
+            d = d * (radius / vectors.norm(d).clamp_min(radius))
     return max(best, objective.loss(theta + scale * d))
 
 
@@ -168,7 +169,7 @@ def _one_step(
     objective: Objective, theta: Tensor, rows: Tensor, radii: Sequence[float]
 ) -> list[float]:
     loss, gradient = objective.gradient(theta, rows)
-    norm = torch.linalg.vector_norm(gradient)
+    norm = vectors.norm(gradient)
     if not bool(norm > 0):
         return [0.0] * len(radii)
     return [objective.loss(theta + r * gradient / norm, rows) - loss for r in radii]

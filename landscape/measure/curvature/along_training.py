@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.curvature.top import eigenpairs
 from landscape.measure.measuring import RESIDUALS, Measuring, check_choice, numbers
@@ -98,7 +98,7 @@ def training_curvature(
         if own is not risk:
             risk.spend(own.cost - before)
         start = pairs.vectors.sum(0)
-        rows.append((pairs, float(loss), float(torch.linalg.vector_norm(gradient))))
+        rows.append((pairs, float(loss), float(vectors.norm(gradient))))
     options = {"k": k, "rho": rho, "momentum": momentum, "lr": rates, "seed": seed}
     return measuring.result(
         _variables(rows, rates, rho, momentum),

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.linalg import lanczos
 from landscape.linalg.trace import rademacher
 from landscape.measure.curvature import certificates
@@ -214,8 +215,8 @@ def hessian_diagonal(
         change = sample - mean
         mean += change / number
         spread += change * (sample - mean)
-        squares.append(product.square().sum())
-        weighted.append((theta.double().square() * sample).sum())
+        squares.append(vectors.squared_norm(product))
+        weighted.append(vectors.dot(theta.double().square(), sample))
     root = np.sqrt(num_probes)
     error = numbers(spread / (num_probes - 1)) ** 0.5 / root
     squares, weighted = numbers(squares), numbers(weighted)

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
 from landscape.results import Variable
@@ -44,7 +45,7 @@ def critical_sharpness(
             f"must be above 0, between 0 and 1, and at least 3."
         )
     d = risk.gradient(theta) if direction is None else _direction(direction, theta)
-    norm = float(torch.linalg.vector_norm(d))
+    norm = float(vectors.norm(d))
     if norm == 0:
         raise LandscapeError(
             "critical_sharpness was asked along a zero direction (theta is stationary, or the "

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape import vectors
 from landscape.measure.curvature.top import eigenpairs, hessian_trace
 from landscape.measure.measuring import (
     RESIDUALS,
@@ -234,7 +235,7 @@ class _Objective(nn.Module):
         losses = self._losses(rows)
         if not self._weight_decay:
             return losses
-        squares = sum(p.square().sum() for p in self.model.parameters() if p.requires_grad)
+        squares = sum(vectors.squared_norm(p) for p in self.model.parameters() if p.requires_grad)
         return losses + 0.5 * self._weight_decay * squares
 
 

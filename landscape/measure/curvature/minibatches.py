@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.measure.curvature.operator import TITLES
@@ -223,7 +224,7 @@ def _cross_fitted(
     search = {"k": 1, "certify": certify}
     pairs = _on_rows(risk, theta, rest, search, seed, start=start)
     out, v = risk.subset(held), pairs.vectors[0].to(theta)
-    value = float(v.double() @ out.hvp(theta, v).double())
+    value = float(vectors.dot(v, out.hvp(theta, v)))
     risk.spend(out.cost * len(held) / risk.num_examples)
     return _Fitted(float(pairs.values[0]), value, bool(pairs.converged[0]), len(rest))
 

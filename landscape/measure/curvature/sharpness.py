@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, check_count, normal_draws, numbers
 from landscape.results import Variable
@@ -46,12 +47,12 @@ def sharpness(
     theta = measuring.theta
     center, g = risk.loss_and_gradient(theta)
     measuring.check_loss(center)
-    norm = torch.linalg.vector_norm(g)
+    norm = vectors.norm(g)
     starts = list(normal_draws(seed, max(restarts, 1), theta, offset=1))
     has_step = bool(norm > 0)
     first = g / norm if has_step else torch.full_like(g, torch.nan)
     starts = [first, *starts[:restarts]] if has_step else starts
-    curvature = torch.dot(first, risk.hvp(theta, first)) if has_step else norm * torch.nan
+    curvature = vectors.dot(first, risk.hvp(theta, first)) if has_step else norm * torch.nan
     draws = normal_draws(seed, num_pairs, theta)
 
     one_step, worst, average, error = [], [], [], []
@@ -103,18 +104,18 @@ def _worst_case(
     """Best increase seen by e <- project(e + rho g/‖g‖) from every start, and by the first step."""
     best = one_step.nan_to_num(nan=-torch.inf, posinf=torch.inf)
     for start in starts:
-        e = start * (radius / torch.linalg.vector_norm(start))
+        e = start * (radius / vectors.norm(start))
         for _ in range(steps):
             try:
                 loss, g = risk.loss_and_gradient(theta + e)
             except LandscapeError:  # the loss overflows there: as bad as it gets
                 break
             best = torch.fmax(best, loss - center)
-            norm = torch.linalg.vector_norm(g)
+            norm = vectors.norm(g)
             if not bool(norm > 0):
                 break
             e = e + g * (radius / norm)
-            e = e * (radius / torch.linalg.vector_norm(e).clamp_min(radius))
+            e = e * (radius / vectors.norm(e).clamp_min(radius))
         best = torch.fmax(best, risk.loss(theta + e) - center)
     return torch.where(torch.isneginf(best), torch.nan, best)
 

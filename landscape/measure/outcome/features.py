@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, check_count, generator
 from landscape.results import Variable
@@ -129,11 +130,11 @@ def _statistics(output: Float[Tensor, "N ..."], unit: int, share: float) -> dict
     row = {"zero_share": float(zero.double().mean()), "dead_share": float(dead),
            "width": F.shape[1]}  # fmt: skip
     F = F - F.mean(0)
-    gram = (F @ F.T if F.shape[1] >= N else F.T @ F).double()
+    gram = vectors.gram(F if F.shape[1] >= N else F.T)
     values = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
     total, top = float(values.sum()), float(values[0])
     # What is left of equal features is rounding: eps per entry, relative to the activations.
-    floor = (torch.finfo(output.dtype).eps ** 2) * float(output.double().square().sum())
+    floor = (torch.finfo(output.dtype).eps ** 2) * float(vectors.squared_norm(output))
     if not total > 10 * floor or not math.isfinite(total):
         return row | dict.fromkeys(("components", "components_share", "stable_rank"), math.nan)
     cumulative = values.cumsum(0) / total

@@ -6,6 +6,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, split
 from landscape.results import Variable
@@ -35,7 +36,7 @@ def margins(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> xr.Dataset:
     own = f.gather(1, targets[:, None])[:, 0]
     others = f.scatter(1, targets[:, None], -torch.inf).max(1).values
     margin = own - others
-    size = torch.linalg.vector_norm(f - f.mean(1, keepdim=True), dim=1)
+    size = vectors.row_norms(f - f.mean(1, keepdim=True))
     normalized = torch.where(size > 0, margin / size.clamp_min(1e-300), torch.nan)
     quantiles = {
         "margin_quantile": (margin, "Margin"),
@@ -70,6 +71,6 @@ def _log_spectral(risk: EmpiricalRisk, theta: Tensor) -> float:
     for tensor, flat in zip(risk.layout.tensors, split(risk.layout, theta), strict=True):
         if tensor.ndim > 1 and tensor.kind in ("conv", "linear"):
             matrix = flat.double().view(tensor.shape[0], -1)
-            gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+            gram = vectors.gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
             total += 0.5 * float(torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-300).log10())
     return total

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.measure.measuring import Measuring, check_count, generator
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
@@ -130,7 +131,7 @@ def _evaluate(
     output, targets = torch.cat(outputs), risk.targets
     known = output.ndim == 2 and not targets.is_floating_point() and targets.ndim == 1
     right = float((output.argmax(1) == targets).double().mean()) if known else math.nan
-    decay = 0.5 * risk.weight_decay * float(theta.double().square().sum())
+    decay = 0.5 * risk.weight_decay * float(vectors.squared_norm(theta))
     return total / losses.denominator(everything) + decay, right
 
 
@@ -145,7 +146,7 @@ def _noisy(
         span = slice(tensor.start, tensor.stop)
         rows = rule.rows(tensor, theta[span])
         draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64).to(theta)
-        size = rows.square().mean(1, keepdim=True).sqrt()
+        size = (vectors.row_norms(rows) / rows.shape[1] ** 0.5).to(rows)[:, None]
         moved[span] = rule.flat(tensor, rows + strength * size * rule.rows(tensor, draw))
     return moved
 

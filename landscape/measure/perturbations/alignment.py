@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from landscape import sam
+from landscape import sam, vectors
 from landscape.errors import LandscapeError
 from landscape.linalg.trace import rademacher
 from landscape.measure.curvature.top import eigenpairs
@@ -63,16 +63,16 @@ def alignment(
     pairs = eigenpairs(measuring, k=k, certify=certify, seed=seed)
     V = pairs.vectors
     here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
-    vectors = {"gradient": risk.gradient(theta)}
+    named = {"gradient": risk.gradient(theta)}
     for name, variant in variants.items():
         state = None if states is None else states.get(name)
-        vectors[name] = here.flat(here.perturb(variant, state=state).e)
-    X = torch.stack(list(vectors.values())).double()
-    energy = X.square().sum(1, keepdim=True)
-    unit = torch.where(energy > 0, X / energy.sqrt(), torch.nan)
-    cosines = (unit @ V.double().T).square()
-    curvature = risk.hvp(theta, unit.nan_to_num().to(theta)).double()
-    rayleigh = (unit * curvature).sum(1)
+        named[name] = here.flat(here.perturb(variant, state=state).e)
+    X = torch.stack(list(named.values())).double()
+    lengths = vectors.row_norms(X)[:, None]
+    unit = torch.where(lengths > 0, X / lengths, torch.nan)
+    cosines = vectors.gram(unit, V).square()
+    curvature = risk.hvp(theta, unit.nan_to_num().to(theta))
+    rayleigh = torch.stack([vectors.dot(u, Hu) for u, Hu in zip(unit, curvature, strict=True)])
     matched = _matched(risk.layout, unit, V.double())
 
     captured = cosines.sum(1)
@@ -99,7 +99,7 @@ def alignment(
         ),
         "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
     }
-    coords = {"direction": np.array(list(vectors), dtype=object), "rank": np.arange(k)}
+    coords = {"direction": np.array(list(named), dtype=object), "rank": np.arange(k)}
     options = {"k": k, "batch_size": here.batch_size, "batch_bn": bn}
     options |= {"certify": certify, "seed": seed}
     return measuring.result(variables, coords=coords, options=options)
@@ -240,7 +240,7 @@ def _selected(
     mean, variance = 0.0, 0.0
     for m, part in zip(split(layout, mask), split(layout, q), strict=True):
         density = float(m.double().mean())
-        sum_of_squares = float((part - part.mean()).square().sum())
+        sum_of_squares = float(vectors.squared_norm(part - part.mean()))
         mean += density * float(part.sum())
         # k draws of n without replacement: k (1 - k/n) S², S² = sum of squares / (n - 1).
         variance += density * (1 - density) * len(m) * sum_of_squares / max(len(m) - 1, 1)
@@ -262,5 +262,6 @@ def _matched(
     expected = torch.zeros(len(unit), dtype=torch.float64, device=unit.device)
     for tensor in layout.tensors:
         span = slice(tensor.start, tensor.stop)
-        expected += unit[:, span].square().sum(1) * V[:, span].square().sum() / tensor.numel
+        energies = vectors.row_norms(unit[:, span]).square()
+        expected += energies * vectors.squared_norm(V[:, span]) / tensor.numel
     return expected

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from landscape import sam
+from landscape import sam, vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import (
     Measuring,
@@ -79,7 +79,7 @@ def perturbation_controls(
     here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
     made = here.perturb(variant, state=state)
     e, g, mask = here.flat(made.e), here.flat_gradient(made), here.flat_mask(made)
-    if not float(torch.linalg.vector_norm(e)) > 0:
+    if not float(vectors.norm(e)) > 0:
         raise LandscapeError(
             f"{variant.name!r} perturbs nothing here; controls are matched to a perturbation. Ask "
             f"for a variant with a radius above 0."
@@ -131,7 +131,7 @@ class _At:
 
     def row(self, e: Tensor, mask: Tensor) -> dict[str, Any]:
         """What one perturbation is and does."""
-        parts = [part.double().square().sum() for part in split(self.risk.layout, e)]
+        parts = [vectors.squared_norm(part) for part in split(self.risk.layout, e)]
         energy = numbers(parts)
         total = float(energy.sum())
         one_d = np.array([is_one_d(tensor) for tensor in self.risk.layout.tensors])
@@ -139,7 +139,7 @@ class _At:
         moved = self.theta + e
         return {
             "radius": total**0.5,
-            "first_order_effect": float(self.g.double() @ e.double()),
+            "first_order_effect": float(vectors.dot(self.g, e)),
             "loss_increase": self.here.loss_at(moved) - self.batch_loss,
             "loss_increase_full": float(self.risk.loss(moved)) - self.full_loss,
             "density": float(mask.double().mean()),
@@ -175,7 +175,7 @@ def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _scaled(g: Tensor, mask: Tensor, matched: str, own: dict[str, Any]) -> Tensor:
     """The masked gradient with the variant's length or first-order effect; 0 where g is 0."""
     f = g * mask
-    energy = float(f.double().square().sum())
+    energy = float(vectors.squared_norm(f))
     if not energy > 0:
         return f
     return f * (own["radius"] / energy**0.5 if matched == "radius" else own[matched] / energy)

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure._objective import Objective
 from landscape.measure.curvature.sharpness import check_rho
@@ -119,21 +120,21 @@ def _along_batches(
     center: float,
 ) -> dict[str, np.ndarray]:
     """What is measured of one batch after the other, their average going along."""
-    objective, u = Objective(own, theta), g / torch.linalg.vector_norm(g)
+    objective, u = Objective(own, theta), g / vectors.norm(g)
     cosine, ema_cosine, stale = np.full((3, len(batches)), np.nan)
     on_batch, on_all = np.full((2, len(batches), len(PARTS)), np.nan)
     energies, average, last = [], g, g
     for i, rows in enumerate(batches):
         loss, g_batch = objective.gradient(theta, rows)
         energies.append(_energies(own, g_batch))
-        cosine[i], full = _cosine(g_batch, u), (g_batch @ u) * u
+        cosine[i], full = _cosine(g_batch, u), vectors.dot(g_batch, u) * u
         parts = [g_batch, full, g_batch - full]
         if i:  # the first batch has no past
             there = g_batch if lr == 0 else objective.gradient(theta - lr * last, rows)[1]
             stale[i] = _cosine(last, there)
             parts.append(g_batch - average)
         for j, part in enumerate(parts):
-            point = theta + radius * part / torch.linalg.vector_norm(part)
+            point = theta + radius * part / vectors.norm(part)
             on_batch[i, j] = objective.loss(point, rows) - loss
             on_all[i, j] = float(own.loss(point)) - center
         average = ema * average + (1 - ema) * g_batch if i else g_batch
@@ -145,7 +146,7 @@ def _along_batches(
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)))
+    return float(vectors.cosine(a, b))
 
 
 def norms(
@@ -177,7 +178,7 @@ def norms(
 
 def _energies(risk: EmpiricalRisk, vector: Tensor) -> np.ndarray:
     """‖v_l‖² per tensor."""
-    return numbers([part.double().square().sum() for part in split(risk.layout, vector)])
+    return numbers([vectors.squared_norm(part) for part in split(risk.layout, vector)])
 
 
 def _unbiased(whole: np.ndarray, batch: np.ndarray, size: int, total: int) -> tuple:

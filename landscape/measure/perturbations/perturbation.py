@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import sam
+from landscape import sam, vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, numbers, pair_coords, split, tensor_coords
 from landscape.measure.perturbations.counterfactual import Counterfactual, check_variants
@@ -52,7 +51,7 @@ def perturbation(
     sizes = np.array([tensor.numel for tensor in layout.tensors])
     norms = _norms(split(layout, e))
     weights = _norms(split(layout, theta))
-    effects = [(a @ b) for a, b in zip(split(layout, g), split(layout, e), strict=True)]
+    effects = [vectors.dot(a, b) for a, b in zip(split(layout, g), split(layout, e), strict=True)]
     total = np.sqrt((norms**2).sum())
     rho = float(made.rho)
     chosen = numbers([part.double().mean() for part in split(layout, mask)])
@@ -147,9 +146,8 @@ def perturbation_cosines(
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    norm = float(torch.linalg.vector_norm(a.double()) * torch.linalg.vector_norm(b.double()))
-    return float(a.double() @ b.double()) / norm if norm > 0 else float("nan")
+    return float(vectors.cosine(a, b))
 
 
 def _norms(parts: list[Tensor]) -> np.ndarray:
-    return numbers([torch.linalg.vector_norm(part.double()) for part in parts])
+    return numbers(vectors.norms(parts))

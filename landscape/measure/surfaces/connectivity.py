@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import plane as planes
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, check_count, check_theta, generator
 from landscape.measure.surfaces.grids import loss_plane
@@ -318,7 +319,7 @@ def _gradient(
         parts = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
     gradient = risk.layout.flatten(dict(zip(named, parts, strict=True)))
     decay = risk.weight_decay
-    return loss.detach() + 0.5 * decay * point.square().sum(), gradient + decay * point
+    return loss.detach() + 0.5 * decay * vectors.squared_norm(point), gradient + decay * point
 
 
 def _comparable(risk: EmpiricalRisk, bn: str) -> EmpiricalRisk:
@@ -339,5 +340,5 @@ def _length(a: Tensor, control: Tensor, b: Tensor) -> float:
     """∫‖phi'(t)‖dt by Gauss-Legendre: phi' is linear in t."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
     u, v = (control - a).double(), (b - control).double()
-    speeds = [2 * float(torch.linalg.vector_norm((1 - t) * u + t * v)) for t in (nodes + 1) / 2]
+    speeds = [2 * float(vectors.norm((1 - t) * u + t * v)) for t in (nodes + 1) / 2]
     return float(np.dot(weights, speeds) / 2)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from landscape import plane as planes
+from landscape import vectors
 from landscape.measure.measuring import Measuring, numbers
 from landscape.measure.surfaces.adaptive_grid import adaptive
 from landscape.measure.surfaces.axes import at_theta, axis_variables, own_grid, symmetric_grid
@@ -275,4 +275,4 @@ def _hex(axis: np.ndarray) -> list[str]:
 
 
 def _norm(theta: Tensor) -> float:
-    return float(torch.linalg.vector_norm(theta))
+    return float(vectors.norm(theta))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.measure._folding import Direct, Folded, evaluator
 from landscape.measure.measuring import Measuring
@@ -84,7 +85,7 @@ class Cells:
             some = points[start : start + size]
             columns = self._of(self._own, self.risk, some, self._losses)
             if self.risk.weight_decay:
-                norms = [self._plane.point(*point).double().square().sum() for point in some]
+                norms = [vectors.squared_norm(self._plane.point(*point)) for point in some]
                 columns.append(0.5 * self.risk.weight_decay * torch.stack(norms))
             if self.also and self._recalibrates:
                 columns += self._given_statistics(some)
@@ -231,7 +232,7 @@ def _evaluated(
     risk.spend(1 / 3)
     loss = torch.stack(sums).sum() / engine.denominator
     if risk.weight_decay:
-        loss = loss + 0.5 * risk.weight_decay * theta.double().square().sum()
+        loss = loss + 0.5 * risk.weight_decay * vectors.squared_norm(theta)
     known = all(each is not None for each in wrong)
     rate = torch.stack(wrong).sum().to(risk.dtype) / risk.num_examples if known else None
     return Evaluation(loss, rate, engine.shares(torch.cat(parts)) if parts[0].ndim else None)
