@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.risk import _fitting
 from landscape.risk._engine import Engine
@@ -113,17 +114,21 @@ class _Probing:
 
     def _sizes(self, theta: Tensor) -> Tensor:
         """Per coordinate the root mean square of its tensor, or a tenth of all if that is less."""
-        least = 0.1 * theta.square().mean().sqrt().clamp(min=1e-3)
+        least = 0.1 * self._root_mean_square(theta).clamp(min=1e-3)
         sizes = torch.empty_like(theta)
         for info in self.layout.tensors:
             part = slice(info.start, info.stop)
-            sizes[part] = theta[part].square().mean().sqrt().clamp(min=least)
+            sizes[part] = self._root_mean_square(theta[part]).clamp(min=least)
         return sizes
+
+    @staticmethod
+    def _root_mean_square(x: Tensor) -> Tensor:
+        return (vectors.norm(x) / max(1, x.numel()) ** 0.5).to(x.dtype)
 
     def made(self) -> Probe:
         self.gradient, (Hu, Hv) = self._gradient_and_products()
         steps = _STEPS[self.dtype]
-        slope = float(self.gradient @ self.v)
+        slope = float(vectors.dot(self.gradient, self.v))
         slopes = [self._loss_slope(self.v, h) for h in steps]
         gaps = [abs(found - slope) for found in slopes]
         tolerance = _SHARE * max(abs(slope), abs(slopes[-1])) + self._rounding(steps[-1])
@@ -151,20 +156,20 @@ class _Probing:
         with engine.differentiating(2, self.theta):
             graph = engine.gradient_graph(self.rows)
             self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
-            size = float(gradient.norm())
+            size = float(vectors.norm(gradient))
             if math.isfinite(size) and size > 0:
-                self.v = self.v + gradient * float(self.v.norm()) / size
+                self.v = self.v + gradient * float(vectors.norm(self.v)) / size
             self.loss = float(graph.loss)
             rows = torch.stack([self.u, self.v])
             total = torch.zeros_like(rows)
             engine.add_products(total, graph, rows, keep=False)
         return gradient, total
 
-    def _product(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
+    def _product(self, rows: Tensor) -> Tensor:
+        total = torch.zeros_like(rows)
         with self.engine.differentiating(2, self.theta):
             graph = self.engine.gradient_graph(self.rows)
-            self.engine.add_products(total, graph, vectors, keep=False)
+            self.engine.add_products(total, graph, rows, keep=False)
         return total
 
     def _loss_slope(self, v: Tensor, h: float) -> float:
@@ -177,8 +182,12 @@ class _Probing:
         return _ROUNDINGS * torch.finfo(self.dtype).eps * abs(self.loss) / h
 
     def _asymmetry(self, u: Tensor, v: Tensor, Hu: Tensor, Hv: Tensor) -> float:
-        size = max(float(u.norm() * Hv.norm()), float(v.norm() * Hu.norm()))
-        return abs(float(u @ Hv) - float(v @ Hu)) / size if size > 0 else 0.0
+        size = max(
+            float(vectors.norm(u) * vectors.norm(Hv)), float(vectors.norm(v) * vectors.norm(Hu))
+        )
+        return (
+            abs(float(vectors.dot(u, Hv)) - float(vectors.dot(v, Hu))) / size if size > 0 else 0.0
+        )
 
     def _false_gradient(self, slope: float, of_loss: float) -> str | None:
         """In which tensors; None if it was a kink, which shrinks with a shorter step yet."""
@@ -188,7 +197,7 @@ class _Probing:
             part = slice(info.start, info.stop)
             v = torch.zeros_like(self.v)
             v[part] = self.v[part]
-            own, found = float(self.gradient[part] @ v[part]), self._loss_slope(v, h)
+            own, found = float(vectors.dot(self.gradient[part], v[part])), self._loss_slope(v, h)
             slack = 10 * _SHARE * max(abs(own), abs(found)) + self._rounding(h)
             if not abs(own - found) <= slack:
                 names.append(info.name)

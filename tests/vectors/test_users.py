@@ -35,7 +35,8 @@ def relative(claim, right):
 @pytest.mark.parametrize("name", ["sam", "asam", "zsharp", "lagnp"])
 def test_the_perturbation_has_the_radius_that_is_said(name):
     model = Long()
-    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), getattr(sam, name)(rho=0.05))
+    variant = getattr(sam, name)(rho=0.05)
+    optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), variant)
 
     def closure():
         optimizer.zero_grad()
