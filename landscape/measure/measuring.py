@@ -65,8 +65,16 @@ class Measuring:
             "theta_sha256": self.risk.fingerprint(self.theta),
             "cost_gradients": round(float(self.risk.cost - self._cost), 2),
             **options,
+            **(self._certified(options) if made else {}),
         }
         return results.make(self.name, variables, coords=coords, provenance=provenance)
+
+    def _certified(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What was certified where the model has no float64."""
+        probe = self.risk.probe()
+        if options.get("certify", "none") == "none" or probe.has_float64:
+            return {}
+        return {"certify": "working", "certify_reason": f"no float64: {probe.failure}"}
 
 
 def check_theta(risk: EmpiricalRisk, theta: Tensor, *, name: str = "theta") -> Tensor:

@@ -24,6 +24,12 @@ _SIGNS = ("is not implemented", "twice", "once_differentiable", "does not suppor
 
 
 def run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
+    """Try a few rows, and see what the model does with them."""
+    with engine.network.finding_casts():
+        _run(engine, foreign)
+
+
+def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
     """Try a few rows: what is read, targets, shapes, determinism, independence.
 
     foreign: the caller's own parameters and buffers.
@@ -47,6 +53,7 @@ def run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
             f"randomness."
         )
     _refuse_coupling(engine, batch, first)
+    engine.notes.narrow = list(reading.narrow)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
     network.habits.volatile |= network.changed()
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())

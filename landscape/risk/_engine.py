@@ -20,7 +20,7 @@ from landscape.risk._spread import Spread
 
 BN_MODES = ("eval", "full_batch", "recalibrate")
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
-_ROWS = 8
+_ROWS, _FEW = 8, 2
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -32,15 +32,19 @@ class Notes:
     uses_rng: bool = False
     # Trainable tensors that the graph of a few rows does not hold; None if there is no graph.
     without_influence: list[str] | None = None
+    # Modules that compute in half precision whatever the dtype asked (autocast within).
+    narrow: list[str] = field(default_factory=list)
     modes_twice: set[str] = field(default_factory=set)
     graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
 
     def provenance(self) -> dict[str, Any]:
         """What must be known of the model to read a number, as JSON types."""
-        names = self.without_influence or []
-        if not names:
-            return {}
-        return {"without_influence": names[:20], "num_without_influence": len(names)}
+        found: dict[str, Any] = {}
+        if names := self.without_influence:
+            found |= {"without_influence": names[:20], "num_without_influence": len(names)}
+        if self.narrow:
+            found["half_precision"] = self.narrow[:20]
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Engine:
 
     def in_dtype(self, dtype: torch.dtype) -> "Engine":
         """The same function of theta in another dtype, with copies and a cost of its own."""
-        return replace(
+        other = replace(
             self,
             network=self.network.in_dtype(dtype),
             criterion=self.criterion.in_dtype(dtype),
@@ -83,6 +87,15 @@ class Engine:
             dtype=dtype,
             notes=replace(self.notes, cost=0.0, graph_sizes={}, modes_twice=set()),
         )
+        # What fails here is said where a number is asked.
+        with other.network.finding_casts(), contextlib.suppress(Exception):
+            other.loss_only(other.network.theta, other.few_rows(_FEW))
+        return other
+
+    def few_rows(self, count: int) -> Batch:
+        """The first rows of the first chunk."""
+        chunk = self.examples.chunks[0]
+        return chunk.rows(0, min(count, chunk.count))
 
     def spend(self, cost: float) -> None:
         """Count gradient-equivalents."""
@@ -189,7 +202,7 @@ class Engine:
         settings = numerics(
             self.device, self.dtype, second=second, recurrent=self.network.recurrent
         )
-        with self.naming_memory(), rng, settings:
+        with self.naming_memory(), rng, settings, self.network.promoting():
             yield
 
     @contextlib.contextmanager
@@ -259,8 +272,7 @@ class Engine:
         """Find what convolutions can absorb, once."""
         if self.bn != "eval":
             return
-        chunk = self.examples.chunks[0]
-        rows = self.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
+        rows = self.examples.on_device(self.few_rows(_ROWS))
 
         def losses(theta: Tensor) -> Tensor:
             with self.evaluating(theta):

@@ -18,6 +18,7 @@ from landscape.risk._copying import copied, graph_tensors, real_or_complex, refu
 from landscape.risk._data import Batch
 from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
+from landscape.risk._promoting import Promoting
 from landscape.risk._second_derivatives import TwiceControl, release
 from landscape.risk._state import Place, State
 
@@ -55,6 +56,8 @@ class Network:
             with self._loan.first_use():
                 self._dress()
         self.habits = Habits()
+        # Whether casts to float32 follow float64 weights; found out by a few rows.
+        self.promotes = False
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
 
     def _dress(self) -> None:
@@ -96,6 +99,23 @@ class Network:
         with self._loan or contextlib.nullcontext():
             self.put(theta)
             yield
+
+    @contextlib.contextmanager
+    def finding_casts(self) -> Iterator[None]:
+        """Within it casts to float32 follow, and afterwards if there were any."""
+        self.promotes, self._found = self.theta.dtype == torch.float64, False
+        yield
+        self.promotes = self._found
+
+    @contextlib.contextmanager
+    def promoting(self) -> Iterator[None]:
+        """Within it casts to float32 follow float64 weights, where the model makes any."""
+        if not self.promotes:
+            yield
+            return
+        with Promoting() as casts:
+            yield
+        self._found |= casts.changed
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector (P,), one per weight."""

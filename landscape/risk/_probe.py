@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from landscape import vectors
-from landscape.errors import LandscapeError
 from landscape.risk import _fitting
 from landscape.risk._engine import Engine
 from landscape.seeds import generator
@@ -33,7 +32,9 @@ class Probe:
     slope: g·v of the gradient g; loss_slopes: (L(θ + hv) − L(θ − hv)) / 2h of the loss for the
     three `steps` h; their difference vanishes with h where it comes from curvature or kinks.
     asymmetry: |uᵀHv − vᵀHu| / (‖u‖ ‖Hv‖) of two random vectors. false_gradient, asymmetric: what
-    is wrong and where, or None. failure: why there is no probe.
+    is wrong and where, or None. promoted: the model casts to float32 or makes it, which follows its
+    weights where these are float64. failure: why there is no probe, or none in
+    float64.
     """
 
     rows: int
@@ -44,7 +45,13 @@ class Probe:
     asymmetry: float
     false_gradient: str | None
     asymmetric: str | None
+    promoted: bool = False
     failure: str = ""
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether the model works in float64; True where nothing is known."""
+        return self.dtype != "float32"
 
     def reasons(self, matrix: str = "hessian") -> tuple[str, ...]:
         """Why no eigenvalue of the matrix ("hessian" or "ggn") is one of the loss; () if none."""
@@ -56,7 +63,7 @@ class Probe:
         numbers = {
             key: _json(value)
             for key, value in asdict(self).items()
-            if key not in ("false_gradient", "asymmetric") and value != ""
+            if key not in ("false_gradient", "asymmetric") and value not in ("", False)
         }
         reasons = self.reasons(matrix)
         return {"probe": numbers} | ({"unsound": list(reasons)} if reasons else {})
@@ -92,10 +99,10 @@ def probe(engine: Engine) -> Probe:
             count = min(chunk.count, _ROWS, max(2, most))
             rows = torch.arange(chunk.start, chunk.start + count)
             part = dataclasses.replace(engine, examples=engine.examples.take(rows))
-            return _Probing(part.in_dtype(dtype)).made()
-        except (RuntimeError, LandscapeError) as error:
+            return dataclasses.replace(_Probing(part.in_dtype(dtype)).made(), failure=reason)
+        except Exception as error:  # of the model or the loss
             reason = str(error).splitlines()[0]
-    return Probe(0, "", math.nan, (), (), math.nan, None, None, reason)
+    return Probe(0, "", math.nan, (), (), math.nan, None, None, failure=reason)
 
 
 class _Probing:
@@ -148,6 +155,7 @@ class _Probing:
             asymmetry=asymmetry,
             false_gradient=false_gradient,
             asymmetric=asymmetric,
+            promoted=self.network.promotes,
         )
 
     def _gradient_and_products(self) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,6 +57,8 @@ class Reading(TorchDispatchMode):
         self._earlier: dict[int, weakref.ref[Tensor]] = {}
         self._of_theta = set[int]()
         self._stack: list[str] = []
+        # Where half precision was made.
+        self.narrow: dict[str, None] = {}
 
     @contextlib.contextmanager
     def one_pass(self, weights: list[nn.Parameter]) -> Iterator[None]:
@@ -105,6 +108,8 @@ class Reading(TorchDispatchMode):
         of_theta = any(at in self._of_theta for at in read)
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
+                if tensor.dtype in (torch.bfloat16, torch.float16):
+                    self.narrow[f"{self._where()}: {str(tensor.dtype)[6:]}"] = None
                 at = _address(tensor)
                 if at not in read:
                     self._of_theta.discard(at)

@@ -9,6 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from landscape import measure
+from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
 from tests.risk_problems import F64, problem, randn, rng, settled
 
@@ -170,3 +171,98 @@ def test_a_probe_of_few_examples_and_of_a_model_without_second_derivative():
 
     risk = EmpiricalRisk(settled(Once()), CE, (X, Y))
     assert "not implemented" in risk.probe().failure
+
+
+# Precision within the model ----------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """The tutorials' LSTM, whose first state is made in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        first = torch.zeros(1, len(x), 5, dtype=torch.float32)
+        return self.head(self.rnn(x[:, None], (first, torch.zeros(1, len(x), 5)))[0][:, -1])
+
+
+class Cast(Net):
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x.float())).float())
+
+
+class Positions(Net):
+    """A table kept as a plain attribute, and a norm computed in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.arange(24.0, dtype=torch.float32).reshape(6, 4).sin()
+
+    def forward(self, x):
+        h = self.a(x @ self.table.T @ self.table / 10).to(torch.float32)
+        return self.b((h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-6)).to(x.dtype))
+
+
+class OnlySingle(Net):
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("a kernel for float32")
+        return super().forward(x)
+
+
+class Halved(Net):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.b(torch.tanh(self.a(x))).to(x.dtype)
+
+
+@pytest.mark.parametrize("make", [Recurrent, Cast, Positions])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_what_a_model_makes_in_float32_follows_float64_weights(make, dtype):
+    model = settled(make()).float()
+    risk = EmpiricalRisk(model, CE, (X.float(), Y), dtype=dtype)
+    found = measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    record = json.loads(found.attrs["provenance"])
+    assert record["certify"] == "float64"
+    assert record["probe"]["promoted"] is True
+    assert found.converged.values.all()
+    double = risk.with_dtype(F64)
+    theta, v = double.theta, randn(len(risk.theta), seed=6)
+    h = 1e-6 / float(v.norm())
+    # In float32 inside, a slope over so short a step would be noise.
+    slope = (double.loss(theta + h * v) - double.loss(theta - h * v)) / (2 * h)
+    torch.testing.assert_close(slope, double.gradient(theta) @ v, rtol=1e-5, atol=1e-7)
+    V = torch.eye(len(theta), dtype=F64)
+    values = torch.linalg.eigvalsh(double.hvp(theta, V)).flip(0)[:2].numpy()
+    assert (abs(found.eigenvalue.values - values) <= found.bound.values + 1e-12).all()
+
+
+def test_a_model_without_float64_is_certified_in_working_precision_and_says_so():
+    risk = EmpiricalRisk(settled(OnlySingle()).float(), CE, (X.float(), Y))
+    for certify in ("float64", "working"):
+        found = measure.top_eigenvalues(risk, risk.theta, k=2, certify=certify, seed=0)
+        record = json.loads(found.attrs["provenance"])
+        assert record["certify"] == "working"
+        assert "a kernel for float32" in record["certify_reason"]
+        assert found.product_error.isnull()
+        assert record["probe"]["dtype"] == "float32"
+    plain = EmpiricalRisk(settled(Net()).float(), CE, (X.float(), Y))
+    expected = measure.top_eigenvalues(plain, plain.theta, k=2, seed=0)
+    torch.testing.assert_close(
+        torch.tensor(found.eigenvalue.values), torch.tensor(expected.eigenvalue.values), rtol=1e-4,
+        atol=1e-6,
+    )  # fmt: skip
+    blocks = measure.block_curvature(risk, risk.theta, num_probes=2, seed=0)
+    assert json.loads(blocks.attrs["provenance"])["certify"] == "working"
+    with pytest.raises(LandscapeError, match="a kernel for float32"):
+        EmpiricalRisk(settled(OnlySingle()).float(), CE, (X, Y), dtype=F64)
+
+
+def test_half_precision_within_a_model_is_named():
+    risk = EmpiricalRisk(settled(Halved()).float(), CE, (X.float(), Y))
+    named = risk.provenance()["half_precision"]
+    assert "Module 'a' (Linear): bfloat16" in named
+    assert "Module 'b' (Linear): bfloat16" in named
+    assert "half_precision" not in EmpiricalRisk(settled(Net()), CE, (X, Y)).provenance()

@@ -34,11 +34,15 @@ def float64_products(
     matrix: str = "hessian",
     index: Int[Tensor, "n"] | None = None,
     keep: bool = False,
-) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]]:
+) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]] | None:
     """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's.
+
+    None where the model works in float32 alone: residuals are then those of the working precision.
 
     keep: hold the graph for further calls. Else each batch's is freed after the products of a call.
     """
+    if not risk.probe().has_float64:
+        return None
     twin = risk.with_dtype(torch.float64)
     made: list[Operator] = []
 
@@ -91,10 +95,12 @@ def certify(
     bounds = pairs.residual_norms.double() + rounding
     if pairs.interrupted:
         return Certificate(torch.full_like(bounds, math.nan), math.nan)
-    if risk.dtype == torch.float64 or how == "float64":
+    if risk.dtype == torch.float64:
         return Certificate(bounds, 0.0)
-    if how == "none":
+    if how == "none" or not risk.probe().has_float64:
         return Certificate(bounds, math.nan)
+    if how == "float64":
+        return Certificate(bounds, 0.0)
     if math.isnan(pairs.product_error):  # one pair: its own product was made
         return Certificate(bounds, 0.0)
     off = pairs.product_error * math.sqrt(2 / math.pi) / failure_probability

@@ -48,7 +48,8 @@ def top_eigenvalues(
     residuals then being those of the recurrence and the bounds what they would be if ‖(H₃₂ - H₆₄)V‖
     were √(2/π) / failure_probability times its measured value for one normal combination of the
     vectors (product_error, one product), a theorem but for that probability; or in the working
-    precision with nothing added, "none".
+    precision with nothing added, "none". A model that fails in float64 falls back to "working" with
+    an unknown product_error (nan), and certify_reason in the provenance says why.
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
@@ -184,8 +185,8 @@ def eigenpairs(
     product = Operator.of(risk, theta, matrix=matrix) if product is None else product
     exact, sampled = None, False
     if certify != "none" and risk.dtype != torch.float64:
-        sampled = certify == "working" and k > 1
         exact = certificates.float64_products(risk, theta, matrix=matrix, index=product.index)
+        sampled = certify == "working" and k > 1 and exact is not None
     pairs = lanczos.top(
         product,
         product.size,
