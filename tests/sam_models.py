@@ -33,6 +33,32 @@ def cnn(seed: int = 0) -> nn.Module:
     )
 
 
+class Adapted(nn.Module):
+    """Low-rank adapters on one of two linear layers, named as peft names them."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.inner = nn.Module()
+        self.inner.base_layer = nn.Linear(100, 8)
+        self.inner.lora_A = nn.ModuleDict({"default": nn.Linear(100, 2, bias=False)})
+        self.inner.lora_B = nn.ModuleDict({"default": nn.Linear(2, 8, bias=False)})
+        self.head = nn.Linear(8, 5)
+        reset(self, seed)
+        for p in (*self.inner.base_layer.parameters(), *self.head.parameters()):
+            p.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.flatten(x)
+        low = self.inner.lora_B["default"](self.inner.lora_A["default"](x))
+        return self.head(torch.tanh(self.inner.base_layer(x) + 3.0 * low))
+
+
+def model_for(name: str) -> nn.Module:
+    """The model on which the tests of all recipes run one."""
+    return Adapted() if name == "flat_lora" else cnn()
+
+
 def batch(seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     """(inputs, labels, indices)."""
     g = torch.Generator().manual_seed(100 + seed)
@@ -71,6 +97,10 @@ REQUIRED = {
     "saf": {"num_examples": 16, "start_epoch": -1, "delay": 1},
     "mesa": {"start_epoch": -1, "decay": 0.5},
     "ssam_f": {"num_samples": 4},
+    "bsam": {"num_examples": 200},
+    "sassha": {"every": 2},
+    "eigen_sam": {"every": 2},
+    "flat_lora": {"scaling": 3.0, "total_steps": 5},
 }
 
 

@@ -17,10 +17,15 @@ from landscape.sam.modifiers import adaptive, every, late, micro_batched, window
 from landscape.sam.optimizer import SAM
 from landscape.sam.perturbation import Perturbation, perturb
 from landscape.sam.recipes import declared
+from landscape.sam.recipes.adaptive import *  # noqa: F403
 from landscape.sam.recipes.ascent import *  # noqa: F403
+from landscape.sam.recipes.curvature import *  # noqa: F403
 from landscape.sam.recipes.descent import *  # noqa: F403
 from landscape.sam.recipes.loss import *  # noqa: F403
 from landscape.sam.recipes.masks import *  # noqa: F403
+from landscape.sam.recipes.noise import *  # noqa: F403
+from landscape.sam.recipes.outputs import *  # noqa: F403
+from landscape.sam.recipes.several import *  # noqa: F403
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, Variant
 

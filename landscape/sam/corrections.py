@@ -234,7 +234,7 @@ class AddClean(Slot):
     """Descent gd = gA + g2, gA left by the evaluate slot in the scratch (Focal-SAM)."""
 
     needs_g1 = False
-    needs_clean_part = True
+    reads = ("clean",)
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""

@@ -24,7 +24,7 @@ def joined(point: Point, old: dict[str, Tensor], new: list[Tensor]) -> dict[str,
 
 @dataclass(frozen=True)
 class Averaged(Slot):
-    """Direction u = M, M = (1 - theta) M + theta g1, M = g1 at first (VaSSO, arXiv:2310.00692)."""
+    """Direction u = M, M = (1 - theta) M + theta g1, M = g1 at first (VaSSO, arXiv:2309.15639)."""
 
     theta: float = 0.9
     remembers = True

@@ -145,6 +145,7 @@ class AscentFraction(Slot):
 
     fraction: float = 1.0
     needs_g1 = False
+    finds_ascent = True
     needs_first_pass = True
 
     @property
@@ -183,8 +184,9 @@ class ClassWeighted(Slot):
     flat_gamma: float = 1.0
     targets: int | str = 1
     needs_g1 = False
-    needs_first_pass = leaves_clean_part = True
+    needs_first_pass = finds_ascent = True
     plain_first = takes_loss_term = False
+    leaves = ("clean",)
 
     def shares(self, passes: Passes) -> Tensor:
         """c_y per example of the batch, (B,)."""

@@ -164,6 +164,11 @@ class Geometry(Slot):
         return e
 
 
+def multiplied(e: list[Tensor | None] | Scaled) -> list[Tensor | None]:
+    """The perturbation that a geometry made, as tensors."""
+    return e.multiplied() if isinstance(e, Scaled) else e
+
+
 def weigh(tensors, metric):
     """Each tensor times its metric entry; None stays None and a None metric is 1."""
     if metric is None:

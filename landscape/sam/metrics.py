@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from landscape.sam.geometry import Geometry, multiplied
 from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, apply_mask
 
@@ -21,6 +22,28 @@ class DiagonalFisher(Slot):
     def __call__(self, point: Point) -> list[Tensor]:
         """T per tensor."""
         return [(1 + self.eta * g.square()).rsqrt() for g in point.gradients]
+
+
+@dataclass(frozen=True)
+class SeveralSteps(Slot):
+    """Perturbation e = x_k, x_j = x_{j-1} + (rho/k) f_j/‖f_j‖, f_j = mask * ∇L(w + x_{j-1}).
+
+    f_1 = mask * u; each further step costs a pass.
+    """
+
+    k: int = 2
+    eps: float = 1e-12
+
+    def __call__(
+        self, point: Point, u: list[Tensor], mask: list[MaskEntry] | None, rho: float | Tensor
+    ) -> list[Tensor | None]:
+        """The perturbation per tensor, None where a tensor is not perturbed."""
+        one = Geometry(eps=self.eps)
+        x = multiplied(one(point, u, mask, rho / self.k))
+        for _ in range(self.k - 1):
+            climb = multiplied(one(point, point.gradient_at(x), mask, rho / self.k))
+            x = [None if a is None else a + b for a, b in zip(x, climb, strict=True)]
+        return x
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.buffers import Buffers
-from landscape.sam.passes import Passes
+from landscape.sam.passes import Passes, rng_state, set_rng_state
 
 Offsets = Sequence[Tensor | None]
 
@@ -19,11 +19,12 @@ class Nearby:
 
     def __init__(self, passes: Passes, buffers: Buffers) -> None:
         self._passes, self._buffers, self._trained = passes, buffers, passes.trained
+        self.rng: Any = None  # the random state that all passes of the step are to see
 
     def loss_at(self, names: Sequence[str], offsets: Offsets) -> Tensor:
         """The loss at w + offsets, without gradients."""
         with self._moved(names, offsets):
-            return self._passes.loss()
+            return self._of_all(self._passes.loss())
 
     def gradient_at(
         self,
@@ -34,10 +35,27 @@ class Nearby:
         objective: Callable[[Any, Any], Tensor] | None = None,
     ) -> list[Tensor]:
         """The gradient at w + offsets of the tensors named, zeros where the loss reaches none."""
+        return self._backward(names, offsets, batch, objective)[1]
+
+    def value_and_gradient_at(
+        self, names: Sequence[str], offsets: Offsets | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss and its gradient at w + offsets."""
+        loss, found = self._backward(names, offsets, None, None)
+        return self._of_all(loss), found
+
+    def _backward(
+        self, names: Sequence[str], offsets: Offsets | None, batch: Any, objective: Any
+    ) -> tuple[Tensor, list[Tensor]]:
         with self._moved(names, offsets):
-            self._passes.backward(batch=batch, objective=objective)
+            loss = self._passes.backward(batch=batch, objective=objective)
             found = self._trained.gradients(self._passes.signs)
-        return self._zeros_for_none(names, [found[i] for i in self._at(names)])
+        return loss, self._zeros_for_none(names, [found[i] for i in self._at(names)])
+
+    def _of_all(self, loss: Tensor) -> Tensor:
+        """The mean of the replicas' losses, by which all of them decide alike."""
+        averaged = self._passes.averaged
+        return loss if averaged is None else averaged([loss])[0]
 
     def hessian_product(
         self, names: Sequence[str], v: Offsets, offsets: Offsets | None = None
@@ -70,9 +88,15 @@ class Nearby:
         pairs = zip(names, offsets or (), strict=offsets is not None)
         moves = {n: x for n, x in pairs if x is not None}
         grads = [p.grad for p in self._trained.parameters]
+        device = self._trained.parameters[0].device
+        now = None if self.rng is None else rng_state(device)
         with self._buffers.kept(), self._passes.at(moves, moved_by=True):
             try:
+                if now is not None:
+                    set_rng_state(self.rng, device)
                 yield
             finally:
+                if now is not None:
+                    set_rng_state(now, device)
                 for p, g in zip(self._trained.parameters, grads, strict=True):
                     p.grad = g

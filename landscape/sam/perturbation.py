@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from landscape.sam.engine import Ascent, ascend, new_slots
 from landscape.sam.fisher import squared_gradients
 from landscape.sam.nearby import Nearby
 from landscape.sam.passes import Passes, rng_state, set_rng_state
+from landscape.sam.points import untrained
 from landscape.sam.saved import check_shapes
 from landscape.sam.shards import Shards
 from landscape.sam.trained import Trained, unwrap
@@ -231,11 +232,16 @@ def counterfactual(
     )
     try:
         with Buffers(model).kept(), torch.no_grad():
-            loss1 = passes.backward()
+            point = _point(trained, device, seed, epoch, total_epochs, momentum)
+            point.untrained = partial(untrained, model)
+            if variant.evaluate.finds_ascent:
+                loss1 = variant.evaluate.first(passes, point, slots["evaluate"], None)
+            else:
+                loss1 = passes.backward()
             g1 = trained.gradients(signs)
             live = [i for i, g in enumerate(g1) if g is not None]
-            point = _point(trained, live, g1, device, seed, epoch, total_epochs, momentum)
-            point.loss = loss1
+            point = point.only(live)
+            point.gradients, point.loss = [g1[i] for i in live], loss1
             point.nearby = Nearby(passes, Buffers(model))
             point.fisher = _batch_fisher(model, trained, losses, batch, passes.batches, point)
             variant.selector.active(
@@ -245,6 +251,8 @@ def counterfactual(
             ascent = ascend(variant, point, slots)
             climbed = [p for p, on in zip(point.weights, ascent.perturbs, strict=True) if on]
             moved.move(climbed, *ascent.steps())
+            frozen = point.untrained() if point.also else {}
+            moved.move([frozen[n] for n in point.also], list(point.also.values()), 1.0)
             loss2 = passes.backward()
             g2 = trained.gradients(signs)
     finally:
@@ -282,8 +290,6 @@ def _per_example(losses: Callable[[Any], Tensor]) -> Callable[[Any], Any]:
 
 def _point(
     trained: Trained,
-    live: Sequence[int],
-    g1: Sequence[Tensor | None],
     device: torch.device,
     seed: int,
     epoch: int,
@@ -291,15 +297,14 @@ def _point(
     momentum: Callable[[str], Tensor | None] | None,
 ):
     generator = seeds.generator(seed, purpose="sam", device=device)
-    tensors = trained.tensors()
     host = generator if device.type == "cpu" else seeds.generator(seed, purpose="sam")
     return Point(
-        names=tuple(trained.names[i] for i in live),
-        kinds=tuple(trained.kinds[i] for i in live),
-        modules=tuple(trained.modules[i] for i in live),
-        weights=[tensors[i] for i in live],
-        gradients=[g1[i] for i in live],
-        shards=None if trained.shards is None else trained.shards.only(live),
+        names=trained.names,
+        kinds=trained.kinds,
+        modules=trained.modules,
+        weights=trained.tensors(),
+        gradients=[],
+        shards=trained.shards,
         generator=generator,
         host_generator=host,
         epoch=epoch,

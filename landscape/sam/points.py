@@ -37,7 +37,7 @@ def make(optimizer: "SAM", passes: Passes) -> Point:
         momentum=partial(momentum, base, trained),
         group=partial(_group, base, trained),
         fisher=None if optimizer.fisher_data is None else partial(_fisher, optimizer),
-        untrained=partial(_untrained, optimizer.model),
+        untrained=partial(untrained, optimizer.model),
         nearby=Nearby(passes, optimizer.buffers_nearby),
         scratch={"names": trained.names},
         shards=trained.shards,
@@ -75,7 +75,8 @@ def _group(base: Optimizer, trained: Trained, name: str) -> dict[str, Any]:
     return next(g for g in base.param_groups if any(q is p for q in g["params"]))
 
 
-def _untrained(model: Any) -> dict[str, Tensor]:
+def untrained(model: Any) -> dict[str, Tensor]:
+    """The frozen weights of a model by name."""
     named = unwrap(model).named_parameters()
     return {n: local(p) for n, p in named if not p.requires_grad}
 

@@ -151,6 +151,28 @@ class AdaGradNorm(Slot):
         return self.rho * point.norm / (state["sum"].sqrt() + 1e-12)
 
 
+@dataclass(frozen=True)
+class Rising(Slot):
+    """rho (1 - cos(π step/total_steps))/2, from 0 to rho (Flat-LoRA, arXiv:2409.14396)."""
+
+    rho: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        check_rho(self.rho)
+        check_count(self.total_steps, "total_steps")
+
+    @property
+    def nominal(self) -> float:
+        """Rho."""
+        return self.rho
+
+    def __call__(self, point: Point, state: State) -> float:  # noqa: ARG002
+        """The radius of the step."""
+        share = min(point.step / self.total_steps, 1.0)
+        return self.rho * (1 - math.cos(math.pi * share)) / 2
+
+
 @slot(needs_g1=False)
 def always(point: Point, state: State) -> bool:  # noqa: ARG001
     """Every step climbs."""

@@ -41,8 +41,13 @@ class Slot:
     needs_whole_batch: bool = False
     """Loss term: compares with outputs of the whole batch."""
 
-    needs_clean_part: bool = False
-    """Correction: adds the gradient that `evaluate.ClassWeighted` leaves at w."""
+    needs_e: bool = False
+    """Correction: reads e and L(w + e), which the step then leaves in the point's scratch, as "e"
+    (by name), "rho" and "perturbed_loss"."""
+
+    reads: tuple[str, ...] = ()
+    """Geometry, correction: what it takes from the point's scratch, where an evaluate slot that
+    `leaves` it has put it."""
 
     remembers: bool = False
     """Source, correction: carries gradients from step to step, which parts of one batch would
@@ -76,8 +81,12 @@ class Slot:
     takes_loss_term: bool = True
     """A loss term is added in its passes."""
 
-    leaves_clean_part: bool = False
-    """Pass 1 leaves a gradient at w for a correction that needs it."""
+    leaves: tuple[str, ...] = ()
+    """What pass 1 leaves in the point's scratch for a slot that `reads` it."""
+
+    finds_ascent: bool = False
+    """Pass 1 finds the gradient of something else than the loss at w of the whole batch, along
+    which the ascent is meant to be; a counterfactual runs it too."""
 
     partial: bool = False
     """Pass 2 computes gradients of the perturbed tensors only."""
@@ -276,11 +285,14 @@ def _check_gate(variant: Any) -> None:
 
 def _check_evaluate(variant: Any) -> None:
     evaluate, term, correction = variant.evaluate, variant.loss_term, variant.correction
-    if correction.needs_clean_part and not evaluate.leaves_clean_part:
-        raise LandscapeError(
-            f"{correction.title} adds the gradient that ClassWeighted leaves at w, and "
-            f"evaluate is {evaluate.title}; use them together, as in sam.focal_sam."
-        )
+    for reader in (variant.geometry, correction):
+        for what in reader.reads:
+            if what not in evaluate.leaves:
+                raise LandscapeError(
+                    f"{reader.title} reads what an evaluate slot leaves as {what!r}, and evaluate "
+                    f"is {evaluate.title}, which leaves {', '.join(evaluate.leaves) or 'nothing'}; "
+                    "take the slots of one recipe together."
+                )
     if term is not None and not evaluate.takes_loss_term:
         raise LandscapeError(
             f"{evaluate.title} weighs the examples' losses itself, and {term.title} would be "

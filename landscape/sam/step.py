@@ -91,6 +91,7 @@ class Step:
         optimizer, variant = self.optimizer, self.variant
         again = optimizer.same_rng_both_passes or optimizer.guard.due
         self.rng = rng_state(optimizer.device) if again else None
+        self.point.nearby.rng = self.rng if optimizer.same_rng_both_passes else None
         self.has_first = is_open is False or variant.source.first_pass
         if not self.has_first:
             return
@@ -219,6 +220,9 @@ class Step:
         tensors = self.trained.tensors()
         directions, factor = ascended.steps()
         self.watch = optimizer.guard.begin(self)
+        if variant.correction.needs_e:
+            point.scratch["e"] = dict(zip(point.names, ascended.e, strict=True))
+            point.scratch["rho"] = ascended.rho
         if self._only_g2_matters():
             self.g1 = [None] * len(self.g1)
             point.forget_gradients()
@@ -269,6 +273,10 @@ class Step:
             if after_first is not None:
                 set_rng_state(after_first, optimizer.device)
         self.g2 = self.trained.gradients(self.passes.signs)
+        if self.variant.correction.needs_e:
+            averaged = self.passes.averaged
+            loss = self.perturbed_loss
+            point.scratch["perturbed_loss"] = loss if averaged is None else averaged([loss])[0]
         self._pair(only)
         self.variant.correction.before_restore(
             self.pair, self.pair.gradients, self.taken, self.slots["correction"]
@@ -290,6 +298,7 @@ class Step:
             return
         pair = points.make(self.optimizer, self.passes).only(self.where)
         pair.loss, pair.scratch, pair.finite = self.point.loss, self.point.scratch, self.finite
+        pair.nearby = self.point.nearby
         if self.point.gradients:
             pair.gradients = [self._or_zeros(self.g1, i) for i in self.where]
         self.pair = pair

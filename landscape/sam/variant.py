@@ -182,6 +182,12 @@ class Point:
         """
         return self.nearby.gradient_at(self.names, offsets, **options)
 
+    def value_and_gradient_at(
+        self, offsets: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss and its gradient at w + offsets, by one forward and one backward pass."""
+        return self.nearby.value_and_gradient_at(self.names, offsets)
+
     def hessian_product(
         self, v: Sequence[Tensor | None], offsets: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:

@@ -13,14 +13,17 @@ from landscape.errors import LandscapeError
 from landscape.sam import (
     bandits,
     corrections,
+    curvature,
     descents,
     directions,
     evaluate,
     finite,
     loss_terms,
     metrics,
+    objectives,
     schedule,
     selectors,
+    smoothed,
     sources,
     sparse,
 )
@@ -38,6 +41,7 @@ SOURCES = (
     directions.Averaged(0.4),
     directions.PerCoordinate(),
     directions.Noise(),
+    curvature.TowardEigenvector(0.3, every=2, num_iterations=1),
     sources.Momentum(),
 )
 SELECTORS = (
@@ -69,6 +73,9 @@ GEOMETRIES = (
     Geometry(match="loss_increase"),
     Geometry(metric=metrics.DiagonalFisher(2.0)),
     metrics.Matched(0.01),
+    metrics.SeveralSteps(2),
+    smoothed.FromNoise(),
+    smoothed.OverPrecision(),
 )
 RADII = (
     schedule.Constant(0.1),
@@ -94,6 +101,11 @@ EVALUATES = (
     evaluate.AscentFraction(0.5),
     evaluate.Extrapolated(),
     evaluate.ClassWeighted((5, 4, 3, 2, 1)),
+    smoothed.Smoothed(0.02),
+    smoothed.Posterior(100, 2.0),
+    objectives.Ascending(objectives.LowerBound()),
+    objectives.Ascending(objectives.OutputBias()),
+    objectives.Functional(),
 )
 CORRECTIONS = (
     corrections.Descent(),
@@ -110,6 +122,13 @@ CORRECTIONS = (
     descents.AdaGradDescent(),
     descents.AdaGradDescent(per_coordinate=True),
     descents.Enhanced(0.5, 0.2, every=2),
+    descents.Polyak(),
+    descents.NormalizedTrace(),
+    descents.TowardMaximum(step=1.0),
+    descents.LookBehind(2),
+    smoothed.Tilted(2, sigma=0.02),
+    smoothed.PosteriorDescent(decay=0.01),
+    curvature.HessianDescent(every=2),
 )
 TERMS = (
     None,
@@ -122,7 +141,8 @@ TERMS = (
 def compose(slots):
     """The variant of eight slots, where they go together; `slot` says why others do not."""
     *others, term = slots
-    needs = frozenset({"logits"} if term else ())
+    outputs = isinstance(others[5], objectives.Ascending | objectives.Functional)
+    needs = frozenset({"logits"} if term or outputs else ())
     try:
         return sam.Variant("composed", *others, loss_term=term, needs=needs)
     except LandscapeError:
@@ -136,8 +156,8 @@ fast = settings(max_examples=40, deadline=None, suppress_health_check=lenient)
 
 
 def step(optimizer, b):
-    term = optimizer.variant.loss_term is not None
-    return optimizer.step(losses_of(optimizer.model, with_logits=term), b)
+    logits = "logits" in optimizer.variant.needs
+    return optimizer.step(losses_of(optimizer.model, with_logits=logits), b)
 
 
 @given(variant=compositions)
@@ -162,7 +182,7 @@ def test_any_composition_restores_the_weights_whatever_is_raised(error, variant,
     optimizer = ready(model, variant)
     step(optimizer, batch())
     before, calls = weights_of(model), []
-    inner = losses_of(model, with_logits=variant.loss_term is not None)
+    inner = losses_of(model, with_logits="logits" in variant.needs)
 
     def losses(b):
         calls.append(1)
@@ -220,7 +240,8 @@ def test_any_composition_updates_running_statistics_in_the_passes_that_the_polic
     counted = int(model[1].num_batches_tracked)
     assert counted in (passes * parts, passes * parts + forwards - 1)
     assert [m.momentum for m in model if isinstance(m, nn.BatchNorm2d)] == [0.1, None]
-    partly = isinstance(variant.evaluate, evaluate.AscentFraction) and climbed
+    elsewhere = (evaluate.AscentFraction, smoothed.Smoothed, smoothed.Posterior)
+    partly = isinstance(variant.evaluate, elsewhere) and climbed
     if policy == "first" and first and parts == 1 and not partly:
         plain = cnn()
         plain(batch()[0])

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from landscape import sam
+from landscape import sam, seeds
 from tests.sam_models import (
     batch,
     cnn,
     furthest,
     losses_of,
+    model_for,
     ready,
     same,
     step,
@@ -19,38 +20,54 @@ from tests.sam_models import (
 
 @pytest.mark.parametrize("name", sam.recipes())
 def test_the_model_does_not_notice(name):
-    model = cnn()
+    model = model_for(name)
+    losses = losses_of(model, with_logits="logits" in variants()[name].needs)
     losses_of(model)(batch()).mean().backward()
     before = weights(model)
     grads = [p.grad for p in model.parameters()]
-    copies = [g.clone() for g in grads]
+    copies = [g.clone() for g in grads if g is not None]
     buffers = [b.clone() for b in model.buffers()]
     rng = torch.get_rng_state()
-    made = sam.perturb(variants()[name], model, losses_of(model), batch(1), seed=0)
+    made = sam.perturb(variants()[name], model, losses, batch(1), seed=0)
     assert same(before, weights(model))
     assert same(buffers, model.buffers())
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
-    assert same(copies, grads)
+    assert same(copies, [g for g in grads if g is not None])
     assert torch.equal(rng, torch.get_rng_state())
     assert model.training
-    assert set(made.e) == {n for n, _ in model.named_parameters()}
-    again = sam.perturb(variants()[name], model, losses_of(model), batch(1), seed=0)
+    assert set(made.e) == {n for n, p in model.named_parameters() if p.requires_grad}
+    again = sam.perturb(variants()[name], model, losses, batch(1), seed=0)
     assert same(made.e.values(), again.e.values())
 
 
-@pytest.mark.parametrize("name", ["sam", "asam", "zsharp", "sam_on", "topk_gradient", "lagnp"])
+FIRST = (
+    "sam", "asam", "zsharp", "sam_on", "topk_gradient", "lagnp", "focal_sam", "bisam",
+    "obf_sam", "functional_sam", "fisher_sam", "vasso", "lesam", "sagm", "xsam", "eigen_sam",
+    "rsam", "bsam",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST)
 def test_it_is_what_the_next_step_perturbs(name):
     model = cnn()
     optimizer = ready(model, variants()[name])
-    made = optimizer.counterfactual(losses_of(model), batch())
+    losses = losses_of(model, with_logits="logits" in variants()[name].needs)
+    optimizer.generator.set_state(seeds.generator(0, purpose="sam").get_state())
+    made = optimizer.counterfactual(losses, batch())
     step(optimizer, batch())
     taken = optimizer.perturbation
     assert same(made.e.values(), taken.e.values())
     assert same(made.mask.values(), taken.mask.values())
     torch.testing.assert_close(made.loss_clean, taken.loss_clean, rtol=0, atol=0)
-    torch.testing.assert_close(made.loss_perturbed, taken.loss_perturbed, rtol=0, atol=0)
+    if name != "focal_sam":  # whose step reports the weighted loss there
+        torch.testing.assert_close(made.loss_perturbed, taken.loss_perturbed, rtol=0, atol=0)
     torch.testing.assert_close(made.norm, taken.norm, rtol=1e-14, atol=0)
-    if name not in ("sam_on", "lagnp"):  # one of whose passes computes less in training
+    if name not in (
+        "sam_on",
+        "lagnp",
+        "functional_sam",
+        "focal_sam",
+    ):  # one of whose passes computes less in training
         torch.testing.assert_close(made.cosine, taken.cosine, rtol=1e-12, atol=0)
 
 

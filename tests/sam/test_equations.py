@@ -471,10 +471,13 @@ def test_sampa_with_rho_and_lmbda_zero_is_the_base_optimizer_one_batch_behind():
 # ------------------------------------------------------------------ steps whose gate is closed
 
 # IRE goes on to enhance the base step (its own test).
-GATED = {name: {} for name in sam.recipes() if name not in ("sgd", "saf", "mesa", "ire")} | {
+GATED = {
+    name: {} for name in sam.recipes() if name not in ("sgd", "saf", "mesa", "ire", "flat_lora")
+} | {
     "async_sam": {"fraction": 0.5},
     "focal_sam": {"class_counts": (5, 4, 3, 2, 1)},
     "ssam_f": {"num_samples": 4, "mask_init": "ones"},
+    "bsam": {"num_examples": 200},
 }
 
 

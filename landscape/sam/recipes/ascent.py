@@ -1,9 +1,7 @@
 """Recipes that differ from SAM in the ascent: its direction, its metric or its radius."""
 
-import math
-
 from landscape.sam import corrections, evaluate, schedule, sources
-from landscape.sam.directions import Averaged, Noise
+from landscape.sam.directions import Averaged
 from landscape.sam.geometry import Geometry
 from landscape.sam.metrics import DiagonalFisher
 from landscape.sam.recipes.declaration import names, recipe, row
@@ -215,7 +213,7 @@ def async_sam(rho: float = 0.05, *, fraction: float = 1.0) -> Variant:
 
 @recipe(
     "VaSSO",
-    source="arXiv:2310.00692",
+    source="arXiv:2309.15639",
     equation="e = ρ M/‖M‖, M = (1 - θ) M + θ g1; gd = g2",
     published="ρ 0.05-0.2, θ 0.9 (README)",
     passes="2F 2B",
@@ -227,7 +225,7 @@ def async_sam(rho: float = 0.05, *, fraction: float = 1.0) -> Variant:
     look=("#999933", "triangle"),
 )
 def vasso(rho: float = 0.05, *, theta: float = 0.9) -> Variant:
-    """Ascent e = rho M/(‖M‖ + 1e-7), M = (1 - theta) M + theta g1, gd = g2 (arXiv:2310.00692).
+    """Ascent e = rho M/(‖M‖ + 1e-7), M = (1 - theta) M + theta g1, gd = g2 (arXiv:2309.15639).
 
     VaSSO suppresses the noise of the ascent direction by an average, of which F-SAM takes what the
     average leaves. M starts at the first gradient; theta = 1 is SAM.
@@ -258,83 +256,6 @@ def fisher_sam(rho: float = 0.1, *, eta: float = 1.0) -> Variant:
     """
     check_number(eta, "eta", least=0)
     return row("fisher_sam", rho, geometry=Geometry(metric=DiagonalFisher(eta)))
-
-
-@recipe(
-    "RandSAM",
-    source="arXiv:2406.06700",
-    equation="e = ρ z/‖z‖, z ~ N(0, I); gd = g2",
-    passes="1F 1B",
-    memory="1",
-    evidence="equation",
-    disagreement=(
-        "The code makes a first forward pass for running statistics alone; here the one pass, at "
-        "w + e, updates them. Read and not executed."
-    ),
-    look=("#3b528b", "square"),
-)
-def randsam(rho: float = 0.05) -> Variant:
-    """Ascent e = rho z/‖z‖, z ~ N(0, I), gd = g2: stochastic SAM, without a gradient in the ascent.
-
-    The control of arXiv:2406.06700 for what the direction of the ascent is worth. No first pass:
-    one forward and one backward per step, and the loss returned is that at w + e.
-    """
-    return row("randsam", rho, source=Noise())
-
-
-@recipe(
-    "LE-SAM",
-    source="arXiv:2605.10183",
-    equation="e = ρ_t g1/‖g1‖, ρ_t = min(σ_t/(‖g1‖ + c), ρ_max); gd = g2",
-    published="not stated where we could read",
-    passes="2F 2B",
-    memory="1",
-    evidence="our reading",
-    disagreement=(
-        "No code could be read. That σ falls as a cosine to 0 over the last epochs is stated, from "
-        "which epoch on is not: the last fifth here (anneal). The values of σ and ρ_max are ours."
-    ),
-    look=("#6699cc", "x"),
-)
-def lesam(
-    budget: float = 0.05, *, rho_max: float = 0.5, anneal: float = 0.8, c: float = 1e-12
-) -> Variant:
-    """Ascent e = rho_t g1/‖g1‖, rho_t = min(budget/(‖g1‖ + c), rho_max), gd = g2.
-
-    Loss-equated SAM (arXiv:2605.10183), in our reading: the budget σ of first-order loss increase
-    g1·e is fixed instead of the radius. After the share `anneal` of the epochs it falls as a half
-    cosine to 0 (anneal=1: never, and `begin_epoch` is not needed).
-    """
-    radius = schedule.LossBudget(budget, rho_max, c, anneal)
-    return row("lesam", 0.0, radius=radius, needs=() if anneal == 1 else ("epochs",))
-
-
-@recipe(
-    "AE-SAM",
-    source="arXiv:2304.14647",
-    equation="SAM where ‖g1‖² >= μ + c_t σ, the base optimizer elsewhere",
-    published="not stated where we could read",
-    passes="(1 + p)F, (1 + p)B, p the share of SAM steps",
-    memory="1",
-    evidence="our reading",
-    disagreement=(
-        "No code could be read. c_t = (t/T) λ₁ + (1 - t/T) λ₂ by epochs (the paper: by steps); the "
-        "values of δ, λ₁, λ₂ and the first step, which climbs, are ours."
-    ),
-    look=("#b8860b", "square"),
-)
-def aesam(
-    rho: float = 0.05, *, decay: float = 0.9, lambda_1: float = -1.0, lambda_2: float = 1.0
-) -> Variant:
-    """SAM where ‖g1‖² >= mu + c σ, mu and σ² running moments of ‖g1‖² (arXiv:2304.14647).
-
-    AE-SAM, in our reading: c goes linearly from lambda_2 to lambda_1 over the epochs when their
-    number is known, so that with the defaults SAM acts ever more often; else c = lambda_2. As a
-    gate for other variants: `sam.adaptive`.
-    """
-    check_number(lambda_1, "lambda_1", least=-math.inf)
-    check_number(lambda_2, "lambda_2", least=-math.inf)
-    return row("aesam", rho, gate=schedule.Adaptive(decay, low=lambda_2, high=lambda_1))
 
 
 __all__ = names(__name__)

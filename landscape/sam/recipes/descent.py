@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from landscape.errors import LandscapeError
 from landscape.sam import corrections, evaluate, schedule, selectors, sources
 from landscape.sam.corrections import Blend
-from landscape.sam.descents import AdaGradDescent, Enhanced
-from landscape.sam.directions import PerCoordinate
+from landscape.sam.descents import Enhanced
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
 from landscape.sam.metrics import Matched
@@ -339,36 +338,6 @@ def sagm(rho: float = 0.05, *, alpha: float = 0.001) -> Variant:
     """
     check_number(alpha, "alpha", least=0)
     return row("sagm", rho, geometry=Matched(alpha), correction=Blend(0.5))
-
-
-@recipe(
-    "LightSAM",
-    source="arXiv:2505.24399",
-    equation="u += ‖g1‖², e = ρ g1/√u; v += ‖g2‖², gd = g2/√v",
-    published="not stated where we could read",
-    passes="2F 2B",
-    memory="1 (3 per coordinate)",
-    evidence="equation",
-    disagreement=(
-        "No code was found. The forms by AdaGrad-norm and by AdaGrad are here, that by Adam is "
-        "not: where its moments are corrected could not be read."
-    ),
-    look=("#225555", "triangle"),
-)
-def lightsam(rho: float = 0.05, *, per_coordinate: bool = False, initial: float = 0.0) -> Variant:
-    """Ascent e = rho g1/√u, u += ‖g1‖²; descent gd = g2/√v, v += ‖g2‖² (arXiv:2505.24399).
-
-    Both halves adapt, so that neither radius nor learning rate needs tuning; over plain SGD with
-    learning rate η the step is w -= η g2/√v. per_coordinate=True: the sums are over g1² and g2² of
-    each coordinate (AdaGrad). initial: u and v before the first step (the paper's ε²).
-    A step whose gate is closed is the base optimizer's with g1, undivided.
-    """
-    check_number(initial, "initial", least=0)
-    correction = AdaGradDescent(per_coordinate, initial)
-    if per_coordinate:
-        source, geometry = PerCoordinate(initial), Geometry(scope="none")
-        return row("lightsam", rho, source=source, geometry=geometry, correction=correction)
-    return row("lightsam", rho, radius=schedule.AdaGradNorm(rho, initial), correction=correction)
 
 
 @recipe(

@@ -18,7 +18,9 @@ DRAWS = 11
 
 NEVER = ("sgd", "saf", "mesa")  # no perturbation: the base optimizer, or terms of the loss
 # What a risk does not hold: momentum of the base optimizer, logits of the loss term.
-BEYOND = ("msam", "focal_sam")
+BEYOND = ("msam",)
+# Their ascent reads labels or outputs of a batch, or adapters of the model.
+REFUSED = ("focal_sam", "bisam", "obf_sam", "flat_lora")
 
 
 def after_steps(name, seed=4):
@@ -34,7 +36,7 @@ def after_steps(name, seed=4):
     return optimizer, here, (x[rows], y[rows], torch.arange(16))
 
 
-@pytest.mark.parametrize("name", [name for name in sam.recipes() if name not in NEVER])
+@pytest.mark.parametrize("name", [name for name in sam.recipes() if name not in NEVER + REFUSED])
 def test_masks_and_perturbation_are_those_of_the_next_step(name):
     optimizer, here, now = after_steps(name)
     # What was drawn is part of the question: both draw from one seed.
@@ -48,6 +50,15 @@ def test_masks_and_perturbation_are_those_of_the_next_step(name):
     if name not in BEYOND:
         pairs = zip(made.e.values(), taken.e.values(), strict=True)
         assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_risk_cannot_offer_is_refused_by_name(name):
+    x, y, _ = batch(3, size=40)
+    risk = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x, y))
+    here = Counterfactual(risk, risk.theta, batch_size=16, bn="batch", seed=4)
+    with pytest.raises(LandscapeError, match=r"labels|outputs|adapters"):
+        here.perturb(variants()[name])
 
 
 @pytest.mark.parametrize("name", NEVER)
