@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from landscape.errors import LandscapeError
 from landscape.sam.finite import Finite, all_finite, are_little
 from landscape.sam.geometry import scale
 from landscape.sam.shards import local
@@ -58,13 +59,28 @@ class BaseStep:
         elif isinstance(finite, Tensor):
             self._guarded_step(finite)
         else:
-            with self._at_once():
-                self.base.step()
+            self._plain_step()
         for place in ("correction", "selector", "loss_term"):
             slot = getattr(optimizer.variant, place)
             if slot is not None:
                 slot.after_step(self.point, optimizer.slots[place])
         optimizer.step_count += 1
+
+    def _plain_step(self) -> None:
+        graphs = any(p.grad is not None and p.grad.grad_fn is not None
+                     for p in self.optimizer.trained.parameters)  # fmt: skip
+        try:
+            with self._at_once():
+                self.base.step()
+        except RuntimeError as error:
+            if graphs and "modified by an inplace operation" in str(error):
+                raise LandscapeError(
+                    f"the base optimizer {type(self.base).__name__} differentiates .grad again, "
+                    "whose graph was made at w + e, and the weights are back at w; use a base "
+                    "optimizer that reads .grad alone (AdamW, SGD), or one that asks for its "
+                    "products itself."
+                ) from error
+            raise
 
     def scale_factor(self) -> Tensor:
         """The scaler's scale, infinite for a step that it must refuse."""
@@ -124,7 +140,9 @@ class BaseStep:
             g["foreach"] is not None or g["fused"] or g["nesterov"] or g["differentiable"]
             for g in groups
         )
-        together = free and bool(groups) and are_little(self.optimizer.trained.parameters)
+        trained = self.optimizer.trained
+        whole = trained.shards is None  # whole and cut tensors do not go into one call
+        together = free and bool(groups) and whole and are_little(trained.parameters)
         for g in groups:
             if together:
                 g["foreach"] = True

@@ -119,10 +119,7 @@ class Passes:
         """
         parameters = list(self.parameters)
         if any(map(is_cut, parameters)):
-            raise LandscapeError(
-                "this variant takes two gradients from one forward pass, which frees what "
-                "fully_shard and tensor parallel need for the second; use DistributedDataParallel."
-            )
+            return self._two_backwards(share)
         main: list[Tensor | None] = [None] * len(parameters)
         rest, kept = list(main), []
         for part, fraction in self._parts(self.batch):
@@ -149,6 +146,16 @@ class Passes:
         for p, g in zip(parameters, main, strict=True):
             p.grad = g
         return self.values.mean(), rest if self.signs is None else signed(rest, self.signs)
+
+    def _two_backwards(self, share: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """As `split_backward`, for sharded parameters, which the first backward pass lets go."""
+        device = self.parameters[0].device
+        state = rng_state(device)
+        self.backward(weights=1 - share)
+        rest = self.trained.gradients(self.signs)
+        set_rng_state(state, device)
+        self.backward(weights=share)
+        return self.values.mean(), rest
 
     def loss(self) -> Tensor:
         """The mean loss of the batch here, detached; a closure also fills `.grad`."""
