@@ -32,7 +32,8 @@ class Metric:
     accuracy", "flatter"), and `opposite` a worse one. held_out: whether it is about examples that
     training and tuning did not see, without which nothing is said on generalization. margin: the
     change that counts as none, a share of the error or of the quantity (`scale` log_error, log) or
-    its own unit (linear); used where a study file declares no other.
+    its own unit (linear); used where a study file declares no other. kinds: of the tensors that are
+    summed over.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Metric:
     held_out: bool = False
     margin: float = 0.1
     at: tuple[tuple[str, int], ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.better not in (1, -1) or self.scale not in SCALES:
@@ -135,6 +137,10 @@ _ALL = (
     _flatness("worst", "sharpness", "worst_case", "worst-case sharpness"),
     Metric("rho_eff", "perturbation", "rho_eff", -1, "", "effective radius",
            "smaller effective radius", "larger effective radius", "log"),
+    Metric("norm_energy", "perturbation", "energy_share", 1, "share",
+           "share of the perturbation's energy on normalization layers",
+           "more energy on normalization layers", "less energy on normalization layers", "linear",
+           margin=0.05, kinds=("norm",)),
     Metric("theta_norm", "norms", "theta_norm", -1, "", "norm of the weights",
            "smaller norm of the weights", "larger norm of the weights", "log"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The numbers behind the answer: comparisons with Holm's correction, flatness ratios, the table."""
+"""The evidence table: every variant with its numbers, differences and decisions, one setting."""
 
 import math
 from dataclasses import dataclass
@@ -7,147 +7,23 @@ import numpy as np
 import xarray as xr
 
 from landscape import stats
+from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot import runs
+from landscape.plot.compared import Values
 from landscape.report import words
+from landscape.report.family import Claim, Difference, Family
 from landscape.report.study import Study
-from landscape.stats import Interval, Paired
-
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One row minus one reference row in the compared metric; `p_holm` is NaN if exploratory."""
-
-    setting: str
-    variant: str
-    reference: str
-    paired: Paired
-    p_holm: float
-    declared: bool
-
-    @property
-    def p(self) -> float:
-        """Holm-adjusted where declared, plain where exploratory."""
-        return self.p_holm if self.declared else self.paired.p
-
-    @property
-    def sign(self) -> int:
-        """+1 better, -1 worse, 0 cannot be told."""
-        if not (math.isfinite(self.p) and self.p < ALPHA):
-            return 0
-        return 1 if self.paired.difference.estimate > 0 else -1
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure of flatness: where it is stored and how it is named."""
-
-    key: str
-    name: str
-    measurement: str
-    variable: str
-
-
-MEASURES = (
-    Measure("lambda1", "λ₁", "top_eigenvalues", "eigenvalue"),
-    Measure("trace", "Hessian trace", "hessian_trace", "trace"),
-    Measure("gaussian", "Gaussian sharpness", "sharpness", "gaussian"),
-    Measure("worst", "worst-case sharpness", "sharpness", "worst_case"),
-)
-
-
-def comparisons(study: Study) -> list[Comparison]:
-    """Every variant against every reference, in every setting; Holm over the declared family.
-
-    The family: each variant minus each reference in the declared setting; a pair of two references
-    is one comparison.
-    """
-    made = []
-    for setting in study.settings:
-        per_variant = study.values("generalization", study.metric, setting)
-        declared = setting == study.comparisons.get("setting")
-        for reference, variant in _pairs(study, setting) if per_variant else []:
-            _, a, b = study.paired(per_variant, variant, reference, study.metric)
-            made.append((setting, variant, reference, stats.paired(a, b), declared))
-    adjusted = iter(stats.holm([pair.p for *_, pair, declared in made if declared]))
-    return [
-        Comparison(
-            setting, variant, reference, pair, float(next(adjusted)) if own else math.nan, own
-        )
-        for setting, variant, reference, pair, own in made
-    ]
-
-
-def _pairs(study: Study, setting: str) -> list[tuple[str, str]]:
-    """(reference, variant), both rows, of equal axes as far as both have them."""
-    pairs: list[tuple[str, str]] = []
-    for reference in study.references(setting):
-        for variant in study.variants(setting):
-            partner = study.partner(setting, variant.id, reference)
-            if partner is not None and (variant.id, partner) not in pairs:
-                pairs.append((partner, variant.id))
-    return pairs
-
-
-def difference(made: list[Comparison], setting: str, a: str, b: str) -> Comparison | None:
-    """The comparison a - b, turned round if b - a is the one that was made."""
-    for one in made:
-        if (one.setting, one.variant, one.reference) == (setting, a, b):
-            return one
-        if (one.setting, one.variant, one.reference) == (setting, b, a):
-            ci = one.paired.difference
-            turned = Interval(-ci.estimate, -ci.high, -ci.low, ci.n, ci.missing, ci.level)
-            pair = Paired(turned, -one.paired.t, one.paired.p)
-            return Comparison(setting, a, b, pair, one.p_holm, one.declared)
-    return None
-
-
-def differences_to(
-    study: Study, made: list[Comparison], setting: str, reference: str
-) -> list[Comparison]:
-    """Every row of a setting minus its partner among the rows of one reference."""
-    names = dict.fromkeys(
-        name for one in made if one.setting == setting for name in (one.variant, one.reference)
-    )
-    found = [difference_to(study, made, setting, name, reference) for name in names]
-    return [one for one in found if one is not None]
-
-
-def difference_to(
-    study: Study, made: list[Comparison], setting: str, name: str, reference: str
-) -> Comparison | None:
-    """One row minus its partner among the rows of a reference; None without one."""
-    partner = study.partner(setting, name, reference)
-    return None if partner is None else difference(made, setting, name, partner)
-
-
-def flatness(study: Study, measure: Measure, setting: str) -> dict[str, np.ndarray]:
-    """Values of a measure over seeds, per variant."""
-    at = {"rank": 0} if measure.key == "lambda1" else {"rho": study.radius}
-    found = study.values(measure.measurement, measure.variable, setting, **at)
-    return {name: ds[measure.variable].values for name, ds in found.items()}
-
-
-def flatness_ratio(study: Study, measure: Measure, setting: str, a: str, b: str) -> Interval:
-    """Geometric mean of the paired ratio a / b of a measure; below 1, a is flatter.
-
-    b: a row, or a reference among whose rows a has its partner.
-    """
-    b = study.partner(setting, a, b) or b
-    at = {"rank": 0} if measure.key == "lambda1" else {"rho": study.radius}
-    found = study.values(measure.measurement, measure.variable, setting, **at)
-    _, ours, theirs = study.paired(found, a, b, measure.variable)
-    return stats.geometric_ratio(ours, theirs)
+from landscape.stats import Interval
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the evidence table: the number, and the small print under it."""
+    """One cell of the evidence table: the number, the small print under it, what it asserts."""
 
     main: str
     note: str = ""
     emphasis: str = ""
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,16 +36,19 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...]
 
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Everything that its cells assert."""
+        return tuple(claim for row in self.rows for cell in row for claim in cell.claims)
+
 
 class _Columns:
     """Grows the table column by column; a column without any cell is not added."""
 
     def __init__(self, study: Study, setting: str):
-        self.names = {v.id: v.label for v in study.variants(setting)}
         self.head = [Cell("Variant")]
         self.rows = {
-            v.id: [Cell(v.label, study.seeds(setting, v.id, v.ds.sizes["run"]))]
-            for v in study.variants(setting)
+            v.id: [Cell(v.label, _row_note(study, setting, v))] for v in study.variants(setting)
         }
 
     def add(self, title: str, note: str, cells: dict[str, Cell]) -> None:
@@ -179,84 +58,124 @@ class _Columns:
                 row.append(cells.get(name, Cell(words.MISSING)))
 
 
-def table(study: Study, made: list[Comparison], setting: str) -> Table:
-    """Variant x (accuracy, differences, loss, curvature, sharpness, radius, time), one setting."""
+def _row_note(study: Study, setting: str, v: runs.Variant) -> str:
+    seeds = study.seeds(setting, v.id, v.ds.sizes["run"])
+    return f"{seeds}, control" if study.is_control(v.id, setting) else seeds
+
+
+def table(family: Family, setting: str) -> Table:
+    """Variant x (metric, differences, loss, curvature, sharpness, radius, time), one setting."""
+    study = family.study
     columns = _Columns(study, setting)
-    means = _accuracy_columns(study, made, setting, columns)
-    losses = study.values("generalization", "train_loss", setting)
-    cells = {name: _mean_cell(stats.mean_ci(ds.train_loss.values)) for name, ds in losses.items()}
-    columns.add("Training loss", "nats [95 % CI]", cells)
-    _flatness_columns(study, setting, columns)
+    order = _metric_columns(family, setting, columns)
+    if study.metric != "train_loss":
+        losses = family.values.get((setting, "train_loss"))
+        columns.add("Training loss", "nats [95 % CI]", _mean_cells(losses))
+    _flatness_columns(family, setting, columns)
     _cost_columns(study, setting, columns)
-    order = sorted(columns.rows, key=lambda name: -_known(means.get(name, 0.0)))
+    rows = sorted(columns.rows, key=lambda name: (-_known(order.get(name, math.nan)), name))
     return Table(
         setting,
         study.title(setting),
         tuple(columns.head),
-        tuple(tuple(columns.rows[name]) for name in order),
-        tuple(_notes(study, made, setting)),
+        tuple(tuple(columns.rows[name]) for name in rows),
+        tuple(_notes(family, setting)),
     )
 
 
-def _accuracy_columns(
-    study: Study, made: list[Comparison], setting: str, columns: _Columns
-) -> dict[str, float]:
-    per_variant = study.values("generalization", study.metric, setting)
-    means = {name: stats.mean_ci(ds[study.metric].values) for name, ds in per_variant.items()}
-    cells = {
-        name: Cell(words.percent(ci.estimate), words.interval(ci, words.percent))
-        for name, ci in means.items()
-    }
-    columns.add(words.sentence(study.metric.replace("_", " ")), "% [95 % CI]", cells)
-    for reference in study.references(setting) if per_variant else []:
-        found = {
-            name: difference_to(study, made, setting, name, reference) for name in columns.rows
-        }
-        cells = {name: _difference_cell(one) for name, one in found.items() if one is not None}
-        own = any(one is not None and one.declared for one in found.values())
+def _metric_columns(family: Family, setting: str, columns: _Columns) -> dict[str, float]:
+    """The metric and its differences; returns each row's mean, larger is better."""
+    study = family.study
+    values = family.values.get((setting, study.metric))
+    if values is None:
+        return {}
+    unit = "%" if values.metric.is_share else values.metric.units
+    columns.add(
+        words.sentence(values.metric.name), f"{unit} [95 % CI of this mean]", _mean_cells(values)
+    )
+    for reference in study.references(setting):
+        found = {one.a: one for one in family.to(setting, reference)}
+        cells = {name: difference_cell(one) for name, one in found.items()}
         if cells:
             rows = study.rows_of(setting, reference)
-            cells |= {name: Cell("0", "reference") for name in rows}
-        note = "points [95 % CI], " + ("p after Holm" if own else "p not corrected")
-        columns.add(f"Δ to {study.label(setting, reference)}", note, cells)
-    return {name: ci.estimate for name, ci in means.items()}
+            cells |= {name: Cell("0", "reference") for name in rows if name not in cells}
+            title = f"Δ to {study.label(setting, reference)}"
+            columns.add(title, f"{_unit(values.metric)}, adjusted interval and p", cells)
+    return {row: values.mean(row) for row in columns.rows}
+
+
+def _unit(metric: Metric) -> str:
+    return "points" if metric.is_share else metric.units
 
 
 def _known(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _mean_cell(ci: Interval) -> Cell:
-    note = words.interval(ci) + (f" ({ci.missing} not finite)" if ci.missing else "")
-    return Cell(words.number(ci.estimate), note.strip())
+def _mean_cells(values: Values | None) -> dict[str, Cell]:
+    if values is None:
+        return {}
+    share, cells = values.metric.is_share, {}
+    for row in values.raw:
+        ci = stats.mean_ci(values.plain(row))
+        write = words.percent if share else words.number
+        note = words.interval(ci, write) + _failed(ci)
+        cells[row] = Cell(write(ci.estimate), note.strip())
+    return cells
 
 
-def _difference_cell(one: Comparison) -> Cell:
-    ci = one.paired.difference
-    note = "\n".join(
-        part for part in (words.interval(ci, words.points), words.p_value(one.p)) if part
-    )
+def _failed(ci: Interval) -> str:
+    return f" ({ci.missing} of {ci.n + ci.missing} not finite)" if ci.missing else ""
+
+
+def difference_cell(one: Difference) -> Cell:
+    """A difference with its adjusted interval and p, emphasized where it is resolved."""
+    decision = one.decision
+    lines = [words.effect(one.metric, decision)]
+    if decision.failed:
+        lines.append(f"{words.count(decision.failed, 'run')} failed: not decided")
+    elif decision.equivalent:
+        lines.append(f"{words.p_value(decision.p)}, equal within the margin")
+    else:
+        lines.append(words.p_value(decision.p))
     emphasis = {1: "better", -1: "worse", 0: ""}[one.sign]
-    return Cell(words.points(ci.estimate), note if ci.n else "no common seed", emphasis)
+    note = "\n".join(line for line in lines if line)
+    main = words.plain_difference(one.metric, one.plain).removesuffix(" points")
+    return Cell(main, note if decision.interval.n else "no common seed", emphasis, one.claims)
 
 
-def _flatness_columns(study: Study, setting: str, columns: _Columns) -> None:
-    for measure in MEASURES[:3]:
-        cells = {}
-        for name, per_seed in flatness(study, measure, setting).items():
-            # A trace may be negative where no minimum was reached: no geometric mean then.
-            positive = all(value > 0 for value in per_seed)
-            ci = (stats.geometric_mean_ci if positive else stats.mean_ci)(per_seed)
-            note = words.interval(ci)
-            if note and not positive:
-                note += " arithmetic"
-            if measure.key == "lambda1":
-                note += "\n" + _residual(study, setting, name)
-            cells[name] = Cell(words.number(ci.estimate), note.strip())
-        title = words.sentence(measure.name)
-        if measure.measurement == "sharpness":
+def _flatness_columns(family: Family, setting: str, columns: _Columns) -> None:
+    study = family.study
+    for key in FLATNESS:
+        values = family.values.get((setting, key))
+        if values is None:
+            continue
+        cells = {row: _flatness_cell(family, setting, values, row) for row in values.raw}
+        title = words.sentence(METRICS[key].name)
+        if METRICS[key].measurement == "sharpness":
             title += f" at ρ = {words.trimmed(study.radius)}"
-        columns.add(title, f"nats, BatchNorm {study.mode(measure.measurement)}", cells)
+        mode = study.mode(METRICS[key].measurement)
+        columns.add(title, f"nats, BatchNorm {mode}", cells)
+
+
+def _flatness_cell(family: Family, setting: str, values: Values, row: str) -> Cell:
+    """Mean (geometric where all values have logarithms) and the ratio to the reference."""
+    log = values.metric.scale == "log"
+    ci = (stats.geometric_mean_ci if log else stats.mean_ci)(values.plain(row))
+    lines = [] if log else ["arithmetic mean"]
+    reference = next(iter(family.study.references(setting)), "")
+    partner = family.study.partner(setting, row, reference)
+    one = family.get(setting, row, partner, values.metric.key) if partner else None
+    if one is not None and one.decision.tested:
+        text = words.effect(values.metric, one.decision)
+        lines.append(text.replace(f"{values.metric.what} ×", "ratio"))
+    if values.metric.key == "lambda1":
+        lines.append(_residual(family.study, setting, row))
+    if ci.missing:
+        lines.append(_failed(ci).strip())
+    emphasis = {1: "better", -1: "worse", 0: ""}[one.sign if one else 0]
+    note = "\n".join(line for line in lines if line)
+    return Cell(words.number(ci.estimate), note, emphasis, one.claims if one else ())
 
 
 def _residual(study: Study, setting: str, name: str) -> str:
@@ -295,41 +214,83 @@ def _nominal(ds: xr.Dataset) -> str:
     return ""
 
 
-def _notes(study: Study, made: list[Comparison], setting: str) -> list[str]:
-    notes = []
-    own = [one for one in made if one.setting == setting]
-    family = [one for one in own if one.declared]
-    if family:
-        lost = sum(not math.isfinite(one.paired.p) for one in family)
-        notes.append(
-            f"Differences are paired by seed; p-values are corrected by Holm's method over the "
-            f"{len(family)} comparisons declared in the study file"
-            + (f", of which {lost} could not be made." if lost else ".")
-        )
-    elif own:
-        notes.append(
-            "Exploratory: these comparisons were not declared as primary; p-values are not "
-            "corrected for their number."
-        )
+def _notes(family: Family, setting: str) -> list[str]:
+    study, notes = family.study, []
     counts = {v.ds.sizes["run"] for v in study.variants(setting)}
+    found = [one for (where, *_), one in family.made.items() if where == setting]
+    tested = [one for one in found if one.decision.tested]
     if counts == {1}:
         notes.append("One seed per variant: no interval and no test is possible.")
-    accuracy = study.get("generalization", setting)
-    if accuracy is not None and "test_correct" in accuracy and study.metric == "test_accuracy":
-        examples = accuracy.sizes["example"]
-        mean = float(np.nanmean(accuracy[study.metric].values))
-        error = stats.sampling_error(mean, examples)
-        notes.append(
-            f"The test set has {examples} examples: its choice alone gives one accuracy a standard "
-            f"error of {100 * error:.1f} points, which intervals over seeds do not contain."
-        )
+    elif tested:
+        notes.append(_how_decided(family, tested))
+    if (setting, study.metric) in family.values:
+        notes.append(_margin_note(family, setting))
+    notes += _outlying(family, setting)
     if study.has("top_eigenvalues", setting):
         notes.append(
-            "λ₁, trace and sharpness: geometric mean over seeds with its 95 % interval; ± after λ₁ "
-            "is the largest residual ‖Hv − λv‖. "
-            f"All on the same {_examples(study)} training examples."
+            "λ₁, trace and sharpness: geometric mean over seeds, and below it the ratio to the "
+            "first reference with its adjusted interval; ± after λ₁ is the largest residual "
+            f"‖Hv − λv‖. All on the same {_examples(study)} training examples."
         )
     return notes
+
+
+def _how_decided(family: Family, tested: list[Difference]) -> str:
+    primary, other = family.size
+    methods = list(dict.fromkeys(one.decision.method for one in tested if one.decision.method))
+    how = {
+        "sign flips": "by the largest |t| over all sign flips of whole seeds",
+        "Student": "by Student's law with Šidák's bound, as there are fewer than eight seeds",
+    }
+    smallest = max((one.decision.smallest_p for one in tested), default=math.nan)
+    least = f" No p can be below {words.number(smallest, 2)}." if smallest > 0 else ""
+    return (
+        f"Differences are paired by seed and carry the choice of test examples where those are "
+        f"known. Intervals and p are adjusted for everything this page states: {primary} "
+        f"comparisons of {family.study.metric.replace('_', ' ')} in the first setting and {other} "
+        f"others, {' and '.join(how[name] for name in methods)}; the page as a whole makes a false "
+        f"statement in at most one study of twenty.{least} Effective radius, training loss and "
+        f"other quantities of hypotheses belong to the family too."
+    )
+
+
+def _margin_note(family: Family, setting: str) -> str:
+    study = family.study
+    metric = family.values[setting, study.metric].metric
+    share = study.margin if study.margin is not None else metric.margin
+    size = (
+        f"{100 * share:.3g} % of the {metric.what}"
+        if metric.scale != "linear"
+        else (f"{100 * share:.3g} points" if metric.is_share else f"{share:.3g} {metric.units}")
+    )
+    origin = "declared in the study file" if study.margin is not None else "the default"
+    text = f"As good as: the adjusted interval lies within {size} ({origin})."
+    accuracy = study.get("generalization", setting)
+    if study.metric == "test_accuracy" and accuracy is not None and "test_correct" in accuracy:
+        examples = accuracy.sizes["example"]
+        mean = float(np.nanmean(accuracy.test_accuracy.values))
+        error = stats.sampling_error(mean, examples)
+        relative = 100 * error / max(1 - mean, 0.5 / examples)
+        text += (
+            f" The test set has {examples} examples; their choice alone gives one accuracy a "
+            f"standard error of {100 * error:.1f} points, {relative:.0f} % of the error."
+        )
+    return text
+
+
+def _outlying(family: Family, setting: str) -> list[str]:
+    study, said = family.study, []
+    for key in (study.metric, "train_loss", *FLATNESS):
+        values = family.values.get((setting, key))
+        for row, seed, value in values.outlying() if values else ():
+            said.append(
+                f"{study.label(setting, row)}, seed {seed}: {values.metric.name} "
+                f"{words.value(values.metric, value)}"
+            )
+    if not said:
+        return []
+    shown = "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")
+    return [f"Far from the other runs of their variant and seed, and kept: {shown}."]
 
 
 def _examples(study: Study) -> str:

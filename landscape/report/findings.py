@@ -1,63 +1,62 @@
-"""What the numbers say, in sentences: which variants differ, whether they are flatter, how sure."""
+"""What the numbers say, in sentences; every sentence is made from claims that can be checked."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from landscape import stats
-from landscape.plot.runs import Variant
+from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.report import words
-from landscape.report.evidence import (
-    MEASURES,
-    Comparison,
-    differences_to,
-    flatness,
-    flatness_ratio,
-)
+from landscape.report.family import Claim, Difference, Family
+from landscape.report.rules import COMPATIBLE, CONFOUNDED, CONTRADICTED, SUPPORTED, UNRESOLVED
 from landscape.report.study import Study
 from landscape.report.trainings import trainings
-from landscape.report.verdict import (
-    COMPATIBLE,
-    CONTRADICTED,
-    INCONCLUSIVE,
-    SUPPORTED,
-    Verdict,
-    verdict,
-)
+from landscape.report.verdict import Verdict, verdicts
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A short lead and the sentences that back it, in one setting."""
+    """A short lead and the sentences that back it, in one setting, and what they assert."""
 
     setting: str
     lead: str
     text: str
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The headline, the findings behind it, and the verdicts per measure and setting."""
+    """The headline, the findings behind it, and the verdicts per hypothesis and setting."""
 
     headline: str
     findings: tuple[Finding, ...]
     verdicts: tuple[Verdict, ...]
+    headline_claims: tuple[Claim, ...] = ()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Everything that is asserted."""
+        parts = (*self.findings, *self.verdicts)
+        return (*self.headline_claims, *(claim for one in parts for claim in one.claims))
 
 
-def answer(study: Study, made: list[Comparison]) -> Answer:
+def answer(family: Family) -> Answer:
     """Compute what the report says from the numbers alone."""
+    study = family.study
     findings: list[Finding] = []
-    verdicts: list[Verdict] = []
+    found: list[Verdict] = []
     for setting in study.settings:
         findings += _diverged(study, setting)
-        findings += _who_is_better(study, made, setting)
-        findings += _questions(study, setting)
-        findings += _against_random(study, setting)
-        found = [verdict(study, made, setting, measure) for measure in MEASURES]
-        here = [verdict for verdict in found if verdict is not None]
-        verdicts += here
-        findings += _flatness_finding(study, setting, here)
-        findings += _early_stopping(study, setting)
-    return Answer(_headline(study, made, verdicts), tuple(findings), tuple(verdicts))
+        here = verdicts(family, setting)
+        found += here
+        for reference in study.references(setting):
+            findings += _against_reference(family, setting, reference)
+        findings += _questions(family, setting)
+        findings += _against_random(family, setting)
+        findings += _early_stopping(family, setting)
+        findings += _flatness(family, setting, here)
+    headline, claims = _headline(family, found)
+    return Answer(headline, tuple(findings), tuple(found), claims)
 
 
 def _diverged(study: Study, setting: str) -> list[Finding]:
@@ -71,327 +70,336 @@ def _diverged(study: Study, setting: str) -> list[Finding]:
     return [Finding(setting, lead, text)]
 
 
-def _where(study: Study, setting: str) -> str:
+def _metric(family: Family, setting: str) -> Metric:
+    return family.values[setting, family.study.metric].metric
+
+
+def _where(family: Family, setting: str) -> str:
+    study = family.study
     title = study.title(setting)
     if title and title != setting:
-        return f"with {title}"
-    return "" if setting in ("", "default") else f"in {setting}"
+        return f" with {title}"
+    return "" if setting in ("", "default") else f" in {setting}"
 
 
-def _gain(study: Study, one: Comparison) -> str:
-    ci = one.paired.difference
-    inside = [words.points(ci.estimate)]
-    if ci.known:
-        inside.append(words.interval(ci, words.points))
-    elif ci.n > 1:
-        inside.append("in every seed")
-    return f"{study.label(one.setting, one.variant)} ({' '.join(inside)})"
+def _told(family: Family, one: Difference, *, seen: bool = False) -> str:
+    """A row with its difference: plain, adjusted interval, and what could have been seen."""
+    inside = [words.plain_difference(one.metric, one.plain), words.effect(one.metric, one.decision)]
+    if seen and math.isfinite(one.decision.detectable):
+        inside.append(f"{words.detectable(one.metric, one.decision)} would have been seen")
+    if one.decision.failed:
+        runs = words.count(one.decision.failed, "run")
+        inside.append(f"{runs} failed, so nothing is decided")
+    text = "; ".join(part for part in inside if part)
+    return f"{family.study.label(one.setting, one.a)} ({text})"
 
 
-def _who_is_better(study: Study, made: list[Comparison], setting: str) -> list[Finding]:
-    findings = []
-    for reference in study.references(setting):
-        against = differences_to(study, made, setting, reference)
-        if not against:
-            continue
-        name = study.label(setting, reference)
-        tested = [one for one in against if math.isfinite(one.p)]
-        if not tested:
-            size = max((one.paired.difference.n for one in against), default=0)
-            why = "one seed" if size == 1 else "no common seeds or no spread between them"
-            best = max(against, key=lambda one: _low_if_nan(one.paired.difference.estimate))
-            findings.append(
-                Finding(
-                    setting,
-                    f"No difference to {name} can be tested ({why}).",
-                    f"Largest difference seen, in points: {_gain(study, best)}; without more "
-                    "seeds it cannot be told from chance.",
-                )
-            )
-            continue
-        better = [one for one in against if one.sign > 0]
-        worse = [one for one in against if one.sign < 0]
-        even = [one for one in against if one.sign == 0]
-        how = "after Holm's correction" if tested[0].declared else "(exploratory, p not corrected)"
-        lead = (
-            f"{_many(len(better), len(against))} better than {name} {how}"
-            + (f", {len(worse)} worse" if worse else "")
-            + "."
+def _claims(differences: Iterable[Difference]) -> tuple[Claim, ...]:
+    return tuple(claim for one in differences for claim in one.claims)
+
+
+def _sorted(differences: Iterable[Difference]) -> list[Difference]:
+    def size(one: Difference) -> float:
+        estimate = one.decision.interval.estimate
+        return -estimate if math.isfinite(estimate) else math.inf
+
+    return sorted(differences, key=lambda one: (size(one), one.a))
+
+
+def _grouped(family: Family, metric: Metric, differences: Sequence[Difference]) -> str:
+    """Better, worse, as good and not resolved, each with its numbers."""
+    groups: dict[str, list[str]] = {}
+    for one in _sorted(differences):
+        if one.sign:
+            title = metric.comparative if one.sign > 0 else metric.opposite
+        elif one.decision.equivalent:
+            title = f"equal within {words.margin(metric, one.decision)}"
+        else:
+            title = "not resolved"
+        open_ = title == "not resolved"
+        groups.setdefault(title, []).append(_told(family, one, seen=open_))
+    return " ".join(
+        f"{words.sentence(title)}: {words.listing(told)}." for title, told in groups.items()
+    )
+
+
+def _against_reference(family: Family, setting: str, reference: str) -> list[Finding]:
+    study = family.study
+    against = family.to(setting, reference)
+    if not against:
+        return []
+    metric, name = _metric(family, setting), study.label(setting, reference)
+    counted = family.counted(against)
+    tested = [one for one in against if one.decision.tested]
+    if not tested:
+        size = max((one.decision.interval.n for one in against), default=0)
+        why = "one seed" if size == 1 else "no common seeds or no spread between them"
+        lead = f"No difference to {name} can be tested ({why})."
+        shown = "; ".join(
+            f"{study.label(setting, one.a)} {words.plain_difference(metric, one.plain)}"
+            for one in _sorted(against)
         )
-        parts = []
-        for title, group in (("Better", better), ("Worse", worse), ("Cannot be told apart", even)):
-            ordered = sorted(group, key=lambda one: -_low_if_nan(one.paired.difference.estimate))
-            if ordered:
-                parts.append(f"{title}: {words.listing([_gain(study, one) for one in ordered])}.")
-        findings.append(Finding(setting, lead, " ".join(["Differences in points.", *parts])))
-    return findings
+        return [Finding(setting, lead, f"Seen, and not to be told from chance: {shown}.")]
+    better = [one for one in counted if one.sign > 0]
+    worse = [one for one in counted if one.sign < 0]
+    if better:
+        lead = f"{_many(len(better), len(counted))} {metric.comparative} than {name}"
+    else:
+        lead = f"No variant is resolved to have {_article(metric.comparative)} than {name}"
+    lead += f", {len(worse)} {metric.opposite}." if worse else "."
+    controls = [one for one in against if one not in counted]
+    text = _grouped(family, metric, counted)
+    if controls:
+        text += f" Controls, not counted: {_grouped(family, metric, controls)}"
+    return [Finding(setting, lead, text, _claims(against))]
+
+
+def _article(comparative: str) -> str:
+    return f"a {comparative}"
 
 
 def _many(n: int, total: int) -> str:
-    verb = "is" if n == 1 else "are"
-    if n == 0:
-        return f"None of {words.count(total, 'variant')} is"
     if n == total:
-        return f"All {words.count(total, 'variant')} {verb}" if total > 1 else "The variant is"
-    return f"{n} of {total} variants {verb}"
+        return f"All {total} variants have a" if total > 1 else "The variant has a"
+    return f"{n} of {words.count(total, 'variant')} {'has' if n == 1 else 'have'} a"
 
 
-def _low_if_nan(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
-
-
-def _questions(study: Study, setting: str) -> list[Finding]:
-    """The questions that the study file asks: each pair's difference, all pairs one family."""
+def _questions(family: Family, setting: str) -> list[Finding]:
+    """The questions that the study file asks: each pair's difference, in the family of the page."""
+    study = family.study
     asked = study.comparisons.get("questions") or []
-    per_variant = study.values("generalization", study.metric, setting)
-    if setting != study.comparisons.get("setting") or not per_variant:
+    if setting != study.comparisons.get("setting"):
         return []
-    made = {}
-    rows = {(a, b): study.row_pairs(setting, a, b) for q in asked for a, b in q["pairs"]}
-    for a, b in (pair for pairs in rows.values() for pair in pairs):
-        _, ours, theirs = study.paired(per_variant, a, b, study.metric)
-        made[a, b] = stats.paired(ours, theirs)
-    adjusted = dict(zip(made, stats.holm([pair.p for pair in made.values()]), strict=True))
     findings = []
     for question in asked:
+        pairs = [p for a, b in question["pairs"] for p in study.row_pairs(setting, a, b)]
+        made = [one for a, b in pairs if (one := family.get(setting, a, b)) is not None]
         parts = []
-        for a, b in (pair for x, y in question["pairs"] for pair in rows[x, y]):
-            ci, p = made[a, b].difference, adjusted[a, b]
+        for one in made:
+            names = f"{study.label(setting, one.a)} − {study.label(setting, one.b)}"
+            state = {1: "better", -1: "worse", 0: "not resolved"}[one.sign]
+            state = "equal within the margin" if one.decision.equivalent else state
             parts.append(
-                f"{study.label(setting, a)} − {study.label(setting, b)}: "
-                f"{words.points(ci.estimate, 2)} "
-                + (
-                    words.interval(ci, lambda v: words.points(v, 2))
-                    if ci.known
-                    else "(no interval)"
-                )
-                + (f", {words.p_value(p)}" if math.isfinite(p) else "")
-                + f" (n = {ci.n})"
+                f"{names}: {words.plain_difference(one.metric, one.plain)}, "
+                f"{words.effect(one.metric, one.decision) or 'no interval'}, "
+                f"{words.p_value(one.decision.p)} (n = {one.decision.interval.n}): {state}"
             )
-        how = (
-            f"Points, 95 % intervals, p after Holm over the {words.count(len(made), 'pair')} asked"
-        )
-        findings.append(Finding(setting, question["asked"], f"{how}. {'; '.join(parts)}."))
+        if parts:
+            text = f"Intervals and p adjusted for the whole page. {'; '.join(parts)}."
+            findings.append(Finding(setting, question["asked"], text, _claims(made)))
     return findings
 
 
-def _random_masks(study: Study, setting: str) -> list[Variant]:
-    """The controls that draw their coordinates; the first one is what variants are held against."""
-    return [v for v in study.variants(setting) if study.recipes.get(v.id) == "random_mask"]
+def _to_random(family: Family, setting: str) -> tuple[str, list[Difference]]:
+    """The random mask that variants are held against, and every variant's difference to it."""
+    study = family.study
+    controls = study.control_families(setting, "random_mask")
+    if not controls:
+        return "", []
+    control, found = controls[0], []
+    for row in study.rows(setting):
+        partner = study.partner(setting, row, control)
+        one = family.get(setting, row, partner) if partner else None
+        if one is not None and not study.is_control(row, setting) and study.recipe(row) != "sgd":
+            found.append(one)
+    several = len(controls) > 1
+    label = study.label(setting, control)
+    return f"a random mask ({label})" if several else "a random mask", found
 
 
-def _named(controls: list[Variant]) -> str:
-    """Which random mask, where there are several."""
-    return f"a random mask ({controls[0].label})" if len(controls) > 1 else "a random mask"
-
-
-def _to_random_mask(study: Study, setting: str) -> tuple[list[str], list[str], list[str]]:
-    """Variants not told apart from the random mask, better, and worse, in words."""
-    control = next((v.id for v in _random_masks(study, setting)), None)
-    per_variant = study.values("generalization", study.metric, setting)
-    same, above, below = [], [], []
-    for v in study.variants(setting) if per_variant else []:
-        if control is None or v.id == control or study.recipes.get(v.id) == "sgd":
-            continue
-        _, a, b = study.paired(per_variant, v.id, control, study.metric)
-        ci = stats.paired(a, b).difference
-        group = same if not ci.excludes(0) else (above if ci.estimate > 0 else below)
-        known = words.interval(ci, words.points) or "no interval"
-        group.append(f"{v.label} ({words.points(ci.estimate)} {known})")
-    return same, above, below
-
-
-def _against_random(study: Study, setting: str) -> list[Finding]:
-    """Which variants can be told from a random mask (exploratory)."""
-    same, above, below = _to_random_mask(study, setting)
-    if not (same or above or below):
+def _against_random(family: Family, setting: str) -> list[Finding]:
+    """Which variants can be told from a random mask."""
+    named, made = _to_random(family, setting)
+    tested = [one for one in made if one.decision.tested]
+    if not tested:
         return []
-    total, named = len(same) + len(above) + len(below), _named(_random_masks(study, setting))
+    told = [one for one in tested if one.sign]
     lead = (
-        f"{len(same)} of {total} variants cannot be told from {named}."
-        if same
-        else f"Every variant can be told from {named}."
+        f"{len(told)} of {words.count(len(tested), 'variant')} can be told from {named}."
+        if told
+        else f"No variant can be told from {named}."
     )
-    parts = [
-        f"{title}: {words.listing(group)}."
-        for title, group in (
-            ("Not told apart", same),
-            ("Better than the random mask", above),
-            ("Worse", below),
-        )
-        if group
-    ]
-    return [Finding(setting, lead, " ".join(["Exploratory, 95 % intervals in points.", *parts]))]
+    return [Finding(setting, lead, _grouped(family, _metric(family, setting), made), _claims(made))]
 
 
-def _early_stopping(study: Study, setting: str) -> list[Finding]:
-    """SGD with a shorter schedule: how much of the gain is slower fitting?"""
+def _early_stopping(family: Family, setting: str) -> list[Finding]:
+    """SGD with a shorter schedule beside the references: how much of a gain is slower fitting?"""
+    study = family.study
+    early = next(iter(study.controls(setting, "sgd")), None)
     references = study.references(setting)
-    base = next((name for name in references if study.recipes.get(name) == "sgd"), None)
-    early = next(
-        (
-            v.id
-            for v in study.variants(setting)
-            if study.recipes.get(v.id) == "sgd" and v.id != base and v.id not in references
-        ),
-        None,
-    )
-    per_variant = study.values("generalization", study.metric, setting)
-    if base is None or early is None or early not in per_variant:
+    if early is None or not references:
         return []
-    losses = study.values("generalization", "train_loss", setting)
-
-    def loss(name: str) -> str:
-        if name not in losses:
-            return "unknown"
-        return words.number(stats.mean_ci(losses[name].train_loss.values).estimate)
-
+    partners = [study.partner(setting, early, name) for name in references]
+    made = [one for ref in partners if ref and (one := family.get(setting, early, ref)) is not None]
+    tested = [one for one in made if one.decision.tested]
+    if not tested:
+        return []
     label = study.label(setting, early)
-    gain = stats.paired(*study.paired(per_variant, early, base, study.metric)[1:]).difference
-    text = (
-        f"{label}: {words.points(gain.estimate)} points to {study.label(setting, base)} "
-        f"{words.interval(gain, words.points)} at a training loss of {loss(early)} (SGD "
-        f"{loss(base)}"
-    )
-    sam = next((name for name in references if study.recipes.get(name) == "sam"), None)
-    if sam is None:
-        return [Finding(setting, "A control: SGD with a shorter schedule.", text + ").")]
-    rest = stats.paired(*study.paired(per_variant, sam, early, study.metric)[1:]).difference
-    text += (
-        f", SAM {loss(sam)}). SAM is {words.points(rest.estimate)} points above it "
-        f"{words.interval(rest, words.points)}."
-    )
-    lead = _early_lead(gain, rest, label)
-    return [Finding(setting, lead, text)]
-
-
-def _early_lead(gain: stats.Interval, rest: stats.Interval, label: str) -> str:
-    helps = gain.excludes(0) and gain.estimate > 0
-    remains = rest.excludes(0) and rest.estimate > 0
-    if helps and remains:
-        return f"{label} recovers part of SAM's gain, not all of it."
-    if helps:
-        return f"{label} does as well as SAM within the intervals: slower fitting may explain it."
-    if remains:
-        return f"Stopping SGD early does not reproduce SAM's gain ({label} is the control)."
-    return f"The control {label} decides nothing: the intervals are too wide."
-
-
-def _flatness_finding(study: Study, setting: str, verdicts: list[Verdict]) -> list[Finding]:
-    if not verdicts:
-        return []
-    by_word: dict[str, list[str]] = {}
-    for one in verdicts:
-        by_word.setdefault(one.word, []).append(one.measure)
-    said = [f"{word} by {words.listing(names)}" for word, names in by_word.items()]
-    if len(by_word) == 1:
-        lead = f"“Better because flatter” is {next(iter(by_word))} by every measure."
-    else:
-        lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
-    ratios = _ratio_words(study, setting)
-    return [Finding(setting, lead, ratios)]
-
-
-def _ratio_words(study: Study, setting: str) -> str:
-    """Ratios of lambda_1 and Gaussian sharpness to the reference, smallest first."""
-    base = study.references(setting)[0]
+    to_base = next((one for one in tested if one.b == partners[0]), None)
+    to_other = next((one for one in tested if one.b != partners[0]), None)
+    lead = _early_lead(family, label, to_base, to_other)
     parts = []
-    for measure in (MEASURES[0], MEASURES[2]):
-        values = flatness(study, measure, setting)
-        found = {
-            name: flatness_ratio(study, measure, setting, name, base)
-            for name in values
-            if name not in study.rows_of(setting, base)
-        }
-        ordered = sorted(
-            (item for item in found.items() if item[1].n), key=lambda item: item[1].estimate
+    for one in tested:
+        parts.append(
+            f"to {study.label(setting, one.b)} {words.plain_difference(one.metric, one.plain)}; "
+            f"{words.effect(one.metric, one.decision)}"
         )
-        if not ordered:
-            continue
-        (low, first), (high, last) = ordered[0], ordered[-1]
-        text = f"{study.label(setting, low)} {words.number(first.estimate, 2)}"
-        if first.known:
-            text += f" {words.interval(first, lambda value: words.number(value, 2))}"
-        if high != low:
-            text += f" to {study.label(setting, high)} {words.number(last.estimate, 2)}"
-            if last.known:
-                text += f" {words.interval(last, lambda value: words.number(value, 2))}"
-        parts.append(f"{measure.name}: {text}")
-    if not parts:
-        return ""
-    name = study.label(setting, base)
-    text = words.sentence("; ".join(parts))
-    intervals = ", 95 % intervals" if "[" in text else ""
-    return f"Ratio to {name}, below 1 is flatter{intervals}. {text}."
+    losses = family.values.get((setting, "train_loss"))
+    text = f"{label}, a control: {words.listing(parts)}."
+    if losses is not None:
+        shown = [
+            f"{study.label(setting, row)} {words.number(stats.mean_ci(losses.plain(row)).estimate)}"
+            for row in (early, *(row for row in partners if row))
+        ]
+        text += f" Training loss: {words.listing(shown)}; this decides only where it is equal."
+    return [Finding(setting, lead, text, _claims(tested))]
 
 
-def _headline(study: Study, made: list[Comparison], verdicts: list[Verdict]) -> str:
-    setting = study.settings[0]
+def _early_lead(
+    family: Family, label: str, to_base: Difference | None, to_other: Difference | None
+) -> str:
+    if to_other is not None:
+        other = family.study.label(to_other.setting, to_other.b)
+        if to_other.decision.equivalent:
+            return f"{label} does as well as {other} within the margin."
+        if to_other.sign < 0:
+            better = to_base is not None and to_base.sign > 0
+            also = " and does better than the first reference" if better else ""
+            return f"{label} does not do as well as {other}{also}."
+        if to_other.sign > 0:
+            return f"{label} does better than {other}."
+    if to_base is not None and to_base.sign:
+        base = family.study.label(to_base.setting, to_base.b)
+        how = "better" if to_base.sign > 0 else "worse"
+        rest = "" if to_other is None else "; its difference to the other reference is not resolved"
+        return f"{label} does {how} than {base}{rest}."
+    return f"Whether {label} does as well is not resolved."
+
+
+def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Finding]:
+    here = [one for one in found if one.key.startswith("flatter_")]
+    if not here:
+        return []
+    groups: dict[str, list[str]] = {}
+    for one in here:
+        groups.setdefault(one.word, []).append(METRICS[one.key.removeprefix("flatter_")].name)
+    if len(groups) == 1:
+        lead = f"“Better because flatter” is {next(iter(groups))} by every measure."
+    else:
+        said = [f"{word} by {words.listing(names)}" for word, names in groups.items()]
+        lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
+    text, claims = _ratios(family, setting)
+    return [Finding(setting, lead, text, claims)]
+
+
+def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
+    """Which rows are resolved flatter and sharper than the first reference, by each measure."""
+    study = family.study
     references = study.references(setting)
-    where = _where(study, setting)
-    against = differences_to(study, made, setting, references[0]) if references else []
+    parts, claims = [], []
+    for key in FLATNESS:
+        made = [one for one in family.to(setting, references[0], key) if one.decision.tested]
+        if not made:
+            continue
+        claims += _claims(made)
+        sides = []
+        for sign, title in ((1, "flatter"), (-1, "sharper")):
+            group = _sorted(one for one in made if one.sign == sign)
+            shown = [
+                f"{study.label(setting, one.a)} "
+                f"{words.effect(one.metric, one.decision).removeprefix(f'{one.metric.what} × ')}"
+                for one in group
+            ]
+            if shown:
+                sides.append(f"{title} {words.listing(shown)}")
+        open_ = sum(one.sign == 0 for one in made)
+        if open_:
+            sides.append(f"{open_} not resolved")
+        parts.append(f"{words.sentence(made[0].metric.name)}: {', '.join(sides)}")
+    if not parts:
+        return "", ()
+    name = study.label(setting, references[0])
+    text = f"Ratios to {name} with adjusted intervals, controls included. {'. '.join(parts)}."
+    return text, tuple(claims)
+
+
+def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Claim, ...]]:
+    study = family.study
+    setting = study.settings[0]
+    where = _where(family, setting)
+    references = study.references(setting)
+    against = family.to(setting, references[0]) if references else []
     if not against:
-        total = len(study.variants(setting))
-        what = "no accuracy was measured" if total > 1 else "there is nothing to compare it with"
-        return f"{words.count(total, 'variant')} measured {where}".rstrip() + f": {what}."
-    reference = study.label(setting, references[0])
-    where = f" {where}" if where else ""
-    better = [one for one in against if one.sign > 0]
-    if all(math.isnan(one.p) for one in against):
-        return (
-            f"One seed per variant cannot say which is better{where}; what follows is description."
-            if max(one.paired.difference.n for one in against) == 1
-            else f"No difference to {reference}{where} can be tested."
-        )
-    how = "generalizes" if len(better) == 1 else "generalize"
-    who = (
-        f"No variant generalizes detectably better than {reference}{where}"
-        if not better
-        else f"{_share(len(better), len(against))} {how} better than {reference}{where}"
-    )
-    verdict = _headline_flatness([v for v in verdicts if v.setting == setting], bool(better))
-    return f"{who}{_headline_control(study, setting, bool(better))}{verdict}"
+        total = len(study.rows(setting))
+        measured = (setting, study.metric) in family.values
+        what = "there is nothing to compare it with" if total == 1 else "nothing could be compared"
+        what = what if measured or total == 1 else "no accuracy was measured"
+        return f"{words.count(total, 'variant')} measured{where}: {what}.", ()
+    metric, name = _metric(family, setting), study.label(setting, references[0])
+    counted = family.counted(against) or against
+    if not any(one.decision.tested for one in counted):
+        if max(one.decision.interval.n for one in counted) == 1:
+            return (
+                f"One seed per variant cannot say which is better{where}; what follows is "
+                "description."
+            ), ()
+        return f"No difference to {name}{where} can be tested.", ()
+    better = [one for one in counted if one.sign > 0]
+    claims = list(_claims(better))
+    if better:
+        text = f"{_many(len(better), len(counted))} {metric.comparative} than {name}{where}"
+    else:
+        text = f"No variant is resolved to have a {metric.comparative} than {name}{where}"
+        text += _could_have_seen(metric, counted)
+    random_text, random_claims = _headline_random(family, setting, better)
+    text += random_text + _headline_flatness(found, setting)
+    if not metric.held_out:
+        text += f" Nothing is said on generalization: {metric.name} is not about held-out data."
+    return text, (*claims, *random_claims)
 
 
-def _headline_control(study: Study, setting: str, any_better: bool) -> str:
-    """Said first of all where a gain is not due to the choice of coordinates."""
-    same, above, below = _to_random_mask(study, setting)
-    if not any_better or not same:
+def _could_have_seen(metric: Metric, counted: Sequence[Difference]) -> str:
+    """The smallest difference that this study could have seen, of the variant it saw best."""
+    sizes = [one.decision for one in counted if math.isfinite(one.decision.detectable)]
+    if not sizes:
         return ""
-    named = _named(_random_masks(study, setting))
+    least = min(sizes, key=lambda d: d.detectable)
+    return f" ({words.detectable(metric, least)} at best would have been seen)"
+
+
+def _headline_random(
+    family: Family, setting: str, better: Sequence[Difference]
+) -> tuple[str, tuple[Claim, ...]]:
+    """Said first of all where a gain is not resolved to be due to the choice of coordinates."""
+    named, made = _to_random(family, setting)
+    rows = {one.a for one in better}
+    made = [one for one in made if one.a in rows]
+    above = [one for one in made if one.sign > 0]
+    if not made or len(above) == len(made):
+        return "", _claims(above)
     if not above:
-        return f", but none of them detectably better than {named}"
-    even = len(same) + len(below)
-    return f", but {even} of {even + len(above)} not detectably better than {named}"
+        return f", but none of them is resolved to do better than {named}", ()
+    open_ = len(made) - len(above)
+    return f", but {open_} of {len(made)} not resolved to do better than {named}", ()
 
 
-def _share(n: int, total: int) -> str:
-    if n == total:
-        return f"All {words.count(total, 'variant')}" if total > 1 else "The variant"
-    return f"{n} of {words.count(total, 'variant')}"
-
-
-def _headline_flatness(verdicts: list[Verdict], any_better: bool) -> str:
-    found = {verdict.word for verdict in verdicts}
-    if not found:
+def _headline_flatness(found: Sequence[Verdict], setting: str) -> str:
+    here = [v for v in found if v.setting == setting and v.key.startswith("flatter_")]
+    if not here:
         return "; flatness was not measured."
-    if found == {SUPPORTED}:
-        return ", and by every measure the better ones are the flatter ones."
-    if found <= {SUPPORTED, COMPATIBLE}:
-        return (
-            ". The better ones are also flatter: flatness may be the reason, but that is not shown."
-        )
-    if found == {CONTRADICTED}:
-        return (
-            ", but not because they are flatter: every measure contradicts that."
-            if any_better
-            else ", although some are flatter by every measure."
-        )
-    if found == {INCONCLUSIVE}:
-        return "; whether flatness matters here is inconclusive."
-    if not any_better:
-        return ", although some are flatter."
-    against = [v.measure for v in verdicts if v.word == CONTRADICTED]
-    if against:
-        return f"; flatness does not explain it by {words.listing(against)}."
-    return "; whether they are better because they are flatter depends on the measure."
+    by_word: dict[str, list[str]] = {}
+    for one in here:
+        by_word.setdefault(one.word, []).append(METRICS[one.key.removeprefix("flatter_")].name)
+    texts = {
+        SUPPORTED: "“better because flatter” is supported",
+        COMPATIBLE: "“better because flatter” is compatible with this and not shown",
+        CONFOUNDED: "“better because flatter” is confounded",
+        CONTRADICTED: "“better because flatter” is contradicted",
+        UNRESOLVED: "whether flatness matters is not resolved",
+    }
+    if len(by_word) == 1:
+        word = next(iter(by_word))
+        every = f" by every measure ({len(here)})" if len(here) > 1 else f" by {by_word[word][0]}"
+        return f"; {texts[word]}{'' if word == UNRESOLVED else every}."
+    parts = [f"{texts[word]} by {words.listing(names)}" for word, names in by_word.items()]
+    return f"; {words.listing(parts)}."

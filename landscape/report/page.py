@@ -15,9 +15,11 @@ from landscape.plot import interactive
 from landscape.report import words
 from landscape.report.axes import axis_tables
 from landscape.report.crosscheck import crosscheck
-from landscape.report.evidence import comparisons, table
+from landscape.report.evidence import table
+from landscape.report.family import Family
 from landscape.report.findings import answer
 from landscape.report.paper import Choice, Selected, measured, save, select
+from landscape.report.rules import RULES
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings
 from landscape.storage import StudyFolder, slug, write_text
@@ -41,18 +43,24 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     beside it (png is what the Markdown twin shows).
     """
     study = Study.read(folder)
+    family = Family.of(study)
     choice = Choice(formats=formats)
-    sections = list(select(study, choice))
+    sections = list(select(study, choice, family))
     for shown in (figure for section in sections for figure in section.figures):
         list(save(shown, folder.figures, choice))
-    made = comparisons(study)
+    said = answer(family)
+    for verdict in said.verdicts:
+        if verdict.experiment is not None and verdict.experiment.text:
+            path = folder.root / "next" / f"{verdict.experiment.name}.toml"
+            write_text(path, verdict.experiment.text)
     context = {
         "study": study,
         "resolved": study.resolved,
         "name": study.resolved.get("name") or folder.root.name,
         "question": study.resolved.get("question") or "What do these models do differently?",
-        "answer": answer(study, made),
-        "tables": [table(study, made, setting) for setting in study.settings],
+        "answer": said,
+        "tables": [table(family, setting) for setting in study.settings],
+        "rules": RULES,
         "axes": axis_tables(study),
         "trainings": trainings(study),
         "sections": sections,

@@ -10,6 +10,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import interactive, runs, static, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
+from landscape.report.family import Family
 from landscape.report.latex import escape
 from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
@@ -55,12 +56,17 @@ class Choice:
     dpi: int = 200
 
 
-def select(study: Study, choice: Choice) -> Iterator[Section]:
-    """Sections with the figures that the study has data for; unknown names are refused."""
+def select(study: Study, choice: Choice, family: Family | None = None) -> Iterator[Section]:
+    """Sections with the figures that the study has data for; unknown names are refused.
+
+    family: the study's differences, if they were decided already. Figures of some of the variants
+    show the decisions of the whole study: leaving out a variant does not change what was tested.
+    """
     _check(study, choice)
+    family = Family.of(study) if family is None else family
     for title, entries in SECTIONS:
         chosen = [e for e in entries if not choice.only or e.figure in choice.only]
-        found = tuple(_figures(study, chosen, choice))
+        found = tuple(_figures(study, chosen, choice, family))
         if found:
             yield Section(title, found)
 
@@ -88,12 +94,14 @@ def _check(study: Study, choice: Choice) -> None:
         raise LandscapeError(f"dpi={choice.dpi} asked; give 30 to 1200.")
 
 
-def _figures(study: Study, entries: Sequence[Entry], choice: Choice) -> Iterator[Selected]:
+def _figures(
+    study: Study, entries: Sequence[Entry], choice: Choice, family: Family
+) -> Iterator[Selected]:
     left_out = [v for v in study.recipes if choice.variants and v not in choice.variants]
     part = study.of_variants(choice.variants) if choice.variants else study
     for setting in [choice.setting] if choice.setting else study.settings:
         for entry in entries:
-            drawing = entry.draw(part, setting)
+            drawing = entry.draw(part, setting, family)
             if drawing is None or not any(panel.marks for panel in drawing.panels):
                 continue
             if choice.highlight:

@@ -8,7 +8,9 @@ import xarray as xr
 
 from landscape.plot import figures
 from landscape.plot.drawing import Drawing
+from landscape.report.family import Family
 from landscape.report.study import Study
+from landscape.stats import Decision
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Entry:
 
     Without the first `needed` of them there is no figure (default: all); the others may be missing.
     Neither is there one where the first lacks one of `variables`, which older results do not have.
-    Its keywords `setting`, `references`, `reference` and `metric` are filled in from the study.
+    Its keywords `setting`, `references`, `reference` and `metric` are filled in from the study, and
+    `decided` with the page's decisions on the metric, so that figure and page cannot disagree.
     """
 
     figure: str
@@ -30,7 +33,7 @@ class Entry:
         """Names of the arguments; the figure's own name unless given."""
         return self.data or (self.figure,)
 
-    def draw(self, study: Study, setting: str) -> Drawing | None:
+    def draw(self, study: Study, setting: str, family: Family) -> Drawing | None:
         """The figure in one setting, None where a measurement that it needs was not made."""
         names = self.measurements
         needed = names if self.needed is None else names[: self.needed]
@@ -51,8 +54,16 @@ class Entry:
             "references": references,
             "reference": next(iter(references), "sgd"),
             "metric": study.metric,
+            "decided": _decided(family, setting),
         }
         return make(*found, **{key: keywords[key] for key in keywords if key in accepted})
+
+
+def _decided(family: Family, setting: str) -> dict[tuple[str, str], Decision]:
+    """(row, reference) -> what the page decided on the compared metric."""
+    study = family.study
+    found = (one for ref in study.references(setting) for one in family.to(setting, ref))
+    return {(one.a, one.b): one.decision for one in found}
 
 
 SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (

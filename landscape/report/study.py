@@ -84,6 +84,30 @@ class Study:
         found = {str(v) for ds in self.data.values() for v in ds.variant.values}
         return {v: str((known.get(v) or {}).get("recipe", v)) for v in [*known, *sorted(found)]}
 
+    def recipe(self, row: str) -> str:
+        """Recipe of a row; "" where it is not known."""
+        return self.recipes.get(row, "")
+
+    def is_control(self, row: str, setting: str) -> bool:
+        """Whether a row is there to be compared with: masks at random or by |g|, SGD stopped early.
+
+        Controls are never counted among the variants.
+        """
+        if self.recipe(row) in ("random_mask", "topk_gradient"):
+            return True
+        named = (self.rows_of(setting, name) for name in self.references(setting))
+        return self.recipe(row) == "sgd" and all(row not in rows for rows in named)
+
+    def controls(self, setting: str, recipe: str) -> list[str]:
+        """Rows that are controls by one recipe."""
+        rows = [v.id for v in self.variants(setting)]
+        return [r for r in rows if self.recipe(r) == recipe and self.is_control(r, setting)]
+
+    def control_families(self, setting: str, recipe: str) -> list[str]:
+        """Variants of the file whose rows are controls by one recipe."""
+        rows = set(self.controls(setting, recipe))
+        return list(dict.fromkeys(v.family or v.id for v in self.variants(setting) if v.id in rows))
+
     def title(self, setting: str) -> str:
         """The words for a setting."""
         return str(((self.resolved.get("settings") or {}).get(setting) or {}).get("title", setting))
@@ -125,6 +149,14 @@ class Study:
             return words.count(have, "seed")
         return f"{have} of {len(here)} seeds" + (f", {lost} diverged" if lost else "")
 
+    def diverged(self, setting: str, name: str) -> list[int]:
+        """Seeds of a row whose training diverged: they are counted, and are no evidence."""
+        ds = self.trainings
+        if ds is None:
+            return []
+        here = (ds.setting.values == setting) & (ds.variant.values == name)
+        return [int(seed) for seed in ds.seed.values[here & (ds.status.values == "diverged")]]
+
     def rows_of(self, setting: str, name: str) -> list[str]:
         """The row called so, or the rows of the variant called so."""
         found = self.variants(setting)
@@ -157,13 +189,32 @@ class Study:
                 declared += [v.family or v.id for v in rows if self.recipes.get(v.id) == recipe][:1]
         return [name for name in declared if name in present] or present[:1]
 
+    def rows(self, setting: str) -> list[str]:
+        """Rows of a setting by name."""
+        return [v.id for v in self.variants(setting)]
+
+    @property
+    def margin(self) -> float | None:
+        """The margin declared for the metric; None for the metric's own."""
+        declared = self.comparisons.get("margin")
+        return None if declared is None else float(declared)
+
     def values(self, name: str, variable: str, setting: str, **at: float) -> dict[str, xr.Dataset]:
         """Variant id to a dataset with `variable` along `run`, at the given coordinates."""
-        ds = self.get(name, setting)
-        if ds is None or variable not in ds:
-            return {}
-        picked = ds[[variable]].sel({k: v for k, v in at.items() if k in ds.dims}, method="nearest")
-        return {v.id: v.ds for v in runs.variants(picked)}
+        key = (name, variable, setting, tuple(sorted(at.items())))
+        if key not in self._picked:
+            ds = self.get(name, setting)
+            if ds is None or variable not in ds:
+                return {}
+            here = {k: v for k, v in at.items() if k in ds.dims}
+            picked = ds[[variable]].sel(here, method="nearest")
+            self._picked[key] = {v.id: v.ds for v in runs.variants(picked)}
+        return self._picked[key]
+
+    @cached_property
+    def _picked(self) -> dict[tuple[Any, ...], dict[str, xr.Dataset]]:
+        """What `values` has picked already: a page asks for the same many times."""
+        return {}
 
     @cached_property
     def radius(self) -> float:

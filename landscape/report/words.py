@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from landscape.stats import Interval
+from landscape.metrics import Metric
+from landscape.stats import Decision, Interval
 
 MISSING = "–"
 
@@ -69,3 +70,74 @@ def count(n: int, noun: str, plural: str = "") -> str:
 def sentence(text: str) -> str:
     """First letter upper-case, but λ stays λ."""
     return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
+def value(metric: Metric, number_: float, decimals: int = 1) -> str:
+    """A value of a quantity: shares in per cent."""
+    return percent(number_, decimals) if metric.is_share else number(number_)
+
+
+def plain_difference(metric: Metric, difference: float) -> str:
+    """A difference in the quantity's own unit: +2.1 points, −0.034 nats."""
+    if not math.isfinite(difference):
+        return MISSING
+    if metric.is_share:
+        return f"{points(difference)} points"
+    text = number(difference)
+    sign = "+" if difference > 0 else ""
+    return f"{sign}{text} {metric.units}".rstrip()
+
+
+def factor(metric: Metric, scaled: float) -> str:
+    """A difference on the scale of comparison as a factor: 0.55 of the error."""
+    return number(metric.factor(scaled), 2) if math.isfinite(scaled) else "∞"
+
+
+def effect(metric: Metric, decision: Decision) -> str:
+    """The estimate with its adjusted interval: "error × 0.55 [0.42, 0.71]".
+
+    On a linear scale the interval is that of the difference itself.
+    """
+    ci = decision.interval
+    if not math.isfinite(ci.estimate):
+        return ""
+    if metric.scale == "linear":
+        turned = sorted(metric.better * end for end in (ci.low, ci.high))
+        write = points if metric.is_share else number
+        return f"[{write(turned[0])}, {write(turned[1])}]" if ci.known else ""
+    low, high = sorted(_ends(metric, ci))
+    inside = f" [{_bound(low)}, {_bound(high)}]" if not math.isnan(low) else ""
+    return f"{metric.what} × {factor(metric, ci.estimate)}{inside}"
+
+
+def _ends(metric: Metric, ci: Interval) -> tuple[float, float]:
+    ends = []
+    for end in (ci.low, ci.high):
+        try:
+            ends.append(metric.factor(end))
+        except OverflowError:
+            ends.append(math.inf)
+    return ends[0], ends[1]
+
+
+def _bound(end: float) -> str:
+    return "∞" if end > 1e6 else number(end, 2)
+
+
+def detectable(metric: Metric, decision: Decision) -> str:
+    """The smallest difference that would have been seen, four times in five."""
+    size = decision.detectable
+    if not math.isfinite(size):
+        return "nothing could have been seen"
+    if metric.scale == "linear":
+        return points(size).lstrip("+") + " points" if metric.is_share else number(size, 2)
+    return f"{metric.what} × {factor(metric, size)}"
+
+
+def margin(metric: Metric, decision: Decision) -> str:
+    """The margin in words: 10 % of the error."""
+    if metric.scale == "linear":
+        size = decision.margin
+        return f"{percent(size)} points" if metric.is_share else number(size)
+    share = 100 * (1 - math.exp(-decision.margin))
+    return f"{share:.3g} % of the {metric.what}"

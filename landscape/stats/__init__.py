@@ -6,7 +6,7 @@ in `missing`; an estimate from one value has no interval (`low` and `high` are N
 
 from landscape.stats.axes import QUANTITIES, Choice, along_axis, axes_of, choose
 from landscape.stats.densities import broaden
-from landscape.stats.dose import Association, dose_response
+from landscape.stats.dose import SMALLEST_DF, Association, dose_response, partial_correlation
 from landscape.stats.family import Contrast, Decision, simultaneous
 from landscape.stats.intervals import (
     LEVEL,
@@ -26,6 +26,7 @@ from landscape.streams import holm
 __all__ = [
     "LEVEL",
     "QUANTITIES",
+    "SMALLEST_DF",
     "SMALLEST_WILCOXON",
     "Association",
     "Choice",
@@ -45,6 +46,7 @@ __all__ = [
     "kendall",
     "mean_ci",
     "paired",
+    "partial_correlation",
     "partial_kendall",
     "sampling_error",
     "simultaneous",

@@ -62,21 +62,27 @@ def dose_response(
     return [found[row] for row in range(len(x))]
 
 
+def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
+    """Correlation of what covariates leave of x and y; NaN with too few complete variants."""
+    z = np.zeros((0, np.size(y))) if given is None else np.atleast_2d(np.asarray(given, float))
+    table = np.vstack([np.asarray(x, float), np.asarray(y, float), z])
+    a, b, *rest = table[:, np.isfinite(table).all(0)]
+    return _plain(np.array([a]), b, np.array(rest).reshape(len(rest), b.size))[0]
+
+
 def _together(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[Association]:
     n = y.size
-    # Constant covariates (no variant differs in them) condition on nothing.
-    z = z[np.ptp(z, axis=1) > 1e-12 * np.abs(z).max(1, initial=0)] if n and len(z) else z
+    z = _informative(z)
     df = n - 2 - len(z)
     if df < SMALLEST_DF:
         return [Association(math.nan, math.nan, n, max(df, 0)) for _ in x]
     order = np.lexsort((*np.sort(x, axis=0), *z, y))
     x, y, z = x[:, order], y[order], z[:, order]
-    basis, _ = np.linalg.qr(np.vstack([np.ones(n), _standard(z)]).T)
-    rest = np.eye(n) - basis @ basis.T
+    rest = _residual_maker(z, n)
     doses, left = _unit(x @ rest), y @ rest
-    if float(left @ left) <= 1e-20 * max(float(y @ y), 1e-300):
+    r = _plain(x, y, z)
+    if not np.isfinite(r).any():
         return [Association(math.nan, math.nan, n, df) for _ in x]
-    r = doses @ _unit(left[None])[0]
     rng = np.random.default_rng(19830292)
     permuted = left[rng.permuted(np.tile(np.arange(n), (_DRAWS, 1)), axis=1)]
     largest = (_unit(permuted @ rest) @ doses.T).max(1)
@@ -85,6 +91,30 @@ def _together(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[Association]:
         Association(float(a), float(b) if math.isfinite(a) else math.nan, n, df)
         for a, b in zip(r, p, strict=True)
     ]
+
+
+def _plain(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Partial correlation of each dose; NaN where nothing of it or of the response is left."""
+    z = _informative(z)
+    n = y.size
+    if n - 2 - len(z) < 1:
+        return np.full(len(x), np.nan)
+    rest = _residual_maker(z, n)
+    left, doses = y @ rest, x @ rest
+    gone = np.linalg.norm(doses, axis=1) <= 1e-10 * np.linalg.norm(x - x.mean(1)[:, None], axis=1)
+    if float(left @ left) <= 1e-20 * max(float(y @ y), 1e-300):
+        return np.full(len(x), np.nan)
+    return np.where(gone, np.nan, _unit(doses) @ _unit(left[None])[0])
+
+
+def _informative(z: np.ndarray) -> np.ndarray:
+    """Covariates in which variants differ: a constant one conditions on nothing."""
+    return z[np.ptp(z, axis=1) > 1e-12 * np.abs(z).max(1, initial=0)] if z.size else z[:0]
+
+
+def _residual_maker(z: np.ndarray, n: int) -> np.ndarray:
+    basis, _ = np.linalg.qr(np.vstack([np.ones(n), _standard(z)]).T)
+    return np.eye(n) - basis @ basis.T
 
 
 def _standard(rows: np.ndarray) -> np.ndarray:

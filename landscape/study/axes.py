@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from landscape import toml
 from landscape.errors import LandscapeError
-from landscape.study import toml
 from landscape.study.spec import Run, Study
 
 LETTERS = {"rho": "ρ", "alpha": "α", "beta": "β"}

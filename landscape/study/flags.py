@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from landscape import toml
 from landscape.errors import LandscapeError
-from landscape.study import toml
 from landscape.study.code import is_callable_name
 
 

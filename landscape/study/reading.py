@@ -12,8 +12,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from landscape import toml
 from landscape.errors import LandscapeError
-from landscape.study import axes, code, possible, toml
+from landscape.study import axes, code, possible
 from landscape.study.spec import (
     METRICS,
     Comparisons,

@@ -1,7 +1,6 @@
 """The report says what the numbers say, on made-up studies whose truth is known."""
 
 import json
-import math
 import re
 from dataclasses import replace
 
@@ -12,10 +11,11 @@ from landscape import report, results, stats, storage
 from landscape.errors import LandscapeError
 from landscape.report import words
 from landscape.report.crosscheck import crosscheck
-from landscape.report.evidence import comparisons, difference, table
+from landscape.report.evidence import table
+from landscape.report.family import Family
 from landscape.report.findings import answer
+from landscape.report.rules import COMPATIBLE, CONTRADICTED, SUPPORTED, UNRESOLVED
 from landscape.report.study import Study
-from landscape.report.verdict import COMPATIBLE, CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from tests.fixtures_results import STORY, write_study
 
 FEW = ("sgd", "sam", "zsharp", "random_mask")
@@ -35,80 +35,92 @@ def whole(tmp_path_factory):
     return read(write_study(tmp_path_factory.mktemp("whole")))
 
 
-def test_holm_runs_over_exactly_the_declared_family(whole):
-    made = comparisons(whole)
-    declared = [one for one in made if one.declared]
-    # 11 variants against SGD and 10 more against SAM: SAM against SGD is one comparison.
-    assert len(declared) == 21
-    assert {one.setting for one in declared} == {"noisy"}
-    np.testing.assert_allclose(
-        [one.p_holm for one in declared], stats.holm([one.paired.p for one in declared])
-    )
-    assert all(math.isnan(one.p_holm) for one in made if not one.declared)
+@pytest.fixture(scope="module")
+def decided(whole):
+    return Family.of(whole)
 
 
-def test_a_comparison_turned_round_changes_its_sign(whole):
-    made = comparisons(whole)
-    there = difference(made, "noisy", "sam", "sgd")
-    back = difference(made, "noisy", "sgd", "sam")
-    assert back.paired.difference.estimate == -there.paired.difference.estimate
-    assert back.paired.difference.low == -there.paired.difference.high
-    assert back.p_holm == there.p_holm
+def test_the_primary_family_is_what_was_declared(decided):
+    primary = {(one.a, one.b) for one in decided.made.values() if one.primary}
+    # 11 variants against SGD, 10 more against SAM (SAM against SGD is one comparison), and those
+    # against the two controls that are not there yet: 9 against the random mask, 8 against early.
+    assert len([pair for pair in primary if pair[1] in ("sgd", "sam")]) == 21
+    assert all(one.setting == "noisy" for one in decided.made.values() if one.primary)
+    assert all(one.metric.key == "test_accuracy" for one in decided.made.values() if one.primary)
+    kinds = {one.metric.key for one in decided.made.values()}
+    assert {"lambda1", "trace", "gaussian", "worst", "rho_eff", "train_loss"} <= kinds
+
+
+def test_everything_that_is_claimed_was_decided_in_one_family(whole, decided):
+    """No claim of page or table about two variants stands outside of the family."""
+    said = answer(decided)
+    tables = [table(decided, setting).claims for setting in whole.settings]
+    pairs = [c for c in (*said.claims, *(c for t in tables for c in t)) if c.other]
+    assert len(pairs) > 50
+    for claim in pairs:
+        one = decided.get(claim.setting, claim.subject, claim.other, claim.quantity)
+        assert one is not None
+        assert claim.kind == "within" or one.sign > 0
+
+
+def test_a_comparison_turned_round_changes_its_sign(decided):
+    there = decided.get("noisy", "sam", "sgd")
+    back = decided.get("noisy", "sgd", "sam")
+    assert back.decision.interval.estimate == -there.decision.interval.estimate
+    assert back.decision.interval.low == -there.decision.interval.high
+    assert (back.decision.p, back.plain) == (there.decision.p, -there.plain)
     assert (there.sign, back.sign) == (1, -1)
-    assert difference(made, "noisy", "sam", "nobody") is None
+    assert decided.get("noisy", "sam", "nobody") is None
 
 
-def test_the_answer_to_the_made_up_story(whole):
-    found = answer(whole, comparisons(whole))
-    assert found.headline.startswith("All 11 variants generalize better than SGD")
+def test_the_answer_to_the_made_up_story(decided):
+    found = answer(decided)
+    # Nine variants: SGD is the reference, SGD stopped early and the random mask are controls.
+    assert found.headline.startswith("All 9 variants have a higher test accuracy than SGD")
     leads = {(f.setting, f.lead) for f in found.findings}
-    assert ("noisy", "All 11 variants are better than SGD after Holm's correction.") in leads
-    assert any(s == "clean" and lead.startswith("None of 4 variants is") for s, lead in leads)
-    assert any("recovers part of SAM's gain, not all of it" in lead for _, lead in leads)
-    assert any("cannot be told from a random mask" in lead for _, lead in leads)
-    by_setting = {(v.setting, v.measure): v for v in found.verdicts}
-    # The shorter schedule is better and sharper: flatness is not the only way, hence compatible.
-    assert by_setting["noisy", "λ₁"].word == COMPATIBLE
-    assert any("control" in reason for reason in by_setting["noisy", "λ₁"].reasons)
-    assert by_setting["clean", "λ₁"].word == CONTRADICTED
+    assert ("noisy", "All 9 variants have a higher test accuracy than SGD.") in leads
+    clean = [lead for s, lead in leads if s == "clean"]
+    assert "No variant is resolved to have a higher test accuracy than SGD." in clean
+    assert any("does not do as well as SAM and does better" in lead for _, lead in leads)
+    words_of = {(v.setting, v.key): v.word for v in found.verdicts}
+    # Nine variants whose training loss goes with their curvature: not to be told apart.
+    assert words_of["noisy", "flatter_lambda1"] == "confounded"
+    assert words_of["clean", "flatter_lambda1"] == UNRESOLVED
 
 
-def test_questions_are_answered_by_their_pairs_as_one_family(whole):
+def test_questions_are_answered_by_their_pairs_in_the_family(whole):
     asked = [
         {"asked": "Is it the mask?", "pairs": [["zsharp", "random_mask"], ["sam", "sgd"]]},
-        {"asked": "Does it help?", "pairs": [["asam", "sgd"]]},
+        {"asked": "Does it help?", "pairs": [["asam", "fsam"]]},
     ]
     declared = whole.comparisons | {"questions": asked}
     study = replace(whole, resolved=whole.resolved | {"comparisons": declared})
-    found = {f.lead: f.text for f in answer(study, comparisons(study)).findings}
-    values = study.values("generalization", study.metric, "noisy")
-    pairs = [tuple(pair) for question in asked for pair in question["pairs"]]
-    made = [stats.paired(*study.paired(values, a, b, study.metric)[1:]) for a, b in pairs]
-    adjusted = stats.holm([pair.p for pair in made])
-    for (a, b), pair, p in zip(pairs, made, adjusted, strict=True):
-        text = found["Does it help?" if a == "asam" else "Is it the mask?"]
-        ci = pair.difference
-        difference = (
-            f"{words.points(ci.estimate, 2)} {words.interval(ci, lambda v: words.points(v, 2))}"
-        )
-        names = f"{study.label('noisy', a)} − {study.label('noisy', b)}"
-        assert f"{names}: {difference}, {words.p_value(p)} (n = {ci.n})" in text
-        assert "over the 3 pairs asked" in text
+    family = Family.of(study)
+    found = {f.lead: f for f in answer(family).findings}
+    assert family.get("noisy", "asam", "fsam").primary
+    for question in asked:
+        for a, b in question["pairs"]:
+            one = family.get("noisy", a, b)
+            text = (
+                f"{study.label('noisy', a)} − {study.label('noisy', b)}: "
+                f"{words.plain_difference(one.metric, one.plain)}, "
+                f"{words.effect(one.metric, one.decision)}, {words.p_value(one.decision.p)} (n = 5)"
+            )
+            assert text in found[question["asked"]].text
 
 
 def test_of_several_random_masks_the_one_compared_with_is_named(whole):
     study = replace(whole)
     study.__dict__["recipes"] = whole.recipes | {"asam": "random_mask"}
     first = next(v for v in study.variants("noisy") if study.recipes[v.id] == "random_mask")
-    found = answer(study, comparisons(study))
+    found = answer(Family.of(study))
     leads = [f.lead for f in found.findings if "told from" in f.lead]
     assert any(f"told from a random mask ({first.label})." in lead for lead in leads)
-    assert f"detectably better than a random mask ({first.label})" in found.headline
 
 
 def test_without_accuracy_nothing_is_said_about_random_masks(tmp_path):
     study = read(write_study(tmp_path, noisy=FEW, clean=(), without=(*DRAWN, "generalization")))
-    found = answer(study, comparisons(study))
+    found = answer(Family.of(study))
     assert not [f for f in found.findings if "random mask" in f.lead]
 
 
@@ -118,43 +130,70 @@ def told(tmp_path, noisy=tuple(STORY), **changes):
         for name, one in STORY.items()
     }
     study = read(write_study(tmp_path, story=story, noisy=noisy, clean=(), without=DRAWN))
-    return answer(study, comparisons(study))
+    return answer(Family.of(study))
 
 
-def test_flat_and_better_beyond_training_loss_is_supported(tmp_path):
+def a_story_of_flatness():
+    """Accuracy follows curvature; training loss and radius are shuffled."""
     rank = {name: i for i, name in enumerate(sorted(STORY, key=lambda n: STORY[n].accuracy))}
     mixed = np.random.default_rng(4).permutation(len(rank))
-    changes = {
+    radii = np.random.default_rng(6).permutation(len(rank))
+    return {
         name: {
             "accuracy": 0.86 + 0.008 * i,
             "curvature": 8.0 * 0.75**i,
             "train_loss": 0.1 + 0.02 * float(mixed[i]),
+            "rho": 0.0 if STORY[name].recipe == "sgd" else 0.2 + 0.1 * float(radii[i]),
         }
         for name, i in rank.items()
     }
-    found = told(tmp_path, **changes)
-    assert {v.word for v in found.verdicts} == {SUPPORTED}
-    assert "by every measure the better ones are the flatter ones" in found.headline
+
+
+def test_flat_and_better_beyond_training_loss_and_radius_is_supported(tmp_path):
+    found = told(tmp_path, **a_story_of_flatness())
+    flat = [v for v in found.verdicts if v.key.startswith("flatter_")]
+    assert {v.word for v in flat} == {SUPPORTED}
+    assert "“better because flatter” is supported by every measure (4)" in found.headline
+    assert all(v.experiment is None for v in flat)
+
+
+def test_without_controls_nothing_is_supported(tmp_path):
+    variants = tuple(n for n in STORY if n not in ("random_mask", "sgd_early"))
+    found = told(tmp_path, noisy=variants, **a_story_of_flatness())
+    flat = [v for v in found.verdicts if v.key.startswith("flatter_")]
+    assert {v.word for v in flat} == {COMPATIBLE}
+    assert all("there is no control" in " ".join(v.reasons) for v in flat)
+    assert all("as controls" in v.experiment.what for v in flat)
 
 
 def test_better_but_sharper_is_contradicted(tmp_path):
-    found = told(tmp_path, noisy=FEW, sam={"curvature": 20.0})
-    assert {v.word for v in found.verdicts} == {CONTRADICTED}
-    assert "SAM: better but sharper" in found.verdicts[0].reasons
-    assert "not because they are flatter" in found.headline
+    found = told(tmp_path, noisy=FEW, sam={"curvature": 20.0}, zsharp={"curvature": 20.0})
+    by_key = {v.key: v for v in found.verdicts}
+    assert by_key["flatter_lambda1"].word == CONTRADICTED
+    assert "the other way round" in " ".join(by_key["flatter_lambda1"].reasons)
+    assert "“better because flatter” is contradicted" in found.headline
 
 
-def test_no_difference_at_all_is_inconclusive(tmp_path):
+def test_one_counterexample_does_not_contradict(tmp_path):
+    found = told(tmp_path, lagnp={"curvature": 20.0})
+    word = next(v.word for v in found.verdicts if v.key == "flatter_lambda1")
+    assert word != CONTRADICTED
+
+
+def test_no_difference_at_all_is_not_resolved(tmp_path):
     found = told(tmp_path, noisy=FEW, every={"accuracy": 0.9, "curvature": 3.0})
-    assert found.headline.startswith("No variant generalizes detectably better than SGD")
-    assert {v.word for v in found.verdicts} == {INCONCLUSIVE}
+    start = "No variant is resolved to have a higher test accuracy than SGD with 20 % label noise"
+    assert found.headline.startswith(start)
+    assert "would have been seen" in found.headline
+    assert {v.word for v in found.verdicts} == {UNRESOLVED}
 
 
 def test_one_seed_is_described_not_tested(tmp_path):
     study = read(write_study(tmp_path, noisy=FEW, clean=(), seeds=1, without=DRAWN))
-    found = answer(study, comparisons(study))
+    found = answer(Family.of(study))
     assert "One seed per variant cannot say which is better" in found.headline
-    assert {v.word for v in found.verdicts} == {INCONCLUSIVE}
+    assert {v.word for v in found.verdicts} == {UNRESOLVED}
+    assert found.claims == ()
     page = report.write(study.folder, formats=()).read_text()
     assert "One seed per variant: no interval and no test is possible." in page
     assert "no p" in page
@@ -162,7 +201,7 @@ def test_one_seed_is_described_not_tested(tmp_path):
 
 def test_one_variant_has_nothing_to_be_compared_with(tmp_path):
     study = read(write_study(tmp_path, noisy=("sam",), clean=(), seeds=2, without=DRAWN))
-    found = answer(study, comparisons(study))
+    found = answer(Family.of(study))
     assert "1 variant measured with 20 % label noise: there is nothing to compare" in found.headline
     assert found.verdicts == ()
     report.write(study.folder, formats=())
@@ -209,9 +248,11 @@ def test_diverged_runs_and_gaps_are_named(tmp_path):
     assert "gaps in" in re.sub(r"\s+", " ", page)
     assert "zsharp-s1-nois0a1" in page
     assert "NaN" not in (folder.root / "report.md").read_text()
-    rows = table(study, comparisons(study), "noisy").rows
+    rows = table(Family.of(study), "noisy").rows
     zsharp = next(row for row in rows if row[0].main == "ZSharp")
-    assert any("1 not finite" in cell.note for cell in zsharp)
+    assert any("1 of 3 not finite" in cell.note for cell in zsharp)
+    assert any("1 run failed: not decided" in cell.note for cell in zsharp)
+    assert not any(cell.emphasis for cell in zsharp)
 
 
 def test_a_measurement_missing_for_one_run_is_a_gap(tmp_path):
@@ -236,9 +277,8 @@ def test_the_whole_study_has_no_gap(whole):
     assert whole.not_measured == []
 
 
-def test_table_holds_the_numbers(whole):
-    made = comparisons(whole)
-    found = table(whole, made, "noisy")
+def test_table_holds_the_numbers(whole, decided):
+    found = table(decided, "noisy")
     heads = [cell.main for cell in found.head]
     assert heads[:4] == ["Variant", "Test accuracy", "Δ to SGD", "Δ to SAM"]
     assert "λ₁" in heads
@@ -248,10 +288,14 @@ def test_table_holds_the_numbers(whole):
     assert sam[1].main == f"{100 * float(accuracy.mean()):.1f}"
     assert sam[2].emphasis == "better"
     assert "p " in sam[2].note
-    assert any("21 comparisons declared" in note for note in found.notes)
-    clean = table(whole, made, "clean")
-    assert any("Exploratory" in note for note in clean.notes)
-    assert [row[0].note for row in clean.rows] == ["3 seeds"] * 5
+    primary, other = decided.size
+    said = f"{primary} comparisons of test accuracy in the first setting and {other} others"
+    clean = table(decided, "clean")
+    for notes in (found.notes, clean.notes):
+        assert any(said in note for note in notes)
+    notes = {row[0].main: row[0].note for row in clean.rows}
+    assert notes.pop("Random mask") == "3 seeds, control"
+    assert set(notes.values()) == {"3 seeds"}
 
 
 def test_crosscheck_puts_like_beside_like(whole):
@@ -352,7 +396,7 @@ def test_numbers_have_sensible_digits():
     said = [words.number(v) for v in (0.012345, 4.5678, 123.4, 12345.6, 1.2e-5, 0, np.nan)]
     assert said == ["0.0123", "4.57", "123", "1.2e4", "1.2e−5", "0", "–"]
     assert [words.points(v) for v in (0.0213, -0.004, -0.0001)] == ["+2.1", "−0.4", "0.0"]
-    assert [words.p_value(p) for p in (1e-9, 0.0314, 0.31, math.nan)] == [
+    assert [words.p_value(p) for p in (1e-9, 0.0314, 0.31, np.nan)] == [
         "p < 0.001", "p = 0.031", "p = 0.31", "no p",
     ]  # fmt: skip
     assert words.listing(["a", "b", "c"]) == "a, b and c"

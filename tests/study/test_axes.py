@@ -8,7 +8,7 @@ import pytest
 
 from landscape import report, results
 from landscape.plot import runs
-from landscape.report.evidence import comparisons
+from landscape.report.family import Family
 from landscape.report.study import Study
 from landscape.study import Options, parse, run
 
@@ -64,20 +64,18 @@ def test_results_carry_every_axis_and_rows_differ_in_the_seed_alone(place):
 
 def test_a_row_is_compared_with_the_row_of_the_reference_that_has_its_learning_rate(place):
     study = Study.read(place)
-    made = comparisons(study)
-    assert {(one.variant, one.reference) for one in made} == {
+    made = [one for one in Family.of(study).made.values() if one.metric.key == study.metric]
+    assert {(one.a, one.b) for one in made} == {
         (f"sam rho={rho}, lr={lr}", f"sgd lr={lr}") for rho in (0.05, 0.5) for lr in (0.01, 0.1)
     }
-    assert all(one.paired.difference.n == 2 for one in made)
+    assert all(one.decision.interval.n == 2 for one in made)
     accuracy = study.data["generalization"].set_index(run=("variant", "seed"))["test_accuracy"]
     one = made[0]
     by_hand = [
-        float(
-            accuracy.sel(variant=one.variant, seed=s) - accuracy.sel(variant=one.reference, seed=s)
-        )
+        float(accuracy.sel(variant=one.a, seed=s) - accuracy.sel(variant=one.b, seed=s))
         for s in (0, 1)
     ]
-    assert one.paired.difference.estimate == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert one.plain == pytest.approx(np.mean(by_hand), abs=1e-12)
 
 
 def test_where_several_rows_would_do_no_pair_is_made(place):

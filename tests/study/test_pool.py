@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from landscape import toml
 from landscape.errors import LandscapeError
-from landscape.study import toml
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress, duration
 

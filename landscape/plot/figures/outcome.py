@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from landscape import stats
+from landscape import metrics, stats
 from landscape.plot import runs
+from landscape.plot.compared import Values, compared
 from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points, Rule
 from landscape.plot.runs import Variant
+from landscape.stats import Decision
 
 _REFERENCES = ("sgd", "sam")
 
@@ -19,35 +21,44 @@ def headline(
     setting: str | None = None,
     metric: str = "test_accuracy",
     references: Sequence[str] = _REFERENCES,
+    decided: Mapping[tuple[str, str], Decision] | None = None,
 ) -> Drawing:
-    """Accuracy of each variant (seeds, mean, 95 % t-interval), and paired differences beside it.
+    """The metric of each variant (seeds, mean, 95 % t-interval), and differences beside it.
 
-    ds: generalization. One pair of panels; variants ordered by mean.
+    ds: generalization. Variants are ordered from worse to better. Differences are paired by seed,
+    on the metric's scale (a factor of the error, of the loss), with simultaneous 95 % intervals.
+    decided: (variant, reference) -> decision of a larger family, as the report makes it; without,
+    the differences shown here are the family.
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, metric)
+    row = metrics.metric(metric)
     found = list(runs.variants(ds))
-    cis = {v.id: stats.mean_ci(v.ds[metric].values) for v in found}
-    found = runs.order_by(found, [cis[v.id].estimate for v in found])
-    ticks = tuple((float(row), v.label) for row, v in enumerate(found))
+    values = compared(row, {v.id: v.ds for v in found}, _correct(found))
+    factor = 100 if row.is_share else 1
+    found = runs.order_by(found, [values.mean(v.id) for v in found])
+    ticks = tuple((float(place), v.label) for place, v in enumerate(found))
     rows = Axis(limits=(-0.6, len(found) - 0.4), ticks=ticks)
     marks: list[Mark] = []
-    for row, v in enumerate(found):
-        seeds, ci = 100 * v.ds[metric].values, cis[v.id]
-        marks.append(_seeds(seeds, row, v))
-        marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
-    name = metric.replace("_", " ")
-    panels = [Panel(Axis(name, "%"), rows, tuple(marks))]
+    for place, v in enumerate(found):
+        ci = stats.mean_ci(factor * v.ds[metric].values)
+        marks.append(_seeds(factor * v.ds[metric].values, place, v))
+        marks.append(_estimate(ci.estimate, ci.low, ci.high, place, v))
+    units = "%" if row.is_share else row.units
+    panels = [Panel(Axis(row.name, units), rows, tuple(marks))]
+    decided = _decide(values, found, references) if decided is None else decided
     for reference in references:
         pairs = {v.id: runs.partner(found, v, reference) for v in found}
         if any(base is not None for base in pairs.values()):
-            panels.append(_differences(found, pairs, reference, metric, rows))
+            panels.append(_differences(values.metric, found, pairs, reference, decided, rows))
+    what = "a difference" if row.scale == "linear" else f"a factor of the {row.what}"
     return Drawing(
         "headline",
-        f"{name.capitalize()} by variant",
+        f"{words_first(row.name)} by variant",
         f"Small: one seed each ({runs.seed_count(ds)}). Large: mean with its 95 % t-interval over "
-        "seeds. Right: differences paired by seed (same initial weights and data order); an "
-        "interval that leaves out 0 is not yet corrected for the number of comparisons.",
+        f"seeds. Right: {what}, paired by seed (same initial weights and data order), with "
+        "intervals that are simultaneous over all comparisons: one that leaves out the line is "
+        "resolved. None is drawn where nothing can be decided.",
         tuple(panels),
         columns=len(panels),
         panel_height=0.45 + 0.17 * len(found),
@@ -56,6 +67,29 @@ def headline(
         legend=False,
         widths=(1.25, *[1.0] * (len(panels) - 1)),
     )
+
+
+def words_first(text: str) -> str:
+    """With a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
+def _correct(found: Sequence[Variant]) -> dict[str, xr.Dataset]:
+    return {v.id: v.ds for v in found if "test_correct" in v.ds}
+
+
+def _decide(
+    values: Values, found: Sequence[Variant], references: Sequence[str]
+) -> dict[tuple[str, str], Decision]:
+    """The differences to the references as one family; a pair of references once."""
+    pairs: list[tuple[str, str]] = []
+    for reference in references:
+        for v in found:
+            base = runs.partner(found, v, reference)
+            if base is not None and (base.id, v.id) not in pairs:
+                pairs.append((v.id, base.id))
+    made = stats.simultaneous({(a, b): values.contrast(a, b, "metric") for a, b in pairs})
+    return made | {(b, a): one.turned() for (a, b), one in made.items()}
 
 
 def _seeds(values: np.ndarray, row: float, v: Variant) -> Points:
@@ -78,22 +112,30 @@ def _estimate(
 
 
 def _differences(
+    metric: metrics.Metric,
     found: list[Variant],
     pairs: Mapping[str, Variant | None],
     reference: str,
-    metric: str,
+    decided: Mapping[tuple[str, str], Decision],
     rows: Axis,
 ) -> Panel:
-    marks: list[Mark] = [Rule("x", 0.0, "no difference", "solid")]
-    for row, v in enumerate(found):
+    log = metric.scale != "linear"
+    marks: list[Mark] = [Rule("x", 1.0 if log else 0.0, "no difference", "solid")]
+    scale = 100 if metric.is_share else 1
+    for place, v in enumerate(found):
         base = pairs[v.id]
-        if base is None:
+        one = None if base is None else decided.get((v.id, base.id))
+        if one is None or not np.isfinite(one.interval.estimate):
             continue
-        _, ours, theirs = pair_by_seed(v.ds, base.ds, metric)
-        ci = stats.paired(ours, theirs).difference
-        marks.append(_estimate(100 * ci.estimate, 100 * ci.low, 100 * ci.high, row, v))
-    label = f"difference to {runs.reference_label(found, reference)}"
-    return Panel(Axis(label, "points"), rows, tuple(marks))
+        ci = one.interval
+        ends = [ci.estimate, ci.low, ci.high]
+        value, *both = [metric.factor(e) if log else scale * metric.better * e for e in ends]
+        low, high = sorted(both) if np.isfinite(both).all() else (np.nan, np.nan)
+        marks.append(_estimate(value, low, high, place, v))
+    other = runs.reference_label(found, reference)
+    name = f"{metric.what}, factor to {other}" if log else f"difference to {other}"
+    units = "1" if log else ("points" if metric.is_share else metric.units)
+    return Panel(Axis(name, units, log=log), rows, tuple(marks))
 
 
 def pair_by_seed(
@@ -136,8 +178,8 @@ def flatness_vs_accuracy(
         "flatness_vs_accuracy",
         "Is the flatter model the better one?",
         "Small: one seed each. Large: variant means (geometric across, arithmetic up) with 95 % "
-        "t-intervals over seeds. τ is Kendall's rank correlation over variant means, with a "
-        "permutation p; training loss is shown because it confounds curvature.",
+        "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
+        "means, a description; training loss is shown because it confounds curvature.",
         panels,
         columns=len(panels),
         panel_height=1.9,
@@ -155,13 +197,14 @@ def middle(values: np.ndarray) -> float:
 def _against(
     outcome: xr.Dataset, metric: str, label: str, units: str, flatness: xr.DataArray
 ) -> Panel:
+    row = metrics.metric(metric)
     by_run = dict(zip(flatness.run.values.tolist(), flatness.values.tolist(), strict=True))
     marks: list[Mark] = []
     means: list[tuple[float, float]] = []
     positive = True
     for v in runs.variants(outcome):
         x = np.array([by_run.get(run, np.nan) for run in v.ds.run.values.tolist()])
-        y = 100 * v.ds[metric].values
+        y = (100 if row.is_share else 1) * v.ds[metric].values
         positive &= not np.any(x <= 0)
         a, b = stats.geometric_mean_ci(x), stats.mean_ci(y)
         if not a.n or not b.n:
@@ -183,10 +226,12 @@ def _against(
     title = ""
     if len(means) >= 4:
         tau = stats.kendall(*zip(*means, strict=True), seed=0)
-        p = "p < 0.001" if tau.p < 0.001 else f"p = {tau.p:.2g}"
-        title = f"τ = {tau.tau:+.2f}, {p}".replace("-", "−")
+        title = f"τ = {tau.tau:+.2f}".replace("-", "−")
     return Panel(
-        Axis(label, units, log=positive), Axis(metric.replace("_", " "), "%"), tuple(marks), title
+        Axis(label, units, log=positive),
+        Axis(row.name, "%" if row.is_share else row.units),
+        tuple(marks),
+        title,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from landscape.study import toml
+from landscape import toml
 from landscape.study.bench import Bench
 from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
 

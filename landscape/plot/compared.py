@@ -1,0 +1,136 @@
+"""Values of one quantity by row and seed, as measured and on its scale, and their differences."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import xarray as xr
+
+from landscape.metrics import Metric
+from landscape.stats import Contrast
+
+# Further from its row and its seed than this many (scaled) median deviations is an outlying run.
+OUTLYING = 6.0
+
+
+@dataclass(frozen=True)
+class Values:
+    """One quantity in one setting: row -> seed -> value.
+
+    metric: the quantity; on a linear scale where some value has no logarithm (a negative trace).
+    raw: as measured, NaN where a run diverged. scaled: larger is better. influence: what each test
+    example adds to `scaled`, where the quantity is a share of test examples.
+    """
+
+    metric: Metric
+    raw: dict[str, dict[int, float]]
+    scaled: dict[str, dict[int, float]]
+    influence: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+
+    def mean(self, row: str) -> float:
+        """Mean over seeds on the scale of comparison; NaN if any seed of the row failed."""
+        values = list(self.scaled.get(row, {}).values())
+        return float(np.mean(values)) if values else math.nan
+
+    def plain(self, row: str) -> np.ndarray:
+        """The measured values of a row."""
+        return np.array(list(self.raw.get(row, {}).values()))
+
+    def failed(self, row: str) -> list[int]:
+        """Seeds of a row whose value is not finite."""
+        return [seed for seed, value in self.raw.get(row, {}).items() if not math.isfinite(value)]
+
+    def contrast(self, a: str, b: str, quantity: object, margin: float | None = None) -> Contrast:
+        """A − b over the seeds that both have."""
+        ours, theirs = self.scaled.get(a, {}), self.scaled.get(b, {})
+        seeds = sorted(set(ours) & set(theirs))
+        differences = np.array([ours[s] - theirs[s] for s in seeds])
+        examples = None
+        if a in self.influence and b in self.influence:
+            left, right = self.influence[a], self.influence[b]
+            rows = [left[s] - right[s] for s in seeds if s in left and s in right]
+            examples = np.array(rows) if rows else None
+        failed = len({*self.failed(a), *self.failed(b)})
+        return Contrast(seeds, differences, str(quantity), self.metric.threshold(margin), examples,
+                        failed)  # fmt: skip
+
+    def plain_difference(self, a: str, b: str) -> float:
+        """Mean of the measured a − b over the seeds that both have."""
+        ours, theirs = self.raw.get(a, {}), self.raw.get(b, {})
+        found = [ours[s] - theirs[s] for s in ours if s in theirs]
+        finite = [value for value in found if math.isfinite(value)]
+        return float(np.mean(finite)) if finite else math.nan
+
+    def outlying(self) -> Iterator[tuple[str, int, float]]:
+        """(row, seed, value) of runs far from what their row and their seed have in common."""
+        rows = {row: values for row, values in self.scaled.items() if len(values) > 2}
+        center = {row: float(np.nanmedian(list(v.values()))) for row, v in rows.items()}
+        left = {
+            (row, seed): value - center[row]
+            for row, values in rows.items()
+            for seed, value in values.items()
+            if math.isfinite(value)
+        }
+        common = {
+            seed: float(np.median([v for (_, s), v in left.items() if s == seed]))
+            for seed in {s for _, s in left}
+        }
+        own = {key: value - common[key[1]] for key, value in left.items()}
+        scale = 1.4826 * float(np.median(np.abs(list(own.values())))) if len(own) > 8 else 0.0
+        for (row, seed), value in own.items():
+            if scale > 0 and abs(value) > OUTLYING * scale:
+                yield row, seed, self.raw[row][seed]
+
+
+def compared(
+    quantity: Metric,
+    rows: Mapping[str, xr.Dataset],
+    correct: Mapping[str, xr.Dataset] | None = None,
+    *,
+    without: Mapping[str, dict[int, float]] | None = None,
+    diverged: Mapping[str, Sequence[int]] | None = None,
+) -> Values:
+    """The quantity of rows, each with its runs along `run`.
+
+    correct: rows with `test_correct`, for an accuracy of test examples. without: values of rows
+    that have no result. diverged: seeds of rows whose training failed, without a value.
+    """
+    raw = {row: _by_seed(ds, quantity) for row, ds in rows.items()} | dict(without or {})
+    for row, seeds in (diverged or {}).items():
+        raw.setdefault(row, {}).update((seed, math.nan) for seed in seeds)
+    finite = [v for values in raw.values() for v in values.values() if math.isfinite(v)]
+    if quantity.scale == "log" and any(value <= 0 for value in finite):
+        quantity = replace(quantity, scale="linear")
+    influence = _influence(quantity, correct or {})
+    sizes = {next(iter(by_seed.values())).size for by_seed in influence.values() if by_seed}
+    count = next(iter(sizes)) if len(sizes) == 1 else None
+    scaled = {
+        row: dict(zip(values, quantity.scaled(list(values.values()), examples=count), strict=True))
+        for row, values in raw.items()
+    }
+    return Values(quantity, raw, scaled, influence if count else {})
+
+
+def _by_seed(ds: xr.Dataset, quantity: Metric) -> dict[int, float]:
+    table = ds[quantity.variable]
+    if quantity.kinds:
+        among = np.isin(ds.kind.values.astype(str), quantity.kinds)
+        table = table.isel(tensor=np.flatnonzero(among)).sum("tensor", skipna=False)
+    values = np.asarray(table.values, float)
+    return {int(seed): float(value) for seed, value in zip(ds.seed.values, values, strict=True)}
+
+
+def _influence(
+    quantity: Metric, rows: Mapping[str, xr.Dataset]
+) -> dict[str, dict[int, np.ndarray]]:
+    """What each test example adds to the accuracy's scale, per run."""
+    if quantity.key != "test_accuracy":
+        return {}
+    found = {}
+    for row, ds in rows.items():
+        right = np.asarray(ds.test_correct.values, float)
+        share = right.mean(1, keepdims=True)
+        slope = quantity.slope(share, examples=right.shape[1])
+        found[row] = dict(zip(map(int, ds.seed.values), slope * (right - share), strict=True))
+    return found

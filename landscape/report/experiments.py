@@ -1,0 +1,159 @@
+"""The study that would decide what this one does not: its own file, changed where it must be."""
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from landscape import toml
+from landscape.metrics import METRICS
+from landscape.report import words
+from landscape.report.family import Difference, Family
+from landscape.report.study import Study
+from landscape.storage import slug
+
+# More seeds than this are not proposed: the effect is then too small for this problem.
+MOST_SEEDS = 40
+CONTROL_DENSITY = 0.05
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run next, in words, and as a study file (empty where this study has none)."""
+
+    name: str
+    what: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Next:
+    """A study file that is being changed, and what it follows from."""
+
+    family: Family
+    setting: str
+    name: str  # of the quantity that a change is about
+    given: dict[str, Any]
+
+    def grids(self) -> list[dict[str, Any]]:
+        """The grids of the file, as a list that may be changed."""
+        grids = self.given.get("grid", [])
+        grids = [grids] if isinstance(grids, dict) else list(grids)
+        if grids:
+            self.given["grid"] = grids
+        return grids
+
+
+def deciding(
+    family: Family, setting: str, key: str, word: str, needs: Sequence[str]
+) -> Experiment | None:
+    """The experiment for one undecided hypothesis; None where nothing is needed.
+
+    needs: "controls", "seeds", "measure:<quantity>", "match:<quantity>".
+    """
+    if not needs:
+        return None
+    study = family.study
+    given = _study_file(study)
+    said = []
+    for need in needs:
+        kind, _, name = need.partition(":")
+        said.append(_CHANGES[kind](_Next(family, setting, name, given)))
+    name = f"{slug(setting)}-{slug(key)}"
+    given["name"] = f"{study.resolved.get('name', 'study')}-{name}"
+    given["question"] = f"{key.replace('_', ' ')}: {word}. What would decide it?"
+    head = f"# {'; '.join(said)}.\n#\n#     landscape run {name}.toml\n"
+    has_runs = bool(given.get("grid") or given.get("run"))
+    return Experiment(name, "; ".join(said), head + toml.dumps(given) if has_runs else "")
+
+
+def _study_file(study: Study) -> dict[str, Any]:
+    path = study.folder.study_toml
+    if not path.is_file():
+        return {}
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _more_seeds(after: _Next) -> str:
+    """As many seeds as resolve the margin, or each difference as large as it looks."""
+    references = after.family.study.references(after.setting)
+    needed, now = 0, 0
+    for one in _open(after, references):
+        d = one.decision
+        target = max(abs(d.interval.estimate), d.margin)
+        now = max(now, d.interval.n)
+        needed = max(needed, math.ceil(d.interval.n * (d.detectable / target) ** 2))
+    needed = max(min(needed, MOST_SEEDS), now + 3, 8)
+    for grid in after.grids():
+        grid["seed"] = list(range(needed))
+    return f"{needed} seeds" + (f" instead of {now}" if now else "")
+
+
+def _open(after: _Next, references: Sequence[str]) -> list[Difference]:
+    """Variants whose difference to the first reference is not resolved."""
+    family = after.family
+    found = family.counted(family.to(after.setting, references[0])) if references else []
+    open_ = [one for one in found if not one.sign and not one.decision.equivalent]
+    return [one for one in open_ if math.isfinite(one.decision.detectable)]
+
+
+def _controls(after: _Next) -> str:
+    """A random mask at the radius of SAM, and SGD with a shorter schedule."""
+    grids = after.grids()
+    if grids:
+        tables = after.given.setdefault("variants", {})
+        radii = [float(t["rho"]) for t in tables.values() if isinstance(t, dict) and "rho" in t]
+        rho = radii[0] if radii else 0.1
+        epochs = int(after.given.get("training", {}).get("epochs", 20))
+        tables["control_mask"] = {
+            "recipe": "random_mask", "label": "Random mask", "rho": rho,
+            "density": CONTROL_DENSITY, "one_d": "none",
+        }  # fmt: skip
+        tables["control_early"] = {
+            "recipe": "sgd", "label": "SGD, stopped early",
+            "training": {"epochs": max(1, round(0.4 * epochs))},
+        }  # fmt: skip
+        grid: dict[str, Any] = {"variant": ["control_mask", "control_early"]}
+        for key in ("setting", "seed"):
+            if key in grids[0]:
+                grid[key] = grids[0][key]
+        grids.append(grid)
+    return "a random mask and SGD stopped early, as controls"
+
+
+def _measure(after: _Next) -> str:
+    """The measurement of a quantity that was not conditioned on."""
+    wanted = METRICS[after.name].measurement
+    asked = after.given.get("measure", {}).get("measurements")
+    if isinstance(asked, list) and wanted not in asked:
+        asked.append(wanted)
+    return f"{METRICS[after.name].name} measured as well ({wanted})"
+
+
+def _match(after: _Next) -> str:
+    """Each variant at several radii or epochs, so that the confounder can be made equal."""
+    if after.name == "train_loss":
+        epochs = int(after.given.get("training", {}).get("epochs", 20))
+        steps = sorted({max(1, epochs // 2), epochs, 2 * epochs})
+        for grid in after.grids():
+            grid["epochs"] = steps
+        shown = words.listing([str(n) for n in steps])
+        return f"every variant at {shown} epochs, to match training loss"
+    tables = after.given.get("variants", {})
+    added = []
+    for grid in list(after.grids()):
+        named = grid["variant"] if isinstance(grid["variant"], list) else [grid["variant"]]
+        swept = [v for v in named if "rho" in tables.get(v, {}) and "rho" not in grid]
+        grid["variant"] = [v for v in named if v not in swept]
+        for variant in swept:
+            rho = float(tables[variant]["rho"])
+            rest = {key: value for key, value in grid.items() if key != "variant"}
+            added.append({"variant": [variant], "rho": [0.5 * rho, rho, 2 * rho], **rest})
+    if added:
+        after.given["grid"] = [g for g in after.given["grid"] if g["variant"]] + added
+    shown = after.family.study.title(after.setting)
+    return f"every variant at half, once and twice its rho ({shown}), to match the effective radius"
+
+
+_CHANGES = {"seeds": _more_seeds, "controls": _controls, "measure": _measure, "match": _match}

@@ -1,0 +1,30 @@
+"""A quantity of the metric table as a study measured it in one setting."""
+
+from landscape.metrics import metric
+from landscape.plot.compared import Values, compared
+from landscape.report.study import Study
+
+
+def observe(study: Study, setting: str, key: str) -> Values | None:
+    """The quantity called `key` in one setting; None where it was not measured."""
+    quantity = metric(key)
+    at: dict[str, float] = dict(quantity.at)
+    if quantity.measurement == "sharpness":
+        at["rho"] = study.radius
+    found = study.values(quantity.measurement, quantity.variable, setting, **at)
+    if not found:
+        return None
+    without = _without_radius(study, setting, set(found)) if key == "rho_eff" else {}
+    correct = study.values("generalization", "test_correct", setting)
+    lost = {row: study.diverged(setting, row) for row in study.rows(setting)}
+    diverged = {row: seeds for row, seeds in lost.items() if seeds}
+    return compared(quantity, found, correct, without=without, diverged=diverged)
+
+
+def _without_radius(study: Study, setting: str, known: set[str]) -> dict[str, dict[int, float]]:
+    """SGD does not perturb: its effective radius is 0 in every run."""
+    return {
+        v.id: {int(seed): 0.0 for seed in v.ds.seed.values}
+        for v in study.variants(setting)
+        if v.id not in known and study.recipe(v.id) == "sgd"
+    }

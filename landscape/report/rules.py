@@ -1,0 +1,384 @@
+"""Why the better variants are better: each hypothesis as data, and one rule that weighs it.
+
+A hypothesis names a quantity, the direction in which it predicts better variants to differ, the
+quantities that must not explain the same (they are conditioned on), and the controls that must not
+do as well without it. The rule reads differences from the family and associations over variants:
+
+supported      effects lie outside the margin; dose goes with response over variants, and within
+               variants over rho where the study varies it; it still does given training loss and
+               effective radius, in whatever form these enter; and no control does better than its
+               own dose predicts, while variants of more dose do better than the control.
+confounded     dose goes with response, but not given the others, and one of these goes with both.
+contradicted   most resolved effects run against the prediction; or there are none, and for most
+               variants of more dose a gain above the margin is excluded.
+compatible     most resolved effects agree, or the dose goes with the response, and a condition of
+               "supported" fails or could not be checked.
+not resolved   none of these.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats as laws
+
+from landscape import stats
+from landscape.metrics import METRICS
+from landscape.report.family import ALPHA, DOSES, Claim, Family
+from landscape.report.study import Study
+from landscape.stats import Association
+
+SUPPORTED, CONFOUNDED, CONTRADICTED = "supported", "confounded", "contradicted"
+COMPATIBLE, UNRESOLVED = "compatible", "not resolved"
+WORDS = (SUPPORTED, CONFOUNDED, CONTRADICTED, COMPATIBLE, UNRESOLVED)
+
+# Share of the associations' error for the measures of flatness, given the same covariates; the
+# other hypotheses share the rest.
+FLATNESS_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One explanation, as data.
+
+    quantity: a row of the metric table. sign: +1 where better variants are predicted to be better
+    in it (flatter), −1 where they are predicted to be worse in it (a higher training loss). given:
+    quantities that are conditioned on. controls: recipes whose rows must not do better than their
+    dose predicts; one of them must be there. agrees, opposes: how a variant with and against the
+    dose is called. claim: the sentence that is weighed.
+    """
+
+    key: str
+    quantity: str
+    sign: int
+    given: tuple[str, ...]
+    controls: tuple[str, ...]
+    agrees: str
+    opposes: str
+    claim: str
+
+
+BOTH = ("train_loss", "rho_eff")
+_CONTROLS = ("random_mask", "sgd")
+
+
+def _flatter(key: str) -> Hypothesis:
+    name = METRICS[key].name
+    return Hypothesis(
+        f"flatter_{key}", key, 1, BOTH, _CONTROLS, "flatter", "sharper",
+        f"better because flatter, by {name}",
+    )  # fmt: skip
+
+
+RULES = (
+    "Supported: an effect lies outside the margin, dose goes with response over variants, it still "
+    "does given training loss and effective radius in every form that was tried, and controls do "
+    "no better than their own dose predicts. Confounded: not given these, and one of them goes "
+    "with both. Contradicted: most effects run the other way, or the dose is there and a gain "
+    "above the margin is excluded. Compatible: most effects agree, and a condition of “supported” "
+    "fails. Not resolved: none of these. Controls are not counted as variants. Correlation is not "
+    "mechanism."
+)
+
+HYPOTHESES = (
+    _flatter("lambda1"),
+    _flatter("trace"),
+    _flatter("gaussian"),
+    _flatter("worst"),
+    Hypothesis("radius", "rho_eff", 1, ("train_loss",), ("random_mask",), "perturbed less far",
+               "perturbed further", "better because the effective radius is smaller"),
+    Hypothesis("fitting", "train_loss", -1, ("rho_eff",), ("sgd",), "fitted more slowly",
+               "fitted faster", "better because the training data are fitted more slowly"),
+    Hypothesis("energy", "norm_energy", 1, BOTH, ("random_mask",), "more on normalization layers",
+               "less on normalization layers",
+               "better because normalization layers are perturbed more"),
+    Hypothesis("norm", "theta_norm", -1, BOTH, ("sgd",), "of larger norm", "of smaller norm",
+               "better because the weights grow larger"),
+    Hypothesis("memorization", "mislabelled_fit", 1, ("rho_eff",), ("sgd",),
+               "fits fewer wrong labels", "fits more wrong labels",
+               "better because fewer wrong labels are learned"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Rows whose effect is outside the margin, by what the hypothesis says of them."""
+
+    agree: tuple[str, ...]
+    oppose: tuple[str, ...]
+    same: tuple[str, ...]  # the effect is there, and the dose is equal within its margin
+    open: tuple[str, ...]
+    dose_only: tuple[str, ...]  # the dose is there, and an effect above the margin is excluded
+    dosed: int  # rows with a resolved dose as predicted
+
+    @property
+    def total(self) -> int:
+        """Rows with an effect."""
+        return len(self.agree) + len(self.oppose) + len(self.same) + len(self.open)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A hypothesis in one setting: its word, and every number behind it."""
+
+    setting: str
+    hypothesis: Hypothesis
+    word: str
+    effects: Effects
+    plain: Association
+    given: Association
+    conditioned: tuple[str, ...]  # of hypothesis.given, what was measured
+    confounder: str  # the quantity that goes with both, if any
+    failing: tuple[str, ...]  # conditions of "supported" that do not hold, in words
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What the word asserts; "compatible" and "not resolved" assert nothing."""
+        where = (self.setting, self.hypothesis.quantity)
+        said = self.word in (SUPPORTED, CONFOUNDED, CONTRADICTED)
+        made = [Claim(self.word, *where, self.hypothesis.key)] if said else []
+        if resolved(self.plain):
+            made.append(Claim("associated", *where, self.hypothesis.key))
+        return tuple(made)
+
+
+def resolved(one: Association) -> bool:
+    """Whether an association is resolved (its p is adjusted already)."""
+    return math.isfinite(one.p) and one.p < ALPHA
+
+
+def weigh(family: Family, setting: str) -> list[Weighed]:
+    """Weigh every hypothesis whose quantity was measured in a setting."""
+    points = _Points(family, setting)
+    known = [h for h in HYPOTHESES if (setting, h.quantity) in family.values]
+    if len(points.rows) < 2 or (setting, family.study.metric) not in family.values:
+        return []
+    known = [h for h in known if h.quantity != family.study.metric]
+    share = DOSES / max(_settings_with_doses(family.study), 1)
+    groups: dict[tuple[str, ...], list[Hypothesis]] = {}
+    for one in known:
+        groups.setdefault(one.given, []).append(one)
+    weighed = {}
+    for names, members in groups.items():
+        part = share * _part(names, groups)
+        measured = tuple(name for name in names if (setting, name) in family.values)
+        plain = points.associations(members, (), part)
+        # Asked only of what goes together at all: a fixed sequence, which costs nothing.
+        given = points.associations(members, measured, part)
+        for one, *both in zip(members, plain, given, strict=True):
+            weighed[one] = _weighed(points, one, *both, measured)
+    return [weighed[one] for one in known]
+
+
+def _part(names: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
+    """The part of the associations' error of the hypotheses with the same covariates."""
+    if len(groups) == 1:
+        return 1.0
+    others = len(groups) - (BOTH in groups)
+    return FLATNESS_SHARE if names == BOTH else (1 - FLATNESS_SHARE) / others
+
+
+def _settings_with_doses(study: Study) -> int:
+    """Settings with enough variants for dose and response given two covariates."""
+    counts = [
+        sum(not study.is_control(row, setting) for row in study.rows(setting))
+        for setting in study.settings
+    ]
+    return sum(count >= 2 + len(BOTH) + stats.SMALLEST_DF for count in counts)
+
+
+class _Points:
+    """Variants of one setting as points: dose and response, means over seeds."""
+
+    def __init__(self, family: Family, setting: str) -> None:
+        self.family, self.setting, self.study = family, setting, family.study
+        references = self.study.references(setting)
+        self.base = references[0] if references else ""
+        rows = self.study.rows(setting)
+        self.rows = [row for row in rows if not self.study.is_control(row, setting)]
+        self.controls = [row for row in rows if row not in self.rows]
+
+    def means(self, key: str, rows: Sequence[str]) -> np.ndarray:
+        """Mean of a quantity on its scale by row; NaN where a run failed or is not there."""
+        values = self.family.values.get((self.setting, key))
+        return np.array([math.nan if values is None else values.mean(row) for row in rows])
+
+    def response(self) -> np.ndarray:
+        """The metric by variant, larger is better."""
+        return self.means(self.study.metric, self.rows)
+
+    def dose(self, one: Hypothesis, rows: Sequence[str] | None = None) -> np.ndarray:
+        """The hypothesis's quantity by variant, larger as predicted of better ones."""
+        return one.sign * self.means(one.quantity, self.rows if rows is None else rows)
+
+    def associations(
+        self, asked: Sequence[Hypothesis], given: Sequence[str], share: float
+    ) -> list[Association]:
+        """Dose and response of several hypotheses, given quantities in their least kind form."""
+        doses = [self.dose(one) for one in asked]
+        found = [
+            stats.dose_response(doses, self.response(), covariates)
+            for covariates in self._forms(given)
+        ]
+        worst = []
+        for several in zip(*found, strict=True):
+            one = max(several, key=lambda a: a.p if math.isfinite(a.p) else math.inf)
+            worst.append(Association(one.r, float(np.minimum(one.p / share, 1.0)), one.n, one.df))
+        return worst
+
+    def _forms(self, given: Sequence[str]) -> list[np.ndarray | None]:
+        """Covariates on their scale, as measured and as ranks: which is right is not known."""
+        if not given:
+            return [None]
+        scaled = [self.means(name, self.rows) for name in given]
+        plain = [self._covariate(name) for name in given]
+        return [np.array(scaled), np.array(plain), np.array([_ranks(v) for v in plain])]
+
+    def _covariate(self, name: str) -> np.ndarray:
+        values = self.family.values[self.setting, name]
+        return np.array([
+            float(np.mean(values.plain(row))) if len(values.plain(row)) else math.nan
+            for row in self.rows
+        ])  # fmt: skip
+
+    def effects(self, one: Hypothesis) -> Effects:
+        """Which rows have an effect outside the margin, and which way their dose differs."""
+        placed: dict[str, list[str]] = {"agree": [], "oppose": [], "same": [], "open": []}
+        only, dosed = [], 0
+        for row in self.rows:
+            partner = self.study.partner(self.setting, row, self.base)
+            effect = partner and self.family.get(self.setting, row, partner)
+            dose = partner and self.family.get(self.setting, row, partner, one.quantity)
+            if not effect or not dose:
+                continue
+            way, towards = effect.decision.beyond, one.sign * dose.sign
+            dosed += towards > 0
+            if way:
+                same = "same" if dose.decision.equivalent else "open"
+                place = {1: "agree", -1: "oppose", 0: same}[way * towards]
+                placed[place].append(row)
+            elif towards > 0 and effect.decision.interval.high < effect.decision.margin:
+                only.append(row)
+        groups = {name: tuple(rows) for name, rows in placed.items()}
+        return Effects(**groups, dose_only=tuple(only), dosed=dosed)
+
+    def any_effect(self) -> bool:
+        """Whether any difference of a variant to a reference or control is outside the margin."""
+        key = self.study.metric
+        return any(
+            one.decision.beyond and one.metric.key == key and one.a in self.rows
+            for one in self.family.made.values()
+            if one.setting == self.setting
+        )
+
+    def confounder(self, one: Hypothesis, given: Sequence[str]) -> str:
+        """Of `given`, what goes with both dose and response (|r| above one half) most closely."""
+        found = {}
+        for name in given:
+            z, x, y = self._covariate(name), self.dose(one), self.response()
+            both = min(abs(_correlation(z, x)), abs(_correlation(z, y)))
+            if both > 0.5:
+                found[name] = both
+        return max(found, key=lambda name: found[name], default="")
+
+    def control_reasons(self, one: Hypothesis) -> list[str]:
+        """What the controls say against it, in words; also that there is none."""
+        label = lambda row: self.study.label(self.setting, row)  # noqa: E731
+        rows = [row for row in self.controls if self.study.recipe(row) in one.controls]
+        reasons = []
+        x, y = self.dose(one), self.response()
+        present = np.isfinite(x) & np.isfinite(y)
+        checked = 0
+        for row in rows:
+            dose = float(self.dose(one, [row])[0])
+            seen = float(self.means(self.study.metric, [row])[0])
+            if not (math.isfinite(dose) and math.isfinite(seen)):
+                continue
+            checked += 1
+            if seen > _prediction_limit(x[present], y[present], dose):
+                reasons.append(f"{label(row)} (control) does better than its dose predicts")
+            more = [r for r, d in zip(self.rows, x, strict=True) if d > dose]
+            made = [d for r in more if (d := self.family.get(self.setting, r, row)) is not None]
+            above = any(one.sign > 0 for one in made)
+            if made and not above and len(more) > len(self.rows) / 2:
+                reasons.append(f"no variant is resolved above {label(row)} (control)")
+        if not checked:
+            names = " or ".join({"sgd": "SGD stopped early"}.get(r, "a random mask")
+                                for r in one.controls)  # fmt: skip
+            reasons.append(f"there is no control ({names})")
+        return reasons
+
+
+def _weighed(
+    points: _Points, one: Hypothesis, plain: Association, given: Association,
+    conditioned: tuple[str, ...],
+) -> Weighed:  # fmt: skip
+    effects = points.effects(one)
+    confounder = points.confounder(one, conditioned) if resolved(plain) else ""
+    failing = list(_failing(points, one, effects, plain, given, conditioned))
+    word = _word(effects, plain, given, confounder, failing)
+    return Weighed(
+        points.setting, one, word, effects, plain, given, conditioned, confounder, tuple(failing)
+    )
+
+
+def _failing(
+    points: _Points, one: Hypothesis, effects: Effects, plain: Association, given: Association,
+    conditioned: tuple[str, ...],
+) -> list[str]:  # fmt: skip
+    """Conditions of "supported" that do not hold."""
+    reasons = []
+    if not points.any_effect():
+        reasons.append("no effect is resolved outside the margin")
+    if len(effects.oppose) >= max(len(effects.agree), 1):
+        reasons.append("as many resolved effects oppose it as agree")
+    if not resolved(plain):
+        reasons.append("dose and response over variants are not resolved to go together")
+    absent = [METRICS[name].name for name in one.given if name not in conditioned]
+    if absent:
+        reasons.append(f"{' and '.join(absent)} not measured, so not conditioned on")
+    elif not resolved(given):
+        names = " and ".join(METRICS[name].name for name in one.given)
+        reasons.append(f"not resolved given {names}")
+    return reasons + points.control_reasons(one)
+
+
+def _word(
+    effects: Effects, plain: Association, given: Association, confounder: str,
+    failing: Sequence[str],
+) -> str:  # fmt: skip
+    against, half = len(effects.oppose) + len(effects.same), effects.total / 2
+    if not failing:
+        return SUPPORTED
+    if not effects.total:
+        return CONTRADICTED if 2 * len(effects.dose_only) > effects.dosed else UNRESOLVED
+    if against > half and not resolved(plain):
+        return CONTRADICTED
+    if resolved(plain):
+        return CONFOUNDED if confounder and not resolved(given) else COMPATIBLE
+    return COMPATIBLE if len(effects.agree) > half else UNRESOLVED
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    keep = np.isfinite(a) & np.isfinite(b)
+    a, b = a[keep], b[keep]
+    if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:
+    """Upper end of the 95 % prediction interval of a line through (x, y), at one more x."""
+    n = x.size
+    if n < 4 or np.ptp(x) == 0:
+        return math.inf
+    slope, intercept = np.polyfit(x, y, 1)
+    left = y - slope * x - intercept
+    variance = float(left @ left) / (n - 2)
+    leverage = 1 + 1 / n + (at - x.mean()) ** 2 / float(((x - x.mean()) ** 2).sum())
+    return float(intercept + slope * at + laws.t.ppf(0.975, n - 2) * math.sqrt(variance * leverage))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), laws.rankdata(values), np.nan)

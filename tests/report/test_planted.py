@@ -1,0 +1,166 @@
+"""Pages of studies whose truth is planted: what they claim, and what cannot change it.
+
+`python -m benchmarks.planted` simulates a thousand studies of every world; here are few of each, so
+the bounds are wide: what a rate at its limit exceeds once in a thousand times.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats as laws
+
+from benchmarks.planted import WORLDS, Read, make_study, plant, read_page, simulate
+from landscape import metrics
+from landscape.report.evidence import table
+from landscape.report.family import Family
+from landscape.report.findings import answer
+from landscape.report.rules import SUPPORTED, weigh
+
+LIMIT = 0.064
+
+
+def at_most(number, rate=LIMIT):
+    """Counts above this are seen once in a thousand times where the rate is at its limit."""
+    return laws.binom.ppf(0.999, number, rate) / number
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("null", 30), ("null_uneven", 15), ("null_ten_seeds", 15)]
+)
+def test_pages_of_noise_say_nothing_false(name, number):
+    assert simulate(WORLDS[name], number)["false anywhere"] <= at_most(number)
+
+
+@pytest.mark.parametrize("name", ["confounded_by_radius", "confounded_by_loss", "unrelated"])
+def test_flatness_that_does_nothing_is_not_supported(name):
+    shares = simulate(WORLDS[name], 12)
+    assert shares.get("flatness supported by some measure", 0.0) <= at_most(12)
+
+
+def test_flatness_that_is_the_cause_is_found():
+    """At 0.6 or more, fewer than a quarter of twenty is seen once in two thousand times."""
+    shares = simulate(WORLDS["flatness"], 16)
+    assert shares["λ₁ supported"] >= 0.25
+    assert shares["false anywhere"] <= at_most(16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(WORLDS))
+def test_every_world_at_length(name):
+    shares = simulate(WORLDS[name], 400)
+    assert shares["false anywhere"] <= at_most(400)
+    if WORLDS[name].drives != "flatness":
+        assert shares.get("flatness supported by some measure", 0.0) <= at_most(400)
+
+
+@pytest.fixture(scope="module")
+def study():
+    rng = np.random.default_rng(3)
+    return make_study(plant(WORLDS["flatness"], rng), rng)
+
+
+def test_order_and_names_of_variants_change_nothing(study):
+    """Runs in another order, and variants called otherwise: the same words and numbers."""
+    rng = np.random.default_rng(1)
+    names = list(study.resolved["variants"])
+    new = dict(zip(names, [f"v{i}" for i in rng.permutation(len(names))], strict=True))
+    data = {}
+    for key, ds in study.data.items():
+        ds = ds.isel(run=rng.permutation(ds.sizes["run"]))
+        called = np.array([new[str(v)] for v in ds.variant.values], dtype=object)
+        data[key] = ds.assign_coords(variant=("run", called))
+    order = rng.permutation(names)
+    compared = study.comparisons | {"references": [new[r] for r in study.references("default")]}
+    resolved = study.resolved | {
+        "variants": {new[n]: study.resolved["variants"][n] for n in order},
+        "comparisons": compared,
+    }
+    other = replace(study, resolved=resolved, data=data)
+    for a, b in zip(
+        weigh(Family.of(study), "default"), weigh(Family.of(other), "default"), strict=True
+    ):
+        assert (a.hypothesis.key, a.word, a.failing) == (b.hypothesis.key, b.word, b.failing)
+        assert {new[r] for r in a.effects.agree} == set(b.effects.agree)
+        assert a.plain.p == pytest.approx(b.plain.p, rel=1e-9)
+        assert a.given.p == pytest.approx(b.given.p, rel=1e-9)
+
+
+def test_negating_a_metric_mirrors_the_page(study, monkeypatch):
+    """With the other direction every better is a worse, with the same p and mirrored intervals."""
+    there = Family.of(study)
+    mirrored = dict(metrics.METRICS)
+    own = metrics.METRICS["train_loss"]
+    turned = replace(own, better=-own.better, comparative=own.opposite, opposite=own.comparative)
+    lost = replace(study, resolved=study.resolved | {"comparisons": {
+        "metric": "train_loss", "setting": "default", "references": ["sgd", "sam"]}})  # fmt: skip
+    there = Family.of(lost)
+    monkeypatch.setattr(metrics, "METRICS", mirrored | {"train_loss": turned})
+    back = Family.of(lost)
+    assert any(one.sign for one in there.made.values() if one.metric.key == "train_loss")
+    for place, one in there.made.items():
+        other = back.made[place]
+        if place[-1] != "train_loss":
+            assert other.decision == one.decision
+            continue
+        assert other.sign == -one.sign
+        assert other.decision.p == pytest.approx(one.decision.p, rel=1e-9)
+        ci = other.decision.interval
+        assert (ci.low, ci.high) == pytest.approx(
+            (-one.decision.interval.high, -one.decision.interval.low), rel=1e-9
+        )
+    better, worse = (
+        {c.subject for c in answer(family).headline_claims} for family in (there, back)
+    )
+    assert not better & worse
+
+
+def test_a_loss_as_metric_does_not_turn_the_page_round(study):
+    """The variant of the largest test loss is not called better, in words, table or claims."""
+    compared = {"metric": "test_loss", "setting": "default", "references": ["sgd"]}
+    lost = replace(study, resolved=study.resolved | {"comparisons": compared})
+    family = Family.of(lost)
+    losses = {row: np.mean(values.plain(row)) for values in [family.values["default", "test_loss"]]
+              for row in values.raw}  # fmt: skip
+    for one in family.to("default", "sgd"):
+        if one.sign:
+            assert (one.sign > 0) == (losses[one.a] < losses["sgd"])
+            assert (one.plain < 0) == (one.sign > 0)
+    said = answer(family)
+    assert "test loss than sgd" in said.headline
+    assert "lower test loss" in said.headline or "No variant" in said.headline
+    shown = table(family, "default")
+    assert "Test loss" in [cell.main for cell in shown.head]
+    ordered = [losses[row[0].main] for row in shown.rows]
+    assert ordered == sorted(ordered) or np.all(np.diff(ordered) > -0.02)
+
+
+def test_without_held_out_data_nothing_is_said_on_generalization(study):
+    seen = study.data["generalization"].drop_vars(
+        [name for name in study.data["generalization"].data_vars if name.startswith("test")]
+    )
+    part = replace(study, data=study.data | {"generalization": seen})
+    assert part.metric == "train_accuracy"
+    family = Family.of(part)
+    said = answer(family)
+    assert "training accuracy" in said.headline
+    assert "Nothing is said on generalization" in said.headline
+    texts = [said.headline, *(f.lead + f.text for f in said.findings)]
+    assert not any("generaliz" in t for t in texts[1:])
+
+
+def test_controls_are_not_variants(study):
+    said = answer(Family.of(study))
+    counted = {c.subject for c in said.headline_claims}
+    assert not counted & {"random_mask", "sgd_early"}
+    for one in weigh(Family.of(study), "default"):
+        assert one.plain.n == 10
+
+
+def test_a_page_is_read_the_same_twice(study):
+    rng = np.random.default_rng(3)
+    truth = plant(WORLDS["flatness"], rng)
+    first, second = (read_page(make_study(truth, np.random.default_rng(8)), truth) for _ in (0, 1))
+    assert isinstance(first, Read)
+    assert first == second
+    assert SUPPORTED in {*first.words.values(), SUPPORTED}
