@@ -15,12 +15,6 @@ from landscape.plot.figures.outcome import middle, pair_by_seed
 from landscape.report import words
 from landscape.storage import StudyFolder
 
-EXPECTED = (
-    "generalization", "top_eigenvalues", "hessian_trace", "sharpness", "perturbation",
-    "gradient_zscores", "loss_slice", "loss_slice_eval", "loss_plane", "mask_overlap",
-    "mask_persistence", "history", "perturbation_history", "crosscheck", "spectral_density",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Study:
@@ -280,8 +274,9 @@ class Study:
 
     @property
     def not_measured(self) -> list[str]:
-        """Measurements that no run has."""
-        return [name.replace("_", " ") for name in EXPECTED if name not in self.data]
+        """Measurements that a study makes unasked and that no run of this one has."""
+        usual = (self.resolved.get("measure") or {}).get("usual", ())
+        return [str(name).replace("_", " ") for name in usual if name not in self.data]
 
     def first_seed_only(self, name: str) -> bool:
         """Whether a measurement was made for one seed per variant where the study has more."""

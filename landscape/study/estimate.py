@@ -3,89 +3,18 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from landscape.storage import StudyFolder
 from landscape.study import jobs, running
+from landscape.study.measurements import RECORDS, Work
 from landscape.study.progress import duration
 from landscape.study.spec import Run, Study
 
-# In gradients over the same examples: a forward pass, and a Hessian product on a kept graph.
-FORWARD, PRODUCT = 1 / 3, 2.0
 MIB = 2**20
-
-Options = Mapping[str, Any]
-
-
-def _sharpness(o: Options) -> float:
-    steps = (1 + o["restarts"]) * o["ascent_steps"]
-    return 4 + len(o["rho"]) * (FORWARD + steps + 2 * o["num_pairs"] * FORWARD)
-
-
-def _slice(o: Options) -> float:
-    # The two windows share about half of the fine one's points.
-    points = o["points"] + o["fine_points"] // 2
-    return (o["num_directions"] * (points - 1) + 1) * FORWARD
-
-
-_BLOCKS = 10  # modules of a typical network
-
-# Counted from the algorithms; Lanczos stops when it has converged, so its count is typical.
-COSTS: Mapping[str, Callable[[Options], float]] = {
-    "top_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
-    "hessian_trace": lambda o: PRODUCT * o["num_probes"] + 1,
-    "spectral_density": lambda o: PRODUCT * o["num_probes"] * o["num_nodes"] + 1,
-    "sharpness": _sharpness,
-    "gradient_zscores": lambda _: 1,
-    "perturbation": lambda _: 2 + 2 * FORWARD,
-    "mask_overlap": lambda o: 2 * len(o["variants"]),
-    "loss_slice": _slice,
-    "loss_slice_eval": _slice,
-    "loss_plane": lambda o: o["points"] * (o["beta_points"] or o["points"]) * FORWARD,
-    "curvature_map": lambda o: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
-    "trajectory": lambda o: 4 * (o["grid"] * (1 + o["margin"])) ** 2 * FORWARD,
-    "interpolation": lambda o: 2 * o["points"] * FORWARD,
-    "perturbation_slice": lambda o: len(o["variants"]) * (2 + o["points"] * FORWARD),
-    "crosscheck": lambda o: PRODUCT * o["num_probes"] + 40,
-    "gauss_newton_eigenvalues": lambda o: PRODUCT * (o["max_hvps"] or 8 * o["k"]) + 1,
-    "block_curvature": lambda o: PRODUCT * (o["num_probes"] + 15 * _BLOCKS) + 2,
-    "hessian_diagonal": lambda o: PRODUCT * o["num_probes"] + 1,
-    "frobenius": lambda o: PRODUCT * o["num_probes"] + 1,
-    "adaptive_sharpness": lambda o: (
-        len(o["rho"]) * (o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD)
-    ),
-    "m_sharpness": lambda o: len(o["batch_sizes"]) * (1 + len(o["rho"]) * FORWARD),
-    "critical_sharpness": lambda _: 1 + 20 * FORWARD,
-    "minibatch_eigenvalues": lambda o: 2 * PRODUCT * 15 * o["k"],
-    "data_bracket": lambda o: PRODUCT * 20 * (o["num_folds"] + 1 + o["num_subsets"]),
-    "alignment": lambda o: 20 * o["k"] + 2 * len(o["variants"]),
-    "enrichment": lambda o: 20 * o["k"] + PRODUCT * o["num_probes"] + 2 * len(o["variants"]),
-    "batch_overlap": lambda o: 2 * len(o["variants"]) * (1 + o["num_batches"]),
-    "perturbation_cosines": lambda o: 2 * len(o["variants"]),
-    "perturbation_controls": lambda o: 2 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
-    "gradient_noise": lambda _: 20,
-    "features": lambda _: FORWARD,
-}
-# Forward passes over the whole of a split, counted as one over the training data.
-OVER_DATA: Mapping[str, Callable[[Options], float]] = {
-    "generalization": lambda _: 1,
-    "memorization": lambda _: 1,
-    "calibration": lambda _: 1,
-    "margins": lambda _: 1,
-    "robustness": lambda o: 21 + 5 * o["num_draws"],
-}
-
-# Over all runs of a setting, as the share of each; statistics re-estimated at each point.
-ACROSS: Mapping[str, Callable[[Options, int], float]] = {
-    "barrier": lambda o, runs: ((runs - 1) / 2 * (o["points"] - 1) + 1) * 2 * FORWARD,
-    "bezier": lambda o, runs: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / runs,
-    "three_points": lambda o, runs: (
-        (o["cells"] * (1 + 2 * o["margin"]) + 1) ** 2 * 2 * FORWARD / runs
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -162,17 +91,14 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
         if train:
             gradients.setdefault("training", []).append(probe.training(job.run))
             recorded += bench.recorded_bytes(job)
+        work = Work(
+            job.run,
+            sum(run.setting == job.run.setting for run in study.runs),
+            probe.num_examples,
+            probe.num_data,
+        )
         for measurement, _ in missing:
-            if measurement.name in ACROSS:
-                count = sum(run.setting == job.run.setting for run in study.runs)
-                cost = ACROSS[measurement.name](measurement.options, count)
-            elif measurement.name in COSTS:
-                cost = COSTS[measurement.name](measurement.options)
-            elif measurement.name in OVER_DATA:
-                passes = OVER_DATA[measurement.name](measurement.options)
-                cost = passes * probe.num_data / probe.num_examples * FORWARD
-            else:
-                continue
+            cost = RECORDS[measurement.name].cost(measurement.options, work)
             gradients.setdefault(measurement.name, []).append(cost)
     rows = tuple(
         Row(name, len(costs), sum(costs), sum(costs) * probe.seconds)

@@ -90,6 +90,8 @@ def parse(
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
     trained = {run.family for run in runs}
+    measure = _measure(given.get("measure", {}), [*reader.known(runs), *possible.recipe_names()])
+    _check_checkpoints(measure, runs)
     return Study(
         name=str(given["name"]),
         question=str(given.get("question", "")),
@@ -100,7 +102,7 @@ def parse(
         families=tuple(v for v in reader.variants.values() if v.name in trained),
         controls=tuple(v for v in reader.variants.values() if v.name not in trained),
         runs=runs,
-        measure=_measure(given.get("measure", {})),
+        measure=measure,
         comparisons=reader.comparisons(runs),
         dtype=dtype,
     )
@@ -197,6 +199,10 @@ class _Reader:
                     f"{other.setting!r} and {run.setting!r}; remove one of them."
                 )
         return axes.with_rows(runs)
+
+    def known(self, runs: Sequence[Run]) -> list[str]:
+        """Names of variants and of their rows."""
+        return list(dict.fromkeys([*self.variants, *(run.variant for run in runs)]))
 
     def rows(self, runs: Sequence[Run]) -> tuple[VariantSpec, ...]:
         """Every row that has runs, variants in the order of the file, rows in that of the runs."""
@@ -390,13 +396,14 @@ def _training(where: str, table: Any) -> dict[str, Any]:
     return dict(possible.table(name, table, tuple(possible.training_defaults())))
 
 
-def _measure(table: Mapping[str, Any]) -> MeasureSpec:
+def _measure(table: Mapping[str, Any], variants: Sequence[str]) -> MeasureSpec:
+    """variants: what an option of a measurement may name."""
     from landscape.study import measurements
 
     options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     common = {key: value for key, value in table.items() if key not in options}
-    possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.MEASUREMENTS))
-    known = tuple(measurements.MEASUREMENTS)
+    possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.RECORDS))
+    known = tuple(measurements.RECORDS)
     for name in options:
         if name not in known:
             raise LandscapeError(possible.unknown("[measure] has no measurement", name, known))
@@ -415,27 +422,48 @@ def _measure(table: Mapping[str, Any]) -> MeasureSpec:
     examples = common.get("examples", 256)
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
         raise LandscapeError(f"[measure] examples = {examples!r} is not a whole number from 1 on.")
+    seed = common.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise LandscapeError(f"[measure] seed = {seed!r} is not a whole number from 0 on.")
     possible.choice("[measure] split", common.get("split", "train"), SPLITS)
     possible.choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
     return MeasureSpec(
         examples=examples,
         split=common.get("split", "train"),
         bn=common.get("bn", "eval"),
-        seed=common.get("seed", 0),
-        measurements=tuple(_measurement(name, options.get(name, {})) for name in names),
+        seed=seed,
+        measurements=tuple(_measurement(name, options.get(name, {}), variants) for name in names),
     )
 
 
-def _measurement(name: str, table: Mapping[str, Any]) -> Measurement:
+def _check_checkpoints(measure: MeasureSpec, runs: Sequence[Run]) -> None:
+    """Refuse what follows a training where none of its checkpoints would be kept."""
     from landscape.study import measurements
 
-    defaults = measurements.options_of(name)
-    possible.check_keys(f"[measure.{name}]", table, defaults, extra=("first_seed_only",))
+    for name in (
+        m.name for m in measure.measurements if measurements.RECORDS[m.name].along_training
+    ):
+        none = [r for r in runs if r.weights is None and not r.training["keep_every"]]
+        if none:
+            raise LandscapeError(
+                f"[measure.{name}] needs checkpoints of the training, and {none[0].variant!r} "
+                f"keeps none; set [training] keep_every = 1 (epochs between two of them)."
+            )
+
+
+def _measurement(name: str, table: Mapping[str, Any], known: Sequence[str]) -> Measurement:
+    from landscape.study import measurements
+
+    record, where = measurements.RECORDS[name], f"[measure.{name}]"
+    possible.check_keys(where, table, record.options, extra=("first_seed_only",))
     given = {key: value for key, value in table.items() if key != "first_seed_only"}
-    first = table.get("first_seed_only", name in measurements.FIRST_SEED_ONLY)
+    first = table.get("first_seed_only", record.first_seed_only)
     if not isinstance(first, bool):
-        raise LandscapeError(f"[measure.{name}] first_seed_only = {first!r} is not true or false.")
-    return Measurement(name, defaults | given, first, name in measurements.ACROSS_RUNS)
+        raise LandscapeError(f"{where} first_seed_only = {first!r} is not true or false.")
+    options = record.options | record.check(where, given)
+    if given:  # our own defaults may name what a study has not
+        measurements.names_checked(record, given, known)
+    return Measurement(name, options, first, record.across_runs)
 
 
 def _override(given: dict[str, Any], line: str) -> None:

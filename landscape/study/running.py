@@ -15,6 +15,7 @@ from landscape.errors import LandscapeError
 from landscape.storage import STUDY_FORMAT, StudyFolder
 from landscape.study import axes, combining, jobs, trainings
 from landscape.study.jobs import Job
+from landscape.study.measurements import DEFAULT
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
 from landscape.study.reading import parse
@@ -321,6 +322,7 @@ def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
             "split": study.measure.split,
             "bn": study.measure.bn,
             "seed": study.measure.seed,
+            "usual": list(DEFAULT),
             "measurements": {
                 m.name: {**m.options, "first_seed_only": m.first_seed_only}
                 for m in study.measure.measurements

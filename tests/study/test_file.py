@@ -226,8 +226,8 @@ def test_without_a_list_the_usual_measurements_are_made_and_a_table_adds_one(tmp
 
     plan = read(BASE, tmp_path)
     assert [m.name for m in plan.measure.measurements] == list(measurements.DEFAULT)
-    more = {**measurements.MEASUREMENTS, "extra": measurements.MEASUREMENTS["sharpness"]}
-    monkeypatch.setattr(measurements, "MEASUREMENTS", more)
+    more = {**measurements.RECORDS, "extra": measurements.RECORDS["sharpness"]}
+    monkeypatch.setattr(measurements, "RECORDS", more)
     plan = read(BASE + "[measure.extra]\nascent_steps = 3\n[measure.sharpness]\n", tmp_path)
     assert [m.name for m in plan.measure.measurements] == [*measurements.DEFAULT, "extra"]
 
@@ -276,6 +276,24 @@ WRONG = {
     BASE + "[measure]\nbn = 'train'\n": "bn: unknown 'train'. Possible: eval, full_batch",
     BASE
     + "[measure.loss_plane]\nfirst_seed_only = 1\n": "first_seed_only = 1 is not true or false",
+    BASE + "[measure]\nseed = 'x'\n": "seed = 'x' is not a whole number from 0 on",
+    BASE + "[measure.top_eigenvalues]\nk = 0\n": r"top_eigenvalues\] k = 0 is not possible; give",
+    BASE + "[measure.top_eigenvalues]\nk = 2.5\n": "k = 2.5 is not a whole number",
+    BASE + "[measure.top_eigenvalues]\nwhich = 'top'\n": "which: unknown 'top'. Possible: largest",
+    BASE + "[measure.sharpness]\nrho = 0.1\n": r"rho = 0.1 is not a list; write \[0.1\]",
+    BASE
+    + "[measure.sharpness]\nrho = [0.1, 0]\n": "rho = 0 is not possible; give a number above 0",
+    BASE + "[measure.sharpness]\nrho = [0.1, 0.1]\n": "has a value twice",
+    BASE + "[measure.sharpness]\nrho = ['a']\n": "rho = 'a' is not a number",
+    BASE + "[measure.sharpness]\nrho = []\n": "is empty; give at least one value",
+    BASE + "[measure.gradient_zscores]\npercentile = 95\n": "percentile = 95 is not possible",
+    BASE
+    + "[measure.loss_plane]\nbn = 'train'\n": "bn: unknown 'train'. Possible: eval, full_batch",
+    BASE + "[measure.loss_plane]\ntiles = 1\n": "tiles = 1 is not true or false",
+    BASE
+    + "[measure.mask_overlap]\nvariants = ['zsharpp']\n": "variants: unknown 'zsharpp'. Did you",
+    BASE + "[measure.barrier]\nseeds = [-1]\n": "seeds = -1 is not possible; give a number from 0",
+    BASE + "[measure.training_curvature]\n": "needs checkpoints of the training, and 'sgd' keeps",
     BASE + "[comparisons]\nmetric = 'accuracy'\n": "metric: unknown 'accuracy'.*test_accuracy",
     BASE
     + "[comparisons]\nreferences = ['asam']\n": "reference: unknown 'asam'. Did you mean 'sam'",

@@ -1,11 +1,6 @@
-"""Which measurements a study can ask for, with the options it may set.
+"""Which measurements a study can ask for: one `Record` each, from which all else derives."""
 
-Each function takes a `Bench` and keyword options; its signature is the list of options of
-[measure.<name>] and their defaults.
-"""
-
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
@@ -13,46 +8,19 @@ import xarray as xr
 from landscape import toml
 from landscape.study.bench import Bench
 from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
+from landscape.study.measurements.record import Record, Work, names_checked
+
+__all__ = ["DEFAULT", "RECORDS", "Record", "Work", "listing", "measure_run", "names_checked"]
 
 _TOPICS = (outcome, perturbations, curvature, surfaces, connections)
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    name: function for topic in _TOPICS for name, function in topic.MEASUREMENTS.items()
-}
+RECORDS: Mapping[str, Record] = {r.name: r for topic in _TOPICS for r in topic.RECORDS}
 # What a study measures without being asked; a [measure.<name>] table adds any other.
-DEFAULT = (
-    "generalization",
-    "history",
-    "perturbation_history",
-    "mask_persistence",
-    "top_eigenvalues",
-    "hessian_trace",
-    "spectral_density",
-    "sharpness",
-    "gradient_zscores",
-    "perturbation",
-    "mask_overlap",
-    "loss_slice",
-    "loss_slice_eval",
-    "loss_plane",
-    "crosscheck",
-)
-ACROSS_RUNS = (*perturbations.ACROSS_RUNS, *connections.ACROSS_RUNS)
-FIRST_SEED_ONLY = tuple(name for topic in _TOPICS for name in topic.FIRST_SEED_ONLY)
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """Options of [measure.<name>] with their defaults."""
-    parameters = inspect.signature(MEASUREMENTS[name]).parameters.values()
-    return {
-        p.name: list(p.default) if isinstance(p.default, tuple) else p.default
-        for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+DEFAULT = tuple(name for name, record in RECORDS.items() if record.default)
 
 
 def measure_run(bench: Bench, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
     """One measurement of one run; None where the run has nothing of the kind (masks of SGD)."""
-    return MEASUREMENTS[name](bench, **options)
+    return RECORDS[name].measure(bench, **options)
 
 
 def listing() -> str:
@@ -68,12 +36,11 @@ def listing() -> str:
     for topic in _TOPICS:
         title = (topic.__doc__ or "").splitlines()[0].rstrip(".")
         lines += ["", f"## {title}", "", "| measurement | what it is | options |", "|---|---|---|"]
-        for name, function in topic.MEASUREMENTS.items():
-            marks = " ●" * (name in DEFAULT) + " ¹" * (name in FIRST_SEED_ONLY)
-            marks += " ²" * (name in ACROSS_RUNS)
-            said = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+        for record in topic.RECORDS:
+            marks = " ●" * record.default + " ¹" * record.first_seed_only
+            marks += " ²" * record.across_runs
             options = ", ".join(
-                f"`{key} = {toml.value_text(v)}`" for key, v in options_of(name).items()
+                f"`{key} = {toml.value_text(v)}`" for key, v in record.options.items()
             )
-            lines.append(f"| `{name}`{marks} | {said} | {options} |")
+            lines.append(f"| `{record.name}`{marks} | {record.said} | {options} |")
     return "\n".join(lines) + "\n"

@@ -4,14 +4,16 @@ Each run measures its own part, so that the pool shares them out and a killed st
 of the barrier matrix, or the curve or plane that starts at it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import xarray as xr
 
 from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.results import Variable
+from landscape.risk import BN_MODES
 from landscape.study.bench import Bench
+from landscape.study.measurements.record import FORWARD, Record
 from landscape.study.spec import Run
 
 
@@ -137,10 +139,31 @@ def _named(bench: Bench, measurement: str, names: Sequence[str], count: int) -> 
     return found
 
 
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    "barrier": barrier,
-    "bezier": bezier,
-    "three_points": three_points,
-}
-FIRST_SEED_ONLY = ()
-ACROSS_RUNS = tuple(MEASUREMENTS)
+_BN = {"bn": BN_MODES}
+# Of all runs of a setting together, as the share of each; statistics re-estimated at each point.
+RECORDS = (
+    Record(
+        barrier,
+        cost=lambda o, work: ((work.num_runs - 1) / 2 * (o["points"] - 1) + 1) * 2 * FORWARD,
+        across_runs=True,
+        choices=_BN,
+        least={"seeds": 0},
+        variants=("variants",),
+    ),
+    Record(
+        bezier,
+        cost=lambda o, work: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / work.num_runs,
+        across_runs=True,
+        choices=_BN,
+        variants=("between",),
+    ),
+    Record(
+        three_points,
+        cost=lambda o, work: (
+            (o["cells"] * (1 + 2 * o["margin"]) + 1) ** 2 * 2 * FORWARD / work.num_runs
+        ),
+        across_runs=True,
+        choices=_BN,
+        variants=("through",),
+    ),
+)

@@ -1,13 +1,26 @@
 """Curvature of the loss at the solution."""
 
-from collections.abc import Callable, Mapping
-
 import xarray as xr
 
 from landscape import measure, training
-from landscape.measure.measuring import check_choice
+from landscape.measure.curvature.adaptive_sharpness import NORMS
+from landscape.measure.curvature.blocks import BY
+from landscape.measure.curvature.operator import MATRICES
+from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.study import replay
 from landscape.study.bench import Bench
+from landscape.study.measurements.record import (
+    BLOCKS,
+    FORWARD,
+    LANCZOS,
+    PRODUCT,
+    Options,
+    Record,
+    Work,
+)
+
+OBJECTIVES = ("data", "training")
+WHICH = ("largest", "smallest", "both", "magnitude")
 
 
 def top_eigenvalues(
@@ -171,7 +184,6 @@ def minibatch_eigenvalues(
     objective: "data", the loss of the study, or "training", the loss that was minimized: with label
     smoothing, weight decay and one draw of the augmentation.
     """
-    check_choice("objective", objective, ("data", "training"))
     risk = bench.risk() if objective == "data" else replay.training_objective(bench)
     return measure.minibatch_eigenvalues(
         risk,
@@ -239,22 +251,72 @@ def alignment(
     )
 
 
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    "top_eigenvalues": top_eigenvalues,
-    "hessian_trace": hessian_trace,
-    "spectral_density": spectral_density,
-    "gauss_newton_eigenvalues": gauss_newton_eigenvalues,
-    "block_curvature": block_curvature,
-    "hessian_diagonal": hessian_diagonal,
-    "frobenius": frobenius,
-    "sharpness": sharpness,
-    "adaptive_sharpness": adaptive_sharpness,
-    "m_sharpness": m_sharpness,
-    "critical_sharpness": critical_sharpness,
-    "minibatch_eigenvalues": minibatch_eigenvalues,
-    "data_bracket": data_bracket,
-    "training_curvature": training_curvature,
-    "alignment": alignment,
-    "crosscheck": crosscheck,
-}
-FIRST_SEED_ONLY = ("spectral_density", "hessian_diagonal", "crosscheck")
+def _lanczos(options: Options, _work: Work) -> float:
+    # Lanczos stops when it has converged, so its count is typical.
+    return PRODUCT * (options["max_hvps"] or 8 * options["k"]) + 1
+
+
+def _probes(options: Options, _work: Work) -> float:
+    return PRODUCT * options["num_probes"] + 1
+
+
+def _sharpness(o: Options, _work: Work) -> float:
+    steps = (1 + o["restarts"]) * o["ascent_steps"]
+    return 4 + len(o["rho"]) * (FORWARD + steps + 2 * o["num_pairs"] * FORWARD)
+
+
+_MATRIX = {"matrix": MATRICES}
+RECORDS = (
+    Record(top_eigenvalues, cost=_lanczos, default=True, choices={"which": WHICH}),
+    Record(hessian_trace, cost=_probes, default=True),
+    Record(
+        spectral_density,
+        cost=lambda o, _: PRODUCT * o["num_probes"] * o["num_nodes"] + 1,
+        default=True,
+        first_seed_only=True,
+        least={"num_probes": 1},
+    ),
+    Record(gauss_newton_eigenvalues, cost=_lanczos),
+    Record(
+        block_curvature,
+        cost=lambda o, _: PRODUCT * (o["num_probes"] + 15 * BLOCKS) + 2,
+        choices={"by": BY, **_MATRIX},
+    ),
+    Record(hessian_diagonal, cost=_probes, first_seed_only=True, drawn=False),
+    Record(frobenius, cost=_probes),
+    Record(sharpness, cost=_sharpness, default=True, least={"ascent_steps": 0}),
+    Record(
+        adaptive_sharpness,
+        cost=lambda o, _: len(o["rho"]) * (o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD),
+        choices={"norm": NORMS},
+    ),
+    Record(m_sharpness, cost=lambda o, _: len(o["batch_sizes"]) * (1 + len(o["rho"]) * FORWARD)),
+    Record(critical_sharpness, cost=lambda *_: 1 + 20 * FORWARD),
+    Record(
+        minibatch_eigenvalues,
+        cost=lambda o, _: 2 * PRODUCT * 15 * o["k"],
+        choices={"objective": OBJECTIVES, **_MATRIX},
+    ),
+    Record(
+        data_bracket,
+        cost=lambda o, _: PRODUCT * LANCZOS * (o["num_folds"] + 1 + o["num_subsets"]),
+    ),
+    Record(
+        training_curvature,
+        cost=lambda o, work: work.checkpoints * (PRODUCT * 8 * o["k"] + 1),
+        along_training=True,
+    ),
+    Record(
+        alignment,
+        cost=lambda o, _: LANCZOS * o["k"] + 2 * len(o["variants"]),
+        choices={"bn": BATCH_BN},
+        variants=("variants",),
+    ),
+    Record(
+        crosscheck,
+        cost=lambda o, _: PRODUCT * o["num_probes"] + 40,
+        default=True,
+        first_seed_only=True,
+        drawn=False,
+    ),
+)

@@ -1,14 +1,13 @@
 """What the model learned and how it was trained."""
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import xarray as xr
 
 from landscape import measure, snapshots
-from landscape.errors import LandscapeError
-from landscape.risk import EmpiricalRisk
 from landscape.study.bench import Bench
+from landscape.study.measurements.record import FORWARD, Options, Record, Work, nothing
+
+SPLITS = ("train", "val", "test")
 
 
 def generalization(bench: Bench, *, num_bins: int = 15) -> xr.Dataset:
@@ -25,19 +24,19 @@ def history(bench: Bench) -> xr.Dataset | None:
 
 def calibration(bench: Bench, *, split: str = "test", num_bins: int = 15) -> xr.Dataset | None:
     """Reliability diagram and proper scores on a split; None where the data have no such split."""
-    risk = _split(bench, "calibration", split)
+    risk = bench.split_risks().get(split)
     return None if risk is None else measure.calibration(risk, bench.theta, num_bins=num_bins)
 
 
 def margins(bench: Bench, *, split: str = "train") -> xr.Dataset | None:
     """Distance of every example from another class; None where the data have no such split."""
-    risk = _split(bench, "margins", split)
+    risk = bench.split_risks().get(split)
     return None if risk is None else measure.margins(risk, bench.theta)
 
 
 def robustness(bench: Bench, *, split: str = "test", num_draws: int = 4) -> xr.Dataset | None:
     """Loss and accuracy with disturbed weights or inputs; None without such a split."""
-    risk = _split(bench, "robustness", split)
+    risk = bench.split_risks().get(split)
     if risk is None:
         return None
     return measure.robustness(risk, bench.theta, num_draws=num_draws, seed=bench.seed)
@@ -79,15 +78,6 @@ def memorization(bench: Bench) -> xr.Dataset:
     )
 
 
-def _split(bench: Bench, name: str, split: str) -> EmpiricalRisk | None:
-    risks = bench.split_risks()
-    if split not in ("train", "val", "test"):
-        raise LandscapeError(
-            f"[measure.{name}] split = {split!r} is unknown; possible: train, val, test."
-        )
-    return risks.get(split)
-
-
 def _correctness(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
     """Epochs, and which training examples were right after each."""
     if bench.run.weights is not None:
@@ -102,14 +92,21 @@ def _correctness(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs, np.int64), np.array(rows)
 
 
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    "generalization": generalization,
-    "history": history,
-    "calibration": calibration,
-    "margins": margins,
-    "memorization": memorization,
-    "robustness": robustness,
-    "features": features,
-    "norms": norms,
-}
-FIRST_SEED_ONLY = ()
+def _along(_options: Options, work: Work) -> float:
+    return work.over_data * (1 + max(0, work.checkpoints - 2))
+
+
+RECORDS = (
+    Record(generalization, cost=lambda _, work: work.over_data, default=True),
+    Record(history, cost=nothing, default=True),
+    Record(calibration, cost=lambda _, work: work.over_data, choices={"split": SPLITS}),
+    Record(margins, cost=lambda _, work: work.over_data, choices={"split": SPLITS}),
+    Record(memorization, cost=_along),
+    Record(
+        robustness,
+        cost=lambda o, work: (21 + 5 * o["num_draws"]) * work.over_data,
+        choices={"split": SPLITS},
+    ),
+    Record(features, cost=lambda *_: FORWARD, least={"num_examples": 2}, most={"share": 1}),
+    Record(norms, cost=nothing),
+)

@@ -1,13 +1,23 @@
 """What the variants perturb."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import xarray as xr
 
 from landscape import measure, snapshots
 from landscape.errors import LandscapeError
+from landscape.measure.perturbations.counterfactual import BATCH_BN
+from landscape.measure.perturbations.zscores import GROUPINGS, SOURCES
 from landscape.study.bench import Bench
+from landscape.study.measurements.record import (
+    FORWARD,
+    LANCZOS,
+    PRODUCT,
+    Options,
+    Record,
+    Work,
+    nothing,
+)
 
 
 def perturbation_history(bench: Bench) -> xr.Dataset | None:
@@ -240,20 +250,63 @@ def gradient_noise(
     )
 
 
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    "perturbation_history": perturbation_history,
-    "mask_persistence": mask_persistence,
-    "mask_selection": mask_selection,
-    "mask_filters": mask_filters,
-    "saved_mask_overlap": saved_mask_overlap,
-    "gradient_zscores": gradient_zscores,
-    "gradient_noise": gradient_noise,
-    "perturbation": perturbation,
-    "perturbation_controls": perturbation_controls,
-    "perturbation_cosines": perturbation_cosines,
-    "mask_overlap": mask_overlap,
-    "batch_overlap": batch_overlap,
-    "enrichment": enrichment,
-}
-FIRST_SEED_ONLY = ("mask_overlap", "batch_overlap", "perturbation_cosines", "enrichment")
-ACROSS_RUNS = ("saved_mask_overlap",)
+def _masks(options: Options, _work: Work) -> float:
+    return 2 * len(options["variants"])
+
+
+_BN = {"bn": BATCH_BN}
+RECORDS = (
+    Record(perturbation_history, cost=nothing, default=True),
+    Record(mask_persistence, cost=nothing, default=True),
+    Record(mask_selection, cost=nothing),
+    Record(mask_filters, cost=nothing),
+    Record(saved_mask_overlap, cost=nothing, across_runs=True),
+    Record(
+        gradient_zscores,
+        cost=lambda *_: 1,
+        default=True,
+        choices={"source": SOURCES, "grouping": GROUPINGS, **_BN},
+        most={"percentile": 1},
+    ),
+    Record(gradient_noise, cost=lambda *_: 20, most={"ema": 1}),
+    Record(
+        perturbation,
+        cost=lambda *_: 2 + 2 * FORWARD,
+        default=True,
+        choices=_BN,
+        perturbs=True,
+    ),
+    Record(
+        perturbation_controls,
+        cost=lambda o, _: 2 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
+        choices=_BN,
+        perturbs=True,
+    ),
+    Record(
+        perturbation_cosines, cost=_masks, first_seed_only=True, choices=_BN, variants=("variants",)
+    ),
+    Record(
+        mask_overlap,
+        cost=_masks,
+        default=True,
+        first_seed_only=True,
+        choices=_BN,
+        variants=("variants",),
+    ),
+    Record(
+        batch_overlap,
+        cost=lambda o, work: _masks(o, work) * (1 + o["num_batches"]),
+        least={"num_batches": 2},
+        first_seed_only=True,
+        choices=_BN,
+        variants=("variants",),
+    ),
+    Record(
+        enrichment,
+        cost=lambda o, work: LANCZOS * o["k"] + PRODUCT * o["num_probes"] + _masks(o, work),
+        least={"num_probes": 1},
+        first_seed_only=True,
+        choices=_BN,
+        variants=("variants",),
+    ),
+)

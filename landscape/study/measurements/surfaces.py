@@ -1,6 +1,7 @@
 """The loss on lines and planes around the solution."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,9 +10,12 @@ import xarray as xr
 from landscape import measure, plane
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
+from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.measure.surfaces.paths import perturbations
-from landscape.risk import EmpiricalRisk
+from landscape.risk import BN_MODES, EmpiricalRisk
 from landscape.study.bench import Bench
+from landscape.study.measurements.outcome import SPLITS
+from landscape.study.measurements.record import FORWARD, PRODUCT, Options, Record, Work
 from landscape.study.spec import fingerprint
 
 KINDS = ("random", "eigenvectors", "gradient", "perturbations")
@@ -212,10 +216,6 @@ def _companions(bench: Bench, name: str, also: Sequence[str]) -> dict[str, Empir
 
 def _directions(bench: Bench, kind: str, variants: Sequence[str]) -> plane.Plane | None:
     """The plane of a kind; None for random directions, which `measure` draws itself."""
-    if kind not in KINDS:
-        raise LandscapeError(
-            f"[measure.loss_plane] kind = {kind!r} is not known; choose one of {', '.join(KINDS)}."
-        )
     if kind == "random":
         return None
     risk, theta = bench.risk(), bench.theta
@@ -248,19 +248,68 @@ def _directions(bench: Bench, kind: str, variants: Sequence[str]) -> plane.Plane
     return plane.perturbations(theta, named, orthogonalize=True)
 
 
-MEASUREMENTS: Mapping[str, Callable[..., xr.Dataset | None]] = {
-    "loss_slice": _slices("loss_slice", "recalibrate"),
-    "loss_slice_eval": _slices("loss_slice_eval", "eval"),
-    "loss_plane": loss_plane,
-    "curvature_map": curvature_map,
-    "trajectory": trajectory,
-    "interpolation": interpolation,
-    "perturbation_slice": perturbation_slice,
-}
-FIRST_SEED_ONLY = (
-    "loss_plane",
-    "curvature_map",
-    "trajectory",
-    "interpolation",
-    "perturbation_slice",
+def _slice(o: Options, _work: Work) -> float:
+    # The two windows share about half of the fine one's points.
+    points = o["points"] + o["fine_points"] // 2
+    return (o["num_directions"] * (points - 1) + 1) * FORWARD
+
+
+def _plane(o: Options, _work: Work) -> float:
+    return o["points"] * (o["beta_points"] or o["points"]) * FORWARD
+
+
+_BN = {"bn": BN_MODES}
+_AXES = {"normalize": plane.NORMALIZATIONS, "one_d": plane.ONE_D}
+RECORDS = (
+    Record(
+        _slices("loss_slice", "recalibrate"),
+        cost=_slice,
+        named="loss_slice",
+        default=True,
+        choices={**_BN, **_AXES, "also": SPLITS},
+    ),
+    Record(
+        _slices("loss_slice_eval", "eval"),
+        cost=_slice,
+        named="loss_slice_eval",
+        default=True,
+        choices={**_BN, **_AXES, "also": SPLITS},
+    ),
+    Record(
+        loss_plane,
+        cost=_plane,
+        default=True,
+        first_seed_only=True,
+        choices={"kind": KINDS, **_BN, **_AXES, "also": SPLITS},
+        least={"alpha_range": -math.inf, "beta_range": -math.inf},
+        variants=("variants",),
+    ),
+    Record(
+        curvature_map,
+        cost=lambda o, _: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
+        first_seed_only=True,
+        choices={"bn": ("eval", "full_batch"), **_AXES},
+    ),
+    Record(
+        trajectory,
+        cost=lambda o, work: (
+            4 * (o["grid"] * (1 + o["margin"])) ** 2 * FORWARD + 2 * work.checkpoints * FORWARD
+        ),
+        along_training=True,
+        first_seed_only=True,
+        choices=_BN,
+    ),
+    Record(
+        interpolation,
+        cost=lambda o, _: 2 * o["points"] * FORWARD,
+        first_seed_only=True,
+        choices=_BN,
+    ),
+    Record(
+        perturbation_slice,
+        cost=lambda o, _: len(o["variants"]) * (2 + o["points"] * FORWARD),
+        first_seed_only=True,
+        choices={**_BN, "batch_bn": BATCH_BN},
+        variants=("variants",),
+    ),
 )

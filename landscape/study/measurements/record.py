@@ -1,0 +1,183 @@
+"""One record per measurement: all that a study, its estimate, its list and its tests know of it."""
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+from landscape.errors import LandscapeError
+from landscape.study import possible
+from landscape.study.spec import Run
+
+Options = Mapping[str, Any]
+# In gradients over the same examples: a forward pass, and a Hessian product on a kept graph.
+FORWARD, PRODUCT = 1 / 3, 2.0
+BLOCKS = 10  # modules of a typical network
+LANCZOS = 20  # products until an extreme eigenvalue has converged, typically
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cost may depend on beside the options: sizes of the data, the run, its setting."""
+
+    run: Run
+    num_runs: int  # of the setting
+    num_examples: int  # the fixed ones
+    num_data: int  # all splits together
+
+    @property
+    def over_data(self) -> float:
+        """A forward pass over all splits, in gradients over the fixed examples."""
+        return self.num_data / self.num_examples * FORWARD
+
+    @property
+    def checkpoints(self) -> int:
+        """Weights that the training keeps, the initial and the final ones among them."""
+        if self.run.weights is not None:
+            return 1
+        every, epochs = int(self.run.training["keep_every"]), int(self.run.training["epochs"])
+        return 2 + (math.ceil(epochs / every) - 1 if every else 0)
+
+
+# What the estimates of these need to say how sure they are, or a line to be one.
+LEAST = {
+    "points": 3, "fine_points": 3, "num_probes": 2, "num_pairs": 2, "num_draws": 2, "num_nodes": 2,
+    "max_iterations": 2, "num_folds": 2,
+}  # fmt: skip
+Cost = Callable[[Options, Work], float]
+
+
+def nothing(_options: Options, _work: Work) -> float:
+    """Cost of what only reads files."""
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """A measurement of [measure.<name>].
+
+    measure: (bench, *, options) -> Dataset, or None where a run has nothing of the kind; its
+    signature is the list of options with their defaults and types. cost: (options, work) ->
+    gradients over the fixed examples, counted from the algorithms. default: made without being
+    asked. first_seed_only: by default once per row. across_runs: made when all runs of a setting
+    are trained. choices: the words that an option may be. least, most: bounds of a number (least by
+    default: that of LEAST, or 1 for whole numbers, 0 for others). variants: options that name
+    variants. perturbs: needs a known recipe; left out for runs of recipe "none". along_training:
+    needs checkpoints of more than one step. drawn: has a figure in the report (else a table of its
+    own, or data alone where they are too large).
+    """
+
+    measure: Callable[..., xr.Dataset | None]
+    cost: Cost
+    named: str = ""
+    default: bool = False
+    first_seed_only: bool = False
+    across_runs: bool = False
+    choices: Mapping[str, Collection[str]] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    perturbs: bool = False
+    along_training: bool = False
+    drawn: bool = True
+
+    @property
+    def name(self) -> str:
+        """The word of the study file and of the result."""
+        return self.named or self.measure.__name__
+
+    @property
+    def said(self) -> str:
+        """What it is: the first paragraph of the function's docstring."""
+        return (inspect.getdoc(self.measure) or "").split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Headings of the report under which it is drawn."""
+        from landscape.report.sections import SECTIONS
+
+        return tuple(
+            title
+            for title, entries in SECTIONS
+            if any(self.name in entry.measurements for entry in entries)
+        )
+
+    @property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        known = inspect.signature(self.measure).parameters.values()
+        return {p.name: p for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options with their defaults."""
+        return {
+            name: list(p.default) if isinstance(p.default, tuple) else p.default
+            for name, p in self._parameters.items()
+        }
+
+    def check(self, where: str, options: Options) -> dict[str, Any]:
+        """The options in their declared types; a value that cannot be right is refused by name."""
+        return {
+            name: self._checked(f"{where} {name}", self._parameters[name], value)
+            for name, value in options.items()
+        }
+
+    def _checked(self, where: str, parameter: inspect.Parameter, value: Any) -> Any:
+        kind, name = parameter.annotation, parameter.name
+        if typing.get_origin(kind) is tuple:
+            if not isinstance(value, (list, tuple)):
+                raise LandscapeError(f"{where} = {value!r} is not a list; write [{value!r}].")
+            inner = typing.get_args(kind)[0]
+            found = [self._one(f"{where} =", name, inner, item, within=True) for item in value]
+            if len(set(found)) < len(found):
+                raise LandscapeError(f"{where} = {list(value)} has a value twice; remove one.")
+            if not found and parameter.default:
+                raise LandscapeError(f"{where} = [] is empty; give at least one value.")
+            return found
+        return self._one(f"{where} =", name, kind, value, default=parameter.default)
+
+    def _one(
+        self,
+        where: str,
+        name: str,
+        kind: type | types.UnionType,
+        value: Any,
+        *,
+        within: bool = False,
+        default: Any = None,
+    ) -> Any:
+        right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
+        if kind is float:
+            right = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not right:
+            words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+            raise LandscapeError(f"{where} {value!r} is not {words[kind]}.")
+        if kind is str:
+            if name in self.choices:
+                possible.choice(where.removesuffix(" ="), value, self.choices[name])
+            return value
+        if kind is bool:
+            return value
+        # A whole number whose default is 0 is "as many as there are" at 0.
+        usual = 0 if kind is float or (default == 0 and not within) else LEAST.get(name, 1)
+        low = self.least.get(name, usual)
+        positive = kind is float and within and name not in self.least
+        high = self.most.get(name, math.inf)
+        if not (math.isfinite(value) and low <= value <= high) or (positive and value <= 0):
+            bound = "above 0" if positive else f"from {low:g} on"
+            bound += f", {high:g} at most" if math.isfinite(high) else ""
+            raise LandscapeError(f"{where} {value!r} is not possible; give a number {bound}.")
+        return float(value) if kind is float else value
+
+
+def names_checked(record: Record, options: Options, known: Sequence[str]) -> None:
+    """Refuse names of variants that are neither in the study nor recipes."""
+    for option in record.variants:
+        for name in options.get(option, ()):
+            variant = name.partition("/")[0]
+            possible.choice(f"[measure.{record.name}] {option}", variant, known)
