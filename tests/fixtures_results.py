@@ -14,6 +14,7 @@ import xarray as xr
 
 from landscape import results, storage
 from landscape.results import Variable
+from landscape.study.measurements import DEFAULT
 
 TENSORS = (
     ("conv1.weight", "conv", 144, 4),
@@ -106,7 +107,7 @@ def write_study(
                 "setting": "noisy",
                 "references": [r for r in ("sgd", "sam") if r in noisy],
             },
-            "measure": {"examples": 256},
+            "measure": {"examples": 256, "usual": list(DEFAULT)},
             "runs": runs,
         },
     )
