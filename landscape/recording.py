@@ -1,5 +1,6 @@
 """Record what any optimizer perturbs, seen from the weights at the model's forward passes."""
 
+import hashlib
 import math
 import sys
 import warnings
@@ -121,7 +122,12 @@ class Recording:
         unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
             ("cosine", "first_order"), "record(gradients=False)"
         )  # fmt: skip
-        self.log = Log(folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen))
+        begun = folder.exists() and snapshots.read_tensors(folder)
+        start = weight_norms(self.trained.parameters).cpu().numpy().tobytes()
+        run = begun.run if begun else hashlib.sha256(start).hexdigest()[:16]
+        self.log = Log(
+            folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen, run=run)
+        )
         self.written = _continue(folder, self.log, first_step)
         self.seen = _Seen(self.trained.parameters)
         self.blind = 0

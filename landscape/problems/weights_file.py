@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from landscape.errors import LandscapeError
-from landscape.storage import file_sha256, is_plain_name, sealed_sha256
+from landscape.storage import check_zip, file_sha256, is_plain_name, sealed_sha256
 
 _INDEX = ".index.json"
 _FOLDER = (
@@ -78,6 +78,20 @@ def read(path: str | Path, *, trust_pickle: str | None = None) -> WeightsFile:
         content, checksum = _content(path, trust_pickle)
         shard = re.search(r"-\d+-of-\d+\.", path.name) is not None
         return WeightsFile(path, content, file_sha256(path), checksum, shard)
+
+
+def read_own(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Tensors of a file that `save_tensors` wrote, and the digest that it carries and has."""
+    if not path.is_file():
+        raise LandscapeError(f"The weights file {path} does not exist.")
+    with _whole(path):
+        digest = sealed_sha256(path)
+        if digest is None:
+            raise LandscapeError(
+                f"{path} carries no digest, as weights of a training do: it was changed, or "
+                f"written by an older version. Remove the run's folder and train again."
+            )
+        return load_file(path), digest
 
 
 def _file_of(path: Path) -> Path:
@@ -145,17 +159,8 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _check_zip(path: Path) -> None:
-    """Names, sizes and CRC-32 of every member; torch reads them without looking."""
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-        names = [info.filename for info in infos]
-        if len(set(names)) < len(names):
-            raise LandscapeError(f"{path} holds two members of one name; copy it again.")
-        for info in infos:
-            with archive.open(info) as member:
-                size = sum(len(part) for part in iter(lambda: member.read(1 << 20), b""))
-            if size != info.file_size:
-                raise LandscapeError(f"{path} is damaged in {info.filename}; copy it again.")
+    """Refuse damage, which torch does not look for, and archives of something else."""
+    names = check_zip(path)
     if any(name.endswith("/constants.pkl") for name in names):
         raise LandscapeError(
             f"{path} is a TorchScript program, not weights; its code was not run. Where you trust "

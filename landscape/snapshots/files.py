@@ -1,6 +1,7 @@
 """Names of the recorded tensors, and snapshots of single steps: written whole or not at all."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.streams import Grid
 
-FORMAT = 2
+FORMAT = 3  # 2: snapshots that do not say their step and run
 GRID = Grid(bins=241)
 SCALARS = (
     "loss_clean", "loss_perturbed", "perturbation_norm", "rho", "cosine", "climbed",
@@ -30,6 +31,7 @@ class Tensors:
     sizes: tuple[int, ...]
     ndims: tuple[int, ...]
     unseen: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""  # of which training, so that a snapshot of another one is told from its own
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +62,7 @@ def write_tensors(folder: Path, tensors: Tensors) -> None:
         check_same(tensors_at(path), tensors.identity, str(path))
         return
     known = {"format": FORMAT, **{k: list(getattr(tensors, k)) for k in _FIELDS}}
-    storage.write_json(path, known | {"unseen": dict(tensors.unseen)})
+    storage.write_json(path, known | {"unseen": dict(tensors.unseen), "run": tensors.run})
 
 
 _FIELDS = ("names", "kinds", "sizes", "ndims")
@@ -83,21 +85,31 @@ def read_tensors(folder: Path) -> Tensors | None:
 
 def tensors_at(path: Path) -> Tensors:
     """Tensors of one tensors.json."""
-    known = storage.read_json(path)
+    known = storage.load_json(path)
     if not isinstance(known, dict) or known.get("format") != FORMAT:
         found = known.get("format", 1) if isinstance(known, dict) else "unknown"
         raise LandscapeError(
             f"{path.parent} was recorded in format {found} and this version reads format "
             f"{FORMAT}; remove the run's folder and train again."
         )
+    known = storage.unsealed_json(path, known)
     columns = [known.get(k) for k in _FIELDS]
     lengths = {len(c) if isinstance(c, list) else -1 for c in columns}
-    if len(lengths) > 1 or -1 in lengths or not isinstance(known.get("unseen"), dict):
+    kinds = dict(zip(_FIELDS, columns, strict=True))
+    typed = len(lengths) == 1 and -1 not in lengths and all(
+        [
+            *(isinstance(word, str) for k in ("names", "kinds") for word in kinds[k]),
+            *(type(n) is int and n >= 0 for k in ("sizes", "ndims") for n in kinds[k]),
+            isinstance(known.get("unseen"), dict),
+            isinstance(known.get("run"), str),
+        ]
+    )  # fmt: skip
+    if not typed:
         raise LandscapeError(
-            f"{path} is damaged: it needs {', '.join(_FIELDS)} of one length and unseen. Remove "
-            f"the run's folder and train again."
+            f"{path} is damaged: it needs {', '.join(_FIELDS)} of one length, unseen and run. "
+            f"Remove the run's folder and train again."
         )
-    return Tensors(*map(tuple, columns), unseen=known["unseen"])
+    return Tensors(*map(tuple, columns), unseen=known["unseen"], run=known["run"])
 
 
 def check_same(tensors: Tensors, identity: str, what: str) -> None:
@@ -143,16 +155,27 @@ def write_snapshot(
     """Write masks (bytes as in PackedMasks) and z-score counts (tensors, bins + 3) of one step."""
     content = {
         "tensors": np.frombuffer(tensors.identity.encode(), np.uint8),
+        "step": np.int64(step),
+        "run": np.frombuffer(tensors.run.encode(), np.uint8),
         "zscore_counts": zscore_counts.astype(np.uint32),
     }
     if mask_bits is not None:
         content["mask_bits"] = mask_bits
+    storage.write_arrays(snapshot_path(folder, step), content)
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            np.savez(handle, **content)
 
-    storage.write_atomically(snapshot_path(folder, step), write)
+def check_snapshot(archive: zipfile.ZipFile, path: Path, tensors: Tensors) -> None:
+    """Refuse a snapshot of other tensors, of another step than its name says, or of another run."""
+    identity = storage.read_array(archive, "tensors").tobytes().decode()
+    check_same(tensors, identity, str(path))
+    step = int(storage.read_array(archive, "step"))
+    run = storage.read_array(archive, "run").tobytes().decode()
+    if (step, run) != (int(path.stem), tensors.run):
+        whose = "this" if run == tensors.run else "another"
+        raise LandscapeError(
+            f"{path} is the snapshot of step {step} of {whose} training; it was renamed or copied "
+            f"there. Put back the right one, or remove it."
+        )
 
 
 def each_snapshot(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.snapshots._common import Member, common
 from landscape.snapshots.files import (
     GRID,
     Tensors,
     check_choice,
-    check_same,
+    check_snapshot,
     each_snapshot,
     read_tensors,
 )
@@ -24,8 +25,7 @@ from landscape.streams import Grid, Histogram, Overlap, PackedMasks
 def _verified(path: Path, tensors: Tensors) -> Member | None:
     """The masks of a snapshot after reading every byte of them once; None when it has none."""
     with zipfile.ZipFile(path) as archive:
-        identity = np.load(archive.open("tensors.npy"), allow_pickle=False).tobytes()
-        check_same(tensors, identity.decode(), str(path))
+        check_snapshot(archive, path, tensors)
         if "mask_bits.npy" not in archive.namelist():
             return None
         info = archive.getinfo("mask_bits.npy")
@@ -179,9 +179,11 @@ class ZScores:
 
 def _counts(path: Path, tensors: Tensors) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
-        identity = np.load(archive.open("tensors.npy"), allow_pickle=False).tobytes()
-        check_same(tensors, identity.decode(), str(path))
-        return np.load(archive.open("zscore_counts.npy"), allow_pickle=False)
+        check_snapshot(archive, path, tensors)
+        counts = storage.read_array(archive, "zscore_counts")
+        if counts.shape != (len(tensors), GRID.bins + 3) or counts.dtype != np.uint32:
+            raise ValueError(f"z-scores {counts.dtype} {counts.shape}")
+        return counts
 
 
 def read_zscores(folder: Path, *, on_error: str = "raise") -> ZScores:

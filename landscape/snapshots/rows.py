@@ -131,8 +131,22 @@ def read_steps(folder: Path, *, on_error: str = "raise") -> Steps:
     if tensors is None:
         nothing = Tensors((), (), (), ())
         return Steps(nothing, np.empty(0, nothing.row))
-    rows, skipped = steps_file(Path(folder) / "snapshots", tensors).read(on_error)
+    file = steps_file(Path(folder) / "snapshots", tensors)
+    rows, skipped = file.read(on_error)
+    if on_error == "raise":
+        _check_order(file.path, rows["step"])
     return Steps(tensors, rows, skipped)
+
+
+def _check_order(path: Path, counted: np.ndarray) -> None:
+    """Refuse rows that were lost or doubled in the middle: each is whole, and one is missing."""
+    broken = np.flatnonzero(np.diff(counted.astype(np.int64)) != 1)
+    if len(broken):
+        at = int(broken[0])
+        raise LandscapeError(
+            f"{path} is damaged: {counted[at]} is followed by {counted[at + 1]}. Pass "
+            f"on_error='skip' to read what there is, or remove the run's folder and train again."
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,8 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
             )
         return replace(nothing, skipped=(f"{path.name}: {text}",))
     rows, skipped = correctness_file(path.parent, count).read(on_error)
+    if on_error == "raise":
+        _check_order(path, rows["epoch"])
     correct = np.unpackbits(rows["bits"], axis=1, count=count).astype(bool)
     return Correctness(rows["epoch"].astype(np.int64), correct, skipped)
 

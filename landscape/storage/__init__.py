@@ -1,26 +1,46 @@
 """What lies on the disk: whole files, append-only lines, digests, and a study's folder.
 
 Everything that a study leaves on disk goes through this package, so that a killed process, a full
-disk, a changed bit or a half-copied folder can be told from a finished result.
+disk, a changed bit or a half-copied folder can be told from a finished result. Whatever is written
+carries a digest, and whoever reads it compares: what can be made again is made again, and said;
+what cannot is refused with its path.
 """
 
-from landscape.storage.folder import STUDY_FORMAT, StudyFolder
-from landscape.storage.names import is_plain_name, slug
-from landscape.storage.seals import file_sha256, seal, sealed_sha256, unsealed
-from landscape.storage.writing import (
+from landscape.storage.arrays import read_array, read_arrays, write_arrays
+from landscape.storage.documents import (
     append_line,
-    free_bytes,
+    digest_of,
+    load_json,
     read_json,
     read_lines,
     truncate_lines,
-    write_atomically,
+    unsealed_json,
     write_json,
+)
+from landscape.storage.folder import STUDY_FORMAT, StudyFolder
+from landscape.storage.names import is_plain_name, slug
+from landscape.storage.seals import (
+    check_zip,
+    declared_sha256,
+    file_sha256,
+    seal,
+    sealed_sha256,
+    unsealed,
+)
+from landscape.storage.writing import (
+    free_bytes,
+    hold,
+    reading,
+    sweep,
+    write_atomically,
     write_text,
     writing,
 )
 
 __all__ = [
-    "STUDY_FORMAT", "StudyFolder", "append_line", "file_sha256", "free_bytes", "is_plain_name",
-    "read_json", "read_lines", "seal", "sealed_sha256", "slug", "truncate_lines", "unsealed",
-    "write_atomically", "write_json", "write_text", "writing",
+    "STUDY_FORMAT", "StudyFolder", "append_line", "check_zip", "declared_sha256", "digest_of",
+    "file_sha256", "free_bytes", "hold", "is_plain_name", "load_json", "read_array",
+    "read_arrays", "read_json", "read_lines", "reading", "seal", "sealed_sha256", "slug", "sweep",
+    "truncate_lines", "unsealed", "unsealed_json", "write_arrays", "write_atomically",
+    "write_json", "write_text", "writing",
 ]  # fmt: skip

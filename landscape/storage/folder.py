@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.storage.writing import read_json
+from landscape.storage.documents import load_json, unsealed_json
 
-STUDY_FORMAT = 1
+STUDY_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class StudyFolder:
                 f"{self.root} holds no resolved.json, so it is not a study folder. "
                 f"`landscape run study.toml --out {self.root}` makes one."
             )
-        resolved = read_json(self.resolved)
+        resolved = load_json(self.resolved)
         found = resolved.get("format") if isinstance(resolved, dict) else None
         if found != STUDY_FORMAT:
             raise LandscapeError(
                 f"{self.root} was made with study format {found}; this version reads format "
                 f"{STUDY_FORMAT}. Use the version that made it, or run the study into a new folder."
             )
-        return resolved
+        return unsealed_json(self.resolved, resolved)

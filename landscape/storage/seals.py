@@ -6,6 +6,7 @@ place of the digest, so that every byte of it counts.
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 from landscape.errors import LandscapeError
@@ -21,18 +22,39 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_zip(path: Path) -> list[str]:
+    """Names of an archive's members once names, sizes and CRC-32 of all are found to be right."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        names = [info.filename for info in infos]
+        if len(set(names)) < len(names):
+            raise LandscapeError(f"{path} holds two members of one name; copy it again.")
+        for info in infos:
+            with archive.open(info) as member:
+                size = sum(len(part) for part in iter(lambda: member.read(1 << 20), b""))
+            if size != info.file_size:
+                raise LandscapeError(f"{path} is damaged in {info.filename}; copy it again.")
+    return names
+
+
 def unsealed() -> dict[str, str]:
     """Metadata to write into a safetensors file that `seal` is to complete."""
     return {SEAL: _EMPTY}
 
 
 def seal(path: Path) -> str:
-    """Put the digest into a safetensors file that was written with `unsealed` metadata."""
-    head, place = _header(path)
+    """Put the digest into a safetensors file that was written with `unsealed` metadata.
+
+    The metadata are put in order first: safetensors writes them in another one each time.
+    """
+    head, _ = _header(path)
+    table = json.loads(head)
+    table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
+    head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode().ljust(len(head))
     digest = _digest(path, head)
     with Path(path).open("r+b") as handle:
-        handle.seek(8 + place)
-        handle.write(digest.encode())
+        handle.seek(8)
+        handle.write(head.replace(f'"{SEAL}":"{_EMPTY}"'.encode(), f'"{SEAL}":"{digest}"'.encode()))
     return digest
 
 
@@ -50,6 +72,15 @@ def sealed_sha256(path: Path) -> str | None:
             f"carries. Take the file from a copy, or make it again."
         )
     return said
+
+
+def declared_sha256(path: Path) -> str | None:
+    """The digest that a safetensors file carries, not compared with its bytes; None without one."""
+    try:
+        head, place = _header(path)
+    except (OSError, ValueError, KeyError):
+        return None
+    return head[place : place + 64].decode("ascii", "replace")
 
 
 def _header(path: Path) -> tuple[bytes, int]:

@@ -1,44 +1,125 @@
-"""Files that are whole or absent: atomic writes and append-only lines."""
+"""Files that are whole or absent: atomic writes, and one sentence for whatever a disk refuses."""
 
 import errno
-import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 from landscape.errors import LandscapeError
+
+_TEMPORARY = ".landscape-"  # then the process, its machine and the name that the file will have
+_DAY = 86400.0
+_roots: set[Path] = set()
+
+# Libraries wrap what the system said: h5py in text, safetensors in text, torch in a position.
+_SAID = re.compile(r"errno = (\d+)|os error (\d+)|\[Errno (\d+)\]")
+_LIBRARY = re.compile(
+    r"PytorchStreamWriter|inline_container|file write failed|unexpected pos|I/O error"
+    r"|Unable to (?:synchronously )?(?:write|flush|create|close|extend|open)"
+    r"|requested and \d+ written"
+)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EROFS, errno.EPERM}
+_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+             errno.EINVAL, errno.ELOOP}  # fmt: skip
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one sentence that names the file."""
+    """Turn whatever a disk refuses into one sentence that names the file."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LandscapeError(
-                f"The disk is full: {path} was not written (what was there before is untouched). "
-                f"Free some space and run the same command again; it resumes."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise LandscapeError(
-                f"No permission to write {path}. Choose another folder with --out."
-            ) from error
+    except LandscapeError:
         raise
+    except Exception as error:
+        number = _errno(error)
+        if number is None and not isinstance(error, OSError) and not _LIBRARY.search(str(error)):
+            raise
+        raise LandscapeError(_refused(path, number, error)) from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a file that cannot be read into one sentence that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise LandscapeError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise LandscapeError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _errno(error: BaseException) -> int | None:
+    """What the system said, whichever library passed it on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno:
+            return seen.errno
+        found = _SAID.search(str(seen))
+        if found:
+            return int(next(group for group in found.groups() if group))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _refused(path: Path, number: int | None, error: Exception) -> str:
+    if number in _FULL or (number is None and _is_full(path)):
+        return (
+            f"The disk is full: {path} was not written (what was there before is untouched). "
+            f"Free some space and run the same command again; it resumes."
+        )
+    if number == errno.EFBIG:
+        return (
+            f"{path} was not written: it is larger than a file may be here (ulimit -f, or the file "
+            f"system). Raise the limit and run the same command again; it resumes."
+        )
+    if number in _DENIED:
+        return f"No permission to write {path}. Choose another folder with --out."
+    if number in _NO_PLACE:
+        return (
+            f"{path} cannot be made there: {os.strerror(number)}. Choose another folder with --out."
+        )
+    said = os.strerror(number) if number else str(error).splitlines()[0]
+    return f"{path} was not written: {said}. Run the same command again; it resumes."
+
+
+def _is_full(path: Path) -> bool:
+    with suppress(OSError):
+        return free_bytes(path) < 1 << 20
+    return False
+
+
+def hold(root: Path) -> None:
+    """Write below `root` only while it is there: a folder taken away is not begun anew."""
+    _roots.add(Path(root))
+
+
+def make_room(path: Path) -> None:
+    """Make the folder of a file, unless the folder that is held has gone."""
+    for root in _roots:
+        if root in path.parents and not root.is_dir():
+            raise LandscapeError(
+                f"{root} was removed while it was worked in; {path.name} was not written. Run the "
+                f"command again to begin anew."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary)` beside `path`, fsync, rename: readers see the old or the new file."""
     path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_room(path)
         with NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False
-        ) as handle:
+            dir=path.parent, prefix=f"{_TEMPORARY}{os.getpid()}-{_host()}-", suffix=path.suffix,
+            delete=False,
+        ) as handle:  # fmt: skip
             temporary = Path(handle.name)
         try:
             write(temporary)
@@ -52,6 +133,40 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def _host() -> str:
+    return re.sub(r"\W", "", socket.gethostname())[:16] or "here"
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove what killed writes left behind anywhere below `root`; the files that were removed."""
+    gone = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(_TEMPORARY) and _is_dead(Path(folder) / name):
+                with suppress(OSError):
+                    (Path(folder) / name).unlink()
+                    gone.append(Path(folder) / name)
+    return gone
+
+
+def _is_dead(temporary: Path) -> bool:
+    """Whether nobody writes it any more; on another machine, whether it is a day old."""
+    process, _, rest = temporary.name.removeprefix(_TEMPORARY).partition("-")
+    if not process.isdigit() or rest.partition("-")[0] != _host():
+        with suppress(OSError):
+            return time.time() - temporary.stat().st_mtime > _DAY
+        return False
+    if int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -59,62 +174,9 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8 text atomically."""
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> Path:
-    """Write JSON atomically; NaN is refused because JSON has none (store null)."""
-    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is named."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LandscapeError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LandscapeError(
-            f"{path} is not valid JSON ({error}). It was damaged or written by something else; "
-            f"remove it and run the command that made it again."
-        ) from None
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to the operating system.
-
-    A line torn by a crash is completed by a newline first, so that it stays one bad line.
-    """
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as handle:
-            if handle.tell() > 0:
-                handle.seek(-1, os.SEEK_END)
-                if handle.read(1) != b"\n":
-                    handle.write(b"\n")
-            handle.write(json.dumps(record).encode() + b"\n")
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole records of a JSON-lines file and the number of torn lines left out."""
-    records, torn = [], 0
-    if not Path(path).exists():
-        return records, torn
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            records.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            torn += 1
-    return records, torn
-
-
-def truncate_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a JSON-lines file with the records that `keep` accepts (resuming at a checkpoint)."""
-    records, _ = read_lines(path)
-    kept = [record for record in records if keep(record)]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    """Write UTF-8 text atomically; half of a surrogate pair becomes a question mark."""
+    content = text.encode("utf-8", "replace")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def free_bytes(path: Path) -> int:

@@ -261,13 +261,14 @@ class Bench:
 
     def slots(self) -> dict[str, Any] | None:
         """Masks and averages of the run's optimizer at its last step; None if there are none."""
-        path = self.job.folder / "checkpoints" / "last.pt"
-        if self.run.weights is not None or not path.exists():
+        if self.run.weights is not None:
+            return None
+        state = training.checkpoint.read_state(self.job.folder, device=self.job.device)
+        if state is None:
             return None
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         base = training.TrainingOptions(**self.run.training).optimizer(parameters)
         optimizer = sam.SAM(self.model, base, self.variant())
-        state = torch.load(path, map_location=self.job.device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         return optimizer.slots
 

@@ -96,6 +96,6 @@ def _combine(study: Study, place: StudyFolder, name: str, runs: list[Run]) -> No
 
 def train_seconds(run: Run, place: StudyFolder) -> float:
     """Seconds (on a CPU its own) in training epochs, over all attempts that are in the history."""
-    records, _ = storage.read_lines(place.run(run.run_id) / "history.jsonl")
+    records, _ = storage.read_lines(place.run(run.run_id) / "history.jsonl", on_error="skip")
     seconds = [record["seconds"] for record in records if record.get("seconds") is not None]
     return float(sum(seconds)) if seconds else math.nan

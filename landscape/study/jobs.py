@@ -101,14 +101,47 @@ def training_cost(run: Run) -> float:
 
 
 def _measured_keys(folder: Path) -> dict[str, str]:
-    records, _ = storage.read_lines(folder / "measured.jsonl")
-    keys = {}
-    for record in records:
-        path = result_path(folder, record["name"])
-        # An empty result (SGD has no masks) leaves a line and no file.
-        if record.get("empty") or path.exists():
-            keys[record["name"]] = record["key"]
-    return keys
+    return {name: str(record["key"]) for name, record in _whole(folder).items()}
+
+
+def _whole(folder: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each measurement whose result is as it was written."""
+    records, _ = storage.read_lines(folder / "measured.jsonl", on_error="skip")
+    last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}
+    weights = storage.declared_sha256(folder / "checkpoints" / "final.safetensors")
+    return {
+        name: record
+        for name, record in last.items()
+        if record.get("key")
+        and record.get("checkpoint") == weights  # trained anew since, if it differs
+        and _as_written(result_path(folder, name), record)
+    }
+
+
+def _as_written(path: Path, record: dict[str, Any]) -> bool:
+    # An empty result (SGD has no masks) leaves a line and no file.
+    if record.get("empty"):
+        return True
+    return path.is_file() and storage.file_sha256(path) == record.get("sha256")
+
+
+def changed_results(folder: Path) -> list[str]:
+    """Sentences for results that are not as they were written, and so are measured again."""
+    records, left_out = storage.read_lines(folder / "measured.jsonl", on_error="skip")
+    last = {record.get("name"): record for record in records}
+    said = [
+        f"{result_path(folder, name)} was changed after it was written; it is measured again."
+        for name, record in last.items()
+        if record.get("key")
+        and result_path(folder, name).is_file()
+        and not _as_written(result_path(folder, name), record)
+    ]
+    if left_out:
+        said.append(
+            f"{folder / 'measured.jsonl'} has {left_out} lines that were torn or changed; what "
+            f"they said is measured again."
+        )
+    return said
 
 
 def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
@@ -156,6 +189,7 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
 def do(job: Job, report: Report) -> Outcome:
     """Train and measure one run."""
     began = time.monotonic()
+    storage.hold(job.folder.parents[1])
     train, todo = missing(job)
     _write_spec(job)
     trained = False
@@ -245,7 +279,16 @@ def _keep(job: Job, measurement: Measurement, key: str, ds: Any, weights: Any) -
         result_path(job.folder, name).unlink(missing_ok=True)
     else:
         results.save(_signed(job, ds, measurement, key, weights), result_path(job.folder, name))
-    storage.append_line(log, {"name": name, "key": key, "empty": ds is None})
+    line = {
+        "name": name,
+        "key": key,
+        "empty": ds is None,
+        "weights_sha256": weights.sha256,
+        "checkpoint": storage.declared_sha256(job.folder / "checkpoints" / "final.safetensors"),
+    }
+    if ds is not None:
+        line["sha256"] = storage.file_sha256(result_path(job.folder, name))
+    storage.append_line(log, line)
 
 
 def _signed(job: Job, ds: Any, measurement: Measurement, key: str, weights: Any) -> Any:

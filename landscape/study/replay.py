@@ -8,7 +8,6 @@ import torch
 from landscape import problems, training
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
-from landscape.storage import read_lines
 from landscape.study.bench import DTYPES, Bench, make_loss, make_model
 from landscape.training.batches import crop_and_flip
 
@@ -42,7 +41,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
         self.rates = self._rates()
 
     def _rates(self) -> list[float]:
-        records, _ = read_lines(self._bench.job.folder / "history.jsonl")
+        records, _ = training.read_history(self._bench.job.folder)
         rates = {record["epoch"]: float(record["lr"]) for record in records}
         options = training.TrainingOptions(**self._bench.run.training)
         size = options.steps_per_epoch(len(self._bench.data.train))

@@ -93,12 +93,14 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     device = resolve_device(options.device)
     workers = worker_count(options, device)
     with _alone(place):
+        storage.hold(place.root)
+        storage.sweep(place.root)
         storage.write_text(place.study_toml, study.text)
         _write_resolved(study, place, device, options)
         every = [run.run_id for run in study.runs]
         worked: set[str] = set()
         failed: dict[str, str] = {}
-        notes: dict[str, None] = {}
+        notes = {line: None for name in every for line in jobs.changed_results(place.run(name))}
         # Measurements across runs need all runs of their setting to be trained.
         for across in (False, True):
             named = [run for run in study.runs if run.run_id not in failed]
@@ -346,7 +348,7 @@ def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
 def _write_resolved(study: Study, place: StudyFolder, device: str, options: Options) -> None:
     value = _finite(resolved(study, device, options.threads))
     # Written only when something changed: the report is made anew when this file is newer.
-    if not place.resolved.exists() or storage.read_json(place.resolved) != value:
+    if not place.resolved.exists() or place.check() != value:
         storage.write_json(place.resolved, value)
 
 

@@ -2,7 +2,7 @@
 
 from landscape.snapshots import read_correctness, read_masks, read_steps, read_zscores
 from landscape.training.checkpoint import optimizer_slots
-from landscape.training.history import consolidate
+from landscape.training.history import consolidate, read_history
 from landscape.training.loop import TrainingResult, train
 from landscape.training.options import (
     AMP,
@@ -17,5 +17,5 @@ from landscape.training.recorder import estimate_bytes
 __all__ = [
     "AMP", "AUGMENTATIONS", "BASES", "SCHEDULES", "RecorderOptions", "TrainingOptions",
     "TrainingResult", "consolidate", "estimate_bytes", "optimizer_slots", "read_correctness",
-    "read_masks", "read_steps", "read_zscores", "train",
+    "read_history", "read_masks", "read_steps", "read_zscores", "train",
 ]  # fmt: skip

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from landscape import storage
 from landscape.errors import LandscapeError
-from landscape.problems import load_weights
+from landscape.problems.weights import save_tensors
+from landscape.problems.weights_file import read_own
 from landscape.sam import saved
 
-FORMAT = 1
+FORMAT = 2  # 1: without digests
 
 
 def weights_path(folder: Path, epoch: int) -> Path:
@@ -36,14 +36,13 @@ def outcome_path(folder: Path) -> Path:
 
 
 def _state_path(folder: Path) -> Path:
-    return Path(folder) / "checkpoints" / "last.pt"
+    return Path(folder) / "checkpoints" / _STATE
 
 
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, Any]) -> Path:
     """Parameters and buffers as safetensors; metadata values become strings."""
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     said = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    return storage.write_atomically(path, lambda temporary: save_file(state, temporary, said))
+    return save_tensors(model.state_dict(), path, said)
 
 
 def save(
@@ -52,7 +51,10 @@ def save(
     """Make `epoch` the epoch to resume after; `state` holds what torch loads without code."""
     current = weights_path(folder, epoch)
     save_weights(model, current, {"epoch": epoch})
-    whole = {"format": FORMAT, "epoch": epoch, "weights": current.name, **state}
+    digest = storage.sealed_sha256(current)
+    whole = {
+        "format": FORMAT, "epoch": epoch, "weights": current.name, "sha256": digest, **state,
+    }  # fmt: skip
     storage.write_atomically(_state_path(folder), lambda temporary: torch.save(whole, temporary))
     for path in current.parent.glob("epoch-*.safetensors"):
         number = int(path.stem.removeprefix("epoch-"))
@@ -65,34 +67,78 @@ def finish(
 ) -> None:
     """Write how the training ended, and its weights if it finished; `last.pt` stays."""
     finished = outcome["status"] == "finished"
+    said = {"format": FORMAT, **outcome}
     if finished:
         save_weights(model, final_path(folder), {"epoch": epoch})
-    storage.write_json(outcome_path(folder), {"format": FORMAT, **outcome})
+        said["weights_sha256"] = storage.sealed_sha256(final_path(folder))
+    storage.write_json(outcome_path(folder), said)
     if finished and not (keep_every and epoch % keep_every == 0):
         weights_path(folder, epoch).unlink(missing_ok=True)
 
 
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """How a training ended; refused where the document is not what `finish` writes."""
+    path = outcome_path(folder)
+    found = storage.read_json(path)
+    kinds = {"status": str, "message": str, "epochs": int, "steps": int, "seconds": (int, float)}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if found.get("format") != FORMAT or wrong:
+        raise LandscapeError(
+            f"{path} is of format {found.get('format')} where {FORMAT} is read, or lacks "
+            f"{', '.join(wrong) or 'nothing'}; remove {Path(folder)} and train again."
+        )
+    return found
+
+
 def optimizer_slots(folder: Path) -> dict[str, Any] | None:
     """Masks and averages of the variant after its last saved epoch; None without a checkpoint."""
-    state = _read(folder)
+    state = read_state(folder)
     return None if state is None else saved.slots_of(state["optimizer"])
 
 
 def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None:
     """Put the last checkpoint's weights into the model and return its state; None without one."""
-    state = _read(folder)
+    state = read_state(folder)
     if state is not None:
         _check_identity(folder, state["identity"], identity)
-        load_weights(model, _state_path(folder).parent / state["weights"])
+        path = _state_path(folder).parent / state["weights"]
+        restore(model, path, state["sha256"])
     return state
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def restore(model: nn.Module, path: Path, sha256: str | None = None) -> None:
+    """Put weights that `save_weights` wrote back into the model, as they are."""
+    named, found = read_own(path)
+    if sha256 is not None and found != sha256:
+        raise LandscapeError(
+            f"{path} is not the file that {_STATE} was written with; remove {path.parent} and "
+            f"train again."
+        )
+    try:
+        model.load_state_dict(named)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise LandscapeError(
+            f"{path} holds the weights of another model than {type(model).__name__} ({said}); use "
+            f"another folder or remove this one."
+        ) from None
+
+
+_STATE = "last.pt"
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format": int, "epoch": int, "weights": str, "sha256": str, "identity": str,
+    "optimizer": dict, "seconds": float,
+}  # fmt: skip
+
+
+def read_state(folder: Path, *, device: Any = "cpu") -> dict[str, Any] | None:
+    """What the next step depends on, after its checksums were compared; None without it."""
     path = _state_path(folder)
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        storage.check_zip(path)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # damaged files fail in as many ways as they have bytes
         raise LandscapeError(
             f"{path} is not a whole checkpoint ({type(error).__name__}); remove {path.parent} and "
@@ -101,6 +147,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise LandscapeError(
             f"{path} is no checkpoint of format {FORMAT}; remove {path.parent} and train again."
+        )
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(state.get(name), kind)]
+    if wrong or state["epoch"] < 1 or not storage.is_plain_name(state["weights"]):
+        raise LandscapeError(
+            f"{path} says nothing sensible of {', '.join(wrong) or 'its epoch and weights'}; "
+            f"remove {path.parent} and train again."
         )
     return state
 

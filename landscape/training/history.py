@@ -11,6 +11,7 @@ from landscape import measure, results, snapshots, storage
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 from landscape.snapshots import Steps
+from landscape.training import checkpoint
 
 
 def consolidate(folder: Path) -> dict[str, xr.Dataset]:
@@ -24,8 +25,9 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     mask_persistence (lag): `measure.mask_persistence`; only for variants with masks.
     """
     folder = Path(folder)
-    records, torn = storage.read_lines(folder / "history.jsonl")
+    records, torn = read_history(folder)
     steps = snapshots.read_steps(folder)
+    _check_count(folder, steps)
     if not records and not len(steps):
         why = _outcome(folder).get("message") or "it was not trained yet"
         raise LandscapeError(f"{folder} holds no epoch of a training: {why}.")
@@ -41,8 +43,41 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
-    path = folder / "checkpoints" / "final.json"
-    return storage.read_json(path) if path.exists() else {}
+    return checkpoint.read_outcome(folder) if checkpoint.outcome_path(folder).exists() else {}
+
+
+_NUMBERS = ("train_loss", "val_loss", "val_accuracy", "lr", "seconds")
+
+
+def read_history(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Records of a training's epochs 1, 2, ... and the number of torn lines; others are refused."""
+    path = Path(folder) / "history.jsonl"
+    records, torn = storage.read_lines(path)
+    epochs = [record.get("epoch") for record in records]
+    wrong = [
+        name
+        for record in records
+        for name in _NUMBERS
+        if not isinstance(record.get(name), (int, float, type(None)))
+    ]
+    ended = _outcome(Path(folder)).get("epochs", len(records))
+    if epochs != list(range(1, len(records) + 1)) or wrong or ended != len(records):
+        raise LandscapeError(
+            f"{path} has {len(records)} epochs ({', '.join(map(str, epochs[:3]))}, ...) where 1 to "
+            f"{ended} were trained{', and no number for ' + wrong[0] if wrong else ''}: lines were "
+            f"lost or changed. Take it from a copy, or remove {path.parent} and train again."
+        )
+    return records, torn
+
+
+def _check_count(folder: Path, steps: Steps) -> None:
+    """Refuse a record of steps that lost its end after the training was over."""
+    known = _outcome(folder).get("steps", 0)
+    if len(steps) and known and len(steps) < known:
+        raise LandscapeError(
+            f"{folder / 'snapshots' / 'steps.bin'} has {len(steps)} steps where {known} were "
+            f"trained: its end was lost. Take it from a copy, or remove {folder} and train again."
+        )
 
 
 def _history(records: list[dict[str, Any]], said: Mapping[str, Any]) -> xr.Dataset:

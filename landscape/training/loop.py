@@ -1,5 +1,6 @@
 """The training loop: one epoch after the other, each a function of the checkpoint before it."""
 
+import hashlib
 import json
 import math
 import time
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import storage
-from landscape.problems import DataSplits, Split, load_weights
+from landscape.problems import DataSplits, Split
 from landscape.sam import SAM, Variant
 from landscape.training import checkpoint
 from landscape.training.arithmetic import Arithmetic, arithmetic, changed
@@ -96,12 +97,12 @@ def _ended(folder: Path, model: nn.Module, device: torch.device) -> TrainingResu
     """The result of a training that had ended, its weights put into the model."""
     if not checkpoint.outcome_path(folder).exists():
         return None
-    ended = storage.read_json(checkpoint.outcome_path(folder))
+    ended = checkpoint.read_outcome(folder)
     weights = None
     model.to(device)
     if ended["status"] == "finished":
         weights = checkpoint.final_path(folder)
-        load_weights(model, weights)
+        checkpoint.restore(model, weights, ended.get("weights_sha256"))
     history, _ = storage.read_lines(folder / "history.jsonl")
     parts = {k: ended[k] for k in ("status", "message", "epochs", "steps", "seconds")}
     parts["num_skipped"] = ended.get("num_skipped", 0)
@@ -142,12 +143,6 @@ class _Session:
             self.optimizer.set_fisher_data(self.losses, (train.x, train.y))
         self.per_epoch = options.steps_per_epoch(len(train))
         self.steps = options.epochs * self.per_epoch
-        self.recorder = Recorder(
-            folder / "snapshots",
-            recorder,
-            self.optimizer,
-            recorder.steps(self.steps, per_epoch=self.per_epoch, seed=seed),
-        )
         said = {
             "variant": variant.name,
             "seed": seed,
@@ -157,6 +152,14 @@ class _Session:
             **plain(options),
         }
         self.identity = json.dumps(said, sort_keys=True)
+        run = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+        self.recorder = Recorder(
+            folder / "snapshots",
+            recorder,
+            self.optimizer,
+            recorder.steps(self.steps, per_epoch=self.per_epoch, seed=seed),
+            run=run,
+        )
         self.seconds = 0.0
         self.arithmetic = [{"first_epoch": 1, **arithmetic(device, dtype)}]
 
@@ -196,9 +199,7 @@ class _Session:
 
     def _resume(self) -> int:
         """Epochs done before; whatever was written after the last checkpoint is removed."""
-        for part in ("snapshots", "checkpoints"):  # temporary files of a killed write
-            for path in (self.folder / part).glob(".*"):
-                path.unlink()
+        storage.sweep(self.folder)
         state = checkpoint.load(self.folder, self.model, self.identity)
         epoch = 0
         if state is not None:

@@ -34,8 +34,10 @@ def estimate_bytes(
     return rows + chosen + right
 
 
-def tensors_of(layout: ParamLayout, unseen: dict[str, str] | None = None) -> Tensors:
-    """The recorded tensors of a model."""
+def tensors_of(
+    layout: ParamLayout, unseen: dict[str, str] | None = None, *, run: str = ""
+) -> Tensors:
+    """The recorded tensors of a model, in the recording that `run` names."""
     infos = layout.tensors
     return Tensors(
         layout.names,
@@ -43,6 +45,7 @@ def tensors_of(layout: ParamLayout, unseen: dict[str, str] | None = None) -> Ten
         tuple(i.numel for i in infos),
         tuple(i.ndim for i in infos),
         unseen or {},
+        run,
     )
 
 
@@ -116,11 +119,17 @@ class Recorder:
     """Follows a SAM optimizer through `train`."""
 
     def __init__(
-        self, folder: Path, options: RecorderOptions, optimizer: SAM, chosen: Collection[int]
+        self,
+        folder: Path,
+        options: RecorderOptions,
+        optimizer: SAM,
+        chosen: Collection[int],
+        *,
+        run: str = "",
     ) -> None:
         self.options, self.optimizer = options, optimizer
         self.chosen = chosen
-        self.log = Log(folder, tensors_of(ParamLayout.of(optimizer.model)))
+        self.log = Log(folder, tensors_of(ParamLayout.of(optimizer.model), run=run))
         self.norms: Tensor | None = None
 
     def forget_after(self, epoch: int, step: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landscape import snapshots, streams
+from landscape import snapshots, storage, streams
 from landscape.errors import LandscapeError
 from landscape.snapshots import GRID, Tensors, _common
 from landscape.streams import PackedMasks
@@ -92,8 +92,14 @@ def test_cut_anywhere_the_whole_rows_remain_and_appending_goes_on(tmp_path):
         steps = snapshots.read_steps(tmp_path)
         assert steps.step.tolist() == list(range(length // width))
         assert len(steps.skipped) == (length % width > 0)
+        file.append(rows_of(tensors, 1, length // width))
+        assert snapshots.read_steps(tmp_path).step.tolist() == [*range(1 + length // width)]
+        file.path.write_bytes(whole[: length // width * width])
         file.append(rows_of(tensors, 1, 9))
-        assert snapshots.read_steps(tmp_path).step.tolist() == [*range(length // width), 9]
+        assert snapshots.read_steps(tmp_path, on_error="skip").step[-1] == 9
+        if 0 < length // width < 9:
+            with pytest.raises(LandscapeError, match=r"is damaged: \d is followed by 9"):
+                snapshots.read_steps(tmp_path)
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 60, 200])
@@ -376,11 +382,11 @@ def test_any_flipped_byte_of_the_correctness_is_named(tmp_path, at):
 def test_names_of_the_tensors_that_are_not_whole(tmp_path, lost):
     snapshots.write_tensors(tmp_path / "snapshots", tensors_of(5, 3))
     path = tmp_path / "snapshots" / "tensors.json"
-    known = json.loads(path.read_text())
-    shorter = known | {"sizes": [5]}
+    known = storage.read_json(path)
+    others = [known | {"sizes": [5]}, known | {"sizes": [5, -3]}, known | {"names": [1, 2]}]
     del known[lost]
-    for content in (known, shorter):
-        path.write_text(json.dumps(content))
+    for content in (known, *others):
+        storage.write_json(path, content)
         with pytest.raises(LandscapeError, match=r"tensors.json is damaged: it needs names, kinds"):
             snapshots.read_steps(tmp_path)
 

@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     with pytest.raises(LandscapeError, match=r"last.pt is not a whole checkpoint .* train again"):
         small.train(tmp_path)
     torch.save({"format": 99}, path)
-    with pytest.raises(LandscapeError, match=r"last.pt is no checkpoint of format 1"):
+    with pytest.raises(LandscapeError, match=r"last.pt is no checkpoint of format 2"):
         small.train(tmp_path)
 
 

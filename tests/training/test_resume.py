@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from landscape import training
+from landscape.storage.writing import _host
 from landscape.training import checkpoint, loop
 from tests import training_problems as small
 
@@ -24,7 +25,7 @@ EPOCHS = 12
 def contents(folder):
     """Everything that a training leaves, but for clock times."""
     history = [
-        {k: v for k, v in json.loads(line).items() if k != "seconds"}
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc32")}
         for line in (folder / "history.jsonl").read_text().splitlines()
     ]
     arrays = {}
@@ -33,7 +34,7 @@ def contents(folder):
             arrays[path.name] = {k: v.tobytes() for k, v in content.items()}
     arrays["steps"] = (folder / "snapshots" / "steps.bin").read_bytes()
     final = json.loads((folder / "checkpoints" / "final.json").read_text())
-    del final["seconds"]
+    del final["seconds"], final["landscape_sha256"]
     weights = (folder / "checkpoints" / "final.safetensors").read_bytes()
     return history, arrays, final, weights
 
@@ -154,8 +155,10 @@ def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
 
     with pytest.raises(_Killed):
         small.train(tmp_path, progress=stop)
-    left = [tmp_path / "snapshots" / ".00000002-abc.npz"]
-    left += [tmp_path / "checkpoints" / ".last-abc.pt"]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = f".landscape-{gone.pid}-{_host()}-abc"
+    left = [tmp_path / "snapshots" / f"{name}.npz", tmp_path / "checkpoints" / f"{name}.pt"]
     for path in left:
         path.write_bytes(b"half")
     small.train(tmp_path)

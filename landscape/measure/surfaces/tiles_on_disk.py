@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +55,7 @@ class Tiles:
         shape = (len(points), width)
         path = self.folder / f"{name}.npz"
         if path.exists():
-            found = self._read(path, shape)
+            found = self._read(path, shape, np.array(points))
             if found is not None:
                 return *found, True
         values, cost = compute()
@@ -66,23 +65,22 @@ class Tiles:
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         words = {name: np.array(word) for name, word in said.items()}
-        storage.write_atomically(
-            path,
-            lambda temporary: np.savez(
-                temporary, values=values, points=points, cost=np.float64(cost), **words
-            ),
-        )
+        arrays = {"values": values, "points": np.array(points), "cost": np.float64(cost), **words}
+        storage.write_arrays(path, arrays)
         return values, cost, False
 
-    def _read(self, path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] | None:
+    def _read(
+        self, path: Path, shape: tuple[int, ...], points: np.ndarray
+    ) -> tuple[np.ndarray, float] | None:
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                values, cost, digest = file["values"], float(file["cost"]), str(file["grid"])
-            if values.shape == shape and digest == self._digest:
-                return values, cost
-            reason = "it belongs to another grid"
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = f"it is no whole file ({type(error).__name__})"
+            file = storage.read_arrays(path, ("values", "points", "cost", "grid"))
+            values = file["values"]
+            ours = values.shape == shape and str(file["grid"]) == self._digest
+            if ours and np.array_equal(file["points"], points):
+                return values, float(file["cost"])
+            reason = "it belongs to another grid, or to another place in it"
+        except LandscapeError as error:
+            reason = f"it is no whole file ({error})"
         warnings.warn(f"Tile {path} is computed again: {reason}.", stacklevel=4)
         return None
 

@@ -1,8 +1,8 @@
-"""The schema of results: labelled arrays with units and provenance, saved whole or not at all.
+"""The schema of results: labelled arrays with units and provenance.
 
-A measurement is an `xarray.Dataset`. Every variable carries `units` and `long_name`; everything
-that is needed to repeat it is one JSON string, `attrs["provenance"]`. Measurements of several runs
-are combined along `run` (studies are ragged: a dense variant x seed cube would be mostly padding)
+Every variable carries `units` and `long_name`; everything that is needed to repeat a measurement
+is one JSON string, `attrs["provenance"]`. Measurements of several runs are combined along `run`
+(studies are ragged: a dense variant x seed cube would be mostly padding)
 with these coordinates of it:
 
 run: the name of its folder. setting, seed. variant, label: the *row*, by which runs are grouped,
@@ -16,18 +16,16 @@ train_seconds.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from landscape.errors import LandscapeError
-from landscape.storage import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2  # 1: without a digest
 
 DIMENSIONS: Mapping[str, str] = {
     "run": "one training: setting x variant x axes x seed",
@@ -137,79 +135,3 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
         if missing:
             raise LandscapeError(f"Variable {name!r} has no {' and no '.join(missing)}.")
     return ds
-
-
-def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
-    """Stack results of several runs along `run`; each part is (labels of the run, result).
-
-    The labels (those named at the head of this module) become coordinates along `run`; one whose
-    name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
-    `run_<name>`. Other coordinates are joined by name; what a run does not have is NaN.
-    """
-    if not parts:
-        raise LandscapeError("No results to combine: no run has this measurement yet.")
-    names = {ds.attrs["measurement"] for _, ds in parts}
-    if len(names) != 1:
-        raise LandscapeError(f"Results of different measurements cannot be combined: {names}.")
-    modes = {str(provenance(ds).get("bn")) for _, ds in parts}
-    if len(modes) != 1:
-        raise LandscapeError(
-            f"Results of {names.pop()} in BatchNorm modes {sorted(modes)} cannot share an axis; "
-            f"measure all runs in one mode."
-        )
-    stacked = xr.concat(
-        [_whole_names(ds.drop_attrs(deep=False)) for _, ds in parts],
-        dim="run",
-        join="outer",
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-        combine_attrs="override",
-    )
-    keys = list(dict.fromkeys(key for labels, _ in parts for key in labels))
-    taken = {str(name) for name in (*stacked.variables, *stacked.dims)} - {"run"}
-    for key in keys:
-        values = [labels.get(key) for labels, _ in parts]
-        name = f"run_{key}" if key in taken else key
-        stacked = stacked.assign_coords({name: ("run", _column(values))})
-    stacked.attrs = {
-        "measurement": names.pop(),
-        "landscape_schema": SCHEMA,
-        "provenance": json.dumps({"runs": [provenance(ds) for _, ds in parts]}),
-    }
-    return validate(stacked)
-
-
-def _whole_names(ds: xr.Dataset) -> xr.Dataset:
-    """Names as objects: an outer join of fixed-width strings cuts the longer ones."""
-    names = {name: ds[name].astype(object) for name in ds.indexes if ds[name].dtype.kind in "UT"}
-    return ds.assign_coords(names)
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else value for value in values], dtype=object)
-    return np.array([np.nan if value is None else value for value in values])
-
-
-def save(ds: xr.Dataset, path: Path) -> Path:
-    """Write a result atomically as netCDF 4."""
-    validate(ds)
-    return write_atomically(path, lambda temporary: ds.to_netcdf(temporary, engine="h5netcdf"))
-
-
-def load(path: Path) -> xr.Dataset:
-    """Read a result into memory; a missing, foreign or half-copied file is named and refused."""
-    path = Path(path)
-    if not path.exists():
-        raise LandscapeError(f"{path} does not exist; measure first.")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as ds:
-            return validate(ds.load())
-    except LandscapeError as error:
-        raise LandscapeError(f"{path}: {error}") from None
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise LandscapeError(
-            f"{path} is not a whole result file ({type(error).__name__}: {error}). "
-            f"Remove it and measure again."
-        ) from None

@@ -1,0 +1,15 @@
+"""Results: labelled arrays with units and provenance, saved whole or not at all, with a digest.
+
+A measurement is an `xarray.Dataset`. Measurements of several runs are combined along `run`, with
+`variant`, `seed` and `setting` as coordinates of it (studies are ragged: a dense variant x seed
+cube would be mostly padding).
+"""
+
+from landscape.results.combining import combine
+from landscape.results.files import Stored, digest, load, read, save
+from landscape.results.schema import DIMENSIONS, SCHEMA, Variable, make, provenance, validate
+
+__all__ = [
+    "DIMENSIONS", "SCHEMA", "Stored", "Variable", "combine", "digest", "load", "make",
+    "provenance", "read", "save", "validate",
+]  # fmt: skip

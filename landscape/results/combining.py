@@ -1,0 +1,94 @@
+"""Results of several runs along one axis."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from landscape.errors import LandscapeError
+from landscape.results.schema import SCHEMA, provenance, validate
+
+
+def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset:
+    """Stack results of several runs along `run`; each part is (labels of the run, result).
+
+    The labels (those named at the head of `results.schema`) become coordinates along `run`; one
+    whose name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
+    `run_<name>`. Other coordinates are joined by name; what a run does not have is NaN.
+    """
+    if not parts:
+        raise LandscapeError("No results to combine: no run has this measurement yet.")
+    names = {ds.attrs["measurement"] for _, ds in parts}
+    if len(names) != 1:
+        raise LandscapeError(f"Results of different measurements cannot be combined: {names}.")
+    modes = {str(provenance(ds).get("bn")) for _, ds in parts}
+    if len(modes) != 1:
+        raise LandscapeError(
+            f"Results of {names.pop()} in BatchNorm modes {sorted(modes)} cannot share an axis; "
+            f"measure all runs in one mode."
+        )
+    each = [_whole_names(ds.drop_attrs(deep=False)) for _, ds in parts]
+    stacked = (
+        _stacked(each)
+        if _alike(each)
+        else xr.concat(
+            each,
+            dim="run",
+            join="outer",
+            data_vars="all",
+            coords="minimal",
+            compat="override",
+            combine_attrs="override",
+        )
+    )
+    keys = list(dict.fromkeys(key for labels, _ in parts for key in labels))
+    taken = {str(name) for name in (*stacked.variables, *stacked.dims)} - {"run"}
+    for key in keys:
+        values = [labels.get(key) for labels, _ in parts]
+        name = f"run_{key}" if key in taken else key
+        stacked = stacked.assign_coords({name: ("run", _column(values))})
+    stacked.attrs = {
+        "measurement": names.pop(),
+        "landscape_schema": SCHEMA,
+        "provenance": json.dumps({"runs": [provenance(ds) for _, ds in parts]}),
+    }
+    return validate(stacked)
+
+
+def _alike(each: Sequence[xr.Dataset]) -> bool:
+    """Whether all have the same variables on the same coordinates, so that nothing is joined."""
+    first = each[0]
+    shapes = {name: (v.dims, v.shape, v.dtype) for name, v in first.variables.items()}
+    indexes = {name: first.variables[name].values for name in first.indexes}
+    return all(
+        {name: (v.dims, v.shape, v.dtype) for name, v in ds.variables.items()} == shapes
+        and ds.indexes.keys() == indexes.keys()
+        and all(np.array_equal(ds.variables[name].values, indexes[name]) for name in indexes)
+        for ds in each
+    )
+
+
+def _stacked(each: Sequence[xr.Dataset]) -> xr.Dataset:
+    """What xr.concat gives for results that are alike, in a time that grows with their number."""
+    first = each[0]
+    data = {
+        name: (("run", *variable.dims), np.stack([ds.variables[name].values for ds in each]))
+        for name, variable in first.data_vars.items()
+    }
+    attrs = {name: first.variables[name].attrs for name in data}
+    coords = {name: first.variables[name] for name in first.coords}
+    return xr.Dataset({name: (*pair, attrs[name]) for name, pair in data.items()}, coords=coords)
+
+
+def _whole_names(ds: xr.Dataset) -> xr.Dataset:
+    """Names as objects: an outer join of fixed-width strings cuts the longer ones."""
+    names = {name: ds[name].astype(object) for name in ds.indexes if ds[name].dtype.kind in "UT"}
+    return ds.assign_coords(names)
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if any(isinstance(value, str) for value in values):
+        return np.array(["" if value is None else value for value in values], dtype=object)
+    return np.array([np.nan if value is None else value for value in values])
