@@ -84,7 +84,7 @@ def write_study(
     storage.write_json(
         folder.resolved,
         {
-            "format": 1,
+            "format": storage.STUDY_FORMAT,
             "name": "digits",
             "question": "Which SAM variants generalize better, and is it because they are flatter?",
             "versions": {"landscape": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"},

@@ -1,11 +1,15 @@
 """The command line: thin, and quick to start; the work is imported inside the commands.
 
 Exit codes: 0 all well · 1 some runs failed (the others are done) · 2 bad input, one sentence says
-what · 130 stopped by Ctrl-C. Progress goes to stderr; paths and --json to stdout.
+what · 70 an error of ours, whose traceback is kept in a file · 130 stopped by Ctrl-C. Progress goes
+to stderr; paths and --json to stdout.
 """
 
+import os
 import signal
 import sys
+import tempfile
+import traceback
 
 from landscape.cli.commands import app
 from landscape.errors import LandscapeError
@@ -14,7 +18,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: one sentence for the user's mistakes, a traceback only for ours."""
+    """Entry point: one sentence for whatever goes wrong; a traceback of ours goes to a file."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(standalone_mode=False)
@@ -26,10 +30,30 @@ def main() -> None:
     except Exception as error:
         code = _usage_error(error)
         if code is None:
-            raise
+            code = _unforeseen(error)
     if code == 130:  # typer turns Ctrl-C into this code without a word
         print("Stopped. Nothing is lost: the same command continues where it was.", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _unforeseen(error: Exception) -> int:
+    """Exit code of an error that nobody foresaw: where its traceback was kept is said."""
+    if isinstance(error, BrokenPipeError):  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="landscape-", suffix=".log", delete=False, encoding="utf-8"
+        ) as handle:
+            print("landscape", *sys.argv[1:], file=handle)
+            traceback.print_exception(error, file=handle)
+        kept = f"The traceback is in {handle.name}; please report it with that file."
+    except OSError as full:
+        kept = f"Its traceback could not be kept ({full.strerror})."
+    said = " ".join(str(error).split())[:300]
+    print(f"error: something went wrong inside landscape ({type(error).__name__}: {said}). {kept}",
+          file=sys.stderr)  # fmt: skip
+    return 70
 
 
 def _usage_error(error: Exception) -> int | None:

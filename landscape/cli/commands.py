@@ -30,7 +30,8 @@ from landscape.cli.flags import (
 from landscape.errors import LandscapeError
 
 EPILOG = (
-    "Exit codes: 0 all well, 1 some runs failed, 2 bad input, 130 stopped by Ctrl-C. "
+    "Exit codes: 0 all well, 1 some runs failed, 2 bad input, 70 an error of ours, 130 stopped by "
+    "Ctrl-C. "
     "Every command resumes: run it again and only what is missing is done."
 )
 app = typer.Typer(
@@ -277,6 +278,20 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
     place.check()
     path = reports.write(place)
     print(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command(epilog=EPILOG)
+def verify(folder: StudyDir, as_json: Json = False) -> None:
+    """Compare every file of a study with its digest: is it as it was written, after a copy too?
+
+    Nothing is run or changed. Exit code 1 where a file differs, with what to do about it.
+    """
+    from landscape import study
+
+    found = study.verify(folder)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else found)
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command(epilog=EPILOG)

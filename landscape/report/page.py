@@ -67,6 +67,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "crosscheck": crosscheck(study),
         "measured": list(_how_measured(study)),
         "facts": list(_facts(study)),
+        "digests": Markup(json.dumps(study.digests)),
         "runs": study.resolved.get("runs", []),
         "options": [
             (v.get("label", key), v.get("recipe", ""), _options(v.get("options") or {}))
@@ -112,11 +113,22 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
     if listed:
         yield "Runs", words.count(len(listed), "run")
     yield from _weights_files(study)
+    yield from _digests(study)
     if "problem" in resolved:
         problem = resolved["problem"]
         yield "Problem", _options(problem) if isinstance(problem, dict) else str(problem)
     if "training" in resolved and isinstance(resolved["training"], dict):
         yield "Training", _options(resolved["training"])
+
+
+def _digests(study: Study) -> Iterator[tuple[str, str]]:
+    """What tells these results from others: the first digits of their SHA-256."""
+    known = [f"{name} {digest[:12]}" for name, digest in study.digests.items() if digest]
+    if known:
+        yield "Results read (SHA-256)", ", ".join(known)
+    foreign = [name for name, digest in study.digests.items() if not digest]
+    if foreign:
+        yield "Results without a digest", ", ".join(foreign)
 
 
 def _weights_files(study: Study) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """A study as the report reads it: what was asked, run, measured, and what is missing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,21 +24,24 @@ class Study:
     resolved: dict[str, Any]
     data: dict[str, xr.Dataset]
     trainings: xr.Dataset | None = None  # how every training went, also those without results
+    digests: dict[str, str | None] = field(default_factory=dict)  # of the results that were read
 
     @classmethod
     def read(cls, folder: StudyFolder) -> "Study":
         """Read a study folder; one without any result is refused."""
         resolved = folder.check()
-        names = sorted(path.stem for path in folder.results.glob("*.nc"))
+        names = sorted(path.stem for path in folder.results.glob("[!.]*.nc"))
         names = [name for name in names if not name.startswith("along_")]  # of the others
-        data = {name: runs.as_runs(results.load(folder.results / f"{name}.nc")) for name in names}
+        found = {name: results.read(folder.results / f"{name}.nc") for name in names}
+        data = {name: runs.as_runs(stored.ds) for name, stored in found.items()}
         trainings = data.pop("trainings", None)
         if not data:
             raise LandscapeError(
                 f"{folder.root} has no results yet, so there is nothing to report. "
                 f"`landscape run` or `landscape measure` makes them."
             )
-        return cls(folder, resolved, data, trainings)
+        digests = {name: stored.sha256 for name, stored in found.items()}
+        return cls(folder, resolved, data, trainings, digests)
 
     def of_variants(self, chosen: Sequence[str]) -> "Study":
         """The study as if these variants were all it had; runs without a variant go too."""

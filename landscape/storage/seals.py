@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from landscape.errors import LandscapeError
+from landscape.storage.writing import reading
 
 SEAL = "landscape_sha256"
 _EMPTY = "0" * 64
@@ -18,7 +19,7 @@ _HEX = frozenset("0123456789abcdef")
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as handle:
+    with reading(path), Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

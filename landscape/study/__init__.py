@@ -9,5 +9,6 @@ from landscape.study.demo import demo_text
 from landscape.study.reading import load, parse
 from landscape.study.running import Options, Summary, reopen, run
 from landscape.study.spec import Study
+from landscape.study.verifying import verify
 
-__all__ = ["Options", "Study", "Summary", "demo_text", "load", "parse", "reopen", "run"]
+__all__ = ["Options", "Study", "Summary", "demo_text", "load", "parse", "reopen", "run", "verify"]

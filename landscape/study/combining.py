@@ -1,8 +1,11 @@
 """Results of all runs, one file per measurement, remade only when a part has changed."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 from landscape import results, stats, storage
+from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import axes, jobs, trainings
 from landscape.study.spec import Run, Study, fingerprint
@@ -15,44 +18,49 @@ def combine_all(study: Study, place: StudyFolder) -> list[str]:
     """
     written = []
     index_path = place.results / "index.json"
-    index = storage.read_json(index_path) if index_path.exists() else {}
+    index = _index(place)
     measured = {measurement.name for measurement in study.measure.measurements}
+    parts_of = _parts(study, place)
     for name in sorted(measured):
-        parts = _parts(study, place, name)
+        parts = parts_of.get(name, [])
         path = place.results / f"{name}.nc"
         mark = fingerprint([_mark(study, place, run, name) for run in parts], length=16)
         if not parts:
             path.unlink(missing_ok=True)
-        elif not path.exists() or index.get(name) != mark:
+        elif index.get(name) != [mark, _sha256(path)]:
             _combine(study, place, name, parts)
             written.append(name)
-        index[name] = mark
-    index[trainings.NAME] = _of_trainings(study, place, index.get(trainings.NAME))
-    along = _along_axes(place, measured, changed=bool(written))
-    wanted = {*measured, trainings.NAME}
+        index[name] = [mark, _sha256(path)]
+    told = _of_trainings(study, place, index.get(trainings.NAME))
+    index[trainings.NAME] = [told, _sha256(place.results / f"{trainings.NAME}.nc")]
+    along = _along_axes(place, measured, index, changed=bool(written))
+    wanted = {*measured, trainings.NAME, *along}
     for path in place.results.glob("*.nc"):
-        if path.stem not in wanted | along:
+        if path.stem not in wanted:
             path.unlink()
     index = {name: mark for name, mark in index.items() if name in wanted}
-    if not index_path.exists() or storage.read_json(index_path) != index:
+    if _index(place) != index:
         storage.write_json(index_path, index)
     return written
 
 
-def _of_trainings(study: Study, place: StudyFolder, known: str | None) -> str:
+def _of_trainings(study: Study, place: StudyFolder, known: list[Any] | None) -> str:
     """Write how each training went, if it is not told already; a mark of what was told."""
     ended = [(axes.labels(study, run), trainings.outcome(run, place)) for run in study.runs]
     mark = fingerprint(ended, length=16)
     path = place.results / f"{trainings.NAME}.nc"
-    if mark != known or not path.exists():
+    if known != [mark, _sha256(path)]:
         results.save(trainings.trainings(study, place), path)
     return mark
 
 
-def _along_axes(place: StudyFolder, measured: set[str], *, changed: bool) -> set[str]:
+def _along_axes(
+    place: StudyFolder, measured: set[str], index: dict[str, Any], *, changed: bool
+) -> set[str]:
     """Write along_<axis>.nc of every axis; the stems of their files."""
-    if not changed:
-        return {path.stem for path in place.results.glob("along_*.nc")}
+    there = {path.stem: ["", _sha256(path)] for path in place.results.glob("along_*.nc")}
+    if not changed and there == {k: v for k, v in index.items() if k.startswith("along_")}:
+        return set(there)
     known = {q.measurement for q in stats.QUANTITIES} & measured
     paths = {name: place.results / f"{name}.nc" for name in known}
     data = {name: results.load(path) for name, path in paths.items() if path.exists()}
@@ -60,24 +68,45 @@ def _along_axes(place: StudyFolder, measured: set[str], *, changed: bool) -> set
     for axis in stats.axes_of(data):
         ds = stats.along_axis(data, axis)
         if ds is not None:
-            results.save(ds, place.results / f"along_{axis}.nc")
+            path = results.save(ds, place.results / f"along_{axis}.nc")
+            index[path.stem] = ["", _sha256(path)]
             found.add(f"along_{axis}")
     return found
 
 
-def _parts(study: Study, place: StudyFolder, name: str) -> list[Run]:
-    """Runs with a result made with the options that the study asks for now."""
-    runs = []
+def _index(place: StudyFolder) -> dict[str, Any]:
+    """What each combined file was made of, and its SHA-256; nothing where that was changed."""
+    path = place.results / "index.json"
+    try:
+        return storage.read_json(path) if path.exists() else {}
+    except LandscapeError:
+        return {}
+
+
+def _sha256(path: Path) -> str | None:
+    return storage.file_sha256(path) if path.is_file() else None
+
+
+def changed(place: StudyFolder) -> list[str]:
+    """Sentences for combined results that are not as they were written, and are made again."""
+    return [
+        f"{path} was changed after it was written; it is combined again from the runs."
+        for name, known in _index(place).items()
+        if (path := place.results / f"{name}.nc").is_file() and known[1:] != [_sha256(path)]
+    ]
+
+
+def _parts(study: Study, place: StudyFolder) -> dict[str, list[Run]]:
+    """For each measurement the runs with a result of the options that the study asks for now."""
+    parts: dict[str, list[Run]] = {}
     for run in study.runs:
-        wanted = {m.name: key for m, key in jobs.keyed(study, run, place)}
         folder = place.run(run.run_id)
-        if (
-            name in wanted
-            and jobs.is_measured(folder, name, wanted[name])
-            and jobs.result_path(folder, name).exists()
-        ):
-            runs.append(run)
-    return runs
+        made = jobs.measured_keys(folder)
+        for measurement, key in jobs.keyed(study, run, place):
+            name = measurement.name
+            if made.get(name) == key and jobs.result_path(folder, name).exists():
+                parts.setdefault(name, []).append(run)
+    return parts
 
 
 def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def result_path(folder: Path, name: str) -> Path:
 
 def is_measured(folder: Path, name: str, key: str) -> bool:
     """Whether the result is there, whole, with these options; an empty one counts."""
-    done = _measured_keys(folder)
+    done = measured_keys(folder)
     return done.get(name) == key
 
 
@@ -100,7 +101,8 @@ def training_cost(run: Run) -> float:
     return float(passes * run.training["epochs"])
 
 
-def _measured_keys(folder: Path) -> dict[str, str]:
+def measured_keys(folder: Path) -> dict[str, str]:
+    """The key of each measurement whose result is as it was written, of the weights as they are."""
     return {name: str(record["key"]) for name, record in _whole(folder).items()}
 
 
@@ -122,7 +124,16 @@ def _as_written(path: Path, record: dict[str, Any]) -> bool:
     # An empty result (SGD has no masks) leaves a line and no file.
     if record.get("empty"):
         return True
-    return path.is_file() and storage.file_sha256(path) == record.get("sha256")
+    if not path.is_file():
+        return False
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) == record.get("sha256")
+
+
+@lru_cache(maxsize=1 << 20)
+def _sha256(path: Path, *_: int) -> str:
+    """The digest of a file as it is at this size and time: a study is gone over several times."""
+    return storage.file_sha256(path)
 
 
 def changed_results(folder: Path) -> list[str]:
@@ -151,7 +162,7 @@ def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
     train = job.train and not is_trained(job.run, job.folder)
     if not job.measure:
         return train, []
-    keys = _measured_keys(job.folder)
+    keys = measured_keys(job.folder)
     return train, [(m, key) for m, key in job.measurements if keys.get(m.name) != key]
 
 

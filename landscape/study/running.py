@@ -1,6 +1,7 @@
 """A study from file to results on disk: what is missing is made, what is there is kept."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import sys
@@ -100,7 +101,8 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         every = [run.run_id for run in study.runs]
         worked: set[str] = set()
         failed: dict[str, str] = {}
-        notes = {line: None for name in every for line in jobs.changed_results(place.run(name))}
+        said = [line for name in every for line in jobs.changed_results(place.run(name))]
+        notes = dict.fromkeys([*said, *combining.changed(place)])
         # Measurements across runs need all runs of their setting to be trained.
         for across in (False, True):
             named = [run for run in study.runs if run.run_id not in failed]
@@ -294,6 +296,7 @@ def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
         "format": STUDY_FORMAT,
         "name": study.name,
         "question": study.question,
+        "study_sha256": hashlib.sha256(study.text.encode()).hexdigest(),
         "base": str(study.base),
         "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -270,3 +270,18 @@ def test_a_result_is_not_converted_onto_itself(at, tmp_path):
     code, _, err = at("convert", "a.nc", "a.nc")
     assert code == 2
     assert "is both source and target" in err
+
+
+def test_what_nobody_foresaw_is_one_sentence_and_a_file(at, monkeypatch, tmp_path):
+    def broken(*_):
+        raise ZeroDivisionError("division by\nzero")
+
+    monkeypatch.setattr("landscape.plot.files.convert", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, said = at("convert", "a.nc", "a.csv")
+    assert (code, out) == (70, "")
+    assert "something went wrong inside landscape (ZeroDivisionError: division by zero)" in said
+    assert "Traceback" not in said
+    (kept,) = tmp_path.glob("landscape-*.log")
+    assert str(kept) in said
+    assert "landscape convert a.nc a.csv\nTraceback" in kept.read_text()

@@ -16,7 +16,7 @@ import xarray as xr
 from landscape import results
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder, read_json
-from landscape.study import Options, parse, reopen, run
+from landscape.study import Options, parse, reopen, run, verify
 from landscape.study.bench import stratified
 
 HERE = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def test_a_study_leaves_every_file_that_the_layout_names(finished):
 
 def test_resolved_json_says_every_choice(finished):
     found = read_json(finished.folder.resolved)
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert found["threads"] == 1
     assert found["variants"]["zsharp"]["options"]["norm_scope"] == "global"
     assert [r["run"] for r in found["runs"]] == list(finished.done)
@@ -342,12 +342,71 @@ def test_folders_that_are_not_this_study_are_refused_by_name(finished, tmp_path)
         run(plan(), tmp_path / "file", HERE_ONLY)
 
 
-def test_a_damaged_result_is_named(finished, tmp_path):
+def _flip(path, share=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+def test_changed_results_are_made_again_and_said(finished, tmp_path):
     folder = _copy(finished, tmp_path)
-    path = next(folder.glob("runs/sam-*/results/sharpness.nc"))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(LandscapeError, match=r"sharpness.nc is not a whole result file"):
-        run(plan(), folder, HERE_ONLY)
+    assert verify(folder).problems == []
+    cut = next(folder.glob("runs/sam-*/results/sharpness.nc"))
+    cut.write_bytes(cut.read_bytes()[:100])
+    flipped = next(folder.glob("runs/zsharp-s0-*/results/top_eigenvalues.nc"))
+    _flip(flipped, 0.8)
+    lost = folder / "results" / "loss_slice.nc"
+    _flip(lost, 0.9)
+    assert len(verify(folder).problems) >= 4
+    again = run(plan(), folder, HERE_ONLY)
+    assert not again.failed
+    assert len(again.done) == 2
+    for path in (cut, flipped):
+        assert f"{path} was changed after it was written; it is measured again." in again.notes
+    assert f"{lost} was changed after it was written; it is combined again" in str(again.notes)
+    assert verify(folder).problems == []
+    for path in (finished.folder.root / "results").glob("*.nc"):
+        assert results.load(path).equals(results.load(folder / "results" / path.name))
+
+
+def test_changed_weights_are_refused_and_never_measured(finished, tmp_path):
+    folder = _copy(finished, tmp_path)
+    weights = next(folder.glob("runs/sam-s0-*/checkpoints/final.safetensors"))
+    _flip(weights, 0.7)
+    (weights.parents[1] / "measured.jsonl").unlink()
+    again = run(plan(), folder, HERE_ONLY)
+    (reason,) = again.failed.values()
+    assert f"{weights} was changed after it was written" in reason
+    assert any(str(weights) in text for text in verify(folder).problems)
+
+
+KINDS = (
+    "resolved.json", "study.toml", "results/index.json", "results/*.nc", "runs/*/spec.json",
+    "runs/*/done.json", "runs/*/history.jsonl", "runs/*/measured.jsonl", "runs/*/results/*.nc",
+    "runs/*/checkpoints/final.json", "runs/*/checkpoints/last.pt",
+    "runs/*/checkpoints/final.safetensors", "runs/*/snapshots/tensors.json",
+    "runs/*/snapshots/steps.bin", "runs/zsharp*/snapshots/*.npz",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_finds_a_changed_bit_in_every_kind_of_file(finished, tmp_path, kind):
+    folder = _copy(finished, tmp_path)
+    path = sorted(folder.glob(kind))[0]
+    _flip(path, 0.47)
+    try:
+        found = verify(folder).problems
+    except LandscapeError as error:
+        found = [str(error)]
+    assert any(str(path) in text for text in found), found
+
+
+def test_verify_says_which_files_are_missing_a_digest(finished, tmp_path):
+    folder = _copy(finished, tmp_path)
+    path = sorted(folder.glob("results/*.nc"))[0]
+    old = results.load(path).assign_attrs(landscape_schema=1)
+    old.to_netcdf(path, engine="h5netcdf")
+    assert str(path) in verify(folder).unsealed
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
