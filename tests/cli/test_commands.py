@@ -273,7 +273,7 @@ def test_a_result_is_not_converted_onto_itself(at, tmp_path):
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_a_file(at, monkeypatch, tmp_path):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("division by\nzero")
 
     monkeypatch.setattr("landscape.plot.files.convert", broken)
