@@ -126,6 +126,8 @@ class Folded:
             or engine.batch_size is not None
             or len(engine.examples.chunks) > 1
             or not engine.criterion.per_example
+            or not engine.examples.apart
+            or engine.criterion.form == "batch"
             or engine.notes.uses_rng
             or network.habits.clones_inputs
             or network.habits.volatile
@@ -174,7 +176,7 @@ class Folded:
             mean = mean + 0.5 * self._risk.weight_decay * vectors.squared_norm(self._buffer)
         rate = None
         if all(each is not None for each in wrong):
-            rate = torch.cat(wrong).sum().to(self._risk.dtype) / len(losses)
+            rate = torch.cat(wrong).sum().to(self._risk.dtype) / self._engine.num_labels
         self._risk.spend(1 / 3)
         return Evaluation(mean.to(self._risk.dtype), rate, self._engine.shares(losses))
 

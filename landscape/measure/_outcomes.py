@@ -24,7 +24,7 @@ class Outcomes:
         logits = logits_of(output)
         if not (self._plain and isinstance(logits, Tensor) and logits.ndim == 2):
             losses = self._criterion(output, batch.targets, batch.count)
-            return losses, errors_of(output, batch.targets)
+            return losses, errors_of(output, batch.targets, self._criterion.ignore_index)
         if not 2 <= logits.shape[1] <= _FEW_CLASSES:
             losses = self._criterion(output, batch.targets, batch.count)
             of_target = logits.gather(1, batch.targets[:, None])[:, 0]
@@ -42,8 +42,14 @@ class Outcomes:
 def _plain_cross_entropy(risk: EmpiricalRisk) -> bool:
     """Whether every loss is log sum exp(z) - z_target with a class index as target."""
     criterion = risk._engine.criterion
+    if criterion.form != "outputs":
+        return False
     loss = criterion.loss
-    if type(loss) is not nn.CrossEntropyLoss or not criterion.per_example:
+    if (
+        criterion.form != "outputs"
+        or type(loss) is not nn.CrossEntropyLoss
+        or not criterion.per_example
+    ):
         return False
     if loss.weight is not None or loss.label_smoothing:
         return False

@@ -1,6 +1,7 @@
 """What is refused, and the module, batch or example that is to blame."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,34 +15,36 @@ from landscape.risk._data import Batch
 from landscape.risk._engine import Engine
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._tracing import Reading
+from landscape.risk._units import units_or_refusal
 
 _ROWS, _FEW = 32, 2
 # How torch words that a derivative was asked where no graph is made.
 _NO_GRAPH = "does not require grad"
+# How torch words that what is differentiated is not part of the graph.
+_INNER = ("not have been used in the graph", _NO_GRAPH)
 # How torch words that an operation has no second derivative.
 _SIGNS = ("is not implemented", "twice", "once_differentiable", "does not support",
           "double backward")  # fmt: skip
 
 
-def run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
-    """Try a few rows, and see what the model does with them."""
+def run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
+    """Try a few rows, and see what the model does with them; see `_run`."""
     with engine.network.finding_casts():
-        _run(engine, foreign)
+        return _run(engine, foreign)
 
 
-def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
-    """Try a few rows: what is read, targets, shapes, determinism, independence.
+def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
+    """Try a few rows: what is read, targets, shapes, determinism.
 
-    foreign: the caller's own parameters and buffers.
+    foreign: the caller's own parameters and buffers. Where rows by themselves fail and the batches
+    as given do not, the engine that is returned takes these as they are.
     """
     network = engine.network
-    chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
-    batch = engine.examples.on_device(chunk.rows(0, min(_ROWS, chunk.count)))
     before = torch.get_rng_state()
     reading = Reading(
         network.model, foreign=foreign, stale=network.stale, borrowed=network.borrowed
     )
-    first = _first_losses(engine, batch, reading)
+    engine, batch, first = _first_pass(engine, reading)
     network.habits.volatile |= network.changed()
     _refuse_rewritten(engine)
     second = _losses(engine, batch)
@@ -52,11 +55,32 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> None:
             f"{_noisy_module(engine, batch)} is not deterministic in evaluation mode. Remove its "
             f"randomness."
         )
-    _refuse_coupling(engine, batch, first)
     engine.notes.narrow = list(reading.narrow)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
     network.habits.volatile |= network.changed()
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
+    return engine
+
+
+def _first_pass(engine: Engine, reading: Reading) -> tuple[Engine, Batch, Tensor]:
+    """Of a few rows, or where the model takes these only in company, of a batch as given."""
+    batch = engine.examples.on_device(engine.examples.few(_ROWS))
+    try:
+        return engine, batch, _first_losses(engine, batch, reading)
+    except LandscapeError:
+        raise
+    except Exception as error:
+        given = dataclasses.replace(engine, examples=engine.examples.as_units())
+        whole = engine.examples.on_device(given.examples.few(_ROWS))
+        if not engine.examples.apart or whole.count == batch.count:
+            raise misfit(engine, batch, error) from error
+        try:
+            first = _first_losses(given, whole, reading)
+        except Exception:
+            raise misfit(engine, batch, error) from error
+        seen = f"fail by themselves ({str(error).splitlines()[0]})"
+        units = units_or_refusal(engine, seen)
+        return dataclasses.replace(engine, examples=units), whole, first
 
 
 def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
@@ -70,7 +94,7 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
             raise
         except Exception as error:
             if habits.differentiates or _NO_GRAPH not in str(error):
-                raise _misfit(engine, batch, error) from error
+                raise
             habits.differentiates = True
 
 
@@ -89,13 +113,13 @@ def _refuse_rewritten(engine: Engine) -> None:
 def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[str] | None:
     """Trainable tensors that a graph of the loss does not hold; None where there is no graph."""
     network = engine.network
-    few = batch.rows(0, min(_FEW, batch.count)).mapped(torch.clone)
+    few = batch.rows(0, min(_FEW, batch.count)) if engine.examples.apart else batch
     try:
         with (
             engine.differentiating(1, network.theta),
             reading.one_pass(network.weights),
         ):
-            loss = engine.criterion(network(few), few.targets, few.count).sum()
+            loss = _returned(engine, few.mapped(torch.clone)).sum()
             if not loss.requires_grad:
                 return list(network.layout.names)
             grads = torch.autograd.grad(loss, network.weights, allow_unused=True)
@@ -106,8 +130,14 @@ def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[s
     return [n for n, g in zip(network.layout.names, grads, strict=True) if g is None]
 
 
-def _misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
+def misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
     shapes = [f"{str(leaf.dtype)[6:]}{tuple(leaf.shape)}" for leaf in batch.leaves()]
+    if any(sign in str(error) for sign in _INNER):
+        return LandscapeError(
+            f"{engine.criterion.name} takes a derivative with respect to a tensor that the model "
+            f"was not given ({str(error).splitlines()[0]}); the data are copied, so write the loss "
+            f"as a function of (model, batch) that calls requires_grad_() on its inputs."
+        )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return LandscapeError(
         f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
@@ -121,34 +151,22 @@ def _losses(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Ten
     batch = batch.mapped(torch.clone)
     versions = [leaf._version for leaf in batch.leaves()]
     with engine.evaluating(engine.network.theta):
-        output = engine.network(batch)
-        for chunk in engine.examples.chunks if check_targets else ():
-            engine.criterion.check_targets(output, chunk.targets, chunk.start)
-        losses = engine.criterion(output, batch.targets, batch.count)
+        losses = _returned(engine, batch, check_targets=check_targets)
     # A first layer that works in place would alter the data of all later passes.
     if versions != [leaf._version for leaf in batch.leaves()]:
         engine.network.habits.clones_inputs = True
     return losses.detach()
 
 
-def _refuse_coupling(engine: Engine, batch: Batch, losses: Tensor) -> None:
-    """Sums over batches mean something only if an example's loss does not depend on its company."""
-    if engine.couples or batch.count < 2 or not engine.criterion.per_example:
-        return
-    one = batch.rows(0, 1)
-    try:
-        alone = _losses(engine, one)
-    except LandscapeError:
-        raise
-    except Exception as error:
-        raise _misfit(engine, one, error) from error
-    slack = 1e-8 if engine.dtype == torch.float64 else 1e-3
-    if not torch.allclose(alone, losses[:1], rtol=slack, atol=slack, equal_nan=True):
-        raise LandscapeError(
-            f"The loss of the first example is {float(alone[0]):.6g} alone and "
-            f"{float(losses[0]):.6g} among {batch.count}; a layer or the loss mixes examples, so "
-            f"no mean over examples exists. Remove the mixing, or declare reduction='mean'."
-        )
+def _returned(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Tensor:
+    """What the loss returns; all targets are checked before it indexes with them."""
+
+    def look(output: Any) -> None:
+        for chunk in engine.examples.chunks if check_targets else ():
+            engine.criterion.check_targets(output, chunk.targets, chunk.start)
+
+    model, batch = engine.network.ready(batch)
+    return engine.criterion.of_rows(model, batch, look)[1]
 
 
 def _noisy_module(engine: Engine, batch: Batch) -> str:
@@ -271,11 +289,10 @@ def _not_twice(engine: Engine, theta: Tensor) -> list[str]:
         return hook
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaves]
-    batch = engine.examples.chunks[0].rows(0, min(2, engine.examples.chunks[0].count))
-    batch = engine.examples.on_device(batch)
+    batch = engine.examples.on_device(engine.examples.few(2))
     try:
         with engine.evaluating(theta):
-            engine.network(batch)
+            engine.outcome(batch)
     finally:
         for handle in handles:
             handle.remove()

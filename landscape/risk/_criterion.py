@@ -4,124 +4,231 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from landscape.errors import LandscapeError
+from landscape.risk._data import Batch
+from landscape.risk._reading import TARGET_KEYS, Form, inputs_of
 from landscape.risk._torch_losses import TorchLoss
 
-_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+REDUCTIONS = ("none", "mean", "sum", "whole")
+_MODEL_NAMES = ("model", "net", "network", "module")
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+Returns = Literal["rows", "mean", "sum", "ratio"]
 
 
 class Criterion:
-    """`loss(output, target)` with the reduction taken out of it: numerators and their weights.
+    """Any loss with the reduction taken out of it: numerators of rows, and what divides their sum.
 
     The risk is (sum of the numerators of all rows) / (sum of their weights), or the sum of the
     numerators alone where `sums`, as the criterion itself would reduce one batch of all rows.
-    `per_example` is False for a callable declared reduction="mean".
+
+    form: how batches are read, and what the loss takes: "outputs" (output, target), "batch" (model,
+    batch), "causal_lm" logits and shifted labels. returns: "rows" losses of rows (B, ...), the
+    "mean" or "sum" of them (), or a "ratio" of (numerator, denominator). counts: what a mean is
+    over: "rows", "labels" that are not -100, or "next labels", those after the first token of each
+    row.
     """
 
     def __init__(
         self,
-        loss: Callable[[Any, Any], Tensor],
+        loss: Callable[..., Any] | str,
         reduction: str | None,
         *,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        if reduction is not None and reduction not in REDUCTIONS:
+            raise LandscapeError(
+                f"reduction={reduction!r} declared; possible are None, 'none' (a loss for each "
+                f"example), 'mean' and 'sum' (of the rows given) and 'whole' (one batch of all)."
+            )
+        self.declared = reduction
+        self.form: Form = "outputs"
+        self.name, self.counts = _name(loss), "rows"
+        if isinstance(loss, str):
+            loss, self.form = _named(loss)
         if not callable(loss):
             raise LandscapeError(
                 f"loss is a {type(loss).__name__}; give a callable loss(output, target), such as "
-                f"torch.nn.CrossEntropyLoss()."
+                f"torch.nn.CrossEntropyLoss(), or loss(model, batch)."
             )
-        if reduction not in (None, "none", "mean"):
-            raise LandscapeError(
-                f"reduction={reduction!r} declared; possible are None, 'none' (per-example losses) "
-                f"and 'mean' (mean over the rows given)."
-            )
-        self.name = _name(loss)
         self.torch = TorchLoss.of(loss)
-        self.per_example = reduction != "mean" or self.torch is not None
-        self.is_classifier = isinstance(loss, _CLASS_LOSSES) or loss in _CLASS_FUNCTIONS
-        self.ignore_index = getattr(loss, "ignore_index", -100)
+        if self.torch is None and self.form == "outputs" and _takes_model(loss):
+            self.form = "batch"
         own = self.torch.options["reduction"] if self.torch else _own_reduction(loss)
+        if reduction == "sum" and own is not None:
+            raise LandscapeError(
+                f"reduction='sum' declared of {self.name}, which has a reduction of its own "
+                f"({own!r}); set that one."
+            )
+        self.own = own
+        self.sums = own == "sum" or reduction == "sum"
+        self.is_classifier = self.torch is not None and issubclass(self.torch.kind, _CLASSES)
+        ignored = (
+            self.torch.options["ignore_index"]
+            if self.torch
+            else getattr(loss, "ignore_index", -100)
+        )
+        self.ignore_index = -100 if ignored is None else ignored
+        self.returns: Returns = "rows"
+        if own is None and reduction in ("mean", "sum"):
+            self.returns = reduction
         if isinstance(loss, nn.Module):
             loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype).requires_grad_(False)
-        if self.per_example and own is not None:
+        self.reduced = loss
+        if own is not None:
             if isinstance(getattr(loss, "reduction", None), str):
                 loss = copy.copy(loss)
                 loss.reduction = "none"
             else:
                 loss = functools.partial(loss, reduction="none")
         if isinstance(loss, functools.partial):
-            moved = {key: _moved(value, device, dtype) for key, value in loss.keywords.items()}
-            loss = functools.partial(loss.func, *loss.args, **moved)
-        self.own = own
-        self.sums = own == "sum"
+            loss = _partial_moved(loss, device, dtype)
         self.loss = loss
 
+    @property
+    def per_example(self) -> bool:
+        """Whether single rows have a loss."""
+        return self.returns == "rows"
+
+    def of(self, model: Callable[..., Any], batch: Batch) -> tuple[Any, Tensor]:
+        """Output (None where the loss calls the model itself) and numerators of a batch."""
+        if self.form == "batch":
+            return None, self._sums(self._of_batch(model, batch), batch.targets, batch.count)
+        output = model(*batch.args, **batch.kwargs)
+        return output, self(output, batch.targets, batch.count)
+
     def __call__(self, output: Any, target: Any, count: int) -> Tensor:
-        """Numerators of the rows (count,), or their sum () if a mean was declared.
+        """Numerators of the rows (count,), or their sum () if the loss tells no more."""
+        return self._sums(self._called(output, target), target, count)
 
-        A mean counts as many times as it has rows.
+    def of_rows(
+        self,
+        model: Callable[..., Any],
+        batch: Batch,
+        look: Callable[[Any], None] = lambda _: None,
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """Output, what the loss returns, and the denominator where it returns one; unchecked.
+
+        look: shown the output before the loss is.
         """
-        losses = self.unreduced(output, target, count)
-        if losses.ndim < 2:
-            return losses if losses.ndim else losses * count
-        return losses.flatten(1).sum(1)
+        if self.form == "batch":
+            output, returned = None, self._of_batch(model, batch)
+        else:
+            output = model(*batch.args, **batch.kwargs)
+            look(output)
+            returned = self._called(output, batch.targets)
+        if isinstance(returned, tuple):
+            numerator, denominator = self._pair(returned)
+            return output, numerator, denominator
+        return output, self._tensor(returned, batch.count), None
 
-    def unreduced(self, output: Any, target: Any, count: int) -> Tensor:
-        """Losses (count, ...), one per row, token, pixel or output unit; () for a declared mean."""
-        output = logits_of(output)
+    def _of_batch(self, model: Callable[..., Any], batch: Batch) -> Any:
+        # Aliases: what a loss sets on its inputs (requires_grad_) must not stay on the data.
+        return self.loss(model, batch.mapped(Tensor.detach).targets)
+
+    def _called(self, output: Any, target: Any) -> Any:
+        if self.form == "causal_lm":
+            output = _classes_first(output, target)
         try:
-            losses = (
-                self.torch.called(self.loss, output, target)
-                if self.torch
-                else self.loss(output, target)
-            )
+            if self.torch is not None:
+                return self.torch.called(self.loss, logits_of(output), target)
+            return self.loss(output, target)
         except IndexError as error:
             raise LandscapeError(
                 f"{self.name} failed on the targets ({error}); class targets must lie within the "
                 f"number of outputs, {_shape(output)}."
             ) from error
-        if not isinstance(losses, Tensor):
+        except (AttributeError, TypeError) as error:
+            if self.torch is not None or logits_of(output) is output:
+                raise
             raise LandscapeError(
-                f"{self.name} returned a {type(losses).__name__}; it must return a tensor of "
-                f"{count} losses, one per example."
-            )
-        if not self.per_example:
-            if losses.numel() != 1:
-                raise LandscapeError(
-                    f"{self.name} is declared reduction='mean' but returned shape "
-                    f"{tuple(losses.shape)}; return one number, or drop the declaration."
-                )
-            return losses.reshape(())
-        if losses.ndim == 0 or losses.shape[0] != count:
+                f"{self.name} fails on the model's {type(output).__name__} "
+                f"({str(error).splitlines()[0]}); a loss that is not torch's gets the whole "
+                f"output, so take its .logits where those are meant."
+            ) from error
+
+    def _tensor(self, returned: Any, count: int) -> Tensor:
+        if isinstance(returned, Tensor):
+            return returned
+        raise LandscapeError(
+            f"{self.name} returned a {type(returned).__name__}; it must return a tensor of "
+            f"{count} losses, one per example, their mean, or (numerator, denominator)."
+        )
+
+    def _pair(self, returned: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        if len(returned) != 2 or not isinstance(returned[0], Tensor):
             raise LandscapeError(
-                f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return "
-                f"one loss per example, or declare reduction='mean' if it is their mean."
+                f"{self.name} returned {len(returned)} values; possible are a tensor of losses, "
+                f"their mean, or (numerator, denominator)."
             )
-        return losses
+        return returned[0], torch.as_tensor(returned[1]).detach()
+
+    def _sums(self, returned: Any, target: Any, count: int) -> Tensor:
+        if self.returns == "ratio":
+            if not isinstance(returned, tuple):
+                returned = self._tensor(returned, count)
+                return returned.sum()
+            return self._pair(returned)[0].sum()
+        losses = self._tensor(returned, count)
+        if self.returns == "rows":
+            self._refuse_no_rows(losses, count)
+            return losses if losses.ndim == 1 else losses.flatten(1).sum(1)
+        if losses.numel() != 1:
+            # Losses of rows where their mean was declared: their mean, then.
+            losses = losses.mean() if self.returns == "mean" else losses.sum()
+        losses = losses.reshape(())
+        if self.returns == "sum":
+            return losses
+        return losses * self.weights(target, count, 1).sum().to(losses)
+
+    def _refuse_no_rows(self, losses: Tensor, count: int) -> None:
+        if losses.ndim and losses.shape[0] == count:
+            return
+        raise LandscapeError(
+            f"{self.name} returned shape {tuple(losses.shape)} for {count} examples; return "
+            f"one loss per example, or declare reduction='mean' if it is their mean (or a mean "
+            f"over their tokens), 'sum' if their sum."
+        )
 
     def weights(self, target: Any, count: int, elements: int) -> Tensor:
         """What each of the rows adds to the denominator (count,), float64 on the CPU.
 
         elements: unreduced losses of one row.
         """
+        if self.counts != "rows":
+            labels = labels_of(target)
+            labels = labels[:, 1:] if self.counts == "next labels" else labels
+            return (labels != self.ignore_index).reshape(count, -1).sum(1).double().cpu()
         if self.torch is not None:
             return self.torch.weights(target, count, elements)
         return torch.full((count,), float(elements), dtype=torch.float64)
+
+    def fitted(self, returns: Returns, counts: str = "rows") -> "Criterion":
+        """The same loss, known to return this."""
+        other = copy.copy(self)
+        other.returns, other.counts = returns, counts
+        return other
+
+    def as_reduced(self) -> "Criterion":
+        """The criterion as it was given, as a mean or sum whose rows are not known."""
+        other = self.fitted("sum" if self.sums else "mean")
+        other.loss = self.reduced
+        return other
 
     def described(self) -> dict[str, Any]:
         """Name, options and reduction, as JSON types."""
         if self.torch is not None:
             return {"criterion": self.torch.kind.__name__, **self.torch.described()}
-        reduction = self.own or ("none" if self.per_example else "mean")
-        return {"criterion": self.name, "reduction": reduction}
+        mean = {"rows": self.own or "mean", "mean": "mean", "sum": "sum", "ratio": "ratio"}
+        found = {"criterion": self.name, "reduction": mean[self.returns]}
+        if self.counts != "rows":
+            found["mean_over"] = self.counts
+        return found
 
     def in_dtype(self, dtype: torch.dtype) -> "Criterion":
         """The same criterion with its own tensors (class weights) in another dtype."""
@@ -129,13 +236,14 @@ class Criterion:
         if isinstance(self.loss, nn.Module):
             other.loss = copy.deepcopy(self.loss).to(dtype=dtype)
         if isinstance(self.loss, functools.partial):
-            keywords = {k: _moved(v, None, dtype) for k, v in self.loss.keywords.items()}
-            other.loss = functools.partial(self.loss.func, *self.loss.args, **keywords)
+            other.loss = _partial_moved(self.loss, None, dtype)
         return other
 
     def check_targets(self, output: Any, target: Any, start: int) -> None:
         """Refuse class targets outside of 0..C-1, where the loss is known to index with them."""
         output = logits_of(output)
+        if self.form == "causal_lm" and isinstance(output, Tensor):
+            output = output.movedim(-1, 1)
         if not (
             self.is_classifier
             and isinstance(output, Tensor)
@@ -168,10 +276,10 @@ def logits_of(output: Any) -> Any:
     return output
 
 
-def errors_of(output: Any, target: Any) -> Tensor | None:
+def errors_of(output: Any, target: Any, ignore_index: int = -100) -> Tensor | None:
     """Wrong predictions (B,), argmax against class or probability targets; None for other tasks.
 
-    A row with a NaN output counts as wrong.
+    A row with a NaN output counts as wrong, one whose target is ignored does not.
     """
     output = logits_of(output)
     if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.ndim == 2):
@@ -179,10 +287,83 @@ def errors_of(output: Any, target: Any) -> Tensor | None:
     if output.shape[1] < 2:
         return None
     if target.is_floating_point() and target.shape == output.shape:
+        if not _are_probabilities(target):
+            return None
         target = target.argmax(1)
     if target.is_floating_point() or target.shape != output.shape[:1]:
         return None
-    return (output.argmax(1) != target) | output.isnan().any(1)
+    wrong = (output.argmax(1) != target) | output.isnan().any(1)
+    return wrong & (target != ignore_index)
+
+
+def counted(target: Any, ignore_index: int) -> int:
+    """Targets that a share of wrong predictions is over."""
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != 1:
+        return len(target) if isinstance(target, Tensor) else 0
+    return int((target != ignore_index).sum())
+
+
+def labels_of(target: Any) -> Tensor | None:
+    """Integer targets (B, ...), alone or in a batch that is a dict; None where there are none."""
+    if isinstance(target, Mapping):
+        target = next((target[key] for key in TARGET_KEYS if key in target), None)
+    fits = isinstance(target, Tensor) and target.ndim and not target.is_floating_point()
+    return target if fits else None
+
+
+def _are_probabilities(target: Tensor) -> bool:
+    total = target.sum(1)
+    return bool((target >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+def _named(loss: str) -> tuple[Callable[..., Any], Form]:
+    if loss == "model":
+        return _of_model, "batch"
+    if loss == "causal_lm":
+        return nn.CrossEntropyLoss(), "causal_lm"
+    raise LandscapeError(
+        f"loss={loss!r}: the named losses are 'model' (the output's own .loss) and 'causal_lm' "
+        f"(next tokens); else give a callable, such as torch.nn.CrossEntropyLoss()."
+    )
+
+
+def _of_model(model: Callable[..., Any], batch: Any) -> Tensor:
+    """The loss that the model computes of a batch with labels, as transformers' models do."""
+    forward = getattr(model, "forward", model)
+    args, kwargs = (batch, {}) if isinstance(batch, tuple | list) else ((batch,), {})
+    if isinstance(batch, Mapping):
+        args, kwargs = inputs_of(batch, forward)
+    output = model(*args, **kwargs)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        given = f"keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else "parts"
+        raise LandscapeError(
+            f"loss='model' takes the output's own .loss, but the model's {type(output).__name__} "
+            f"has none for a batch of the {given}; give the labels with the batch, as "
+            f"{{'input_ids': ..., 'labels': ...}}, or another loss."
+        )
+    return loss
+
+
+def _classes_first(output: Any, target: Any) -> Tensor:
+    logits = logits_of(output)
+    fits = isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == target.shape
+    if not fits:
+        raise LandscapeError(
+            f"loss='causal_lm' needs logits (B, T, V) for labels {tuple(target.shape)}; the model "
+            f"returns {_shape(logits)}."
+        )
+    return logits.transpose(1, 2)
+
+
+def _takes_model(loss: Callable[..., Any]) -> bool:
+    """Whether it is loss(model, batch), said by the name of its first argument."""
+    target = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        names = list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(names) > 1 and names[0] in _MODEL_NAMES
 
 
 def _own_reduction(loss: Callable[..., Any]) -> str | None:
@@ -199,13 +380,25 @@ def _own_reduction(loss: Callable[..., Any]) -> str | None:
     return parameter.default if isinstance(parameter.default, str) else "mean"
 
 
-def _moved(value: Any, device: torch.device | None, dtype: torch.dtype) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+def _partial_moved(
+    loss: functools.partial, device: torch.device | None, dtype: torch.dtype
+) -> functools.partial:
+    """With its tensors (class weights) where the outputs are."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+
+    keywords = {key: moved(value) for key, value in loss.keywords.items()}
+    return functools.partial(loss.func, *map(moved, loss.args), **keywords)
 
 
 def _name(loss: Any) -> str:
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, functools.partial):
+        return _name(loss.func)
     name = getattr(loss, "__qualname__", type(loss).__name__)
     smoothing = getattr(loss, "label_smoothing", 0.0)
     return f"{name}(label_smoothing={smoothing})" if smoothing else name

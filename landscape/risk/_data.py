@@ -1,28 +1,28 @@
 """Data of any form as rows: one table where the batches fit together, a list of them where not."""
 
 import contextlib
+import copy
 import functools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from landscape.errors import LandscapeError
-
-TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-FORMS = "a DataLoader, a Dataset, one batch (inputs, targets) or dict, or a list of batches"
+from landscape.risk._reading import FORMS, Form, read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows start..start+count of the data: model(*args, **kwargs) against targets."""
+    """Rows start..start+count of the data: model(*args, **kwargs) against targets.
+
+    Where the loss is a function of (model, batch), targets are the batch as it was given.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -34,7 +34,14 @@ class Batch:
         return self.args, self.kwargs, self.targets
 
     def leaves(self) -> list[Tensor]:
-        return pytree.tree_leaves(self.tree())
+        found: list[Tensor] = []
+
+        def keep(leaf: Tensor) -> Tensor:
+            found.append(leaf)
+            return leaf
+
+        self.mapped(keep)
+        return found
 
     def rows(self, start: int, count: int) -> "Batch":
         return self.mapped(lambda leaf: leaf[start : start + count], self.start + start, count)
@@ -45,21 +52,36 @@ class Batch:
         start: int | None = None,
         count: int | None = None,
     ) -> "Batch":
-        args, kwargs, targets = pytree.tree_map(function, self.tree())
+        args, kwargs, targets = pytree.tree_map(functools.partial(_of_leaf, function), self.tree())
         start = self.start if start is None else start
         return Batch(args, kwargs, targets, start, self.count if count is None else count)
 
 
+def _of_leaf(function: Callable[[Tensor], Tensor], leaf: Any) -> Any:
+    """The function of a tensor, or of all tensors of an object that has `apply`, as graphs have."""
+    if isinstance(leaf, Tensor):
+        return function(leaf)
+    apply = getattr(copy.copy(leaf), "apply", None)
+    return apply(function) if callable(apply) else leaf
+
+
 @dataclass
 class Examples:
-    """All rows, on the device when they fit; `cut` gives views of at most `size` rows."""
+    """All rows, on the device when they fit; `cut` gives views of at most `size` rows.
+
+    apart: whether rows may be taken apart; if not, the batches of `units` rows are what can be
+    evaluated. weights: what each row adds to the denominator of the mean, (N,) in float64, or None
+    where only a pass can tell.
+    """
 
     chunks: list[Batch]
     num_examples: int
     device: torch.device
     resident: bool
-    # What each row adds to the denominator of the mean, (N,) in float64.
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    units: tuple[int, ...] = ()
+    apart: bool = True
+    given: bool = True
+    weights: Tensor | None = None
     _cuts: dict[int, list[Batch]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -79,29 +101,92 @@ class Examples:
             chunk.mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
             for chunk in self.chunks
         ]
-        return Examples(chunks, self.num_examples, self.device, self.resident, self.weights)
+        return replace(self, chunks=chunks, _cuts={})
 
     def take(self, rows: Tensor) -> "Examples":
-        """These rows (indices, any order) as examples of their own."""
+        """These rows (indices, any order) as examples of their own; whole units if not apart."""
+        if not self.apart:
+            return self._of_units(self.whole_units(rows))
         chunks, start, weights = [], 0, []
         for chunk in self.chunks:
             here = rows[(rows >= chunk.start) & (rows < chunk.start + chunk.count)] - chunk.start
             if len(here):
                 part = chunk.mapped(lambda leaf, here=here: leaf[here.to(leaf.device)])
                 chunks.append(replace(part, start=start, count=len(here)))
-                weights.append(self.weights[here + chunk.start])
+                weights.append(here + chunk.start)
                 start += len(here)
-        return Examples(chunks, start, self.device, self.resident, torch.cat(weights))
+        own = None if self.weights is None else self.weights[torch.cat(weights)]
+        units = tuple(chunk.count for chunk in chunks)
+        return replace(self, chunks=chunks, num_examples=start, units=units, weights=own, _cuts={})
+
+    def as_units(self) -> "Examples":
+        """The same, whose batches as given are not taken apart."""
+        return replace(self, apart=False, _cuts={})
+
+    def whole_units(self, rows: Tensor) -> list[Batch]:
+        """The units that are made of these rows, in order; refused if a unit would be cut."""
+        wanted = rows.sort().values.tolist()
+        units = [unit for unit in self.cut(0) if unit.start in set(wanted)]
+        if wanted != [row for unit in units for row in range(unit.start, unit.start + unit.count)]:
+            sizes = sorted(set(self.units))
+            raise LandscapeError(
+                f"{len(wanted)} of {self.num_examples} examples asked, but the loss couples the "
+                f"examples of a batch, so only whole batches can be taken: {len(self.units)} of "
+                f"{', '.join(map(str, sizes[:5]))} examples. Use a measurement of all examples, "
+                f"or a loss whose rows do not depend on each other."
+            )
+        return units
+
+    def _of_units(self, units: list[Batch]) -> "Examples":
+        start, chunks = 0, []
+        for unit in units:
+            chunks.append(replace(unit, start=start))
+            start += unit.count
+        rows = [torch.arange(unit.start, unit.start + unit.count) for unit in units]
+        weights = None if self.weights is None else self.weights[torch.cat(rows)]
+        return replace(
+            self, chunks=chunks, num_examples=start, units=tuple(u.count for u in units),
+            weights=weights, _cuts={},
+        )  # fmt: skip
 
     def cut(self, size: int) -> list[Batch]:
-        """Views of at most `size` rows; put each `on_device` before use."""
+        """Views of at most `size` rows, or the units; put each `on_device` before use."""
+        size = size if self.apart else 0
         if size not in self._cuts:
-            self._cuts[size] = [
-                chunk if size >= chunk.count else chunk.rows(at, min(size, chunk.count - at))
-                for chunk in self.chunks
-                for at in range(0, chunk.count, size)
-            ]
+            self._cuts[size] = self._pieces(size) if self.apart else self._units()
         return self._cuts[size]
+
+    def _pieces(self, size: int) -> list[Batch]:
+        return [
+            chunk if size >= chunk.count else chunk.rows(at, min(size, chunk.count - at))
+            for chunk in self.chunks
+            for at in range(0, chunk.count, size)
+        ]
+
+    def _units(self) -> list[Batch]:
+        found, sizes = [], iter(self.units)
+        for chunk in self.chunks:
+            at = 0
+            while at < chunk.count:
+                count = next(sizes)
+                found.append(chunk if count == chunk.count else chunk.rows(at, count))
+                at += count
+        return found
+
+    def few(self, count: int) -> Batch:
+        """At most `count` rows of the largest table, spread over it; the smallest unit if whole."""
+        if not self.apart:
+            return min(self.cut(0), key=lambda unit: unit.count)
+        chunk = max(self.chunks, key=lambda chunk: chunk.count)
+        return spread_rows(chunk, count)
+
+
+def spread_rows(chunk: Batch, count: int) -> Batch:
+    """At most `count` rows of a batch, evenly spread from its first to its last."""
+    if chunk.count <= count:
+        return chunk
+    rows = torch.linspace(0, chunk.count - 1, count).round().long()
+    return chunk.mapped(lambda leaf: leaf[rows.to(leaf.device)], chunk.start, count)
 
 
 def collect(
@@ -110,15 +195,20 @@ def collect(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    form: Form = "outputs",
+    whole_batches: bool = False,
 ) -> Examples:
-    """Read `data` once, copy it, and give every row its place; RNG states are left as they were."""
+    """Read `data` once, copy it, and give every row its place; RNG states are left as they were.
+
+    whole_batches: batches need not be made of rows.
+    """
     with kept_rng(data):
-        raw = list(_batches_of(data))
-    chunks, start = [], 0
-    for number, given in enumerate(raw):
-        args, kwargs, targets = _split(given, forward, number)
-        tree = pytree.tree_map(lambda leaf: _tensor(leaf, dtype), (args, kwargs, targets))
-        count = _count_rows(tree, number)
+        raw, given = read(data, forward, form)
+    chunks, start, rows = [], 0, True
+    for number, tree in enumerate(raw):
+        tree = pytree.tree_map(functools.partial(_tensor, dtype=dtype, objects=whole_batches), tree)
+        count, made_of_rows = _count_rows(tree, number, whole_batches)
+        rows &= made_of_rows
         if count:
             chunks.append(Batch(*tree, start=start, count=count))
             start += count
@@ -127,12 +217,13 @@ def collect(
             f"The data are empty ({len(raw)} batches, 0 examples); a risk needs at least one "
             f"example. Give {FORMS}."
         )
-    chunks = _joined(chunks, start)
+    units = tuple(chunk.count for chunk in chunks)
+    chunks = _joined(chunks, start) if rows else chunks
     size = sum(leaf.nbytes for chunk in chunks for leaf in chunk.leaves())
     resident = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
     if resident:
         chunks = [chunk.mapped(lambda leaf: leaf.to(device)) for chunk in chunks]
-    return Examples(chunks, start, device, resident)
+    return Examples(chunks, start, device, resident, units, apart=rows, given=given)
 
 
 @contextlib.contextmanager
@@ -161,115 +252,48 @@ def kept_rng(data: Any = None) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _batches_of(data: Any) -> Iterable[Any]:
-    if isinstance(data, DataLoader):
-        _refuse_random_items(data.dataset)
-        return data
-    if isinstance(data, TensorDataset):
-        return [data.tensors]
-    if isinstance(data, Dataset):
-        _refuse_random_items(data)
-        if not isinstance(data, IterableDataset) and len(data) == 0:
-            return []
-        return DataLoader(data, batch_size=1024)
-    if isinstance(data, Mapping | tuple):
-        return [data]
-    if isinstance(data, list):
-        many = all(isinstance(item, tuple | list | Mapping) for item in data)
-        return data if many else [data]
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise LandscapeError(f"data is a {type(data).__name__}; possible are {FORMS}.")
-    return data
-
-
-def _refuse_random_items(dataset: Any) -> None:
-    """Augmentation would make the risk another function at every pass."""
-    if isinstance(dataset, IterableDataset | TensorDataset) or not hasattr(dataset, "__len__"):
-        return
-    size = len(dataset)
-    for index in sorted({round(i * (size - 1) / 7) for i in range(8)} if size else ()):
-        first, second = (pytree.tree_leaves(dataset[index]) for _ in range(2))
-        if not all(_same(a, b) for a, b in zip(first, second, strict=True)):
-            raise LandscapeError(
-                f"{type(dataset).__name__}[{index}] differs from one reading to the next (random "
-                f"augmentation?); give the data without augmentation, or one fixed draw of them."
-            )
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b) or bool(torch.isnan(a).any() if a.is_floating_point() else False)
-    if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b))
-    return bool(a == b)
-
-
-def _split(
-    given: Any, forward: Callable[..., Any], number: int
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """(args, kwargs, targets) of one batch as given."""
-    if isinstance(given, Mapping):
-        return _split_dict(dict(given), forward, number)
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        found = f"{len(given)} parts" if isinstance(given, tuple | list) else type(given).__name__
-        raise LandscapeError(
-            f"Batch {number} has {found}; a batch is (inputs, targets) or a dict with the targets "
-            f"under one of {', '.join(TARGET_KEYS)}."
-        )
-    inputs, targets = given
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs), targets
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}, targets
-
-
-def _split_dict(
-    given: dict[str, Any], forward: Callable[..., Any], number: int
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    key = next((key for key in TARGET_KEYS if key in given), None)
-    if key is None:
-        raise LandscapeError(
-            f"Batch {number} has the keys {', '.join(map(repr, given))}; the targets must be under "
-            f"one of {', '.join(TARGET_KEYS)}."
-        )
-    targets = given.pop(key)
-    parameters = signature(forward).parameters
-    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
-        return (), given, targets
-    known = {name: value for name, value in given.items() if name in parameters}
-    if known:
-        return (), known, targets
-    if len(given) == 1:
-        return tuple(given.values()), {}, targets
-    raise LandscapeError(
-        f"Batch {number} has the inputs {', '.join(map(repr, given))}; the model's forward takes "
-        f"{', '.join(parameters)}. Rename the keys, or give (inputs, targets)."
-    )
-
-
-def _tensor(leaf: Any, dtype: torch.dtype) -> Any:
-    if isinstance(leaf, np.ndarray | np.generic | int | float | bool):
+def _tensor(leaf: Any, *, dtype: torch.dtype, objects: bool) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc":
         leaf = torch.as_tensor(leaf)
-    if not isinstance(leaf, Tensor):
-        return leaf
-    cast = dtype if leaf.is_floating_point() else leaf.dtype
-    return leaf.detach().to(cast, copy=True)
+    if isinstance(leaf, int | float | bool) and not objects:
+        leaf = torch.as_tensor(leaf)
+    cast = functools.partial(_own, dtype=dtype)
+    return cast(leaf) if isinstance(leaf, Tensor) else _of_leaf(cast, leaf) if objects else leaf
 
 
-def _count_rows(tree: Any, number: int) -> int:
+def _own(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    return leaf.detach().to(dtype if leaf.is_floating_point() else leaf.dtype, copy=True)
+
+
+def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:
+    """Rows of a batch, and whether all of it is made of them.
+
+    A batch that is not (one graph, packed sequences) has as many as it has targets, or is one.
+    """
     leaves = pytree.tree_leaves(tree)
     odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
-    if odd or not leaves:
+    if (odd and not whole) or not leaves:
+        images = any("Image" in name for name in odd)
+        cure = " A transform such as torchvision's ToTensor makes tensors of images." * images
         raise LandscapeError(
-            f"Batch {number} holds {', '.join(odd) or 'nothing'}; inputs and targets must be "
-            f"tensors or arrays whose first axis runs over examples."
+            f"Batch {number} holds {', '.join(odd[:8]) or 'nothing'}; inputs and targets must be "
+            f"tensors or arrays whose first axis runs over examples.{cure}"
         )
-    sizes = sorted({leaf.shape[0] if leaf.ndim else -1 for leaf in leaves})
-    if len(sizes) != 1 or sizes[0] < 0:
-        raise LandscapeError(
-            f"The tensors of batch {number} have shapes {[tuple(leaf.shape) for leaf in leaves]}; "
-            f"their first axes must be equal, one row per example."
-        )
-    return sizes[0]
+    sizes = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else -1 for leaf in leaves}
+    if len(sizes) == 1 and min(sizes) >= 0:
+        return sizes.pop(), True
+    if whole:
+        target = tree[2]
+        rows = isinstance(target, Tensor) and target.ndim and len(tree[0]) + len(tree[1])
+        return (len(target) if rows else 1), False
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    more = f" and {len(shapes) - 8} more" if len(shapes) > 8 else ""
+    raise LandscapeError(
+        f"The tensors of batch {number} have shapes {shapes[:8]}{more}; "
+        f"their first axes must be equal, one row per example. Where a batch is one graph or "
+        f"packed sequences and is not made of rows, declare reduction='mean'; pad lists of unequal "
+        f"length to one tensor, as a DataLoader's collate_fn does."
+    )
 
 
 def _joined(chunks: list[Batch], num_examples: int) -> list[Batch]:

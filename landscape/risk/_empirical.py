@@ -16,7 +16,7 @@ from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng
-from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, weights_of
+from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
@@ -24,6 +24,7 @@ from landscape.risk._probe import Probe, Probes
 from landscape.risk._spread import Spread
 from landscape.risk._state import State
 from landscape.risk._tracing import values
+from landscape.risk._units import described, fitted, one_unit
 
 BNMode = Literal["eval", "full_batch", "recalibrate"]
 
@@ -77,7 +78,7 @@ class EmpiricalRisk:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[Any, Any], Tensor],
+        loss: Callable[..., Any] | str,
         data: Any,
         *,
         batch_size: int | None = None,
@@ -86,7 +87,7 @@ class EmpiricalRisk:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory: int | None = None,
-        reduction: Literal["none", "mean"] | None = None,
+        reduction: Literal["none", "mean", "sum", "whole"] | None = None,
         distributed: bool = False,
         borrow: bool = False,
     ) -> None:
@@ -96,7 +97,11 @@ class EmpiricalRisk:
         foreign, caller = values(inner), State(inner)
         network = Network(inner, device=place, dtype=dtype, borrow=borrow)
         criterion = Criterion(loss, reduction, device=place, dtype=dtype)
-        examples = collect(data, network.model.forward, device=place, dtype=dtype)
+        whole = criterion.form == "batch" or reduction in ("mean", "whole")
+        examples = collect(
+            data, network.model.forward, device=place, dtype=dtype, form=criterion.form,
+            whole_batches=whole,
+        )  # fmt: skip
         self._engine = Engine(
             network=network,
             criterion=criterion,
@@ -109,11 +114,10 @@ class EmpiricalRisk:
             notes=Notes(),
             spread=Spread(examples.num_examples, network.theta) if distributed else None,
         )
+        if reduction == "whole":
+            self._engine = dataclasses.replace(self._engine, examples=one_unit(self._engine))
         self._weight_decay = float(weight_decay)
         self._check(foreign, caller)
-        with kept_rng():
-            examples.weights = weights_of(self._engine)
-            _ = self._engine.denominator
         self._probes = Probes(self._engine)
 
     # Others like it ---------------------------------------------------------------------------
@@ -271,6 +275,7 @@ class EmpiricalRisk:
             "loss": self._engine.criterion.name,
             **self._engine.criterion.described(),
             "denominator": self._engine.denominator,
+            **described(self._engine.examples),
             "weight_decay": self._weight_decay,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
@@ -302,8 +307,9 @@ class EmpiricalRisk:
         self._refuse_spread("losses")
         if not self._engine.criterion.per_example:
             raise LandscapeError(
-                f"losses of single examples asked, but {self._engine.criterion.name} is declared "
-                f"reduction='mean'; give a loss that returns one value per example."
+                f"losses of single examples asked, but {self._engine.criterion.name} tells the "
+                f"{self._engine.criterion.returns} of a batch only; give a loss that returns one "
+                f"value per example."
             )
         parts: list[Tensor] = []
         _fitting.visit(
@@ -354,14 +360,14 @@ class EmpiricalRisk:
         def visit(batch: Batch, output: Any, losses: Tensor) -> None:
             sums.append(self._engine.sum(losses))
             parts.append(losses)
-            errors = errors_of(output, batch.targets)
+            errors = errors_of(output, batch.targets, self._engine.criterion.ignore_index)
             wrong.append(None if errors is None else errors.sum())
 
         _fitting.visit(self._engine, theta, visit)
         rate = None
         if all(count is not None for count in wrong):
             count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
-            rate = count.to(self.dtype) / self.num_examples
+            rate = count.to(self.dtype) / self._engine.num_labels
         whole = self._engine.criterion.per_example and self._engine.spread is None
         losses = self._engine.shares(torch.cat(parts)) if whole else None
         return Evaluation(self._mean(sums, theta), rate, losses)
@@ -453,7 +459,8 @@ class EmpiricalRisk:
         """Try a few rows; whatever code of the caller's runs then, its model stays as it was."""
         try:
             with kept_rng():
-                _checks.run(self._engine, foreign)
+                self._engine = fitted(_checks.run(self._engine, foreign))
+                _ = self._engine.denominator
         finally:
             caller.restore()
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from landscape import vectors
 from landscape.errors import LandscapeError
-from landscape.risk._criterion import Criterion
+from landscape.risk._criterion import Criterion, counted
 from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
@@ -20,7 +20,7 @@ from landscape.risk._spread import Spread
 
 BN_MODES = ("eval", "full_batch", "recalibrate")
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
-_ROWS, _FEW = 8, 2
+_ROWS, _FEW, _RATIO_ROWS = 8, 2, 1024
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -66,6 +66,11 @@ class Engine:
         if self.bn not in BN_MODES:
             raise LandscapeError(f"bn={self.bn!r} asked; possible are {', '.join(BN_MODES)}.")
         self.network.batchnorm.refuse_mode(self.bn)
+        if self.couples and not self.examples.apart and len(self.examples.units) > 1:
+            raise LandscapeError(
+                f"bn={self.bn!r} asked of a loss whose units are the {len(self.examples.units)} "
+                f"batches given, but BatchNorm then couples these; use bn='eval', or one batch."
+            )
         if self.couples and self.spread is not None:
             raise LandscapeError(
                 f"bn={self.bn!r} asked with distributed=True, but BatchNorm then needs all "
@@ -89,13 +94,8 @@ class Engine:
         )
         # What fails here is said where a number is asked.
         with other.network.finding_casts(), contextlib.suppress(Exception):
-            other.loss_only(other.network.theta, other.few_rows(_FEW))
+            other.loss_only(other.network.theta, other.examples.few(_FEW))
         return other
-
-    def few_rows(self, count: int) -> Batch:
-        """The first rows of the first chunk."""
-        chunk = self.examples.chunks[0]
-        return chunk.rows(0, min(count, chunk.count))
 
     def spend(self, cost: float) -> None:
         """Count gradient-equivalents."""
@@ -108,18 +108,33 @@ class Engine:
     @functools.cached_property
     def denominator(self) -> float:
         """What the sum over all examples is divided by; it belongs to the targets, not to theta."""
-        own = self.examples.weights.sum().to(self.device)
-        total = 1.0 if self.criterion.sums else float(self.over_all(own))
-        if total == 0:
+        total = self.over_all(self._own_denominator().to(self.device))
+        if float(total) == 0:
             raise LandscapeError(
                 f"All {self.examples.num_examples} targets are ignored or have weight 0, so that "
                 f"{self.criterion.name} divides 0 by 0; give targets that count."
             )
-        return total
+        return 1.0 if self.criterion.sums else float(total)
+
+    def _own_denominator(self) -> Tensor:
+        if self.examples.weights is not None:
+            return self.examples.weights.sum()
+        parts: list[Tensor] = []
+        with self.evaluating(self.network.theta), torch.enable_grad():
+            for batch in self.examples.cut(self.batch_size or _RATIO_ROWS):
+                model, batch = self.network.ready(self.examples.on_device(batch))
+                _, numerator, found = self.criterion.of_rows(model, batch)
+                parts.append(torch.tensor(numerator.numel()) if found is None else found)
+        self.spend(FORWARD)
+        return torch.stack([part.detach().double().sum().cpu() for part in parts]).sum()
 
     def denominator_of(self, rows: Tensor) -> float:
         """What the sum over these rows is divided by where they are a batch of their own."""
-        total = 1.0 if self.criterion.sums else float(self.examples.weights[rows.cpu()].sum())
+        if self.criterion.sums:
+            return 1.0
+        if self.examples.weights is None:
+            return replace(self, examples=self.examples.take(rows.cpu())).denominator
+        total = float(self.examples.weights[rows.cpu()].sum())
         if total == 0:
             raise LandscapeError(
                 f"A batch of {len(rows)} of the {self.examples.num_examples} examples has ignored "
@@ -127,6 +142,13 @@ class Engine:
                 f"examples that are ignored."
             )
         return total
+
+    @functools.cached_property
+    def num_labels(self) -> int:
+        """Targets that a share of wrong predictions is over, in all processes."""
+        ignored = self.criterion.ignore_index
+        own = sum(counted(chunk.targets, ignored) for chunk in self.examples.chunks)
+        return max(1, int(self.over_all(torch.tensor(own, device=self.device))))
 
     def shares(self, losses: Tensor) -> Tensor:
         """Numerators as losses of single rows, whose mean over all N (a sum's sum) is the risk."""
@@ -154,12 +176,16 @@ class Engine:
         self.spend(FORWARD)
 
     def outcome(self, batch: Batch) -> tuple[Any, Tensor]:
-        """Output and losses of a batch on the device, without a graph of the caller's."""
-        output = self.network(batch)
-        losses = self.criterion(output, batch.targets, batch.count)
+        """Output and numerators of a batch on the device, without a graph of the caller's."""
+        output, losses = self.returned(batch)
         if not self.network.habits.differentiates:
             return output, losses
         return _detached(output), losses.detach()
+
+    def returned(self, batch: Batch) -> tuple[Any, Tensor]:
+        """Output and numerators of a batch on the device, with the graph that is asked."""
+        model, batch = self.network.ready(batch)
+        return self.criterion.of(model, batch)
 
     def _gather_statistics(self, size: int) -> None:
         """Statistics of the whole set for one BatchNorm site after another, each from one pass."""
@@ -168,7 +194,7 @@ class Engine:
         while True:
             for batch in self.examples.cut(size):
                 if not control.pass_until_site(
-                    lambda b=batch: self.network(self.examples.on_device(b))
+                    lambda b=batch: self.outcome(self.examples.on_device(b))
                 ):
                     return
             self.spend(FORWARD)
@@ -232,9 +258,7 @@ class Engine:
 
     def loss_graph(self, batch: Batch) -> Tensor:
         """Σ of losses over the batch as a function of the network's weights."""
-        batch = self.examples.on_device(batch)
-        losses = self.criterion(self.network(batch), batch.targets, batch.count)
-        loss = losses.sum()
+        loss = self.returned(self.examples.on_device(batch))[1].sum()
         if not loss.requires_grad:
             raise LandscapeError(
                 f"The loss does not depend on any of the {self.network.layout.num_parameters} "
@@ -272,7 +296,7 @@ class Engine:
         """Find what convolutions can absorb, once."""
         if self.bn != "eval":
             return
-        rows = self.examples.on_device(self.few_rows(_ROWS))
+        rows = self.examples.on_device(self.examples.few(_ROWS))
 
         def losses(theta: Tensor) -> Tensor:
             with self.evaluating(theta):
@@ -353,18 +377,3 @@ class GradientGraph:
     def __init__(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         self.loss, self.gradients = loss, gradients
         self.curved = [g for g in gradients if g is not None and g.requires_grad]
-
-
-def weights_of(engine: Engine) -> Tensor:
-    """What each row adds to the denominator (N,); two rows of each shape go through the model."""
-    known: dict[Any, int] = {}
-    parts = []
-    for chunk in engine.examples.chunks:
-        shape = tuple((leaf.shape[1:], leaf.dtype) for leaf in chunk.leaves())
-        if shape not in known:
-            few = engine.examples.on_device(chunk.rows(0, min(2, chunk.count)))
-            with engine.evaluating(engine.network.theta):
-                losses = engine.criterion.unreduced(engine.network(few), few.targets, few.count)
-            known[shape] = losses.numel() // few.count if losses.ndim else 1
-        parts.append(engine.criterion.weights(chunk.targets, chunk.count, known[shape]))
-    return torch.cat(parts)

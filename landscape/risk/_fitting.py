@@ -50,6 +50,9 @@ def graph_batches(engine: Engine, order: int) -> list[Batch]:
     """Batches whose graph fits; the whole set where BatchNorm needs it, or a refusal."""
     if order > 1:
         engine.prepare_second_derivatives()
+    if not engine.examples.apart:
+        _graph_size(engine, order)
+        return engine.examples.cut(0)
     if engine.couples:
         _refuse_large_graph(engine, order)
         return engine.examples.cut(engine.examples.num_examples)
@@ -104,6 +107,8 @@ def graph_bytes(engine: Engine, count: int, *, order: int) -> float:
 def _fits_one_pass(engine: Engine) -> bool:
     """Whether all rows may go through the network at once without derivatives."""
     size = engine.examples.num_examples
+    if not engine.examples.apart:
+        return len(engine.examples.units) == 1
     if len(engine.examples.chunks) > 1 or (engine.batch_size or size) < size:
         return False
     return graph_bytes(engine, size, order=1) / _SHARE_OF_A_PASS <= engine.memory
@@ -131,6 +136,11 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
     """(fixed bytes, bytes per row) from the tensors saved for two and for four rows; cached."""
     cache = engine.notes.graph_sizes
     key = (order, engine.bn)
+    if key not in cache and not engine.examples.apart:
+        # A unit is one piece, and what it holds may grow faster than its rows.
+        unit = max(engine.examples.cut(0), key=lambda unit: unit.count)
+        most = max(engine.memory, default(engine.device))
+        cache[key] = (0.0, _saved_bytes(engine, unit, order, most) / unit.count)
     if key not in cache:
         chunk = engine.examples.chunks[0]
         few, more = min(2, chunk.count), min(4, chunk.count)
@@ -141,13 +151,19 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
     return cache[key]
 
 
-def _saved_bytes(engine: Engine, batch: Batch, order: int) -> float:
+def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("inf")) -> float:
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
+        if sum(held.values()) > most:
+            raise LandscapeError(
+                f"The loss couples {batch.count} examples, and their graph of order {order} needs "
+                f"more than {most / GIB:.2g} GiB in one piece; raise memory (now {engine.memory} "
+                f"bytes), or give smaller batches."
+            )
         return tensor
 
     def graph() -> object:

@@ -94,8 +94,7 @@ class _Graph:
     def __init__(self, engine: Engine, batch: Batch) -> None:
         self._network, batch = engine.network, engine.examples.on_device(batch)
         weights = engine.network.weights
-        self._outputs = logits_of(engine.network(batch))
-        _refuse_odd(self._outputs, engine.criterion.name)
+        self._outputs = _outputs(engine, batch)
         self._cut = self._outputs.detach().requires_grad_()
         losses = engine.criterion(self._cut, batch.targets, batch.count)
         (self._slope,) = torch.autograd.grad(losses.sum(), self._cut, create_graph=True)
@@ -125,10 +124,24 @@ class _Graph:
             network.add(total[i], parts)
 
 
-def _refuse_odd(outputs: object, loss: str) -> None:
+def _outputs(engine: Engine, batch: Batch) -> Tensor:
+    """What the loss is a function of, where that is one real tensor."""
+    criterion = engine.criterion
+    if criterion.form == "batch":
+        raise LandscapeError(
+            f"Gauss-Newton products of {criterion.name} asked, which is a function of (model, "
+            f"batch), so that it is not said what the model's outputs are; use matrix='hessian', "
+            f"or a loss(output, target)."
+        )
+    model, batch = engine.network.ready(batch)
+    outputs = model(*batch.args, **batch.kwargs)
+    if criterion.torch is not None:
+        outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         found = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
         raise LandscapeError(
-            f"Gauss-Newton products of {loss} asked, but the model returns {found}; they need one "
-            f"real tensor of outputs (or `.logits`). Use matrix='hessian' or wrap the model."
+            f"Gauss-Newton products of {criterion.name} asked, but the model returns {found}; they "
+            f"need one real tensor of outputs (or `.logits`). Use matrix='hessian' or wrap the "
+            f"model."
         )
+    return outputs

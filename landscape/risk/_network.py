@@ -179,13 +179,12 @@ class Network:
         self.restore()
         return release(copied(self.model)[0])
 
-    def __call__(self, batch: Batch) -> Any:
+    def ready(self, batch: Batch) -> tuple[nn.Module, Batch]:
+        """The model, and the batch as it may be given to it."""
         self.batchnorm.begin()
         if self.habits.volatile:
             self.restore()
-        if self.habits.clones_inputs:
-            batch = batch.mapped(torch.clone)
-        return self.model(*batch.args, **batch.kwargs)
+        return self.model, batch.mapped(torch.clone) if self.habits.clones_inputs else batch
 
 
 @contextlib.contextmanager

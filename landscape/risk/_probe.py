@@ -97,6 +97,9 @@ def probe(engine: Engine) -> Probe:
         try:
             most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
             count = min(chunk.count, _ROWS, max(2, most))
+            if not engine.examples.apart:
+                chunk = engine.examples.few(count)
+                count = chunk.count
             rows = torch.arange(chunk.start, chunk.start + count)
             part = dataclasses.replace(engine, examples=engine.examples.take(rows))
             return dataclasses.replace(_Probing(part.in_dtype(dtype)).made(), failure=reason)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.risk._criterion import logits_of
+from landscape.risk._data import Batch
 from landscape.risk._empirical import EmpiricalRisk
 
 
@@ -45,20 +46,34 @@ class RowLosses:
 
     def numerators(self, rows: Tensor) -> Tensor:
         """What is summed before the division, (B,), or its sum () if no more is known."""
-        parts, order = [], []
-        for chunk in self._engine.examples.chunks:
+        examples, parts, order = self._engine.examples, [], []
+        if not examples.apart:
+            for unit in examples.whole_units(rows):
+                parts.append(self._of(unit))
+                at = torch.arange(unit.start, unit.start + unit.count)
+                order.append((rows.cpu()[:, None] == at).nonzero()[:, 0])
+            return self._joined(parts, order)
+        for chunk in examples.chunks:
             here = (rows >= chunk.start) & (rows < chunk.start + chunk.count)
             if not bool(here.any()):
                 continue
             index = rows[here] - chunk.start
             batch = chunk.mapped(
-                lambda leaf, index=index: leaf[index.to(leaf.device)].to(self._device)
+                lambda leaf, index=index: leaf[index.to(leaf.device)], count=len(index)
             )
-            output = self._model(*batch.args, **batch.kwargs)
-            if self._transform is not None:
-                output = self._transform(logits_of(output))
-            parts.append(self._engine.criterion(output, batch.targets, len(index)))
+            parts.append(self._of(batch))
             order.append(here.nonzero()[:, 0])
+        return self._joined(parts, order)
+
+    def _of(self, batch: Batch) -> Tensor:
+        batch = batch.mapped(lambda leaf: leaf.to(self._device))
+        if self._transform is None:
+            return self._engine.criterion.of(self._model, batch)[1]
+        output = self._transform(logits_of(self._model(*batch.args, **batch.kwargs)))
+        return self._engine.criterion(output, batch.targets, batch.count)
+
+    @staticmethod
+    def _joined(parts: list[Tensor], order: list[Tensor]) -> Tensor:
         if parts[0].ndim == 0:
             return torch.stack(parts).sum()
         back = torch.argsort(torch.cat(order)).to(parts[0].device)

@@ -94,7 +94,8 @@ class TorchLoss:
         if self.kind is nn.CTCLoss and isinstance(target, tuple | list):
             losses = loss(output, *target)
             lengths = torch.as_tensor(target[-1], device=losses.device).clamp_min(1)
-            return losses / lengths if self.options["reduction"] == "mean" else losses
+            mean = self.options["reduction"] == "mean" and losses.ndim > 0
+            return losses / lengths if mean else losses
         self._refuse_broadcast(output, target)
         return loss(output, target)
 

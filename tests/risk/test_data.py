@@ -258,7 +258,7 @@ def test_a_declared_mean_is_weighted_by_its_rows():
     close(risk.gradient(THETA), WHOLE["eval"].gradient(THETA))
     close(risk.hvp(THETA, V), WHOLE["eval"].hvp(THETA, V))
     assert risk.evaluate(THETA).losses is None
-    with pytest.raises(LandscapeError, match="mean_loss is declared reduction='mean'"):
+    with pytest.raises(LandscapeError, match="mean_loss tells the mean of a batch only"):
         risk.losses(THETA)
 
 

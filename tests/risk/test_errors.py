@@ -128,12 +128,14 @@ def test_an_index_error_of_a_users_loss_is_explained():
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        ("cross_entropy", {}, "loss is a str; give a callable"),
+        (3, {}, "loss is a int; give a callable"),
+        ("cross_entropy", {}, "the named losses are 'model'"),
         (lambda o, t: o.sum(), {}, r"returned shape \(\) for 8 examples; return one loss per"),
         (lambda o, t: o.flatten(), {}, r"returned shape \(24,\) for 8 examples"),
         (lambda o, t: 0.0, {}, "returned a float"),
-        (lambda o, t: o, {"reduction": "mean"}, "declared reduction='mean' but returned shape"),
-        (CE, {"reduction": "sum"}, "reduction='sum' declared; possible are"),
+        (lambda o, t: o.flatten(), {"reduction": "mean"}, r"='mean' but returned shape \(24,\)"),
+        (CE, {"reduction": "sum"}, "which has a reduction of its own"),
+        (CE, {"reduction": "avg"}, "reduction='avg' declared; possible are None"),
     ],
 )
 def test_losses_that_cannot_be_used(loss, options, message):
@@ -192,7 +194,7 @@ def test_randomness_in_evaluation_mode_is_blamed_on_its_module():
 
 def test_layers_that_mix_examples_are_refused():
     mixing = Plus(lambda x: x - x.mean(0))
-    refused("a layer or the loss mixes examples", mixing, CE, (X, Y))
+    refused("a layer or the loss mixes examples", mixing, CE, [(X[:5], Y[:5]), (X[5:], Y[5:])])
 
 
 @pytest.mark.parametrize("what", ["gradient", "hvp", "linearized_hvp"])

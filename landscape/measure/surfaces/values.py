@@ -223,9 +223,8 @@ def _evaluated(
         control.mode, control.purpose, control.statistics = "fixed", "recalibrate", statistics
         for batch in engine.examples.cut(engine.batch_size or default_rows(engine.examples)):
             batch = engine.examples.on_device(batch)
-            output = engine.network(batch)
-            losses = engine.criterion(output, batch.targets, batch.count)
-            errors = errors_of(output, batch.targets)
+            output, losses = engine.outcome(batch)
+            errors = errors_of(output, batch.targets, engine.criterion.ignore_index)
             sums.append(engine.sum(losses))
             parts.append(losses)
             wrong.append(None if errors is None else errors.sum())
@@ -234,5 +233,5 @@ def _evaluated(
     if risk.weight_decay:
         loss = loss + 0.5 * risk.weight_decay * vectors.squared_norm(theta)
     known = all(each is not None for each in wrong)
-    rate = torch.stack(wrong).sum().to(risk.dtype) / risk.num_examples if known else None
+    rate = torch.stack(wrong).sum().to(risk.dtype) / engine.num_labels if known else None
     return Evaluation(loss, rate, engine.shares(torch.cat(parts)) if parts[0].ndim else None)

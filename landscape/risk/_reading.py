@@ -1,0 +1,324 @@
+"""The door for data: whatever people hold, read once, as (args, kwargs, targets) of each batch."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from landscape.errors import LandscapeError
+
+# Who takes a batch apart: we for loss(output, target), nobody for loss(model, batch).
+Form = Literal["outputs", "batch", "causal_lm"]
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+FORMS = "a DataLoader, a Dataset, one batch (inputs, targets) or dict, or a list of batches"
+_MOST_BATCHES, _MOST_BYTES = 100_000, 2**32
+_IGNORED = -100
+
+Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
+
+
+def read(data: Any, forward: Callable[..., Any], form: Form) -> tuple[list[Parts], bool]:
+    """(args, kwargs, targets) of every batch, and whether the batches are the caller's own."""
+    raw = [plain(given) for given in _ended(_batches_of(data, form), data)]
+    split = {"outputs": _split, "batch": _whole, "causal_lm": _shifted}[form]
+    parts = [split(given, forward, number) for number, given in enumerate(raw)]
+    if form != "batch":
+        _refuse_other_structure(parts)
+    return parts, not (isinstance(data, Dataset) and not isinstance(data, list))
+
+
+def plain(tree: Any) -> Any:
+    """Every Mapping (transformers' BatchEncoding) as a dict, at any depth."""
+    if isinstance(tree, Mapping):
+        return {key: plain(value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(plain(value) for value in tree)
+    return tree
+
+
+def _batches_of(data: Any, form: Form) -> Iterable[Any]:
+    if isinstance(data, DataLoader):
+        refuse_random_items(data.dataset)
+        _refuse_random_collate(data)
+        return data
+    if isinstance(data, TensorDataset):
+        return [data.tensors]
+    if isinstance(data, Dataset):
+        refuse_random_items(data)
+        if not isinstance(data, IterableDataset) and len(data) == 0:
+            return []
+        return DataLoader(data, batch_size=1024)
+    if isinstance(data, Mapping | tuple) or (form != "outputs" and isinstance(data, Tensor)):
+        return [data]
+    if isinstance(data, list):
+        many = all(isinstance(item, tuple | list | Mapping) for item in data)
+        return data if many else [data]
+    if form == "batch" and not isinstance(data, Iterable | str):
+        return [data]
+    if isinstance(data, Tensor | str | np.ndarray) or not isinstance(data, Iterable):
+        raise LandscapeError(f"data is a {type(data).__name__}; possible are {FORMS}.")
+    return data
+
+
+def _ended(batches: Iterable[Any], data: Any) -> list[Any]:
+    """All batches of what ends; a loader without an end, or that fails, is named."""
+    name = type(data).__name__
+    length = _length(batches)
+    found: list[Any] = []
+    seen: list[int] = []
+    size = 0
+    source = iter(batches)
+    while True:
+        try:
+            batch = next(source)
+        except StopIteration:
+            return found
+        except LandscapeError:
+            raise
+        except Exception as error:
+            raise _unread(data, len(found), error) from error
+        found.append(batch)
+        if length is not None:
+            if len(found) > length + (1 if isinstance(batches, DataLoader) else 0):
+                raise _endless(name, f"len() says {length} batches, and there are more")
+            continue
+        size += _bytes(batch)
+        seen.append(_mark(batch))
+        half, odd = divmod(len(seen), 2)
+        if not odd and half > 1 and seen[half] == seen[0] and seen[:half] == seen[half:]:
+            raise _endless(name, f"its first {half} batches come again after them")
+        if len(found) > _MOST_BATCHES or size > _MOST_BYTES:
+            raise _endless(name, f"{len(found)} batches ({size / 2**30:.2g} GiB) were read")
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _bytes(batch: Any) -> int:
+    return sum(getattr(leaf, "nbytes", 64) for leaf in pytree.tree_leaves(plain(batch)))
+
+
+def _mark(batch: Any) -> int:
+    leaves = [
+        leaf.detach().cpu().numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in pytree.tree_leaves(plain(batch))
+    ]
+    return hash(tuple(leaves))
+
+
+def _endless(name: str, seen: str) -> LandscapeError:
+    return LandscapeError(
+        f"The data ({name}) do not seem to end: {seen}. A risk is over a fixed set of examples; "
+        f"give so many batches as a list, such as list(itertools.islice(data, 100))."
+    )
+
+
+def _unread(data: Any, number: int, error: Exception) -> LandscapeError:
+    """Name the data, the item and the cure."""
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    name = type(dataset).__name__
+    first = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {first[-1][:300]}" if first else type(error).__name__
+    item, held = None, ""
+    if hasattr(dataset, "__getitem__") and not isinstance(dataset, Tensor):
+        try:
+            item = dataset[0]
+        except Exception as again:
+            return LandscapeError(
+                f"Item 0 of the data ({name}) cannot be read: {type(again).__name__}: {again}."
+            )
+        kinds = [_kind(leaf) for leaf in pytree.tree_leaves(plain(item))]
+        held = f" Item 0 holds {', '.join(kinds[:8])}."
+    kinds = held.lower()
+    if "image" in kinds:
+        cure = (
+            "Give the dataset a transform that makes tensors of its images, such as "
+            "torchvision.transforms.ToTensor()."
+        )
+    elif isinstance(data, DataLoader):
+        cure = (
+            "Give the DataLoader a collate_fn that makes one batch of such items (padding them to "
+            "one length, say), or a dataset whose items are tensors of one shape."
+        )
+    else:
+        cure = (
+            "Give a DataLoader with the collate_fn that training uses, or a dataset whose items "
+            "are tensors of one shape."
+        )
+    return LandscapeError(
+        f"Batch {number} of the data ({name}) cannot be read ({reason}).{held} {cure}"
+    )
+
+
+def _kind(leaf: Any) -> str:
+    if isinstance(leaf, Tensor | np.ndarray):
+        return f"{type(leaf).__name__} {tuple(leaf.shape)}"
+    return type(leaf).__name__
+
+
+def refuse_random_items(dataset: Any) -> None:
+    """Augmentation would make the risk another function at every pass."""
+    if isinstance(dataset, IterableDataset | TensorDataset) or not hasattr(dataset, "__len__"):
+        return
+    size = len(dataset)
+    for index in sorted({round(i * (size - 1) / 7) for i in range(8)} if size else ()):
+        try:
+            first, second = (pytree.tree_leaves(plain(dataset[index])) for _ in range(2))
+        except Exception as error:
+            raise LandscapeError(
+                f"Item {index} of the data ({type(dataset).__name__}) cannot be read: "
+                f"{type(error).__name__}: {str(error)[:300]}."
+            ) from error
+        if len(first) != len(second) or not all(map(_same, first, second)):
+            raise LandscapeError(
+                f"{type(dataset).__name__}[{index}] differs from one reading to the next (random "
+                f"augmentation?); give the data without augmentation, or one fixed draw of them."
+            )
+
+
+def _refuse_random_collate(loader: DataLoader) -> None:
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or loader.collate_fn is None:
+        return
+    items = [dataset[i] for i in range(min(4, _length(dataset) or 0))]
+    try:
+        first, second = (pytree.tree_leaves(plain(loader.collate_fn(items))) for _ in range(2))
+    except Exception:
+        return  # said where the batches are read
+    if len(first) != len(second) or not all(map(_same, first, second)):
+        name = getattr(loader.collate_fn, "__qualname__", type(loader.collate_fn).__name__)
+        raise LandscapeError(
+            f"The DataLoader's collate_fn ({name}) makes other batches of the same items each time "
+            f"(random augmentation, mixing or masking?); give the data without it, or one fixed "
+            f"draw: a list of batches."
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            return False
+        return torch.equal(a, b) or bool(torch.isnan(a).any() if a.is_floating_point() else False)
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b))
+    if hasattr(a, "tobytes") and hasattr(b, "tobytes"):
+        return a.tobytes() == b.tobytes()
+    try:
+        return bool(a == b) or type(a).__eq__ is object.__eq__
+    except (RuntimeError, ValueError, TypeError):
+        return True
+
+
+def _refuse_other_structure(parts: list[Parts]) -> None:
+    specs = [pytree.tree_structure(part) for part in parts]
+    for number, (first, spec) in enumerate(zip(itertools.repeat(specs[0]), specs, strict=False)
+                                           if specs else ()):  # fmt: skip
+        if spec != first:
+            raise LandscapeError(
+                f"Batch {number} is made otherwise than batch 0: {_outline(parts[number])} after "
+                f"{_outline(parts[0])}. Give all batches the same keys and parts."
+            )
+
+
+def _outline(part: Parts) -> str:
+    args, kwargs, _ = part
+    names = [repr(name) for name in kwargs]
+    return f"{len(args)} inputs" + (f" and the keys {', '.join(names)}" if names else "")
+
+
+def _split(given: Any, forward: Callable[..., Any], number: int) -> Parts:
+    """(args, kwargs, targets) of one batch as given."""
+    if isinstance(given, Mapping):
+        return _split_dict(dict(given), forward, number)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        found = f"{len(given)} parts" if isinstance(given, tuple | list) else type(given).__name__
+        raise LandscapeError(
+            f"Batch {number} has {found}; a batch is (inputs, targets), with several inputs as "
+            f"((x1, x2), targets), or a dict with the targets under one of "
+            f"{', '.join(TARGET_KEYS)}. For anything else give a loss that is a function of "
+            f"(model, batch)."
+        )
+    inputs, targets = given
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs), targets
+    several = type(inputs) in (tuple, list)
+    return (tuple(inputs) if several else (inputs,)), {}, targets
+
+
+def _split_dict(given: dict[str, Any], forward: Callable[..., Any], number: int) -> Parts:
+    key = next((key for key in TARGET_KEYS if key in given), None)
+    if key is None:
+        raise LandscapeError(
+            f"Batch {number} has the keys {', '.join(map(repr, given))}; the targets must be under "
+            f"one of {', '.join(TARGET_KEYS)}."
+        )
+    targets = given.pop(key)
+    args, kwargs = inputs_of(given, forward, number)
+    return args, kwargs, targets
+
+
+def inputs_of(
+    given: Mapping[str, Any], forward: Callable[..., Any], number: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Of a dict what forward takes, by its names."""
+    parameters = signature(forward).parameters
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        return (), dict(given)
+    known = {name: value for name, value in given.items() if name in parameters}
+    if known:
+        return (), known
+    if len(given) == 1:
+        return tuple(given.values()), {}
+    raise LandscapeError(
+        f"Batch {number} has the inputs {', '.join(map(repr, given))}; the model's forward takes "
+        f"{', '.join(parameters)}. Rename the keys, or give (inputs, targets)."
+    )
+
+
+def _whole(given: Any, _forward: Callable[..., Any], _number: int) -> Parts:
+    return (), {}, given
+
+
+def _shifted(given: Any, forward: Callable[..., Any], number: int) -> Parts:
+    """Token t against label t + 1; the label counts where it is not -100 and is attended to."""
+    named: Any = given
+    if isinstance(given, tuple | list) and len(given) in (1, 2):
+        named = dict(zip(("input_ids", "labels"), given, strict=False))
+    elif isinstance(given, Tensor | np.ndarray):
+        named = {"input_ids": given}
+    if not isinstance(named, Mapping) or "input_ids" not in named:
+        keys = f" with the keys {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
+        raise LandscapeError(
+            f"loss='causal_lm' needs token ids: batch {number} is a {type(given).__name__}{keys}"
+            f"; give a dict with 'input_ids' (B, T) and, if there are, 'attention_mask' and "
+            f"'labels', or (input_ids, labels)."
+        )
+    named = dict(named)
+    labels = torch.as_tensor(named.pop("labels", named["input_ids"])).clone()
+    mask = named.get("attention_mask")
+    if labels.ndim != 2 or labels.is_floating_point():
+        raise LandscapeError(
+            f"loss='causal_lm' needs integer labels (B, T); batch {number} has {labels.dtype} of "
+            f"shape {tuple(labels.shape)}."
+        )
+    if mask is not None:
+        mask = torch.as_tensor(mask)
+        if mask.shape != labels.shape:
+            raise LandscapeError(
+                f"loss='causal_lm': attention_mask of batch {number} has shape "
+                f"{tuple(mask.shape)} and the labels have {tuple(labels.shape)}."
+            )
+        labels[mask == 0] = _IGNORED
+    last = torch.full_like(labels[:, :1], _IGNORED)
+    args, kwargs = inputs_of(named, forward, number)
+    return args, kwargs, torch.cat([labels[:, 1:], last], dim=1)
