@@ -223,6 +223,7 @@ def _notes(family: Family, setting: str) -> list[str]:
         notes.append("One seed per variant: no interval and no test is possible.")
     elif tested:
         notes.append(_how_decided(family, tested))
+        notes.append(study.declared)
     if (setting, study.metric) in family.values:
         notes.append(_margin_note(family, setting))
     notes += _outlying(family, setting)

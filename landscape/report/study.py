@@ -191,6 +191,21 @@ class Study:
         return [v.id for v in self.variants(setting)]
 
     @property
+    def declared(self) -> str:
+        """Whether what is compared was declared before the first training, in words."""
+        now = (self.resolved.get("declared") or {}).get("sha256", "")
+        first = self.resolved.get("declared_first", "")
+        if not now or not first:
+            return "It is not known whether this was declared before the first training."
+        if now == first:
+            return f"Declared before the first training (sha256 {now[:12]})."
+        return (
+            f"The declaration was changed after the first training (sha256 {first[:12]} became "
+            f"{now[:12]}): metric, margin, comparisons, seeds or predicted directions are not as "
+            f"they were fixed before, and all of this is exploratory."
+        )
+
+    @property
     def margin(self) -> float | None:
         """The margin declared for the metric; None for the metric's own."""
         declared = self.comparisons.get("margin")

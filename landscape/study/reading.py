@@ -48,7 +48,7 @@ RUN_KEYS = (
 )
 MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
 AXIS_KEYS = tuple(key for key in PROBLEM_KEYS if key != "data_dir")  # a grid may vary them
-COMPARISON_KEYS = ("metric", "setting", "references", "questions")
+COMPARISON_KEYS = ("metric", "setting", "references", "questions", "margin")
 SPLITS = ("train", "val", "test")
 
 
@@ -370,7 +370,22 @@ class _Reader:
                 "[[comparisons.questions]] is a list of tables, in double brackets."
             )
         asked = tuple(_question(given, present) for given in questions)
-        return Comparisons(metric, setting.name, tuple(references), asked)
+        return Comparisons(
+            metric, setting.name, tuple(references), asked, _margin(table.get("margin"))
+        )
+
+
+def _margin(given: Any) -> float | None:
+    """The declared margin, a share between 0 and 1."""
+    if given is None:
+        return None
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not 0 < given < 1:
+        raise LandscapeError(
+            f"[comparisons] margin = {given!r} is not a number between 0 and 1; 0.1 is a tenth of "
+            f"the error (of the loss, of a gap's unit), and less counts as no difference."
+        )
+    return float(given)
 
 
 def _question(given: Any, present: Collection[str]) -> Question:

@@ -15,6 +15,7 @@ from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import STUDY_FORMAT, StudyFolder
 from landscape.study import axes, combining, jobs, trainings
+from landscape.study.declared import declaration
 from landscape.study.jobs import Job
 from landscape.study.measurements import DEFAULT
 from landscape.study.pool import Event, run_jobs
@@ -350,8 +351,10 @@ def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
 
 def _write_resolved(study: Study, place: StudyFolder, device: str, options: Options) -> None:
     value = _finite(resolved(study, device, options.threads))
+    old = place.check() if place.resolved.exists() else None
+    value |= _finite(declaration(study, place, old))
     # Written only when something changed: the report is made anew when this file is newer.
-    if not place.resolved.exists() or place.check() != value:
+    if old != value:
         storage.write_json(place.resolved, value)
 
 

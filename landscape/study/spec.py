@@ -184,16 +184,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The comparisons declared before the numbers are seen; all others are exploratory.
+    """The comparisons declared before the numbers are seen.
 
-    Each variant with each reference is one family for Holm's correction, the pairs of all questions
-    another.
+    margin: the change of the metric that counts as none, a share of the error or of the loss, or
+    the metric's own unit for a gap; None for the metric's own (a tenth of the error).
     """
 
     metric: str
     setting: str
     references: tuple[str, ...]
     questions: tuple[Question, ...] = ()
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
