@@ -190,6 +190,9 @@ class SAM(Optimizer):
         check_trainable(trainable)
         self.trained = Trained.of(self.model, parameters)
         check_belongs(self.model, self.trained, parameters)
+        for p in parameters:
+            if self._made and id(p) not in self._ids:
+                p.grad = None  # of passes before it was trained
         self._ids, self._trainable = list(map(id, parameters)), trainable
         self.device = self.trained.tensors()[0].device
         self.dense = False  # whether the gradients are, once seen
