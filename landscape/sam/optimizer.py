@@ -190,8 +190,9 @@ class SAM(Optimizer):
         check_trainable(trainable)
         self.trained = Trained.of(self.model, parameters)
         check_belongs(self.model, self.trained, parameters)
-        for p in parameters:
-            if self._made and id(p) not in self._ids:
+        known = self.__dict__.get("_ids")
+        for p in parameters if known is not None else ():
+            if id(p) not in known:
                 p.grad = None  # of passes before it was trained
         self._ids, self._trainable = list(map(id, parameters)), trainable
         self.device = self.trained.tensors()[0].device

@@ -9,10 +9,10 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
-from tests.sam_models import REQUIRED, batch, losses_of, reset, same, weights
+from tests.sam_models import REQUIRED, batch, losses_of, reset, same, variants, weights
 
 LATE = {
-    **{name: REQUIRED.get(name, {}) for name in sam.recipes()},
+    **{name: REQUIRED.get(name, {}) for name in variants() if name != "flat_lora"},
     "random_mask never": {"resample": "never"},
     "random_mask epoch": {"resample": "epoch"},
     "lagnp every": {"every": 10, "num_layers": 1},

@@ -103,7 +103,7 @@ def few(rank):
 
 def all_of(kind, rank):
     others = BY_PROCESS if kind != "tensor_parallel" else ()
-    check(kind, rank, [n for n in variants() if n not in (*FEW, *others)])
+    check(kind, rank, [n for n in variants() if n not in (*FEW, *others, "flat_lora")])
 
 
 def all_ddp(rank):
