@@ -107,6 +107,9 @@ def _sizes(part: Any, path: Path) -> Sizes:
         inside = _fields(part, path)
         if inside is None:
             return {len(part)} if len(part) else None
+        if not path and all(_named(v) is not None for v in part):
+            # One mapping for each example, as a label beside each tells, or one for each view.
+            return {len(part)} if any(map(_holds_numbers, part)) else inside | {len(part)}
         if path:
             return inside | {len(part)}
         return inside or _examples_or_refuse(part, path)
@@ -116,6 +119,12 @@ def _sizes(part: Any, path: Path) -> Sizes:
         f"{_place(path)} of the batch is a {type(part).__name__}, which cannot be cut into "
         f"examples; {_ADVICE}."
     )
+
+
+def _holds_numbers(part: Any) -> bool:
+    """Whether a mapping has numbers of its own beside tensors."""
+    values = (_named(part) or {}).values()
+    return any(isinstance(v, numbers.Number) or getattr(v, "ndim", 1) == 0 for v in values)
 
 
 def _fields(part: Sequence[Any], path: Path) -> Sizes:
