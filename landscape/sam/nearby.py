@@ -24,7 +24,7 @@ class Nearby:
     def loss_at(self, names: Sequence[str], offsets: Offsets) -> Tensor:
         """The loss at w + offsets, without gradients."""
         with self._moved(names, offsets):
-            return self._of_all(self._passes.loss())
+            return self._passes.of_all(self._passes.loss())
 
     def gradient_at(
         self,
@@ -42,7 +42,7 @@ class Nearby:
     ) -> tuple[Tensor, list[Tensor]]:
         """The loss and its gradient at w + offsets."""
         loss, found = self._backward(names, offsets, None, None)
-        return self._of_all(loss), found
+        return self._passes.of_all(loss), found
 
     def _backward(
         self, names: Sequence[str], offsets: Offsets | None, batch: Any, objective: Any
@@ -51,11 +51,6 @@ class Nearby:
             loss = self._passes.backward(batch=batch, objective=objective)
             found = self._trained.gradients(self._passes.signs)
         return loss, self._zeros_for_none(names, [found[i] for i in self._at(names)])
-
-    def _of_all(self, loss: Tensor) -> Tensor:
-        """The mean of the replicas' losses, by which all of them decide alike."""
-        averaged = self._passes.averaged
-        return loss if averaged is None else averaged([loss])[0]
 
     def hessian_product(
         self, names: Sequence[str], v: Offsets, offsets: Offsets | None = None

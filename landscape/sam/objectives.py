@@ -32,7 +32,11 @@ class Ascending(Slot):
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """The gradient of the objective at w; returns the mean loss there."""
-        passes.backward(objective=self.objective, only=only)
+
+        def objective(outputs: Any, batch: Any) -> Tensor:
+            return passes.sign * self.objective(outputs, batch)
+
+        passes.backward(objective=objective, only=only)
         return passes.values.mean()
 
 

@@ -50,6 +50,14 @@ class Passes:
         """-1 where the loss is maximized, for terms that are added to it and for its rise."""
         return -1 if self.signs is not None and -1 in self.signs else 1
 
+    def of_all(self, loss: Tensor) -> Tensor:
+        """The loss that is minimized, averaged over processes, by which all decide alike."""
+        loss = self.sign * loss
+        if self.averaged is not None:
+            return self.averaged([loss])[0]
+        shards = self.trained.shards
+        return loss if shards is None else shards.mean(loss)
+
     @contextlib.contextmanager
     def at(self, values: Mapping[str, Tensor], *, moved_by: bool = False) -> Iterator[None]:
         """Passes at other weights: these values of the tensors named, or w moved by them."""

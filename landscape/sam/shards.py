@@ -113,6 +113,16 @@ class Shards:
                 out[i] = value.to(out[i].dtype)
         return out
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a 0-d value over all processes; nothing waits for it."""
+        import torch.distributed as dist
+
+        mesh = next(c for c in self.cuts if c is not None).mesh
+        total = value.detach().double().clone()
+        for dim in range(mesh.ndim):
+            dist.all_reduce(total, group=mesh.get_group(dim))
+        return (total / mesh.size()).to(value.dtype)
+
     def highest(self, value: Tensor) -> float:
         """The largest of a 0-d value over all processes; waits for it."""
         import torch.distributed as dist

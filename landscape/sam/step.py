@@ -274,9 +274,7 @@ class Step:
                 set_rng_state(after_first, optimizer.device)
         self.g2 = self.trained.gradients(self.passes.signs)
         if self.variant.correction.needs_e:
-            averaged = self.passes.averaged
-            loss = self.perturbed_loss
-            point.scratch["perturbed_loss"] = loss if averaged is None else averaged([loss])[0]
+            point.scratch["perturbed_loss"] = self.passes.of_all(self.perturbed_loss)
         self._pair(only)
         self.variant.correction.before_restore(
             self.pair, self.pair.gradients, self.taken, self.slots["correction"]

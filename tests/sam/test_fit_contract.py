@@ -1,4 +1,4 @@
-"""What torch and its frameworks expect of an optimizer, and what is told to whom comes from afar."""
+"""What torch and its frameworks expect of an optimizer; what is told to who comes from afar."""
 
 import collections
 import copy
@@ -144,7 +144,7 @@ def test_distributed_checkpoints_find_the_base_optimizers_state():
     )
 
     model, optimizer = trained(sam.sam(0.1))
-    found = get_optimizer_state_dict(model, optimizer)
+    found = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
     assert set(found["state"]) == set(dict(model.named_parameters()))
     other = cnn()
     fresh = sam.SAM(other, sgd(other), sam.sam(0.1))
@@ -300,7 +300,7 @@ def test_what_a_closure_may_return(returned, works):
     if works:
         assert optimizer.step(closure).shape == ()
     else:
-        with pytest.raises(LandscapeError, match="the closure returned .* return the loss"):
+        with pytest.raises(LandscapeError, match=r"the closure returned .* return the loss"):
             optimizer.step(closure)
 
 
