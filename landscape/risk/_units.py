@@ -116,7 +116,7 @@ def _checked_reduction(engine: Engine, criterion: Criterion, look: _Look) -> Cri
 
 def _independent(engine: Engine, first: _Look) -> tuple[Criterion, str]:
     """The criterion with what its mean is over, and how rows were seen to couple ("" if not)."""
-    candidates: Sequence[str] = ("rows",)
+    candidates: Sequence[str] = (engine.criterion.counts,)
     labels = labels_of(first.batch.targets)
     if engine.criterion.returns == "mean" and labels is not None:
         candidates = _COUNTS[: 2 + (labels.ndim > 1)]
