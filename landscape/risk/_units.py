@@ -1,6 +1,7 @@
 """What a loss returns, what divides it, and which rows may be taken apart: tried, not believed."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,10 @@ def _checked_reduction(engine: Engine, criterion: Criterion, look: _Look) -> Cri
     if criterion.own not in ("mean", "sum", "batchmean") or criterion.form != "outputs":
         return criterion
     own = criterion.as_reduced()
-    truth = _look(replace(engine, criterion=own), look.batch, engine.network.theta).value.double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's of its own reductions, which the caller has seen
+        value = _look(replace(engine, criterion=own), look.batch, engine.network.theta).value
+    truth = value.double()
     if truth.numel() != 1 or not bool(torch.isfinite(truth).all()):
         return criterion
     total, elements = look.value.double().sum(), look.value.numel() // look.batch.count

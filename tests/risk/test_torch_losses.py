@@ -138,6 +138,7 @@ def compare(data):
 SEARCH = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @settings(max_examples=40, **SEARCH)
 @given(st.data())
 def test_criterion_options_task_and_cut(data):
@@ -145,6 +146,7 @@ def test_criterion_options_task_and_cut(data):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @settings(max_examples=500, **SEARCH)
 @given(st.data())
 def test_criterion_options_task_and_cut_500_times(data):
