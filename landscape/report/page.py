@@ -109,6 +109,13 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
     found = arithmetic(study.trainings)
     if found:
         yield "Arithmetic of the trainings", found
+    unknown = [v for v in (resolved.get("variants") or {}).values() if v.get("recipe") == "none"]
+    if unknown:
+        names = words.listing(list(dict.fromkeys(str(v.get("label")) for v in unknown)))
+        yield (
+            "Left out",
+            f"what {names} perturb: they were trained elsewhere, and no recipe is known",
+        )
     listed = resolved.get("runs", [])
     if listed:
         yield "Runs", words.count(len(listed), "run")

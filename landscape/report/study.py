@@ -281,7 +281,9 @@ class Study:
         """Whether there is nothing to measure: SGD does not perturb, a dense one has no mask."""
         variant = self._variant_of.get(run, "")
         if measurement in ("perturbation", "perturbation_history", "mask_overlap"):
-            return self.recipes.get(variant) == "sgd"
+            recipe = self.recipes.get(variant, "")
+            # "none" is not known, "package.module:callable" may be an optimizer of any kind.
+            return recipe in ("sgd", "none") or ":" in recipe
         return measurement == "mask_persistence" and variant not in {
             str(name) for name in self.data[measurement].variant.values
         }

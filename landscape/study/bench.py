@@ -68,6 +68,36 @@ def make_loss(run: Run, base: Path) -> Any:
         return problems.make_loss(run.problem.loss)
 
 
+def make_recipe(
+    recipe: str, options: Mapping[str, Any], base: Path
+) -> sam.Variant | training.OptimizerFactory:
+    """The variant of a recipe; of the user's own callable, what it makes or is.
+
+    The callable is a Variant, returns one from the options, or takes the parameters first and
+    returns a torch optimizer: make(params, **options).
+    """
+    if not code.is_callable_name(recipe):
+        return sam.make(recipe, dict(options))
+    with code.importable(base):
+        make = problems.import_object(recipe)
+        if isinstance(make, sam.Variant):
+            return make
+        first = next(iter(inspect.signature(make).parameters), "")
+        if first in ("params", "parameters"):
+            return training.OptimizerFactory(make, dict(options), recipe)
+        try:
+            made = make(**options)
+        except TypeError as error:
+            raise LandscapeError(f"{recipe} does not accept {dict(options)}: {error}.") from None
+    if not isinstance(made, sam.Variant):
+        raise LandscapeError(
+            f"{recipe} returned a {type(made).__name__}; a landscape.sam.Variant is needed. An "
+            f"optimizer factory takes the parameters first: def {recipe.partition(':')[2]}(params, "
+            f"...)."
+        )
+    return made
+
+
 def recorded_bytes(job: Job) -> int:
     """Bytes that the recorder of a run's training writes at most."""
     data = load_data(job.run.problem, job.base)
@@ -87,7 +117,7 @@ def train(job: Job, progress: Callable[[float], None]) -> None:
     result = training.train(
         make_model(run, data, job.base),
         data,
-        sam.make(run.recipe, dict(run.options)),
+        make_recipe(run.recipe, run.options, job.base),
         options,
         seed=run.seed,
         folder=job.folder,
@@ -182,12 +212,19 @@ class Bench:
         return layout.flatten(dict(model.named_parameters())).detach().to(self.theta)
 
     def checkpoints(self) -> dict[int, Tensor]:
-        """Parameters by epoch: the initial ones, those that `keep_every` kept, the final ones."""
-        if self.run.weights is not None:
-            return {}
+        """Parameters by epoch: the initial ones, those that `keep_every` kept, the final ones.
+
+        Of weights from elsewhere by the step in the name of their file.
+        """
         model = make_model(self.run, self.data, self.job.base)
         layout = self.risk().layout
         found = {}
+        if self.run.weights is not None:
+            for step, path in self.run.trail.items():
+                problems.load_weights(model, path, weights_key=self.run.weights_key)
+                theta = layout.flatten(dict(model.named_parameters())).detach()
+                found[step] = theta.to(self.theta, copy=True)
+            return found
         folder = self.job.folder / "checkpoints"
         kept = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
         kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
@@ -236,9 +273,10 @@ class Bench:
             return None
         return split.y_clean
 
-    def variant(self) -> sam.Variant:
-        """The variant the run was trained with."""
-        return sam.make(self.run.recipe, dict(self.run.options))
+    def variant(self) -> sam.Variant | None:
+        """The variant the run was trained with; None for an optimizer of the user's own."""
+        made = make_recipe(self.run.recipe, self.run.options, self.job.base)
+        return made if isinstance(made, sam.Variant) else None
 
     def counterfactuals(self, names: Sequence[str]) -> Mapping[str, sam.Variant]:
         """Variants of the study, or recipes with their defaults, by name."""
@@ -251,7 +289,15 @@ class Bench:
         if found:
             own = self.run.axes.items()
             like = max(found, key=lambda v: sum(v.axes.get(key) == value for key, value in own))
-            return sam.make(like.recipe, dict(like.options))
+            if like.recipe != "none":
+                made = make_recipe(like.recipe, like.options, self.job.base)
+                if isinstance(made, sam.Variant):
+                    return made
+            raise LandscapeError(
+                f"{name!r} cannot be asked what it would perturb here: its recipe, "
+                f"{like.recipe!r}, is no variant of landscape.sam. Leave it out of the option "
+                f"`variants`."
+            )
         if name in sam.recipes():
             return sam.make(name, {})
         known = [*(v.name for v in self.job.variants), *sam.recipes()]
@@ -261,14 +307,15 @@ class Bench:
 
     def slots(self) -> dict[str, Any] | None:
         """Masks and averages of the run's optimizer at its last step; None if there are none."""
-        if self.run.weights is not None:
+        variant = self.variant()
+        if self.run.weights is not None or variant is None:
             return None
         state = training.checkpoint.read_state(self.job.folder, device=self.job.device)
         if state is None:
             return None
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         base = training.TrainingOptions(**self.run.training).optimizer(parameters)
-        optimizer = sam.SAM(self.model, base, self.variant())
+        optimizer = sam.SAM(self.model, base, variant)
         optimizer.load_state_dict(state["optimizer"])
         return optimizer.slots
 

@@ -8,13 +8,13 @@ import difflib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from landscape.errors import LandscapeError
 from landscape.storage import file_sha256
-from landscape.study.spec import Problem
+from landscape.study.spec import Problem, fingerprint
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -56,13 +56,16 @@ def check_names(where: str, problem: Problem) -> None:
         )
 
 
-def fingerprints(problem: Problem, base: Path, weights: str | None) -> dict[str, str]:
+def fingerprints(
+    problem: Problem, base: Path, weights: str | None, recipe: str, trail: Mapping[int, str]
+) -> dict[str, str]:
     """Hashes of the user's files that decide the numbers: modules named, and the weights."""
     from landscape.problems.weights_file import digest
 
     found = {"weights": digest(weights)[:16]} if weights else {}
-    for key in ("data", "model", "loss"):
-        name = getattr(problem, key)
+    if trail:
+        found["trail"] = fingerprint([[step, digest(path)] for step, path in trail.items()])
+    for name in (problem.data, problem.model, problem.loss, recipe):
         if is_callable_name(name):
             found[name] = file_sha256(module_file(name, base))[:16]
     return found

@@ -18,9 +18,30 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sam.recipes())
 
 
+NO_RECIPE = "none"  # trained elsewhere, by something unknown
+
+
+def is_free(recipe: str) -> bool:
+    """Whether a recipe takes any option: one of the user's own, or none at all."""
+    return recipe == NO_RECIPE or code.is_callable_name(recipe)
+
+
+def check_recipe_name(where: str, recipe: Any) -> None:
+    """Refuse what is no recipe of ours, no "package.module:callable" and not "none"."""
+    if not isinstance(recipe, str) or not is_free(recipe):
+        known = [*recipe_names(), NO_RECIPE, '"package.module:callable"']
+        choice(f"{where} recipe", recipe, known)
+
+
 def recipe_options(recipe: str) -> dict[str, Any]:
-    """Options of a recipe with their defaults (`inspect.Parameter.empty` where one is required)."""
+    """Options of a recipe with their defaults (`inspect.Parameter.empty` where one is required).
+
+    None of a free recipe: nothing of the user's is imported here.
+    """
     from landscape import sam
+
+    if is_free(recipe):
+        return {}
 
     return {
         name: list(p.default) if isinstance(p.default, tuple) else p.default
@@ -31,6 +52,9 @@ def recipe_options(recipe: str) -> dict[str, Any]:
 def recipe_numbers(recipe: str) -> frozenset[str]:
     """Options of a recipe that are numbers with a fraction."""
     from landscape import sam
+
+    if is_free(recipe):
+        return frozenset()
 
     known = inspect.signature(sam.recipes()[recipe]).parameters.values()
     return frozenset(p.name for p in known if p.annotation in (float, float | None))
@@ -49,6 +73,9 @@ def as_declared(options: Mapping[str, Any], numbers: Collection[str]) -> dict[st
 def check_recipe(where: str, recipe: str, options: Mapping[str, Any]) -> None:
     """Build the variant once, so that a radius below 0 is refused before hours of training."""
     from landscape import sam
+
+    if is_free(recipe):
+        return
 
     try:
         sam.make(recipe, dict(options))

@@ -4,11 +4,13 @@ Paths and "package.module:callable" names are looked up relative to the study fi
 without a table of its own is the recipe of that name, with the options of axes or entry.
 """
 
+import glob
 import inspect
 import itertools
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +152,11 @@ class _Reader:
             if not isinstance(table, Mapping):
                 raise LandscapeError(f"{where} must be a table, not {table!r}.")
             recipe = table.get("recipe", name)
-            possible.choice(f"{where} recipe", recipe, possible.recipe_names())
+            possible.check_recipe_name(where, recipe)
             reserved = ("recipe", "label", "training")
             options = {key: value for key, value in table.items() if key not in reserved}
-            possible.check_keys(where, options, possible.recipe_options(recipe), extra=reserved)
+            if not possible.is_free(recipe):
+                possible.check_keys(where, options, possible.recipe_options(recipe), extra=reserved)
             training = _training(where, table.get("training", {}))
             label = str(table.get("label", name))
             variants[name] = VariantSpec(name, recipe, label, options, training)
@@ -233,12 +236,14 @@ class _Reader:
         variants = [self.variant(where, name) for name in given.pop("variant")]
         settings = [self.setting(where, name) for name in given.pop("setting", [None])]
         seeds = given.pop("seed", [0])
+        files = {key: given.pop(key)[0] for key in ("weights", "weights_key") if key in given}
         self._check_axes(where, given, variants)
         common = [key for key in given if key in (*possible.training_defaults(), *AXIS_KEYS)]
         for setting, variant, seed in itertools.product(settings, variants, seeds):
             # A variant without the option meets that axis once: SGD has no rho to vary.
             options = possible.recipe_options(variant.recipe)
-            own = [key for key in given if key not in common and key in options]
+            free = possible.is_free(variant.recipe)
+            own = [key for key in given if key not in common and (free or key in options)]
             for values in itertools.product(*(given[key] for key in [*common, *own])):
                 chosen = dict(zip([*common, *own], values, strict=True))
                 problem = {key: chosen[key] for key in common if key in AXIS_KEYS}
@@ -249,6 +254,7 @@ class _Reader:
                     seed,
                     {key: chosen[key] for key in common if key not in AXIS_KEYS},
                     {key: chosen[key] for key in own},
+                    **files,
                 )
 
     def _check_axes(
@@ -258,8 +264,9 @@ class _Reader:
         own = {key for variant in variants for key in possible.recipe_options(variant.recipe)}
         training = possible.training_defaults()
         known = ["variant", "setting", "seed", *training, *AXIS_KEYS, *sorted(own)]
+        free = any(possible.is_free(variant.recipe) for variant in variants)
         for key in given:
-            if key not in known:
+            if key not in known and not free:
                 raise LandscapeError(possible.unknown(f"{where} has no axis", key, known))
             if key in own and key in training:
                 raise LandscapeError(
@@ -275,7 +282,9 @@ class _Reader:
         variant = self.variant(where, entry["variant"])
         setting = self.setting(where, entry.get("setting"))
         options = {key: value for key, value in entry.items() if key not in RUN_KEYS}
-        possible.check_keys(where, options, possible.recipe_options(variant.recipe), extra=RUN_KEYS)
+        if not possible.is_free(variant.recipe):
+            known = possible.recipe_options(variant.recipe)
+            possible.check_keys(where, options, known, extra=RUN_KEYS)
         problem = {key: entry[key] for key in ("model", "data", "loss") if key in entry}
         setting = replace(setting, problem=replace(setting.problem, **problem))
         return self._run(
@@ -317,9 +326,16 @@ class _Reader:
             **training,
         }  # fmt: skip
         possible.check_training(f"{where} variant {variant.name!r}", merged)
-        path = None
+        path, trail = None, {}
         if weights is not None:
-            path = self._weights_file(where, weights)
+            fields = {**asdict(setting.problem), **merged, **chosen, "variant": variant.name}
+            fields |= {"setting": setting.name, "seed": seed}
+            path, trail = self._weights_files(where, weights, fields)
+        elif variant.recipe == possible.NO_RECIPE:
+            raise LandscapeError(
+                f'{where} variant {variant.name!r} has recipe = "none", which trains nothing; '
+                f'give the weights that it left, as in weights = "ckpt/{{variant}}_{{seed}}.pt".'
+            )
         if weights_key is not None and (weights is None or not isinstance(weights_key, str)):
             raise LandscapeError(
                 f"{where} weights_key = {weights_key!r} names a set of weights in the file that "
@@ -339,8 +355,42 @@ class _Reader:
             dtype=self.dtype,
             weights=path,
             weights_key=weights_key,
-            code=code.fingerprints(setting.problem, self.base, path),
+            code=code.fingerprints(setting.problem, self.base, path, variant.recipe, trail),
+            trail=trail,
         )
+
+    def _weights_files(
+        self, where: str, given: Any, fields: Mapping[str, Any]
+    ) -> tuple[str, dict[int, str]]:
+        """The weights of a run, and with {step} in the pattern those of all its steps."""
+        if not isinstance(given, str) or "{" not in given:
+            return self._weights_file(where, given), {}
+        pattern = re.sub(r"\{step(:[^}]*)?\}", "{step}", given)
+        try:
+            named = pattern.format(**{**fields, "step": "{step}"})
+        except (KeyError, IndexError, ValueError) as error:
+            raise LandscapeError(
+                f"{where} weights = {given!r} cannot be filled in ({type(error).__name__}: "
+                f"{error}). Possible: {{variant}}, {{seed}}, {{setting}}, {{step}} and any axis, "
+                f"as {{rho}}; a brace of the name itself is doubled."
+            ) from None
+        if "{step}" not in named:
+            return self._weights_file(where, named), {}
+        before, _, after = named.partition("{step}")
+        found, start = {}, str(self.base / before)
+        if before.endswith("/"):
+            start += "/"
+        for path in map(Path, glob.glob(glob.escape(start) + "*" + glob.escape(after))):
+            step = str(path)[len(start) :].removesuffix(after)
+            if step.isdigit():
+                found[int(step)] = str(path.absolute())
+        if not found:
+            raise LandscapeError(
+                f"{where} weights = {given!r}: no file is called {named!r} with a whole number for "
+                f"{{step}} ({self.base})."
+            )
+        trail = dict(sorted(found.items()))
+        return list(trail.values())[-1], trail
 
     def _weights_file(self, where: str, given: Any) -> str:
         """The whole path of a weights file, an index of shards or a folder with one."""
@@ -459,6 +509,11 @@ def _check_checkpoints(measure: MeasureSpec, runs: Sequence[Run]) -> None:
         m.name for m in measure.measurements if measurements.RECORDS[m.name].along_training
     ):
         none = [r for r in runs if r.weights is None and not r.training["keep_every"]]
+        if not none and all(r.weights is not None and len(r.trail) < 2 for r in runs):
+            raise LandscapeError(
+                f"[measure.{name}] needs weights of several steps of a training; give them by "
+                f'pattern, as in weights = "ckpt/{{variant}}_{{seed}}_{{step}}.pt".'
+            )
         if none:
             raise LandscapeError(
                 f"[measure.{name}] needs checkpoints of the training, and {none[0].variant!r} "
@@ -478,7 +533,7 @@ def _measurement(name: str, table: Mapping[str, Any], known: Sequence[str]) -> M
     options = record.options | record.check(where, given)
     if given:  # our own defaults may name what a study has not
         measurements.names_checked(record, given, known)
-    return Measurement(name, options, first, record.across_runs)
+    return Measurement(name, options, first, record.across_runs, record.perturbs)
 
 
 def _override(given: dict[str, Any], line: str) -> None:

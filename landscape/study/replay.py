@@ -15,17 +15,19 @@ from landscape.training.batches import crop_and_flip
 class Checkpoints(Sequence[EmpiricalRisk]):
     """The fixed examples at every kept checkpoint, with its own running statistics.
 
-    `epochs`: 0 (the initial weights), the multiples of `[training] keep_every`, the last one.
-    `rates`: the learning rate of the last step of each epoch, of the first one for epoch 0. A risk
-    is loaded when it is asked for, one at a time.
+    `epochs`: 0 (the initial weights), the multiples of `[training] keep_every`, the last one; of
+    weights from elsewhere the steps of their files. `rates`: the learning rate of the last step of
+    each epoch, of the first one for epoch 0; 0, for not known, of weights from elsewhere. A risk is
+    loaded when it is asked for, one at a time.
     """
 
     def __init__(self, bench: Bench) -> None:
+        self._bench = bench
         if bench.run.weights is not None:
-            raise LandscapeError(
-                f"Curvature along the training of {bench.run.run_id} asked, whose weights come "
-                f"from a file; it needs a training of this study."
-            )
+            self._paths: list[Path | None] = [Path(path) for path in bench.run.trail.values()]
+            self.epochs = list(bench.run.trail)
+            self.rates = [0.0] * len(self.epochs)
+            return
         folder = bench.job.folder / "checkpoints"
         last = int(bench.run.training["epochs"])
         paths = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
@@ -35,8 +37,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
                 f"checkpoint; set [training] keep_every (1: every epoch)."
             )
         paths[last] = folder / "final.safetensors"
-        self._bench = bench
-        self._paths: list[Path | None] = [None, *(paths[epoch] for epoch in sorted(paths))]
+        self._paths = [None, *(paths[epoch] for epoch in sorted(paths))]
         self.epochs = [0, *sorted(paths)]
         self.rates = self._rates()
 
@@ -56,7 +57,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
         model = make_model(bench.run, bench.data, bench.job.base)
         path = self._paths[number]
         if path is not None:
-            problems.load_weights(model, path)
+            problems.load_weights(model, path, weights_key=bench.run.weights_key)
         return EmpiricalRisk(
             model,
             make_loss(bench.run, bench.job.base),

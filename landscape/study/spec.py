@@ -87,6 +87,9 @@ class Run:
     family: str = ""
     axes: Mapping[str, Any] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
+    trail: Mapping[int, str] = field(
+        default_factory=dict
+    )  # weights files of earlier steps, by step
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -136,6 +139,7 @@ class Measurement:
     options: Mapping[str, Any]
     first_seed_only: bool = False
     across_runs: bool = False  # made once all runs of the setting are trained
+    perturbs: bool = False  # asks what the run's own recipe perturbs
 
 
 @dataclass(frozen=True)
@@ -222,4 +226,8 @@ class Study:
     def measurements_of(self, run: Run) -> tuple[Measurement, ...]:
         """The measurements that this run gets."""
         first = self.first_seed(run)
-        return tuple(m for m in self.measure.measurements if first or not m.first_seed_only)
+        return tuple(
+            m
+            for m in self.measure.measurements
+            if (first or not m.first_seed_only) and not (m.perturbs and run.recipe == "none")
+        )

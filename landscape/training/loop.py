@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from landscape.sam import SAM, Variant
 from landscape.training import checkpoint
 from landscape.training.arithmetic import Arithmetic, arithmetic, changed
 from landscape.training.batches import NOISE, batches, derived_seed
+from landscape.training.foreign import Foreign, OptimizerFactory
 from landscape.training.inputs import cast, check_data, check_output, logits, per_example
 from landscape.training.options import RecorderOptions, TrainingOptions, plain
 from landscape.training.recorder import Recorder
@@ -63,7 +64,7 @@ class TrainingResult:
 def train(
     model: nn.Module,
     data: DataSplits,
-    variant: Variant,
+    variant: Variant | OptimizerFactory,
     options: TrainingOptions,
     *,
     seed: int,
@@ -75,6 +76,7 @@ def train(
 ) -> TrainingResult:
     """Train `model` in place with `variant`, or continue what a killed call left in `folder`.
 
+    variant: or an `OptimizerFactory`, for an optimizer that is not of this package.
     Batches, augmentation and dropout are functions of (seed, epoch): variants of one seed meet the
     same data in the same order, and a resumed training ends with the same numbers, bit for bit on
     the CPU at equal thread count. loss(output, target): cross-entropy by default; another has a
@@ -128,15 +130,9 @@ class _Session:
             self.data = cast(self.data, dtype)
         check_output(model, self.data)
         self.scaler = torch.amp.GradScaler("cuda") if options.amp == "fp16" else None
-        self.optimizer = SAM(
-            model,
-            options.optimizer(p for p in model.parameters() if p.requires_grad),
-            variant,
-            seed=derived_seed(seed, 0, NOISE),
-            bn=options.bn,
-            clip_norm=options.clip_norm or None,
-            scaler=self.scaler,
-        )
+        self.optimizer = self._optimizer(variant)
+        if isinstance(variant, OptimizerFactory):  # its passes are seen by `landscape.record` alone
+            recorder = replace(recorder, scalars=False, snapshots=0, every=0)
         self.wants_logits = "logits" in variant.needs
         train = self.data.train
         if "fisher_data" in variant.needs:
@@ -162,6 +158,19 @@ class _Session:
         )
         self.seconds = 0.0
         self.arithmetic = [{"first_epoch": 1, **arithmetic(device, dtype)}]
+
+    def _optimizer(self, variant: Variant | OptimizerFactory) -> Any:
+        if isinstance(variant, OptimizerFactory):
+            return Foreign(self.model, variant, self.options)
+        return SAM(
+            self.model,
+            self.options.optimizer(p for p in self.model.parameters() if p.requires_grad),
+            variant,
+            seed=derived_seed(self.seed, 0, NOISE),
+            bn=self.options.bn,
+            clip_norm=self.options.clip_norm or None,
+            scaler=self.scaler,
+        )
 
     def losses(self, batch: Any) -> Any:
         """Per-example losses (B,) of a batch, with the outputs where the variant reads them."""

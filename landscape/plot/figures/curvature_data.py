@@ -151,7 +151,7 @@ def training_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing
     limits = (float(values.min()) / 1.5, 4 * float(highest))
     panels = [
         Panel(
-            Axis("epoch"),
+            Axis(runs.provenance(ds, "epoch_is").replace(", ", " or ") or "epoch"),
             Axis("curvature", "nats", log=True, limits=limits),
             tuple(_training(v, limits)),
             v.label,

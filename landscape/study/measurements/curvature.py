@@ -1,13 +1,15 @@
 """Curvature of the loss at the solution."""
 
+import json
+
 import xarray as xr
 
-from landscape import measure, training
+from landscape import measure, results, training
 from landscape.measure.curvature.adaptive_sharpness import NORMS
 from landscape.measure.curvature.blocks import BY
 from landscape.measure.curvature.operator import MATRICES
 from landscape.measure.perturbations.counterfactual import BATCH_BN
-from landscape.study import replay
+from landscape.study import possible, replay
 from landscape.study.bench import Bench
 from landscape.study.measurements.record import (
     BLOCKS,
@@ -210,25 +212,31 @@ def data_bracket(
     )
 
 
-def training_curvature(bench: Bench, *, k: int = 1) -> xr.Dataset:
-    """Top eigenvalues at every checkpoint that `[training] keep_every` kept, with the edges.
+def training_curvature(bench: Bench, *, k: int = 1) -> xr.Dataset | None:
+    """Top eigenvalues at every checkpoint that was kept, with the edges of stability.
 
-    SAM's edge is drawn for the recipe sam alone, whose step it was derived for; adaptive
-    optimizers have none of these.
+    The checkpoints: those of `[training] keep_every`, or the files of a pattern with {step}, whose
+    `epoch` is that step. SAM's edge is drawn for the recipe sam alone, whose step it was derived
+    for; adaptive optimizers and trainings elsewhere have none of these.
     """
-    points = replay.Checkpoints(bench)
     run, options = bench.run, training.TrainingOptions(**bench.run.training)
-    known = options.base == "sgd" and not options.nesterov
-    return measure.training_curvature(
+    if run.weights is not None and len(run.trail) < 2:
+        return None
+    points = replay.Checkpoints(bench)
+    known = run.weights is None and options.base == "sgd" and not options.nesterov
+    known = known and not possible.is_free(run.recipe)
+    found = measure.training_curvature(
         bench.risk(),
         points,
         lr=points.rates if known else 0.0,
         epochs=points.epochs,
-        rho=float(run.options["rho"]) if run.recipe == "sam" else 0.0,
+        rho=float(run.options["rho"]) if known and run.recipe == "sam" else 0.0,
         momentum=options.momentum if known else 0.0,
         k=k,
         seed=bench.seed,
     )
+    said = results.provenance(found) | {"epoch_is": "epoch" if run.weights is None else "step"}
+    return found.assign_attrs(provenance=json.dumps(said, sort_keys=True))
 
 
 def alignment(

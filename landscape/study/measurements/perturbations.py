@@ -119,12 +119,13 @@ def gradient_zscores(
 
 def perturbation(bench: Bench, *, batch_size: int = 256, bn: str = "batch") -> xr.Dataset | None:
     """What the run's own variant perturbs here; None for plain SGD."""
-    if bench.run.recipe == "sgd":
+    variant = bench.variant()
+    if bench.run.recipe == "sgd" or variant is None:
         return None
     return measure.perturbation(
         bench.risk(),
         bench.theta,
-        variant=bench.variant(),
+        variant=variant,
         state=bench.slots(),
         batch_size=bench.at_most(batch_size),
         bn=bn,
@@ -174,12 +175,13 @@ def perturbation_controls(
     bench: Bench, *, num_draws: int = 4, batch_size: int = 256, bn: str = "batch"
 ) -> xr.Dataset | None:
     """The run's own perturbation beside random and top-gradient masks; None for plain SGD."""
-    if bench.run.recipe == "sgd":
+    variant = bench.variant()
+    if bench.run.recipe == "sgd" or variant is None:
         return None
     return measure.perturbation_controls(
         bench.risk(),
         bench.theta,
-        variant=bench.variant(),
+        variant=variant,
         state=bench.slots(),
         num_draws=num_draws,
         batch_size=bench.at_most(batch_size),

@@ -39,7 +39,7 @@ class Work:
     def checkpoints(self) -> int:
         """Weights that the training keeps, the initial and the final ones among them."""
         if self.run.weights is not None:
-            return 1
+            return max(1, len(self.run.trail))
         every, epochs = int(self.run.training["keep_every"]), int(self.run.training["epochs"])
         return 2 + (math.ceil(epochs / every) - 1 if every else 0)
 

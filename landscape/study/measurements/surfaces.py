@@ -136,10 +136,10 @@ def curvature_map(
 def trajectory(
     bench: Bench, *, grid: int = 8, margin: float = 0.25, bn: str = "recalibrate"
 ) -> xr.Dataset | None:
-    """The training's kept checkpoints on their principal plane; None for weights from elsewhere."""
-    if bench.run.weights is not None:
+    """The training's checkpoints on their principal plane; None where there is but one."""
+    if bench.run.weights is not None and len(bench.run.trail) < 2:
         return None
-    if not bench.run.training["keep_every"]:
+    if bench.run.weights is None and not bench.run.training["keep_every"]:
         raise LandscapeError(
             f"[measure.trajectory] needs checkpoints of the training, and {bench.run.run_id} kept "
             f"none; set training.keep_every = 1 (epochs between two of them) and train again."
