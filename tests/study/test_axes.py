@@ -132,7 +132,7 @@ batch_size = 16
 lr = 0.05
 [variants.sgd]
 [variants.sam]
-rho = 1e300
+rho = 3e38
 [grid]
 variant = ["sgd", "sam"]
 seed = [0, 1]
