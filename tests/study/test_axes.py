@@ -124,15 +124,15 @@ def test_the_axis_has_its_table_in_the_results_and_in_the_report(place):
 DIVERGES = """
 name = "diverges"
 [problem]
-data = "study_problem:splits"
-model = "study_problem:make"
+data = "digits"
+model = "mlp"
 [training]
 epochs = 2
-batch_size = 16
+batch_size = 100
 lr = 0.05
 [variants.sgd]
 [variants.sam]
-rho = 3e38
+rho = 1e20
 [grid]
 variant = ["sgd", "sam"]
 seed = [0, 1]
