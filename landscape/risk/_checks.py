@@ -17,7 +17,9 @@ from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._tracing import Reading
 from landscape.risk._units import units_or_refusal
 
-_ROWS, _FEW = 32, 2
+_ROWS, _FEW, _MANY = 32, 2, 64
+# What an example's loss may change by in other company, or with a graph.
+_SLACK = {torch.float64: 1e-8, torch.float32: 1e-3}
 # How torch words that a derivative was asked where no graph is made.
 _NO_GRAPH = "does not require grad"
 # How torch words that what is differentiated is not part of the graph.
@@ -45,7 +47,6 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
         network.model, foreign=foreign, stale=network.stale, borrowed=network.borrowed
     )
     engine, batch, first = _first_pass(engine, reading)
-    network.habits.volatile |= network.changed()
     _refuse_rewritten(engine)
     second = _losses(engine, batch)
     slack = 1e-12 if engine.dtype == torch.float64 else 1e-6
@@ -57,7 +58,7 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
         )
     engine.notes.narrow = list(reading.narrow)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
-    network.habits.volatile |= network.changed()
+    network.settle(network.habits)
     engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
     return engine
 
@@ -88,8 +89,11 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
     habits = engine.network.habits
     while True:
         try:
-            with engine.evaluating(engine.network.theta), reading.one_pass(engine.network.weights):
-                return _losses(engine, batch, check_targets=True)
+            with engine.evaluating(engine.network.theta):
+                with reading.one_pass(engine.network.weights):
+                    losses = _losses(engine, batch, check_targets=True)
+                engine.network.watch()
+            return losses
         except LandscapeError:
             raise
         except Exception as error:
@@ -111,23 +115,44 @@ def _refuse_rewritten(engine: Engine) -> None:
 
 
 def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[str] | None:
-    """Trainable tensors that a graph of the loss does not hold; None where there is no graph."""
+    """Trainable tensors that a graph of the loss does not hold; None where there is no graph.
+
+    Of two rows, which are watched, and where these leave some out, of more.
+    """
     network = engine.network
     few = batch.rows(0, min(_FEW, batch.count)) if engine.examples.apart else batch
+    few, names = few.mapped(torch.clone), list(network.layout.names)
+    value = float(_losses(engine, few).sum())
     try:
-        with (
-            engine.differentiating(1, network.theta),
-            reading.one_pass(network.weights),
-        ):
-            loss = _returned(engine, few.mapped(torch.clone)).sum()
-            if not loss.requires_grad:
-                return list(network.layout.names)
-            grads = torch.autograd.grad(loss, network.weights, allow_unused=True)
+        with engine.differentiating(1, network.theta):
+            with reading.one_pass(network.weights):
+                found, names = _left_out(engine, few, names)
+            network.watch()
+            # A model may compute something else where no graph is made.
+            slack = _SLACK[engine.dtype] * abs(value)
+            network.habits.differentiates |= abs(found - value) > slack
+            rows = 0
+            for more in engine.examples.cut(_FEW) if names else ():
+                _, names = _left_out(engine, engine.examples.on_device(more), names)
+                rows += more.count
+                if rows >= _MANY or not names:
+                    break
     except LandscapeError:
         raise
     except Exception:
         return None  # said where a derivative is asked
-    return [n for n, g in zip(network.layout.names, grads, strict=True) if g is None]
+    return names
+
+
+def _left_out(engine: Engine, rows: Batch, names: list[str]) -> tuple[float, list[str]]:
+    """Σ of losses, and which of these tensors its graph leaves out."""
+    network = engine.network
+    loss = _returned(engine, rows).sum()
+    if not loss.requires_grad:
+        return float(loss), names
+    grads = torch.autograd.grad(loss, network.weights, allow_unused=True)
+    known = dict(zip(network.layout.names, grads, strict=True))
+    return float(loss), [name for name in names if known[name] is None]
 
 
 def misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
@@ -254,12 +279,19 @@ def _first_bad(engine: Engine, theta: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def explaining(engine: Engine, theta: Tensor) -> Iterator[None]:
-    """Say which module has no second derivative, or memory, where that is what fails within."""
+def explaining(engine: Engine, theta: Tensor, order: int = 2) -> Iterator[None]:
+    """Say which module has no derivative, or memory, where that is what fails within."""
     try:
         with engine.naming_memory():
             yield
     except RuntimeError as error:
+        if order == 1 and any(sign in str(error) for sign in _SIGNS):
+            raise LandscapeError(
+                f"The model or loss cannot be differentiated ({str(error).splitlines()[0]}); use "
+                f"measurements of losses alone (slices, planes, outcomes)."
+            ) from error
+        if order == 1:
+            raise
         raise _second_derivative_error(engine, theta, error) from error
 
 

@@ -1,6 +1,7 @@
 """A deep copy of a model, and what cannot be measured at all."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
+from landscape.risk._tracing import address, storages, values
 
 
 def refuse_odd(model: nn.Module) -> None:
@@ -31,21 +33,52 @@ def refuse_odd(model: nn.Module) -> None:
                 f"{name!r} is on the meta device and has no values; load the weights first "
                 f"(model.to_empty(device='cpu'), then load_state_dict)."
             )
+        if type(tensor).__name__ == "DTensor" or hasattr(tensor, "device_mesh"):
+            raise LandscapeError(
+                f"{name!r} is sharded over processes (DTensor); gather the weights into an "
+                f"ordinary model first: get_model_state_dict of "
+                f"torch.distributed.checkpoint.state_dict with full_state_dict=True, then "
+                f"load_state_dict."
+            )
         if tensor.is_quantized:
             raise LandscapeError(
                 f"{name!r} is quantized ({tensor.dtype}); measure the model before it is quantized."
             )
+    _refuse_shared(model)
+
+
+def _refuse_shared(model: nn.Module) -> None:
+    """Refuse weights that lie over one another in memory without being one Parameter."""
+    spans = sorted(
+        (address(weight), first, first + _extent(weight), name)
+        for name, weight in model.named_parameters()
+        for first in [weight.storage_offset() * weight.itemsize]
+        if weight.requires_grad and weight.numel() and address(weight)
+    )
+    for (memory, _, stop, name), (other, start, _, second) in itertools.pairwise(spans):
+        if memory == other and start < stop:
+            raise LandscapeError(
+                f"{name!r} and {second!r} share memory without being one Parameter, so that no "
+                f"theta says which value they have; tie them (b.weight = a.weight) or give one of "
+                f"them memory of its own (weight.data = weight.data.clone())."
+            )
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first to behind the last of its elements."""
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (reach + 1) * tensor.itemsize
 
 
 def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """A deep copy that shares no memory with the model, and what of it is stale.
 
-    Attributes that are part of a graph (the weight that old weight_norm makes in every forward)
-    cannot be copied as such; they come as constants, by name.
+    Attributes that are part of a graph (the weight that old weight_norm makes in every forward) or
+    views of a parameter cannot be copied as such; they come as constants, by name.
     """
-    graphs = graph_tensors(model)
-    memo = {id(t): t.detach().clone() for t in graphs.values()}
-    stale = {name: memo[id(t)] for name, t in graphs.items()}
+    kept = stale_tensors(model)
+    memo = {id(t): t.detach().clone() for t in kept.values()}
+    stale = {name: memo[id(t)] for name, t in kept.items()}
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:
@@ -54,26 +87,24 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); measure on your "
             f"model itself with EmpiricalRisk(..., borrow=True), which puts it back bit for bit."
         ) from error
-    originals = {t.untyped_storage().data_ptr() for t in _tensors(model)}
-    for tensor in _tensors(made):
-        # A __deepcopy__ of the user's may share on purpose.
-        if tensor.numel() and tensor.untyped_storage().data_ptr() in originals:
-            tensor.data = tensor.data.clone()
+    originals = storages(values(model))
+    for tensor in (*made.parameters(), *made.buffers()):
+        # A __deepcopy__ of the user's may share on purpose; an expanded tensor cannot be written.
+        if address(tensor) in originals or (tensor.numel() > 1 and 0 in tensor.stride()):
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return made, stale
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [t for t in (*model.parameters(), *model.buffers()) if t.layout is torch.strided]
-
-
-def graph_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Attributes of modules that were computed from others, by name."""
+def stale_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Attributes of modules that were computed from parameters or are views of them, by name."""
+    memory = storages(dict(model.named_parameters()))
     return {
         f"{name}.{key}" if name else key: tensor
         for name, module in model.named_modules()
         for key, value in module.__dict__.items()
         for tensor in _leaves(value)
-        if tensor.grad_fn is not None
+        if not isinstance(tensor, nn.Parameter)
+        and (tensor.grad_fn is not None or address(tensor) in memory)
     }
 
 

@@ -388,7 +388,7 @@ class EmpiricalRisk:
         theta = self._engine.as_theta(theta)
         engine, total = self._engine, torch.zeros_like(theta)
         batches = _fitting.graph_batches(engine, order=1)
-        with engine.differentiating(1, theta):
+        with _checks.explaining(engine, theta, order=1), engine.differentiating(1, theta):
             sums = [engine.add_gradient(total, batch) for batch in batches]
         engine.spend(GRADIENT)
         gradient = engine.mean_of(total, theta, self._weight_decay)

@@ -40,7 +40,7 @@ class Loan:
         with self:
             yield
             self._flags = [t.requires_grad for t in self._tensors]
-            self._dressed = State(self._model)
+            self._dressed = State(self._model, values=False)
 
     def __enter__(self) -> None:
         self._depth += 1
@@ -65,7 +65,7 @@ class Loan:
             raise
 
     def _take(self) -> None:
-        self._theirs = State(self._model)
+        self._theirs = State(self._model, values=False)
         self._returns = [_Kept(tensor) for tensor in self._tensors]
         for kept, ours in zip(self._returns, self._ours, strict=True):
             kept.lend(ours)

@@ -14,7 +14,7 @@ from torch.utils import checkpoint
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
-from landscape.risk._copying import copied, graph_tensors, real_or_complex, refuse_odd
+from landscape.risk._copying import copied, real_or_complex, refuse_odd, stale_tensors
 from landscape.risk._data import Batch
 from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
@@ -46,7 +46,7 @@ class Network:
         self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
     ) -> None:
         refuse_odd(model)
-        self.model, self.stale = (model, graph_tensors(model)) if borrow else copied(model)
+        self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
         self._loan = Loan(model, device=device, dtype=dtype) if borrow else None
         self.layout = ParamLayout.of(self.model)
         if self._loan is None:
@@ -150,13 +150,19 @@ class Network:
             other = Network(self.released(self.theta), device=device, dtype=dtype)
         else:
             with self.at(self.theta):
+                self.restore()
                 other = Network(self.model, device=device, dtype=dtype, borrow=True)
-        other.habits = self.habits
+        other.settle(self.habits)
         return other
 
-    def changed(self) -> set[Place]:
-        """What passes have written since the network was made."""
-        return self._state.changed()
+    def watch(self) -> None:
+        """Take note of what passes have written since the network was made."""
+        self.habits.volatile |= self._state.changed()
+
+    def settle(self, habits: Habits) -> None:
+        """Nothing else will be found out about the model."""
+        self.habits = habits
+        self._state.forget_values(but=habits.volatile)
 
     def rewritten(self) -> list[str]:
         """Weights that a pass at theta has left with other values."""

@@ -22,6 +22,9 @@ _SYMMETRIC = {torch.float64: 1e-9, torch.float32: 1e-4}
 _ROUNDINGS = 100
 # A difference of slopes beyond this share of them, which every smaller step does not bring down.
 _SHARE, _SHRINKS = 1e-3, 0.5
+_VERDICTS = ("false_gradient", "asymmetric", "false_product")
+# Second differences for every step that are the curvature of a smooth loss.
+_ALIKE = 1e-2
 _MOST_NAMES = 8
 
 
@@ -31,10 +34,11 @@ class Probe:
 
     slope: g·v of the gradient g; loss_slopes: (L(θ + hv) − L(θ − hv)) / 2h of the loss for the
     three `steps` h; their difference vanishes with h where it comes from curvature or kinks.
-    asymmetry: |uᵀHv − vᵀHu| / (‖u‖ ‖Hv‖) of two random vectors. false_gradient, asymmetric: what
-    is wrong and where, or None. promoted: the model casts to float32 or makes it, which follows its
-    weights where these are float64. failure: why there is no probe, or none in
-    float64.
+    asymmetry: |uᵀHv − vᵀHu| / (‖u‖ ‖Hv‖) of two random vectors. curvature: vᵀHv, beside
+    loss_curvatures, (L(θ + hv) − 2 L(θ) + L(θ − hv)) / h²; kinks curve the loss where no derivative
+    sees it. false_gradient, asymmetric, false_product: what is wrong and where, or None. promoted:
+    the model casts to float32 or makes it, which follows its weights where these are float64.
+    failure: why there is no probe, or none in float64.
     """
 
     rows: int
@@ -43,8 +47,11 @@ class Probe:
     steps: tuple[float, ...]
     loss_slopes: tuple[float, ...]
     asymmetry: float
+    curvature: float
+    loss_curvatures: tuple[float, ...]
     false_gradient: str | None
     asymmetric: str | None
+    false_product: str | None
     promoted: bool = False
     failure: str = ""
 
@@ -55,7 +62,8 @@ class Probe:
 
     def reasons(self, matrix: str = "hessian") -> tuple[str, ...]:
         """Why no eigenvalue of the matrix ("hessian" or "ggn") is one of the loss; () if none."""
-        found = (self.false_gradient, self.asymmetric if matrix == "hessian" else None)
+        of_product = (self.asymmetric, self.false_product) if matrix == "hessian" else ()
+        found = (self.false_gradient, *of_product)
         return tuple(reason for reason in found if reason)
 
     def provenance(self, matrix: str = "hessian") -> dict[str, Any]:
@@ -63,7 +71,9 @@ class Probe:
         numbers = {
             key: _json(value)
             for key, value in asdict(self).items()
-            if key not in ("false_gradient", "asymmetric") and value not in ("", False)
+            if key not in ("false_gradient", "asymmetric", "false_product")
+            and value is not False
+            and value != ""
         }
         reasons = self.reasons(matrix)
         return {"probe": numbers} | ({"unsound": list(reasons)} if reasons else {})
@@ -105,7 +115,8 @@ def probe(engine: Engine) -> Probe:
             return dataclasses.replace(_Probing(part.in_dtype(dtype)).made(), failure=reason)
         except Exception as error:  # of the model or the loss
             reason = str(error).splitlines()[0]
-    return Probe(0, "", math.nan, (), (), math.nan, None, None, failure=reason)
+    unknown = math.nan
+    return Probe(0, "", unknown, (), (), unknown, unknown, (), None, None, None, failure=reason)
 
 
 class _Probing:
@@ -139,7 +150,15 @@ class _Probing:
         self.gradient, (Hu, Hv) = self._gradient_and_products()
         steps = _STEPS[self.dtype]
         slope = float(vectors.dot(self.gradient, self.v))
-        slopes = [self._loss_slope(self.v, h) for h in steps]
+        beside = [self._losses_beside(self.v, h) for h in steps]
+        slopes = [
+            (ahead - behind) / (2 * h) for (ahead, behind), h in zip(beside, steps, strict=True)
+        ]
+        bends = [
+            (ahead - 2 * self.loss + behind) / h**2
+            for (ahead, behind), h in zip(beside, steps, strict=True)
+        ]
+        curvature = float(vectors.dot(self.v, Hv))
         gaps = [abs(found - slope) for found in slopes]
         tolerance = _SHARE * max(abs(slope), abs(slopes[-1])) + self._rounding(steps[-1])
         false_gradient = asymmetric = None
@@ -158,6 +177,9 @@ class _Probing:
             asymmetry=asymmetry,
             false_gradient=false_gradient,
             asymmetric=asymmetric,
+            curvature=curvature,
+            loss_curvatures=tuple(bends),
+            false_product=None if asymmetric else self._false_product(curvature, bends, gaps),
             promoted=self.network.promotes,
         )
 
@@ -183,10 +205,14 @@ class _Probing:
             self.engine.add_products(total, graph, rows, keep=False)
         return total
 
-    def _loss_slope(self, v: Tensor, h: float) -> float:
+    def _losses_beside(self, v: Tensor, h: float) -> tuple[float, float]:
         ahead, behind = (
             float(self.engine.loss_only(self.theta + step * v, self.rows)) for step in (h, -h)
         )
+        return ahead, behind
+
+    def _loss_slope(self, v: Tensor, h: float) -> float:
+        ahead, behind = self._losses_beside(v, h)
         return (ahead - behind) / (2 * h)
 
     def _rounding(self, h: float) -> float:
@@ -218,6 +244,25 @@ class _Probing:
             f"the gradient is not the slope of the loss ({slope:.6g} along v, where the loss has "
             f"{of_loss:.6g}), in {_listed(names)}: a straight-through estimator, a reversed or "
             f"scaled gradient, or detach(); eigenvalues of its derivative are none of the loss"
+        )
+
+    def _false_product(self, curvature: float, bends: list[float], gaps: list[float]) -> str | None:
+        """Where the loss is smooth along v, and its curvature another for every step.
+
+        Smooth: the error of a slope falls with the square of the step; at kinks with the step.
+        """
+        steps = _STEPS[self.dtype]
+        smooth = gaps[1] <= gaps[0] * (steps[1] / steps[0]) ** 1.7 + self._rounding(steps[1])
+        for bend, h in zip(bends, steps, strict=True):
+            size = max(abs(bend), abs(bends[0]))
+            alike = abs(bend - bends[0]) <= _ALIKE * size + self._rounding(h) / h
+            off = abs(bend - curvature) > 3 * _ALIKE * max(size, abs(curvature))
+            if not (smooth and alike and off and abs(bend - curvature) > self._rounding(h) / h):
+                return None
+        return (
+            f"the Hessian product is not the curvature of the loss (vᵀHv = {curvature:.6g}, where "
+            f"the loss has {bends[1]:.6g}): a function of your own whose backward is not "
+            f"differentiable leaves a part out; write its backward in differentiable operations"
         )
 
     def _asymmetric(self, asymmetry: float) -> str:

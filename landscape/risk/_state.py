@@ -13,10 +13,11 @@ Place = tuple[str, str]
 class State:
     """Attributes, containers among them one level deep, and values of buffers at one time.
 
-    Modes, hooks and patched methods are attributes. Weights are known by identity alone.
+    Modes, hooks and patched methods are attributes. Weights are known by identity alone, and so are
+    buffers without `values`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, values: bool = True) -> None:
         self._modules = dict(model.named_modules())
         self._attributes = {name: dict(m.__dict__) for name, m in self._modules.items()}
         self._contents = {
@@ -29,7 +30,7 @@ class State:
             (name, key): (buffer, buffer.detach().clone())
             for name, module in self._modules.items()
             for key, buffer in module._buffers.items()
-            if buffer is not None
+            if values and buffer is not None
         }
 
     def changed(self) -> set[Place]:
@@ -48,6 +49,10 @@ class State:
         return found | {
             place for place, (buffer, kept) in self._buffers.items() if not _equal(buffer, kept)
         }
+
+    def forget_values(self, but: Iterable[Place]) -> None:
+        """Keep values of these buffers alone."""
+        self._buffers = {place: self._buffers[place] for place in but if place in self._buffers}
 
     def restore(self, places: Iterable[Place] | None = None) -> None:
         """Put back these places (default: all) as they were."""

@@ -13,12 +13,19 @@ from torch.utils._pytree import tree_leaves
 from landscape.errors import LandscapeError
 
 
+def address(tensor: Tensor) -> int:
+    """Where its memory begins; 0 where it has none of the usual kind."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
 def storages(tensors: Mapping[str, Tensor]) -> dict[int, str]:
     """Address of each tensor's memory -> its name."""
     found: dict[int, str] = {}
     for name, tensor in tensors.items():
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, or without memory
-            found.setdefault(tensor.untyped_storage().data_ptr(), name)
+        found.setdefault(address(tensor), name)
     found.pop(0, None)
     return found
 
@@ -64,7 +71,7 @@ class Reading(TorchDispatchMode):
     def one_pass(self, weights: list[nn.Parameter]) -> Iterator[None]:
         """Within it everything computed is watched."""
         self._own = storages(values(self._model))  # a borrowed model has ours only now
-        self._of_theta = {_address(weight) for weight in weights}
+        self._of_theta = {address(weight) for weight in weights}
         handles = [h for name, m in self._model.named_modules() for h in self._named(name, m)]
         try:
             with self:
@@ -94,7 +101,7 @@ class Reading(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        read = [_address(t) for t in operands]
+        read = [address(t) for t in operands]
         for at, operand in zip(read, operands, strict=True):
             if at in self._foreign:
                 raise self._reads_foreign(self._foreign[at])
@@ -110,7 +117,7 @@ class Reading(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 if tensor.dtype in (torch.bfloat16, torch.float16):
                     self.narrow[f"{self._where()}: {str(tensor.dtype)[6:]}"] = None
-                at = _address(tensor)
+                at = address(tensor)
                 if at not in read:
                     self._of_theta.discard(at)
                     self._earlier.pop(at, None)
@@ -163,10 +170,3 @@ class Reading(TorchDispatchMode):
             f"cache outside of the module's attributes, such as functools.cache), so theta would "
             f"not reach it; compute it anew in every forward."
         )
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0

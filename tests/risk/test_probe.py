@@ -266,3 +266,39 @@ def test_half_precision_within_a_model_is_named():
     assert "Module 'a' (Linear): bfloat16" in named
     assert "Module 'b' (Linear): bfloat16" in named
     assert "half_precision" not in EmpiricalRisk(settled(Net()), CE, (X, Y)).provenance()
+
+
+class Squared(Function):
+    """Its backward is right and cannot be differentiated: it computes on detached tensors."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach()
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.x * g
+
+
+class Incomplete(Net):
+    def forward(self, x):
+        return self.b(Squared.apply(self.a(x)))
+
+
+def test_a_product_that_leaves_a_part_out_is_never_converged():
+    risk = EmpiricalRisk(settled(Incomplete()), CE, (X, Y))
+    found = measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    assert not found.converged.values.any()
+    record = json.loads(found.attrs["provenance"])
+    assert any("not the curvature" in reason for reason in record["unsound"])
+    assert not any("not the slope" in reason for reason in record["unsound"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rectified_networks_of_any_width_pass(seed):
+    torch.manual_seed(seed)
+    width = 4 ** (seed + 1) if seed < 5 else 2000
+    model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width // 2), nn.ReLU(),
+                          nn.Linear(width // 2, 3))  # fmt: skip
+    assert EmpiricalRisk(model, CE, (X.float(), Y)).probe().reasons() == ()

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
-from tests.risk_problems import dense_hessian, randn, rng, settled
+from landscape.risk._network import Habits
+from tests.risk_problems import PROBLEMS, dense_hessian, problem, randn, rng, settled
 
 CE = nn.CrossEntropyLoss()
 X, Y = randn(24, 4, seed=3), torch.randint(0, 3, (24,), generator=rng(4))
@@ -190,6 +191,14 @@ def test_checkpoints_of_both_kinds_give_the_products_of_the_plain_network(kind, 
     closing = settled(Checkpointed(reentrant))  # a lambda made within the forward is no closure
     risk = EmpiricalRisk(closing, CE, (X, Y), borrow=kind is Checkpointed)
     compare(risk, of_base(risk, plain), theta)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_model_that_writes_nothing_has_nothing_put_back(name):
+    model, data = problem(name)
+    for borrow in (False, True):
+        habits = EmpiricalRisk(model, CE, data, borrow=borrow)._engine.network.habits
+        assert habits == Habits()
 
 
 def test_a_kept_graph_stays_at_its_theta_whatever_is_asked_in_between():
@@ -501,6 +510,17 @@ class Stale(Base):
         return self.b(torch.tanh(F.linear(x, self.twice)))
 
 
+class View(Base):
+    """Reads a weight through a view that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.turned = self.a.weight.data.T
+
+    def forward(self, x):
+        return self.b(torch.tanh(x @ self.turned + self.a.bias))
+
+
 class Unlisted(Base):
     def __init__(self):
         super().__init__()
@@ -525,13 +545,18 @@ def normed_layer_of_loss(model):
     [
         (Cached, "functools.cache"),
         (Stale, "'twice'"),
+        (View, "'turned'|'a.weight'"),
         (Unlisted, "ParameterList"),
         (Clipping, "a.weight"),
     ],
 )
 def test_roads_that_theta_cannot_take_are_refused_by_name(make, words):
-    with pytest.raises(LandscapeError, match=words):
-        EmpiricalRisk(settled(make()), CE, (X, Y))
+    model = settled(make())
+    if make is View:  # the dtype has moved the weight
+        model.turned = model.a.weight.data.T
+    for borrow in (False, True):
+        with pytest.raises(LandscapeError, match=words):
+            EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
 
 
 def test_max_norm_is_refused_with_advice_that_works():
@@ -578,3 +603,60 @@ def test_tensors_without_influence_are_in_the_provenance():
     assert record["without_influence"] == ["unused.weight", "unused.bias"]
     assert record["num_without_influence"] == 2
     assert "without_influence" not in EmpiricalRisk(settled(Base()), CE, (X, Y)).provenance()
+
+
+class Experts(nn.Module):
+    """Every row goes to one expert of four; one is never chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 3) for _ in range(5))
+
+    def forward(self, x):
+        which = (x[:, 0] * 10).long().abs() % 4
+        out = x.new_zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            rows = which == number
+            if rows.any():
+                out = out.index_put((rows.nonzero()[:, 0],), expert(x[rows]))
+        return out
+
+
+def test_experts_that_few_rows_do_not_reach_have_influence():
+    risk = EmpiricalRisk(settled(Experts()), CE, (X, Y))
+    assert risk.provenance()["without_influence"] == ["experts.4.weight", "experts.4.bias"]
+
+
+def test_weights_that_lie_over_one_another_are_refused_and_expanded_ones_are_made_whole():
+    model = settled(Base())
+    model.c = nn.Linear(4, 5).double()
+    model.c.weight.data = model.a.weight.data
+    with pytest.raises(LandscapeError, match=r"'a.weight' and 'c.weight' share memory"):
+        EmpiricalRisk(model, CE, (X, Y))
+    model.c.weight.data = model.c.weight.data.clone()
+    model.a.bias.data = torch.zeros(1, dtype=torch.float64).expand(5)
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    torch.testing.assert_close(risk.loss(risk.theta), CE(model(X), Y).detach())
+    assert risk.gradient(risk.theta).isfinite().all()
+
+
+class OnlyWithoutGraph(Base):
+    def forward(self, x):
+        return super().forward(x) * (1 if torch.is_grad_enabled() else 2)
+
+
+def test_a_model_that_computes_something_else_without_a_graph_is_evaluated_with_one():
+    risk = EmpiricalRisk(settled(OnlyWithoutGraph()), CE, (X, Y))
+    plain = EmpiricalRisk(settled(Base()), CE, (X, Y))
+    assert torch.equal(risk.loss(risk.theta), plain.loss(plain.theta))
+
+
+def test_what_has_no_first_derivative_is_refused_where_one_is_asked():
+    class Rounded(Base):
+        def forward(self, x):
+            return super().forward(x) * torch.special.zeta(2 + self.a(x).square()[:, :1], x[:, :1])
+
+    risk = EmpiricalRisk(settled(Rounded()), lambda o, y: o.square().mean(1), (X.abs() + 1, Y))
+    risk.loss(risk.theta)
+    with pytest.raises(LandscapeError, match=r"cannot be differentiated \("):
+        risk.gradient(risk.theta)
