@@ -4,7 +4,7 @@ from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
 from landscape.risk._probe import Probe
-from landscape.risk._rows import RowLosses
+from landscape.risk._rows import Objective, RowLosses
 
 __all__ = [
     "BN_MODES",
@@ -12,6 +12,7 @@ __all__ = [
     "Evaluation",
     "LinearizedGGN",
     "LinearizedHVP",
+    "Objective",
     "Probe",
     "RowLosses",
 ]

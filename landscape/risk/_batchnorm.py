@@ -47,6 +47,10 @@ class BatchNormControl:
         self.statistics: list[tuple[Tensor, Tensor]] = []
         self.gathered: _Moments | None = None
 
+    def give(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
+        """Use these statistics, re-estimated elsewhere, site after site."""
+        self.mode, self.purpose, self.statistics = "fixed", "recalibrate", statistics
+
     def gather(self, purpose: str) -> None:
         """Start to gather statistics of the whole set for `purpose`, site after site."""
         self.mode, self.purpose, self.statistics = "fixed", purpose, []

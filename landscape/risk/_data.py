@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import functools
+import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +89,11 @@ class Examples:
     def row_bytes(self) -> int:
         total = sum(leaf.nbytes for chunk in self.chunks for leaf in chunk.leaves())
         return max(1, total // self.num_examples)
+
+    def leaves(self) -> Iterator[Tensor]:
+        """All tensors: inputs and targets, table by table."""
+        for chunk in self.chunks:
+            yield from chunk.leaves()
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch itself when the data are resident."""
@@ -308,3 +314,13 @@ def _joined(chunks: list[Batch], num_examples: int) -> list[Batch]:
         return chunks
     columns = [torch.cat(column) for column in zip(*(leaves for leaves, _ in flat), strict=True)]
     return [Batch(*pytree.tree_unflatten(columns, flat[0][1]), start=0, count=num_examples)]
+
+
+def sha256_of(tensors: Iterable[Tensor], names: str = "") -> str:
+    """SHA-256 of the bytes, dtypes and shapes of tensors."""
+    digest = hashlib.sha256(names.encode())
+    for leaf in tensors:
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+        flat = leaf.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

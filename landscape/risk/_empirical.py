@@ -15,8 +15,8 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import Criterion, errors_of, logits_of
-from landscape.risk._data import Batch, collect, kept_rng
-from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes
+from landscape.risk._data import Batch, collect, kept_rng, sha256_of
+from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, Statistics
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
@@ -257,6 +257,27 @@ class EmpiricalRisk:
         chunks = self._engine.examples.chunks
         return torch.cat([chunk.targets for chunk in chunks]).to(self.device)
 
+    @property
+    def inputs(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Arguments (args, kwargs) of the model for all examples: one table, or one per shape."""
+        self._refuse_spread("inputs")
+        return [(chunk.args, chunk.kwargs) for chunk in self._engine.examples.chunks]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a pass if they were chosen."""
+        return self._engine.batch_size
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of inputs and targets of all examples, and of the model's buffers."""
+        self._refuse_spread("fingerprints")
+        buffers = [leaf for _, leaf in sorted(self.buffers.items())]
+        names = " ".join(sorted(self.buffers))
+        return {
+            "data_sha256": sha256_of(self._engine.examples.leaves()),
+            "buffers_sha256": sha256_of(buffers, names),
+        }
+
     def spend(self, gradients: float) -> None:
         """Count what was computed beside the risk in its gradient-equivalents."""
         self._engine.spend(gradients)
@@ -350,8 +371,14 @@ class EmpiricalRisk:
         return rate
 
     @normal_tensors
-    def evaluate(self, theta: Float[Tensor, "P"]) -> Evaluation:
-        """Loss, error rate (None if not a classifier) and losses in one pass. Cost 1/3."""
+    def evaluate(
+        self, theta: Float[Tensor, "P"], *, statistics: Statistics | None = None
+    ) -> Evaluation:
+        """Loss, error rate (None if not a classifier) and losses in one pass. Cost 1/3.
+
+        statistics: of BatchNorm, from `batchnorm_statistics` of another risk of the same model, to
+        be used in the place of those of the own mode.
+        """
         theta = self._engine.as_theta(theta)
         sums: list[Tensor] = []
         parts: list[Tensor] = []
@@ -363,7 +390,7 @@ class EmpiricalRisk:
             errors = errors_of(output, batch.targets, self._engine.criterion.ignore_index)
             wrong.append(None if errors is None else errors.sum())
 
-        _fitting.visit(self._engine, theta, visit)
+        _fitting.visit(self._engine, theta, visit, statistics=statistics)
         rate = None
         if all(count is not None for count in wrong):
             count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
@@ -371,6 +398,22 @@ class EmpiricalRisk:
         whole = self._engine.criterion.per_example and self._engine.spread is None
         losses = self._engine.shares(torch.cat(parts)) if whole else None
         return Evaluation(self._mean(sums, theta), rate, losses)
+
+    @normal_tensors
+    def batchnorm_statistics(self, theta: Float[Tensor, "P"]) -> Statistics:
+        """Mean and variance that the BatchNorm mode takes from all examples at theta.
+
+        A pair per call of a layer, in order; refused in mode "eval", which takes none. Cost: 1/3
+        for each.
+        """
+        if not self._engine.couples:
+            raise LandscapeError(
+                f"batchnorm_statistics asked with bn={self.bn!r} of a model with "
+                f"{'' if self.has_batchnorm else 'no '}BatchNorm, which takes no statistics from "
+                f"the examples; use risk.with_bn('recalibrate') or risk.with_bn('full_batch')."
+            )
+        size = _fitting.pass_rows(self._engine)
+        return self._engine.statistics(self._engine.as_theta(theta), size)
 
     # Derivatives ------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
 
+Statistics = list[tuple[Tensor, Tensor]]
 BN_MODES = ("eval", "full_batch", "recalibrate")
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
 _ROWS, _FEW, _RATIO_ROWS = 8, 2, 1024
@@ -160,15 +161,23 @@ class Engine:
         return losses.detach().double().sum()
 
     def visit(
-        self, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None], size: int, *, whole: bool
+        self,
+        theta: Tensor,
+        visit: Callable[[Batch, Any, Tensor], None],
+        size: int,
+        *,
+        whole: bool,
+        statistics: Statistics | None = None,
     ) -> None:
         """One pass without derivatives: visit(batch, output, losses) for all examples in order.
 
         In passes of `size` rows; whole: all examples are one pass, whose own BatchNorm statistics
-        are those of the set.
+        are those of the set. statistics: given ones in their place.
         """
         with self.evaluating(theta):
-            if self.couples and not whole:
+            if statistics is not None:
+                self.network.batchnorm.give(statistics)
+            elif self.couples and not whole:
                 self._gather_statistics(size)
             for batch in self.examples.cut(size):
                 batch = self.examples.on_device(batch)
@@ -186,6 +195,12 @@ class Engine:
         """Output and numerators of a batch on the device, with the graph that is asked."""
         model, batch = self.network.ready(batch)
         return self.criterion.of(model, batch)
+
+    def statistics(self, theta: Tensor, size: int) -> Statistics:
+        """BatchNorm statistics of the examples at theta, one pair per call of a layer, in order."""
+        with self.evaluating(theta):
+            self._gather_statistics(size)
+            return list(self.network.batchnorm.statistics)
 
     def _gather_statistics(self, size: int) -> None:
         """Statistics of the whole set for one BatchNorm site after another, each from one pass."""

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
-from landscape.risk._engine import Engine
+from landscape.risk._engine import Engine, Statistics
 
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
@@ -33,12 +33,21 @@ def default_rows(examples: Examples) -> int:
     return max(1, min(examples.num_examples, most, budget // examples.row_bytes))
 
 
-def visit(engine: Engine, theta: Tensor, visit: Callable[[Batch, Any, Tensor], None]) -> None:
-    """One pass without derivatives over batches that fit: visit(batch, output, losses)."""
+def visit(
+    engine: Engine,
+    theta: Tensor,
+    visit: Callable[[Batch, Any, Tensor], None],
+    *,
+    statistics: Statistics | None = None,
+) -> None:
+    """One pass without derivatives over batches that fit: visit(batch, output, losses).
+
+    statistics: of BatchNorm, instead of those of the engine's mode.
+    """
     # Asked first: measuring a graph puts BatchNorm back to its frozen statistics.
-    whole = engine.couples and _fits_one_pass(engine)
+    whole = engine.couples and statistics is None and _fits_one_pass(engine)
     size = engine.examples.num_examples if whole else pass_rows(engine)
-    engine.visit(theta, visit, size, whole=whole)
+    engine.visit(theta, visit, size, whole=whole, statistics=statistics)
 
 
 def pass_rows(engine: Engine) -> int:

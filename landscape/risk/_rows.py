@@ -1,13 +1,20 @@
-"""The loss of chosen rows as a function of a model, as optimizers take it."""
+"""The loss of chosen rows: of a model, as optimizers take it, or of theta, to be minimized."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape.risk._criterion import logits_of
+from landscape import vectors
+from landscape.risk._criterion import errors_of, logits_of
 from landscape.risk._data import Batch
-from landscape.risk._empirical import EmpiricalRisk
+from landscape.risk._empirical import EmpiricalRisk, Evaluation
+from landscape.risk._engine import FORWARD, GRADIENT
+
+Transform = Callable[[Tensor], Tensor]
+_ROWS = 512  # of one pass
 
 
 class RowLosses:
@@ -15,8 +22,9 @@ class RowLosses:
 
     Their mean is the criterion of these rows as a batch of their own, as an optimizer sees it:
     divided by the weights of the targets in it. Differentiable, and as many calls as an optimizer
-    makes. transform: of the logits before the loss. Rows are given in any order, and the losses
-    come in that order.
+    makes. transform: of the logits before the loss; inputs: of the first input before the model.
+    weight_decay: add the risk's ½·weight_decay·‖theta‖², of the model's trainable parameters.
+    Rows are given in any order, and the losses come in that order.
     """
 
     def __init__(
@@ -24,9 +32,12 @@ class RowLosses:
         risk: EmpiricalRisk,
         model: nn.Module,
         *,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Transform | None = None,
+        inputs: Transform | None = None,
+        weight_decay: bool = False,
     ) -> None:
-        self._transform = transform
+        self._transform, self._inputs = transform, inputs
+        self._decay = risk.weight_decay if weight_decay else 0.0
         self._engine = risk._engine
         self._device = risk.device
         self._model = model
@@ -34,7 +45,11 @@ class RowLosses:
     def __call__(self, rows: Tensor) -> Tensor:
         sums = self.numerators(rows)
         count = len(rows) if sums.ndim else 1
-        return sums * (count / self.denominator(rows))
+        losses = sums * (count / self.denominator(rows))
+        if not self._decay:
+            return losses
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        return losses + 0.5 * self._decay * sum(vectors.squared_norm(p) for p in trained)
 
     def shares(self, rows: Tensor) -> Tensor:
         """Losses (B,) as `EmpiricalRisk.losses` has them."""
@@ -46,35 +61,134 @@ class RowLosses:
 
     def numerators(self, rows: Tensor) -> Tensor:
         """What is summed before the division, (B,), or its sum () if no more is known."""
-        examples, parts, order = self._engine.examples, [], []
+        return self.passed(rows)[0]
+
+    def passed(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Numerators, and how many predictions are wrong (), None where nothing is predicted."""
+        parts, wrong, order = [], [], []
+        for batch, places in self._batches(rows):
+            batch = batch.mapped(lambda leaf: leaf.to(self._device))
+            output, losses = self._engine.criterion.of(self._called, batch)
+            errors = errors_of(output, batch.targets, self._engine.criterion.ignore_index)
+            parts.append(losses)
+            wrong.append(None if errors is None else errors.sum())
+            order.append(places)
+        known = all(each is not None for each in wrong)
+        count = torch.stack(wrong).sum() if known else None
+        if parts[0].ndim == 0:
+            return torch.stack(parts).sum(), count
+        back = torch.argsort(torch.cat(order)).to(parts[0].device)
+        return torch.cat(parts)[back], count
+
+    def _batches(self, rows: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+        """What goes through the model at once, and the places of its rows among those asked."""
+        examples = self._engine.examples
         if not examples.apart:
             for unit in examples.whole_units(rows):
-                parts.append(self._of(unit))
                 at = torch.arange(unit.start, unit.start + unit.count)
-                order.append((rows.cpu()[:, None] == at).nonzero()[:, 0])
-            return self._joined(parts, order)
+                yield unit, (rows.cpu()[:, None] == at).nonzero()[:, 0]
+            return
         for chunk in examples.chunks:
             here = (rows >= chunk.start) & (rows < chunk.start + chunk.count)
-            if not bool(here.any()):
-                continue
-            index = rows[here] - chunk.start
-            batch = chunk.mapped(
-                lambda leaf, index=index: leaf[index.to(leaf.device)], count=len(index)
-            )
-            parts.append(self._of(batch))
-            order.append(here.nonzero()[:, 0])
-        return self._joined(parts, order)
+            if bool(here.any()):
+                index = rows[here] - chunk.start
+                yield (
+                    chunk.mapped(
+                        lambda leaf, index=index: leaf[index.to(leaf.device)], count=len(index)
+                    ),
+                    here.nonzero()[:, 0],
+                )
 
-    def _of(self, batch: Batch) -> Tensor:
-        batch = batch.mapped(lambda leaf: leaf.to(self._device))
-        if self._transform is None:
-            return self._engine.criterion.of(self._model, batch)[1]
-        output = self._transform(logits_of(self._model(*batch.args, **batch.kwargs)))
-        return self._engine.criterion(output, batch.targets, batch.count)
+    @property
+    def _called(self) -> Callable[..., Any]:
+        """The model, with what is transformed before and behind it."""
+        if self._inputs is None and self._transform is None:
+            return self._model
 
-    @staticmethod
-    def _joined(parts: list[Tensor], order: list[Tensor]) -> Tensor:
-        if parts[0].ndim == 0:
-            return torch.stack(parts).sum()
-        back = torch.argsort(torch.cat(order)).to(parts[0].device)
-        return torch.cat(parts)[back]
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if self._inputs is not None:
+                args = (self._inputs(args[0]), *args[1:])
+            output = self._model(*args, **kwargs)
+            return output if self._transform is None else self._transform(logits_of(output))
+
+        return called
+
+
+class Objective:
+    """L(theta) of rows of a risk's data with its gradient, weight decay included.
+
+    Outputs or inputs may be transformed before the loss (`RowLosses`). batch_statistics: BatchNorm
+    takes the statistics of the rows of a call, which are then one pass, as in training; otherwise
+    its running statistics, and the rows go through in passes. It works on a model of its own; the
+    cost is the risk's.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        theta: Tensor,
+        *,
+        transform: Transform | None = None,
+        inputs: Transform | None = None,
+        batch_statistics: bool = False,
+    ) -> None:
+        self._risk, self._whole = risk, batch_statistics
+        model = risk.model_at(theta)
+        for module in model.modules():
+            if batch_statistics and isinstance(module, _BatchNorm):
+                module.train()
+        self._losses = RowLosses(risk, model, transform=transform, inputs=inputs)
+        self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._all = torch.arange(risk.num_examples)
+
+    def loss(self, theta: Tensor, rows: Tensor | None = None) -> float:
+        """L(theta) of the rows (default: all)."""
+        rows = self._put(theta, rows, FORWARD)
+        with torch.no_grad():
+            sums = [float(self._losses.numerators(part).sum()) for part in self._parts(rows)]
+        return sum(sums) / self._losses.denominator(rows) + self._decay(theta)
+
+    def evaluate(self, theta: Tensor) -> Evaluation:
+        """Loss, error rate and losses over all rows, as `EmpiricalRisk.evaluate` has them."""
+        rows = self._put(theta, None, FORWARD)
+        with torch.no_grad():
+            passed = [self._losses.passed(part) for part in self._parts(rows)]
+        sums, wrong = zip(*passed, strict=True)
+        total = torch.stack([each.double().sum() for each in sums]).sum()
+        loss = total / self._losses.denominator(rows) + self._decay(theta)
+        known = all(each is not None for each in wrong)
+        engine = self._risk._engine
+        rate = torch.stack(wrong).sum().to(engine.dtype) / engine.num_labels if known else None
+        losses = engine.shares(torch.cat(sums)) if sums[0].ndim else None
+        return Evaluation(loss.to(self._risk.dtype), rate, losses)
+
+    def gradient(self, theta: Tensor, rows: Tensor | None = None) -> tuple[float, Tensor]:
+        """L(theta) of the rows and its gradient."""
+        rows = self._put(theta, rows, GRADIENT)
+        total, loss = torch.zeros_like(theta), 0.0
+        for part in self._parts(rows):
+            with torch.enable_grad():
+                value = self._losses.numerators(part).sum()
+            parts = torch.autograd.grad(value, list(self._named.values()), materialize_grads=True)
+            named = dict(zip(self._named, parts, strict=True))
+            total += self._risk.layout.flatten(named)
+            loss += float(value.detach())
+        denominator = self._losses.denominator(rows)
+        decay = self._risk.weight_decay * theta
+        return loss / denominator + self._decay(theta), total / denominator + decay
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        apart = self._risk._engine.examples.apart
+        return rows.split(_ROWS) if apart and not self._whole else (rows,)
+
+    def _decay(self, theta: Tensor) -> float:
+        decay = self._risk.weight_decay
+        return 0.5 * decay * float(vectors.squared_norm(theta)) if decay else 0.0
+
+    def _put(self, theta: Tensor, rows: Tensor | None, cost: float) -> Tensor:
+        rows = self._all if rows is None else rows
+        self._risk.spend(cost * len(rows) / len(self._all))
+        with torch.no_grad():
+            for name, value in self._risk.layout.unflatten(theta).items():
+                self._named[name].copy_(value)
+        return rows

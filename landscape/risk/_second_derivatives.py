@@ -8,25 +8,19 @@ gamma (w * x + b - mean) / sqrt(var + eps) + beta = w' * x + b', with derivative
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from landscape import vectors
+from landscape.risk._folding import Pair, agree, beside, column, pairs_of, scale_and_shift
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _WINDOWS = 2**21  # bytes
-# Beyond what rounding may do to a loss the layers were not what they seemed.
-_SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 _Geometry = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -137,32 +131,6 @@ class _ToWeight(Function):
         return to_x, to_g, None, None
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A convolution and the BatchNorm that alone reads it."""
-
-    layer: nn.Module
-    norm: _BatchNorm
-
-
-class _Readers(TorchDispatchMode):
-    """Counts the operations that read the output of each convolution.
-
-    Losses alone would not show a second reader that is silent at the points that are tried.
-    """
-
-    def __init__(self, made: list[tuple[Tensor, nn.Module]]) -> None:
-        super().__init__()
-        self.made, self.count = made, Counter[int]()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # fmt: skip
-        read = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        self.count.update(id(layer) for output, layer in self.made if id(output) in read)
-        return func(*args, **(kwargs or {}))
-
-
 class TwiceControl:
     """Takes over the forward of the convolutions of a private copy of the model.
 
@@ -173,7 +141,7 @@ class TwiceControl:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.active, self.absorbed = model, False, False
-        self.pairs: list[_Pair] | None = None
+        self.pairs: list[Pair] | None = None
         self.norms: dict[int, _BatchNorm] = {}
         for module in model.modules():
             if type(module) in _CONVOLUTIONS and "forward" not in module.__dict__:
@@ -208,15 +176,11 @@ class TwiceControl:
         """
         if self.pairs is not None:
             return
-        self.pairs = self._traced(losses, theta)
+        pairs = pairs_of(self.model, lambda: losses(theta), _CONVOLUTIONS)
+        self.pairs = [pair for pair in pairs if _absorbable(pair)]
         self.norms = {id(pair.layer): pair.norm for pair in self.pairs}
-        source = torch.Generator().manual_seed(0)
-        shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
-        shift *= 0.1 * vectors.norm(theta) / vectors.norm(shift)
-        slack = _SLACK[theta.dtype]
-        for point in (theta, theta + shift) if self.pairs else ():
-            found, truth = self._absorbing(losses, point), losses(point)
-            if not torch.allclose(found, truth, rtol=slack, atol=slack, equal_nan=True):
+        for point in (theta, beside(theta)) if self.pairs else ():
+            if not agree(self._absorbing(losses, point), losses(point)):
                 self.pairs, self.norms = [], {}
                 return
 
@@ -227,57 +191,18 @@ class TwiceControl:
         finally:
             self.active = self.absorbed = False
 
-    def _traced(self, losses: Callable[[Tensor], Tensor], theta: Tensor) -> list[_Pair]:
-        made: list[tuple[Tensor, nn.Module]] = []
-        calls: dict[nn.Module, int] = {}
-        pairs: list[_Pair] = []
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[module] = calls.get(module, 0) + 1
-            if type(module) in _CONVOLUTIONS:
-                made.append((output, module))
-            if type(module) in _NORMS and args:
-                layer = next((layer for kept, layer in made if kept is args[0]), None)
-                if layer is not None:
-                    pairs.append(_Pair(layer, module))
-
-        readers = _Readers(made)
-        handles = [m.register_forward_hook(after) for m in self.model.modules() if _bare(m)]
-        try:
-            with readers:
-                losses(theta)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [
-            pair
-            for pair in pairs
-            if calls[pair.layer] == calls[pair.norm] == 1
-            and readers.count[id(pair.layer)] == 1
-            and _foldable(pair)
-        ]
-
 
 def _absorbed(w: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps).to(w)
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
-    shift = shift if norm.bias is None else shift + norm.bias
-    return w * scale.view(-1, *[1] * (w.ndim - 1)), shift
+    scale, shift = scale_and_shift(norm, bias)
+    return w * column(scale, w), shift
 
 
-def _bare(module: nn.Module) -> bool:
-    """No hook that would see or change what passes."""
-    return not (module._forward_hooks or module._forward_pre_hooks)
-
-
-def _foldable(pair: _Pair) -> bool:
-    """Its own weight (not one made by hooks), zero padding, frozen statistics."""
+def _absorbable(pair: Pair) -> bool:
+    """A convolution whose forward is ours, with zero padding, and a norm that is torch's own."""
     layer = pair.layer
-    own = layer._parameters.get("weight") is not None
     taken = getattr(layer.__dict__.get("forward"), "of_the_risk", False)
     fixed = not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
-    return own and taken and fixed and pair.norm.running_mean is not None
+    return type(layer) in _CONVOLUTIONS and type(pair.norm) in _NORMS and taken and fixed
 
 
 def release(model: nn.Module) -> nn.Module:

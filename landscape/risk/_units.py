@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.risk._criterion import Criterion, labels_of
 from landscape.risk._data import Batch, Examples, spread_rows
@@ -167,7 +168,9 @@ def _thetas(engine: Engine) -> Iterator[Tensor]:
     yield theta
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
-    scale = torch.nan_to_num(theta.double().square().mean().sqrt()).clamp_min(1e-2).to(theta)
+    scale = (
+        torch.nan_to_num(vectors.norm(theta) / max(1, len(theta)) ** 0.5).clamp_min(1e-2).to(theta)
+    )
     yield theta + 0.1 * scale * draw
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.sam.directions import joined
 from landscape.sam.geometry import Geometry, multiplied
@@ -223,7 +224,8 @@ class MergedNoise(Slot):
         frozen = point.untrained()
         for name, a, b in adapters(point, frozen):
             w = frozen[name].detach()
-            rows = (w + self.scaling * (b @ a)).norm(dim=1, keepdim=True)
+            merged = w + self.scaling * vectors.combine(b, a)
+            rows = vectors.row_norms(merged).to(w.dtype)[:, None]
             noise = torch.randn(w.shape, generator=point.generator, device=point.generator.device)
             size = rho * rows / w.shape[1] ** 0.5
             point.also[name] = (noise.to(w.device, w.dtype) * size).to(w.dtype)

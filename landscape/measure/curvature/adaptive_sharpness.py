@@ -10,7 +10,6 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.errors import LandscapeError
-from landscape.measure._objective import Objective
 from landscape.measure.curvature.sharpness import check_rho
 from landscape.measure.measuring import (
     Measuring,
@@ -20,7 +19,7 @@ from landscape.measure.measuring import (
     normal_draws,
 )
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, Objective
 
 NORMS = ("linf", "l2")
 

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape import vectors
 from landscape.measure.curvature.top import eigenpairs, hessian_trace
 from landscape.measure.measuring import (
     RESIDUALS,
@@ -228,15 +227,10 @@ class _Objective(nn.Module):
     def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
         super().__init__()
         self.model = risk.model_at(theta)
-        self._losses = RowLosses(risk, self.model)
-        self._weight_decay = risk.weight_decay
+        self._losses = RowLosses(risk, self.model, weight_decay=True)
 
     def forward(self, rows: Tensor) -> Tensor:
-        losses = self._losses(rows)
-        if not self._weight_decay:
-            return losses
-        squares = sum(vectors.squared_norm(p) for p in self.model.parameters() if p.requires_grad)
-        return losses + 0.5 * self._weight_decay * squares
+        return self._losses(rows)
 
 
 def _mean(losses: Tensor, _: Tensor) -> Tensor:

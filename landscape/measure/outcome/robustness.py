@@ -14,7 +14,7 @@ from landscape import vectors
 from landscape.measure.measuring import Measuring, check_count, generator
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk, RowLosses
+from landscape.risk import EmpiricalRisk, Objective
 
 STRENGTHS = {
     "weight noise": (0.05, 0.1, 0.2, 0.3, 0.5),
@@ -107,32 +107,10 @@ def _evaluate(
     risk: EmpiricalRisk, theta: Tensor, transform: Transform | None = None
 ) -> tuple[float, float]:
     """Mean loss and accuracy (NaN when it is no classification)."""
-    if transform is None:
-        seen = risk.evaluate(theta)
-        rate = math.nan if seen.error_rate is None else float(seen.error_rate)
-        return float(seen.loss), 1 - rate
-    model = risk.model_at(theta)
-    outputs: list[Tensor] = []
-
-    def keep(output: Tensor) -> Tensor:
-        outputs.append(output)
-        return output
-
-    first = model.register_forward_pre_hook(lambda _, args: (transform(args[0]), *args[1:]))
-    losses = RowLosses(risk, model, transform=keep)
-    total, everything = 0.0, torch.arange(risk.num_examples)
-    try:
-        with torch.no_grad():
-            for rows in everything.split(512):
-                total += float(losses.numerators(rows).sum())
-    finally:
-        first.remove()
-    risk.spend(1 / 3)
-    output, targets = torch.cat(outputs), risk.targets
-    known = output.ndim == 2 and not targets.is_floating_point() and targets.ndim == 1
-    right = float((output.argmax(1) == targets).double().mean()) if known else math.nan
-    decay = 0.5 * risk.weight_decay * float(vectors.squared_norm(theta))
-    return total / losses.denominator(everything) + decay, right
+    here = risk if transform is None else Objective(risk, theta, inputs=transform)
+    seen = here.evaluate(theta)
+    rate = math.nan if seen.error_rate is None else float(seen.error_rate)
+    return float(seen.loss), 1 - rate
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -169,13 +147,13 @@ def _rounded(risk: EmpiricalRisk, theta: Tensor, bits: int) -> Float[Tensor, "P"
 
 def _images(risk: EmpiricalRisk) -> list[Tensor] | None:
     """The inputs of all chunks, where each is one real tensor (n, channels, ...)."""
-    chunks = risk._engine.examples.chunks
+    inputs = risk.inputs
     fit = all(
-        len(c.args) == 1 and not c.kwargs and isinstance(c.args[0], Tensor)
-        and c.args[0].is_floating_point() and c.args[0].ndim >= 3
-        for c in chunks
+        len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        and args[0].is_floating_point() and args[0].ndim >= 3
+        for args, kwargs in inputs
     )  # fmt: skip
-    return [c.args[0] for c in chunks] if fit else None
+    return [args[0] for args, _ in inputs] if fit else None
 
 
 def _input_noise(risk: EmpiricalRisk, strength: float, seed: int) -> Transform | None:

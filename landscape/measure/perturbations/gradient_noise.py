@@ -10,7 +10,6 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.errors import LandscapeError
-from landscape.measure._objective import Objective
 from landscape.measure.curvature.sharpness import check_rho
 from landscape.measure.measuring import (
     Measuring,
@@ -21,7 +20,7 @@ from landscape.measure.measuring import (
     tensor_coords,
 )
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, Objective
 
 PARTS = ("batch gradient", "full part", "noise part", "EMA residual")
 

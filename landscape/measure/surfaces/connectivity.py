@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import plane as planes
 from landscape import vectors
@@ -19,7 +18,7 @@ from landscape.measure.measuring import Measuring, check_count, check_theta, gen
 from landscape.measure.surfaces.grids import loss_plane
 from landscape.measure.surfaces.values import objective
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk, RowLosses
+from landscape.risk import EmpiricalRisk, Objective
 
 
 def barrier_matrix(
@@ -273,12 +272,7 @@ def _trained(
     risk: EmpiricalRisk, a: Tensor, b: Tensor, how: CurveTraining, seed: int
 ) -> tuple[Tensor, float]:
     """The control point, and the mean training loss of the last tenth of the steps."""
-    model = risk.model_at(a)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
-    rows = RowLosses(risk, model)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    objective = Objective(risk, a, batch_statistics=True)
     source, control = generator(seed), (a + b) / 2
     velocity, losses = torch.zeros_like(control), []
     size = min(how.batch_size, risk.num_examples)
@@ -289,37 +283,18 @@ def _trained(
         batch, order = order[:size], order[size:]
         t = float(torch.rand((), generator=source, dtype=torch.float64))
         point = curve_point(a, control, b, t)
-        loss, gradient = _gradient(risk, rows, named, point, batch)
+        loss, gradient = objective.gradient(point, batch)
         losses.append(loss)
         gradient = 2 * t * (1 - t) * gradient
         velocity = how.momentum * velocity + gradient
         lr = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
         control = control - lr * (gradient + how.momentum * velocity)
-    risk.spend(how.steps * size / risk.num_examples)
     if not bool(torch.isfinite(control).all()):
         raise LandscapeError(
             f"The curve's training diverged within {how.steps} steps of lr={how.lr}; lower lr."
         )
     tail = losses[-max(1, how.steps // 10) :]
-    return control, float(torch.stack(tail).mean())
-
-
-def _gradient(
-    risk: EmpiricalRisk,
-    rows: RowLosses,
-    named: dict[str, Tensor],
-    point: Tensor,
-    batch: Tensor,
-) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        for name, value in risk.layout.unflatten(point).items():
-            named[name].copy_(value)
-    with torch.enable_grad():
-        loss = rows(batch).mean()
-        parts = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-    gradient = risk.layout.flatten(dict(zip(named, parts, strict=True)))
-    decay = risk.weight_decay
-    return loss.detach() + 0.5 * decay * vectors.squared_norm(point), gradient + decay * point
+    return control, sum(tail) / len(tail)
 
 
 def _comparable(risk: EmpiricalRisk, bn: str) -> EmpiricalRisk:

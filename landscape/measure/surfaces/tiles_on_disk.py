@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils import _pytree as pytree
 
 from landscape import storage
 from landscape.errors import LandscapeError
@@ -96,23 +94,4 @@ class Tiles:
 
 def risk_key(risk: EmpiricalRisk) -> dict[str, Any]:
     """What a value of the risk depends on beside theta: data, buffers, options and versions."""
-    engine = risk._engine
-    data = hashlib.sha256()
-    for chunk in engine.examples.chunks:
-        for leaf in pytree.tree_leaves(chunk.tree()):
-            _feed(data, leaf)
-    buffers = hashlib.sha256()
-    for name, value in sorted(risk.buffers.items()):
-        buffers.update(name.encode())
-        _feed(buffers, value)
-    return {
-        **risk.provenance(),
-        "batch_size": engine.batch_size,
-        "data_sha256": data.hexdigest(),
-        "buffers_sha256": buffers.hexdigest(),
-    }
-
-
-def _feed(digest: Any, leaf: torch.Tensor) -> None:
-    digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-    digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {**risk.provenance(), "batch_size": risk.batch_size, **risk.fingerprints()}

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.errors import LandscapeError
-from landscape.measure._folding import Direct, Folded, evaluator
 from landscape.measure.measuring import Measuring
 from landscape.plane import Plane
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Evaluation
-from landscape.risk._criterion import errors_of
-from landscape.risk._fitting import default_rows
+from landscape.risk.along import Direct, Folded, evaluator
 
 _OWN = ("loss", "error_rate", "loss_stderr", "rise_stderr")
 # Losses of single examples held until their standard errors are taken, for all points at once.
@@ -114,9 +112,9 @@ class Cells:
         found: dict[str, list[Evaluation]] = {name: [] for name in self.also}
         for point in points:
             theta = self._plane.point(*point)
-            statistics = _statistics(self.risk, theta)
+            statistics = self.risk.batchnorm_statistics(theta)
             for name, other in self.also.items():
-                found[name].append(_evaluated(other, theta, statistics))
+                found[name].append(other.evaluate(theta, statistics=statistics))
         return [column for each in found.values() for column in _columns(each, None)[:3]]
 
     def check(self, values: np.ndarray) -> None:
@@ -203,35 +201,3 @@ def _companion(risk: EmpiricalRisk, name: str, other: EmpiricalRisk) -> Empirica
 def _shape(risk: EmpiricalRisk) -> tuple[Any, ...]:
     tensors = risk.layout.tensors
     return risk.dtype, risk.device, [(tensor.name, tensor.shape) for tensor in tensors]
-
-
-def _statistics(risk: EmpiricalRisk, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """BatchNorm statistics of the risk's examples at theta, one pair per layer in call order."""
-    engine = risk._engine
-    with engine.evaluating(theta):
-        engine._gather_statistics(engine.batch_size or default_rows(engine.examples))
-        return list(engine.network.batchnorm.statistics)
-
-
-def _evaluated(
-    risk: EmpiricalRisk, theta: Tensor, statistics: list[tuple[Tensor, Tensor]]
-) -> Evaluation:
-    """Loss, error rate and losses on other data with statistics given."""
-    engine, control = risk._engine, risk._engine.network.batchnorm
-    sums, parts, wrong = [], [], []
-    with engine.evaluating(theta):
-        control.mode, control.purpose, control.statistics = "fixed", "recalibrate", statistics
-        for batch in engine.examples.cut(engine.batch_size or default_rows(engine.examples)):
-            batch = engine.examples.on_device(batch)
-            output, losses = engine.outcome(batch)
-            errors = errors_of(output, batch.targets, engine.criterion.ignore_index)
-            sums.append(engine.sum(losses))
-            parts.append(losses)
-            wrong.append(None if errors is None else errors.sum())
-    risk.spend(1 / 3)
-    loss = torch.stack(sums).sum() / engine.denominator
-    if risk.weight_decay:
-        loss = loss + 0.5 * risk.weight_decay * vectors.squared_norm(theta)
-    known = all(each is not None for each in wrong)
-    rate = torch.stack(wrong).sum().to(risk.dtype) / engine.num_labels if known else None
-    return Evaluation(loss, rate, engine.shares(torch.cat(parts)) if parts[0].ndim else None)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, measure
-from landscape.measure._outcomes import Outcomes
 from landscape.risk._criterion import errors_of
 from landscape.risk._data import Batch
+from landscape.risk.along.outcomes import Outcomes
 from tests.risk_problems import PROBLEMS, problem
 from tests.waiting import Waiting
 

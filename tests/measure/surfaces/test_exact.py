@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import EmpiricalRisk, measure, plane, problems, results
-from landscape.measure._folding import Folded
+from landscape.risk.along.folded import Folded
 from tests.measure_problems import cnn_risk, fingerprint, same
 
 MODES = ("eval", "recalibrate", "full_batch")

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape import EmpiricalRisk, plane
-from landscape.measure._folding import Folded
-from landscape.measure._tracing import Trace
 from landscape.problems.vit import ViT
+from landscape.risk.along.folded import Folded
+from landscape.risk.along.traced import Trace
 
 PROBES = ((0.0, 0.0), (1.0, 1.0), (-1.0, 1.0))
 
@@ -85,7 +85,7 @@ def test_a_vision_transformer_computes_its_last_block_for_the_class_token(
     monkeypatch, dtype, rtol, count
 ):
     # 33 rows make blocks of two sizes.
-    monkeypatch.setattr("landscape.measure._folding._even", lambda total, _: min(total, 16))
+    monkeypatch.setattr("landscape.risk.along.folded._even", lambda total, _: min(total, 16))
     shape = (3, 8, 8)
     vit = seeded(lambda: ViT(image=shape, patch=2, dim=8, depth=2, heads=2, num_classes=4))
     risk = risk_of(vit, shape=shape, count=count, dtype=dtype)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from landscape.measure._first import FirstLayer
 from landscape.risk._data import Batch
+from landscape.risk.along.first_layer import FirstLayer
 
 _aten = torch.ops.aten
 _SELECT, _SLICE = _aten.select.int, _aten.slice.Tensor

@@ -1,41 +1,49 @@
 """Values of a risk with frozen BatchNorm at many points: the same numbers from fewer operations.
 
-In evaluation mode BatchNorm is affine, so that it can be absorbed by the convolution before it:
-gamma (Wx + b - mean) / sqrt(var + eps) + beta = W' x + b'. The first layer is not computed anew
-(see `FirstLayer`), tokens that nobody reads are left out (see `_narrowing`), images lie in memory
-channel by channel within a pixel, and rows go through in blocks whose largest activation stays in
-cache.
+BatchNorm is absorbed by the layer before it (`landscape.risk._folding`), the first layer is not
+computed anew (`FirstLayer`), tokens that nobody reads are left out (`unread_tokens`), images lie in
+memory channel by channel within a pixel, and rows go through in blocks whose largest activation
+stays in cache.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import vectors
-from landscape.measure._first import FirstLayer
-from landscape.measure._fusing import fused, fusing_is_possible, linear
-from landscape.measure._narrowing import without_unread
-from landscape.measure._outcomes import Outcomes
-from landscape.measure._tracing import Trace, hooked, owns_weight
-from landscape.plane import Plane
-from landscape.risk import EmpiricalRisk, Evaluation
 from landscape.risk._data import Batch
+from landscape.risk._empirical import EmpiricalRisk, Evaluation
+from landscape.risk._folding import agree, column, hooked, owns_weight, scale_and_shift
 from landscape.risk._network import numerics
+from landscape.risk.along.first_layer import FirstLayer
+from landscape.risk.along.kernels import fused, fusing_is_possible, linear
+from landscape.risk.along.outcomes import Outcomes
+from landscape.risk.along.traced import Trace
+from landscape.risk.along.unread_tokens import without_unread
 
 _ACTIVATION_BYTES = 2**21
 # Multiplications from which on a product gains more than its call costs.
 _LARGE_PRODUCT = 2**24
 # Below this many points, finding the layers and proving them costs more than it saves.
 _LEAST_POINTS = 64
-# Beyond what rounding may do to a loss the layers were not what they seemed.
-_SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 Coordinates = Sequence[float]
+
+
+class Points(Protocol):
+    """A line or plane: the points origin + sum_i c_i d_i, `directions` (m, P)."""
+
+    origin: Tensor
+    directions: Tensor
+
+    def point(self, *coordinates: float) -> Tensor:
+        """Theta (P,) at the coordinates; fewer of them leave the rest at 0."""
+        ...
 
 
 @dataclass
@@ -57,11 +65,11 @@ class _Read(Exception):  # noqa: N818
 
 
 class Direct:
-    """The risk's own evaluation at the points of a plane."""
+    """The risk's own evaluation at the points."""
 
     method = "direct"
 
-    def __init__(self, risk: EmpiricalRisk, plane: Plane) -> None:
+    def __init__(self, risk: EmpiricalRisk, plane: Points) -> None:
         self._risk, self._plane = risk, plane
 
     def session(self) -> contextlib.AbstractContextManager[None]:
@@ -77,7 +85,7 @@ class Folded:
     """risk.evaluate for bn="eval", equal up to rounding; `of` gives None where it is not valid."""
 
     def __init__(
-        self, risk: EmpiricalRisk, plane: Plane, *, channels_last: bool, fuse: bool
+        self, risk: EmpiricalRisk, plane: Points, *, channels_last: bool, fuse: bool
     ) -> None:
         self._risk, self._plane, self._engine = risk, plane, risk._engine
         self._model = risk.model_at(plane.origin).requires_grad_(False)
@@ -115,7 +123,7 @@ class Folded:
 
     @classmethod
     def of(
-        cls, risk: EmpiricalRisk, plane: Plane, probes: Sequence[Coordinates]
+        cls, risk: EmpiricalRisk, plane: Points, probes: Sequence[Coordinates]
     ) -> "Folded | None":
         """An evaluator proved at the probes, or None."""
         engine = risk._engine
@@ -216,8 +224,8 @@ class Folded:
         if layer.norm is None:
             layer.used.copy_(layer.weight)
             return
-        scale, shift = layer.fixed or _scale_and_shift(layer.norm, layer.bias)
-        torch.mul(layer.weight, _column(scale, layer.weight), out=layer.used)
+        scale, shift = layer.fixed or scale_and_shift(layer.norm, layer.bias)
+        torch.mul(layer.weight, column(scale, layer.weight), out=layer.used)
         layer.module._parameters["bias"] = shift
 
     def _prepared(self, trace: Trace) -> list[_Layer]:
@@ -235,7 +243,7 @@ class Folded:
             )
             layer = _Layer(module, norms.get(module), weight, bias, used)
             if layer.norm is not None and self._is_fixed(layer):
-                layer.fixed = _scale_and_shift(layer.norm, bias)
+                layer.fixed = scale_and_shift(layer.norm, bias)
             store["weight"] = used
             layers.append(layer)
         return layers
@@ -321,7 +329,7 @@ class Folded:
         if layer.norm is None:
             return weight, bias
         scale, shift = layer.fixed
-        return weight * _column(scale, weight), shift if index == 0 else None
+        return weight * column(scale, weight), shift if index == 0 else None
 
     def _part(self, vector: Tensor, tensor: Tensor, *, frozen: bool) -> Tensor:
         if not _inside(tensor, self._buffer):
@@ -342,14 +350,11 @@ class Folded:
         """Whether every single loss is the risk's own, up to rounding."""
         with self.session():
             found = self.evaluate(probe).losses
-        slack = _SLACK[self._risk.dtype]
-        finite = truth[truth.isfinite()]
-        large = max(1.0, float(finite.abs().max())) if len(finite) else 1.0
-        return torch.allclose(found, truth, rtol=slack, atol=slack * large, equal_nan=True)
+        return agree(found, truth)
 
 
 def evaluator(
-    risk: EmpiricalRisk, plane: Plane, *, probes: Sequence[Coordinates], points: int
+    risk: EmpiricalRisk, plane: Points, *, probes: Sequence[Coordinates], points: int
 ) -> Direct | Folded:
     """The quickest evaluation of so many points that is valid, proved at the probes."""
     # A subclass may mean something else by `evaluate`.
@@ -371,22 +376,6 @@ def _even(total: int, most: int) -> int:
     """Rows of equal blocks, of about `most` at most."""
     blocks = -(-total // max(1, most))
     return -(-total // blocks)
-
-
-def _scale_and_shift(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scale and shift, per channel, of the product in front of the norm."""
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    return scale.to(norm.running_var), shift.to(norm.running_var)
-
-
-def _column(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _inside(tensor: Tensor, buffer: Tensor) -> bool:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.risk import EmpiricalRisk
 from landscape.risk._criterion import errors_of, logits_of
 from landscape.risk._data import Batch
+from landscape.risk._empirical import EmpiricalRisk
 
 # torch's kernel walks single rows; with few classes it is quicker to walk along the rows.
 _FEW_CLASSES = 48
@@ -21,6 +21,7 @@ class Outcomes:
         self._plain = _plain_cross_entropy(risk)
 
     def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Of the rows of a batch."""
         logits = logits_of(output)
         if not (self._plain and isinstance(logits, Tensor) and logits.ndim == 2):
             losses = self._criterion(output, batch.targets, batch.count)
@@ -42,8 +43,6 @@ class Outcomes:
 def _plain_cross_entropy(risk: EmpiricalRisk) -> bool:
     """Whether every loss is log sum exp(z) - z_target with a class index as target."""
     criterion = risk._engine.criterion
-    if criterion.form != "outputs":
-        return False
     loss = criterion.loss
     if (
         criterion.form != "outputs"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from landscape import EmpiricalRisk, measure, plane, problems, results
-from landscape.measure._folding import Folded, evaluator
+from landscape.risk.along.folded import Folded, evaluator
 from tests.measure_problems import cnn, cnn_risk, fingerprint, images, same
 
 
@@ -114,7 +114,12 @@ def test_what_does_not_fold_is_found_out():
         torch.manual_seed(0)
         model = Branching().double()
     risk = risk_of(model)
-    assert Folded.of(risk, random_plane(risk), PROBES) is None
+    axes = random_plane(risk)
+    folded = Folded.of(risk, axes, PROBES)
+    assert folded.num_folded == 0
+    with folded.session():
+        found = folded.evaluate((0.1, 0.4)).losses
+    torch.testing.assert_close(found, risk.losses(axes.point(0.1, 0.4)), rtol=1e-12, atol=0)
 
 
 def test_a_parametrized_convolution_is_left_alone():

@@ -43,6 +43,7 @@ class FirstLayer:
         self._step = (last, self._along(len(coordinates), weights) if last else None)
 
     def __call__(self, _x: Tensor) -> Tensor:
+        """The forward that takes the layer's place."""
         return self.outputs() if self.given is None else self.given
 
     def outputs(self) -> Tensor:
