@@ -85,7 +85,8 @@ def _check(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise LandscapeError(
             f"{path} has MD5 {found} and the published file {expected}: it is damaged or another "
-            f"version. Download it again, or read it as it is with verify=False."
+            f"version. Download it again, or read it as it is with verify=False ("
+            f"`verify = false` under [problem] of a study)."
         )
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from landscape.errors import LandscapeError
+from landscape.risk import columns
 
+IGNORED = -100
 _PARTS = ("train", "val", "test")
 
 
@@ -64,7 +67,8 @@ def as_splits(value: Any, *, name: str) -> DataSplits:
 
     value: a DataSplits; or a dict with "train" and perhaps "val" and "test", or a tuple (train,
     test) or (train, val, test), of parts; a part is a Split, a pair (x, y) or triple (x, y,
-    y_clean) of arrays, or a dataset of such examples. Integer targets are class numbers from 0.
+    y_clean) of arrays, or a DataLoader or Dataset of such examples, read once. Integer targets are
+    class numbers from 0; -100 is ignored.
     """
     if isinstance(value, DataSplits):
         return value
@@ -107,8 +111,10 @@ def _classes(parts: list[Split]) -> int:
 def _split(name: str, part: Any) -> Split:
     if isinstance(part, Split):
         return part
-    if not isinstance(part, (tuple, list)) and hasattr(part, "__getitem__"):
-        part = torch.utils.data.default_collate([part[i] for i in range(len(part))])
+    if isinstance(part, DataLoader) or (
+        not isinstance(part, (tuple, list)) and hasattr(part, "__getitem__")
+    ):
+        part = columns(part, name)
     try:
         x, y, *clean = (torch.as_tensor(value) for value in part)
         clean = clean[0] if clean else y
@@ -123,8 +129,12 @@ def _split(name: str, part: Any) -> Split:
         )
     if not y.is_floating_point():
         y, clean = y.long(), clean.long()
-        if int(y.min()) < 0:
-            raise LandscapeError(f"{name} has label {int(y.min())}; classes are counted from 0.")
+        negative = y[(y < 0) & (y != IGNORED)]
+        if len(negative):
+            raise LandscapeError(
+                f"{name} has label {int(negative.min())}; classes are counted from 0, and only "
+                f"{IGNORED} is ignored."
+            )
     if x.dtype in (torch.uint8, torch.bool):  # pixels; larger integers are tokens
         x = x.float()
     return Split(x, y, clean.clone())

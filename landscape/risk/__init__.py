@@ -4,6 +4,7 @@ from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
 from landscape.risk._probe import Probe
+from landscape.risk._reading import columns
 from landscape.risk._rows import Objective, RowLosses
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Objective",
     "Probe",
     "RowLosses",
+    "columns",
 ]

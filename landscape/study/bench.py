@@ -29,6 +29,8 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
         "label_noise": problem.label_noise,
         "noise_kind": problem.noise_kind,
         "seed": problem.data_seed,
+        "splits": problem.splits,
+        "verify": problem.verify,
     }
     if not code.is_callable_name(problem.data):
         return problems.load_data(problem.data, **options)
@@ -40,14 +42,22 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
                 f"label_noise = {problem.label_noise} was asked of {problem.data}, which has no "
                 f"argument label_noise; make the noise in that callable and return (x, y, y_clean)."
             )
+        if problem.splits is not None and "splits" not in accepts:
+            raise LandscapeError(
+                f"splits = {list(problem.splits)} was asked of {problem.data}, which has no "
+                f"argument splits; cut the data in that callable."
+            )
         made = make(**{key: value for key, value in options.items() if key in accepts})
-    if isinstance(made, (tuple, list)) and len(made) in (2, 3) and not _is_part(made[0]):
-        made = {"train": made}  # one (inputs, targets) pair
+    one = isinstance(made, torch.utils.data.DataLoader | torch.utils.data.Dataset)
+    if one or (isinstance(made, tuple | list) and len(made) in (2, 3) and not _is_part(made[0])):
+        made = {"train": made}  # one (inputs, targets) pair, loader or dataset
     return problems.as_splits(made, name=problem.data)
 
 
 def _is_part(value: Any) -> bool:
     """Whether `value` is a split rather than an array of inputs."""
+    if isinstance(value, torch.utils.data.DataLoader | torch.utils.data.Dataset):
+        return True
     return isinstance(value, (tuple, list)) or not hasattr(value, "shape")
 
 

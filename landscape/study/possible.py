@@ -111,6 +111,16 @@ def check_problem(where: str, problem: Problem) -> None:
     noise = problem.label_noise
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
         raise LandscapeError(f"{where} label_noise = {noise!r} is not a share between 0 and 1.")
+    splits, verify = problem.splits, problem.verify
+    if splits is not None and not (
+        len(splits) == 3 and all(type(n) is int and n > 0 for n in splits)
+    ):
+        raise LandscapeError(
+            f"{where} splits = {list(splits)} must be three whole numbers above 0: training, "
+            f"validation and test examples."
+        )
+    if not isinstance(verify, bool):
+        raise LandscapeError(f"{where} verify = {verify!r} must be true or false.")
     choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
     code.check_names(where, problem)
 

@@ -122,7 +122,7 @@ class _Reader:
     def __init__(self, given: Mapping[str, Any], base: Path, dtype: str) -> None:
         self.given, self.base, self.dtype = given, base, dtype
         problem = possible.table("[problem]", given.get("problem", {}), PROBLEM_KEYS)
-        self.problem = Problem(**problem)
+        self.problem = Problem(**_hashable(problem))
         self.training = _training("[training]", given.get("training", {}))
         self.settings = self._settings(given.get("settings", {}))
         self.variants = self._variants(given.get("variants", {}))
@@ -134,7 +134,7 @@ class _Reader:
         for name, table in tables.items():
             where = f"[settings.{name}]"
             possible.table(where, table, (*PROBLEM_KEYS, "title", "training"))
-            problem = {key: value for key, value in table.items() if key in PROBLEM_KEYS}
+            problem = _hashable({k: value for k, value in table.items() if k in PROBLEM_KEYS})
             settings[name] = Setting(
                 name=name,
                 title=str(table.get("title", name)),
@@ -557,3 +557,8 @@ def _override(given: dict[str, Any], line: str) -> None:
             raise LandscapeError(f"--set {line!r}: {key!r} is not a table of the study file.")
     for table in tables:
         table[keys[-1]] = parsed
+
+
+def _hashable(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of the file as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in problem.items()}

@@ -35,6 +35,8 @@ class Problem:
     noise_kind: str = "symmetric"
     data_seed: int = 0
     data_dir: str | None = None
+    splits: tuple[int, int, int] | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,12 @@ class Run:
     @property
     def decisive(self) -> dict[str, Any]:
         """Everything that decides the numbers; where files lie is left out."""
-        problem = {key: value for key, value in asdict(self.problem).items() if key != "data_dir"}
+        unset = {"data_dir": self.problem.data_dir, "splits": None, "verify": True}
+        problem = {
+            key: value
+            for key, value in asdict(self.problem).items()
+            if key not in unset or value != unset[key]
+        }
         parts = {
             "problem": problem,
             "recipe": self.recipe,

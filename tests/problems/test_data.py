@@ -210,3 +210,53 @@ def test_pixels_become_floats_and_tokens_stay_integers():
     for dtype, expected in ((torch.uint8, torch.float32), (torch.int64, torch.int64)):
         x = torch.ones(4, 3, dtype=dtype)
         assert problems.as_splits(((x, y), (x, y)), name="mine").train.x.dtype == expected
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, make, n=6):
+        self.make, self.n = make, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return self.make(i)
+
+
+def test_a_loader_or_a_dataset_of_dicts_is_a_part_of_its_own():
+    x = torch.arange(12.0).reshape(6, 2)
+    items = Items(lambda i: {"pixels": x[i], "label": i % 3})
+    loader = torch.utils.data.DataLoader(Items(lambda i: (x[i], i % 3)), batch_size=4)
+    data = problems.as_splits((loader, items), name="mine")
+    assert torch.equal(data.train.x, x)
+    assert torch.equal(data.test.x, x)
+    assert torch.equal(data.train.y, torch.arange(6) % 3)
+    assert data.num_classes == 3
+
+
+def test_items_that_are_drawn_anew_are_no_split():
+    items = Items(lambda i: (torch.rand(2), i % 3))
+    with pytest.raises(
+        LandscapeError, match=r"mine \(train\): Items\[0\] differs from one reading"
+    ):
+        problems.as_splits((items, items), name="mine")
+
+
+def test_items_that_cannot_be_collated_are_named_with_the_cure():
+    ragged = Items(lambda i: (torch.zeros(i + 1), i % 3))
+    with pytest.raises(LandscapeError, match=r"Item 0 holds Tensor \(1,\), int.*collate_fn"):
+        problems.as_splits((ragged, ragged), name="mine")
+    loader = torch.utils.data.DataLoader(
+        ragged,
+        batch_size=6,
+        collate_fn=lambda items: (
+            torch.nn.utils.rnn.pad_sequence([x for x, _ in items], batch_first=True),
+            torch.tensor([y for _, y in items]),
+        ),
+    )
+    assert problems.as_splits((loader, loader), name="mine").train.x.shape == (6, 6)
+
+
+def test_targets_of_minus_100_are_ignored_and_no_class():
+    x, y = torch.zeros(4, 2), torch.tensor([0, -100, 2, 1])
+    assert problems.as_splits(((x, y), (x, y)), name="mine").num_classes == 3
