@@ -6,7 +6,7 @@ OUT ?= studies/demo
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo quick test slow lint figures newcomer clean
+.PHONY: demo quick test slow fuzz lint figures newcomer clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -34,6 +34,10 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or gpu"
+
+# Changed files of every kind for about an hour.
+fuzz: $(VENV)/.installed-dev
+	LANDSCAPE_FUZZ=20000 LANDSCAPE_FUZZ_SEED=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/fuzz
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -228,7 +228,7 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
             found = {
                 key: np.asarray(file[key]) for key in file if isinstance(file[key], h5py.Dataset)
             }
-    except OSError as error:
+    except Exception as error:  # a damaged file fails in as many ways as it has bytes
         raise LandscapeError(
             f"{path} is not a whole HDF5 file ({error}); copy it again from where it was made."
         ) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from landscape.errors import LandscapeError
+from landscape.storage import folder_name
 
 if TYPE_CHECKING:
     from landscape.study import Options, Study, Summary
@@ -56,7 +57,7 @@ def open(
     if given.is_dir() and (out is None or out == given):
         return study.reopen(given, overrides=overrides, dtype=dtype), given
     plan = study.load(given, overrides=overrides, dtype=dtype)
-    return plan, out or Path("studies") / plan.name
+    return plan, out or Path("studies") / folder_name(plan.name)
 
 
 def from_flags(
@@ -69,7 +70,7 @@ def from_flags(
     plan = study.parse(
         study_text(flags), base=Path.cwd(), overrides=tuple(changes or ()), dtype=dtype
     )
-    return plan, out or Path("studies") / default_name(flags)
+    return plan, out or Path("studies") / folder_name(default_name(flags))
 
 
 def finish(summary: "Summary", *, as_json: bool, open_report: bool = False) -> None:

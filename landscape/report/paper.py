@@ -14,7 +14,7 @@ from landscape.report.family import Family
 from landscape.report.latex import escape
 from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
-from landscape.storage import StudyFolder, slug, write_atomically, write_text
+from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
 
 FORMATS = ("pdf", "png", "svg", "pgf", "html")
 
@@ -111,7 +111,7 @@ def _figures(
                 drawing = highlighted(drawing, wanted, *shown)
             drawing = _saying(drawing, study, setting, left_out)
             alone = len(study.settings) == 1
-            stem = entry.figure if alone else f"{entry.figure}-{slug(setting)}"
+            stem = entry.figure if alone else f"{entry.figure}-{folder_name(setting)}"
             yield Selected(drawing, setting, stem, entry.measurements)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from landscape.errors import LandscapeError
 from landscape.storage.documents import load_json, unsealed_json
+from landscape.storage.names import is_plain_name
 
 STUDY_FORMAT = 2
 
@@ -53,6 +54,10 @@ class StudyFolder:
 
     def run(self, run_id: str) -> Path:
         """Folder of one run."""
+        if not is_plain_name(run_id):
+            raise LandscapeError(
+                f"{run_id!r} is no name of a run: it would lead out of {self.runs}."
+            )
         return self.runs / run_id
 
     def check(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from landscape import toml
 from landscape.errors import LandscapeError
+from landscape.storage import check_name
 from landscape.study import axes, code, possible
 from landscape.study.spec import (
     METRICS,
@@ -80,13 +81,14 @@ def parse(
     """Turn the text of a study file into a checked `Study`."""
     try:
         given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is no TOML error
         raise LandscapeError(f"not valid TOML: {error}.") from None
     overrides = [*overrides, *([f'dtype="{dtype}"'] if dtype else [])]
     for line in overrides:
         _override(given, line)
     possible.check_keys("the study file", given, TOP_KEYS)
     given.setdefault("name", base.name)
+    check_name("name", given["name"])
     dtype = given.get("dtype", "float32")
     possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
@@ -116,6 +118,15 @@ def _with_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> str:
     return f"# Written by landscape: a study file with {flags}\n" + toml.dumps(given)
 
 
+def _tables(where: str, given: Any) -> Iterable[tuple[str, Any]]:
+    """The tables of a table, whose names become folders and labels."""
+    if not isinstance(given, Mapping):
+        raise LandscapeError(f"{where} must be a table of tables, not {given!r}.")
+    for name in given:
+        check_name(f"{where} name", name)
+    return given.items()
+
+
 class _Reader:
     """The tables of one file that refer to each other: settings, variants, runs."""
 
@@ -131,7 +142,7 @@ class _Reader:
         if not tables:
             return {"default": Setting("default", "", self.problem)}
         settings = {}
-        for name, table in tables.items():
+        for name, table in _tables("[settings]", tables):
             where = f"[settings.{name}]"
             possible.table(where, table, (*PROBLEM_KEYS, "title", "training"))
             problem = _hashable({k: value for k, value in table.items() if k in PROBLEM_KEYS})
@@ -147,7 +158,7 @@ class _Reader:
 
     def _variants(self, tables: Mapping[str, Any]) -> dict[str, VariantSpec]:
         variants = {}
-        for name, table in tables.items():
+        for name, table in _tables("[variants]", tables):
             where = f"[variants.{name}]"
             if not isinstance(table, Mapping):
                 raise LandscapeError(f"{where} must be a table, not {table!r}.")

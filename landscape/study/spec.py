@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import landscape
 from landscape.metrics import OUTCOMES
+from landscape.storage import folder_name
 
 METRICS = OUTCOMES  # what [comparisons] metric may name
 
@@ -118,7 +120,7 @@ class Run:
     @property
     def run_id(self) -> str:
         """<variant of the file>-s<seed>-<hash of `decisive`>."""
-        return f"{self.family}-s{self.seed}-{fingerprint(self.decisive)}"
+        return f"{folder_name(self.family)}-s{self.seed}-{fingerprint(self.decisive)}"
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -227,8 +229,16 @@ class Study:
 
     def first_seed(self, run: Run) -> bool:
         """Whether `run` has the lowest seed of its setting and row."""
-        row = (run.setting, run.variant)
-        return run.seed == min(o.seed for o in self.runs if (o.setting, o.variant) == row)
+        return run.seed == self._first_seeds[run.setting, run.variant]
+
+    @cached_property
+    def _first_seeds(self) -> dict[tuple[str, str], int]:
+        """Lowest seed of each setting and row, found in one pass over the runs."""
+        seeds: dict[tuple[str, str], int] = {}
+        for run in self.runs:
+            row = (run.setting, run.variant)
+            seeds[row] = min(seeds.get(row, run.seed), run.seed)
+        return seeds
 
     def measurements_of(self, run: Run) -> tuple[Measurement, ...]:
         """The measurements that this run gets."""
