@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from landscape.risk import _fitting
 from landscape.risk._data import Batch
 from landscape.risk._engine import Engine
 from landscape.risk._second_derivatives import has_error_node
-from landscape.risk._tracing import Reading
+from landscape.risk._tracing import Callers, Reading
 from landscape.risk._units import units_or_refusal
 
 _ROWS, _FEW, _MANY = 32, 2, 64
@@ -298,7 +299,7 @@ def explaining(engine: Engine, theta: Tensor, order: int = 2) -> Iterator[None]:
 def _second_derivative_error(engine: Engine, theta: Tensor, error: RuntimeError) -> Exception:
     """LandscapeError for an operation without second derivative; other errors pass unchanged."""
     text = str(error)
-    blamed = _not_twice(engine, theta)
+    blamed = _not_twice(engine, theta) or _callers(engine, theta, text)
     if not (blamed or any(sign in text for sign in _SIGNS)):
         return error
     names = f"{', '.join(blamed)} cannot" if blamed else "An operation of the model or loss cannot"
@@ -306,6 +307,23 @@ def _second_derivative_error(engine: Engine, theta: Tensor, error: RuntimeError)
         f"{names} be differentiated twice ({text.splitlines()[0]}); replace it by torch "
         f"operations, or use measurements without Hessian products (losses, slices, sharpness)."
     )
+
+
+def _callers(engine: Engine, theta: Tensor, text: str) -> list[str]:
+    """Modules that call the operation whose backward the error names."""
+    named = re.search(r"'(?:aten::)?_*(\w+?)_backward", text)
+    if not named:
+        return []
+    model = engine.network.model
+    callers = Callers(model, named.group(1))
+    few = engine.examples.on_device(engine.examples.few(_FEW))
+    with engine.evaluating(theta), callers.one_pass():
+        engine.outcome(few)
+    return [
+        f"module {name!r} ({kind})" if name else f"{kind}.forward"
+        for name in callers.names
+        for kind in [type(model.get_submodule(name)).__name__]
+    ]
 
 
 def _not_twice(engine: Engine, theta: Tensor) -> list[str]:

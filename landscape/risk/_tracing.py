@@ -36,6 +36,56 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named.items()}
 
 
+@contextlib.contextmanager
+def _names_on(stack: list[str], model: nn.Module) -> Iterator[None]:
+    """Within it the names of the modules that are being called are on the stack."""
+
+    def hooks(name: str, module: nn.Module) -> list[Any]:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            stack.append(name)
+
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            if name in stack:
+                del stack[len(stack) - 1 - stack[::-1].index(name) :]
+
+        return [
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+    handles = [handle for name, module in model.named_modules() for handle in hooks(name, module)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        stack.clear()
+
+
+class Callers(TorchDispatchMode):
+    """Names of the modules that call an operation whose name has `part` in it."""
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        self._model, self._part = model, part
+        self._stack: list[str] = []
+        self.names: list[str] = []
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Within it operations are watched."""
+        with _names_on(self._stack, self._model), self:
+            yield
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        name = self._stack[-1] if self._stack else None
+        if self._part in str(func) and name is not None and name not in self.names:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 class Reading(TorchDispatchMode):
     """Passes under watch, refused before they read what is not the private copy's.
 
@@ -72,30 +122,11 @@ class Reading(TorchDispatchMode):
         """Within it everything computed is watched."""
         self._own = storages(values(self._model))  # a borrowed model has ours only now
         self._of_theta = {address(weight) for weight in weights}
-        handles = [h for name, m in self._model.named_modules() for h in self._named(name, m)]
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._stack.clear()
+        with _names_on(self._stack, self._model), self:
+            yield
         alive = {at: ref for at, ref in self._made.items() if ref() is not None}
         self._earlier = {at: ref for at, ref in alive.items() if at in self._of_theta}
         self._made = {}
-
-    def _named(self, name: str, module: nn.Module) -> list[Any]:
-        def enter(_module: nn.Module, _args: Any) -> None:
-            self._stack.append(name)
-
-        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            if name in self._stack:
-                del self._stack[len(self._stack) - 1 - self._stack[::-1].index(name) :]
-
-        return [
-            module.register_forward_pre_hook(enter, prepend=True),
-            module.register_forward_hook(leave, always_call=True),
-        ]
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

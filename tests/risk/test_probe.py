@@ -165,12 +165,15 @@ def test_a_probe_of_few_examples_and_of_a_model_without_second_derivative():
     assert risk.probe().rows == 1
     assert risk.probe().reasons() == ()
 
-    class Once(Net):
+    class Distances(Net):
         def forward(self, x):
             return torch.cdist(super().forward(x), torch.eye(3, dtype=x.dtype))
 
-    risk = EmpiricalRisk(settled(Once()), CE, (X, Y))
+    model = settled(nn.Sequential(Distances(), nn.Tanh()))
+    risk = EmpiricalRisk(model, CE, (X[:20], Y[:20]))  # of more rows torch makes it of products
     assert "not implemented" in risk.probe().failure
+    with pytest.raises(LandscapeError, match=r"'0' \(Distances\) cannot be differentiated twice"):
+        risk.hvp(risk.theta, risk.theta)
 
 
 # Precision within the model ----------------------------------------------------------------------
