@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from landscape.errors import LandscapeError
-from landscape.risk import columns
+from landscape.risk import IGNORED, columns
 
-IGNORED = -100
 _PARTS = ("train", "val", "test")
 
 

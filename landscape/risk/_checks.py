@@ -153,7 +153,7 @@ def _left_out(engine: Engine, rows: Batch, names: list[str]) -> tuple[float, lis
         return float(loss), names
     grads = torch.autograd.grad(loss, network.weights, allow_unused=True)
     known = dict(zip(network.layout.names, grads, strict=True))
-    return float(loss), [name for name in names if known[name] is None]
+    return float(loss.detach()), [name for name in names if known[name] is None]
 
 
 def misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:

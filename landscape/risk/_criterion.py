@@ -14,6 +14,7 @@ from landscape.risk._data import Batch
 from landscape.risk._reading import TARGET_KEYS, Form, inputs_of
 from landscape.risk._torch_losses import TorchLoss
 
+IGNORED = -100
 REDUCTIONS = ("none", "mean", "sum", "whole")
 _MODEL_NAMES = ("model", "net", "network", "module")
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
@@ -73,7 +74,7 @@ class Criterion:
             if self.torch
             else getattr(loss, "ignore_index", -100)
         )
-        self.ignore_index = -100 if ignored is None else ignored
+        self.ignore_index = IGNORED if ignored is None else ignored
         self.returns: Returns = "rows"
         if own is None and reduction in ("mean", "sum"):
             self.returns = reduction
@@ -276,7 +277,7 @@ def logits_of(output: Any) -> Any:
     return output
 
 
-def errors_of(output: Any, target: Any, ignore_index: int = -100) -> Tensor | None:
+def errors_of(output: Any, target: Any, ignore_index: int = IGNORED) -> Tensor | None:
     """Wrong predictions (B,), argmax against class or probability targets; None for other tasks.
 
     A row with a NaN output counts as wrong, one whose target is ignored does not.

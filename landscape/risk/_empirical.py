@@ -342,6 +342,12 @@ class EmpiricalRisk:
     def outputs(self, theta: Float[Tensor, "P"]) -> Shaped[Tensor, "N *C"]:
         """Model outputs (logits) of all examples in the order of the data. Cost 1/3."""
         self._refuse_spread("outputs")
+        if self._engine.criterion.form == "batch":
+            raise LandscapeError(
+                f"Outputs asked, but the loss {self._engine.criterion.name} is a function of (model, "
+                f"batch), so that it is not said what the model's outputs are; give a loss(output, "
+                f"target), or use measurements of the loss."
+            )
         parts: list[Tensor] = []
 
         def visit(_batch: Batch, output: Any, _losses: Tensor) -> None:

@@ -276,6 +276,12 @@ class Bench:
             if split is not None and len(split.y)
         }
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether every example has one class as its target."""
+        y = self.data.train.y
+        return y.ndim == 1 and not y.is_floating_point()
+
     def clean_targets(self) -> Tensor | None:
         """True classes of the training examples, where they are known and differ."""
         split = self.data.train

@@ -9,7 +9,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, check_count, numbers
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import IGNORED, EmpiricalRisk
 
 
 def calibration(
@@ -58,7 +58,7 @@ def calibration(
 def predictions(
     risk: EmpiricalRisk, theta: Tensor
 ) -> tuple[Float[Tensor, "N C"], Int[Tensor, "N"]]:
-    """Class probabilities in float64 and targets of all examples."""
+    """Class probabilities in float64 and targets of all examples whose target is not ignored."""
     outputs, targets = risk.outputs(theta), risk.targets
     if outputs.ndim != 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1]:
         raise LandscapeError(
@@ -66,7 +66,8 @@ def predictions(
             f"{tuple(targets.shape)} ({targets.dtype}) are no classification; logits (N, C) and "
             f"class numbers (N,) are needed."
         )
-    return torch.softmax(outputs.double(), dim=1), targets
+    counted = targets != IGNORED
+    return torch.softmax(outputs[counted].double(), dim=1), targets[counted]
 
 
 def reliability(

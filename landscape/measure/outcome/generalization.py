@@ -1,5 +1,6 @@
 """How well the model does on seen and unseen data, and what it made of wrong labels."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring, check_count
 from landscape.measure.outcome.calibration import calibration_error, predictions
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import IGNORED, EmpiricalRisk
 
 SPLITS = ("train", "val", "test")
 
@@ -24,6 +25,9 @@ def generalization(
     num_bins: int = 15,
 ) -> xr.Dataset:
     """Loss and accuracy per split, the gaps, the fit of wrong labels, and calibration.
+
+    Where outputs and targets are not those of a classifier (regression, several outputs), losses
+    and their gap alone: accuracies are NaN, and what is made of predictions is left out.
 
     risks: "train" and any of "val", "test", each an un-augmented `EmpiricalRisk` of one model.
     <split>_loss in nats, <split>_accuracy; loss_gap = test - train, accuracy_gap = train - test.
@@ -40,24 +44,40 @@ def generalization(
     _check_splits(risks)
     check_count("num_bins", num_bins, 1)
     measuring = Measuring("generalization", risks["train"], theta)
-    seen = {
-        split: (float(risk.loss(theta)), *predictions(risk, theta)) for split, risk in risks.items()
-    }
+    found = {split: risk.evaluate(theta) for split, risk in risks.items()}
+    classes = all(each.error_rate is not None for each in found.values())
+    if not classes and clean_targets is not None:
+        raise LandscapeError(
+            "clean_targets are classes, and outputs and targets are not those of a classifier; "
+            "leave them out."
+        )
+    seen = {split: predictions(risk, theta) for split, risk in risks.items() if classes}
     variables: dict[str, Variable] = {}
     values: dict[str, float] = {}
-    for split, (loss, probabilities, targets) in seen.items():
-        accuracy = float((probabilities.argmax(1) == targets).double().mean())
+    for split, each in found.items():
+        loss = float(each.loss)
+        accuracy = 1 - float(each.error_rate) if classes else math.nan
         values |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
         variables[f"{split}_loss"] = Variable((), loss, "nats", f"{_TITLE[split]} loss")
         variables[f"{split}_accuracy"] = Variable((), accuracy, "1", f"{_TITLE[split]} accuracy")
-    if "test" in seen:
+    if "test" in found:
         gap = values["test_loss"] - values["train_loss"]
         variables["loss_gap"] = Variable((), gap, "nats", "Test loss minus training loss")
         gap = values["train_accuracy"] - values["test_accuracy"]
         variables["accuracy_gap"] = Variable((), gap, "1", "Training minus test accuracy")
+    last = "test" if "test" in found else list(found)[-1]
+    options = {
+        "splits": {split: risk.num_examples for split, risk in risks.items()},
+        "num_bins": num_bins,
+        "calibration_split": last,
+    }
+    if not classes:
+        return measuring.result(variables, options=options)
+    labels = risks["train"].targets
+    if clean_targets is not None and clean_targets.shape == labels.shape:
+        clean_targets = clean_targets.to(labels)[labels != IGNORED]
     variables |= _label_noise(seen["train"], clean_targets)
-    last = "test" if "test" in seen else list(seen)[-1]
-    _, probabilities, targets = seen[last]
+    probabilities, targets = seen[last]
     variables |= _calibration(probabilities, targets, num_bins, _TITLE[last].lower())
     coords = {}
     if "test" in seen:
@@ -66,11 +86,6 @@ def generalization(
             "example", correct, "1", "Test example predicted right"
         )
         coords["example"] = np.arange(len(correct))
-    options = {
-        "splits": {split: risk.num_examples for split, risk in risks.items()},
-        "num_bins": num_bins,
-        "calibration_split": last,
-    }
     return measuring.result(variables, coords=coords, options=options)
 
 
@@ -86,10 +101,8 @@ def _check_splits(risks: Mapping[str, EmpiricalRisk]) -> None:
         )
 
 
-def _label_noise(
-    train: tuple[float, Tensor, Tensor], clean_targets: Tensor | None
-) -> dict[str, Variable]:
-    _, probabilities, labels = train
+def _label_noise(train: tuple[Tensor, Tensor], clean_targets: Tensor | None) -> dict[str, Variable]:
+    probabilities, labels = train
     predicted = probabilities.argmax(1)
     clean = labels if clean_targets is None else clean_targets.to(labels)
     if clean.shape != labels.shape:

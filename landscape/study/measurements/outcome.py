@@ -23,15 +23,19 @@ def history(bench: Bench) -> xr.Dataset | None:
 
 
 def calibration(bench: Bench, *, split: str = "test", num_bins: int = 15) -> xr.Dataset | None:
-    """Reliability diagram and proper scores on a split; None where the data have no such split."""
+    """Reliability diagram and proper scores; None without such a split, or without classes."""
     risk = bench.split_risks().get(split)
-    return None if risk is None else measure.calibration(risk, bench.theta, num_bins=num_bins)
+    return (
+        None
+        if risk is None or not bench.has_classes
+        else measure.calibration(risk, bench.theta, num_bins=num_bins)
+    )
 
 
 def margins(bench: Bench, *, split: str = "train") -> xr.Dataset | None:
-    """Distance of every example from another class; None where the data have no such split."""
+    """Distance of every example from another class; None without such a split or classes."""
     risk = bench.split_risks().get(split)
-    return None if risk is None else measure.margins(risk, bench.theta)
+    return None if risk is None or not bench.has_classes else measure.margins(risk, bench.theta)
 
 
 def robustness(bench: Bench, *, split: str = "test", num_draws: int = 4) -> xr.Dataset | None:
@@ -62,11 +66,14 @@ def norms(bench: Bench) -> xr.Dataset:
     return measure.norms(bench.risk(), bench.theta, initial=initial)
 
 
-def memorization(bench: Bench) -> xr.Dataset:
+def memorization(bench: Bench) -> xr.Dataset | None:
     """Fit of right and wrong labels, and forgetting over the epochs that are known.
 
-    The epochs are those that the recorder kept, or else those whose weights `keep_every` kept.
+    None where targets are not classes. The epochs are those that the recorder kept, or else those
+    whose weights `keep_every` kept.
     """
+    if not bench.has_classes:
+        return None
     risk = bench.split_risks()["train"]
     epochs, correct = _correctness(bench)
     return measure.memorization(

@@ -102,4 +102,34 @@ def test_bad_input_is_refused():
         Logits(), nn.MSELoss(), (torch.zeros(2, 3).double(), torch.zeros(2, 3).double())
     )
     with pytest.raises(LandscapeError, match="are no classification"):
-        measure.generalization({"train": regression}, regression.theta)
+        measure.calibration(regression, regression.theta)
+
+
+def test_regression_has_losses_and_no_accuracy():
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = torch.nn.Linear(3, 2).double()
+    risks = {
+        "train": EmpiricalRisk(model, torch.nn.MSELoss(), (x, x[:, :2])),
+        "test": EmpiricalRisk(model, torch.nn.MSELoss(), (-x, x[:, :2])),
+    }
+    theta = risks["train"].theta
+    found = measure.generalization(risks, theta)
+    gap = float(risks["test"].loss(theta) - risks["train"].loss(theta))
+    assert float(found.loss_gap) == pytest.approx(gap)
+    assert np.isnan(found.train_accuracy)
+    assert "ece" not in found
+
+
+def test_ignored_targets_are_left_out_of_accuracy_and_calibration():
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([0, 1, -100, 1, 0, -100, 1, 1, 0])
+    model, keep = torch.nn.Linear(3, 2).double(), y >= 0
+    theta = EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, y)).theta
+    found, without = (
+        measure.generalization(
+            {"train": EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), d)}, theta
+        )
+        for d in ((x, y), (x[keep], y[keep]))
+    )
+    for name in ("train_loss", "train_accuracy", "ece", "confidence_gap"):
+        assert float(found[name]) == pytest.approx(float(without[name]), rel=1e-9), name
