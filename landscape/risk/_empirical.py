@@ -344,7 +344,7 @@ class EmpiricalRisk:
         self._refuse_spread("outputs")
         if self._engine.criterion.form == "batch":
             raise LandscapeError(
-                f"Outputs asked, but the loss {self._engine.criterion.name} is a function of (model, "
+                f"Outputs asked, but {self._engine.criterion.name} is a function of (model, "
                 f"batch), so that it is not said what the model's outputs are; give a loss(output, "
                 f"target), or use measurements of the loss."
             )
