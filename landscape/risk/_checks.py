@@ -123,7 +123,12 @@ def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[s
     network = engine.network
     few = batch.rows(0, min(_FEW, batch.count)) if engine.examples.apart else batch
     few, names = few.mapped(torch.clone), list(network.layout.names)
-    value = float(_losses(engine, few).sum())
+    try:
+        value = float(_losses(engine, few).sum())
+    except LandscapeError:
+        raise
+    except Exception as error:
+        raise misfit(engine, few, error) from error
     try:
         with engine.differentiating(1, network.theta):
             with reading.one_pass(network.weights):

@@ -640,6 +640,19 @@ def test_weights_that_lie_over_one_another_are_refused_and_expanded_ones_are_mad
     assert risk.gradient(risk.theta).isfinite().all()
 
 
+class OneSize(Base):
+    """As an exported program, whose number of rows is a part of it."""
+
+    def forward(self, x):
+        assert len(x) == 24
+        return super().forward(x)
+
+
+def test_a_model_of_one_number_of_rows_is_refused():
+    with pytest.raises(LandscapeError, match=r"OneSize .* exported or traced"):
+        EmpiricalRisk(settled(OneSize()), CE, (X, Y))
+
+
 class OnlyWithoutGraph(Base):
     def forward(self, x):
         return super().forward(x) * (1 if torch.is_grad_enabled() else 2)
