@@ -307,7 +307,7 @@ def _(mark: Bars, ax: Axes) -> None:
     look = (
         {"facecolor": "none", "edgecolor": style.INK, "linewidth": 0.6}
         if mark.outline
-        else {"color": mark.color, "linewidth": 0}
+        else {"color": mark.color, "linewidth": 0, "alpha": mark.opacity}
     )
     ax.barh(
         mark.y, np.asarray(mark.x) - mark.base, height=mark.thickness, left=mark.base,

@@ -288,6 +288,7 @@ def _(mark: Bars, at: _Place) -> None:
             base=mark.base,
             width=mark.thickness,
             orientation="h",
+            opacity=mark.opacity,
             marker={"color": fill, "line": border},
             hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",
             **_legend(mark, at.named),

@@ -103,6 +103,7 @@ class Bars:
     outline: bool = False
     legend: bool = True
     group: str = ""
+    opacity: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,19 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from landscape import results
-from landscape.plot import interactive
+from landscape.plot import interactive, runs
 from landscape.report import words
 from landscape.report.axes import axis_tables
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
 from landscape.report.family import Family
-from landscape.report.findings import answer
+from landscape.report.findings import Answer, answer
+from landscape.report.overview import overview
 from landscape.report.paper import Choice, Selected, measured, save, select
 from landscape.report.rules import RULES
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings
+from landscape.report.verdict import Verdict
 from landscape.storage import StudyFolder, slug, write_text
 
 
@@ -59,6 +61,11 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "name": study.resolved.get("name") or folder.root.name,
         "question": study.resolved.get("question") or "What do these models do differently?",
         "answer": said,
+        "overview": list(_overviews(family, folder, choice)),
+        "trained": list(_trained(study)),
+        "next": list(_next(said)),
+        "variants": list(dict.fromkeys(v.label for s in study.settings for v in study.variants(s))),
+        "files": list(_files(study)),
         "tables": [table(family, setting) for setting in study.settings],
         "rules": RULES,
         "axes": axis_tables(study),
@@ -83,12 +90,69 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         lstrip_blocks=True,
     )
     environment.filters |= {"slug": slug, "spec": _spec, "columns": _columns}
-    extras = {"plotly": Markup(get_plotlyjs()), "config": Markup(json.dumps(interactive.CONFIG))}
+    script = environment.loader.get_source(environment, "report.js")[0]
+    extras = {
+        "plotly": Markup(get_plotlyjs()),
+        "config": Markup(json.dumps(interactive.CONFIG)),
+        "script": Markup(script),
+    }
     write_text(
         folder.root / "report.md", environment.get_template("report.md.j2").render(**context)
     )
     page = environment.get_template("report.html.j2").render(**context, **extras)
     return write_text(folder.report, page)
+
+
+def _overviews(family: Family, folder: StudyFolder, choice: Choice) -> Iterator[Selected]:
+    """The first picture of each setting, saved like every other figure."""
+    study = family.study
+    for setting in study.settings:
+        drawing = overview(family, setting)
+        if drawing is not None:
+            alone = len(study.settings) == 1
+            stem = "overview" if alone else f"overview-{slug(setting)}"
+            shown = Selected(drawing, setting, stem, ("generalization",))
+            list(save(shown, folder.figures, choice))
+            yield shown
+
+
+def _trained(study: Study) -> Iterator[tuple[str, str]]:
+    """What was trained, for the first screen: data, model, size, training, runs."""
+    resolved = study.resolved
+    problem, training = (resolved.get(key) or {} for key in ("problem", "training"))
+    if isinstance(problem, dict) and problem:
+        yield "Data", str(problem.get("data", "?"))
+        size = {runs.provenance(ds, "num_parameters") for ds in study.data.values()} - {""}
+        weights = f", {int(size.pop()):,} parameters" if len(size) == 1 else ""
+        yield "Model", f"{problem.get('model', '?')}{weights}"
+    if isinstance(training, dict):
+        words_of = {
+            "epochs": "{} epochs", "batch_size": "batches of {}", "lr": "learning rate {}",
+            "schedule": "{} schedule", "weight_decay": "weight decay {}",
+        }  # fmt: skip
+        said = [text.format(training[k]) for k, text in words_of.items() if training.get(k)]
+        if said:
+            yield "Training", ", ".join(said)
+    listed = resolved.get("runs", [])
+    if listed:
+        seeds = len({run.get("seed") for run in listed})
+        yield "Runs", f"{len(listed)} ({words.count(seeds, 'seed')})"
+
+
+def _next(said: Answer) -> Iterator[Verdict]:
+    """Verdicts whose experiment can be run, each experiment once."""
+    seen = set()
+    for verdict in said.verdicts:
+        one = verdict.experiment
+        if one is not None and one.text and one.name not in seen:
+            seen.add(one.name)
+            yield verdict
+
+
+def _files(study: Study) -> Iterator[tuple[str, str]]:
+    """Each result that the page was made from, with the SHA-256 it was read with."""
+    for name, digest in study.digests.items():
+        yield f"results/{name}.nc", digest or "none: written elsewhere"
 
 
 def _how_measured(study: Study) -> Iterator[tuple[str, str]]:

@@ -129,8 +129,76 @@ def test_printing_draws_the_figures_that_were_never_seen(browser, page_path):
     visit.context.close()
 
 
-def test_dark_mode_keeps_figures_on_white(browser, page_path):
+def test_the_first_screen_has_the_question_the_answer_a_picture_and_what_to_do(browser, page_path):
+    visit = Visit(browser, page_path, {"width": 1440, "height": 900})
+    visit.page.wait_for_selector("#overview-noisy .main-svg")
+    for part in ("h1", ".lede", "#overview-noisy .figure", ".words"):
+        box = visit.page.locator(part).first.bounding_box()
+        assert box["y"] + box["height"] < 900, part
+    visit.context.close()
+
+
+def opacities(visit, figure):
+    return visit.page.evaluate(
+        f"document.querySelector('#{figure} .figure').data"
+        ".map(t => [t.name, t.opacity === undefined ? 1 : t.opacity])"
+    )
+
+
+def test_choosing_two_variants_pales_the_others_everywhere_and_stays_in_the_address(
+    browser, page_path
+):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.open_everything()
+    visit.scroll()
+    visit.page.select_option("#choose-variant", "SAM")
+    visit.page.select_option("#choose-against", "SGD")
+    for figure in ("overview-noisy", "history-noisy"):
+        seen = opacities(visit, figure)
+        assert {v for name, v in seen if name == "SAM"} - {0.14, 0.3} <= {1, 0.6, 0.45, 0.75}
+        assert all(v <= 0.12 for name, v in seen if name == "ZSharp"), figure
+    rows = "[...document.querySelectorAll('.evidence tr.pale')].map(r => r.dataset.variants)"
+    assert "ZSharp" in visit.page.evaluate(rows)
+    assert "SAM" not in visit.page.evaluate(rows)
+    assert "variant=SAM&against=SGD" in visit.page.url
+    again = Visit(browser, f"{page_path}?variant=SAM&against=SGD", LAPTOP)
+    assert again.page.input_value("#choose-variant") == "SAM"
+    visit.page.click("#choose-none")
+    assert visit.page.evaluate("document.querySelectorAll('.pale').length") == 0
+    visit.context.close()
+    again.context.close()
+
+
+def test_tables_sort_by_their_numbers_both_ways(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    head = visit.page.locator(".evidence thead th button").nth(1)
+    rows = "[...document.querySelector('.evidence').tBodies[0].rows]"
+    column = f"{rows}.map(r => parseFloat(r.cells[1].textContent))"
+    head.click()
+    up = visit.page.evaluate(column)
+    head.click()
+    down = visit.page.evaluate(column)
+    assert up == sorted(up)
+    assert down == sorted(up, reverse=True)
+    visit.context.close()
+
+
+def test_figures_follow_a_dark_page(browser, page_path):
     visit = Visit(browser, page_path, LAPTOP, color_scheme="dark")
-    color = visit.page.eval_on_selector(".plot", "e => getComputedStyle(e).backgroundColor")
-    assert color == "rgb(255, 255, 255)"
+    visit.page.wait_for_selector("#overview-noisy .main-svg")
+    visit.page.wait_for_timeout(300)
+    ink = visit.page.evaluate("document.querySelector('#overview-noisy .figure').layout.font.color")
+    assert ink == "#e8e6e1"
+    visit.context.close()
+
+
+def test_every_figure_is_one_stop_of_the_tabulator_and_has_a_name(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.open_everything()
+    visit.scroll()
+    plots = "[...document.querySelectorAll('figure .plot')]"
+    title = "document.getElementById(p.getAttribute('aria-labelledby')).textContent"
+    assert visit.page.evaluate(f"{plots}.every(p => p.tabIndex === 0 && {title})")
+    inside = "[...document.querySelectorAll('figure .plot *')].filter(e => e.tabIndex >= 0)"
+    assert visit.page.evaluate(f"{inside}.filter(e => !(e instanceof SVGElement)).length") == 0
     visit.context.close()

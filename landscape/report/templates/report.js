@@ -1,0 +1,177 @@
+(function () {
+  "use strict";
+  var config = JSON.parse(document.getElementById("plotly-config").textContent);
+  var boxes = Array.prototype.slice.call(document.querySelectorAll(".figure"));
+  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+  var printing = false;
+
+  function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+
+  // ---- drawing, once, when it comes near the window ------------------------------------------
+  function spec(box) { return JSON.parse(box.nextElementSibling.textContent); }
+  function look(layout) {
+    // Axes and letters follow the page; the colours of variants stay what they are on paper.
+    var ink = printing ? "#1d1f22" : css("--ink"), line = printing ? "#dfe1e4" : css("--line");
+    var change = { "font.color": ink, "modebar.color": css("--faint"), "modebar.activecolor": ink };
+    Object.keys(layout).forEach(function (key) {
+      if (/^[xy]axis/.test(key)) { change[key + ".gridcolor"] = line; change[key + ".linecolor"] = line; }
+      if (/^scene/.test(key)) {
+        ["x", "y", "z"].forEach(function (a) { change[key + "." + a + "axis.gridcolor"] = line; });
+      }
+    });
+    return change;
+  }
+  function ink(box) {
+    // What is black on paper is the page's ink.
+    var black = ["#222222", "#000000"], now = printing ? "#222222" : css("--ink");
+    spec(box).data.forEach(function (trace, i) {
+      var change = {};
+      ["marker", "line", "error_x", "error_y"].forEach(function (part) {
+        if (trace[part] && black.indexOf(trace[part].color) >= 0) change[part + ".color"] = now;
+      });
+      if (trace.error_x && /^rgba\(34,34,34/.test(trace.error_x.color)) change["error_x.color"] = now;
+      if (trace.error_y && /^rgba\(34,34,34/.test(trace.error_y.color)) change["error_y.color"] = now;
+      if (Object.keys(change).length) Plotly.restyle(box, change, [i]);
+    });
+  }
+  function draw(box) {
+    if (box.dataset.drawn) return;
+    box.dataset.drawn = "1";
+    var one = spec(box);
+    // Panels stay readable on a phone: the figure scrolls inside its frame, the page does not.
+    var least = Number(box.dataset.least);
+    box.style.minWidth = Number(box.dataset.columns) > 1 ? least * box.dataset.columns + "px" : "0";
+    Plotly.newPlot(box, one.data, one.layout, config).then(function () {
+      Plotly.relayout(box, look(one.layout));
+      ink(box);
+      show(box);
+      link(box);
+    });
+  }
+  function each(change) {
+    boxes.forEach(function (box) { if (box.dataset.drawn && box.data) change(box); });
+  }
+  dark.addEventListener("change", function () { each(recolour); });
+  function recolour(box) { Plotly.relayout(box, look(box.layout)); ink(box); }
+
+  // ---- two variants, everywhere ---------------------------------------------------------------
+  var choices = ["variant", "against"].map(function (id) { return document.getElementById("choose-" + id); });
+  var known = choices[0] ? Array.prototype.map.call(choices[0].options, function (o) { return o.value; }) : [];
+  function chosen() { return choices.map(function (c) { return c ? c.value : ""; }).filter(Boolean); }
+  function pale(name) {
+    var now = chosen();
+    return now.length > 0 && known.indexOf(name) > 0 && now.indexOf(name) < 0;
+  }
+  function show(box) {
+    if (!box.data) return;
+    var opacity = box.data.map(function (trace, i) {
+      if (trace.type === "surface" || trace.type === "contour" || trace.type === "heatmap") return null;
+      var own = spec(box).data[i].opacity;
+      own = own === undefined ? 1 : own;
+      return pale(trace.legendgroup || trace.name) || pale(trace.name) ? 0.12 * own : own;
+    });
+    opacity.forEach(function (value, i) { if (value !== null) Plotly.restyle(box, { opacity: value }, [i]); });
+  }
+  function follow() {
+    var now = chosen();
+    each(show);
+    document.querySelectorAll("[data-variants]").forEach(function (part) {
+      var names = part.dataset.variants.split("|");
+      part.classList.toggle("pale", now.length > 0 && !names.some(function (n) { return now.indexOf(n) >= 0; }));
+    });
+    var query = new URLSearchParams();
+    choices.forEach(function (c) { if (c && c.value) query.set(c.name, c.value); });
+    var text = query.toString();
+    history.replaceState(null, "", location.pathname + (text ? "?" + text : "") + location.hash);
+  }
+  if (choices[0]) {
+    var asked = new URLSearchParams(location.search);
+    choices.forEach(function (c) {
+      var value = asked.get(c.name) || "";
+      if (known.indexOf(value) >= 0) c.value = value;
+      c.addEventListener("change", follow);
+    });
+    document.getElementById("choose-none").addEventListener("click", function () {
+      choices.forEach(function (c) { c.value = ""; });
+      follow();
+    });
+  }
+
+  // ---- cameras of surfaces turn together -------------------------------------------------------
+  var turning = false;
+  function link(box) {
+    var scenes = Object.keys(box.layout).filter(function (key) { return /^scene/.test(key); });
+    if (scenes.length < 2) return;
+    box.on("plotly_relayout", function (event) {
+      var key = Object.keys(event).filter(function (name) { return /^scene\d*\.camera$/.test(name); })[0];
+      if (!key || turning) return;
+      turning = true;
+      var change = {};
+      scenes.forEach(function (scene) { change[scene + ".camera"] = event[key]; });
+      Plotly.relayout(box, change).then(function () { turning = false; });
+    });
+  }
+
+  // ---- tables sort ----------------------------------------------------------------------------
+  function number(cell) {
+    var text = cell.childNodes.length ? cell.childNodes[0].textContent : "";
+    var found = text.replace(/\u2212/g, "-").match(/[-+]?\d+(\.\d+)?(e[-+]?\d+)?/i);
+    return found ? Number(found[0]) : null;
+  }
+  document.querySelectorAll("table.sortable").forEach(function (table) {
+    table.querySelectorAll("thead th").forEach(function (head, column) {
+      var button = document.createElement("button");
+      button.type = "button";
+      while (head.firstChild) button.appendChild(head.firstChild);
+      head.appendChild(button);
+      button.addEventListener("click", function () {
+        var up = head.getAttribute("aria-sort") !== "ascending";
+        table.querySelectorAll("th").forEach(function (other) { other.removeAttribute("aria-sort"); });
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        var body = table.tBodies[0], rows = Array.prototype.slice.call(body.rows);
+        rows.map(function (row, i) { return { row: row, i: i, cell: row.cells[column] }; })
+          .sort(function (a, b) {
+            var x = number(a.cell), y = number(b.cell), order;
+            if (column === 0 || (x === null && y === null)) {
+              order = a.cell.textContent.localeCompare(b.cell.textContent);
+            } else {
+              order = x === null ? 1 : y === null ? -1 : x - y;
+            }
+            return (up ? order : -order) || a.i - b.i;
+          })
+          .forEach(function (one) { body.appendChild(one.row); });
+      });
+    });
+  });
+
+  // ---- folded parts, print --------------------------------------------------------------------
+  document.querySelectorAll("details").forEach(function (part) {
+    part.addEventListener("toggle", function () {
+      // What was drawn for print while folded away has no width yet.
+      part.querySelectorAll(".js-plotly-plot").forEach(function (box) { Plotly.Plots.resize(box); });
+    });
+  });
+  var folded = [];
+  window.addEventListener("beforeprint", function () {
+    printing = true;
+    folded = Array.prototype.filter.call(document.querySelectorAll("details"), function (d) { return !d.open; });
+    folded.forEach(function (part) { part.open = true; });
+    boxes.forEach(draw);
+    each(recolour);
+  });
+  window.addEventListener("afterprint", function () {
+    printing = false;
+    folded.forEach(function (part) { part.open = false; });
+    each(recolour);
+  });
+
+  boxes.forEach(function (box) { box.style.minHeight = spec(box).layout.height + "px"; });
+  follow();
+  if (!("IntersectionObserver" in window)) { boxes.forEach(draw); return; }
+  var watch = new IntersectionObserver(function (entries) {
+    entries.forEach(function (entry) {
+      if (entry.isIntersecting) { watch.unobserve(entry.target); draw(entry.target); }
+    });
+  }, { rootMargin: "600px" });
+  boxes.forEach(function (box) { watch.observe(box); });
+}());
