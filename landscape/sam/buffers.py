@@ -20,6 +20,8 @@ class Buffers:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._where: list[tuple[Any, str, Tensor]] = []
+        self._found: list[Tensor] = []
+        self._now: list[Tensor] = []  # their local parts
         self._saved: list[Tensor] = []
 
     @torch.no_grad()
@@ -27,16 +29,16 @@ class Buffers:
         """Remember all buffers."""
         self._where = [
             (m, name, b)
-            for m in self._model.modules()
-            if len(m._buffers)
+            for m in _modules(self._model)
             for name, b in m._buffers.items()
             if b is not None
         ]
-        now = [local(b) for _, _, b in self._where]
-        if len(self._saved) != len(now) or not all(map(_alike, self._saved, now)):
-            self._saved = [torch.empty_like(b) for b in now]
-        if now:
-            torch._foreach_copy_(self._saved, now)
+        found = [b for _, _, b in self._where]
+        if len(found) != len(self._found) or any(a is not b for a, b in zip(found, self._found)):
+            self._found, self._now = found, list(map(local, found))
+            self._saved = [torch.empty_like(b) for b in self._now]
+        if found:
+            torch._foreach_copy_(self._saved, self._now)
 
     @torch.no_grad()
     def restore(self, unless: Tensor | None = None) -> None:
@@ -46,12 +48,11 @@ class Buffers:
                 if unless is not None:
                     return self._choose(unless)
                 m._buffers[name] = b
-        now = [local(b) for _, _, b in self._where]
         if unless is not None:
-            for b, s in zip(now, self._saved, strict=True):
+            for b, s in zip(self._now, self._saved, strict=True):
                 b.copy_(torch.where(unless.to(b.device), b, s))
-        elif now:
-            torch._foreach_copy_(now, self._saved)
+        elif self._now:
+            torch._foreach_copy_(self._now, self._saved)
         return None
 
     def _choose(self, unless: Tensor) -> None:
@@ -78,5 +79,15 @@ class Buffers:
                 self.restore()
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Those that have buffers; as `model.modules()`, which spends its time on names."""
+    found, seen, rest = [], {id(model)}, [model]
+    while rest:
+        module = rest.pop()
+        if len(module._buffers):
+            found.append(module)
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                rest.append(child)
+    return found

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from landscape.sam.variant import tensor_norms, total_norm
-
 Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
 
 SMALL = 1 << 14  # elements of a tensor whose arithmetic takes less time than calling it
@@ -35,7 +33,11 @@ def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
         with contextlib.suppress(RuntimeError):  # a gradient that overlaps itself
             torch._amp_foreach_non_finite_check_and_unscale_(there, bad, torch.ones(()))
             return not bad.item()
-    return is_finite(total_norm(tensor_norms(there)))
+    if there[0].is_cuda:  # the largest entry, whose square cannot overflow
+        sizes = torch._foreach_norm(there, math.inf)
+        return torch.isfinite(torch.stack([n.float().to(sizes[0].device) for n in sizes])).all()
+    sizes = torch.stack([n.double() for n in torch._foreach_norm(there, 2.0)])
+    return bool(sizes.isfinite().all()) or all(bool(g.isfinite().all()) for g in there)
 
 
 def both_finite(a: Finite, b: Finite) -> Finite:

@@ -15,12 +15,11 @@ _STEPPED: dict[int, tuple[weakref.ref, int, weakref.ref]] = {}
 def stepped_with(trained: Trained) -> None:
     """After a step: what lies in `.grad` has been used."""
     for p in trained.parameters:
-        if p.grad is not None:
-            _STEPPED[id(p)] = (
-                _forgotten_with(id(p), p),
-                p.grad._version,
-                weakref.ref(p.grad),
-            )
+        g = p.grad
+        if g is not None:
+            known = _STEPPED.get(id(p))
+            owner = _forgotten_with(id(p), p) if known is None else known[0]
+            _STEPPED[id(p)] = (owner, g._version, weakref.ref(g))
 
 
 def _is_new(p: nn.Parameter) -> bool:

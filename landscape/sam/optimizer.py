@@ -85,7 +85,12 @@ class SAM(Optimizer):
     learning-rate schedulers work on either; a group may hold `rho` (its own radius; 0 excludes its
     tensors from perturbation and norm; `sam_rho` over Adadelta, whose own option is named rho).
 
-    bn: the pass that updates running statistics, "first" (default), "second" or "both".
+    base: a torch optimizer, or several over different tensors ([Muon(...), AdamW(...)]); one with
+    maximize=True climbs where its objective is worse.
+    bn: the pass that updates the model's buffers, "first" (default), "second" or "both": running
+    statistics, spectral vectors, queues, codebooks. Networks beside the trained one whose buffers
+    count too (a GAN's discriminator while its generator is trained) go into one model with it,
+    SAM(nn.ModuleList([generator, discriminator]), SGD(generator.parameters()), ...).
     same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
     clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; a closure
     runs scaler.scale(loss).backward(), losses(batch) are scaled here. Both gradients are unscaled
@@ -94,8 +99,21 @@ class SAM(Optimizer):
     of its own examples (m-sharpness, m = examples per process) and descends with the mean;
     averages and masks then differ between processes.
     keep_perturbation: keep e, g1 and g2 of the last step for `perturbation` (2-3 copies of the
-    weights until the next step); False saves that memory, and lets u and w + e be written where g1
-    was on the CPU, unless something else refers to it.
+    weights until the next step); False saves that memory.
+    select: select(batch, index) -> the examples of a slice or a tensor of whole numbers, and
+    select(batch, None) -> their number, for batches that containers of tensors do not describe.
+
+    e is added to the weights in place and w is restored from a copy, bit for bit. At climbs 1, 9,
+    65, 513, ... pass 2 is compared with the same pass at w: loss and gradient must differ, where
+    |gᵀe| exceeds a hundred roundings of the loss (`guard.said` tells what was seen; it may run a
+    closure once more where dropout or buffers came between the passes).
+
+    Under DistributedDataParallel, `fully_shard` and tensor parallelism the steps are those of one
+    process with all examples, where the loss is their mean and no layer takes statistics of a
+    batch. Sums over sharded tensors cost 8 bytes a tensor; variants with masks or draws gather the
+    tensors that they rank, one after the other (those over the whole model: all of them), and
+    Fisher examples must be the same in all processes. ESAM and m-sharpness (`micro_batched`)
+    choose and cut among each process's own examples. FullyShardedDataParallel is refused.
 
     A step with a non-finite gradient is skipped and counted in `num_skipped`; weights, momentum and
     averages stay as they were. On CUDA nothing waits for the device: a fused base optimizer is told
@@ -103,7 +121,10 @@ class SAM(Optimizer):
     the host counts goes on: `step_count`, Adam's `step` (unless capturable), the refresh of masks.
     wait_for_device=True asks once per pass instead, and nothing at all happens in such a step.
     Gradients add up in a closure that runs several backward passes, or call
-    step(losses, batch, micro_batch=32): one e for the whole batch, 32 examples in memory.
+    step(losses, batch, micro_batch=32): one e for the whole batch, 32 examples in memory. A batch
+    is cut in whatever containers it comes. A gradient that others have left in `.grad` is refused,
+    never overwritten; `backward` adds up. What the loss reaches in one of the passes only has the
+    gradient 0 in the other; what it reaches in neither is left alone.
 
     Loops that step by themselves put `backward` where loss.backward() was. In Lightning:
 
@@ -179,7 +200,8 @@ class SAM(Optimizer):
         self._all_at_once = replicas.all_gradients_at_once(model)
         self.buffers_at_start, self.buffers_before_first = Buffers(model), Buffers(model)
         self.buffers, self.buffers_nearby = Buffers(model), Buffers(model)
-        self.weights, self.guard = Weights(model), Guard()
+        self.weights, self.weights_nearby = Weights(model), Weights(model)
+        self.guard = Guard()
         self.last: Perturbation | None = None
         self._pending: Point | None = None  # of a gradient that `backward` left in .grad
 
@@ -381,7 +403,7 @@ class SAM(Optimizer):
         model = self.model
         return Passes(
             self.trained,
-            Weights(model),
+            self.weights_nearby,
             closure=None if has_batch else closure,
             losses=closure if has_batch else None,
             batch=batch if has_batch else None,

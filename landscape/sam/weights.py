@@ -16,7 +16,10 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        fsdp: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+        self._gathering = (
+            [] if fsdp is None else [m for m in model.modules() if isinstance(m, fsdp)]
+        )
         self._at_w: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @property
@@ -58,9 +61,5 @@ class Weights:
 
         The next pass would otherwise run at the weights before the move.
         """
-        fsdp = sys.modules.get("torch.distributed.fsdp")
-        kind: Any = getattr(fsdp, "FSDPModule", None)
-        if kind is not None:
-            for module in self._model.modules():
-                if isinstance(module, kind):
-                    module.reshard()
+        for module in self._gathering:
+            module.reshard()
