@@ -1,6 +1,6 @@
 """Loss, per-example losses, gradient and Hessian products of a network as functions of theta."""
 
-from landscape.risk._criterion import IGNORED
+from landscape.risk._criterion import IGNORED, BatchLosses
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
@@ -11,6 +11,7 @@ from landscape.risk._rows import Objective, RowLosses
 __all__ = [
     "BN_MODES",
     "IGNORED",
+    "BatchLosses",
     "EmpiricalRisk",
     "Evaluation",
     "LinearizedGGN",

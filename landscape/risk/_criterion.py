@@ -187,6 +187,18 @@ class Criterion:
             return losses
         return losses * self.weights(target, count, 1).sum().to(losses)
 
+    def of_batch(self, output: Any, target: Any, count: int) -> Tensor:
+        """Losses (count,) whose mean is the criterion of this batch."""
+        losses = self._tensor(self._called(output, target), count)
+        if losses.ndim == 0 or losses.shape[0] != count:
+            raise LandscapeError(
+                f"The loss {self.name} returned one number for {count} examples (shape "
+                f"{tuple(losses.shape)}); return one loss per example, or give it a `reduction`."
+            )
+        weights = self.weights(target, count, losses.numel() // count).sum()
+        total = losses.reshape(count, -1).sum(1)
+        return total * (count if self.sums else count / weights.to(total))
+
     def _refuse_no_rows(self, losses: Tensor, count: int) -> None:
         if losses.ndim and losses.shape[0] == count:
             return
@@ -275,6 +287,21 @@ def logits_of(output: Any) -> Any:
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
     return output
+
+
+class BatchLosses:
+    """(output, target) of one batch -> losses (B,) whose mean is the criterion of this batch."""
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        self._loss = loss
+        self._known: dict[tuple[torch.device, torch.dtype], Criterion] = {}
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        like = logits_of(output)
+        place = (like.device, like.dtype)
+        if place not in self._known:
+            self._known[place] = Criterion(self._loss, None, device=place[0], dtype=place[1])
+        return self._known[place].of_batch(output, target, len(like))
 
 
 def errors_of(output: Any, target: Any, ignore_index: int = IGNORED) -> Tensor | None:

@@ -1,6 +1,5 @@
 """What goes into a training, made uniform and checked before the first step."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.problems import DataSplits, Split
+from landscape.risk import IGNORED, BatchLosses
 from landscape.training.options import TrainingOptions
 
 
@@ -40,30 +40,33 @@ def check_data(
 
 
 def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor], Tensor]:
-    """criterion(output, y) -> (B,): a criterion with a reduction is copied and set to "none"."""
-    plain = type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.ignore_index < 0
-    if loss is None or plain:
+    """criterion(output, y) -> (B,), whose mean is the criterion of the batch as torch takes it.
+
+    Class weights and ignored targets divide as they do there.
+    """
+    plain = (
+        type(loss) is nn.CrossEntropyLoss
+        and loss.weight is None
+        and loss.ignore_index < 0
+        and loss.reduction == "mean"
+    )
+    quick = loss is None or plain
+    smoothing = 0.0
+    if quick:
         smoothing = options.label_smoothing or getattr(loss, "label_smoothing", 0.0)
-        return lambda output, y: F.cross_entropy(
-            output, y, reduction="none", label_smoothing=smoothing
-        )
-    if options.label_smoothing:
+        ignored = getattr(loss, "ignore_index", IGNORED)
+        loss = nn.CrossEntropyLoss(label_smoothing=smoothing, ignore_index=ignored)
+    elif options.label_smoothing:
         raise LandscapeError(
             f"label_smoothing={options.label_smoothing} belongs to the cross-entropy and the loss "
             f"is {type(loss).__name__}; put it into the loss, or set it to 0."
         )
-    if hasattr(loss, "reduction"):
-        loss = copy.deepcopy(loss)
-        loss.reduction = "none"
+    known = BatchLosses(loss)
 
     def values(output: Tensor, y: Tensor) -> Tensor:
-        found = loss(output, y)
-        if found.ndim == 0:
-            raise LandscapeError(
-                f"The loss {getattr(loss, '__name__', type(loss).__name__)} returned one number for"
-                f" {len(output)} examples; return one loss per example, or give it a `reduction`."
-            )
-        return found.flatten(1).mean(1) if found.ndim > 1 else found
+        if quick and y.ndim == 1 and not bool((y == loss.ignore_index).any()):
+            return F.cross_entropy(output, y, reduction="none", label_smoothing=smoothing)
+        return known(output, y)
 
     return values
 
