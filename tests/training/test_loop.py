@@ -149,8 +149,9 @@ def test_an_own_loss_is_used_per_example(tmp_path):
         assert history[-1]["val_loss"] == pytest.approx(float(F.mse_loss(model(x), x[:, :2])), 1e-5)
     assert history[-1]["val_accuracy"] is None
     assert run("b", lambda output, y: (output - y).square().mean(1)).finished
+    assert run("e", F.mse_loss).finished
     with pytest.raises(LandscapeError, match="returned one number for 16 examples"):
-        run("c", F.mse_loss)
+        run("c", lambda output, y: F.mse_loss(output, y))
     with pytest.raises(LandscapeError, match=r"label_smoothing=0.1 .* loss is MSELoss"):
         training.train(
             model, data, sam.sgd(), training.TrainingOptions(label_smoothing=0.1), seed=0,
