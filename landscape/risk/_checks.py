@@ -145,8 +145,9 @@ def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[s
                     break
     except LandscapeError:
         raise
-    except Exception:
-        return None  # said where a derivative is asked
+    except Exception as error:  # what fails is said again where a derivative is asked
+        engine.notes.influence_unknown = str(error).splitlines()[0] if str(error) else "no reason"
+        return None
     return names
 
 

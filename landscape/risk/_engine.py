@@ -33,6 +33,7 @@ class Notes:
     uses_rng: bool = False
     # Trainable tensors that the graph of a few rows does not hold; None if there is no graph.
     without_influence: list[str] | None = None
+    influence_unknown: str = ""
     # Modules that compute in half precision whatever the dtype asked (autocast within).
     narrow: list[str] = field(default_factory=list)
     modes_twice: set[str] = field(default_factory=set)
@@ -43,6 +44,8 @@ class Notes:
         found: dict[str, Any] = {}
         if names := self.without_influence:
             found |= {"without_influence": names[:20], "num_without_influence": len(names)}
+        if self.influence_unknown:
+            found["influence_unknown"] = self.influence_unknown
         if self.narrow:
             found["half_precision"] = self.narrow[:20]
         return found
