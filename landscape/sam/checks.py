@@ -179,7 +179,7 @@ def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epoc
     """A call must offer what the variant needs."""
     needs, name = variant.needs, variant.name
     by_batch = set(needs & BY_BATCH)
-    if getattr(variant.evaluate, "micro_batches", 1) > 1:
+    if variant.evaluate.micro_batches > 1:
         by_batch.add("per_example_losses")
     if by_batch and not has_batch:
         raise LandscapeError(

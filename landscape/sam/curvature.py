@@ -47,7 +47,10 @@ class TowardEigenvector(Slot):
         for _ in range(self.num_iterations):
             product = point.hessian_product(v)
             norm = (point.norm_of(product).square() + 1e-12).sqrt()
-            v = [x / norm.to(x.dtype) for x in product]
+            fine = torch.isfinite(norm)  # else v stays
+            v = [
+                torch.where(fine, x / norm.to(x.dtype), y) for x, y in zip(product, v, strict=True)
+            ]
         return v
 
 
@@ -93,9 +96,11 @@ class HessianDescent(Slot):
         state["momentum"] = joined(point, old, m)
         if "diagonal" in point.scratch:
             old = state.get("diagonal", {})
+            known = [old.get(n, torch.zeros_like(x)) for n, x in zip(point.names, m, strict=True)]
+            estimates = zip(point.scratch["diagonal"], known, strict=True)
             new = [
-                torch.lerp(h.abs(), old.get(n, torch.zeros_like(h)), self.beta_2)
-                for n, h in zip(point.names, point.scratch["diagonal"], strict=True)
+                torch.where(torch.isfinite(h), torch.lerp(h.abs(), d, self.beta_2), d)
+                for h, d in estimates
             ]
             state["diagonal"] = joined(point, old, new)
             state["unbiased"] = (1 - self.beta_2**t) ** self.power

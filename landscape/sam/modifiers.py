@@ -1,5 +1,6 @@
 """Variants of variants: when they climb, how far, and on how many examples at once."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam import schedule
-from landscape.sam.evaluate import SameBatch
 from landscape.sam.variant import Point, State, Variant
 
 
@@ -48,7 +48,11 @@ def micro_batched(variant: Variant, parts: int) -> Variant:
     For variants that keep nothing between steps: an average, a cached gradient or the previous
     batch would be of one part.
     """
-    if not isinstance(variant.evaluate, SameBatch) or variant.evaluate.partial:
+    evaluate = variant.evaluate
+    cut = dataclasses.is_dataclass(evaluate) and any(
+        f.name == "micro_batches" for f in dataclasses.fields(evaluate)
+    )
+    if not cut or evaluate.partial:
         raise LandscapeError(
             f"variant {variant.name!r} chooses its own examples or tensors for the second pass and "
             "cannot be cut into parts."
@@ -58,4 +62,4 @@ def micro_batched(variant: Variant, parts: int) -> Variant:
             f"variant {variant.name!r} carries gradients from step to step, which parts of one "
             "batch would overwrite; use a variant without memory, such as sam or zsharp."
         )
-    return replace(variant, evaluate=SameBatch(micro_batches=parts))
+    return replace(variant, evaluate=replace(evaluate, micro_batches=parts))

@@ -26,6 +26,7 @@ class Ascending(Slot):
     """
 
     objective: Callable[[Any, Any], Tensor]
+    micro_batches: int = 1
     needs_g1 = False
     needs_first_pass = finds_ascent = True
     plain_first = takes_loss_term = False
@@ -117,6 +118,7 @@ class Functional(Slot):
     with one row per example.
     """
 
+    micro_batches: int = 1
     needs_g1 = False
     needs_first_pass = True
     takes_loss_term = False
@@ -136,6 +138,11 @@ class Functional(Slot):
             loss = passes.backward(only=only)
         finally:
             passes.extra_loss = None
+        if not kept:
+            raise LandscapeError(
+                "the losses are not made of the outputs that losses(batch) returned beside them: "
+                "no derivative reaches these; return the very tensor that the loss is of."
+            )
         if passes.scaler is not None:
             inverse = 1.0 / passes.scaler.scale(torch.ones((), device=loss.device))
             kept[:] = [g * inverse.to(g.dtype) for g in kept]

@@ -77,7 +77,15 @@ def all_agree(model: nn.Module, answer: bool | Tensor, device: torch.device) -> 
 
 def check_local(model: nn.Module, variant: Variant) -> None:
     """Refuse local perturbations where replicas would train different tensors."""
-    if replicated(model) is not None and getattr(variant.evaluate, "partial", False):
+    if replicated(model) is None:
+        return
+    if variant.correction.needs_e:
+        raise LandscapeError(
+            f"variant {variant.name!r} descends by what it finds along its own perturbation, and "
+            "with sync_perturbation=False every replica would find something else and drift away; "
+            "use sync_perturbation=True."
+        )
+    if variant.evaluate.partial:
         raise LandscapeError(
             f"variant {variant.name!r} updates the tensors that it selects, and with "
             "sync_perturbation=False every replica would select its own and drift away; use "

@@ -35,6 +35,7 @@ class Smoothed(Slot):
 
     sigma: float = 0.01
     most: float | None = None
+    micro_batches: int = 1
     needs_g1 = False
     needs_first_pass = finds_ascent = True
     plain_first = False

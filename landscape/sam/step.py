@@ -357,6 +357,8 @@ class Step:
                 gd = self.taken
             else:
                 gd = correction(pair, pair.gradients, self.taken, self.slots["correction"])
+            if correction.needs_e:  # and makes passes of its own
+                self.finite = both_finite(self.finite, self._settled(all_finite(gd)))
             self._put(self.where, gd)
             self._put_clean()
             self.point = pair

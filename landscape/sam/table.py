@@ -15,6 +15,7 @@ from typing import Any
 
 from landscape.sam.optimizer import SAM
 from landscape.sam.recipes import EVIDENCE, Declaration
+from landscape.sam.slot import Slot
 from landscape.sam.variant import Variant
 
 
@@ -33,7 +34,7 @@ def slots_of(variant: Variant) -> dict[str, str]:
 def _slot_text(slot: Any) -> str:
     """Name of a function, or a dataclass with the fields that are not its defaults."""
     if not dataclasses.is_dataclass(slot):
-        return "None" if slot is None else getattr(slot, "title", getattr(slot, "__name__", ""))
+        return "None" if slot is None else slot.title if isinstance(slot, Slot) else slot.__name__
     shown = [
         f"{f.name}={_slot_text(value) if callable(value) else repr(value)}"
         for f in dataclasses.fields(slot)

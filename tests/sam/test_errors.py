@@ -433,3 +433,49 @@ def test_there_is_no_perturbation_before_the_first_step_or_when_it_is_not_kept()
         _ = optimizer.perturbation
     with pytest.raises(LandscapeError, match="bn='third' is unknown; choose one of 'first'"):
         sam.SAM(model, sgd(model), sam.sam(), bn="third")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda z: z.clone(), "not made of the outputs"),
+        (lambda z: z[:, 0], "outputs, and of shape"),
+        (lambda z: None, "outputs"),
+    ],
+)
+def test_outputs_that_functional_sam_cannot_use(outputs, message):
+    model = cnn()
+    optimizer = ready(model, sam.functional_sam())
+
+    def losses(b):
+        z = model(b[0])
+        return nn.functional.cross_entropy(z, b[1], reduction="none"), outputs(z)
+
+    with pytest.raises(LandscapeError, match=message):
+        optimizer.step(losses, batch())
+
+
+def test_ascents_along_another_objective_need_outputs_and_labels():
+    model = cnn()
+    optimizer = ready(model, sam.bisam())
+    with pytest.raises(LandscapeError, match="outputs"):
+        optimizer.step(losses_of(model), batch())
+    with pytest.raises(LandscapeError, match=r"which step\(closure\) cannot offer"):
+        optimizer.step(closure_of(model, batch()))
+    with pytest.raises(LandscapeError, match="targets='y' says where the labels are"):
+        ready(model, sam.bisam(targets="y")).step(losses_of(model, with_logits=True), batch())
+    flat = lambda b: (model(b[0]).square().mean(1), model(b[0])[:, 0])  # noqa: E731
+    optimizer = ready(model, sam.obf_sam())
+    with pytest.raises(LandscapeError, match=r"outputs \(B, C\) and labels \(B,\)"):
+        optimizer.step(flat, batch())
+
+
+def test_hessian_products_need_losses_and_flat_lora_adapters():
+    model = cnn()
+    for variant in (sam.eigen_sam(), sam.sassha()):
+        with pytest.raises(LandscapeError, match=r"which step\(closure\) cannot offer"):
+            ready(model, variant).step(closure_of(model, batch()))
+    with pytest.raises(LandscapeError, match="none of the 9 trained tensors is one"):
+        step(ready(model, sam.flat_lora(scaling=1.0, total_steps=5)), batch())
+    with pytest.raises(LandscapeError, match="needs a value for scaling, total_steps"):
+        sam.make("flat_lora")
