@@ -116,14 +116,14 @@ def _is_code(paragraph: str) -> bool:
     return paragraph.startswith("    ")
 
 
-OWN_SLOTS = """## Your own slots
+OWN_SLOTS = '''## Your own slots
 
 A slot is a function; what it keeps between steps it puts into `state`, which is saved with the
 optimizer. A zeroth-order source, from two losses along a random direction:
 
 ```python
 def zeroth_order(point, state, step=1e-3):
-    z = [torch.randn(w.shape, generator=point.generator, device=w.device) for w in point.weights]
+    z = point.noise()
     up, down = (point.loss_at([sign * step * x for x in z]) for sign in (1, -1))
     return [x * ((up - down) / (2 * step)) for x in z]
 ```
@@ -139,7 +139,56 @@ def spectral_radii(point, u, mask, rho):
 
 variant = dataclasses.replace(sam.sam(0.1), source=zeroth_order, geometry=spectral_radii)
 ```
-"""
+
+A slot with flags, hooks or options is a frozen dataclass that derives from `sam.Slot`, whose
+docstring has all of them. One that weighs the sharpness by what it is now over what it was:
+
+```python
+@dataclasses.dataclass(frozen=True)
+class RelativeSharpness(sam.Slot):
+    """gd = g1 + c (g2 - g1), c = (L(w + e) - L(w)) over its running average."""
+
+    decay: float = 0.9
+    needs_e = remembers = True  # reads the loss at w + e; keeps something between steps
+
+    def __call__(self, point, g1, g2, state):
+        sharpness = (point.scratch["perturbed_loss"] - point.loss).clamp(min=0.0)
+        state["mean"] = torch.lerp(sharpness, state.get("mean", sharpness), self.decay)
+        c = sharpness / (state["mean"] + 1e-12)
+        return [a + c.to(a.dtype) * (b - a) for a, b in zip(g1, g2)]
+
+
+weighed = dataclasses.replace(sam.sam(0.1), correction=RelativeSharpness())
+```
+
+One that looks further than w + e, here from a point that the ascent is carried on to:
+
+```python
+@dataclasses.dataclass(frozen=True)
+class Further(sam.Slot):
+    """gd = (g2 + ∇L(w + factor e))/2."""
+
+    factor: float = 2.0
+    needs_g1, needs_e = False, True
+
+    def __call__(self, point, g1, g2, state):
+        e = point.scratch["e"]
+        beyond = point.gradient_at([self.factor * e[n] for n in point.names])
+        return [(a + b) / 2 for a, b in zip(g2, beyond)]
+
+
+further = dataclasses.replace(sam.sam(0.1), correction=Further())
+```
+
+A point also offers `value_and_gradient_at(offsets)`, `gradient_at(offsets, objective=...)` for
+another objective of the outputs, `hessian_product(v, offsets)`, `noise()`, and by `untrained()` and
+`also` the weights that are frozen and what is added to them at w + e.
+
+CSAM, DAS, SAMAR, DGSAM, δ-SAM, LORENZA, Lookahead-SAM and the X-SAM of arXiv:2601.10251 are not
+among the recipes: their equations could not be read to the end (of X-SAM's, as far as it could be
+read, the descent depends on the sign of an eigenvector, which has none). Their authors would write
+them as above.
+'''
 
 
 def _section(name: str, declared: Declaration, variant: Variant) -> list[str]:
