@@ -99,7 +99,8 @@ class Bandit(Slot):
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Whole tensors."""
-        _ = point.norms  # for `after_step`, when g1 may be gone
+        # For `after_step`, when g1 is gone and the point may have tensors that were not drawn.
+        point.scratch["drawn"] = dict(zip(point.names, point.norms, strict=True))
         known = dict(zip(state["names"], state["probabilities"].tolist(), strict=True))
         return _some(point, state, self.draw, [known[n] for n in point.names])
 
@@ -108,8 +109,9 @@ class Bandit(Slot):
         if not point.scratch.get("climbed"):
             return
         p = state["probabilities"]
-        where = [state["names"].index(name) for name in point.names]
-        norms = torch.stack(point.norms).double().cpu()
+        drawn = point.scratch["drawn"]
+        where = [state["names"].index(name) for name in drawn]
+        norms = torch.stack(list(drawn.values())).double().cpu()
         largest = norms.max()
         loss = (largest / self.rate) ** 2 - (norms / p[where]) ** 2
         loss = loss - loss.min()
