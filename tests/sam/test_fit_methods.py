@@ -1,6 +1,8 @@
 """Newer methods in other people's loops: micro-batches, scalers, `backward`, two processes."""
 
 import copy
+import gc
+import re
 
 import pytest
 import torch
@@ -148,6 +150,34 @@ def test_parts_of_a_batch_are_steps_of_their_own_or_are_refused(name):
         ready(model, variant, base).step(losses, tuple(x[part] for x in batch()))
         ends.append(theta(model))
     torch.testing.assert_close(together, sum(ends) / 2, rtol=1e-9, atol=1e-12)
+
+
+HELD = ("sam", "vasso", "fisher_sam", "sagm", "ire", "xsam", "lookbehind_sam", "lesam",
+        "sam_polyak", "randsam", "rsam", "tsam", "bsam", "eigen_sam", "sassha",
+        "crsam")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_no_more_copies_of_the_weights_live_than_declared(name):
+    """Beside the weights, when a forward pass begins."""
+    model = nn.Linear(300, 200, bias=False)
+    base = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = sam.SAM(model, base, variants()[name], keep_perturbation=False)
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def losses(b):
+        found = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        found += [p.grad for p in model.parameters() if p.grad is not None]
+        seen.append(len({t.data_ptr() for t in found if t.numel() == 60_000}) - 1)
+        return model(b).square().mean(1) + 1.0
+
+    for t in range(4):
+        optimizer.begin_epoch(t // 2, 2)
+        seen = seen if t > 1 else []  # the guard, which looks at the first climb, keeps e
+        optimizer.step(losses, x)
+    stated = sam.recipes()[name].declaration.memory
+    assert max(seen) == max(int(n) for n in re.findall(r"\d+", stated))
 
 
 def replicas(rank):

@@ -13,7 +13,7 @@ from landscape.sam.variant import Variant, check_count, check_fraction, check_nu
     equation="e = ρ (ĝ + α sign<g1, v> (v - <ĝ, v> ĝ)), v the top eigenvector; gd = g2",
     published="ρ 0.05, α 0.2, v every 100 steps by 5 power iterations",
     passes="2F 2B and 5 Hessian products every 100 steps",
-    memory="2",
+    memory="2, 5 at an estimate",
     evidence="equation",
     disagreement=(
         "Code leaves e of norm ρ √(1 + α² sin²) (default; unit=True: ρ), takes v in eval mode "
@@ -54,7 +54,7 @@ def eigen_sam(
     equation="e = ρ g1/‖g1‖; gd = m̂/(√D̂ + eps), m of g2, D of |diag H(w + e)|",
     published="ρ 0.2, lr 0.15-0.3, β 0.9 and 0.999, H every 10 steps, over decoupled weight decay",
     passes="2F 2B and a Hessian product every 10 steps",
-    memory="4",
+    memory="3, 5 at an estimate",
     evidence="equation",
     disagreement=(
         "The code can let the power rise from 0.5 to 1 (default: 0.5, the paper's root). Read and "
@@ -95,7 +95,7 @@ def sassha(
     equation="gd = g₊ + γ (g₊ + g₋ - 2 g1) + β (g₊ - g₋), g± at w ± e",
     published="ρ 0.1, γ 0.1, β 0.01 (script), 0.1 (class)",
     passes="3F 3B",
-    memory="3",
+    memory="5",
     evidence="equation",
     disagreement="None is known: the code was read and not executed.",
     look=("#225555", "cross"),

@@ -346,7 +346,7 @@ def sagm(rho: float = 0.05, *, alpha: float = 0.001) -> Variant:
     equation="SAM, then w' += κ m (w' - w), m = 1 off the largest g1²",
     published="sharp share 0.1-0.4, κ 2-4, mask every 10 steps",
     passes="2F 2B",
-    memory="3",
+    memory="4",
     evidence="equation",
     disagreement=(
         "The CIFAR code takes the mask from a gradient with labels drawn from the model, that for "

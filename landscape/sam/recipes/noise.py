@@ -68,7 +68,7 @@ def rsam(rho: float = 0.05, *, sigma: float = 0.01) -> Variant:
     equation="gd = Σ_i softmax_i(t L(w + e_i)) ∇L(w + e_i), e_i = z_i + ρ ĝ(w + z_i)",
     published="3 samples, t 1, ρ 0.05, ‖z‖ <= 1",
     passes="2nF 2nB, n samples",
-    memory="3",
+    memory="9",
     evidence="equation",
     disagreement="None is known: the code was read and not executed.",
     look=("#332288", "x"),

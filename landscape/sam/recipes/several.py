@@ -12,7 +12,7 @@ from landscape.sam.variant import Variant, check_count, check_fraction, check_nu
     equation="gd = ‖g2‖ s(α), s between ê and ĝ2 on the sphere, α = argmax L(w + ρ_max s(α))",
     published="ρ 0.15, ρ_max 0.3, α in 0, 0.1, ..., 2, once per epoch (CIFAR-100)",
     passes="2F 2B and 21F per epoch",
-    memory="3",
+    memory="2, 6 at a search",
     evidence="equation",
     disagreement="None is known: the code was read and not executed.",
     look=("#661100", "circle"),
@@ -45,7 +45,7 @@ def xsam(
     equation="x_i = x_{i-1} + ρ ĝ(w + x_{i-1}); gd = α Σ_i ∇L(w + x_i), i = 1..k",
     published="k 5, α 0.5 (class defaults)",
     passes="(k + 1)F (k + 1)B",
-    memory="4",
+    memory="7",
     evidence="equation",
     disagreement=(
         "Code steps the base optimizer k times and interpolates; over plain SGD that is this gd. "
