@@ -227,6 +227,7 @@ def _notes(family: Family, setting: str) -> list[str]:
     if (setting, study.metric) in family.values:
         notes.append(_margin_note(family, setting))
     notes += _outlying(family, setting)
+    notes += _kinks(study, setting)
     if study.has("top_eigenvalues", setting):
         notes.append(
             "λ₁, trace and sharpness: geometric mean over seeds, and below it the ratio to the "
@@ -245,13 +246,14 @@ def _how_decided(family: Family, tested: list[Difference]) -> str:
     }
     smallest = max((one.decision.smallest_p for one in tested), default=math.nan)
     least = f" No p can be below {words.number(smallest, 2)}." if smallest > 0 else ""
+    compared = METRICS[family.study.metric].name
     return (
         f"Differences are paired by seed and carry the choice of test examples where those are "
-        f"known. Intervals and p are adjusted for everything this page states: {primary} "
-        f"comparisons of {family.study.metric.replace('_', ' ')} in the first setting and {other} "
-        f"others, {' and '.join(how[name] for name in methods)}; the page as a whole makes a false "
-        f"statement in at most one study of twenty.{least} Effective radius, training loss and "
-        f"other quantities of hypotheses belong to the family too."
+        f"known. Intervals and p are adjusted for everything this page states: "
+        f"{words.count(primary, 'comparison')} of {compared} in the first setting and "
+        f"{words.count(other, 'other')} (flatness, radius and what else explains), "
+        f"{' and '.join(how[name] for name in methods)}. The page as a whole is made to state "
+        f"something false in at most one study of twenty.{least}"
     )
 
 
@@ -277,6 +279,37 @@ def _margin_note(family: Family, setting: str) -> str:
             f"standard error of {100 * error:.1f} points, {relative:.0f} % of the error."
         )
     return text
+
+
+def _kinks(study: Study, setting: str) -> list[str]:
+    """Gaussian sharpness over ½ρ² tr H/P by radius: 1 where the loss is smooth, more at kinks."""
+    size = (
+        runs.provenance(study.data["sharpness"], "num_parameters")
+        if "sharpness" in study.data
+        else ""
+    )
+    traces = study.values("hessian_trace", "trace", setting)
+    finite = study.values("sharpness", "gaussian", setting)
+    found: dict[float, list[float]] = {}
+    for row, ds in finite.items() if size.isdigit() and int(size) else ():
+        trace = dict(zip(traces[row].run.values, traces[row].trace.values, strict=True)
+                     ) if row in traces else {}  # fmt: skip
+        for run, values in zip(ds.run.values, ds.gaussian.values, strict=True):
+            for rho, value in zip(ds.rho.values, values, strict=True):
+                quadratic = 0.5 * float(rho) ** 2 * float(trace.get(run, math.nan)) / int(size)
+                if quadratic > 0 and math.isfinite(value):
+                    found.setdefault(float(rho), []).append(float(value) / quadratic)
+    if not found:
+        return []
+    shown = "; ".join(
+        f"ρ = {words.trimmed(rho)}: {words.number(float(np.median(ratios)), 2)} "
+        f"[{words.number(min(ratios), 2)} to {words.number(max(ratios), 2)}]"
+        for rho, ratios in sorted(found.items())
+    )
+    return [
+        f"Gaussian sharpness over ½ρ² tr H/P, median and range over runs: {shown}. At 1 it is "
+        f"curvature alone; above, kinks hold the rest, which the Hessian does not see."
+    ]
 
 
 def _outlying(family: Family, setting: str) -> list[str]:

@@ -63,7 +63,12 @@ def deciding(
     name = f"{slug(setting)}-{slug(key)}"
     given["name"] = f"{study.resolved.get('name', 'study')}-{name}"
     given["question"] = f"{key.replace('_', ' ')}: {word}. What would decide it?"
-    head = f"# {'; '.join(said)}.\n#\n#     landscape run {name}.toml\n"
+    head = f"# {'; '.join(said)}.\n#\n"
+    base = str(study.resolved.get("base", ""))
+    if base:
+        head += "# Modules and files that it names lie beside the first study file; copy it to\n"
+        head += f"# {base}\n#\n"
+    head += f"#     landscape run {name}.toml\n"
     has_runs = bool(given.get("grid") or given.get("run"))
     return Experiment(name, "; ".join(said), head + toml.dumps(given) if has_runs else "")
 

@@ -350,9 +350,13 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
         text = f"{_many(len(better), len(counted))} {metric.comparative} than {name}{where}"
     else:
         text = f"No variant is resolved to have a {metric.comparative} than {name}{where}"
-        text += _could_have_seen(metric, counted)
+        worse = [one for one in counted if one.sign < 0]
+        claims += _claims(worse)
+        open_ = [one for one in counted if not one.sign]
+        text += f", {len(worse)} {metric.opposite}" if worse else ""
+        text += _could_have_seen(metric, open_)
     random_text, random_claims = _headline_random(family, setting, better)
-    text += random_text + _headline_flatness(found, setting)
+    text += random_text + _headline_flatness(found, setting, metric)
     if not metric.held_out:
         text += f" Nothing is said on generalization: {metric.name} is not about held-out data."
     return text, (*claims, *random_claims)
@@ -383,8 +387,10 @@ def _headline_random(
     return f", but {open_} of {len(made)} not resolved to do better than {named}", ()
 
 
-def _headline_flatness(found: Sequence[Verdict], setting: str) -> str:
+def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -> str:
     here = [v for v in found if v.setting == setting and v.key.startswith("flatter_")]
+    if not here and not metric.held_out:
+        return "."
     if not here:
         return "; flatness was not measured."
     by_word: dict[str, list[str]] = {}

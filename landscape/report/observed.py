@@ -1,5 +1,7 @@
 """A quantity of the metric table as a study measured it in one setting."""
 
+import numpy as np
+
 from landscape.metrics import metric
 from landscape.plot.compared import Values, compared
 from landscape.report.study import Study
@@ -13,6 +15,9 @@ def observe(study: Study, setting: str, key: str) -> Values | None:
         at["rho"] = study.radius
     found = study.values(quantity.measurement, quantity.variable, setting, **at)
     if not found:
+        return None
+    tables = (np.asarray(ds[quantity.variable].values, float) for ds in found.values())
+    if not any(np.isfinite(table).any() for table in tables):
         return None
     without = _without_radius(study, setting, set(found)) if key == "rho_eff" else {}
     correct = study.values("generalization", "test_correct", setting)

@@ -154,6 +154,9 @@ def weigh(family: Family, setting: str) -> list[Weighed]:
     known = [h for h in HYPOTHESES if (setting, h.quantity) in family.values]
     if len(points.rows) < 2 or (setting, family.study.metric) not in family.values:
         return []
+    if not METRICS[family.study.metric].held_out:
+        # What is better on the training data needs no explanation by flatness.
+        return []
     known = [h for h in known if h.quantity != family.study.metric]
     share = DOSES / max(_settings_with_doses(family.study), 1)
     groups: dict[tuple[str, ...], list[Hypothesis]] = {}

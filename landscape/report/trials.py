@@ -59,7 +59,8 @@ class Tried:
 
 def trials(family: Family, setting: str) -> list[Tried]:
     """Every trial for which variants and metric are there."""
-    if (setting, family.study.metric) not in family.values:
+    held_out = METRICS[family.study.metric].held_out
+    if (setting, family.study.metric) not in family.values or not held_out:
         return []
     found = (_try(family, setting, trial) for trial in TRIALS)
     return [one for one in found if one is not None]

@@ -65,12 +65,11 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
     reasons = []
     if effects.total:
         agree = len(effects.agree)
-        text = (
-            f"{agree} of {words.count(effects.total, 'variant')} with an effect outside the margin "
+        reasons.append(
+            f"{agree} of {words.count(effects.total, 'effect')} outside the margin "
             f"{'agrees' if agree == 1 else 'agree'} ({hypothesis.agrees} and better, or the "
             f"reverse)"
         )
-        reasons.append(text)
         if effects.oppose:
             reasons.append(f"{_names(family, one, effects.oppose)} the other way round")
         if effects.same:

@@ -9,6 +9,7 @@ import pytest
 
 from landscape import report, results, stats, storage
 from landscape.errors import LandscapeError
+from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
@@ -290,6 +291,7 @@ def test_table_holds_the_numbers(whole, decided):
     assert "p " in sam[2].note
     primary, other = decided.size
     said = f"{primary} comparisons of test accuracy in the first setting and {other} others"
+    assert not {one.metric.key for one in decided.made.values()} - set(METRICS)
     clean = table(decided, "clean")
     for notes in (found.notes, clean.notes):
         assert any(said in note for note in notes)
@@ -402,3 +404,20 @@ def test_numbers_have_sensible_digits():
     assert words.listing(["a", "b", "c"]) == "a, b and c"
     assert words.count(1, "seed") == "1 seed"
     assert words.interval(stats.mean_ci([1.0])) == ""
+
+
+def test_gaussian_sharpness_stands_beside_what_curvature_makes_of_it(tmp_path):
+    """Sharpness planted at twice ½ρ² tr H/P at every radius but the largest, where it is five."""
+    folder = write_study(tmp_path, noisy=FEW, clean=(), seeds=2, without=DRAWN)
+    path = folder.results / "sharpness.nc"
+    ds, trace = results.load(path), results.load(folder.results / "hessian_trace.nc").trace
+    size = 24058
+    factor = np.where(ds.rho.values > 0.3, 5.0, 2.0)
+    ds["gaussian"].values[:] = factor * 0.5 * ds.rho.values**2 * trace.values[:, None] / size
+    found = json.loads(ds.attrs["provenance"])
+    found["runs"] = [run | {"num_parameters": size} for run in found["runs"]]
+    results.save(ds.assign_attrs(provenance=json.dumps(found)), path)
+    notes = table(Family.of(read(folder)), "noisy").notes
+    (said,) = [note for note in notes if "½ρ² tr H/P" in note]
+    assert "ρ = 0.02: 2.0 [2.0 to 2.0]" in said
+    assert "ρ = 0.4: 5.0 [5.0 to 5.0]" in said

@@ -34,8 +34,13 @@ def sharpness(
     worst_case(rho): max over ‖e‖ <= rho, bounded from below by projected normalized gradient ascent
     from that step and from `restarts` random directions; the best point seen, never below one_step.
     gaussian(rho): mean over xi ~ N(0, (rho²/P) I), so that E‖xi‖² = rho²; antithetic pairs cancel
-    the odd orders, ½ (rho²/P) tr H remains. The draws depend on the seed alone: common to all radii
-    and models of one architecture. gaussian_stderr(rho): over the num_pairs pairs.
+    the odd orders. For a loss that is smooth at that distance ½ (rho²/P) tr H remains; where ReLU
+    units switch within it their kinks add to the mean as much as curvature does and more, at any
+    radius above rounding, because the Hessian at theta does not see a kink beside it. The ratio of
+    the two (the report prints it) says which: 1 is smooth. The draws depend on the seed alone:
+    common to all radii and models of one architecture. gaussian_stderr(rho): the standard error of
+    the mean over the num_pairs pairs, an estimate from as few; it does not cover other models or
+    examples.
     NaN where the gradient is zero and no first step exists; a loss that overflows stays inf or NaN.
     Cost: about 2 + R (1 + (1 + restarts) * 2.5 ascent_steps / 2 + num_pairs) gradients for R radii.
     """
@@ -88,6 +93,7 @@ def sharpness(
         "restarts": restarts,
         "num_pairs": num_pairs,
         "seed": seed,
+        "num_parameters": theta.numel(),
     }
     return measuring.result(variables, coords=coords, options=options)
 
