@@ -63,3 +63,23 @@ def test_a_metric_without_a_direction_is_refused():
         Metric("x", "generalization", "x", 0, "", "x", "more", "less", "linear")
     with pytest.raises(LandscapeError, match="Unknown metric 'accuracy'; known: test_accuracy"):
         metric("accuracy")
+
+
+def test_a_quantity_of_either_sign_is_compared_without_a_margin():
+    """A sharpness near 0 that is negative once: differences, and never "equal within 10 %"."""
+    import xarray as xr
+
+    from landscape.plot.compared import compared
+    from landscape.stats import simultaneous
+
+    rows = {
+        name: xr.Dataset({"gaussian": ("run", values)}, {"seed": ("run", np.arange(4))})
+        for name, values in {
+            "a": [1e-5, -1e-5, 2e-5, 0.5e-5], "b": [2e-5, 1e-5, 1.5e-5, 3e-5]
+        }.items()
+    }  # fmt: skip
+    values = compared(metric("gaussian"), rows)
+    assert values.metric.scale == "linear"
+    one = simultaneous({0: values.contrast("a", "b", "x")})[0]
+    assert one.interval.estimate == pytest.approx(1.5e-5, rel=1e-9)
+    assert not one.equivalent

@@ -101,7 +101,8 @@ def compared(
         raw.setdefault(row, {}).update((seed, math.nan) for seed in seeds)
     finite = [v for values in raw.values() for v in values.values() if math.isfinite(v)]
     if quantity.scale == "log" and any(value <= 0 for value in finite):
-        quantity = replace(quantity, scale="linear")
+        # The margin was a share of it: without a logarithm there is none.
+        quantity = replace(quantity, scale="linear", margin=0.0)
     influence = _influence(quantity, correct or {})
     sizes = {next(iter(by_seed.values())).size for by_seed in influence.values() if by_seed}
     count = next(iter(sizes)) if len(sizes) == 1 else None
