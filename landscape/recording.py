@@ -15,6 +15,7 @@ from torch.optim import Adadelta, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from landscape import snapshots, vectors
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam import Perturbation
@@ -352,17 +353,10 @@ def _rho_of(optimizer: Optimizer) -> float | None:
 
 
 def _check(steps_per_epoch: int, snapshot_every: int, step_ends: str, first_step: int) -> None:
-    least = {"steps_per_epoch": 1, "snapshot_every": 0, "first_step": 0}
-    values = (steps_per_epoch, snapshot_every, first_step)
-    for (name, low), value in zip(least.items(), values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise LandscapeError(
-                f"{name}={value!r} was asked; a whole number >= {low} is possible."
-            )
-    if step_ends not in STEP_ENDS:
-        raise LandscapeError(
-            f"step_ends={step_ends!r} is unknown; choose one of {', '.join(map(repr, STEP_ENDS))}."
-        )
+    check_count("steps_per_epoch", steps_per_epoch)
+    check_count("snapshot_every", snapshot_every, 0)
+    check_count("first_step", first_step, 0)
+    check_choice("step_ends", step_ends, STEP_ENDS)
 
 
 def _continue(folder: Path, log: Log, first_step: int) -> int:

@@ -15,6 +15,7 @@ import xarray as xr
 from scipy import stats as distributions
 
 from landscape import results
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 from landscape.stats import LEVEL
@@ -47,8 +48,7 @@ def difference(
     difference at any cell" from flipping the signs of whole seeds (max |t| over the grid), at best
     2^(1 - n): five seeds cannot give less than 0.0625.
     """
-    if scale not in _SCALES:
-        raise LandscapeError(f"scale={scale!r} is not known; choose one of {', '.join(_SCALES)}.")
+    check_choice("scale", scale, _SCALES)
     ones, others, seeds = _paired(ds, variant, reference, setting)
     if scale == "log_loss":
         with np.errstate(invalid="ignore", divide="ignore"):

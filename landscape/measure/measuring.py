@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -98,22 +97,6 @@ def check_theta(risk: EmpiricalRisk, theta: Tensor, *, name: str = "theta") -> T
             f"Measure an earlier one."
         )
     return theta
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """The value, or an error that prints every choice."""
-    if value not in choices:
-        raise LandscapeError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
-    return value
-
-
-def check_count(name: str, value: int, least: int) -> int:
-    """The count, or an error that prints the least one."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise LandscapeError(f"{name}={value!r} was asked; {name} must be a whole number.")
-    if value < least:
-        raise LandscapeError(f"{name}={value} was asked; {name} must be at least {least}.")
-    return value
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape import seeds
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.plane.base import Plane, load, save
@@ -62,12 +63,9 @@ def random(
     Draw i depends on `seed` and i alone; it is made in float64 on the CPU for every dtype and
     device. model: a risk or a module; a bare layout cannot tell transposed convolutions.
     """
-    _choice("normalize", normalize, NORMALIZATIONS)
-    _choice("one_d", one_d, ONE_D)
-    if num_directions < 1:
-        raise LandscapeError(
-            f"num_directions={num_directions} was asked; a slice needs one or more."
-        )
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    check_choice("one_d", one_d, ONE_D)
+    check_count("num_directions", num_directions, hint=", since a slice needs one or more")
     rule = Filters.of(model)
     if theta.shape != (rule.layout.num_parameters,):
         raise LandscapeError(
@@ -116,8 +114,8 @@ def shared(
     another one, what `random` makes there from the same seed; 0 stays 0. reference: normalize
     against these weights instead (one radius for all models).
     """
-    _choice("normalize", normalize, NORMALIZATIONS)
-    _choice("one_d", one_d, ONE_D)
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    check_choice("one_d", one_d, ONE_D)
     weights = theta if reference is None else reference
     for what, size in (("directions", directions.origin), ("reference", weights)):
         if size.shape != theta.shape:
@@ -326,8 +324,3 @@ def _same_size(named: Mapping[str, Float[Tensor, "P"]]) -> None:
             f"No plane holds models of different sizes ({sizes} parameters); give checkpoints of "
             f"one architecture."
         )
-
-
-def _choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise LandscapeError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")

@@ -1,26 +1,19 @@
 """Options of a risk, refused where they cannot be meant."""
 
-import math
-from numbers import Integral
-
 import torch
 from torch import nn
 
+from landscape.checks import check_count, check_number
 from landscape.errors import LandscapeError
 
 
 def check_numbers(batch_size: int | None, weight_decay: float, memory: int | None) -> None:
     """Refuse sizes below 1 and a weight decay that is none."""
-    for name, value in (("batch_size", batch_size), ("memory", memory)):
-        if value is not None and not isinstance(value, Integral):
-            unit = " of bytes, such as 2 * 2**30" if name == "memory" else ""
-            raise LandscapeError(f"{name}={value!r} given; it must be a whole number{unit}.")
-        if value is not None and value < 1:
-            raise LandscapeError(f"{name}={value} given; it must be at least 1, or None.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise LandscapeError(
-            f"weight_decay={weight_decay} given; it must be finite and at least 0."
-        )
+    if batch_size is not None:
+        check_count("batch_size", batch_size, hint=", or None")
+    if memory is not None:
+        check_count("memory", memory, hint=" of bytes, such as 2 * 2**30, or None")
+    check_number("weight_decay", weight_decay, least=0)
 
 
 def placement(

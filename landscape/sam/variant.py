@@ -1,15 +1,13 @@
 """A SAM variant is a row of slots; this module names the slots and what they may read."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from landscape import vectors
+from landscape import checks, vectors
 from landscape.errors import LandscapeError
 from landscape.sam.shards import Shards
 from landscape.sam.slot import as_slot, check_together
@@ -302,49 +300,25 @@ class Variant:
 
 
 def check_number(value: float, name: str, *, least: float, beyond: bool = False) -> float:
-    """A finite number >= `least` (> with beyond=True) as a float, or a LandscapeError."""
-    bound = f"{name} {'>' if beyond else '>='} {least:g}"
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise LandscapeError(f"{name}={value!r} is not a number; give one with {bound}.")
-    if not math.isfinite(value) or value < least or (beyond and value == least):
-        raise LandscapeError(f"{name}={value} was asked; it must be finite and {bound}.")
-    return float(value)
+    """`landscape.checks.check_number`, value first."""
+    return checks.check_number(name, value, least=least, beyond=beyond)
 
 
 def check_rho(rho: float, name: str = "rho") -> float:
-    """Rho as a float, or a LandscapeError."""
-    if not isinstance(rho, Real) or isinstance(rho, bool):
-        raise LandscapeError(f"{name}={rho!r} is not a number; give a radius {name} >= 0.")
-    if not math.isfinite(rho) or rho < 0:
-        raise LandscapeError(f"{name}={rho} was asked; a radius is finite and {name} >= 0.")
-    return float(rho)
+    """`landscape.checks.check_rho`, value first."""
+    return checks.check_rho(name, rho)
 
 
 def check_fraction(value: float, name: str, *, zero: bool = True, one: bool = True) -> float:
-    """A number in [0, 1], without 0 when zero=False, without 1 when one=False."""
-    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise LandscapeError(f"{name}={value!r} is not a number in {bounds}.")
-    if 2 <= value <= 100:
-        raise LandscapeError(
-            f"{name}={value} is outside {bounds}: did you mean {name}={value / 100:g}?"
-        )
-    if not 0 <= value <= 1 or (value == 0 and not zero) or (value == 1 and not one):
-        raise LandscapeError(f"{name}={value} is outside {bounds}.")
-    return float(value)
+    """`landscape.checks.check_fraction`, value first."""
+    return checks.check_fraction(name, value, zero=zero, one=one)
 
 
 def check_count(value: int, name: str, least: int = 1) -> int:
-    """A whole number >= `least`, or a LandscapeError."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise LandscapeError(f"{name}={value!r} was asked; give a whole number >= {least}.")
-    return int(value)
+    """`landscape.checks.check_count`, value first."""
+    return checks.check_count(name, value, least)
 
 
 def check_choice(value: Any, choices: Sequence[Any], name: str) -> Any:
-    """`value` if it is one of `choices`, or a LandscapeError that lists them."""
-    if value not in choices:
-        raise LandscapeError(
-            f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}."
-        )
-    return value
+    """`landscape.checks.check_choice`, value first."""
+    return checks.check_choice(name, value, choices)

@@ -131,14 +131,6 @@ def check_same(tensors: Tensors, identity: str, what: str) -> None:
     )
 
 
-def check_choice(on_error: str) -> None:
-    """Refuse an unknown on_error."""
-    if on_error not in ON_ERROR:
-        raise LandscapeError(
-            f"on_error={on_error!r} is unknown; choose one of {', '.join(map(repr, ON_ERROR))}."
-        )
-
-
 def snapshot_path(folder: Path, step: int) -> Path:
     """Snapshot of one step in a run's `snapshots` folder."""
     return Path(folder) / f"{step:08d}.npz"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from landscape import storage
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.snapshots._common import Member, common
 from landscape.snapshots.files import (
     GRID,
+    ON_ERROR,
     Tensors,
-    check_choice,
     check_snapshot,
     each_snapshot,
     read_tensors,
@@ -52,7 +53,7 @@ def read_masks(folder: Path, *, on_error: str = "raise") -> "MaskSeries":
     A damaged or cut snapshot raises, or is left out and named in `skipped` with on_error="skip".
     Tensors that were added or removed between snapshots raise, named.
     """
-    check_choice(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
     if tensors is None:
         return MaskSeries(Tensors((), (), (), ()), np.empty(0, np.int64), ())
@@ -188,7 +189,7 @@ def _counts(path: Path, tensors: Tensors) -> np.ndarray:
 
 def read_zscores(folder: Path, *, on_error: str = "raise") -> ZScores:
     """Z-score counts of all snapshots of a run, damaged ones as in `read_masks`."""
-    check_choice(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder) or Tensors((), (), (), ())
     found, skipped = each_snapshot(folder, tensors, on_error, _counts)
     counts = [content for _, content in found]

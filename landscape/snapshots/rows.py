@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from landscape import storage
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
-from landscape.snapshots.files import Tensors, check_choice, read_tensors
+from landscape.snapshots.files import ON_ERROR, Tensors, read_tensors
 
 
 class RowFile:
@@ -41,7 +42,7 @@ class RowFile:
 
     def read(self, on_error: str = "raise") -> tuple[np.ndarray, tuple[str, ...]]:
         """Whole rows, and what was left out. A half-written last row is no error: it may grow."""
-        check_choice(on_error)
+        check_choice("on_error", on_error, ON_ERROR)
         if not self.path.exists():
             return np.empty(0, self.dtype), ()
         payload, width = self.path.read_bytes(), self.dtype.itemsize
@@ -126,7 +127,7 @@ def read_steps(folder: Path, *, on_error: str = "raise") -> Steps:
     A half-written last row is left out and said in `skipped`; a damaged one raises, or is left out
     and said with on_error="skip".
     """
-    check_choice(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
     if tensors is None:
         nothing = Tensors((), (), (), ())
@@ -166,7 +167,7 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
     dropout differ. (0, 0) when RecorderOptions.correctness was off. A forgetting event
     (arXiv:1812.05159, §3, on such outputs) is correct[k - 1] and not correct[k].
     """
-    check_choice(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     read_tensors(folder)  # names a wrong folder
     path = Path(folder) / "snapshots" / "correct.bin"
     head = path.read_bytes()[8:16] if path.exists() else b""

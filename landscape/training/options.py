@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from landscape.checks import check_choice, check_count, check_fraction, check_number
 from landscape.errors import LandscapeError
 
 SCHEDULES = ("cosine", "step", "constant")
@@ -60,18 +61,13 @@ class TrainingOptions:
             ("schedule", SCHEDULES), ("base", BASES), ("augment", AUGMENTATIONS), ("amp", AMP),
             ("bn", BN),
         ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise LandscapeError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of "
-                    f"{', '.join(map(repr, choices))}."
-                )
-        self._whole("epochs", 1)
-        self._whole("batch_size", 1)
-        self._whole("keep_every", 0)
+            check_choice(name, getattr(self, name), choices)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("keep_every", 0)):
+            check_count(name, getattr(self, name), least)
         for name in ("lr", "weight_decay", "warmup", "clip_norm", "eps"):
-            self._within(name, 0.0, math.inf)
+            check_number(name, getattr(self, name), least=0)
         for name in ("momentum", "label_smoothing", "decay"):
-            self._within(name, 0.0, 1.0)
+            check_fraction(name, getattr(self, name))
         if self.warmup > self.epochs:
             raise LandscapeError(
                 f"warmup={self.warmup} epochs were asked of epochs={self.epochs}; lower warmup."
@@ -80,20 +76,6 @@ class TrainingOptions:
             raise LandscapeError("nesterov=True needs momentum > 0 and momentum=0 was given.")
         for name in ("betas", "milestones"):  # lists come from TOML
             object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise LandscapeError(
-                f"{name}={value!r} was asked; a whole number >= {least} is possible."
-            )
-
-    def _within(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low <= value <= high or math.isinf(value):
-            bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
-            raise LandscapeError(f"{name}={value!r} was asked; a number {bounds} is possible.")
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Batches of an epoch; a last batch of one example is left out (BatchNorm needs two)."""
@@ -146,12 +128,7 @@ class RecorderOptions:
 
     def __post_init__(self) -> None:
         for name in ("snapshots", "every"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or value < 0:
-                raise LandscapeError(
-                    f"{name}={value!r} was asked; give a whole number, 0 keeps none."
-                )
+            check_count(name, getattr(self, name), 0, hint=" (0 keeps none)")
 
     def steps(self, total: int, *, per_epoch: int, seed: int) -> frozenset[int]:
         """Steps of which a snapshot is kept: a start in each stretch + {0, 1, 2, 4, ...}, the last.

@@ -416,9 +416,9 @@ def test_bad_planes_are_refused():
     risk, _ = cnn_risk()
     with pytest.raises(LandscapeError, match=r"theta has shape \(3,\) where the model has P = 306"):
         plane.random(risk, a, num_directions=1, seed=0)
-    with pytest.raises(LandscapeError, match="choose one of filter, layer, global, none"):
+    with pytest.raises(LandscapeError, match="choose one of 'filter', 'layer', 'global', 'none'"):
         plane.random(risk, risk.theta, num_directions=1, normalize="rows", seed=0)
-    with pytest.raises(LandscapeError, match="choose one of zero, random"):
+    with pytest.raises(LandscapeError, match="choose one of 'zero', 'random'"):
         plane.random(risk, risk.theta, num_directions=1, one_d="copy", seed=0)
     with pytest.raises(LandscapeError, match="num_directions=0"):
         plane.random(risk, risk.theta, num_directions=0, seed=0)

@@ -602,7 +602,7 @@ def test_the_folder_stays_within_max_mb_and_the_announced_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"steps_per_epoch": 0}, "steps_per_epoch=0 was asked; a whole number >= 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch=0 was asked; give a whole number >= 1"),
         ({"snapshot_every": -1}, "snapshot_every=-1 was asked"),
         ({"first_step": 1.5}, "first_step=1.5 was asked"),
         ({"step_ends": "epoch"}, "step_ends='epoch' is unknown; choose one of 'optimizer', 'call'"),

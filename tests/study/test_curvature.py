@@ -152,7 +152,7 @@ def test_the_objective_of_training_has_its_smoothing_and_decay(finished):
             "minibatch_eigenvalues",
             '[measure.minibatch_eigenvalues]\nobjective = "validation"\n',
             [],
-            "objective='validation' is not known; choose one of data, training",
+            "objective='validation' is unknown; choose one of 'data', 'training'",
         ),
         (
             "alignment",

@@ -249,7 +249,7 @@ WRONG = {
     "[training": "not valid TOML",
     BASE + "[trainign]\n": r"no entry 'trainign'. Did you mean 'training'\?",
     BASE.replace("epochs", "epoch"): r"\[training\] has no entry 'epoch'. Did you mean 'epochs'\?",
-    BASE.replace("epochs = 2", "epochs = 0"): "epochs=0 was asked; a whole number >= 1",
+    BASE.replace("epochs = 2", "epochs = 0"): "epochs=0 was asked; give a whole number >= 1",
     BASE.replace("epochs = 2", "batch_size = 'x'"): "batch_size='x'",
     BASE.replace('"zsharp"', '"zshrap"'): r"recipe: unknown 'zshrap'. Did you mean 'zsharp'\?",
     BASE.replace('"sam", "zs"', '"sma"'): r"variant: unknown 'sma'. Did you mean 'sam'\? Possible:",

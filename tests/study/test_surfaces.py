@@ -245,7 +245,11 @@ def test_the_line_along_a_perturbation_ends_where_the_variant_goes(finished):
         ("bezier", {"between": ["sgd/0", "sgd/0"]}, "needs 2 different runs"),
         ("bezier", {"between": ["sgd/7", "sgd/0"]}, "No trained run 'sgd/7' in setting 'one'; it"),
         ("three_points", {"through": ["sgd", "sam"]}, "needs 3 different runs of setting 'one'"),
-        ("loss_plane", {"kind": "pca"}, "choose one of random, eigenvectors, gradient, pert"),
+        (
+            "loss_plane",
+            {"kind": "pca"},
+            "choose one of 'random', 'eigenvectors', 'gradient', 'pert",
+        ),
         ("loss_plane", {"kind": "perturbations"}, "needs two variants"),
         ("loss_plane", {"also": ["holdout"]}, "no split 'holdout'; they have train, val, test"),
         ("loss_plane", {"alpha_range": [0.5, 1.0]}, r"low <= 0 <= high"),

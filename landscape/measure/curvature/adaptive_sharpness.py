@@ -9,15 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.measure.curvature.sharpness import check_rho
-from landscape.measure.measuring import (
-    Measuring,
-    check_choice,
-    check_count,
-    generator,
-    normal_draws,
-)
+from landscape.measure.measuring import Measuring, generator, normal_draws
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Objective
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.measure.curvature.top import eigenpairs
-from landscape.measure.measuring import RESIDUALS, Measuring, check_choice, numbers
+from landscape.measure.measuring import RESIDUALS, Measuring, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 

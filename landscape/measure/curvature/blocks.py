@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_choice, check_count
 from landscape.linalg import lanczos
 from landscape.linalg.trace import rademacher
 from landscape.measure.curvature import certificates
 from landscape.measure.curvature.operator import TITLES, Operator
-from landscape.measure.measuring import Measuring, check_choice, check_count, generator, numbers
+from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.params import ParamLayout
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk

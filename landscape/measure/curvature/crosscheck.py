@@ -13,15 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.checks import check_choice, check_count
 from landscape.measure.curvature.top import eigenpairs, hessian_trace
-from landscape.measure.measuring import (
-    RESIDUALS,
-    Measuring,
-    check_choice,
-    check_count,
-    generator,
-    numbers,
-)
+from landscape.measure.measuring import RESIDUALS, Measuring, generator, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
 

@@ -10,18 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.measure.curvature.operator import TITLES
 from landscape.measure.curvature.top import eigenpairs
-from landscape.measure.measuring import (
-    RESIDUALS,
-    Measuring,
-    check_choice,
-    check_count,
-    generator,
-    numbers,
-)
+from landscape.measure.measuring import RESIDUALS, Measuring, generator, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import check_choice
 from landscape.params import Select
 from landscape.risk import EmpiricalRisk
 

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import plane as planes
+from landscape.checks import check_choice
 from landscape.linalg import lanczos
 from landscape.measure.curvature import certificates
-from landscape.measure.measuring import Measuring, check_choice, generator, numbers
+from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.measure.surfaces.axes import at_theta, axis_variables, symmetric_grid
 from landscape.measure.surfaces.values import objective
 from landscape.plane import Plane

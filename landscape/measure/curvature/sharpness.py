@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count, normal_draws, numbers
+from landscape.measure.measuring import Measuring, normal_draws, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
 

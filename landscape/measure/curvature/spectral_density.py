@@ -8,10 +8,11 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape.checks import check_count
 from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg import density
 from landscape.measure.curvature.operator import Operator
-from landscape.measure.measuring import Measuring, check_count, generator, numbers
+from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.params import Select
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk

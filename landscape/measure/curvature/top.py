@@ -9,11 +9,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape.checks import check_choice, check_count
 from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg import lanczos, trace
 from landscape.measure.curvature import certificates
 from landscape.measure.curvature.operator import TITLES, Operator
-from landscape.measure.measuring import Measuring, check_choice, check_count, generator, numbers
+from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.params import Select
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk

@@ -6,8 +6,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count, numbers
+from landscape.measure.measuring import Measuring, numbers
 from landscape.results import Variable
 from landscape.risk import IGNORED, EmpiricalRisk
 

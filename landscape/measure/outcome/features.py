@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape import vectors
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count, generator
+from landscape.measure.measuring import Measuring, generator
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, RowLosses
 

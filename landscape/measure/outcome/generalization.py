@@ -8,8 +8,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count
+from landscape.measure.measuring import Measuring
 from landscape.measure.outcome.calibration import calibration_error, predictions
 from landscape.results import Variable
 from landscape.risk import IGNORED, EmpiricalRisk

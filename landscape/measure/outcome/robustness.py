@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import vectors
-from landscape.measure.measuring import Measuring, check_count, generator
+from landscape.checks import check_count
+from landscape.measure.measuring import Measuring, generator
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Objective

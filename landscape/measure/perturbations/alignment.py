@@ -11,18 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape import sam, vectors
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.linalg.trace import rademacher
 from landscape.measure.curvature.top import eigenpairs
-from landscape.measure.measuring import (
-    RESIDUALS,
-    Measuring,
-    check_choice,
-    check_count,
-    generator,
-    numbers,
-    split,
-)
+from landscape.measure.measuring import RESIDUALS, Measuring, generator, numbers, split
 from landscape.measure.perturbations import share_null
 from landscape.measure.perturbations.counterfactual import Counterfactual, check_variants
 from landscape.params import ParamLayout

@@ -10,15 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape import sam, vectors
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import (
-    Measuring,
-    check_count,
-    generator,
-    numbers,
-    split,
-    tensor_coords,
-)
+from landscape.measure.measuring import Measuring, generator, numbers, split, tensor_coords
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.params import ParamLayout
 from landscape.plane import is_one_d

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import sam
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import check_choice, check_count, generator
+from landscape.measure.measuring import generator
 from landscape.risk import EmpiricalRisk, RowLosses
 from landscape.sam.engine import new_slots
 from landscape.sam.sources import Friendly

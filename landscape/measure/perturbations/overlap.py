@@ -12,15 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import results, sam
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import (
-    Measuring,
-    check_count,
-    numbers,
-    pair_coords,
-    split,
-    tensor_coords,
-)
+from landscape.measure.measuring import Measuring, numbers, pair_coords, split, tensor_coords
 from landscape.measure.perturbations.counterfactual import Counterfactual, check_variants
 from landscape.measure.perturbations.filter_null import (
     FilterNull,

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape import results
+from landscape.checks import check_choice, check_count, check_fraction
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_choice, check_count
+from landscape.measure.measuring import Measuring
 from landscape.measure.perturbations import zscore_statistics
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.measure.perturbations.zscore_statistics import Points, zscore_row
@@ -171,10 +172,7 @@ def streamed_zscores(
 
 
 def _check(percentile: float, source: str, grouping: str, grid: Grid) -> None:
-    if not 0 <= percentile < 1:
-        raise LandscapeError(
-            f"percentile={percentile} was asked; it is a quantile level in [0, 1), such as 0.95."
-        )
+    check_fraction("percentile", percentile, one=False)
     check_choice("source", source, SOURCES)
     check_choice("grouping", grouping, GROUPINGS)
     check_count("bins", grid.bins, 1)

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import check_count, numbers
+from landscape.measure.measuring import numbers
 from landscape.plane import Plane
 from landscape.results import Variable
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from landscape import plane as planes
 from landscape import vectors
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count, check_theta, generator
+from landscape.measure.measuring import Measuring, check_theta, generator
 from landscape.measure.surfaces.grids import loss_plane
 from landscape.measure.surfaces.values import objective
 from landscape.results import Variable

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from landscape import plane as planes
 from landscape import sam
+from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_count, check_theta
+from landscape.measure.measuring import Measuring, check_theta
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.measure.surfaces.grids import loss_slice
 from landscape.measure.surfaces.values import objective

@@ -118,7 +118,7 @@ def test_weight_decay_of_the_risk_counts():
 
 def test_bad_input_is_refused():
     risk, _, _ = quadratic([1.0, 2.0])
-    with pytest.raises(LandscapeError, match="choose one of linf, l2"):
+    with pytest.raises(LandscapeError, match="choose one of 'linf', 'l2"):
         measure.adaptive_sharpness(risk, risk.theta, norm="l1", seed=0)
     with pytest.raises(LandscapeError, match="finite radii above 0"):
         measure.adaptive_sharpness(risk, risk.theta, rho=0.0, seed=0)

@@ -166,7 +166,7 @@ def test_a_model_that_casts_to_float32_is_proved_in_float64_all_the_same():
     np.testing.assert_allclose(found["eigenvalue"], expected["eigenvalue"], rtol=1e-6)
     np.testing.assert_array_less(found["bound"], 1e-4)
     assert measure.top_eigenvalues(risk, risk.theta, k=2, certify="none", seed=0)["complete"]
-    with pytest.raises(LandscapeError, match="choose one of float64, working, none"):
+    with pytest.raises(LandscapeError, match="choose one of 'float64', 'working', 'none"):
         measure.top_eigenvalues(risk, risk.theta, k=2, certify="float16", seed=0)
 
 

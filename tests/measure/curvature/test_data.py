@@ -158,7 +158,7 @@ def test_data_bracket_of_a_cnn_and_its_refusals():
         measure.data_bracket(coupled, coupled.theta, seed=0)
     with pytest.raises(LandscapeError, match="num_folds=30 asked of 24 examples"):
         measure.data_bracket(risk, risk.theta, num_folds=30, seed=0)
-    with pytest.raises(LandscapeError, match="num_folds must be at least 2"):
+    with pytest.raises(LandscapeError, match=r"num_folds=.* give a whole number >= 2"):
         measure.data_bracket(risk, risk.theta, num_folds=1, seed=0)
     with pytest.raises(LandscapeError, match="batch_size=25 was asked of 24 examples"):
         measure.minibatch_eigenvalues(risk, risk.theta, batch_size=25, seed=0)
@@ -342,7 +342,7 @@ def test_residuals_of_float32_searches_hold_an_exact_eigenvalue():
         lambda: measure.training_curvature(single, [theta], lr=0.1, certify="working", seed=0),
         lambda: measure.alignment(single, theta, variants=variants, certify="working", seed=0),
     ):
-        with pytest.raises(LandscapeError, match="certify='working' is not known; choose one of"):
+        with pytest.raises(LandscapeError, match="certify='working' is unknown; choose one of"):
             call()
 
 

@@ -131,7 +131,7 @@ def test_float32_products_of_a_ggn_block_are_certified_in_float64():
 
 def test_impossible_matrices_are_refused():
     risk, _ = cnn_risk()
-    with pytest.raises(LandscapeError, match="choose one of hessian, ggn"):
+    with pytest.raises(LandscapeError, match="choose one of 'hessian', 'ggn"):
         measure.top_eigenvalues(risk, risk.theta, matrix="fisher", seed=0)
     with pytest.raises(LandscapeError, match="names no tensor of this model; it has conv"):
         measure.top_eigenvalues(risk, risk.theta, select="embedding", seed=0)

@@ -160,9 +160,9 @@ def test_bad_input_is_refused():
         measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
     with pytest.raises(LandscapeError, match="possible are largest, smallest, both, magnitude"):
         measure.top_eigenvalues(risk, risk.theta, k=1, which="top", seed=0)
-    with pytest.raises(LandscapeError, match="num_probes must be at least 2"):
+    with pytest.raises(LandscapeError, match=r"num_probes=.* give a whole number >= 2"):
         measure.hessian_trace(risk, risk.theta, num_probes=1, seed=0)
-    with pytest.raises(LandscapeError, match="num_nodes must be at least 2"):
+    with pytest.raises(LandscapeError, match=r"num_nodes=.* give a whole number >= 2"):
         measure.spectral_density(risk, risk.theta, num_nodes=1, seed=0)
     for function in (measure.top_eigenvalues, measure.hessian_trace, measure.spectral_density):
         with pytest.raises(LandscapeError, match="loss is inf"):
@@ -251,5 +251,5 @@ def test_pyhessian_is_restored_after_an_error():
 
 def test_crosscheck_refuses_a_single_probe():
     risk, _, _ = quadratic([1.0, 2.0])
-    with pytest.raises(LandscapeError, match="num_probes must be at least 2"):
+    with pytest.raises(LandscapeError, match=r"num_probes=.* give a whole number >= 2"):
         measure.crosscheck(risk, risk.theta, num_probes=1, seed=0)

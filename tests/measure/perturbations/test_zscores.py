@@ -152,13 +152,15 @@ def test_frozen_layers_are_flagged_in_the_dataset():
 def test_bad_input_is_refused():
     risk, _ = cnn_risk()
     for percentile in (-0.1, 1.0, 95):
-        with pytest.raises(LandscapeError, match=r"quantile level in \[0, 1\)"):
+        with pytest.raises(LandscapeError, match=r"is outside \[0, 1\)"):
             measure.gradient_zscores(risk, risk.theta, percentile=percentile)
-    with pytest.raises(LandscapeError, match="bins must be at least 1"):
+    with pytest.raises(LandscapeError, match=r"bins=.* give a whole number >= 1"):
         measure.gradient_zscores(risk, risk.theta, grid=Grid(bins=0))
-    with pytest.raises(LandscapeError, match="choose one of full, mini-batch, example, residual"):
+    with pytest.raises(
+        LandscapeError, match="choose one of 'full', 'mini-batch', 'example', 'residual"
+    ):
         measure.gradient_zscores(risk, risk.theta, source="batch")
-    with pytest.raises(LandscapeError, match="choose one of tensor, channel, net"):
+    with pytest.raises(LandscapeError, match="choose one of 'tensor', 'channel', 'net"):
         measure.gradient_zscores(risk, risk.theta, grouping="layer")
     with pytest.raises(LandscapeError, match=r"num_batches=4 batches of 8 .* which hold 3"):
         measure.gradient_zscores(risk, risk.theta, source="mini-batch", batch_size=8, num_batches=4)

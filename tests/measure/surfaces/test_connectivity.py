@@ -255,5 +255,5 @@ def test_curvature_maps_keep_what_has_no_curvature_as_nan_and_refuse_recalibrati
     assert int(np.isnan(ds.eigenvalue_max).sum()) == 8
     assert int(np.isinf(ds.loss).sum()) == 8
     assert not ds.converged[0, 0]
-    with pytest.raises(LandscapeError, match="choose one of eval, full_batch"):
+    with pytest.raises(LandscapeError, match="choose one of 'eval', 'full_batch"):
         measure.curvature_map(risk, risk.theta, bn="recalibrate", seed=0)

@@ -132,7 +132,7 @@ def test_what_cannot_be_subtracted_is_refused():
     ds = runs(drawn(2))
     with pytest.raises(LandscapeError, match="No run of variant 'asam' is in the result; it has"):
         surfaces.difference(ds, variant="asam", reference="sgd")
-    with pytest.raises(LandscapeError, match="scale='square' is not known; choose one of loss"):
+    with pytest.raises(LandscapeError, match="scale='square' is unknown; choose one of 'loss"):
         surfaces.difference(ds, variant="sam", reference="sgd", scale="square")
     with pytest.raises(LandscapeError, match=r"seeds \[1, 0\] and 'sgd' \[7\]"):
         surfaces.difference(
