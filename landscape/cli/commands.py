@@ -109,6 +109,48 @@ def run(
 
 
 @app.command(epilog=EPILOG)
+def tune(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="A study.toml with an axis.")],
+    axis: Annotated[
+        str | None, typer.Option(help="What is chosen: rho, lr, ...; default the only axis.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many; default as many as the study has.")
+    ] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="Where it is chosen; default that of the comparisons.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="The chosen study; default <STUDY>-chosen.toml.")
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Choose rho, or any axis, on validation data, and write the study that has it chosen.
+
+    Seeds that the study does not use, test data unread. A grid whose best value lies at its end is
+    extended. Run it again and it resumes.
+    """
+    from landscape import study
+    from landscape.study.tuning import tune as tuned
+
+    plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
+    target = write or study_file.with_name(f"{study_file.stem}-chosen.toml")
+    if target.exists() and target.resolve() == study_file.resolve():
+        raise LandscapeError(f"--write {target} is the study file itself; give another name.")
+    options = study.Options(device=device, workers=workers, threads=threads)
+    where = folder if out is not None else folder.with_name(f"{folder.name}-tune")
+    found = tuned(plan, where, options, axis=axis, seeds=seeds, setting=setting, say=plans.say)
+    plans.finish_tuning(found, target, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
 def train(
     data: Data = "digits",
     model: Model = "cnn",

@@ -13,6 +13,7 @@ from landscape.storage import folder_name
 if TYPE_CHECKING:
     from landscape.study import Options, Study, Summary
     from landscape.study.flags import Flags
+    from landscape.study.tuning import Tuned
 
 
 def own_flags(
@@ -125,3 +126,25 @@ def say_estimate(plan: "Study", folder: Path, options: "Options", as_json: bool)
 
     found = estimate(plan, folder, options)
     print(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def finish_tuning(found: "Tuned", target: Path, *, as_json: bool) -> None:
+    """Write the chosen study and print what was chosen, with what it cost."""
+    from landscape.storage import write_text
+
+    write_text(target, found.text)
+    if as_json:
+        table = {c.variant: {found.axis: c.value, "inside": c.inside} for c in found.chosen}
+        said = {"study": str(target), "chosen": table, "num_trainings": found.num_trainings}
+        print(json.dumps(said, indent=2))
+        return
+    for each in found.chosen:
+        end = "" if each.inside else ", at the end of its grid"
+        say(f"{each.variant}: {found.axis} = {each.value} of {list(each.values)}{end}")
+    say(f"Chosen on validation data with {found.num_trainings} trainings.")
+    print(target)

@@ -125,6 +125,11 @@ def check_problem(where: str, problem: Problem) -> None:
     code.check_names(where, problem)
 
 
+def listed(value: Any) -> list[Any]:
+    """A value of a grid as the list that it stands for."""
+    return value if isinstance(value, list) else [value]
+
+
 def table(where: str, given: Any, allowed: Collection[str]) -> Mapping[str, Any]:
     """A table whose keys are all allowed."""
     if not isinstance(given, Mapping):

@@ -238,7 +238,7 @@ class _Reader:
     def _grid(self, where: str, grid: Any) -> Iterable[Run]:
         if not isinstance(grid, Mapping):
             raise LandscapeError(f"{where} must be a table of axes, not {grid!r}.")
-        given = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+        given = {key: possible.listed(value) for key, value in grid.items()}
         empty = [key for key, values in given.items() if not values]
         if empty:
             raise LandscapeError(f"{where} axis {empty[0]!r} is empty; give at least one value.")

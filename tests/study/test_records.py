@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from landscape import results
+from landscape import results, toml
 from landscape.plot import figures
 from landscape.report.sections import SECTIONS
 from landscape.report.study import Study
-from landscape.study import Options, parse, run, toml
+from landscape.study import Options, parse, run
 from landscape.study.estimate import estimate
 from landscape.study.measurements import RECORDS, Work
 from landscape.study.measurements.record import nothing

@@ -1,0 +1,101 @@
+"""`landscape tune`: the rule of choice, seeds of its own, a grid that is long enough."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landscape import results
+from landscape.errors import LandscapeError
+from landscape.study import Options, parse, tuning
+from landscape.study.tuning import Chosen, tune
+
+HERE = Path(__file__).parents[1]
+HERE_ONLY = Options(device="cpu", workers=0, quiet=True)
+TEXT = """
+name = "radius"
+[problem]
+data = "study_problem:splits"
+model = "study_problem:make"
+[training]
+epochs = 1
+batch_size = 16
+lr = 0.05
+[variants.sam]
+label = "SAM"
+[variants.zsharp]
+percentile = 0.5
+[[grid]]
+variant = ["sgd"]
+seed = [0, 1]
+[[grid]]
+variant = ["sam", "zsharp"]
+rho = [0.1, 0.2, 0.4]
+seed = [0, 1]
+[comparisons]
+references = ["sgd"]
+[measure]
+examples = 24
+measurements = ["top_eigenvalues", "generalization"]
+"""
+
+
+def test_the_value_is_that_of_the_rule_on_seeds_that_the_study_does_not_use(tmp_path):
+    found = tune(parse(TEXT, base=HERE), tmp_path / "tune", HERE_ONLY)
+    ds = results.load(tmp_path / "tune" / "results" / "generalization.nc")
+    assert set(ds.seed.values.tolist()) == {2, 3}
+    assert set(ds["family"].values) == {"sam", "zsharp"}  # SGD has nothing to choose
+    for each in found.chosen:
+        by_hand = {}
+        for rho in each.values:
+            own = (ds["family"].values == each.variant) & np.isclose(ds.rho.values, rho)
+            by_hand[rho] = (
+                round(float(ds.val_accuracy.values[own].mean()), 9),
+                -float(ds.val_loss.values[own].mean()),
+            )
+        assert each.value == max(by_hand, key=by_hand.get)
+        ends = (min(each.values), max(each.values))
+        assert each.inside == (each.value not in ends)
+        assert each.inside or len(each.values) == 3 + tuning.EXTENSIONS
+    assert found.num_trainings == 2 * sum(len(c.values) for c in found.chosen)
+    new = tomllib.loads(found.text)
+    assert all("rho" not in grid for grid in new["grid"])
+    chosen = {c.variant: c.value for c in found.chosen}
+    runs = parse(found.text, base=HERE).runs
+    assert {r.variant: r.options["rho"] for r in runs if r.family != "sgd"} == chosen
+    assert {r.seed for r in runs} == {0, 1}
+    assert new["comparisons"] == {"references": ["sgd"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "values", "following"),
+    [
+        (0.4, (0.1, 0.2, 0.4), 0.8),
+        (0.1, (0.1, 0.2, 0.4), 0.05),
+        (8, (4, 8), 16),
+        (4, (4, 8), 2),
+        (1, (1, 2), None),
+        (0.0, (0.0, 0.1), None),
+    ],
+)
+def test_a_grid_is_extended_by_its_own_factor(value, values, following):
+    assert tuning._next(Chosen("sam", value, values, False, 0.0)) == following
+
+
+def test_an_axis_of_the_training_goes_into_the_variants_training(tmp_path):
+    text = TEXT.replace("rho = [0.1, 0.2, 0.4]", "lr = [0.05, 0.1]\nrho = 0.2")
+    found = tune(parse(text, base=HERE), tmp_path / "tune", HERE_ONLY, axis="lr", seeds=1)
+    new = tomllib.loads(found.text)
+    assert new["variants"]["sam"]["training"]["lr"] == found.chosen[0].value
+
+
+def test_what_cannot_be_chosen_is_named(tmp_path):
+    plan = parse(TEXT, base=HERE)
+    with pytest.raises(LandscapeError, match="--axis 'lr': the study varies rho within a variant"):
+        tune(plan, tmp_path / "a", HERE_ONLY, axis="lr")
+    with pytest.raises(LandscapeError, match=r"--setting: unknown 'noisy'\. Possible: default"):
+        tune(plan, tmp_path / "a", HERE_ONLY, setting="noisy")
+    alone = TEXT.replace("study_problem:splits", "study_problem:data")
+    with pytest.raises(LandscapeError, match="the data have no validation split"):
+        tune(parse(alone, base=HERE), tmp_path / "b", HERE_ONLY, seeds=1)
