@@ -74,7 +74,7 @@ class Summary:
 
     def has_results(self) -> bool:
         """Whether there is anything to report."""
-        return any(self.folder.results.glob("*.nc"))
+        return any(p.stem != trainings.NAME for p in self.folder.results.glob("*.nc"))
 
     def checkpoints(self) -> list[Path]:
         """Weights of the runs that this call trained or found."""
