@@ -40,7 +40,9 @@ def _named(runs: Sequence[Run]) -> tuple[Run, ...]:
         own = _choices(run)
         apart = {key: own[key] for key in every if key in varying[run.family]}
         # What a variant's own table says of its training makes it what it is: SGD stopped early.
-        has = {key: own[key] for key in every if key in own and key not in run.fixed} | apart
+        # How weights from elsewhere were trained, no table of ours can say.
+        unknown = run.fixed if run.weights is None else tuple(run.training)
+        has = {key: own[key] for key in every if key in own and key not in unknown} | apart
         named.append(
             replace(
                 run,

@@ -195,7 +195,7 @@ def test_weights_of_another_model_are_refused_with_their_names(at, tmp_path):
         "measure", "--model", "study_problem:make", "--data", "study_problem:data",
         "--weights", "other.pt", "--out", "o", "--workers", "0",
     )  # fmt: skip
-    assert code == 2
+    assert code == 1
     assert "holds no tensor by a name of the model: it has weight, bias where the model has" in said
     assert "Traceback" not in said
 

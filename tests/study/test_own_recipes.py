@@ -234,6 +234,23 @@ def test_checkpoints_from_elsewhere_are_rows_by_pattern_with_curvature_along_the
     assert "perturbation: not measured" not in text
 
 
+def test_how_weights_from_elsewhere_were_trained_is_not_taken_from_our_table(base):
+    """Their learning rate is not [training]'s: no run of ours is their partner by it."""
+    checkpoints(base, steps=(1,))
+    text = """
+    [variants.a]
+    recipe = "none"
+    [[grid]]
+    variant = ["sgd"]
+    lr = [0.05, 0.1]
+    [[grid]]
+    variant = ["a"]
+    weights = "ckpt/{variant}_1_{seed:02d}_0001.pt"
+    """
+    rows = {row.name: row.axes for row in parse(HEAD + text, base=base).variants}
+    assert rows == {"a": {}, "sgd lr=0.05": {"lr": 0.05}, "sgd lr=0.1": {"lr": 0.1}}
+
+
 def test_another_file_of_an_earlier_step_makes_another_run(base):
     checkpoints(base)
     before = [r.run_id for r in parse(HEAD + ELSEWHERE, base=base).runs]
