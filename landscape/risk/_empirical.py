@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -316,6 +317,26 @@ class EmpiricalRisk:
             self._engine, theta, lambda _b, _o, losses: sums.append(self._engine.sum(losses))
         )
         return self._mean(sums, theta)
+
+    @normal_tensors
+    def standard_error(self, losses: Float[Tensor, "*k N"]) -> Float[Tensor, "*k"]:
+        """Standard error of the loss whose `losses` (..., N) are given, over the draw of the rows.
+
+        Rows are taken as drawn independently. Where they weigh alike it is S/√N; of a mean of rows
+        of weights d (class weights, targets that count) it is that of a ratio,
+        √(N/(N − 1)·Σᵢ (lᵢ/N − L·dᵢ/Σd)²) (Cochran, Sampling Techniques, 1977, § 6.3); of a sum
+        √N·S.
+        """
+        count = losses.shape[-1]
+        losses = losses.double()
+        if self._engine.criterion.sums:
+            return losses.std(-1, correction=1) * math.sqrt(count)
+        weights = self._engine.examples.weights
+        if weights is None:
+            return losses.std(-1, correction=1) / math.sqrt(count)
+        share = (weights / weights.sum()).to(losses)
+        residual = losses / count - losses.mean(-1, keepdim=True) * share
+        return (residual.square().sum(-1) * (count / (count - 1))).sqrt()
 
     @normal_tensors
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:

@@ -50,11 +50,12 @@ def loss_slice(
     bn="recalibrate" re-estimates BatchNorm's running statistics at every point; "eval" keeps those
     of the checkpoint, as the original did. NaN and infinity are kept as they are.
 
-    loss_stderr = s / sqrt(N): how far the loss may lie from that of the population the N examples
-    were drawn from; rise_stderr, the same for L(point) - L(theta), is smaller, because all cells
-    use the same examples. Both hold the BatchNorm statistics fixed. also: risks of the same model
-    on other data, {"test": risk}, give test_loss, test_error_rate and test_loss_stderr at the same
-    points; under bn="recalibrate" with the BatchNorm statistics of the measured examples.
+    loss_stderr (`EmpiricalRisk.standard_error`): how far the loss may lie from that of the
+    population the N examples were drawn from; rise_stderr, the same for L(point) - L(theta), is
+    smaller, because all cells use the same examples. Both hold the BatchNorm statistics fixed.
+    also: risks of the same model on other data, {"test": risk}, give test_loss, test_error_rate and
+    test_loss_stderr at the same points; under bn="recalibrate" with the BatchNorm statistics of the
+    measured examples.
     tiles: a folder that keeps one file per direction, as for `loss_plane`.
     Cost: num_directions * (points - 1) + 1 forward passes over the data. Recalibration adds none
     where the examples are one batch; in several it adds a pass per BatchNorm layer, up to there.

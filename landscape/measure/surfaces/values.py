@@ -105,7 +105,7 @@ class Cells:
         with evaluator.session():
             for point in points:
                 found.append((evaluator if any(point) else direct).evaluate(point))
-        return _columns(found, center)
+        return _columns(found, center, risk)
 
     def _given_statistics(self, points: Sequence[Sequence[float]]) -> list[Tensor]:
         """Columns of the companions with BatchNorm statistics of the measured examples."""
@@ -115,7 +115,11 @@ class Cells:
             statistics = self.risk.batchnorm_statistics(theta)
             for name, other in self.also.items():
                 found[name].append(other.evaluate(theta, statistics=statistics))
-        return [column for each in found.values() for column in _columns(each, None)[:3]]
+        return [
+            column
+            for name, each in found.items()
+            for column in _columns(each, None, self.also[name])[:3]
+        ]
 
     def check(self, values: np.ndarray) -> None:
         """The losses of the grid's centre against the checkpoint's."""
@@ -163,8 +167,10 @@ def objective(risk: EmpiricalRisk) -> str:
     return f"mean {name}" + (f" + ½·{decay:g}·‖θ‖²" if decay else ", without weight decay")
 
 
-def _columns(found: Sequence[Evaluation], center: Tensor | None) -> list[Tensor]:
-    """Loss, error rate, S / sqrt(N) of the losses and of their rise; NaN where there is none."""
+def _columns(
+    found: Sequence[Evaluation], center: Tensor | None, risk: EmpiricalRisk
+) -> list[Tensor]:
+    """Loss, error rate, standard errors of the loss and of its rise; NaN where there is none."""
     loss = torch.stack([each.loss for each in found]).double()
     absent = torch.full_like(loss, math.nan)
     rates = [each.error_rate for each in found]
@@ -173,14 +179,9 @@ def _columns(found: Sequence[Evaluation], center: Tensor | None) -> list[Tensor]
     rises = absent
     if found[0].losses is not None and found[0].losses.numel() > 1:
         losses = torch.stack([each.losses for each in found]).double()
-        errors = stderr(losses)
-        rises = absent if center is None else stderr(losses.sub_(center))
+        errors = risk.standard_error(losses)
+        rises = absent if center is None else risk.standard_error(losses.sub_(center))
     return [loss, rate, errors, rises]
-
-
-def stderr(losses: Tensor) -> Tensor:
-    """S / sqrt(N) of losses (k, N) of single examples, (k,)."""
-    return losses.std(dim=1, correction=1) / math.sqrt(losses.shape[1])
 
 
 def _companion(risk: EmpiricalRisk, name: str, other: EmpiricalRisk) -> EmpiricalRisk:
