@@ -81,5 +81,5 @@ def test_a_quantity_of_either_sign_is_compared_without_a_margin():
     values = compared(metric("gaussian"), rows)
     assert values.metric.scale == "linear"
     one = simultaneous({0: values.contrast("a", "b", "x")})[0]
-    assert one.interval.estimate == pytest.approx(1.5e-5, rel=1e-9)
+    assert one.interval.estimate == pytest.approx(1.25e-5, rel=1e-9)
     assert not one.equivalent
