@@ -278,8 +278,9 @@ def is_false(claim: Claim, truth: Truth) -> bool:
     right = claim.subject in true_causes(world)
     if claim.kind == "supported":
         return not right
-    # Where one cause is right its confounding or contradiction is wrong.
-    return right and claim.kind in ("contradicted", "confounded")
+    # "Confounded" says that the two cannot be told apart, which holds where one makes the other.
+    apart = world.flat_from in ("chance", "nothing")
+    return right and (claim.kind == "contradicted" or (claim.kind == "confounded" and apart))
 
 
 def _trial_is_false(claim: Claim, truth: Truth) -> bool:
