@@ -23,7 +23,8 @@ def rows():
     """One row per script: thumbnail linked to the PDF, first line of the docstring, file name."""
     for script in sorted(Path(__file__).parent.glob("fig_*.py")):
         name = script.stem.removeprefix("fig_")
-        text = ast.get_docstring(ast.parse(script.read_text())).split("\n\n")
+        words = ast.get_docstring(ast.parse(script.read_text())).replace("|", r"\|")
+        text = words.split("\n\n")
         question, shows = text[0], text[-1].replace("\n", " ")
         thumbnail = f'<a href="{name}.pdf"><img src="{name}.png" width="260" alt="{name}"></a>'
         yield f"| {thumbnail} | **{question}** {shows} | `{script.name}` |"

@@ -18,6 +18,7 @@ from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import Answer, answer
+from landscape.report.markup import markdown
 from landscape.report.overview import overview
 from landscape.report.paper import Choice, Selected, measured, save, select
 from landscape.report.rules import RULES
@@ -96,9 +97,8 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "config": Markup(json.dumps(interactive.CONFIG)),
         "script": Markup(script),
     }
-    write_text(
-        folder.root / "report.md", environment.get_template("report.md.j2").render(**context)
-    )
+    twin = environment.overlay(finalize=markdown).get_template("report.md.j2")
+    write_text(folder.root / "report.md", twin.render(**context))
     page = environment.get_template("report.html.j2").render(**context, **extras)
     return write_text(folder.report, page)
 
