@@ -417,6 +417,17 @@ def test_a_changed_bit_of_a_zipped_file_or_of_ours_is_found(tmp_path, where):
             assert same(target, small(1))
 
 
+def test_a_member_marked_as_a_directory_is_refused(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(state(), path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02") + 38  # external attributes in the directory of the archive
+    content[at] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(LandscapeError, match=r"is damaged in w/data\.pkl"):
+        problems.load_weights(small(), path)
+
+
 def test_the_expected_hash_is_compared(tmp_path):
     torch.save(state(), tmp_path / "w.pt")
     known = weights_file.digest(tmp_path / "w.pt")
