@@ -156,8 +156,14 @@ def write_snapshot(
     storage.write_arrays(snapshot_path(folder, step), content)
 
 
+_MEMBERS = ("tensors", "step", "run", "zscore_counts", "mask_bits")
+
+
 def check_snapshot(archive: zipfile.ZipFile, path: Path, tensors: Tensors) -> None:
     """Refuse a snapshot of other tensors, of another step than its name says, or of another run."""
+    odd = set(archive.namelist()) ^ {f"{name}.npy" for name in _MEMBERS}
+    if odd - {"mask_bits.npy"}:  # a variant that selects everything has no mask
+        raise ValueError(f"members {', '.join(map(repr, sorted(odd)))} are missing or unknown")
     identity = storage.read_array(archive, "tensors").tobytes().decode()
     check_same(tensors, identity, str(path))
     step = int(storage.read_array(archive, "step"))
