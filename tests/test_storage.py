@@ -144,6 +144,9 @@ def test_a_document_of_older_versions_or_hands_is_refused(tmp_path):
     path.write_text('{"a": NaN}')
     with pytest.raises(LandscapeError, match="NaN is no number of JSON"):
         storage.read_json(path)
+    path.write_text('{"a": 1e999}')
+    with pytest.raises(LandscapeError, match="1e999 is no number of JSON"):
+        storage.read_json(path)
     path.write_text("[" * 100_000)
     with pytest.raises(LandscapeError, match="is not valid JSON"):
         storage.read_json(path)

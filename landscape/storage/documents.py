@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,17 @@ def load_json(path: Path) -> Any:
     with reading(path):
         content = path.read_bytes()
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        return json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise LandscapeError(
             f"{path} is not valid JSON ({error}). It was damaged or written by something else; "
             f"remove it and run the command that made it again."
         ) from None
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else _no_number(word)
 
 
 def _no_number(word: str) -> Any:
