@@ -10,8 +10,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "linalg", "measure", "params", "plane", "plot", "problems", "report", "results", "risk",
-    "sam", "snapshots", "stats", "streams", "study", "training",
+    "diagnosis", "linalg", "measure", "params", "plane", "plot", "problems", "report", "results",
+    "risk", "sam", "snapshots", "stats", "streams", "study", "training",
 )  # fmt: skip
 _NAMES = {
     "EmpiricalRisk": "landscape.risk",

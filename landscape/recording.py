@@ -1,10 +1,11 @@
 """Record what any optimizer perturbs, seen from the weights at the model's forward passes."""
 
+import contextlib
 import hashlib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Adadelta, Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from landscape import snapshots, vectors
+from landscape import diagnosis, snapshots, vectors
 from landscape.checks import check_choice, check_count
+from landscape.diagnosis import Diagnosis, Watch
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam import Perturbation
@@ -46,14 +51,15 @@ UNSEEN = {
 def record(
     model: nn.Module,
     *,
-    folder: Path | str,
-    steps_per_epoch: int,
+    folder: Path | str | None = None,
+    steps_per_epoch: int | None = None,
     snapshot_every: int = 100,
     rho: float | None = None,
     step_ends: str = "optimizer",
     gradients: bool = True,
     first_step: int = 0,
     max_mb: float = 1000.0,
+    scaler: Any = None,
 ) -> "Recording":
     """Record e = w' - w of every step inside `with`, whatever optimizer takes the steps.
 
@@ -72,6 +78,10 @@ def record(
     out what needs them and saves two copies of the weights (of four). Epochs count from 1.
     Give the module that the loop calls (the compiled or wrapped one).
 
+    `recording.diagnosis()` says whether the steps were those of sharpness-aware minimization, from
+    the first 16 steps and every 16th after them; a folder keeps it for `landscape doctor`. Without
+    a folder nothing else is kept. scaler: the loop's `torch.amp.GradScaler`, for that answer alone.
+
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
     tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the
@@ -85,14 +95,15 @@ def record(
         )
     return Recording(
         model,
-        Path(folder),
-        steps_per_epoch=steps_per_epoch,
+        None if folder is None else Path(folder),
+        steps_per_epoch=_epoch_of(folder, steps_per_epoch),
         snapshot_every=snapshot_every,
         rho=rho,
         step_ends=step_ends,
         gradients=gradients,
         first_step=first_step,
         max_mb=max_mb,
+        scaler=scaler,
     )
 
 
@@ -102,7 +113,7 @@ class Recording:
     def __init__(
         self,
         model: nn.Module,
-        folder: Path,
+        folder: Path | None,
         *,
         steps_per_epoch: int,
         snapshot_every: int,
@@ -111,6 +122,7 @@ class Recording:
         gradients: bool,
         first_step: int,
         max_mb: float,
+        scaler: Any,
     ) -> None:
         _check(steps_per_epoch, snapshot_every, step_ends, first_step)
         self.model, self.folder = model, folder
@@ -123,19 +135,32 @@ class Recording:
         unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
             ("cosine", "first_order"), "record(gradients=False)"
         )  # fmt: skip
-        begun = folder.exists() and snapshots.read_tensors(folder)
-        start = weight_norms(self.trained.parameters).cpu().numpy().tobytes()
-        run = begun.run if begun else hashlib.sha256(start).hexdigest()[:16]
-        self.log = Log(
-            folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen, run=run)
+        self.log, self.written = None, 0
+        if folder is not None:
+            begun = folder.exists() and snapshots.read_tensors(folder)
+            start = weight_norms(self.trained.parameters).cpu().numpy().tobytes()
+            run = begun.run if begun else hashlib.sha256(start).hexdigest()[:16]
+            self.log = Log(
+                folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen, run=run)
+            )
+            self.written = _continue(folder, self.log, first_step)
+        trained = self.trained
+        self.watch = Watch(
+            model, trained.names, trained.parameters, trained.kinds, trained.modules, scaler
         )
-        self.written = _continue(folder, self.log, first_step)
         self.seen = _Seen(self.trained.parameters)
         self.blind = 0
         self.handles: list[Any] = []
+        self.losses = contextlib.ExitStack()
+
+    def diagnosis(self) -> Diagnosis:
+        """Whether the steps so far were those of SAM: findings with numbers and remedies."""
+        return diagnosis.judge(self.watch)
 
     def estimate_bytes(self, epochs: int) -> int:
         """Bytes on the disk after so many epochs, at most; `max_mb` bounds them too."""
+        if self.log is None:
+            return 0
         steps = epochs * self.steps_per_epoch
         tensors = self.log.tensors
         count = -(-steps // self.snapshot_every) if self.snapshot_every else 0
@@ -147,15 +172,26 @@ class Recording:
     def __enter__(self) -> "Recording":
         own = {id(p) for p in self.trained.parameters}
 
+        def is_ours(optimizer: Optimizer) -> bool:
+            return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+        def steps(optimizer: Optimizer, *_: Any) -> None:
+            if is_ours(optimizer):
+                self.watch.before_step(optimizer, self.seen)
+
         def stepped(optimizer: Optimizer, *_: Any) -> None:
-            groups = optimizer.param_groups
-            if any(id(p) in own for group in groups for p in group["params"]):
+            if is_ours(optimizer):
                 self._stepped(optimizer)
 
-        look = self._before_forward
+        look, looked = self._before_forward, self._after_forward
         if "torch._dynamo" in sys.modules:  # nothing to be compiled into the model's graph
-            look = torch.compiler.disable(look)
-        self.handles = [self.model.register_forward_pre_hook(look)]
+            look, looked = torch.compiler.disable(look), torch.compiler.disable(looked)
+        self.handles = [
+            self.model.register_forward_pre_hook(look, with_kwargs=True),
+            self.model.register_forward_hook(looked),
+            register_optimizer_step_pre_hook(steps),
+        ]
+        self.losses.enter_context(_losses_of_backward(self.watch))
         if self.step_ends == "optimizer":
             self.handles.append(register_optimizer_step_post_hook(stepped))
         if self.gradients:
@@ -172,8 +208,12 @@ class Recording:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self.losses.close()
         try:
-            self.log.flush()
+            if self.log is not None:
+                self.log.flush()
+                if self.num_steps > self.first_step:
+                    diagnosis.write(self.folder, self.diagnosis())
         except LandscapeError as full:
             if kind is None:
                 raise
@@ -196,11 +236,21 @@ class Recording:
 
     # ------------------------------------------------------------------------------ what is seen
 
-    def _before_forward(self, *_: Any) -> None:
-        if not unwrap(self.model).training or not torch.is_grad_enabled():
+    def _counts(self) -> bool:
+        return unwrap(self.model).training and torch.is_grad_enabled()
+
+    def _after_forward(self, _: nn.Module, __: Any, outputs: Any) -> None:
+        if self._counts():
+            self.watch.after_forward(outputs)
+
+    def _before_forward(self, _: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
+        if not self._counts():
             return
         self.blind = 0
-        if self.seen.look() > _PASSES:
+        before = self.seen.passes if self.seen.begun else -1
+        passes = self.seen.look()
+        self.watch.before_forward(self.seen.moved, passes != before, (inputs, options))
+        if passes > _PASSES:
             raise LandscapeError(
                 f"The model ran at {_PASSES} different weights and no step of a torch optimizer "
                 f"over them was seen; call recording.step() after each update of the weights."
@@ -223,6 +273,14 @@ class Recording:
         if not self.seen.begun:
             return
         seen, norms = self.seen.perturbation(self.trained, self._rho(rho)), self.seen.norms
+        self.watch.end(self.seen, self._rho(rho))
+        if self.log is not None:
+            self._write(seen, norms)
+        else:
+            self.num_steps += 1
+        self.seen.forget()
+
+    def _write(self, seen: Perturbation, norms: Tensor) -> None:
         step, epoch = self.num_steps, self.num_steps // self.steps_per_epoch + 1
         self.num_steps += 1
         with torch.no_grad():
@@ -232,7 +290,6 @@ class Recording:
                 self.log.rows.append((epoch, step, _nothing(seen, norms)))
             self.written += self.log.tensors.row.itemsize
             self._keep(step, seen)
-        self.seen.forget()
 
     def _rho(self, found: float | None) -> float:
         if self.rho is not None:
@@ -335,6 +392,34 @@ class _Seen:
             loss_perturbed=nan,
             rho=rho,
         )
+
+
+@contextlib.contextmanager
+def _losses_of_backward(watch: Watch) -> Iterator[None]:
+    """Show the watch every loss that `backward` starts from: no hook of torch does."""
+    own = torch.autograd.backward
+
+    def backward(tensors: Any, *arguments: Any, **options: Any) -> None:
+        watch.differentiated(tensors)
+        own(tensors, *arguments, **options)
+
+    torch.autograd.backward = backward
+    try:
+        yield
+    finally:
+        if torch.autograd.backward is backward:
+            torch.autograd.backward = own
+
+
+def _epoch_of(folder: Path | str | None, steps_per_epoch: int | None) -> int:
+    if steps_per_epoch is not None:
+        return steps_per_epoch
+    if folder is None:
+        return 1
+    raise LandscapeError(
+        f"folder={str(folder)!r} was given without steps_per_epoch; give the number of optimizer "
+        f"steps in an epoch (len(loader)), which the rows of the recording name."
+    )
 
 
 def _nothing(seen: Perturbation, norms: Tensor) -> Tensor:

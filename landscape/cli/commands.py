@@ -337,6 +337,27 @@ def verify(folder: StudyDir, as_json: Json = False) -> None:
 
 
 @app.command(epilog=EPILOG)
+def doctor(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RECORD_FOLDER", help="The folder of a landscape.record.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say whether the recorded steps of a loop were those of SAM, and what mends them.
+
+    with landscape.record(model, folder="theirs", steps_per_epoch=len(loader)): your loop
+
+    Exit code 1 where something is wrong.
+    """
+    from landscape import diagnosis
+
+    found = diagnosis.read(folder)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else found)
+    if found.wrong:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=EPILOG)
 def weights(
     source: Annotated[Path, typer.Argument(help="A weights file, an index of shards, a folder.")],
     out: Annotated[

@@ -1,0 +1,104 @@
+"""The answers: what was found, its numbers, and what mends it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from landscape import storage
+from landscape.errors import LandscapeError
+
+Verdict = Literal["ok", "wrong", "cannot tell"]
+_FILE = "diagnosis.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question about the steps: its answer in a sentence, with the numbers behind it."""
+
+    key: str
+    verdict: Verdict
+    sentence: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict.upper() if self.verdict == 'wrong' else self.verdict:<12}"
+                 f"{self.key}: {self.sentence}"]  # fmt: skip
+        if self.numbers:
+            told = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+            lines.append(f"{'':<12}{told}")
+        if self.remedy:
+            lines.append(f"{'':<12}mend: {self.remedy}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the steps of a recording showed. `diagnosis["length"]` is one finding of it."""
+
+    num_steps: int
+    num_looked_at: int
+    findings: tuple[Finding, ...]
+
+    def __getitem__(self, key: str) -> Finding:
+        for finding in self.findings:
+            if finding.key == key:
+                return finding
+        known = ", ".join(f.key for f in self.findings)
+        raise LandscapeError(f"finding {key!r} is unknown; choose one of {known}.")
+
+    @property
+    def wrong(self) -> tuple[Finding, ...]:
+        """The findings whose verdict is "wrong"."""
+        return tuple(f for f in self.findings if f.verdict == "wrong")
+
+    def __str__(self) -> str:
+        order = ("wrong", "cannot tell", "ok")
+        found = sorted(self.findings, key=lambda f: order.index(f.verdict))
+        head = (
+            f"{self.num_steps} steps, {self.num_looked_at} of them looked at closely: "
+            f"{len(self.wrong)} of {len(found)} findings are wrong."
+        )
+        return "\n".join([head, *map(str, found)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; a number that is not finite is null."""
+        found = [
+            {
+                "key": f.key,
+                "verdict": f.verdict,
+                "sentence": f.sentence,
+                "remedy": f.remedy,
+                "numbers": {k: v if math.isfinite(v) else None for k, v in f.numbers.items()},
+            }
+            for f in self.findings
+        ]
+        return {
+            "num_steps": self.num_steps, "num_looked_at": self.num_looked_at, "findings": found
+        }  # fmt: skip
+
+
+def write(folder: Path, diagnosis: Diagnosis) -> None:
+    """Leave the diagnosis in the folder of a recording."""
+    storage.write_json(Path(folder) / _FILE, diagnosis.as_dict())
+
+
+def read(folder: Path) -> Diagnosis:
+    """The diagnosis that a recording left in its folder."""
+    path = Path(folder) / _FILE
+    if not path.exists():
+        raise LandscapeError(
+            f"{folder} holds no {_FILE}; give the folder=... of a landscape.record that has ended, "
+            f"or record a few steps of the loop again."
+        )
+    known = storage.read_json(path)
+    try:
+        findings = tuple(
+            Finding(f["key"], f["verdict"], f["sentence"],
+                    {k: math.nan if v is None else v for k, v in f["numbers"].items()}, f["remedy"])
+            for f in known["findings"]
+        )  # fmt: skip
+        return Diagnosis(known["num_steps"], known["num_looked_at"], findings)
+    except (KeyError, TypeError, AttributeError):
+        raise LandscapeError(f"{path} is no diagnosis; record the steps again.") from None
