@@ -144,10 +144,7 @@ class Recording:
                 folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen, run=run)
             )
             self.written = _continue(folder, self.log, first_step)
-        trained = self.trained
-        self.watch = Watch(
-            model, trained.names, trained.parameters, trained.kinds, trained.modules, scaler
-        )
+        self.watch = Watch(model, self.trained, scaler)
         self.seen = _Seen(self.trained.parameters)
         self.blind = 0
         self.handles: list[Any] = []

@@ -13,7 +13,7 @@ _LENGTH = 1e-3  # relative, beside the rounding of w + e
 _LIKE = 0.05  # share of the angle between g1 and g2 within which a gradient is one of them
 _VISIBLE = 100  # roundings
 _COARSE = 0.25  # of ‖e‖: a rounding of the weights beyond which w + e does not tell e
-_NO_CLIMB = "no second pass at other weights was seen"
+_NO_CLIMB = "no step with a second pass at other weights and finite gradients was looked at"
 
 
 class _Seen(NamedTuple):
@@ -35,8 +35,17 @@ def judge(watch: Watch) -> Diagnosis:
     climbs = [look for look in watch.looks if look.climbed]
     clear = [look for look in climbs if not look.returned]
     seen = _Seen(watch, watch.looks, climbs, clear)
-    found = tuple(rule(seen) for rule in _RULES)
+    found = tuple(rule(seen) for rule in _RULES) if watch.whole else (_gate(seen), _sharded())
     return Diagnosis(watch.num_steps, len(watch.looks), found)
+
+
+def _sharded() -> Finding:
+    return Finding(
+        "sharded", "cannot tell", "the weights are cut over several processes (DTensor), and one "
+        "process sees parts of e and of the gradients.", {},
+        "record the same loop with whole weights in one process; landscape.sam.SAM compares pass 2 "
+        "with w + e itself, on every shard.",
+    )  # fmt: skip
 
 
 def _median(values: Sequence[float]) -> float:
@@ -62,7 +71,7 @@ def _gate(seen: _Seen) -> Finding:
         return _unknown("gate", "no step was seen")
     if not climbs:
         return Finding(
-            "gate", "wrong", "no step had a second pass at other weights: this is the training of "
+            "gate", "wrong", "no step had a second pass at other weights, with a finite e: this is the training of "
             "the base optimizer.", numbers,
             "call optimizer.first_step() between two backward passes (or optimizer.step(closure) "
             "with a closure that runs forward and backward), and look at the condition or period "
@@ -79,8 +88,8 @@ def _second_pass(seen: _Seen) -> Finding:
     if len(repeated) > len(seen.climbs):
         look = repeated[-1]
         numbers = _numbers(steps=len(repeated), of=len(seen.looks), rho=look.rho,
-                           norm_of_w=look.norm("w"))  # fmt: skip
-        if look.rho <= 4 * look.eps * look.norm("w"):
+                           norm_of_w=look.length("w"))  # fmt: skip
+        if look.rho <= 4 * look.eps * look.length("w"):
             return Finding(
                 key, "wrong", "the second pass ran at w: rho is below the rounding of the weights, "
                 "so that w + e = w.", numbers, _larger(look),
@@ -95,7 +104,7 @@ def _second_pass(seen: _Seen) -> Finding:
     dead = [look for look in seen.clear if _reads_others(look)]
     numbers = _numbers(
         steps=len(seen.climbs),
-        norm_of_e=_median([look.norm("e") for look in seen.climbs]),
+        norm_of_e=_median([look.length("e") for look in seen.climbs]),
         difference_of_g2_from_g1=_median([_change(look) for look in seen.clear]),
     )
     if dead:
@@ -116,24 +125,24 @@ def _second_pass(seen: _Seen) -> Finding:
 
 def _reads_others(look: Look) -> bool:
     """Whether e moved the parameters and neither outputs (or loss) nor gradient felt it."""
-    moved = look.norm("e") > _VISIBLE * look.eps * look.norm("w")
+    moved = look.length("e") > _VISIBLE * look.eps * look.length("w")
     clean, perturbed = look.losses
     unmoved = abs(perturbed - clean) <= 4 * look.eps * abs(clean)
     expected = look["g1", "e"] > _VISIBLE * look.eps * abs(clean)
     same = look.examples == 1 and (look.same_outputs or (unmoved and expected))
-    return moved and same and look.norm("g1") > 0 and _change(look) < _VISIBLE * look.eps
+    return moved and same and look.length("g1") > 0 and _change(look) < _VISIBLE * look.eps
 
 
 def _change(look: Look) -> float:
     """‖g2 − g1‖ / ‖g1‖."""
-    n = look.norm("g1")
+    n = look.length("g1")
     square = look["g1", "g1"] + look["g2", "g2"] - 2 * look["g1", "g2"]
-    return math.sqrt(max(0.0, square)) / n if n and look.norm("g2") else math.nan
+    return math.sqrt(max(0.0, square)) / n if n and look.length("g2") else math.nan
 
 
 def _larger(look: Look) -> str:
-    g = look.norm("g1") / (look.scale if look.scale > 0 else 1.0)
-    least = _VISIBLE * look.eps * look.norm("w")
+    g = look.length("g1") / (look.scale if look.scale > 0 else 1.0)
+    least = _VISIBLE * look.eps * look.length("w")
     wanted = f"; a rise of the loss by 0.01 to first order takes rho={0.01 / g:.2g}" if g else ""
     return (
         f"raise rho: it is visible from about {_VISIBLE} roundings of the weights on, "
@@ -149,7 +158,7 @@ def _length(seen: _Seen) -> Finding:
     if not seen.climbs:
         return _unknown(key, _NO_CLIMB)
     known = [look for look in seen.climbs if math.isfinite(look.rho)]
-    norm = _median([look.norm("e") for look in seen.climbs])
+    norm = _median([look.length("e") for look in seen.climbs])
     if not known:
         return Finding(
             key, "cannot tell", "no radius is known to compare with.", _numbers(norm_of_e=norm),
@@ -164,16 +173,16 @@ def _length(seen: _Seen) -> Finding:
     wrong = [look for look in known if not _as_asked(look) and _along_gradient(look)]
     other = [look for look in known if not _as_asked(look)]
     look = (wrong or other or known)[-1]
-    ratio = look.norm("e") / look.rho if look.rho else math.nan
-    numbers = _numbers(norm_of_e=look.norm("e"), rho=look.rho, ratio=ratio,
-                       norm_of_e_over_w=look.norm("adaptive"), steps=len(known))  # fmt: skip
+    ratio = look.length("e") / look.rho if look.rho else math.nan
+    numbers = _numbers(norm_of_e=look.length("e"), rho=look.rho, ratio=ratio,
+                       norm_of_e_over_w=look.length("adaptive"), steps=len(known))  # fmt: skip
     if wrong:
-        whole = abs(ratio - round(ratio)) < 0.02 and 2 <= round(ratio) <= 8
-        said = f" e was added {round(ratio)} times." if whole else ""
+        times = round(ratio) if 1.5 < ratio < 8.5 else 0
+        said = f" e was added {times} times." if times and abs(ratio - times) < 0.02 else ""
         return Finding(
             key, "wrong", f"in {len(wrong)} of {len(known)} steps e lies along the gradient and "
-            f"its norm is {look.norm('e'):.4g} where rho={look.rho:.4g} was asked.{said}", numbers,
-            "e = rho * g / ‖g‖ with ‖g‖ over all tensors of all groups, of the gradient that e is "
+            f"its norm is {look.length('e'):.4g} where rho={look.rho:.4g} was asked.{said}",
+            numbers, "e = rho * g / ‖g‖ with ‖g‖ over all tensors of all groups, of the gradient that e is "
             "made of (both unscaled, or both scaled), added once.",
         )  # fmt: skip
     if other:
@@ -186,16 +195,16 @@ def _length(seen: _Seen) -> Finding:
 
 def _rounding(look: Look) -> float:
     """Of w + e, relative to e."""
-    return 4 * look.eps * look.norm("w") / max(look.norm("e"), 1e-300)
+    return 4 * look.eps * look.length("w") / max(look.length("e"), 1e-300)
 
 
 def _as_asked(look: Look) -> bool:
     slack = _LENGTH + _rounding(look)
     near = lambda value: abs(value - look.rho) <= slack * look.rho  # noqa: E731
-    part = look.norm("selected")
-    masked = look["e", "selected"] / part**2 * look.norm("g1") if part else math.nan
-    partial = part < look.norm("g1") * (1 - 1e-6)  # a mask that does not make up for its share
-    lengths = [look.norm("e"), look.norm("adaptive"), masked if partial else math.nan]
+    part = look.length("selected")
+    masked = look["e", "selected"] / part**2 * look.length("g1") if part else math.nan
+    partial = part < look.length("g1") * (1 - 1e-6)  # a mask that does not make up for its share
+    lengths = [look.length("e"), look.length("adaptive"), masked if partial else math.nan]
     return look.tensors_of_length or any(map(near, lengths))
 
 
@@ -208,7 +217,7 @@ def _along_gradient(look: Look) -> bool:
 
 def _descent(seen: _Seen) -> Finding:
     key = "descent"
-    steps = [look for look in seen.clear if look.stepped and look.norm("d") and look.norm("g2")]
+    steps = [look for look in seen.clear if look.stepped and look.length("d") and look.length("g2")]
     if not seen.climbs:
         return _unknown(key, _NO_CLIMB)
     if not steps:
@@ -259,7 +268,7 @@ def _kind(look: Look) -> str:
     det = a * c - b * b
     of_1, of_2 = (x * c - y * b) / det, (y * a - x * b) / det
     rest = look["d", "d"] - of_1 * x - of_2 * y
-    if math.sqrt(max(0.0, rest)) > _LIKE * apart * look.norm("d") or of_2 <= 0:
+    if math.sqrt(max(0.0, rest)) > _LIKE * apart * look.length("d") or of_2 <= 0:
         return "other"
     scale = look.scale if math.isfinite(look.scale) else 1.0
     once = all(abs(share * scale - 1) < 0.01 for share in (of_1, of_2))
@@ -268,12 +277,12 @@ def _kind(look: Look) -> str:
 
 def _scaling(seen: _Seen) -> Finding:
     key = "scaling"
-    steps = [x for x in seen.clear if x.stepped and x.norm("d") and _kind(x) == "g2"]
+    steps = [x for x in seen.clear if x.stepped and x.length("d") and _kind(x) == "g2"]
     if not steps:
         return _unknown(key, "no step whose gradient is that of pass 2 alone was seen")
     look = steps[-1]
     factor = look["d", "g2"] / look["g2", "g2"]
-    ratio = look.norm("e") / look.rho if look.rho > 0 else math.nan
+    ratio = look.length("e") / look.rho if look.rho > 0 else math.nan
     numbers = _numbers(gradient_that_steps_over_g2=factor, scale=look.scale, e_over_rho=ratio)
     if not _as_asked(look) and factor < 0.75:
         for what, value in (("by", factor), ("times", 1 / factor)):
@@ -307,11 +316,11 @@ def _restored(seen: _Seen) -> Finding:
     steps = [look for look in seen.climbs if look.stepped]
     if not steps:
         return _unknown(key, "no step of a torch optimizer after a second pass was seen")
-    off = [look for look in steps if look.norm("r") > 8 * look.eps * look.norm("w")]
+    off = [look for look in steps if look.length("r") > 8 * look.eps * look.length("w")]
     look = (off or steps)[-1]
     share = look["r", "e"] / look["e", "e"] if look["e", "e"] else math.nan
-    numbers = _numbers(norm_of_what_is_left=look.norm("r"), times_e=share, steps=len(steps))
-    if not off and any(x.norm("r") > 0 and 2 * _rounding(x) > _COARSE for x in steps):
+    numbers = _numbers(norm_of_what_is_left=look.length("r"), times_e=share, steps=len(steps))
+    if not off and any(x.length("r") > 0 and 2 * _rounding(x) > _COARSE for x in steps):
         return Finding(
             key, "cannot tell", "what is left of e is below the rounding of the weights, and so is "
             "e.", numbers, "put w back from a copy; keep the weights in float32.",
@@ -441,7 +450,7 @@ def _size(seen: _Seen) -> Finding:
     looks = seen.clear
     if not looks:
         return _unknown(key, _NO_CLIMB)
-    to_w = _median([x.norm("e") / x.norm("w") for x in looks if x.norm("w")])
+    to_w = _median([x.length("e") / x.length("w") for x in looks if x.length("w")])
     first = _median([x["g1", "e"] / x.losses[0] for x in looks if x.losses[0] > 0])
     seen_rise = _median([x.losses[1] / x.losses[0] - 1 for x in looks if x.losses[0] > 0])
     numbers = _numbers(norm_of_e_over_norm_of_w=to_w, rise_of_the_loss_to_first_order=first,

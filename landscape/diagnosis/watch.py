@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from landscape import vectors
 from landscape.sam import SAM
+from landscape.sam.trained import Trained
 
 # Rows of the Gram matrix of a step: e, both gradients, the gradient that the optimizer got, the
 # weights, what they differ by when it steps, e / |w| (arXiv:2102.11600, Eq. 5), g1 where e is.
@@ -76,13 +78,13 @@ class Look:
     def __getitem__(self, pair: tuple[str, str]) -> float:
         return self.gram[pair]
 
-    def norm(self, row: str) -> float:
+    def length(self, row: str) -> float:
         """‖row‖."""
         return math.sqrt(max(0.0, self.gram[row, row]))
 
     def cosine(self, a: str, b: str) -> float:
         """Cosine of two rows, NaN where one is zero."""
-        size = self.norm(a) * self.norm(b)
+        size = self.length(a) * self.length(b)
         return self.gram[a, b] / size if size > 0 else math.nan
 
     def sine(self, a: str, b: str) -> float:
@@ -94,20 +96,17 @@ class Look:
 class Watch:
     """Follows the steps of a recording; a `Look` for some, counts for all."""
 
-    def __init__(
-        self, model: nn.Module, names: Sequence[str], parameters: Sequence[nn.Parameter],
-        kinds: Sequence[str], modules: Sequence[str], scaler: Any,
-    ) -> None:  # fmt: skip
-        self.model, self.scaler = model, scaler
-        self.names, self.kinds, self.modules = tuple(names), tuple(kinds), tuple(modules)
-        self.parameters = parameters
-        self.eps = max(torch.finfo(p.dtype).eps for p in parameters)
+    def __init__(self, model: nn.Module, trained: Trained, scaler: Any) -> None:
+        self.model, self.scaler, self.whole = model, scaler, trained.shards is None
+        self.names, self.modules = trained.names, trained.modules
+        self.parameters = trained.parameters
+        self.eps = max(torch.finfo(p.dtype).eps for p in trained.parameters)
         self.looks: list[Look] = []
         self.num_steps = self.num_climbed = 0
         self.own: SAM | None = None
         self.groups: list[tuple[float, set[str]]] = []
-        self.energy = torch.zeros(len(names), dtype=torch.float64)
-        self.reached = torch.zeros(len(names), dtype=torch.float64)
+        self.energy = torch.zeros(len(trained.names), dtype=torch.float64)
+        self.reached = torch.zeros(len(trained.names), dtype=torch.float64)
         self.forget()
 
     def forget(self) -> None:
@@ -115,7 +114,7 @@ class Watch:
         self.passes: list[Pass] = []
         self.matrix: Tensor | None = None
         self.seen_passes = -1
-        self.looking = self.num_steps < _CLOSE or self.num_steps % _EVERY == 0
+        self.looking = self.whole and (self.num_steps < _CLOSE or self.num_steps % _EVERY == 0)
 
     # ------------------------------------------------------------------------------- in a step
 
@@ -142,7 +141,7 @@ class Watch:
         for leaf in tree_leaves(_plain(outputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 x = leaf.detach().flatten()
-                found.outputs.append(torch.stack([x.sum(), (x * x).sum(), x[:1].sum()]))
+                found.outputs += [x.sum(), x[:1].sum(), vectors.squared_norm(x)]
                 break
 
     def differentiated(self, tensors: Any) -> None:
@@ -260,7 +259,7 @@ def _gram(
         r = now_ - w_ if stepping else torch.zeros_like(w_)
         adaptive = torch.where(w_ != 0, e_ / w_.abs(), 0.0)
         rows = torch.stack([e_, g1_, g2_, d_, w_, r, adaptive, g1_ * (e_ != 0)])
-        total += rows @ rows.T
+        total += vectors.gram(rows)
     return total
 
 
@@ -275,7 +274,7 @@ def _examples(inputs: Any) -> Tensor | None:
         rows = x.reshape(len(x), -1)
         rows = torch.nan_to_num(rows.to(torch.float32 if x.device.type == "mps" else torch.float64))
         mix = torch.arange(1, rows.shape[1] + 1, device=x.device, dtype=rows.dtype)
-        total = total + rows @ torch.cos(mix * (k + 1.7))
+        total = total + vectors.project(rows, torch.cos(mix * (k + 1.7)))
     return total
 
 
