@@ -71,8 +71,8 @@ def _gate(seen: _Seen) -> Finding:
         return _unknown("gate", "no step was seen")
     if not climbs:
         return Finding(
-            "gate", "wrong", "no step had a second pass at other weights, with a finite e: this is the training of "
-            "the base optimizer.", numbers,
+            "gate", "wrong", "no step had a second pass at other weights, with a finite e: this is "
+            "the training of the base optimizer.", numbers,
             "call optimizer.first_step() between two backward passes (or optimizer.step(closure) "
             "with a closure that runs forward and backward), and look at the condition or period "
             "that decides when the second pass is made.",
@@ -182,7 +182,8 @@ def _length(seen: _Seen) -> Finding:
         return Finding(
             key, "wrong", f"in {len(wrong)} of {len(known)} steps e lies along the gradient and "
             f"its norm is {look.length('e'):.4g} where rho={look.rho:.4g} was asked.{said}",
-            numbers, "e = rho * g / ‖g‖ with ‖g‖ over all tensors of all groups, of the gradient that e is "
+            numbers,
+            "e = rho * g / ‖g‖ with ‖g‖ over all tensors of all groups, of the gradient that e is "
             "made of (both unscaled, or both scaled), added once.",
         )  # fmt: skip
     if other:

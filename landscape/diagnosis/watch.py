@@ -1,7 +1,7 @@
 """What the passes of a step show beside weights and gradients: examples, random state, buffers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
