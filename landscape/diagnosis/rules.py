@@ -3,16 +3,19 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from landscape.diagnosis.findings import Diagnosis, Finding
 from landscape.diagnosis.watch import Look, Watch
+from landscape.sam import schedule
 from landscape.sam.trained import unwrap
 
 _LENGTH = 1e-3  # relative, beside the rounding of w + e
 _LIKE = 0.05  # share of the angle between g1 and g2 within which a gradient is one of them
 _VISIBLE = 100  # roundings
 _COARSE = 0.25  # of ‖e‖: a rounding of the weights beyond which w + e does not tell e
+_OF_A_RECIPE = ("gate", "length", "descent", "examples", "restored")
 _NO_CLIMB = "no step with a second pass at other weights and finite gradients was looked at"
 
 
@@ -35,8 +38,24 @@ def judge(watch: Watch) -> Diagnosis:
     climbs = [look for look in watch.looks if look.climbed]
     clear = [look for look in climbs if not look.returned]
     seen = _Seen(watch, watch.looks, climbs, clear)
-    found = tuple(rule(seen) for rule in _RULES) if watch.whole else (_gate(seen), _sharded())
+    found = (
+        tuple(_by_design(rule(seen), seen) for rule in _RULES)
+        if watch.whole
+        else (_gate(seen), _sharded())
+    )
     return Diagnosis(watch.num_steps, len(watch.looks), found)
+
+
+def _by_design(finding: Finding, seen: _Seen) -> Finding:
+    """A recipe of `landscape.sam` that is more than Eqs. 2 and 3 departs from them on purpose."""
+    own = seen.watch.own
+    if own is None or finding.verdict != "wrong" or finding.key not in _OF_A_RECIPE:
+        return finding
+    gates = (schedule.always, schedule.never)
+    if own.variant.name == "sam" or (finding.key == "gate" and own.variant.gate not in gates):
+        return finding
+    said = f"{finding.sentence} The recipe {own.variant.name} may do so by design."
+    return replace(finding, verdict="cannot tell", sentence=said)
 
 
 def _sharded() -> Finding:
@@ -233,7 +252,7 @@ def _descent(seen: _Seen) -> Finding:
     if "g1" in count:
         return Finding(
             key, "wrong", f"{count['g1']} of {len(steps)} steps descended with g1, the gradient at "
-            "w: g2 was thrown away.", numbers,
+            "w: g2 did not reach the optimizer.", numbers,
             "run the second loss.backward() after zero_grad() and let the base optimizer step with "
             "what it leaves in .grad; put back no gradient of pass 1.",
         )  # fmt: skip

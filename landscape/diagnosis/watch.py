@@ -28,6 +28,7 @@ class Pass:
 
     moved: bool
     buffers: list[Tensor]
+    after: list[Tensor] = field(default_factory=list)
     examples: list[Tensor] = field(default_factory=list)
     states: list[list[Tensor]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -137,6 +138,7 @@ class Watch:
             return
         found = self.passes[-1]
         now = self._random_state()
+        found.after = self._buffers()
         found.random |= not all(map(torch.equal, found.states[-1], now))
         for leaf in tree_leaves(_plain(outputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
@@ -217,14 +219,15 @@ class Watch:
 
     def _updates(self) -> int:
         """Passes after which the buffers stayed changed."""
-        states = [p.buffers for p in self.passes] + [self._buffers()]
-        return sum(
-            any(not torch.equal(a, b) for a, b in zip(x, y, strict=True))
-            for x, y in pairwise(states) if len(x) == len(y)
-        )  # fmt: skip
+        end = self._buffers()
+        if _equal(end, self.passes[0].after):  # what came later was taken back
+            return int(not _equal(end, self.passes[0].buffers))
+        states = [p.buffers for p in self.passes] + [end]
+        return sum(not _equal(a, b) for a, b in pairwise(states))
 
     def _buffers(self) -> list[Tensor]:
-        return [b.detach().clone() for b in self.model.buffers()]
+        # A count of batches goes on in a BatchNorm of momentum 0, whose statistics stay.
+        return [b.detach().clone() for b in self.model.buffers() if b.is_floating_point()]
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -283,6 +286,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = list(value.values())
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
 def _again(found: Pass) -> bool:

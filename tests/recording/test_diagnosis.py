@@ -314,6 +314,49 @@ def test_a_real_scaler_is_followed():
     assert "scaler=scaler" in found["scaling"].remedy
 
 
+def test_the_remedies_for_statistics_and_groups_work():
+    class NoMomentum(StatisticsTwice):
+        def before_second(self):
+            self.model[1].momentum = 0.0
+
+        def after_second(self):
+            self.model[1].momentum = 0.1
+
+    class Asked(GroupLeftOut):
+        def __init__(self):
+            super().__init__()
+            self.base.param_groups[1]["rho"] = 0
+
+    assert not NoMomentum().diagnose().wrong
+    found = Asked().diagnose()
+    assert not found.wrong, str(found)
+    assert "rho=0" in found["left out"].sentence
+
+
+@pytest.mark.parametrize("name", ["esam", "wsam", "tsam", "rsam", "randsam", "sagm", "fisher_sam"])
+def test_what_a_recipe_does_by_design_is_no_fault_and_said(name):
+    model = small.model()
+    base = torch.optim.SGD(model.parameters(), lr=0.02)
+    optimizer = sam.SAM(model, base, sam.make(name))
+    with landscape.record(model) as seen:
+        for x, y in batches():
+            optimizer.step(losses_of(model), (x, y))
+    found = seen.diagnosis()
+    assert not found.wrong, str(found)
+    assert name == "esam" or "by design" in str(found)
+
+
+def test_a_gate_of_ours_that_never_opens_is_a_fault():
+    model = small.model()
+    base = torch.optim.SGD(model.parameters(), lr=0.02)
+    optimizer = sam.SAM(model, base, sam.window(sam.sam(rho=0.05), start=3))
+    with landscape.record(model) as seen:
+        optimizer.begin_epoch(0, total_epochs=4)
+        for x, y in batches():
+            optimizer.step(losses_of(model), (x, y))
+    assert [f.key for f in seen.diagnosis().wrong] == ["gate"]
+
+
 def test_weights_too_coarse_to_tell_e_are_not_called_well():
     class Coarse(WithoutNorm):
         def network(self):
