@@ -132,6 +132,13 @@ class Recording:
         self.num_steps = self.first_step = first_step
         self.notes: list[str] = []
         self.trained = Trained.of(model)
+        if self.trained.shards is not None:
+            raise LandscapeError(
+                "The weights of this model are cut over processes (fully_shard, tensor parallel), "
+                "of which each sees a part of e. Record the same loop with whole weights; "
+                "landscape.sam.SAM works on shards: its `perturbation.norm` is that of the whole "
+                "e, and its guard compares pass 2 with w + e."
+            )
         unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
             ("cosine", "first_order"), "record(gradients=False)"
         )  # fmt: skip

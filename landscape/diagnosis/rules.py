@@ -38,11 +38,7 @@ def judge(watch: Watch) -> Diagnosis:
     climbs = [look for look in watch.looks if look.climbed]
     clear = [look for look in climbs if not look.returned]
     seen = _Seen(watch, watch.looks, climbs, clear)
-    found = (
-        tuple(_by_design(rule(seen), seen) for rule in _RULES)
-        if watch.whole
-        else (_gate(seen), _sharded())
-    )
+    found = tuple(_by_design(rule(seen), seen) for rule in _RULES)
     return Diagnosis(watch.num_steps, len(watch.looks), found)
 
 
@@ -56,15 +52,6 @@ def _by_design(finding: Finding, seen: _Seen) -> Finding:
         return finding
     said = f"{finding.sentence} The recipe {own.variant.name} may do so by design."
     return replace(finding, verdict="cannot tell", sentence=said)
-
-
-def _sharded() -> Finding:
-    return Finding(
-        "sharded", "cannot tell", "the weights are cut over several processes (DTensor), and one "
-        "process sees parts of e and of the gradients.", {},
-        "record the same loop with whole weights in one process; landscape.sam.SAM compares pass 2 "
-        "with w + e itself, on every shard.",
-    )  # fmt: skip
 
 
 def _median(values: Sequence[float]) -> float:

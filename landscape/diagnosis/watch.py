@@ -98,7 +98,7 @@ class Watch:
     """Follows the steps of a recording; a `Look` for some, counts for all."""
 
     def __init__(self, model: nn.Module, trained: Trained, scaler: Any) -> None:
-        self.model, self.scaler, self.whole = model, scaler, trained.shards is None
+        self.model, self.scaler = model, scaler
         self.names, self.modules = trained.names, trained.modules
         self.parameters = trained.parameters
         self.eps = max(torch.finfo(p.dtype).eps for p in trained.parameters)
@@ -115,7 +115,7 @@ class Watch:
         self.passes: list[Pass] = []
         self.matrix: Tensor | None = None
         self.seen_passes = -1
-        self.looking = self.whole and (self.num_steps < _CLOSE or self.num_steps % _EVERY == 0)
+        self.looking = self.num_steps < _CLOSE or self.num_steps % _EVERY == 0
 
     # ------------------------------------------------------------------------------- in a step
 
