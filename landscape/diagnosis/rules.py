@@ -63,6 +63,13 @@ def _numbers(**values: float) -> dict[str, float]:
     return {k.replace("_", " "): float(v) for k, v in values.items() if math.isfinite(v)}
 
 
+def _no_clear(seen: _Seen) -> str:
+    """Why no step tells g1 from g2."""
+    if not seen.climbs:
+        return _NO_CLIMB
+    return "the steps come back to w after the climb, and what belongs to which pass is not known"
+
+
 def _unknown(key: str, why: str) -> Finding:
     return Finding(key, "cannot tell", f"{why}.")
 
@@ -228,7 +235,8 @@ def _descent(seen: _Seen) -> Finding:
     if not seen.climbs:
         return _unknown(key, _NO_CLIMB)
     if not steps:
-        return _unknown(key, "gradients, or an optimizer that steps after pass 2, were not seen")
+        why = "gradients, or an optimizer that steps after pass 2, were not seen"
+        return _unknown(key, why if seen.clear else _no_clear(seen))
     kinds = [_kind(look) for look in steps]
     count = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     numbers = _numbers(
@@ -348,8 +356,8 @@ def _examples(seen: _Seen) -> Finding:
     key = "examples"
     known = [look for look in seen.clear if look.examples is not None]
     if not known:
-        return _unknown(key, _NO_CLIMB if not seen.climbs else "the inputs of both passes are not "
-                        "tensors that can be compared")  # fmt: skip
+        why = "the inputs of both passes are not tensors that can be compared"
+        return _unknown(key, why if seen.clear else _no_clear(seen))
     other = [look for look in known if look.examples < 1]
     numbers = _numbers(share_of_pass_2_in_pass_1=min(1.0, min(x.examples for x in known)),
                        steps=len(known))  # fmt: skip
@@ -367,7 +375,7 @@ def _examples(seen: _Seen) -> Finding:
 def _dropout(seen: _Seen) -> Finding:
     key = "dropout"
     if not seen.clear:
-        return _unknown(key, _NO_CLIMB)
+        return _unknown(key, _no_clear(seen))
     random = [look for look in seen.clear if look.random]
     other = [look for look in random if not look.same_random]
     numbers = _numbers(steps=len(seen.clear), with_random_numbers=len(random), differing=len(other))
@@ -387,7 +395,7 @@ def _dropout(seen: _Seen) -> Finding:
 def _statistics(seen: _Seen) -> Finding:
     key = "statistics"
     if not seen.clear:
-        return _unknown(key, _NO_CLIMB)
+        return _unknown(key, _no_clear(seen))
     most = max(look.updates for look in seen.clear)
     often = sum(look.updates > 1 for look in seen.clear)
     numbers = _numbers(updates_per_step=most, steps=len(seen.clear))
@@ -409,6 +417,8 @@ def _left_out(seen: _Seen) -> Finding:
     key, watch = "left out", seen.watch
     if not seen.climbs:
         return _unknown(key, _NO_CLIMB)
+    if not watch.reached.max() > 0:
+        return _unknown(key, "no gradient was seen (record(gradients=False))")
     rows = list(zip(watch.names, watch.energy.tolist(), watch.reached.tolist(), strict=True))
     energy = max(watch.energy.tolist())
     out = [n for n, e, g in rows if g > 0 and e <= 1e-24 * energy]
@@ -456,7 +466,7 @@ def _size(seen: _Seen) -> Finding:
     key = "size"
     looks = seen.clear
     if not looks:
-        return _unknown(key, _NO_CLIMB)
+        return _unknown(key, _no_clear(seen))
     to_w = _median([x.length("e") / x.length("w") for x in looks if x.length("w")])
     first = _median([x["g1", "e"] / x.losses[0] for x in looks if x.losses[0] > 0])
     seen_rise = _median([x.losses[1] / x.losses[0] - 1 for x in looks if x.losses[0] > 0])

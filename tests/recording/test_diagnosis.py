@@ -346,6 +346,41 @@ def test_what_a_recipe_does_by_design_is_no_fault_and_said(name):
     assert name == "esam" or "by design" in str(found)
 
 
+class PerMicroBatch(WithoutNorm):
+    """A climb and a second pass for each half of the batch, and one step."""
+
+    def descend(self):
+        """After both halves."""
+
+    def step(self, x, y):
+        total = [torch.zeros_like(p) for p in self.parameters()]
+        for half, labels in zip(x.split(8), y.split(8), strict=True):
+            super().step(half, labels)
+            total = [t + p.grad / 2 for t, p in zip(total, self.parameters(), strict=True)]
+        for p, t in zip(self.parameters(), total, strict=True):
+            p.grad = t
+        self.base.step()
+
+
+class Accumulated(WithoutNorm):
+    def backward(self, x, y):
+        for part, labels in zip(x.split(4), y.split(4), strict=True):
+            (self.loss(part, labels) / 4).backward()
+
+
+def test_what_is_not_seen_is_not_judged():
+    found = PerMicroBatch().diagnose()
+    assert not found.wrong, str(found)
+    for key in ("descent", "examples", "statistics", "size"):
+        assert found[key].verdict == "cannot tell"
+        assert "come back to w" in found[key].sentence
+    found = Loop().diagnose(gradients=False)
+    assert not found.wrong, str(found)
+    assert {found[k].verdict for k in ("left out", "descent", "scaling")} == {"cannot tell"}
+    found = Accumulated().diagnose()
+    assert {f.verdict for f in found.findings} == {"ok"}, str(found)
+
+
 def test_a_gate_of_ours_that_never_opens_is_a_fault():
     model = small.model()
     base = torch.optim.SGD(model.parameters(), lr=0.02)
