@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
@@ -336,7 +337,8 @@ class EmpiricalRisk:
             return losses.std(-1, correction=1) / math.sqrt(count)
         share = (weights / weights.sum()).to(losses)
         residual = losses / count - losses.mean(-1, keepdim=True) * share
-        return (residual.square().sum(-1) * (count / (count - 1))).sqrt()
+        flat = vectors.row_norms(residual.reshape(-1, count)) * math.sqrt(count / (count - 1))
+        return flat.reshape(losses.shape[:-1])
 
     @normal_tensors
     def losses(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "N"]:

@@ -98,7 +98,8 @@ def combined(place, name):
 def test_every_measurement_is_combined_over_the_runs(finished):
     names = [path.stem for path in finished.results.glob("*.nc")]
     asked = parse(TEXT, base=HERE).measure.measurements
-    assert sorted(names) == sorted(each.name for each in asked)
+    assert sorted(names) == sorted(["trainings", *(each.name for each in asked)])
+    names.remove("trainings")
     for name in names:
         ds = combined(finished, name)
         assert "run" in ds.dims, name
@@ -164,17 +165,24 @@ def test_seeds_are_compared_once_all_are_trained_and_sgd_has_no_controls(tmp_pat
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ('[measure.calibration]\nsplit = "all"', "split = 'all' is unknown; possible: train"),
+        (
+            '[measure.calibration]\nsplit = "all"',
+            "split: unknown 'all'. Did you mean 'val'? Possible: train, val, test",
+        ),
         ('[measure.mask_filters]\ntensor = "9"', "tensor = '9' is no tensor of two axes"),
-        ('[measure.batch_overlap]\nvariants = ["no"]', "unknown variant 'no' to compare"),
+        ('[measure.batch_overlap]\nvariants = ["no"]', "variants: unknown 'no'. Possible: zsharp"),
     ],
 )
 def test_wrong_options_name_what_is_possible(tmp_path, table, words):
     head = TEXT.split("measurements = [")[0].replace("epochs = 4", "epochs = 1")
     name = table.split("]")[0].removeprefix("[measure.")
     text = f'{head}measurements = ["{name}"]\n{table}\n'
-    summary = run(parse(text, base=HERE), tmp_path / "study", HERE_ONLY)
-    assert any(words in reason for reason in summary.failed.values()), summary.failed
+    try:  # what the file alone can tell is refused before anything is trained
+        summary = run(parse(text, base=HERE), tmp_path / "study", HERE_ONLY)
+        reasons = list(summary.failed.values())
+    except LandscapeError as error:
+        reasons = [str(error)]
+    assert any(words in reason for reason in reasons), reasons
 
 
 def test_unknown_options_are_refused_when_the_study_is_read():

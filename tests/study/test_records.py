@@ -7,6 +7,7 @@ import pytest
 
 from landscape import results, toml
 from landscape.plot import figures
+from landscape.report.family import Family
 from landscape.report.sections import SECTIONS
 from landscape.report.study import Study
 from landscape.study import Options, parse, run
@@ -122,12 +123,16 @@ def plan_options(name):
 
 def test_every_measurement_is_drawn_under_a_heading_of_the_report(finished):
     study = Study.read(finished.folder)
+    family = Family.of(study)
     for name, record in RECORDS.items():
         assert bool(record.sections) == record.drawn, name
         for title, entries in SECTIONS:
             for entry in entries:
                 if title in record.sections and entry.measurements[0] == name:
-                    assert entry.draw(study, study.settings[0]) is not None, (name, entry.figure)
+                    assert entry.draw(study, study.settings[0], family) is not None, (
+                        name,
+                        entry.figure,
+                    )
                     assert entry.figure in figures.__all__
 
 

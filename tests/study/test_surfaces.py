@@ -245,11 +245,6 @@ def test_the_line_along_a_perturbation_ends_where_the_variant_goes(finished):
         ("bezier", {"between": ["sgd/0", "sgd/0"]}, "needs 2 different runs"),
         ("bezier", {"between": ["sgd/7", "sgd/0"]}, "No trained run 'sgd/7' in setting 'one'; it"),
         ("three_points", {"through": ["sgd", "sam"]}, "needs 3 different runs of setting 'one'"),
-        (
-            "loss_plane",
-            {"kind": "pca"},
-            "choose one of 'random', 'eigenvectors', 'gradient', 'pert",
-        ),
         ("loss_plane", {"kind": "perturbations"}, "needs two variants"),
         ("loss_plane", {"also": ["holdout"]}, "no split 'holdout'; they have train, val, test"),
         ("loss_plane", {"alpha_range": [0.5, 1.0]}, r"low <= 0 <= high"),
@@ -263,11 +258,16 @@ def test_bad_requests_are_named(finished, name, options, message):
         call(finished, name, **options)
 
 
+def test_an_unknown_plane_is_refused_when_the_file_is_read():
+    text = TEXT[: TEXT.index("[measure]")] + '[measure.loss_plane]\nkind = "pca"\n'
+    with pytest.raises(LandscapeError, match=r"loss_plane\] kind.*'pca'.*random, eigenvectors"):
+        parse(text, base=HERE)
+
+
 def test_a_training_that_kept_nothing_and_runs_of_two_architectures_are_named(finished, tmp_path):
     text = TEXT.replace("keep_every = 1", "keep_every = 0")
-    bench = bench_of(finished, "sgd/0", text=text)
-    with pytest.raises(LandscapeError, match=r"set training\.keep_every = 1"):
-        measure_run(bench, "trajectory", {})
+    with pytest.raises(LandscapeError, match=r"set \[training\] keep_every = 1"):
+        parse(text, base=HERE)
     mixed = """
 name = "mixed"
 [problem]
