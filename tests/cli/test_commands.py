@@ -17,7 +17,9 @@ from landscape.study.flags import Flags, study_text
 from tests.study_problem import make
 
 HERE = Path(__file__).parents[1]
-COMMANDS = ("demo", "run", "train", "measure", "figures", "report", "weights", "convert")
+COMMANDS = (
+    "demo", "run", "train", "measure", "figures", "report", "verify", "doctor", "weights", "convert"
+)  # fmt: skip
 SMALL = [
     "--set", "measure.loss_slice.points=3", "--set", "measure.loss_slice_eval.points=3",
     "--set", "measure.loss_plane.points=3", "--set", "measure.sharpness.rho=[0.1]",
