@@ -1,0 +1,34 @@
+"""Sphinx: pages in MyST Markdown, tutorials executed while building, reference from docstrings."""
+
+import importlib.metadata
+
+project = "landscape"
+author = "The landscape authors"
+release = importlib.metadata.version("sam-landscape")
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.doctest",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+autosummary_generate = True
+autosummary_imported_members = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+add_module_names = False
+default_role = "code"
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+html_theme = "furo"
+html_title = "landscape"
+# The site opens from disk: nothing is fetched, and links name files.
+html_static_path: list[str] = []
+html_copy_source = False
+nitpicky = False
