@@ -184,6 +184,7 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
     if listed:
         yield "Runs", words.count(len(listed), "run")
     yield from _weights_files(study)
+    yield from _without_influence(study)
     yield from _digests(study)
     if "problem" in resolved:
         problem = resolved["problem"]
@@ -202,15 +203,29 @@ def _digests(study: Study) -> Iterator[tuple[str, str]]:
         yield "Results without a digest", ", ".join(foreign)
 
 
+def _of_runs(study: Study, key: str) -> dict[str, dict[str, Any]]:
+    """Run to its provenance, for the runs whose provenance has an entry."""
+    return {
+        str(run): own
+        for ds in study.data.values()
+        for run, own in zip(ds.run.values, results.provenance(ds).get("runs", []), strict=False)
+        if own.get(key)
+    }
+
+
+def _without_influence(study: Study) -> Iterator[tuple[str, str]]:
+    """Trainable tensors that the loss does not reach, once for each run that has some."""
+    for run, own in _of_runs(study, "without_influence").items():
+        names = own["without_influence"]
+        more = int(own.get("num_without_influence", len(names))) - len(names)
+        said = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+        yield f"Without influence on the loss in {run}", said
+
+
 def _weights_files(study: Study) -> Iterator[tuple[str, str]]:
     """What was found in weights files from elsewhere, once for each run."""
-    said = {}
-    for ds in study.data.values():
-        for run, own in zip(ds.run.values, results.provenance(ds).get("runs", []), strict=False):
-            if own.get("weights_found"):
-                said[str(run)] = own["weights_found"]
-    for run, words_of in said.items():
-        yield f"Weights of {run}", words_of
+    for run, own in _of_runs(study, "weights_found").items():
+        yield f"Weights of {run}", own["weights_found"]
 
 
 def _options(options: dict[str, Any]) -> str:

@@ -4,8 +4,8 @@ A hypothesis names a quantity, the direction in which it predicts better variant
 quantities that must not explain the same (they are conditioned on), and the controls that must not
 do as well without it. The rule reads differences from the family and associations over variants:
 
-supported      effects lie outside the margin; dose goes with response over variants, and within
-               variants over rho where the study varies it; it still does given training loss and
+supported      effects lie outside the margin; dose goes with response over rows (a variant at each
+               value of an axis, rho among them, is a row); it still does given training loss and
                effective radius, in whatever form these enter; and no control does better than its
                own dose predicts, while variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
