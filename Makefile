@@ -39,6 +39,12 @@ slow: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	LANDSCAPE_FUZZ=20000 LANDSCAPE_FUZZ_SEED=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/fuzz
 
+# The site opens from disk: docs/_build/html/index.html. Its tutorials are run while it is built.
+docs: $(VENV)/.installed
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -8,9 +8,6 @@ release = importlib.metadata.version("sam-landscape")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
-    "sphinx.ext.napoleon",
-    "sphinx.ext.doctest",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -18,9 +15,6 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-autosummary_generate = True
-autosummary_imported_members = True
-autosummary_ignore_module_all = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 add_module_names = False
@@ -32,3 +26,14 @@ html_title = "landscape"
 html_static_path: list[str] = []
 html_copy_source = False
 nitpicky = False
+
+
+def _as_typed(_app, _what, _name, _object, _options, lines):
+    """Docstrings are plain text: formulas such as |g| and ‖e‖ mean what they look like."""
+    if lines:
+        lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
+
+
+def setup(app):
+    """Connect the hook; the name is Sphinx's."""
+    app.connect("autodoc-process-docstring", _as_typed)
