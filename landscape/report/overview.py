@@ -119,6 +119,7 @@ def _panel(
                    x_low=np.array([low]) if math.isfinite(low) else None,
                    x_high=np.array([high]) if math.isfinite(high) else None, legend=False)
         )  # fmt: skip
-    name = f"{metric.what}, factor to {other}" if log else f"{metric.name}, difference to {other}"
+    name = f"× {other}" if log else f"minus {other}"
     units = "1" if log else ("points" if metric.is_share else metric.units)
-    return Panel(Axis(name, units, log=log), rows, tuple(marks))
+    title = metric.what if log else metric.name
+    return Panel(Axis(name, units, log=log, few=True), rows, tuple(marks), title)

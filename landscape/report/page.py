@@ -119,24 +119,30 @@ def _overviews(family: Family, folder: StudyFolder, choice: Choice) -> Iterator[
 def _trained(study: Study) -> Iterator[tuple[str, str]]:
     """What was trained, for the first screen: data, model, size, training, runs."""
     resolved = study.resolved
-    problem, training = (resolved.get(key) or {} for key in ("problem", "training"))
-    if isinstance(problem, dict) and problem:
-        yield "Data", str(problem.get("data", "?"))
-        size = {runs.provenance(ds, "num_parameters") for ds in study.data.values()} - {""}
-        weights = f", {int(size.pop()):,} parameters" if len(size) == 1 else ""
-        yield "Model", f"{problem.get('model', '?')}{weights}"
-    if isinstance(training, dict):
-        words_of = {
-            "epochs": "{} epochs", "batch_size": "batches of {}", "lr": "learning rate {}",
-            "schedule": "{} schedule", "weight_decay": "weight decay {}",
-        }  # fmt: skip
-        said = [text.format(training[k]) for k, text in words_of.items() if training.get(k)]
-        if said:
-            yield "Training", ", ".join(said)
+    settings = list((resolved.get("settings") or {}).values())
     listed = resolved.get("runs", [])
+    size = {runs.provenance(ds, "num_parameters") for ds in study.data.values()} - {""}
+    weights = f", {int(size.pop()):,} parameters" if len(size) == 1 else ""
+    for key, more in (("data", ""), ("model", weights)):
+        if found := _all_of(settings, key):
+            yield key.capitalize(), found + more
+    trainings = [run.get("training") or {} for run in listed]
+    words_of = {
+        "epochs": "{} epochs", "batch_size": "batches of {}", "lr": "learning rate {}",
+        "schedule": "{} schedule", "base": "{}", "momentum": "momentum {}",
+        "weight_decay": "weight decay {}",
+    }  # fmt: skip
+    said = [text.format(v) for key, text in words_of.items() if (v := _all_of(trainings, key))]
+    if said:
+        yield "Training", ", ".join(said)
     if listed:
         seeds = len({run.get("seed") for run in listed})
         yield "Runs", f"{len(listed)} ({words.count(seeds, 'seed')})"
+
+
+def _all_of(entries: list[dict[str, Any]], key: str) -> str:
+    """The values of a key, each once, in the order of their first use."""
+    return " or ".join(dict.fromkeys(str(e[key]) for e in entries if e.get(key) is not None))
 
 
 def _next(said: Answer) -> Iterator[Verdict]:
