@@ -21,6 +21,10 @@
     });
     return change;
   }
+  function quiet(box) {
+    // A figure is one stop of the tabulator: its frame. Its buttons are for the pointer.
+    box.querySelectorAll("a, button, [tabindex]").forEach(function (part) { part.tabIndex = -1; });
+  }
   function ink(box) {
     // What is black on paper is the page's ink.
     var black = ["#222222", "#000000"], now = printing ? "#222222" : css("--ink");
@@ -42,6 +46,7 @@
     var least = Number(box.dataset.least);
     box.style.minWidth = Number(box.dataset.columns) > 1 ? least * box.dataset.columns + "px" : "0";
     Plotly.newPlot(box, one.data, one.layout, config).then(function () {
+      box.on("plotly_afterplot", function () { quiet(box); });
       Plotly.relayout(box, look(one.layout));
       ink(box);
       show(box);
