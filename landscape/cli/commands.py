@@ -286,7 +286,8 @@ def figures(
 ) -> None:
     """Draw the figures of a study: vector PDF in a venue's size for the paper, HTML for the web.
 
-    Beside them captions.tex and data/*.csv, every number that is drawn.
+    Beside them captions.tex, tables.tex, methods.tex, references.bib and data/*.csv, every number
+    that is drawn.
 
     landscape figures studies/demo --venue icml-column --only headline,sharpness --letters
     """

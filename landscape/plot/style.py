@@ -17,13 +17,14 @@ MUTED = "#6b6b6b"
 GRID = "#e4e4e4"
 PALE = "#c9c9c9"  # variants behind the highlighted ones
 
-# Written by `python -m landscape.sam --write` from the recipes' declarations, which need torch.
-_RECIPES: dict[str, dict[str, str]] = json.loads(
+# Label, look, source and equation of each recipe, written by `python -m landscape.sam --write` from
+# the declarations, which need torch.
+RECIPES: dict[str, dict[str, str]] = json.loads(
     Path(__file__).with_name("recipes.json").read_text(encoding="utf-8")
 )
 # recipe or variant id -> (colour, symbol)
 VARIANTS: dict[str, tuple[str, str]] = {
-    **{name: (look["colour"], look["symbol"]) for name, look in _RECIPES.items()},
+    **{name: (look["colour"], look["symbol"]) for name, look in RECIPES.items()},
     "sgd_early": ("#a8a8a8", "triangle"),
     "zsharp_tensor": ("#882255", "triangle"),
 }
@@ -53,7 +54,7 @@ KINDS: dict[str, str] = {
 }
 
 # Names of recipes for masks of variants that a study did not train.
-LABELS: dict[str, str] = {name: look["label"] for name, look in _RECIPES.items()}
+LABELS: dict[str, str] = {name: look["label"] for name, look in RECIPES.items()}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Text for LaTeX: every character that means something there is written as what it is."""
 
+from itertools import groupby
+
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -8,12 +10,16 @@ _SPECIAL = {
 _MATHS = {
     "λ": r"\lambda", "ρ": r"\rho", "κ": r"\kappa", "τ": r"\tau", "θ": r"\theta", "σ": r"\sigma",
     "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "η": r"\eta", "μ": r"\mu", "δ": r"\delta",
-    "ε": r"\varepsilon", "∇": r"\nabla", "Σ": r"\Sigma", "∂": r"\partial", "√": r"\surd",
-    "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "ₙ": "_n",
-    "⁻": "^{-}", "¹": "^1", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "∞": r"\infty",
+    "ε": r"\varepsilon", "ω": r"\omega", "π": r"\pi", "φ": r"\varphi", "ξ": r"\xi", "ν": r"\nu",
+    "Δ": r"\Delta", "Σ": r"\Sigma", "Λ": r"\Lambda", "Θ": r"\Theta", "Ω": r"\Omega", "ℓ": r"\ell",
+    "∇": r"\nabla", "∂": r"\partial", "√": r"\surd", "½": r"\frac{1}{2}", "∞": r"\infty",
     "‖": r"\|", "×": r"\times", "·": r"\cdot", "−": "-", "±": r"\pm", "≤": r"\leq", "≥": r"\geq",
     "≠": r"\neq", "≈": r"\approx", "→": r"\to", "∈": r"\in", "χ": r"\chi", "∝": r"\propto",
+    "⊙": r"\odot", "∘": r"\circ", "∪": r"\cup", "∩": r"\cap", "⊤": r"\top",
 }  # fmt: skip
+# Several in a row are one exponent or index: TeX refuses a second one.
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿᵀ", "0123456789-+nT", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₋₊ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", "0123456789-+aehijklmnoprstuvx", strict=True))
 _TEXT = {"–": "--", "—": "---", "…": r"\ldots{}", "’": "'", "“": "``", "”": "''", "\u00a0": "~"}
 
 
@@ -22,14 +28,29 @@ def escape(text: str) -> str:
 
     A run of mathematical characters becomes one formula; a control character becomes a space.
     """
-    out: list[str] = []
-    formula = ""
-    for letter in text:
-        if letter in _MATHS:
-            formula += _MATHS[letter]  # each begins with what is no letter, so none runs together
-            continue
-        if formula:
-            out.append(f"${formula}$")
-            formula = ""
-        out.append(_SPECIAL.get(letter) or _TEXT.get(letter) or (letter if letter >= " " else " "))
-    return "".join([*out, f"${formula}$"] if formula else out)
+    return "".join(
+        f"${_formula(''.join(run))}$" if maths else "".join(map(_plain, run))
+        for maths, run in groupby(text, key=_mathematical)
+    )
+
+
+def _mathematical(letter: str) -> bool:
+    return letter in _MATHS or letter in _RAISED or letter in _LOWERED
+
+
+def _plain(letter: str) -> str:
+    return _SPECIAL.get(letter) or _TEXT.get(letter) or (letter if letter >= " " else " ")
+
+
+def _formula(run: str) -> str:
+    out = []
+    for (raised, lowered), part in groupby(run, key=lambda c: (c in _RAISED, c in _LOWERED)):
+        letters = list(part)
+        if raised or lowered:
+            known = _RAISED if raised else _LOWERED
+            inner = "".join(known[letter] for letter in letters)
+            one = inner if len(inner) == 1 else f"{{{inner}}}"
+            out.append(("^" if raised else "_") + one)
+        else:
+            out += [_MATHS[letter] for letter in letters]  # none begins with a letter
+    return "".join(out)

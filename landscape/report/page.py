@@ -19,8 +19,9 @@ from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
+from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import Choice, Selected, measured, save, select
+from landscape.report.paper import Choice, Selected, save, select
 from landscape.report.rules import RULES
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.plot import interactive, runs, static, style
+from landscape.plot import interactive, static, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
 from landscape.report.family import Family
 from landscape.report.latex import escape
+from landscape.report.methods import measured, methods, references, tables
 from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
 from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
@@ -127,12 +128,14 @@ def write_figures(
 ) -> list[Path]:
     """Write the figures of a study (to its figures/ folder); return their paths.
 
-    Beside them: data/<figure>.csv, every number drawn, and captions.tex, a macro for each caption.
-    html: interactive twins, which share one plotly.min.js.
+    Beside them: data/<figure>.csv, every number drawn; captions.tex, a macro for each caption;
+    tables.tex, methods.tex and references.bib of the whole study. html: interactive twins, which
+    share one plotly.min.js.
     """
     study, choice = Study.read(folder), choice or Choice()
+    family = Family.of(study)
     place = Path(out) if out is not None else folder.figures
-    shown = [figure for section in select(study, choice) for figure in section.figures]
+    shown = [figure for section in select(study, choice, family) for figure in section.figures]
     if not shown:
         asked = ", ".join(choice.only) or "figures"
         raise LandscapeError(
@@ -142,6 +145,9 @@ def write_figures(
     for figure in shown:
         write_csv(figure.drawing, place / "data" / f"{figure.stem}.csv")
     write_text(place / "captions.tex", "".join(map(lambda f: _caption(study, f), shown)))
+    write_text(place / "tables.tex", tables(study, family))
+    write_text(place / "methods.tex", methods(study))
+    write_text(place / "references.bib", references(study))
     return paths
 
 
@@ -210,24 +216,3 @@ def _caption(study: Study, figure: Selected) -> str:
 
 
 _DIGITS = dict(zip("0123456789", "ABCDEFGHIJ", strict=True))  # macros have no digits
-
-
-def measured(study: Study, name: str) -> str:
-    """BatchNorm mode, examples, precision and options of a measurement, in words."""
-    ds = study.data[name]
-    parts = [
-        f"{text} {value}"
-        for key, text in (
-            ("bn", "BatchNorm"),
-            ("num_examples", "N ="),
-            ("dtype", ""),
-            ("normalize", "normalized per"),
-            ("num_matvecs", "products"),
-            ("tolerance", "tolerance"),
-            ("percentile", "percentile"),
-        )
-        if (value := runs.provenance(ds, key)) and len(value) < 60
-    ]
-    if study.first_seed_only(name):
-        parts.append("one seed per variant")
-    return ", ".join(part.strip() for part in parts)

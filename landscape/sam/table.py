@@ -91,9 +91,10 @@ LIST = re.compile(r"\b\d+ recipes \(SGD, [^)]*\)")
 
 
 def looks(recipes: Mapping[str, Callable[..., Variant]]) -> str:
-    """JSON: label, colour and symbol of each recipe, for figures, which never import torch."""
+    """JSON: label, look, source and equation of each recipe, for what never imports torch."""
+    keys = ("label", "colour", "symbol", "source", "equation")
     found = {
-        name: dict(zip(("label", "colour", "symbol"), (facts.label, *facts.look), strict=True))
+        name: dict(zip(keys, (facts.label, *facts.look, facts.source, facts.equation), strict=True))
         for name, recipe in recipes.items()
         if (facts := recipe.declaration)
     }

@@ -143,4 +143,6 @@ def test_text_for_latex():
     assert escape("λ₁ ≤ 2/η") == r"$\lambda_1$ $\leq$ 2/$\eta$"
     assert escape("‖e‖ = ρ·√P") == r"$\|$e$\|$ = $\rho\cdot\surd$P"
     assert escape("αβ") == r"$\alpha\beta$"
+    # TeX refuses a second exponent or index beside the first.
+    assert escape("T⁻¹, 10⁻¹² and λₘₐₓ") == r"T$^{-1}$, 10$^{-12}$ and $\lambda_{max}$"
     assert escape("\\input{x}\x00") == r"\textbackslash{}input\{x\} "
