@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from landscape import results, toml
+from landscape import measure, results, toml
 from landscape.plot import figures
 from landscape.report.family import Family
 from landscape.report.sections import SECTIONS
@@ -169,3 +169,32 @@ def test_every_option_has_a_type_that_is_checked_and_a_default_that_passes():
         for option in (*record.choices, *record.least, *record.most, *record.variants):
             known = option in parameters or (option == "seeds" and name == "barrier")
             assert known, f"{name} checks {option}, which it has not"
+
+
+def test_a_study_and_a_call_have_one_set_of_defaults():
+    """Each option that the function has, too, has its default, or another for a stated reason."""
+    for name, record in RECORDS.items():
+        functions = record.of or ((getattr(measure, name),) if hasattr(measure, name) else ())
+        known = {
+            p.name: p.default
+            for function in functions
+            for p in inspect.signature(function).parameters.values()
+            if p.default is not p.empty
+        }
+        other = set()
+        for option, default in record.options.items():
+            if option in known:
+                # A study file has no None: 0, false and [] say "none" or "as many as there are".
+                there = known[option] if known[option] is not None else type(default)()
+                there = list(there) if isinstance(there, tuple) else there
+                assert type(there) is type(default), (name, option)
+                other |= {option} if there != default else set()
+        assert other == set(record.differs), f"{name}: {other} differ from {functions}"
+        assert all(len(reason.split()) > 3 for reason in record.differs.values())
+
+
+def test_what_a_study_calls_is_the_function_of_its_name_unless_it_says_another():
+    of_files = {"history", "perturbation_history"}
+    assert {name for name, r in RECORDS.items() if not r.of and not hasattr(measure, name)} == (
+        of_files
+    )

@@ -23,7 +23,7 @@ def adaptive_sharpness(
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
     *,
-    rho: float | Sequence[float] = (1e-3, 1e-2, 5e-2),
+    rho: float | Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2),
     norm: str = "linf",
     normalize_logits: bool = False,
     ascent_steps: int = 20,

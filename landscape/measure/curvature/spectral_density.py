@@ -27,7 +27,7 @@ def spectral_density(
     *,
     num_probes: int = 6,
     num_nodes: int = 60,
-    shifts: Sequence[float] = (),
+    shifts: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0),
     matrix: str = "hessian",
     select: Select | None = None,
     seed: int,

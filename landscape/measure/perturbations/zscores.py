@@ -61,7 +61,7 @@ def gradient_zscores(
     source: str = "full",
     grouping: str = "tensor",
     batch_size: int = 64,
-    num_batches: int = 8,
+    num_batches: int = 4,
     bn: str = "batch",
     state: Mapping[str, Any] | None = None,
     exact_up_to: int = EXACT_UP_TO,

@@ -27,7 +27,7 @@ def interpolation(
     theta: Float[Tensor, "P"],
     *,
     end: Float[Tensor, "P"],
-    points: int = 11,
+    points: int = 21,
     bn: str = "recalibrate",
 ) -> xr.Dataset:
     """L((1 - alpha) theta + alpha end) for alpha in [0, 1], and the barrier between the two.

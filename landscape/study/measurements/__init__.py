@@ -20,7 +20,8 @@ DEFAULT = tuple(name for name, record in RECORDS.items() if record.default)
 
 def measure_run(bench: Bench, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
     """One measurement of one run; None where the run has nothing of the kind (masks of SGD)."""
-    return RECORDS[name].measure(bench, **options)
+    record = RECORDS[name]
+    return record.measure(bench, **(record.options | dict(options)))
 
 
 def listing() -> str:

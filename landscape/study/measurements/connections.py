@@ -22,8 +22,8 @@ def barrier(
     *,
     variants: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
-    points: int = 11,
-    bn: str = "recalibrate",
+    points: int,
+    bn: str,
 ) -> xr.Dataset | None:
     """Barriers from this run to half of the others (the matrix is symmetric), and 0 to itself.
 
@@ -63,12 +63,12 @@ def bezier(
     bench: Bench,
     *,
     between: tuple[str, ...] = (),
-    steps: int = 400,
-    lr: float = 0.05,
-    momentum: float = 0.9,
-    batch_size: int = 128,
-    points: int = 21,
-    bn: str = "recalibrate",
+    steps: int,
+    lr: float,
+    momentum: float,
+    batch_size: int,
+    points: int,
+    bn: str,
 ) -> xr.Dataset | None:
     """A trained curve between two runs.
 
@@ -96,9 +96,9 @@ def three_points(
     bench: Bench,
     *,
     through: tuple[str, ...] = (),
-    cells: int = 8,
-    margin: float = 0.25,
-    bn: str = "recalibrate",
+    cells: int,
+    margin: float,
+    bn: str,
 ) -> xr.Dataset | None:
     """The plane through three runs.
 
@@ -152,6 +152,7 @@ RECORDS = (
     ),
     Record(
         bezier,
+        of=(measure.bezier, measure.CurveTraining),
         cost=lambda o, work: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / work.num_runs,
         across_runs=True,
         choices=_BN,

@@ -26,7 +26,7 @@ WHICH = ("largest", "smallest", "both", "magnitude")
 
 
 def top_eigenvalues(
-    bench: Bench, *, k: int = 5, which: str = "largest", tolerance: float = 0.0, max_hvps: int = 0
+    bench: Bench, *, k: int, which: str, tolerance: float, max_hvps: int
 ) -> xr.Dataset:
     """The k top Hessian eigenvalues on the fixed examples."""
     return measure.top_eigenvalues(
@@ -40,7 +40,7 @@ def top_eigenvalues(
     )
 
 
-def hessian_trace(bench: Bench, *, num_probes: int = 32) -> xr.Dataset:
+def hessian_trace(bench: Bench, *, num_probes: int) -> xr.Dataset:
     """Trace of the Hessian by Hutchinson's estimator."""
     return measure.hessian_trace(bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed)
 
@@ -48,9 +48,9 @@ def hessian_trace(bench: Bench, *, num_probes: int = 32) -> xr.Dataset:
 def spectral_density(
     bench: Bench,
     *,
-    num_probes: int = 4,
-    num_nodes: int = 40,
-    shifts: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0),
+    num_probes: int,
+    num_nodes: int,
+    shifts: tuple[float, ...],
 ) -> xr.Dataset:
     """Density of Hessian eigenvalues by stochastic Lanczos quadrature; effective dimension."""
     return measure.spectral_density(
@@ -63,7 +63,7 @@ def spectral_density(
     )
 
 
-def gauss_newton_eigenvalues(bench: Bench, *, k: int = 5, max_hvps: int = 0) -> xr.Dataset:
+def gauss_newton_eigenvalues(bench: Bench, *, k: int, max_hvps: int) -> xr.Dataset:
     """The k top eigenvalues of the Gauss-Newton matrix, with the exact Hessian of the loss."""
     found = measure.top_eigenvalues(
         bench.risk(),
@@ -76,23 +76,21 @@ def gauss_newton_eigenvalues(bench: Bench, *, k: int = 5, max_hvps: int = 0) -> 
     return found.assign_attrs(measurement="gauss_newton_eigenvalues")
 
 
-def block_curvature(
-    bench: Bench, *, by: str = "module", num_probes: int = 30, matrix: str = "hessian"
-) -> xr.Dataset:
+def block_curvature(bench: Bench, *, by: str, num_probes: int, matrix: str) -> xr.Dataset:
     """Largest eigenvalue and trace of the blocks of all tensors, modules or kinds."""
     return measure.block_curvature(
         bench.risk(), bench.theta, by=by, num_probes=num_probes, matrix=matrix, seed=bench.seed
     )
 
 
-def hessian_diagonal(bench: Bench, *, num_probes: int = 100) -> xr.Dataset:
+def hessian_diagonal(bench: Bench, *, num_probes: int) -> xr.Dataset:
     """Diagonal of the Hessian, coordinate by coordinate: 16 bytes per parameter and run."""
     return measure.hessian_diagonal(
         bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed
     )
 
 
-def frobenius(bench: Bench, *, num_probes: int = 30) -> xr.Dataset:
+def frobenius(bench: Bench, *, num_probes: int) -> xr.Dataset:
     """Frobenius norm of the Hessian, and the trace weighted by the squared parameters."""
     found = hessian_diagonal(bench, num_probes=num_probes)
     return found.drop_dims("parameter").assign_attrs(measurement="frobenius")
@@ -101,10 +99,10 @@ def frobenius(bench: Bench, *, num_probes: int = 30) -> xr.Dataset:
 def sharpness(
     bench: Bench,
     *,
-    rho: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4),
-    ascent_steps: int = 10,
-    restarts: int = 0,
-    num_pairs: int = 8,
+    rho: tuple[float, ...],
+    ascent_steps: int,
+    restarts: int,
+    num_pairs: int,
 ) -> xr.Dataset:
     """Loss increase on spheres of several radii."""
     return measure.sharpness(
@@ -118,7 +116,7 @@ def sharpness(
     )
 
 
-def crosscheck(bench: Bench, *, num_probes: int = 30, max_iterations: int = 100) -> xr.Dataset:
+def crosscheck(bench: Bench, *, num_probes: int, max_iterations: int) -> xr.Dataset:
     """Eigenvalue and trace by PyHessian beside ours."""
     return measure.crosscheck(
         bench.risk(),
@@ -132,11 +130,11 @@ def crosscheck(bench: Bench, *, num_probes: int = 30, max_iterations: int = 100)
 def adaptive_sharpness(
     bench: Bench,
     *,
-    rho: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03),
-    norm: str = "linf",
-    normalize_logits: bool = False,
-    ascent_steps: int = 20,
-    num_pairs: int = 8,
+    rho: tuple[float, ...],
+    norm: str,
+    normalize_logits: bool,
+    ascent_steps: int,
+    num_pairs: int,
 ) -> xr.Dataset:
     """Loss increase within relative changes of every weight."""
     return measure.adaptive_sharpness(
@@ -154,8 +152,8 @@ def adaptive_sharpness(
 def m_sharpness(
     bench: Bench,
     *,
-    rho: tuple[float, ...] = (0.05, 0.1),
-    batch_sizes: tuple[int, ...] = (1, 4, 16, 64),
+    rho: tuple[float, ...],
+    batch_sizes: tuple[int, ...],
 ) -> xr.Dataset:
     """One-step sharpness of batches of several sizes."""
     return measure.m_sharpness(
@@ -163,9 +161,7 @@ def m_sharpness(
     )
 
 
-def critical_sharpness(
-    bench: Bench, *, first_step: float = 0.01, tolerance: float = 0.001
-) -> xr.Dataset:
+def critical_sharpness(bench: Bench, *, first_step: float, tolerance: float) -> xr.Dataset:
     """2 over the smallest rate at which a gradient step raises the loss."""
     return measure.critical_sharpness(
         bench.risk(), bench.theta, first_step=first_step, tolerance=tolerance
@@ -175,10 +171,10 @@ def critical_sharpness(
 def minibatch_eigenvalues(
     bench: Bench,
     *,
-    batch_size: int = 32,
-    num_batches: int = 0,
-    k: int = 1,
-    matrix: str = "hessian",
+    batch_size: int,
+    num_batches: int,
+    k: int,
+    matrix: str,
     objective: str = "data",
 ) -> xr.Dataset:
     """Top eigenvalues of single mini-batches (num_batches = 0: of all there are).
@@ -199,7 +195,7 @@ def minibatch_eigenvalues(
 
 
 def data_bracket(
-    bench: Bench, *, num_folds: int = 4, sizes: tuple[int, ...] = (), num_subsets: int = 4
+    bench: Bench, *, num_folds: int, sizes: tuple[int, ...], num_subsets: int
 ) -> xr.Dataset:
     """λ₁ of subsets of the data, and what it is on the examples that they leave out."""
     return measure.data_bracket(
@@ -212,7 +208,7 @@ def data_bracket(
     )
 
 
-def training_curvature(bench: Bench, *, k: int = 1) -> xr.Dataset | None:
+def training_curvature(bench: Bench, *, k: int) -> xr.Dataset | None:
     """Top eigenvalues at every checkpoint that was kept, with the edges of stability.
 
     The checkpoints: those of `[training] keep_every`, or the files of a pattern with {step}, whose
@@ -243,9 +239,9 @@ def alignment(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("sam", "asam", "sam_on", "zsharp", "random_mask"),
-    k: int = 5,
-    batch_size: int = 256,
-    bn: str = "batch",
+    k: int,
+    batch_size: int,
+    bn: str,
 ) -> xr.Dataset:
     """Energy of the perturbations of several variants in the top eigenspace, against chance."""
     return measure.alignment(
@@ -284,14 +280,14 @@ RECORDS = (
         first_seed_only=True,
         least={"num_probes": 1},
     ),
-    Record(gauss_newton_eigenvalues, cost=_lanczos),
+    Record(gauss_newton_eigenvalues, cost=_lanczos, of=(measure.top_eigenvalues,)),
     Record(
         block_curvature,
-        cost=lambda o, _: PRODUCT * (o["num_probes"] + 15 * BLOCKS) + 2,
+        cost=lambda o, _: PRODUCT * (o["num_probes"] + 15 * BLOCKS[o["by"]]) + 2,
         choices={"by": BY, **_MATRIX},
     ),
     Record(hessian_diagonal, cost=_probes, first_seed_only=True, drawn=False),
-    Record(frobenius, cost=_probes),
+    Record(frobenius, cost=_probes, of=(measure.hessian_diagonal,)),
     Record(sharpness, cost=_sharpness, default=True, least={"ascent_steps": 0}),
     Record(
         adaptive_sharpness,

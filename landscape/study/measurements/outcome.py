@@ -10,7 +10,7 @@ from landscape.study.measurements.record import FORWARD, Options, Record, Work, 
 SPLITS = ("train", "val", "test")
 
 
-def generalization(bench: Bench, *, num_bins: int = 15) -> xr.Dataset:
+def generalization(bench: Bench, *, num_bins: int) -> xr.Dataset:
     """Loss, accuracy and calibration on every split."""
     return measure.generalization(
         bench.split_risks(), bench.theta, clean_targets=bench.clean_targets(), num_bins=num_bins
@@ -22,7 +22,7 @@ def history(bench: Bench) -> xr.Dataset | None:
     return bench.history("history")
 
 
-def calibration(bench: Bench, *, split: str = "test", num_bins: int = 15) -> xr.Dataset | None:
+def calibration(bench: Bench, *, split: str = "test", num_bins: int) -> xr.Dataset | None:
     """Reliability diagram and proper scores; None without such a split, or without classes."""
     risk = bench.split_risks().get(split)
     return (
@@ -38,7 +38,7 @@ def margins(bench: Bench, *, split: str = "train") -> xr.Dataset | None:
     return None if risk is None or not bench.has_classes else measure.margins(risk, bench.theta)
 
 
-def robustness(bench: Bench, *, split: str = "test", num_draws: int = 4) -> xr.Dataset | None:
+def robustness(bench: Bench, *, split: str = "test", num_draws: int) -> xr.Dataset | None:
     """Loss and accuracy with disturbed weights or inputs; None without such a split."""
     risk = bench.split_risks().get(split)
     if risk is None:
@@ -47,7 +47,7 @@ def robustness(bench: Bench, *, split: str = "test", num_draws: int = 4) -> xr.D
 
 
 def features(
-    bench: Bench, *, modules: tuple[str, ...] = (), share: float = 0.99, num_examples: int = 256
+    bench: Bench, *, modules: tuple[str, ...], share: float, num_examples: int
 ) -> xr.Dataset:
     """Rank of each module's features on the fixed examples, and dead units."""
     return measure.features(

@@ -95,12 +95,12 @@ def _said(masks: snapshots.MaskSeries) -> dict[str, Any]:
 def gradient_zscores(
     bench: Bench,
     *,
-    percentile: float = 0.95,
-    source: str = "full",
-    grouping: str = "tensor",
-    batch_size: int = 64,
-    num_batches: int = 4,
-    bn: str = "batch",
+    percentile: float,
+    source: str,
+    grouping: str,
+    batch_size: int,
+    num_batches: int,
+    bn: str,
 ) -> xr.Dataset:
     """The standardized gradient of every tensor."""
     return measure.gradient_zscores(
@@ -117,7 +117,7 @@ def gradient_zscores(
     )
 
 
-def perturbation(bench: Bench, *, batch_size: int = 256, bn: str = "batch") -> xr.Dataset | None:
+def perturbation(bench: Bench, *, batch_size: int, bn: str) -> xr.Dataset | None:
     """What the run's own variant perturbs here; None for plain SGD."""
     variant = bench.variant()
     if bench.run.recipe == "sgd" or variant is None:
@@ -137,8 +137,8 @@ def mask_overlap(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "ssam_f", "ssam_d", "random_mask"),
-    batch_size: int = 256,
-    bn: str = "batch",
+    batch_size: int,
+    bn: str,
 ) -> xr.Dataset:
     """Overlap of the masks that several variants would draw here."""
     return measure.mask_overlap(
@@ -155,9 +155,9 @@ def batch_overlap(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask"),
-    batch_size: int = 64,
-    num_batches: int = 4,
-    bn: str = "batch",
+    batch_size: int,
+    num_batches: int,
+    bn: str,
 ) -> xr.Dataset:
     """Overlap of a variant's masks on different batches, and with that of all the examples."""
     return measure.batch_overlap(
@@ -172,7 +172,7 @@ def batch_overlap(
 
 
 def perturbation_controls(
-    bench: Bench, *, num_draws: int = 4, batch_size: int = 256, bn: str = "batch"
+    bench: Bench, *, num_draws: int, batch_size: int, bn: str
 ) -> xr.Dataset | None:
     """The run's own perturbation beside random and top-gradient masks; None for plain SGD."""
     variant = bench.variant()
@@ -194,8 +194,8 @@ def perturbation_cosines(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("sam", "zsharp", "topk_gradient", "sam_on", "fsam", "asam"),
-    batch_size: int = 256,
-    bn: str = "batch",
+    batch_size: int,
+    bn: str,
 ) -> xr.Dataset:
     """Angles between the perturbations that several variants would make here."""
     return measure.perturbation_cosines(
@@ -212,11 +212,11 @@ def enrichment(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask", "sam_on"),
-    k: int = 5,
-    num_probes: int = 30,
-    fisher_examples: int = 128,
-    batch_size: int = 256,
-    bn: str = "batch",
+    k: int,
+    num_probes: int,
+    fisher_examples: int,
+    batch_size: int,
+    bn: str,
 ) -> xr.Dataset:
     """What the masks catch of curvature, Fisher information and weight, over chance."""
     return measure.enrichment(
@@ -235,10 +235,10 @@ def enrichment(
 def gradient_noise(
     bench: Bench,
     *,
-    batch_size: int = 64,
-    rho: float = 0.05,
-    ema: float = 0.9,
-    lr: float = 0.0,
+    batch_size: int,
+    rho: float,
+    ema: float,
+    lr: float,
 ) -> xr.Dataset:
     """Full-gradient and noise parts of mini-batch gradients."""
     return measure.gradient_noise(

@@ -6,10 +6,12 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import xarray as xr
 
+from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.study import possible
 from landscape.study.spec import Run
@@ -17,7 +19,7 @@ from landscape.study.spec import Run
 Options = Mapping[str, Any]
 # In gradients over the same examples: a forward pass, and a Hessian product on a kept graph.
 FORWARD, PRODUCT = 1 / 3, 2.0
-BLOCKS = 10  # modules of a typical network
+BLOCKS = {"tensor": 20, "module": 10, "kind": 4}  # of a typical network
 LANCZOS = 20  # products until an extreme eigenvalue has converged, typically
 
 
@@ -62,19 +64,24 @@ class Record:
     """A measurement of [measure.<name>].
 
     measure: (bench, *, options) -> Dataset, or None where a run has nothing of the kind; its
-    signature is the list of options with their defaults and types. cost: (options, work) ->
-    gradients over the fixed examples, counted from the algorithms. default: made without being
-    asked. first_seed_only: by default once per row. across_runs: made when all runs of a setting
-    are trained. choices: the words that an option may be. least, most: bounds of a number (least by
-    default: that of LEAST, or 1 for whole numbers, 0 for others). variants: options that name
-    variants. perturbs: needs a known recipe; left out for runs of recipe "none". along_training:
-    needs checkpoints of more than one step. drawn: has a figure in the report (else a table of its
-    own, or data alone where they are too large).
+    signature is the list of options with their types. of: the functions of `landscape.measure` that
+    it calls, the one of its name unless given: an option without a default in the signature has
+    theirs, so that a study and a call measure the same; None there, for "as many as there are" or
+    "none", is 0, false or an empty list here. differs: options whose default is another than there,
+    each with the reason. cost: (options, work) -> gradients over the fixed examples, counted from
+    the algorithms. default: made without being asked. first_seed_only: by default once per row.
+    across_runs: made when all runs of a setting are trained. choices: the words that an option may
+    be. least, most: bounds of a number (least by default: that of LEAST, or 1 for whole numbers, 0
+    for others). variants: options that name variants. perturbs: needs a known recipe; left out for
+    runs of recipe "none". along_training: needs checkpoints of more than one step. drawn: has a
+    figure in the report (else a table of its own, or data alone where they are too large).
     """
 
     measure: Callable[..., xr.Dataset | None]
     cost: Cost
     named: str = ""
+    of: tuple[Callable[..., Any], ...] = ()
+    differs: Mapping[str, str] = field(default_factory=dict)
     default: bool = False
     first_seed_only: bool = False
     across_runs: bool = False
@@ -112,13 +119,25 @@ class Record:
         known = inspect.signature(self.measure).parameters.values()
         return {p.name: p for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """Options with their defaults."""
+        there = self.defaults_there
         return {
-            name: list(p.default) if isinstance(p.default, tuple) else p.default
+            name: _plain(there[name] if p.default is p.empty else p.default, p.annotation)
             for name, p in self._parameters.items()
         }
+
+    @cached_property
+    def defaults_there(self) -> dict[str, Any]:
+        """Defaults of the functions that are called, as they have them."""
+        own = getattr(measure, self.name, None)
+        parameters = [
+            p
+            for function in self.of or (own,) * (own is not None)
+            for p in inspect.signature(function).parameters.values()
+        ]
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def check(self, where: str, options: Options) -> dict[str, Any]:
         """The options in their declared types; a value that cannot be right is refused by name."""
@@ -136,10 +155,10 @@ class Record:
             found = [self._one(f"{where} =", name, inner, item, within=True) for item in value]
             if len(set(found)) < len(found):
                 raise LandscapeError(f"{where} = {list(value)} has a value twice; remove one.")
-            if not found and parameter.default:
+            if not found and self.options[parameter.name]:
                 raise LandscapeError(f"{where} = [] is empty; give at least one value.")
             return found
-        return self._one(f"{where} =", name, kind, value, default=parameter.default)
+        return self._one(f"{where} =", name, kind, value, default=self.options[name])
 
     def _one(
         self,
@@ -173,6 +192,13 @@ class Record:
             bound += f", {high:g} at most" if math.isfinite(high) else ""
             raise LandscapeError(f"{where} {value!r} is not possible; give a number {bound}.")
         return float(value) if kind is float else value
+
+
+def _plain(default: Any, kind: Any) -> Any:
+    """A default as a study file writes it."""
+    if default is None:
+        return [] if typing.get_origin(kind) is tuple else kind()
+    return list(default) if isinstance(default, tuple) else default
 
 
 def names_checked(record: Record, options: Options, known: Sequence[str]) -> None:

@@ -27,14 +27,14 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
     def loss_slice(
         bench: Bench,
         *,
-        num_directions: int = 8,
-        points: int = 17,
+        num_directions: int,
+        points: int,
         fine_points: int = 9,
-        radius: float = 1.0,
-        normalize: str = "filter",
-        one_d: str = "zero",
+        radius: float,
+        normalize: str,
+        one_d: str,
         bn: str = mode,
-        also: tuple[str, ...] = (),
+        also: tuple[str, ...],
     ) -> xr.Dataset:
         """Loss along random directions: two windows, the inner one a quarter as wide."""
         wide = measure.symmetric_grid("alpha", radius, points)
@@ -59,17 +59,17 @@ def loss_plane(
     bench: Bench,
     *,
     kind: str = "random",
-    points: int = 21,
-    radius: float = 1.0,
+    points: int,
+    radius: float,
     alpha_range: tuple[float, ...] = (),
     beta_range: tuple[float, ...] = (),
     beta_points: int = 0,
-    normalize: str = "filter",
-    one_d: str = "zero",
-    bn: str = "recalibrate",
-    also: tuple[str, ...] = (),
-    tolerance: float = 0.0,
-    tiles: bool = False,
+    normalize: str,
+    one_d: str,
+    bn: str,
+    also: tuple[str, ...],
+    tolerance: float,
+    tiles: bool,
     variants: tuple[str, ...] = (),
 ) -> xr.Dataset:
     """Loss on a plane.
@@ -110,13 +110,13 @@ def loss_plane(
 def curvature_map(
     bench: Bench,
     *,
-    points: int = 7,
-    radius: float = 1.0,
-    normalize: str = "filter",
-    one_d: str = "zero",
-    bn: str = "eval",
-    tolerance: float = 1e-2,
-    max_hvps: int = 200,
+    points: int,
+    radius: float,
+    normalize: str,
+    one_d: str,
+    bn: str,
+    tolerance: float,
+    max_hvps: int,
 ) -> xr.Dataset:
     """Extreme Hessian eigenvalues over the plane of two random directions."""
     return measure.curvature_map(
@@ -133,9 +133,7 @@ def curvature_map(
     )
 
 
-def trajectory(
-    bench: Bench, *, grid: int = 8, margin: float = 0.25, bn: str = "recalibrate"
-) -> xr.Dataset | None:
+def trajectory(bench: Bench, *, grid: int = 8, margin: float, bn: str) -> xr.Dataset | None:
     """The training's checkpoints on their principal plane; None where there is but one."""
     if bench.run.weights is not None and len(bench.run.trail) < 2:
         return None
@@ -150,7 +148,7 @@ def trajectory(
     )
 
 
-def interpolation(bench: Bench, *, points: int = 21, bn: str = "recalibrate") -> xr.Dataset | None:
+def interpolation(bench: Bench, *, points: int, bn: str) -> xr.Dataset | None:
     """The line from a training's initial weights to its solution; None for those from elsewhere."""
     if bench.run.weights is not None:
         return None
@@ -162,11 +160,11 @@ def perturbation_slice(
     bench: Bench,
     *,
     variants: tuple[str, ...] = ("sam", "zsharp"),
-    batch_size: int = 64,
-    batch_bn: str = "batch",
-    points: int = 25,
-    radius: float = 1.5,
-    bn: str = "eval",
+    batch_size: int,
+    batch_bn: str,
+    points: int,
+    radius: float,
+    bn: str,
 ) -> xr.Dataset:
     """Loss along what several variants would perturb here, on their batch and on all examples."""
     return measure.perturbation_slice(
@@ -272,6 +270,8 @@ RECORDS = (
         _slices("loss_slice_eval", "eval"),
         cost=_slice,
         named="loss_slice_eval",
+        of=(measure.loss_slice,),
+        differs={"bn": "the slice with frozen statistics stands beside the recalibrated one"},
         default=True,
         choices={**_BN, **_AXES, "also": SPLITS},
     ),
@@ -297,6 +297,7 @@ RECORDS = (
         ),
         along_training=True,
         first_seed_only=True,
+        differs={"grid": "a study draws the plane; a call may project on more than two axes"},
         choices=_BN,
     ),
     Record(
