@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from landscape.errors import LandscapeError
-from landscape.risk import IGNORED, columns
+from landscape.risk import IGNORED, columns, sha256_of
 
 _PARTS = ("train", "val", "test")
 
@@ -54,6 +55,12 @@ class DataSplits:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.train.x.shape[1:])
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of the tensors of each part that is there, hashed once."""
+        held = {name: getattr(self, name) for name in _PARTS}
+        return {k: sha256_of((v.x, v.y, v.y_clean)) for k, v in held.items() if v is not None}
 
     def to(self, device: torch.device | str) -> "DataSplits":
         """The same data on a device."""

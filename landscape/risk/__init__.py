@@ -1,6 +1,7 @@
 """Loss, per-example losses, gradient and Hessian products of a network as functions of theta."""
 
 from landscape.risk._criterion import IGNORED, BatchLosses
+from landscape.risk._data import sha256_of
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import BN_MODES
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
@@ -20,4 +21,5 @@ __all__ = [
     "Probe",
     "RowLosses",
     "columns",
+    "sha256_of",
 ]

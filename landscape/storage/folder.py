@@ -15,9 +15,9 @@ STUDY_FORMAT = 2
 class StudyFolder:
     """Where the parts of a study lie.
 
-    STUDY/  study.toml · resolved.json · runs/<run>/{spec.json, history.jsonl, snapshots/,
-    checkpoints/, results/<measurement>.nc, done.json} · results/<measurement>.nc · figures/ ·
-    report.html · report.md
+    STUDY/  study.toml · resolved.json · data.json · runs/<run>/{spec.json, history.jsonl,
+    snapshots/, checkpoints/, results/<measurement>.nc, done.json} · results/<measurement>.nc ·
+    figures/ · report.html · report.md
     """
 
     root: Path
@@ -31,6 +31,11 @@ class StudyFolder:
     def resolved(self) -> Path:
         """Every choice spelled out, with versions, threads and the list of runs."""
         return self.root / "resolved.json"
+
+    @property
+    def data(self) -> Path:
+        """SHA-256 of the data that the runs share, by problem."""
+        return self.root / "data.json"
 
     @property
     def runs(self) -> Path:

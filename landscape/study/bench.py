@@ -1,7 +1,9 @@
 """A run on the bench: its model, its data, and the fixed examples it is measured on."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from landscape import problems, sam, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import EmpiricalRisk
-from landscape.study import code
+from landscape.storage import StudyFolder
+from landscape.study import code, preflight
 from landscape.study.jobs import Job
 from landscape.study.spec import Problem, Run
 
@@ -47,11 +50,37 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
                 f"splits = {list(problem.splits)} was asked of {problem.data}, which has no "
                 f"argument splits; cut the data in that callable."
             )
-        made = make(**{key: value for key, value in options.items() if key in accepts})
+        made = _called(make, problem.data, {k: v for k, v in options.items() if k in accepts})
     one = isinstance(made, torch.utils.data.DataLoader | torch.utils.data.Dataset)
     if one or (isinstance(made, tuple | list) and len(made) in (2, 3) and not _is_part(made[0])):
         made = {"train": made}  # one (inputs, targets) pair, loader or dataset
     return problems.as_splits(made, name=problem.data)
+
+
+def read_data(job: Job) -> problems.DataSplits:
+    """The data of a run, refused if they are not those that its study was begun with."""
+    data = load_data(job.run.problem, job.base)
+    preflight.refuse_other_data(StudyFolder(job.folder.parents[1]), job.run, data)
+    return data
+
+
+def try_weights(job: Job) -> None:
+    """Load the weights that a run is given, and refuse those of another model."""
+    model = make_model(job.run, read_data(job), job.base)
+    _load(model, job.run, job.folder)
+
+
+def _called(make: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:
+    """What the user's callable returns; what it raises is said with its place."""
+    try:
+        return make(**options)
+    except LandscapeError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise LandscapeError(
+            f"{name} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
+        ) from error
 
 
 def _is_part(value: Any) -> bool:
@@ -110,7 +139,7 @@ def make_recipe(
 
 def recorded_bytes(job: Job) -> int:
     """Bytes that the recorder of a run's training writes at most."""
-    data = load_data(job.run.problem, job.base)
+    data = read_data(job)
     return training.estimate_bytes(
         ParamLayout.of(make_model(job.run, data, job.base)),
         training.TrainingOptions(**job.run.training),
@@ -122,7 +151,7 @@ def recorded_bytes(job: Job) -> int:
 def train(job: Job, progress: Callable[[float], None]) -> None:
     """Train a run in its folder, or continue it where it stopped."""
     run = job.run
-    data = load_data(run.problem, job.base)
+    data = read_data(job)
     options = training.TrainingOptions(**run.training)
     result = training.train(
         make_model(run, data, job.base),
@@ -150,7 +179,7 @@ class Bench:
     @cached_property
     def data(self) -> Any:
         """The splits."""
-        return load_data(self.run.problem, self.job.base)
+        return read_data(self.job)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -210,7 +239,7 @@ class Bench:
 
     def theta_of(self, run: Run) -> Tensor:
         """Parameters of another run of the setting, (P,); one of another architecture is named."""
-        model = make_model(run, load_data(run.problem, self.job.base), self.job.base)
+        model = make_model(run, read_data(replace(self.job, run=run)), self.job.base)
         _load(model, run, self.job.folder.parent / run.run_id)
         layout, own = ParamLayout.of(model), self.risk().layout
         if [(t.name, t.shape) for t in layout.tensors] != [(t.name, t.shape) for t in own.tensors]:

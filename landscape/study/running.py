@@ -14,7 +14,7 @@ import landscape
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import STUDY_FORMAT, StudyFolder
-from landscape.study import axes, combining, jobs, trainings
+from landscape.study import axes, combining, jobs, preflight, trainings
 from landscape.study.declared import declaration
 from landscape.study.jobs import Job
 from landscape.study.measurements import DEFAULT
@@ -109,6 +109,8 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             named = [run for run in study.runs if run.run_id not in failed]
             plan = [job_of(study, run, place, device, options, across=across) for run in named]
             todo = [job for job in plan if _has_work(job)]
+            if not across:
+                preflight.begin(place, todo, keep=workers == 0)
             names = [job.run.run_id for job in todo]
             events = _work(todo, workers, options, said=_ACROSS if across else "")
             worked |= set(names)

@@ -68,6 +68,8 @@ def _checks(place: StudyFolder, resolved: dict[str, Any]) -> Iterator[Check]:
         yield lambda path=path: path if results.read(path).sha256 is None else None
     if (place.results / "index.json").exists():
         yield lambda: _whole(storage.read_json(place.results / "index.json"))
+    if place.data.exists():
+        yield lambda: _whole(storage.read_json(place.data))
     if place.report.exists():
         yield lambda: _report(place)
     runs = sorted(place.runs.iterdir()) if place.runs.is_dir() else []

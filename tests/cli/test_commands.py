@@ -184,11 +184,33 @@ def test_an_estimate_says_what_the_trainings_will_record(at, tmp_path):
     assert "The trainings record at most 1.8 MB." in out
 
 
-def test_data_that_are_not_there_fail_the_run_and_say_where_to_get_them(at):
+def test_data_that_are_not_there_are_bad_input_and_it_says_where_to_get_them(at):
     code, _, said = at("train", "--data", "cifar10", "--model", "resnet20")
-    assert code == 1
+    assert code == 2
     assert "--data-dir" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("study_problem:explode", "study_problem:explode failed: RuntimeError: this model"),
+        ("study_problem:make", "study_problem:make returned Sequential; return a DataSplits"),
+        ("study_problem:absent", "study_problem has no 'absent'"),
+        ("study_problem", "unknown 'study_problem'"),
+        ("absent:data", "no module 'absent' beside the study file"),
+    ],
+)
+def test_data_of_no_use_are_bad_input_before_anything_starts(at, tmp_path, data, message):
+    torch.save(make().state_dict(), tmp_path / "w.pt")
+    own = ("--model", "study_problem:make", "--data", data)
+    given = ("measure", "--weights", "w.pt", "--workers", "0"), ("train", "--variant", "sgd")
+    for command in given:
+        code, _, said = at(*command, *own, "--out", command[0])
+        assert code == 2, said
+        assert message in " ".join(said.split())
+        assert "Traceback" not in said
+        assert not (tmp_path / command[0] / "runs").exists()
 
 
 def test_weights_of_another_model_are_refused_with_their_names(at, tmp_path):
@@ -197,7 +219,7 @@ def test_weights_of_another_model_are_refused_with_their_names(at, tmp_path):
         "measure", "--model", "study_problem:make", "--data", "study_problem:data",
         "--weights", "other.pt", "--out", "o", "--workers", "0",
     )  # fmt: skip
-    assert code == 1
+    assert code == 2
     assert "holds no tensor by a name of the model: it has weight, bias where the model has" in said
     assert "Traceback" not in said
 
