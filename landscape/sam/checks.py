@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from landscape.checks import check_count, check_number
 from landscape.errors import LandscapeError
 from landscape.sam.trained import Trained, unwrap
-from landscape.sam.variant import Variant, check_count, check_number
+from landscape.sam.variant import Variant
 
 BY_BATCH = frozenset({"per_example_losses", "logits", "indices", "previous_batch"})
 
@@ -88,7 +89,7 @@ def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any
 def check_options(clip_norm: Any, scaler: Any) -> None:
     """A clipping norm is positive, a scaler a GradScaler or alike."""
     if clip_norm is not None:
-        check_number(clip_norm, "clip_norm", least=0, beyond=True)
+        check_number("clip_norm", clip_norm, least=0, beyond=True)
     if scaler is not None and not hasattr(scaler, "scale"):
         raise LandscapeError(
             f"scaler={scaler!r} is a {_kind(scaler)}; give a torch.amp.GradScaler or None."
@@ -201,7 +202,7 @@ def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epoc
 
 def check_micro_batch(micro_batch: int, variant: Variant, *, has_batch: bool) -> None:
     """Micro-batches need a batch to cut, and losses that are sums over examples."""
-    check_count(micro_batch, "micro_batch")
+    check_count("micro_batch", micro_batch)
     if not has_batch:
         raise LandscapeError(
             f"micro_batch={micro_batch} needs step(losses, batch); in step(closure) let the "

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.checks import check_fraction
 from landscape.errors import LandscapeError
 from landscape.sam.geometry import scale
 from landscape.sam.slot import Slot
 from landscape.sam.sources import centred
-from landscape.sam.variant import Point, State, check_fraction
+from landscape.sam.variant import Point, State
 
 Gradients = list[Tensor]
 _LEAST_ALPHA = 0.01  # below it c = (1 - alpha) / alpha could take c g1 out of range
@@ -43,7 +44,7 @@ class Blend(Slot):
     needs_g1 = True
 
     def __post_init__(self) -> None:
-        check_fraction(self.alpha, "alpha")
+        check_fraction("alpha", self.alpha)
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002
         """The descent gradient."""
@@ -143,7 +144,7 @@ class Weighted(Slot):
         return self.decouple
 
     def __post_init__(self) -> None:
-        check_fraction(self.gamma, "gamma")
+        check_fraction("gamma", self.gamma)
         if self.gamma == 1:
             raise LandscapeError("gamma=1 makes WSAM's weight gamma/(1-gamma) infinite; gamma < 1.")
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.sam.batches import part_of
 from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
-from landscape.sam.variant import Point, State, check_choice, check_count
+from landscape.sam.variant import Point, State
 
 OFF = ("clean", "none")
 
@@ -28,8 +29,8 @@ class SameBatch(Slot):
     micro_batches: int = 1
 
     def __post_init__(self) -> None:
-        check_choice(self.off, OFF, "off")
-        check_count(self.micro_batches, "micro_batches")
+        check_choice("off", self.off, OFF)
+        check_count("micro_batches", self.micro_batches)
 
     @property
     def needs_first_pass(self) -> bool:

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.sam.slot import Slot
-from landscape.sam.variant import (
-    MaskEntry,
-    Point,
-    apply_mask,
-    check_choice,
-    widened,
-)
+from landscape.sam.variant import MaskEntry, Point, apply_mask, widened
 
 SCOPES = ("global", "full", "tensor", "raw", "none")
 METRICS = ("identity", "elementwise", "layerwise")
@@ -63,11 +58,11 @@ class Geometry(Slot):
 
     def __post_init__(self) -> None:
         if not callable(self.metric):
-            check_choice(self.metric, METRICS, "metric")
-        check_choice(self.metric_on, ("weights", "all"), "metric_on")
-        check_choice(self.p, (2.0, math.inf), "p")
-        check_choice(self.scope, SCOPES, "norm scope")
-        check_choice(self.match, MATCHES, "equal")
+            check_choice("metric", self.metric, METRICS)
+        check_choice("metric_on", self.metric_on, ("weights", "all"))
+        check_choice("p", self.p, (2.0, math.inf))
+        check_choice("norm scope", self.scope, SCOPES)
+        check_choice("equal", self.match, MATCHES)
         if self.eta < 0 or math.isnan(self.eta):
             raise LandscapeError(f"eta={self.eta} was asked; the metric |w| + eta needs eta >= 0.")
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape.checks import check_choice, check_fraction, check_number
 from landscape.errors import LandscapeError
 from landscape.sam.batches import part_of
 from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
-from landscape.sam.variant import Point, State, check_choice, check_fraction, check_number
+from landscape.sam.variant import Point, State
 
 SURROGATES = ("log", "tanh")
 PREDICTIONS = ("softmax", "sigmoid")
@@ -65,9 +66,9 @@ class LowerBound:
     targets: int | str = 1
 
     def __post_init__(self) -> None:
-        check_choice(self.surrogate, SURROGATES, "surrogate")
-        check_number(self.mu, "mu", least=0, beyond=True)
-        check_number(self.alpha, "alpha", least=0, beyond=True)
+        check_choice("surrogate", self.surrogate, SURROGATES)
+        check_number("mu", self.mu, least=0, beyond=True)
+        check_number("alpha", self.alpha, least=0, beyond=True)
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """One value per example."""
@@ -93,10 +94,10 @@ class OutputBias:
     targets: int | str = 1
 
     def __post_init__(self) -> None:
-        check_fraction(self.gamma, "gamma")
-        check_choice(self.prediction, PREDICTIONS, "prediction")
+        check_fraction("gamma", self.gamma)
+        check_choice("prediction", self.prediction, PREDICTIONS)
         if self.lmbda is not None:
-            check_fraction(self.lmbda, "lmbda", one=False)
+            check_fraction("lmbda", self.lmbda, one=False)
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """One value per example, whose gradient is the objective's: (u - a p - (1 - a) 1_y)."""

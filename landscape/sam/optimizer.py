@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from landscape import seeds
+from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.sam import points, replicas, saved
 from landscape.sam.base_step import BaseStep
@@ -36,14 +37,7 @@ from landscape.sam.perturbation import Perturbation, counterfactual
 from landscape.sam.shards import local
 from landscape.sam.step import Step
 from landscape.sam.trained import Trained
-from landscape.sam.variant import (
-    Point,
-    Variant,
-    check_choice,
-    check_count,
-    tensor_norms,
-    total_norm,
-)
+from landscape.sam.variant import Point, Variant, tensor_norms, total_norm
 from landscape.sam.weights import Weights
 
 BN_POLICIES = ("first", "second", "both")
@@ -165,9 +159,9 @@ class SAM(Optimizer):
     ) -> None:
         base = together(base)
         check_arguments(model, base, variant, other)
-        check_choice(bn, BN_POLICIES, "bn")
+        check_choice("bn", bn, BN_POLICIES)
         check_options(clip_norm, scaler)
-        check_count(seed, "seed", 0)
+        check_count("seed", seed, 0)
         replicas.check_sharded(model)
         self.model, self.base, self.variant = model, base, variant
         self.bn, self.same_rng_both_passes = bn, same_rng_both_passes
@@ -251,9 +245,9 @@ class SAM(Optimizer):
 
         Gates and radii read it; masks refreshed per epoch are refreshed in its first step.
         """
-        self.epoch, self.epoch_begun = check_count(epoch, "epoch", 0), True
+        self.epoch, self.epoch_begun = check_count("epoch", epoch, 0), True
         if total_epochs is not None:
-            self.total_epochs = check_count(total_epochs, "total_epochs")
+            self.total_epochs = check_count("total_epochs", total_epochs)
 
     def set_fisher_data(
         self, losses: Callable[[Any], Tensor], data: Any, *, shuffle: bool = True

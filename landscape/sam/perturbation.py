@@ -20,14 +20,7 @@ from landscape.sam.points import untrained
 from landscape.sam.saved import check_shapes
 from landscape.sam.shards import Shards
 from landscape.sam.trained import Trained, unwrap
-from landscape.sam.variant import (
-    MaskEntry,
-    Point,
-    State,
-    Variant,
-    tensor_norms,
-    total_norm,
-)
+from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
 from landscape.sam.weights import Weights
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from landscape.checks import check_rho
 from landscape.errors import LandscapeError
 from landscape.sam.fisher import squared_gradients
 from landscape.sam.nearby import Nearby
 from landscape.sam.passes import Passes
 from landscape.sam.shards import is_cut, local
 from landscape.sam.trained import Trained, unwrap
-from landscape.sam.variant import Point, Variant, check_rho
+from landscape.sam.variant import Point, Variant
 
 if TYPE_CHECKING:
     from landscape.sam.optimizer import SAM
@@ -56,7 +57,7 @@ def _scales(base: Optimizer, variant: Variant, trained: Trained) -> list[float] 
             "constant rho to relate it to; drop rho from the group or give the variant one."
         )
     own = {
-        id(p): check_rho(g.get(key, nominal), "rho of a parameter group") / nominal
+        id(p): check_rho("rho of a parameter group", g.get(key, nominal)) / nominal
         for g in base.param_groups
         for p in g["params"]
     }

@@ -6,17 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.checks import check_choice, check_count, check_fraction, check_number, check_rho
 from landscape.errors import LandscapeError
 from landscape.sam.slot import Slot, slot
-from landscape.sam.variant import (
-    Point,
-    State,
-    check_choice,
-    check_count,
-    check_fraction,
-    check_number,
-    check_rho,
-)
+from landscape.sam.variant import Point, State
 
 
 @dataclass(frozen=True)
@@ -26,7 +19,7 @@ class Constant(Slot):
     rho: float
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
+        check_rho("rho", self.rho)
 
     @property
     def nominal(self) -> float:
@@ -46,8 +39,8 @@ class Cosine(Slot):
     rho_end: float = 0.0
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
-        check_rho(self.rho_end, "rho_end")
+        check_rho("rho", self.rho)
+        check_rho("rho_end", self.rho_end)
 
     @property
     def nominal(self) -> float:
@@ -78,8 +71,8 @@ class WithLearningRate(Slot):
     lr_min: float = 0.0
 
     def __post_init__(self) -> None:
-        check_rho(self.rho_max, "rho_max")
-        check_rho(self.rho_min, "rho_min")
+        check_rho("rho_max", self.rho_max)
+        check_rho("rho_min", self.rho_min)
         if not self.lr_max > self.lr_min:
             raise LandscapeError(
                 f"lr_max={self.lr_max} must exceed lr_min={self.lr_min} to tie rho to the "
@@ -106,9 +99,9 @@ class LossBudget(Slot):
     needs_first_pass = True
 
     def __post_init__(self) -> None:
-        check_rho(self.budget, "budget")
-        check_rho(self.rho_max, "rho_max")
-        check_fraction(self.anneal, "anneal")
+        check_rho("budget", self.budget)
+        check_rho("rho_max", self.rho_max)
+        check_fraction("anneal", self.anneal)
 
     def __call__(self, point: Point, state: State) -> Tensor:  # noqa: ARG002
         """The radius, on the device of the gradients."""
@@ -136,8 +129,8 @@ class AdaGradNorm(Slot):
     needs_first_pass = True
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
-        check_number(self.initial, "initial", least=0)
+        check_rho("rho", self.rho)
+        check_number("initial", self.initial, least=0)
 
     @property
     def nominal(self) -> float:
@@ -159,8 +152,8 @@ class Rising(Slot):
     total_steps: int
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
-        check_count(self.total_steps, "total_steps")
+        check_rho("rho", self.rho)
+        check_count("total_steps", self.total_steps)
 
     @property
     def nominal(self) -> float:
@@ -199,9 +192,9 @@ class Window(Slot):
     needs_g1 = False
 
     def __post_init__(self) -> None:
-        check_choice(self.unit, ("epoch", "step"), "unit")
-        check_count(self.start, "start", 0)
-        if self.end is not None and check_count(self.end, "end") <= self.start:
+        check_choice("unit", self.unit, ("epoch", "step"))
+        check_count("start", self.start, 0)
+        if self.end is not None and check_count("end", self.end) <= self.start:
             raise LandscapeError(
                 f"start={self.start} and end={self.end} leave no {self.unit} to climb in; give "
                 "0 <= start < end."
@@ -221,7 +214,7 @@ class Every(Slot):
     needs_g1 = False
 
     def __post_init__(self) -> None:
-        check_count(self.k, "k")
+        check_count("k", self.k)
 
     def __call__(self, point: Point, state: State) -> bool:  # noqa: ARG002
         """Whether this step climbs."""
@@ -242,7 +235,7 @@ class Adaptive(Slot):
     needs_g1 = True
 
     def __post_init__(self) -> None:
-        check_fraction(self.decay, "decay")
+        check_fraction("decay", self.decay)
 
     def __call__(self, point: Point, state: State) -> bool:
         """Whether this step climbs; the moments live in `state`."""

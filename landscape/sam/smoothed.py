@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from landscape import vectors
+from landscape.checks import check_number
 from landscape.errors import LandscapeError
 from landscape.sam.directions import joined
 from landscape.sam.geometry import Geometry, multiplied
 from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
-from landscape.sam.variant import MaskEntry, Point, State, check_number
+from landscape.sam.variant import MaskEntry, Point, State
 
 Gradients = list[Tensor]
 
@@ -42,7 +43,7 @@ class Smoothed(Slot):
     leaves = ("noise",)
 
     def __post_init__(self) -> None:
-        check_number(self.sigma, "sigma", least=0)
+        check_number("sigma", self.sigma, least=0)
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """The gradient at w + z; returns the loss there."""
@@ -207,7 +208,7 @@ class MergedNoise(Slot):
     scaling: float
 
     def __post_init__(self) -> None:
-        check_number(self.scaling, "scaling", least=0, beyond=True)
+        check_number("scaling", self.scaling, least=0, beyond=True)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape import checks, vectors
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.sam.shards import Shards
 from landscape.sam.slot import as_slot, check_together
@@ -297,28 +297,3 @@ class Variant:
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
         check_together(self)
-
-
-def check_number(value: float, name: str, *, least: float, beyond: bool = False) -> float:
-    """`landscape.checks.check_number`, value first."""
-    return checks.check_number(name, value, least=least, beyond=beyond)
-
-
-def check_rho(rho: float, name: str = "rho") -> float:
-    """`landscape.checks.check_rho`, value first."""
-    return checks.check_rho(name, rho)
-
-
-def check_fraction(value: float, name: str, *, zero: bool = True, one: bool = True) -> float:
-    """`landscape.checks.check_fraction`, value first."""
-    return checks.check_fraction(name, value, zero=zero, one=one)
-
-
-def check_count(value: int, name: str, least: int = 1) -> int:
-    """`landscape.checks.check_count`, value first."""
-    return checks.check_count(name, value, least)
-
-
-def check_choice(value: Any, choices: Sequence[Any], name: str) -> Any:
-    """`landscape.checks.check_choice`, value first."""
-    return checks.check_choice(name, value, choices)

@@ -2,12 +2,13 @@
 
 import math
 
+from landscape.checks import check_number
 from landscape.sam import schedule
 from landscape.sam.descents import AdaGradDescent, Polyak
 from landscape.sam.directions import PerCoordinate
 from landscape.sam.geometry import Geometry
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import Variant, check_number
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -60,8 +61,8 @@ def aesam(
     number is known, so that with the defaults SAM acts ever more often; else c = lambda_2. As a
     gate for other variants: `sam.adaptive`.
     """
-    check_number(lambda_1, "lambda_1", least=-math.inf)
-    check_number(lambda_2, "lambda_2", least=-math.inf)
+    check_number("lambda_1", lambda_1, least=-math.inf)
+    check_number("lambda_2", lambda_2, least=-math.inf)
     return row("aesam", rho, gate=schedule.Adaptive(decay, low=lambda_2, high=lambda_1))
 
 
@@ -87,7 +88,7 @@ def lightsam(rho: float = 0.05, *, per_coordinate: bool = False, initial: float 
     each coordinate (AdaGrad). initial: u and v before the first step (the paper's ε²).
     A step whose gate is closed is the base optimizer's with g1, undivided.
     """
-    check_number(initial, "initial", least=0)
+    check_number("initial", initial, least=0)
     correction = AdaGradDescent(per_coordinate, initial)
     if per_coordinate:
         source, geometry = PerCoordinate(initial), Geometry(scope="none")
@@ -116,7 +117,7 @@ def sam_polyak(rho: float = 0.05, *, lower: float = 0.0, normalized: bool = True
     a bound of the loss from below. normalized=False: e = rho g1 (the paper's USAM form). With
     momentum or Adam as the base it is g2 that is shortened, which the paper does not treat.
     """
-    check_number(lower, "lower", least=-math.inf)
+    check_number("lower", lower, least=-math.inf)
     geometry = Geometry(scope="global" if normalized else "none")
     return row("sam_polyak", rho, geometry=geometry, correction=Polyak(lower))
 

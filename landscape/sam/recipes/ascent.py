@@ -1,11 +1,12 @@
 """Recipes that differ from SAM in the ascent: its direction, its metric or its radius."""
 
+from landscape.checks import check_choice, check_fraction, check_number
 from landscape.sam import corrections, evaluate, schedule, sources
 from landscape.sam.directions import Averaged
 from landscape.sam.geometry import Geometry
 from landscape.sam.metrics import DiagonalFisher
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import Variant, check_choice, check_fraction, check_number
+from landscape.sam.variant import Variant
 
 BIAS_METRICS = ("one", "abs")
 
@@ -75,7 +76,7 @@ def asam(
     0.5-0.8), so rho must be tuned anew: 2.0 there, 0.5 (CIFAR-10) and 1.0 (CIFAR-100) for "one".
     The authors' class has eta 0.01 and their script 0.0. ‖e‖ is not rho: ‖T⁻¹ e‖ is.
     """
-    check_choice(bias_metric, BIAS_METRICS, "bias_metric")
+    check_choice("bias_metric", bias_metric, BIAS_METRICS)
     plain = bias_metric == "abs"
     geometry = Geometry(
         metric="elementwise",
@@ -118,10 +119,10 @@ def fsam(
     = 1 both give the same e after normalization. ema_init: M starts at the first gradient ("grad",
     released: default) or at 0. adaptive: the metric |w| on all tensors.
     """
-    check_choice(ema_order, ("code", "paper"), "ema_order")
-    check_choice(ema_init, ("grad", "zero"), "ema_init")
-    check_fraction(lmbda, "lmbda")
-    check_number(sigma, "sigma", least=0)
+    check_choice("ema_order", ema_order, ("code", "paper"))
+    check_choice("ema_init", ema_init, ("grad", "zero"))
+    check_fraction("lmbda", lmbda)
+    check_number("sigma", sigma, least=0)
     geometry = Geometry(metric="elementwise" if adaptive else "identity", eps=eps)
     source = sources.Friendly(sigma=sigma, lmbda=lmbda, order=ema_order, init=ema_init)
     return row("fsam", rho, source=source, geometry=geometry)
@@ -148,7 +149,7 @@ def gcsam(rho: float = 0.05, *, norm_of: str = "raw", centre_descent: bool = Fal
     divides by the norm of the uncentred gradient, so ‖e‖ < rho, and descends g2; the paper is read
     as norm_of="centred" and centre_descent=True.
     """
-    check_choice(norm_of, ("raw", "centred"), "norm_of")
+    check_choice("norm_of", norm_of, ("raw", "centred"))
     return row(
         "gcsam",
         rho,
@@ -201,7 +202,7 @@ def async_sam(rho: float = 0.05, *, fraction: float = 1.0) -> Variant:
     trajectory is the method's and the time is SAM's. The first step has e = 0 (our reading).
     fraction < 1 needs step(losses, batch).
     """
-    check_fraction(fraction, "fraction", zero=False)
+    check_fraction("fraction", fraction, zero=False)
     return row(
         "async_sam",
         rho,
@@ -230,7 +231,7 @@ def vasso(rho: float = 0.05, *, theta: float = 0.9) -> Variant:
     VaSSO suppresses the noise of the ascent direction by an average, of which F-SAM takes what the
     average leaves. M starts at the first gradient; theta = 1 is SAM.
     """
-    check_fraction(theta, "theta", zero=False)
+    check_fraction("theta", theta, zero=False)
     return row("vasso", rho, source=Averaged(theta), geometry=Geometry(eps=1e-7))
 
 
@@ -254,7 +255,7 @@ def fisher_sam(rho: float = 0.1, *, eta: float = 1.0) -> Variant:
     The neighbourhood is the ellipsoid eᵀ F e <= rho² of a diagonal Fisher information (the paper's
     gamma is rho here); eta = 0 is SAM.
     """
-    check_number(eta, "eta", least=0)
+    check_number("eta", eta, least=0)
     return row("fisher_sam", rho, geometry=Geometry(metric=DiagonalFisher(eta)))
 
 

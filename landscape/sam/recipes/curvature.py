@@ -1,10 +1,11 @@
 """Recipes that measure curvature: a Hessian product, or a gradient on the other side of w."""
 
+from landscape.checks import check_count, check_fraction, check_number
 from landscape.sam.curvature import HessianDescent, TowardEigenvector
 from landscape.sam.descents import NormalizedTrace
 from landscape.sam.geometry import Geometry
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import Variant, check_count, check_fraction, check_number
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -36,9 +37,9 @@ def eigen_sam(
     direction. It comes from num_iterations power iterations every `every` steps. alpha = 0 is SAM.
     Needs step(losses, batch) and a loss that can be differentiated twice.
     """
-    check_number(alpha, "alpha", least=0)
-    check_count(every, "every")
-    check_count(num_iterations, "num_iterations")
+    check_number("alpha", alpha, least=0)
+    check_count("every", every)
+    check_count("num_iterations", num_iterations)
     return row(
         "eigen_sam",
         rho,
@@ -79,12 +80,12 @@ def sassha(
     is the method's own, decoupled. Needs step(losses, batch) and a loss that can be differentiated
     twice.
     """
-    check_fraction(beta_1, "beta_1", one=False)
-    check_fraction(beta_2, "beta_2", one=False)
-    check_count(every, "every")
-    check_fraction(power, "power", zero=False)
-    check_number(eps, "eps", least=0, beyond=True)
-    check_count(num_samples, "num_samples")
+    check_fraction("beta_1", beta_1, one=False)
+    check_fraction("beta_2", beta_2, one=False)
+    check_count("every", every)
+    check_fraction("power", power, zero=False)
+    check_number("eps", eps, least=0, beyond=True)
+    check_count("num_samples", num_samples)
     correction = HessianDescent(beta_1, beta_2, every, power, eps, num_samples)
     return row("sassha", rho, correction=correction, needs=("per_example_losses",))
 
@@ -106,8 +107,8 @@ def crsam(rho: float = 0.1, *, gamma: float = 0.1, beta: float = 0.01) -> Varian
     Curvature-regularized SAM: finite differences along e weigh the normalized trace of the Hessian
     (gamma) and the slope (beta). gamma = beta = 0 is SAM.
     """
-    check_number(gamma, "gamma", least=0)
-    check_number(beta, "beta", least=0)
+    check_number("gamma", gamma, least=0)
+    check_number("beta", beta, least=0)
     return row("crsam", rho, correction=NormalizedTrace(gamma, beta))
 
 

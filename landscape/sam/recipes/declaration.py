@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
+from landscape.checks import check_choice, check_rho
 from landscape.sam import schedule, selectors, sources
 from landscape.sam.corrections import Descent
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
-from landscape.sam.variant import Variant, check_choice, check_rho
+from landscape.sam.variant import Variant
 
 EVIDENCE = {
     "parity": "the published optimizer's trajectory is reproduced step by step",
@@ -45,7 +46,7 @@ class Declaration:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice(self.evidence, tuple(EVIDENCE), "evidence")
+        check_choice("evidence", self.evidence, tuple(EVIDENCE))
 
     def text(self) -> str:
         """The facts, as the end of a docstring."""
@@ -100,7 +101,7 @@ def row(
         source=source,
         selector=selector,
         geometry=Geometry() if geometry is None else geometry,
-        radius=schedule.Constant(check_rho(rho)) if radius is None else radius,
+        radius=schedule.Constant(check_rho("rho", rho)) if radius is None else radius,
         gate=gate,
         evaluate=SameBatch() if evaluate is None else evaluate,
         correction=Descent() if correction is None else correction,

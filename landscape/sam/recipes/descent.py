@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from landscape.checks import check_choice, check_count, check_fraction, check_number, check_rho
 from landscape.errors import LandscapeError
 from landscape.sam import corrections, evaluate, schedule, selectors, sources
 from landscape.sam.corrections import Blend
@@ -10,14 +11,7 @@ from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Geometry
 from landscape.sam.metrics import Matched
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import (
-    Variant,
-    check_choice,
-    check_count,
-    check_fraction,
-    check_number,
-    check_rho,
-)
+from landscape.sam.variant import Variant
 
 FEW = 3  # layers that LAGNP selects
 
@@ -78,17 +72,17 @@ def lagnp(
     in GNP; False: e = rho g1_{w'}). alpha and rho are GNP's. A model of no more layers than asked
     is perturbed whole. The second backward pass computes the selected layers' gradients only.
     """
-    check_choice(layer, ("module", "tensor"), "layer")
+    check_choice("layer", layer, ("module", "tensor"))
     if num_layers is not None and fraction is not None:
         raise LandscapeError(
             f"num_layers={num_layers} and fraction={fraction} were given; give one of the two."
         )
     if fraction is not None:
-        check_fraction(fraction, "fraction", zero=False)
+        check_fraction("fraction", fraction, zero=False)
     else:
-        num_layers = check_count(FEW if num_layers is None else num_layers, "num_layers")
-    check_count(every, "every")
-    check_fraction(smoothing, "smoothing")
+        num_layers = check_count("num_layers", FEW if num_layers is None else num_layers)
+    check_count("every", every)
+    check_fraction("smoothing", smoothing)
     return row(
         "lagnp",
         rho,
@@ -130,7 +124,7 @@ def gsam(
     metric |w| in e alone, as in the authors' PyTorch code; its scheduler uses rho_min in the very
     first step, ours does not.
     """
-    check_fraction(alpha, "alpha")
+    check_fraction("alpha", alpha)
     radius = None
     if (rho_min is None) != (lr_max is None):
         raise LandscapeError(
@@ -138,7 +132,7 @@ def gsam(
             "or neither."
         )
     if rho_min is not None:
-        radius = schedule.WithLearningRate(check_rho(rho), rho_min, lr_max, lr_min)
+        radius = schedule.WithLearningRate(check_rho("rho", rho), rho_min, lr_max, lr_min)
     return row(
         "gsam",
         rho,
@@ -200,8 +194,8 @@ def looksam(rho: float = 0.1, *, k: int = 10, alpha: float = 0.7, scope: str = "
     all tensors (scope="global", the paper) or per tensor ("tensor"). A widely used third-party
     implementation works per tensor and doubles g1 on reuse steps: not reproduced. k = 1 is SAM.
     """
-    check_choice(scope, ("global", "tensor"), "scope")
-    check_number(alpha, "alpha", least=0)
+    check_choice("scope", scope, ("global", "tensor"))
+    check_number("alpha", alpha, least=0)
     return row("looksam", rho, gate=schedule.Every(k), correction=corrections.Reuse(alpha, scope))
 
 
@@ -233,7 +227,7 @@ def wsam(
     is SAM, gamma = 0 the base.
     """
     if max_norm is not None:
-        check_number(max_norm, "max_norm", least=0, beyond=True)
+        check_number("max_norm", max_norm, least=0, beyond=True)
     return row("wsam", rho, correction=corrections.Weighted(gamma, decouple, max_norm))
 
 
@@ -268,8 +262,8 @@ def focal_sam(
         raise LandscapeError(
             f"class_counts={counts} were given; give the number of training examples per class."
         )
-    check_fraction(sharpness, "sharpness")
-    check_number(flat_gamma, "flat_gamma", least=0)
+    check_fraction("sharpness", sharpness)
+    check_number("flat_gamma", flat_gamma, least=0)
     return row(
         "focal_sam",
         rho,
@@ -305,7 +299,7 @@ def sampa(rho: float = 0.1, *, lmbda: float = 0.2, base_terms: bool = True) -> V
     twice. The reported loss is that at y. Needs step(losses, batch): the previous batch is kept,
     also in `state_dict()`.
     """
-    check_fraction(lmbda, "lmbda")
+    check_fraction("lmbda", lmbda)
     return row(
         "sampa",
         rho,
@@ -336,7 +330,7 @@ def sagm(rho: float = 0.05, *, alpha: float = 0.001) -> Variant:
     Sharpness-aware gradient matching: the loss, the perturbed loss and, to first order, the gap
     between their gradients are made small together. alpha = 0 is GNP with alpha 0.5.
     """
-    check_number(alpha, "alpha", least=0)
+    check_number("alpha", alpha, least=0)
     return row("sagm", rho, geometry=Matched(alpha), correction=Blend(0.5))
 
 
@@ -370,15 +364,15 @@ def ire(
     epoch start_epoch on. Any base optimizer; rho = 0 enhances it alone, without a second pass, and
     so do steps whose gate is closed. kappa = 0 is SAM.
     """
-    check_number(kappa, "kappa", least=0)
-    check_fraction(sharp, "sharp")
-    check_fraction(beta, "beta", one=False)
-    check_count(every, "every")
-    check_count(start_epoch, "start_epoch", 0)
+    check_number("kappa", kappa, least=0)
+    check_fraction("sharp", sharp)
+    check_fraction("beta", beta, one=False)
+    check_count("every", every)
+    check_count("start_epoch", start_epoch, 0)
     return row(
         "ire",
         rho,
-        gate=schedule.always if check_rho(rho) > 0 else schedule.never,
+        gate=schedule.always if check_rho("rho", rho) > 0 else schedule.never,
         correction=Enhanced(kappa, sharp, beta, every, start_epoch),
         needs=("epochs",) if start_epoch else (),
     )

@@ -1,9 +1,10 @@
 """Recipes that add a term to the loss instead of climbing."""
 
+from landscape.checks import check_count, check_fraction, check_number
 from landscape.sam import schedule
 from landscape.sam.loss_terms import AveragedWeights, PastOutputs
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import Variant, check_count, check_fraction, check_number
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -37,10 +38,10 @@ def saf(
     < end_epoch. losses(batch) returns (losses, logits); `indices`: where the examples' numbers in
     0..num_examples-1 are in a batch.
     """
-    check_count(num_examples, "num_examples")
-    check_count(delay, "delay")
-    check_number(weight, "weight", least=0)
-    check_number(tau, "tau", least=0, beyond=True)
+    check_count("num_examples", num_examples)
+    check_count("delay", delay)
+    check_number("weight", weight, least=0)
+    check_number("tau", tau, least=0, beyond=True)
     term = PastOutputs(num_examples, weight, tau, delay, start_epoch, end_epoch, indices)
     needs = ("logits", "indices", "epochs")
     return row("saf", 0.0, gate=schedule.never, loss_term=term, needs=needs)
@@ -70,9 +71,9 @@ def mesa(
     The averaged model is an exponential average of the weights (decay), run on the same batch with
     the model's own mode; running statistics are left alone. losses(batch) returns (losses, logits).
     """
-    check_fraction(decay, "decay")
-    check_number(weight, "weight", least=0)
-    check_number(tau, "tau", least=0, beyond=True)
+    check_fraction("decay", decay)
+    check_number("weight", weight, least=0)
+    check_number("tau", tau, least=0, beyond=True)
     term = AveragedWeights(weight, tau, decay, start_epoch, end_epoch)
     return row("mesa", 0.0, gate=schedule.never, loss_term=term, needs=("logits", "epochs"))
 

@@ -1,11 +1,12 @@
 """Recipes that perturb some coordinates or some tensors only."""
 
+from landscape.checks import check_choice, check_count, check_fraction, check_rho
 from landscape.sam import evaluate, schedule, selectors
 from landscape.sam.bandits import Bandit, RandomTensors
 from landscape.sam.geometry import MATCHES, Geometry
 from landscape.sam.recipes.declaration import names, recipe, row
 from landscape.sam.sparse import DynamicMask, FisherMask
-from landscape.sam.variant import Variant, check_choice, check_count, check_fraction, check_rho
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -43,11 +44,11 @@ def ssam_f(
     train mode and adds the last batch's gradient to the first example's: official_quirks=True does
     so too; our default is a clean Fisher in eval mode.
     """
-    check_fraction(sparsity, "sparsity")
-    check_choice(mask_init, ("zeros", "ones"), "mask_init")
-    check_choice(fisher_mode, (None, "eval", "train"), "fisher_mode")
-    check_count(update_freq, "update_freq")
-    check_count(num_samples, "num_samples")
+    check_fraction("sparsity", sparsity)
+    check_choice("mask_init", mask_init, ("zeros", "ones"))
+    check_choice("fisher_mode", fisher_mode, (None, "eval", "train"))
+    check_count("update_freq", update_freq)
+    check_count("num_samples", num_samples)
     mask = FisherMask(sparsity, update_freq, num_samples, mask_init, official_quirks, fisher_mode)
     geometry = Geometry(scope="full", eps=1e-7)
     return row("ssam_f", rho, selector=mask, geometry=geometry, needs=("fisher_data", "epochs"))
@@ -86,11 +87,11 @@ def ssam_d(
     official_quirks=True; our default keeps it constant.
     """
     strategies = ("gradient", "weight", "random")
-    check_fraction(sparsity, "sparsity")
-    check_fraction(drop_rate, "drop_rate")
-    check_choice(drop_strategy, strategies, "drop_strategy")
-    check_choice(growth_strategy, strategies, "growth_strategy")
-    check_count(update_freq, "update_freq")
+    check_fraction("sparsity", sparsity)
+    check_fraction("drop_rate", drop_rate)
+    check_choice("drop_strategy", drop_strategy, strategies)
+    check_choice("growth_strategy", growth_strategy, strategies)
+    check_count("update_freq", update_freq)
     mask = DynamicMask(
         sparsity, drop_rate, drop_strategy, growth_strategy, update_freq, official_quirks
     )
@@ -137,7 +138,7 @@ def sam_on(
     what is nested in a module called norm*. start_epoch, end_epoch: outside them the base optimizer
     alone. The first backward pass computes the norm layers' gradients only.
     """
-    check_choice(match, ("type", "name"), "match")
+    check_choice("match", match, ("type", "name"))
     geometry = Geometry(
         metric=metric,
         metric_on="all" if normalize_bias else "weights",
@@ -192,9 +193,9 @@ def zsharp(
     "global" g1 is taken unfiltered where nothing at all is kept. equal="loss_increase": see
     `topk_gradient`.
     """
-    check_fraction(percentile, "percentile", one=False)
-    check_choice(norm_scope, ("global", "tensor"), "norm_scope")
-    check_choice(one_d, selectors.ONE_D, "one_d")
+    check_fraction("percentile", percentile, one=False)
+    check_choice("norm_scope", norm_scope, ("global", "tensor"))
+    check_choice("one_d", one_d, selectors.ONE_D)
     return row(
         "zsharp",
         rho,
@@ -230,14 +231,14 @@ def esam(
     B (strict=True). beta = gamma = 1 is SAM. No perturbed tensor drawn: drawn again. Needs
     per-example losses.
     """
-    check_fraction(beta, "beta", zero=False)
-    check_fraction(gamma, "gamma", zero=False)
+    check_fraction("beta", beta, zero=False)
+    check_fraction("gamma", gamma, zero=False)
     return row(
         "esam",
         rho,
         selector=RandomTensors(beta),
         geometry=Geometry(eps=1e-7),
-        radius=schedule.Constant(check_rho(rho) / beta),
+        radius=schedule.Constant(check_rho("rho", rho) / beta),
         evaluate=evaluate.LossRise(gamma, strict),
         needs=("per_example_losses",),
     )
@@ -261,7 +262,7 @@ def sl_sam(rho: float = 0.01, *, share: float = 0.5) -> Variant:
     sum being share × number of tensors. e = rho g1/‖g1‖ over the drawn tensors, and both backward
     passes compute their gradients only. share = 1 is SAM.
     """
-    check_fraction(share, "share", zero=False)
+    check_fraction("share", share, zero=False)
     return row(
         "sl_sam",
         rho,
@@ -295,7 +296,7 @@ def random_mask(
     tensor or over all ("global"); resample: "step", "epoch" or "never".
     """
     _check_mask_options(density, one_d, scope, equal)
-    check_choice(resample, ("step", "epoch", "never"), "resample")
+    check_choice("resample", resample, ("step", "epoch", "never"))
     return row(
         "random_mask",
         rho,
@@ -336,10 +337,10 @@ def topk_gradient(
 
 
 def _check_mask_options(density: float, one_d: str, scope: str, equal: str) -> None:
-    check_fraction(density, "density", zero=False)
-    check_choice(one_d, selectors.ONE_D, "one_d")
-    check_choice(scope, ("tensor", "global"), "scope")
-    check_choice(equal, MATCHES, "equal")
+    check_fraction("density", density, zero=False)
+    check_choice("one_d", one_d, selectors.ONE_D)
+    check_choice("scope", scope, ("tensor", "global"))
+    check_choice("equal", equal, MATCHES)
 
 
 __all__ = names(__name__)

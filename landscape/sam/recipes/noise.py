@@ -1,5 +1,6 @@
 """Recipes that look at noisy weights."""
 
+from landscape.checks import check_count, check_fraction, check_number
 from landscape.sam import schedule
 from landscape.sam.directions import Noise
 from landscape.sam.recipes.declaration import names, recipe, row
@@ -13,7 +14,7 @@ from landscape.sam.smoothed import (
     Smoothed,
     Tilted,
 )
-from landscape.sam.variant import Variant, check_count, check_fraction, check_number
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -58,7 +59,7 @@ def rsam(rho: float = 0.05, *, sigma: float = 0.01) -> Variant:
     In our reading: the one ascent step starts from randomly smoothed weights, in whose
     neighbourhood the gradient is steadier. sigma = 0 is SAM. The loss returned is that at w + z.
     """
-    check_number(sigma, "sigma", least=0)
+    check_number("sigma", sigma, least=0)
     return row("rsam", rho, evaluate=Smoothed(sigma), geometry=FromNoise())
 
 
@@ -87,9 +88,9 @@ def tsam(
     longer, for num_samples draws. sigma = 0 with one sample is SAM; the loss returned is at
     w + z_1.
     """
-    check_count(num_samples, "num_samples")
-    check_number(tilt, "tilt", least=0)
-    check_number(radius, "radius", least=0, beyond=True)
+    check_count("num_samples", num_samples)
+    check_number("tilt", tilt, least=0)
+    check_number("radius", radius, least=0, beyond=True)
     return row(
         "tsam",
         rho,
@@ -135,12 +136,12 @@ def bsam(
     set; decay None: 25/N. Over plain SGD, without momentum or weight decay of its own, of learning
     rate 1 and less. The loss returned is that at the sample.
     """
-    check_count(num_examples, "num_examples")
-    check_fraction(beta_1, "beta_1", one=False)
-    check_fraction(beta_2, "beta_2", one=False)
-    check_number(damping, "damping", least=0)
-    check_number(initial, "initial", least=0, beyond=True)
-    decay = 25 / num_examples if decay is None else check_number(decay, "decay", least=0)
+    check_count("num_examples", num_examples)
+    check_fraction("beta_1", beta_1, one=False)
+    check_fraction("beta_2", beta_2, one=False)
+    check_number("damping", damping, least=0)
+    check_number("initial", initial, least=0, beyond=True)
+    decay = 25 / num_examples if decay is None else check_number("decay", decay, least=0)
     return row(
         "bsam",
         rho,

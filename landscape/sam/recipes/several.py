@@ -1,9 +1,10 @@
 """Recipes that ascend in several steps, or look around before they descend."""
 
+from landscape.checks import check_count, check_fraction, check_number
 from landscape.sam.descents import LookBehind, TowardMaximum
 from landscape.sam.metrics import SeveralSteps
 from landscape.sam.recipes.declaration import names, recipe, row
-from landscape.sam.variant import Variant, check_count, check_fraction, check_number
+from landscape.sam.variant import Variant
 
 
 @recipe(
@@ -31,10 +32,10 @@ def xsam(
     at w + rho_max s(α) is kept for the epoch. num_steps: ascent steps of rho/num_steps each, the
     gradient being taken anew after each. Not the X-SAM of arXiv:2601.10251.
     """
-    check_number(rho_max, "rho_max", least=0, beyond=True)
-    check_number(most, "most", least=0)
-    check_number(step, "step", least=0, beyond=True)
-    several = SeveralSteps(num_steps) if check_count(num_steps, "num_steps") > 1 else None
+    check_number("rho_max", rho_max, least=0, beyond=True)
+    check_number("most", most, least=0)
+    check_number("step", step, least=0, beyond=True)
+    several = SeveralSteps(num_steps) if check_count("num_steps", num_steps) > 1 else None
     correction = TowardMaximum(rho_max, most, step)
     return row("xsam", rho, geometry=several, correction=correction, needs=("epochs",))
 
@@ -61,9 +62,9 @@ def lookbehind_sam(rho: float = 0.05, *, k: int = 5, alpha: float | None = 0.5) 
     descend, and the slow ones go the share alpha of that way; alpha=None: (1 + cos)/2 per tensor,
     of the first inner step with all. k = alpha = 1 is SAM.
     """
-    check_count(k, "k")
+    check_count("k", k)
     if alpha is not None:
-        check_fraction(alpha, "alpha", zero=False)
+        check_fraction("alpha", alpha, zero=False)
     return row("lookbehind_sam", rho, correction=LookBehind(k, alpha))
 
 
