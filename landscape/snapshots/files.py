@@ -13,7 +13,7 @@ from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.streams import Grid
 
-FORMAT = 3  # 2: snapshots that do not say their step and run
+FORMAT = 4  # 3: rows that do not say their run; 2: snapshots that do not say step and run
 GRID = Grid(bins=241)
 SCALARS = (
     "loss_clean", "loss_perturbed", "perturbation_norm", "rho", "cosine", "climbed",

@@ -15,17 +15,24 @@ from landscape.snapshots.files import ON_ERROR, Tensors, read_tensors
 
 
 class RowFile:
-    """Rows of one dtype, whose first field `checksum` is the CRC-32 of the rest of the row."""
+    """Rows of one dtype, whose first field `checksum` is the CRC-32 of the rest of the row.
 
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self.path, self.dtype = Path(path), dtype
+    run: of which training they are; its CRC-32 begins that of each row, so that rows of another one
+    are none of these.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, run: str = "") -> None:
+        self.path, self.dtype, self.run = Path(path), dtype, run
+
+    def _checksum(self, row: bytes | memoryview) -> int:
+        return zlib.crc32(row, zlib.crc32(self.run.encode()))
 
     def append(self, rows: np.ndarray) -> None:
         """Append rows and wait until the disk has them; on failure the file is as it was."""
         payload = bytearray(rows.astype(self.dtype).tobytes())
         width = self.dtype.itemsize
         for start in range(0, len(payload), width):
-            checksum = zlib.crc32(memoryview(payload)[start + 4 : start + width])
+            checksum = self._checksum(memoryview(payload)[start + 4 : start + width])
             payload[start : start + 4] = checksum.to_bytes(4, "little")
         with storage.writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +57,14 @@ class RowFile:
         rows = np.frombuffer(payload, self.dtype, count)
         said = [f"{self.path.name}: the last row is half-written"] if rest else []
         good = np.array(
-            [zlib.crc32(payload[i * width + 4 : (i + 1) * width]) for i in range(count)],
+            [self._checksum(payload[i * width + 4 : (i + 1) * width]) for i in range(count)],
             dtype=np.uint32,
         )
         bad = np.flatnonzero(good != rows["checksum"])
         if len(bad):
             text = f"{len(bad)} of {count} rows differ from their checksum, the first is {bad[0]}"
+            if len(bad) == count:
+                text += " (or it is of another training)"
             if on_error == "raise":
                 raise LandscapeError(
                     f"{self.path} is damaged: {text}. Pass on_error='skip' to read the others, or "
@@ -103,14 +112,14 @@ class Steps:
 
 def steps_file(folder: Path, tensors: Tensors) -> RowFile:
     """steps.bin of a run's `snapshots` folder."""
-    return RowFile(Path(folder) / "steps.bin", tensors.row)
+    return RowFile(Path(folder) / "steps.bin", tensors.row, tensors.run)
 
 
-def correctness_file(folder: Path, num_examples: int) -> RowFile:
+def correctness_file(folder: Path, num_examples: int, run: str = "") -> RowFile:
     """correct.bin of a run's `snapshots` folder; `count_again` is ~count."""
     bits = (num_examples + 7) // 8
     head = [("checksum", "<u4"), ("epoch", "<u4"), ("count", "<u4"), ("count_again", "<u4")]
-    return RowFile(Path(folder) / "correct.bin", np.dtype([*head, ("bits", "u1", (bits,))]))
+    return RowFile(Path(folder) / "correct.bin", np.dtype([*head, ("bits", "u1", (bits,))]), run)
 
 
 def correctness_row(file: RowFile, epoch: int, correct: np.ndarray) -> np.ndarray:
@@ -168,7 +177,7 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
     (arXiv:1812.05159, §3, on such outputs) is correct[k - 1] and not correct[k].
     """
     check_choice("on_error", on_error, ON_ERROR)
-    read_tensors(folder)  # names a wrong folder
+    tensors = read_tensors(folder)
     path = Path(folder) / "snapshots" / "correct.bin"
     head = path.read_bytes()[8:16] if path.exists() else b""
     nothing = Correctness(np.empty(0, np.int64), np.empty((0, 0), bool))
@@ -183,7 +192,8 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
                 f"the run's folder and train again."
             )
         return replace(nothing, skipped=(f"{path.name}: {text}",))
-    rows, skipped = correctness_file(path.parent, count).read(on_error)
+    run = tensors.run if tensors is not None else ""
+    rows, skipped = correctness_file(path.parent, count, run).read(on_error)
     if on_error == "raise":
         _check_order(path, rows["epoch"])
     correct = np.unpackbits(rows["bits"], axis=1, count=count).astype(bool)
@@ -205,6 +215,7 @@ def forget_after(folder: Path, *, epoch: int, step: int) -> None:
         rows.keep(found[found["step"] < step])
     seen = read_correctness(folder.parent)
     if seen.correct.size:
-        file = correctness_file(folder, seen.correct.shape[1])
+        run = tensors.run if tensors is not None else ""
+        file = correctness_file(folder, seen.correct.shape[1], run)
         found, _ = file.read()
         file.keep(found[found["epoch"] <= epoch])

@@ -23,6 +23,7 @@ from landscape.storage.seals import (
     check_zip,
     declared_sha256,
     file_sha256,
+    metadata,
     seal,
     sealed_sha256,
     unsealed,
@@ -40,7 +41,7 @@ from landscape.storage.writing import (
 __all__ = [
     "STUDY_FORMAT", "StudyFolder", "append_line", "check_name", "check_zip", "declared_sha256",
     "digest_of", "file_sha256", "folder_name", "free_bytes", "hold", "is_plain_name", "load_json",
-    "read_array", "read_arrays", "read_json", "read_lines", "reading", "seal",
+    "metadata", "read_array", "read_arrays", "read_json", "read_lines", "reading", "seal",
     "sealed_sha256", "slug", "sweep", "truncate_lines", "unsealed", "unsealed_json", "write_arrays",
     "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

@@ -77,6 +77,15 @@ def sealed_sha256(path: Path) -> str | None:
     return said
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, not compared with its bytes; empty without it."""
+    try:
+        head, _ = _header(path)
+    except (OSError, ValueError, KeyError):
+        return {}
+    return json.loads(head)["__metadata__"]
+
+
 def declared_sha256(path: Path) -> str | None:
     """The digest that a safetensors file carries, not compared with its bytes; None without one."""
     try:

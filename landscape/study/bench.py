@@ -163,6 +163,7 @@ def train(job: Job, progress: Callable[[float], None]) -> None:
         loss=make_loss(run, job.base),
         device=job.device,
         progress=lambda record: progress(record["epoch"] / options.epochs),
+        run=run.run_id,
     )
     if not result.finished:
         raise LandscapeError(result.message)
@@ -269,10 +270,17 @@ class Bench:
         kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
         for epoch, path in [(0, None), *sorted(kept.items())]:
             if path is not None:
-                problems.load_weights(model, path)
+                self.load(model, path)
             theta = layout.flatten(dict(model.named_parameters())).detach()
             found[epoch] = theta.to(self.theta, copy=True)
         return found
+
+    def load(self, model: nn.Module, path: Path) -> problems.WeightsReport:
+        """The weights of a checkpoint of this run into a model; those of another are refused."""
+        if self.run.weights is None:
+            ended = training.checkpoint.own_outcome(self.job.folder, self.run.run_id)
+            training.checkpoint.check_own(self.job.folder, path, ended)
+        return problems.load_weights(model, path, weights_key=self.run.weights_key)
 
     def kept_risks(self, split: str) -> Iterator[tuple[int, EmpiricalRisk]]:
         """(epoch, risk over a split) with weights and buffers as `keep_every` kept them."""
@@ -282,7 +290,7 @@ class Bench:
         kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
         for epoch, path in sorted(kept.items()):
             model = make_model(self.run, self.data, self.job.base)
-            problems.load_weights(model, path)
+            self.load(model, path)
             yield epoch, self._risk(data.x, data.y, bn="eval", model=model)
 
     def initial_theta(self) -> Tensor:
@@ -358,11 +366,23 @@ class Bench:
         state = training.checkpoint.read_state(self.job.folder, device=self.job.device)
         if state is None:
             return None
+        ended = training.checkpoint.own_outcome(self.job.folder, self.run.run_id)
+        training.checkpoint.check_identity(
+            self.job.folder, state["identity"], training.checkpoint.identity_of(ended)
+        )
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         base = training.TrainingOptions(**self.run.training).optimizer(parameters)
         optimizer = sam.SAM(self.model, base, variant)
         optimizer.load_state_dict(state["optimizer"])
         return optimizer.slots
+
+    def recorded(self, run: Run) -> Path:
+        """The folder of a run, whose snapshots were found to be of its own training."""
+        folder = self.job.folder.parent / run.run_id
+        if folder.is_dir():
+            training.checkpoint.own_outcome(folder, run.run_id)
+            training.check_snapshots(folder)
+        return folder
 
     def at_most(self, batch_size: int) -> int:
         """A batch size that the fixed examples allow."""
@@ -376,9 +396,13 @@ class Bench:
 
 
 def _load(model: nn.Module, run: Run, folder: Path) -> problems.WeightsReport:
-    """The weights of a run into its model."""
-    path = Path(run.weights or folder / "checkpoints" / "final.safetensors")
-    return problems.load_weights(model, path, weights_key=run.weights_key)
+    """The weights of a run into its model; those of another run in its folder are refused."""
+    if run.weights is not None:
+        return problems.load_weights(model, Path(run.weights), weights_key=run.weights_key)
+    path = training.checkpoint.final_path(folder)
+    ended = training.checkpoint.own_outcome(folder, run.run_id)
+    training.checkpoint.check_own(folder, path, ended)
+    return problems.load_weights(model, path)
 
 
 def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:

@@ -8,19 +8,20 @@ from landscape import results, stats, storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import axes, jobs, trainings
+from landscape.study.jobs import Trainings
 from landscape.study.spec import Run, Study, fingerprint
 
 
-def combine_all(study: Study, place: StudyFolder) -> list[str]:
+def combine_all(known: Trainings, place: StudyFolder) -> list[str]:
     """Combine every measurement over the runs that have it; names of the files that were written.
 
     The file of a measurement that is no longer asked for is removed; its parts stay in the runs.
     """
-    written = []
+    written, study = [], known.study
     index_path = place.results / "index.json"
     index = _index(place)
     measured = {measurement.name for measurement in study.measure.measurements}
-    parts_of = _parts(study, place)
+    parts_of = _parts(known, place)
     for name in sorted(measured):
         parts = parts_of.get(name, [])
         path = place.results / f"{name}.nc"
@@ -31,7 +32,7 @@ def combine_all(study: Study, place: StudyFolder) -> list[str]:
             _combine(study, place, name, parts)
             written.append(name)
         index[name] = [mark, _sha256(path)]
-    told = _of_trainings(study, place, index.get(trainings.NAME))
+    told = _of_trainings(known, place, index.get(trainings.NAME))
     index[trainings.NAME] = [told, _sha256(place.results / f"{trainings.NAME}.nc")]
     along = _along_axes(place, measured, index, changed=bool(written))
     wanted = {*measured, trainings.NAME, *along}
@@ -44,13 +45,14 @@ def combine_all(study: Study, place: StudyFolder) -> list[str]:
     return written
 
 
-def _of_trainings(study: Study, place: StudyFolder, known: list[Any] | None) -> str:
+def _of_trainings(known: Trainings, place: StudyFolder, told: list[Any] | None) -> str:
     """Write how each training went, if it is not told already; a mark of what was told."""
-    ended = [(axes.labels(study, run), trainings.outcome(run, place)) for run in study.runs]
-    mark = fingerprint(ended, length=16)
+    study = known.study
+    ended = [(axes.labels(study, run), known.outcomes[run.run_id]) for run in study.runs]
+    mark = fingerprint([ended, known.refused], length=16)
     path = place.results / f"{trainings.NAME}.nc"
-    if known != [mark, _sha256(path)]:
-        results.save(trainings.trainings(study, place), path)
+    if told != [mark, _sha256(path)]:
+        results.save(trainings.trainings(known), path)
     return mark
 
 
@@ -96,13 +98,15 @@ def changed(place: StudyFolder) -> list[str]:
     ]
 
 
-def _parts(study: Study, place: StudyFolder) -> dict[str, list[Run]]:
+def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[Run]]:
     """For each measurement the runs with a result of the options that the study asks for now."""
     parts: dict[str, list[Run]] = {}
-    for run in study.runs:
+    for run in known.study.runs:
+        if run.run_id in known.refused:
+            continue
         folder = place.run(run.run_id)
         made = jobs.measured_keys(folder)
-        for measurement, key in jobs.keyed(study, run, place):
+        for measurement, key in known.keyed(run):
             name = measurement.name
             if made.get(name) == key and jobs.result_path(folder, name).exists():
                 parts.setdefault(name, []).append(run)

@@ -83,7 +83,8 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     device = running.resolve_device(options.device)
     place = StudyFolder(Path(folder).absolute())
     workers = running.worker_count(options, device)
-    todo = [running.job_of(study, run, place, device, options, across=True) for run in study.runs]
+    known = jobs.Trainings(study, place)
+    todo = [running.job_of(known, run, place, device, options, across=True) for run in study.runs]
     gradients: dict[str, list[float]] = {}
     probe, recorded = _Probe(todo[0]), 0
     for job in todo:

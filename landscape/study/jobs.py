@@ -47,46 +47,65 @@ class Outcome:
     note: str = ""  # what was found in a weights file from elsewhere
 
 
+def outcome(run: Run, folder: Path) -> dict[str, Any]:
+    """How the training of a run ended; empty where it has not, or was elsewhere."""
+    from landscape.training import checkpoint
+
+    return {} if run.weights is not None else checkpoint.own_outcome(folder, run.run_id)
+
+
 def is_trained(run: Run, folder: Path) -> bool:
     """Whether the weights of this run are there."""
-    return run.weights is not None or (folder / "checkpoints" / "final.safetensors").exists()
+    return run.weights is not None or outcome(run, folder).get("status") == "finished"
 
 
 def has_diverged(run: Run, folder: Path) -> bool:
     """Whether the training of this run ended without weights that could be measured."""
-    path = folder / "checkpoints" / "final.json"
-    if run.weights is not None or not path.exists():
-        return False
-    return storage.read_json(path).get("status") == "diverged"
+    return outcome(run, folder).get("status") == "diverged"
 
 
-def trained_peers(study: Study, run: Run, place: StudyFolder) -> tuple[Run, ...]:
-    """Runs of the same setting that are trained, in the order of the study."""
-    return tuple(
-        other
-        for other in study.runs
-        if other.setting == run.setting and is_trained(other, place.run(other.run_id))
-    )
+class Trainings:
+    """How the trainings of a study ended, each folder looked at once.
 
+    outcomes: by run, empty where it has not ended. refused: runs whose files are damaged, or those
+    of another run. peers: the trained runs of each setting, in the order of the study.
+    """
 
-def keyed(study: Study, run: Run, place: StudyFolder) -> tuple[tuple[Measurement, str], ...]:
-    """The measurements of a run, each with the key that its result must carry now."""
-    wanted = study.measurements_of(run)
-    across = any(measurement.across_runs for measurement in wanted)
-    peers = trained_peers(study, run, place) if across else ()
-    known = (*study.variants, *study.controls)
-    return tuple((each, study.measure.key(each, peers, known)) for each in wanted)
+    def __init__(self, study: Study, place: StudyFolder) -> None:
+        self.study = study
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.refused: dict[str, str] = {}
+        trained: dict[str, list[Run]] = {}
+        for run in study.runs:
+            try:
+                ended = outcome(run, place.run(run.run_id))
+            except LandscapeError as error:
+                ended, self.refused[run.run_id] = {}, str(error)
+            self.outcomes[run.run_id] = ended
+            if run.weights is not None or ended.get("status") == "finished":
+                trained.setdefault(run.setting, []).append(run)
+        self.peers = {setting: tuple(runs) for setting, runs in trained.items()}
+        self._keys: dict[tuple[str, str], str] = {}
+
+    def keyed(self, run: Run) -> tuple[tuple[Measurement, str], ...]:
+        """The measurements of a run, each with the key that its result must carry now."""
+        return tuple(
+            (each, self._key(each, run.setting)) for each in self.study.measurements_of(run)
+        )
+
+    def _key(self, measurement: Measurement, setting: str) -> str:
+        """Equal for the runs of a setting, and over all of its peers: found once."""
+        at = (measurement.name, setting)
+        if at not in self._keys:
+            peers = self.peers.get(setting, ()) if measurement.across_runs else ()
+            variants = (*self.study.variants, *self.study.controls)
+            self._keys[at] = self.study.measure.key(measurement, peers, variants)
+        return self._keys[at]
 
 
 def result_path(folder: Path, name: str) -> Path:
     """Where a run's measurement lies."""
     return folder / "results" / f"{name}.nc"
-
-
-def is_measured(folder: Path, name: str, key: str) -> bool:
-    """Whether the result is there, whole, with these options; an empty one counts."""
-    done = measured_keys(folder)
-    return done.get(name) == key
 
 
 def expected_cost(job: Job) -> float:

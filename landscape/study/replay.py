@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from landscape import problems, training
+from landscape import training
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
 from landscape.study.bench import DTYPES, Bench, make_loss, make_model
@@ -57,7 +57,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
         model = make_model(bench.run, bench.data, bench.job.base)
         path = self._paths[number]
         if path is not None:
-            problems.load_weights(model, path, weights_key=bench.run.weights_key)
+            bench.load(model, path)
         return EmpiricalRisk(
             model,
             make_loss(bench.run, bench.job.base),

@@ -106,8 +106,10 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         notes = dict.fromkeys([*said, *combining.changed(place)])
         # Measurements across runs need all runs of their setting to be trained.
         for across in (False, True):
+            known = jobs.Trainings(study, place)
+            failed |= known.refused
             named = [run for run in study.runs if run.run_id not in failed]
-            plan = [job_of(study, run, place, device, options, across=across) for run in named]
+            plan = [job_of(known, run, place, device, options, across=across) for run in named]
             todo = [job for job in plan if _has_work(job)]
             if not across:
                 preflight.begin(place, todo, keep=workers == 0)
@@ -116,10 +118,11 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             worked |= set(names)
             notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
+        known = jobs.Trainings(study, place)
         # One that diverged is not tried again, and is said each time.
-        diverged = {run.run_id: trainings.divergence(run, place) for run in study.runs}
-        failed |= {name: why for name, why in diverged.items() if why}
-        combined = combining.combine_all(study, place) if options.measure else ()
+        diverged = {name: trainings.divergence(ended) for name, ended in known.outcomes.items()}
+        failed |= {name: why for name, why in diverged.items() if why} | known.refused
+        combined = combining.combine_all(known, place) if options.measure else ()
     return Summary(
         folder=place,
         done=tuple(name for name in every if name in worked and name not in failed),
@@ -155,7 +158,7 @@ def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list
 
 
 def job_of(
-    study: Study,
+    known: jobs.Trainings,
     run: Run,
     place: StudyFolder,
     device: str,
@@ -164,7 +167,7 @@ def job_of(
     across: bool = False,
 ) -> Job:
     """What a worker is told about one run; `across`: also to measure it against the others."""
-    wanted = jobs.keyed(study, run, place)
+    study, wanted = known.study, known.keyed(run)
     return Job(
         run=run,
         folder=place.run(run.run_id),
@@ -176,7 +179,7 @@ def job_of(
         threads=options.threads,
         train=options.train and run.weights is None,
         measure=options.measure,
-        peers=jobs.trained_peers(study, run, place) if across else (),
+        peers=known.peers.get(run.setting, ()) if across else (),
     )
 
 

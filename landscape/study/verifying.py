@@ -112,16 +112,17 @@ def _report(place: StudyFolder) -> None:
 def _run(run: Path) -> Iterator[Check]:
     for name in ("spec.json", "done.json"):
         if (run / name).exists():
-            yield lambda path=run / name: _whole(storage.read_json(path))
+            yield lambda path=run / name: _named(path, run.name)
     if checkpoint.outcome_path(run).exists():
-        yield lambda: _whole(checkpoint.read_outcome(run))
+        yield lambda: _whole(checkpoint.own_outcome(run, run.name))
     if (run / "history.jsonl").exists():
         yield lambda: _whole(history.read_history(run))
     for path in sorted((run / "checkpoints").glob("[!.]*.safetensors")):
-        yield lambda path=path: path if storage.sealed_sha256(path) is None else None
+        yield lambda path=path: _weights(run, path)
     if (run / "checkpoints" / "last.pt").exists():
-        yield lambda: _whole(checkpoint.read_state(run))
+        yield lambda: _state(run)
     if (run / "snapshots").is_dir():
+        yield lambda: history.check_snapshots(run)
         yield lambda: _whole(snapshots.read_steps(run))
         yield lambda: _whole(snapshots.read_masks(run))
         yield lambda: _whole(snapshots.read_zscores(run))
@@ -130,6 +131,32 @@ def _run(run: Path) -> Iterator[Check]:
         yield lambda: _measured(run)
     for path in sorted((run / "results").glob("[!.]*.nc")):
         yield lambda path=path: path if results.read(path).sha256 is None else None
+
+
+def _named(path: Path, run: str) -> None:
+    """Refuse a document of another run than the folder's."""
+    whose = storage.read_json(path).get("run")
+    if whose != run:
+        raise LandscapeError(
+            f"{path} is of the run {whose!r} and not of {run!r}: it was renamed or copied there. "
+            f"Put back the right one, or remove it and run the study again."
+        )
+
+
+def _weights(run: Path, path: Path) -> Path | None:
+    if storage.sealed_sha256(path) is None:
+        return path
+    ended = checkpoint.own_outcome(run, run.name)
+    if ended:
+        checkpoint.check_own(run, path, ended)
+    return None
+
+
+def _state(run: Path) -> None:
+    state = checkpoint.read_state(run)
+    ended = checkpoint.own_outcome(run, run.name)
+    if state and ended:
+        checkpoint.check_identity(run, state["identity"], checkpoint.identity_of(ended))
 
 
 def _measured(run: Path) -> None:

@@ -4,6 +4,7 @@
 the second rename is the moment at which the checkpoint exists, so that the two never disagree.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from landscape.problems.weights import save_tensors
 from landscape.problems.weights_file import read_own
 from landscape.sam import saved
 
-FORMAT = 2  # 1: without digests
+FORMAT = 3  # 2: files that do not say of which training they are; 1: without digests
 
 
 def weights_path(folder: Path, epoch: int) -> Path:
@@ -45,12 +46,17 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, Any]) -> Path
     return save_tensors(model.state_dict(), path, said)
 
 
+def mark_of(identity: str) -> str:
+    """16 hexadecimal digits of a training's identity, which each of its files carries."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def save(
     folder: Path, model: nn.Module, state: dict[str, Any], *, epoch: int, keep_every: int
 ) -> None:
     """Make `epoch` the epoch to resume after; `state` holds what torch loads without code."""
     current = weights_path(folder, epoch)
-    save_weights(model, current, {"epoch": epoch})
+    save_weights(model, current, {"epoch": epoch, "training": mark_of(state["identity"])})
     digest = storage.sealed_sha256(current)
     whole = {
         "format": FORMAT, "epoch": epoch, "weights": current.name, "sha256": digest, **state,
@@ -63,13 +69,19 @@ def save(
 
 
 def finish(
-    folder: Path, model: nn.Module, outcome: dict[str, Any], *, epoch: int, keep_every: int
+    folder: Path,
+    model: nn.Module,
+    outcome: dict[str, Any],
+    *,
+    identity: str,
+    epoch: int,
+    keep_every: int,
 ) -> None:
     """Write how the training ended, and its weights if it finished; `last.pt` stays."""
     finished = outcome["status"] == "finished"
-    said = {"format": FORMAT, **outcome}
+    said = {"format": FORMAT, **outcome, "training": json.loads(identity)}
     if finished:
-        save_weights(model, final_path(folder), {"epoch": epoch})
+        save_weights(model, final_path(folder), {"epoch": epoch, "training": mark_of(identity)})
         said["weights_sha256"] = storage.sealed_sha256(final_path(folder))
     storage.write_json(outcome_path(folder), said)
     if finished and not (keep_every and epoch % keep_every == 0):
@@ -80,7 +92,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     """How a training ended; refused where the document is not what `finish` writes."""
     path = outcome_path(folder)
     found = storage.read_json(path)
-    kinds = {"status": str, "message": str, "epochs": int, "steps": int, "seconds": (int, float)}
+    kinds = {
+        "status": str, "message": str, "epochs": int, "steps": int, "seconds": (int, float),
+        "training": dict,
+    }  # fmt: skip
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if found.get("format") != FORMAT or wrong:
         raise LandscapeError(
@@ -88,6 +103,38 @@ def read_outcome(folder: Path) -> dict[str, Any]:
             f"{', '.join(wrong) or 'nothing'}; remove {Path(folder)} and train again."
         )
     return found
+
+
+def identity_of(outcome: dict[str, Any]) -> str:
+    """The identity of the training that ended so."""
+    return json.dumps(outcome["training"], sort_keys=True)
+
+
+def own_outcome(folder: Path, run: str) -> dict[str, Any]:
+    """How the training of a run ended; empty where it has not, refused where it is another's."""
+    if not outcome_path(folder).exists():
+        return {}
+    found = read_outcome(folder)
+    whose = found["training"].get("run")
+    if whose != run:
+        raise LandscapeError(
+            f"{outcome_path(folder)} is of the run {whose!r} and not of {run!r}: it was renamed or "
+            f"copied there. Put back the right files, or remove {folder} and run the study again."
+        )
+    return found
+
+
+def check_own(folder: Path, path: Path, outcome: dict[str, Any]) -> None:
+    """Refuse weights that are not of the training that ended so (or not its last ones)."""
+    said = storage.metadata(path)
+    final = path == final_path(folder)
+    if said.get("training") != mark_of(identity_of(outcome)) or (
+        final and storage.declared_sha256(path) != outcome.get("weights_sha256")
+    ):
+        raise LandscapeError(
+            f"{path} is not of the training that {outcome_path(folder)} tells of: it was renamed "
+            f"or copied there. Put back the right file, or remove {folder} and train again."
+        )
 
 
 def optimizer_slots(folder: Path) -> dict[str, Any] | None:
@@ -100,7 +147,7 @@ def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None
     """Put the last checkpoint's weights into the model and return its state; None without one."""
     state = read_state(folder)
     if state is not None:
-        _check_identity(folder, state["identity"], identity)
+        check_identity(folder, state["identity"], identity)
         path = _state_path(folder).parent / state["weights"]
         restore(model, path, state["sha256"])
     return state
@@ -157,12 +204,21 @@ def read_state(folder: Path, *, device: Any = "cpu") -> dict[str, Any] | None:
     return state
 
 
-def _check_identity(folder: Path, found: str, expected: str) -> None:
+def check_identity(folder: Path, found: str, expected: str) -> None:
     """Refuse to continue a training that was another one; both are JSON texts."""
     if found == expected:
         return
-    was, now = json.loads(found), json.loads(expected)
-    other = [f"{k}={was.get(k)!r} (now {now.get(k)!r})" for k in now if was.get(k) != now.get(k)]
+    was, now = _flat(json.loads(found)), _flat(json.loads(expected))
+    names = [name for name in {**now, **was} if was.get(name) != now.get(name)]
+    other = [f"{name}={was.get(name)!r} (now {now.get(name)!r})" for name in names]
     raise LandscapeError(
         f"{folder} holds a training with {', '.join(other)}. Use another folder or remove this one."
     )
+
+
+def _flat(said: dict[str, Any]) -> dict[str, Any]:
+    """The parts of tables beside what is none."""
+    parts: dict[str, Any] = {}
+    for name, value in said.items():
+        parts |= value if isinstance(value, dict) else {name: value}
+    return parts

@@ -28,6 +28,7 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     records, torn = read_history(folder)
     steps = snapshots.read_steps(folder)
     _check_count(folder, steps)
+    check_snapshots(folder)
     if not records and not len(steps):
         why = _outcome(folder).get("message") or "it was not trained yet"
         raise LandscapeError(f"{folder} holds no epoch of a training: {why}.")
@@ -49,10 +50,23 @@ def _outcome(folder: Path) -> dict[str, Any]:
 _NUMBERS = ("train_loss", "val_loss", "val_accuracy", "lr", "seconds")
 
 
-def read_history(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Records of a training's epochs 1, 2, ... and the number of torn lines; others are refused."""
+def read_history(folder: Path, *, training: str | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Records of a training's epochs 1, 2, ... and the number of torn lines; others are refused.
+
+    training: the mark of the one that they must be of; by default that which the folder's
+    `final.json` tells of, where there is one.
+    """
     path = Path(folder) / "history.jsonl"
     records, torn = storage.read_lines(path)
+    ended = _outcome(Path(folder))
+    if training is None and ended:
+        training = checkpoint.mark_of(checkpoint.identity_of(ended))
+    marks = {str(record.pop("training", "")) for record in records}
+    if len(marks) > 1 or (marks and training is not None and marks != {training}):
+        raise LandscapeError(
+            f"{path} is of another training than this folder's: it was renamed or copied there. "
+            f"Put back the right one, or remove {path.parent} and train again."
+        )
     epochs = [record.get("epoch") for record in records]
     wrong = [
         name
@@ -60,14 +74,26 @@ def read_history(folder: Path) -> tuple[list[dict[str, Any]], int]:
         for name in _NUMBERS
         if not isinstance(record.get(name), (int, float, type(None)))
     ]
-    ended = _outcome(Path(folder)).get("epochs", len(records))
-    if epochs != list(range(1, len(records) + 1)) or wrong or ended != len(records):
+    count = ended.get("epochs", len(records))
+    if epochs != list(range(1, len(records) + 1)) or wrong or count != len(records):
         raise LandscapeError(
             f"{path} has {len(records)} epochs ({', '.join(map(str, epochs[:3]))}, ...) where 1 to "
-            f"{ended} were trained{', and no number for ' + wrong[0] if wrong else ''}: lines were "
+            f"{count} were trained{', and no number for ' + wrong[0] if wrong else ''}: lines were "
             f"lost or changed. Take it from a copy, or remove {path.parent} and train again."
         )
     return records, torn
+
+
+def check_snapshots(folder: Path) -> None:
+    """Refuse snapshots of another training than the one that ended in this folder."""
+    tensors, ended = snapshots.read_tensors(folder), _outcome(folder)
+    mark = checkpoint.mark_of(checkpoint.identity_of(ended)) if ended else None
+    if tensors is not None and mark not in (None, tensors.run):
+        raise LandscapeError(
+            f"{folder / 'snapshots'} is of another training than {checkpoint.outcome_path(folder)} "
+            f"tells of: it was copied there. Put back the right folder, or remove {folder} and "
+            f"train again."
+        )
 
 
 def _check_count(folder: Path, steps: Steps) -> None:

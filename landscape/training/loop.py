@@ -1,6 +1,5 @@
 """The training loop: one epoch after the other, each a function of the checkpoint before it."""
 
-import hashlib
 import json
 import math
 import time
@@ -15,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from landscape import storage
+from landscape.errors import LandscapeError
 from landscape.problems import DataSplits, Split
 from landscape.sam import SAM, Variant
 from landscape.training import checkpoint
 from landscape.training.arithmetic import Arithmetic, arithmetic, changed
 from landscape.training.batches import NOISE, batches, derived_seed
 from landscape.training.foreign import Foreign, OptimizerFactory
+from landscape.training.history import read_history
+from landscape.training.identity import identify
 from landscape.training.inputs import cast, check_data, check_output, logits, per_example
-from landscape.training.options import RecorderOptions, TrainingOptions, plain
+from landscape.training.options import RecorderOptions, TrainingOptions
 from landscape.training.recorder import Recorder
 
 Record = dict[str, Any]
@@ -73,6 +75,7 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Record], None] | None = None,
+    run: str = "",
 ) -> TrainingResult:
     """Train `model` in place with `variant`, or continue what a killed call left in `folder`.
 
@@ -83,29 +86,37 @@ def train(
     `reduction` attribute or returns one loss per example. progress is called with each epoch's
     record: epoch (from 1), train_loss (mean of the first passes), val_loss, val_accuracy, lr (of
     the epoch's last step), seconds, num_skipped (steps so far without a finite gradient). A
-    training that goes on with other threads, device, precision or torch warns and keeps both.
+    training that goes on with other threads, device, precision or torch warns and keeps both. run:
+    a name for what the arguments do not show (a loss, a dataset); each file says of which training
+    it is, and those of another one, by variant, options, seed, data, model or `run`, are refused.
     Written: history.jsonl, snapshots/, checkpoints/ (see `Recorder`, `checkpoint`).
     """
     folder, device = Path(folder), torch.device(device)
     check_data(data, options, device, correctness=recorder.correctness)
-    done = _ended(folder, model, device)
+    identity = identify(model, data, variant, options, seed=seed, run=run)
+    done = _ended(folder, model, device, identity)
     if done is not None:
         return done
-    session = _Session(model, data, variant, options, seed, folder, recorder, loss, device)
+    session = _Session(
+        model, data, variant, options, seed, folder, recorder, loss, device, identity
+    )
     return session.run(progress)
 
 
-def _ended(folder: Path, model: nn.Module, device: torch.device) -> TrainingResult | None:
+def _ended(
+    folder: Path, model: nn.Module, device: torch.device, identity: str
+) -> TrainingResult | None:
     """The result of a training that had ended, its weights put into the model."""
     if not checkpoint.outcome_path(folder).exists():
         return None
     ended = checkpoint.read_outcome(folder)
+    checkpoint.check_identity(folder, checkpoint.identity_of(ended), identity)
     weights = None
     model.to(device)
     if ended["status"] == "finished":
         weights = checkpoint.final_path(folder)
         checkpoint.restore(model, weights, ended.get("weights_sha256"))
-    history, _ = storage.read_lines(folder / "history.jsonl")
+    history, _ = read_history(folder)
     parts = {k: ended[k] for k in ("status", "message", "epochs", "steps", "seconds")}
     parts["num_skipped"] = ended.get("num_skipped", 0)
     parts["arithmetic"] = tuple(ended.get("arithmetic", ()))
@@ -119,7 +130,9 @@ class _DivergenceError(Exception):
 class _Session:
     """One call of `train`."""
 
-    def __init__(self, model, data, variant, options, seed, folder, recorder, loss, device):
+    def __init__(
+        self, model, data, variant, options, seed, folder, recorder, loss, device, identity
+    ):
         self.model, self.options, self.seed, self.folder = model, options, seed, folder
         self.device = device
         self.data = data.to(device)
@@ -139,22 +152,13 @@ class _Session:
             self.optimizer.set_fisher_data(self.losses, (train.x, train.y))
         self.per_epoch = options.steps_per_epoch(len(train))
         self.steps = options.epochs * self.per_epoch
-        said = {
-            "variant": variant.name,
-            "seed": seed,
-            "data": data.name,
-            "num_examples": len(train),
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            **plain(options),
-        }
-        self.identity = json.dumps(said, sort_keys=True)
-        run = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+        self.identity, self.mark = identity, checkpoint.mark_of(identity)
         self.recorder = Recorder(
             folder / "snapshots",
             recorder,
             self.optimizer,
             recorder.steps(self.steps, per_epoch=self.per_epoch, seed=seed),
-            run=run,
+            run=self.mark,
         )
         self.seconds = 0.0
         self.arithmetic = [{"first_epoch": 1, **arithmetic(device, dtype)}]
@@ -192,7 +196,8 @@ class _Session:
         try:
             for epoch in range(first, self.options.epochs):
                 record = self._epoch(epoch)
-                storage.append_line(self.folder / "history.jsonl", record)
+                line = record | {"training": self.mark}
+                storage.append_line(self.folder / "history.jsonl", line)
                 self.recorder.flush()
                 self._save(epoch + 1)
                 if progress is not None:
@@ -219,8 +224,15 @@ class _Session:
             self._continue_arithmetic(state.get("arithmetic"), epoch)
         self.recorder.forget_after(epoch, epoch * self.per_epoch)
         if (self.folder / "history.jsonl").exists():
+            records, _ = read_history(self.folder, training=self.mark)
+            if len(records) < epoch:
+                raise LandscapeError(
+                    f"{self.folder / 'history.jsonl'} has {len(records)} epochs and the checkpoint "
+                    f"{epoch}: lines were lost. Take it from a copy, or remove {self.folder} and "
+                    f"train again."
+                )
             storage.truncate_lines(
-                self.folder / "history.jsonl", lambda record: record.get("epoch", 0) <= epoch
+                self.folder / "history.jsonl", lambda record: record["epoch"] <= epoch
             )
         return epoch
 
@@ -324,7 +336,7 @@ class _Session:
                 f" under {json.loads(self.identity)['variant']!r} with lr={self.options.lr:g}; "
                 f"lower lr or rho, or add warmup."
             )
-        history, _ = storage.read_lines(self.folder / "history.jsonl")
+        history, _ = read_history(self.folder)
         outcome = {
             "status": status,
             "message": message,
@@ -337,7 +349,8 @@ class _Session:
         checkpoint.finish(
             self.folder,
             self.model,
-            outcome | {"training": json.loads(self.identity)},
+            outcome,
+            identity=self.identity,
             epoch=len(history),
             keep_every=self.options.keep_every,
         )

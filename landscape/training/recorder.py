@@ -83,13 +83,14 @@ class Log:
         self.waiting.append((step, zscore_counts(seen.g1), bits))
         self._write_waiting()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Say what the files are about, once."""
         if not self.begun:
             snapshots.write_tensors(self.folder, self.tensors)
             self.begun = True
 
     def _write_waiting(self) -> None:
-        self._begin()
+        self.begin()
         while self.waiting:
             step, counts, bits = self.waiting[0]
             snapshots.write_snapshot(
@@ -99,7 +100,7 @@ class Log:
 
     def flush(self) -> None:
         """Append the rows kept so far; they stay kept when that fails."""
-        self._begin()
+        self.begin()
         if self.rows:
             found = torch.stack([values for _, _, values in self.rows]).cpu().numpy()
             rows = np.zeros(len(found), self.tensors.row)
@@ -152,7 +153,8 @@ class Recorder:
 
     def correctness(self, epoch: int, correct: Tensor) -> None:
         """Keep which training examples (N,) are right after an epoch (from 1)."""
-        file = snapshots.correctness_file(self.log.folder, len(correct))
+        self.log.begin()  # says of which training the rows are
+        file = snapshots.correctness_file(self.log.folder, len(correct), self.log.tensors.run)
         file.append(snapshots.correctness_row(file, epoch, host(correct)))
 
     def flush(self) -> None:

@@ -83,20 +83,23 @@ def _index(folder):
     return path
 
 
+IDENTITY = '{"run": "sam-s0-01234567", "seed": 0}'
+
+
 def _trained(folder):
     net = model(1)
     state = {
-        "identity": "{}", "optimizer": {"slots": {}, "m": torch.ones(5)}, "seconds": 1.5,
+        "identity": IDENTITY, "optimizer": {"slots": {}, "m": torch.ones(5)}, "seconds": 1.5,
     }  # fmt: skip
     checkpoint.save(folder, net, state, epoch=2, keep_every=0)
     checkpoint.finish(
         folder, net, {"status": "finished", "message": "", "epochs": 2, "steps": 4, "seconds": 1.0},
-        epoch=2, keep_every=0,
+        identity=IDENTITY, epoch=2, keep_every=0,
     )  # fmt: skip
     for epoch in (1, 2):
         record = {
             "epoch": epoch, "train_loss": 0.5 / epoch, "val_loss": None, "val_accuracy": 0.5,
-            "lr": 0.1, "seconds": 0.2,
+            "lr": 0.1, "seconds": 0.2, "training": checkpoint.mark_of(IDENTITY),
         }  # fmt: skip
         storage.append_line(folder / "history.jsonl", record)
 
@@ -151,7 +154,7 @@ def _recorded(folder):
     rows = np.zeros(6, TENSORS.row)
     rows["step"], rows["epoch"], rows["rho"] = np.arange(6), 1, 0.1
     snapshots.steps_file(place, TENSORS).append(rows)
-    file = snapshots.correctness_file(place, 11)
+    file = snapshots.correctness_file(place, 11, TENSORS.run)
     for epoch in (1, 2):
         file.append(snapshots.correctness_row(file, epoch, np.arange(11) % 2 == epoch % 2))
     for step in (0, 4):

@@ -13,7 +13,7 @@ from landscape.plot import runs
 from landscape.study import Options, parse, run
 from landscape.study.bench import Bench
 from landscape.study.estimate import estimate
-from landscape.study.jobs import keyed
+from landscape.study.jobs import Trainings, keyed
 from landscape.study.measurements import measure_run
 from landscape.study.measurements.connections import _half
 from landscape.study.running import job_of, usable_cores, worker_count
@@ -77,7 +77,8 @@ def finished(tmp_path_factory):
 def bench_of(finished, name, *, setting="one", text=TEXT):
     study = plan(text)
     found = next(r for r in study.runs if (r.setting, f"{r.variant}/{r.seed}") == (setting, name))
-    return Bench(job_of(study, found, finished.folder, "cpu", HERE_ONLY, across=True))
+    known = Trainings(study, finished.folder)
+    return Bench(job_of(known, found, finished.folder, "cpu", HERE_ONLY, across=True))
 
 
 def test_the_slices_of_a_study_use_every_core_that_it_may(monkeypatch):

@@ -13,6 +13,7 @@ from torch import nn
 from landscape import problems, sam, training
 from landscape.errors import LandscapeError
 from landscape.storage import read_lines
+from landscape.training import read_history
 from landscape.training.batches import batches
 from tests import training_problems as small
 
@@ -61,7 +62,9 @@ def test_history_holds_evaluations_in_eval_mode(tmp_path):
     trained, result = small.train(tmp_path, progress=seen.append)
     assert result.finished
     assert result.status == "finished"
-    assert seen == result.history == read_lines(tmp_path / "history.jsonl")[0]
+    assert seen == result.history == read_history(tmp_path)[0]
+    marks = {line["training"] for line in read_lines(tmp_path / "history.jsonl")[0]}
+    assert len(marks) == 1  # of which training they are
     assert [r["epoch"] for r in seen] == [1, 2, 3]
     assert result.steps == 18
     assert result.seconds == pytest.approx(sum(r["seconds"] for r in seen))
@@ -255,7 +258,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     with pytest.raises(LandscapeError, match=r"last.pt is not a whole checkpoint .* train again"):
         small.train(tmp_path)
     torch.save({"format": 99}, path)
-    with pytest.raises(LandscapeError, match=r"last.pt is no checkpoint of format 2"):
+    with pytest.raises(LandscapeError, match=r"last.pt is no checkpoint of format 3"):
         small.train(tmp_path)
 
 

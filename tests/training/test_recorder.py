@@ -294,7 +294,8 @@ def test_a_study_says_what_each_training_will_record(tmp_path, monkeypatch):
     (tmp_path / "s.toml").write_text(demo_text(quick=True))
     plan = study.load(tmp_path / "s.toml")
     place, said = storage.StudyFolder(tmp_path), []
-    job = running.job_of(plan, plan.runs[0], place, "cpu", study.Options())
+    known = jobs.Trainings(plan, place)
+    job = running.job_of(known, plan.runs[0], place, "cpu", study.Options())
     monkeypatch.setattr("landscape.study.bench.train", lambda *_: None)
     jobs._train(job, lambda fraction, note: said.append((fraction, note)))
     assert said == [(0.0, "training, recording at most 0.6 MB")]

@@ -89,7 +89,7 @@ def _correctness(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
     """Epochs, and which training examples were right after each."""
     if bench.run.weights is not None:
         return np.empty(0, np.int64), np.empty((0, 0), bool)
-    recorded = snapshots.read_correctness(bench.job.folder)
+    recorded = snapshots.read_correctness(bench.recorded(bench.run))
     if len(recorded.epochs):
         return recorded.epochs, recorded.correct
     epochs, rows = [], []

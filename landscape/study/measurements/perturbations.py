@@ -70,7 +70,7 @@ def saved_mask_overlap(bench: Bench) -> xr.Dataset | None:
         return None
     found = {}
     for run in seeds:
-        folder = bench.job.folder.parent / run.run_id
+        folder = bench.recorded(run)
         masks = snapshots.read_masks(folder) if folder.is_dir() else ()
         if len(masks):
             found[f"seed {run.seed}"] = masks[len(masks) - 1]
@@ -84,7 +84,7 @@ def _recorded(bench: Bench) -> snapshots.MaskSeries | None:
     """Masks of the run's training; None where fewer than two were recorded."""
     if bench.run.weights is not None:
         return None
-    masks = snapshots.read_masks(bench.job.folder)
+    masks = snapshots.read_masks(bench.recorded(bench.run))
     return masks if len(masks) > 1 else None
 
 
