@@ -6,7 +6,7 @@ OUT ?= studies/demo
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo quick test slow fuzz lint figures newcomer clean
+.PHONY: demo quick test slow fuzz docs lint figures newcomer clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:

@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import stats as distributions
 
 from landscape import results
 from landscape.checks import check_choice
@@ -156,7 +156,7 @@ def _interval(
         mean = np.where(n > 0, np.nansum(values, axis=0) / n, np.nan)
         squares = np.nansum((values - mean) ** 2, axis=0)
         error = np.where(n > 1, np.sqrt(squares / (n - 1) / n), np.nan)
-        quantile = distributions.t.ppf((1 + level) / 2, np.maximum(n - 1, 1))
+        quantile = scipy.stats.t.ppf((1 + level) / 2, np.maximum(n - 1, 1))
         return mean, quantile * error, mean / error
 
 

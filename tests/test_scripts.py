@@ -39,6 +39,7 @@ def run(monkeypatch, script, *arguments):
     runpy.run_path(str(script), run_name="__main__")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_draws_from_a_study(monkeypatch, tmp_path, study, script):
     run(monkeypatch, script, "--study", study, "--out", tmp_path)

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from landscape.cli import plans
 from landscape.cli.flags import (
@@ -34,8 +35,19 @@ EPILOG = (
     "Ctrl-C. "
     "Every command resumes: run it again and only what is missing is done."
 )
+
+
+class _Listing(typer.core.TyperGroup):
+    """The list of commands is plain text: loading what draws boxes takes longer than the rest."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="landscape",
+    cls=_Listing,
     help="Measure and draw the loss landscape of networks trained with SAM and its variants.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -64,9 +76,10 @@ def demo(
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
-    """Train SGD and eleven SAM variants on handwritten digits, measure, and write a report.
+    """Train SGD and eleven SAM variants, measure, and write a report.
 
-    About five minutes on two CPU cores; no download. Run it again and it resumes.
+    On handwritten digits: about five minutes on two CPU cores, no download. Run it again and it
+    resumes.
     """
     from landscape.study.demo import demo_text
 
@@ -132,10 +145,10 @@ def tune(
     changes: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Choose rho, or any axis, on validation data, and write the study that has it chosen.
+    """Choose rho, or any axis, on validation data.
 
-    Seeds that the study does not use, test data unread. A grid whose best value lies at its end is
-    extended. Run it again and it resumes.
+    Writes the study that has it chosen. Seeds that the study does not use, test data unread. A grid
+    whose best value lies at its end is extended. Run it again and it resumes.
     """
     from landscape import study
     from landscape.study.tuning import tune as tuned
@@ -232,7 +245,7 @@ def measure(
     changes: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Measure trained runs of a study, or a checkpoint of your own, and write the report.
+    """Measure the runs of a study, or a checkpoint of your own.
 
     Your own work: landscape measure --model mine:make --data mine:data --weights a.pt
     --variant sam --rho 0.05
@@ -284,10 +297,10 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Folder; default STUDY/figures.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the figures of a study: vector PDF in a venue's size for the paper, HTML for the web.
+    """Draw the figures of a study in the size of a venue.
 
-    Beside them captions.tex, tables.tex, methods.tex, references.bib and data/*.csv, every number
-    that is drawn.
+    Vector PDF for the paper, HTML for the web; beside them captions.tex, tables.tex, methods.tex,
+    references.bib and data/*.csv, every number that is drawn.
 
     landscape figures studies/demo --venue icml-column --only headline,sharpness --letters
     """
@@ -325,9 +338,10 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
 
 @app.command(epilog=EPILOG)
 def verify(folder: StudyDir, as_json: Json = False) -> None:
-    """Compare every file of a study with its digest: is it as it was written, after a copy too?
+    """Compare every file of a study with its digest.
 
-    Nothing is run or changed. Exit code 1 where a file differs, with what to do about it.
+    Is it as it was written, after a copy too? Nothing is run or changed. Exit code 1 where a file
+    differs, with what to do about it.
     """
     from landscape import study
 
@@ -344,7 +358,7 @@ def doctor(
     ],
     as_json: Json = False,
 ) -> None:
-    """Say whether the recorded steps of a loop were those of SAM, and what mends them.
+    """Say whether the recorded steps of a loop were those of SAM.
 
     with landscape.record(model, folder="theirs", steps_per_epoch=len(loader)): your loop
 
@@ -373,9 +387,9 @@ def weights(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a weights file holds, without running anything in it; or convert it.
+    """Say what a weights file holds; nothing in it is run.
 
-    landscape weights model.ckpt
+    Or convert it.     landscape weights model.ckpt
 
     landscape weights whole.pt --trust-pickle 5f0c... --out weights.safetensors
     """
@@ -405,9 +419,10 @@ def convert(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a result as tables or a figure, or bring an old loss surface along.
+    """Write a result as tables or a figure.
 
-    Variables of unlike dimensions go into a table each: perturbation.run-tensor.csv.
+    Or brings an old loss surface along. Variables of unlike dimensions go into a table each:
+    perturbation.run-tensor.csv.
 
     landscape convert studies/demo/results/loss_plane.nc plane.csv
 

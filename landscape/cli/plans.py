@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from landscape.errors import LandscapeError
-from landscape.storage import folder_name
 
 if TYPE_CHECKING:
     from landscape.study import Options, Study, Summary
@@ -51,6 +50,7 @@ def open(
 ) -> "tuple[Study, Path]":
     """A study file, or the folder of a study to continue, and the folder to work in."""
     from landscape import study
+    from landscape.storage import folder_name
 
     overrides = tuple(changes or ())
     if data_dir is not None:
@@ -66,6 +66,7 @@ def from_flags(
 ) -> "tuple[Study, Path]":
     """The study that flags describe, and the folder to work in."""
     from landscape import study
+    from landscape.storage import folder_name
     from landscape.study.flags import default_name, study_text
 
     plan = study.parse(

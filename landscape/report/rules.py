@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as laws
+import scipy
 
 from landscape import stats
 from landscape.metrics import METRICS
@@ -380,8 +380,10 @@ def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:
     left = y - slope * x - intercept
     variance = float(left @ left) / (n - 2)
     leverage = 1 + 1 / n + (at - x.mean()) ** 2 / float(((x - x.mean()) ** 2).sum())
-    return float(intercept + slope * at + laws.t.ppf(0.975, n - 2) * math.sqrt(variance * leverage))
+    return float(
+        intercept + slope * at + scipy.stats.t.ppf(0.975, n - 2) * math.sqrt(variance * leverage)
+    )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), laws.rankdata(values), np.nan)
+    return np.where(np.isfinite(values), scipy.stats.rankdata(values), np.nan)

@@ -1,8 +1,8 @@
 """Densities drawn from quadrature nodes."""
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 def broaden(nodes: ArrayLike, weights: ArrayLike, grid: ArrayLike, *, sigma: float) -> np.ndarray:
@@ -13,4 +13,4 @@ def broaden(nodes: ArrayLike, weights: ArrayLike, grid: ArrayLike, *, sigma: flo
     """
     nodes, weights = np.asarray(nodes, float), np.asarray(weights, float)
     z = (np.asarray(grid, float) - nodes[..., None]) / sigma
-    return np.nansum(weights[..., None] * stats.norm.pdf(z), axis=-2) / sigma
+    return np.nansum(weights[..., None] * scipy.stats.norm.pdf(z), axis=-2) / sigma

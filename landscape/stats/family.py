@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from landscape.stats.intervals import LEVEL, Interval
 
@@ -127,7 +127,7 @@ def simultaneous(
             continue
         half = float(critical[j]) * se
         ci = Interval(mean, mean - half, mean + half, n, c.failed, level)
-        detectable = half + float(stats.norm.ppf(_POWER)) * se
+        detectable = half + float(scipy.stats.norm.ppf(_POWER)) * se
         decided[key] = Decision(
             ci, min(1.0, float(p[j]) / share), min(1.0, smallest / share), detectable, c.margin,
             c.failed, method,
@@ -211,10 +211,10 @@ def _by_student(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, fl
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(table.mean) / table.se
     m = int((table.se > 0).sum())
-    raw = 2 * stats.t.sf(t, table.df)
+    raw = 2 * scipy.stats.t.sf(t, table.df)
     adjusted = -np.expm1(m * np.log1p(-np.minimum(raw, 1 - 1e-16)))
     each = -math.expm1(math.log1p(-alpha) / max(m, 1))
-    return adjusted, stats.t.isf(each / 2, table.df), 0.0
+    return adjusted, scipy.stats.t.isf(each / 2, table.df), 0.0
 
 
 def _by_flips(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:

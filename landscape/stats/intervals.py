@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from landscape.errors import LandscapeError
 
@@ -61,7 +61,7 @@ def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     mean = float(finite.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1, missing, level)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
+    half = float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, missing, level)
 
 
@@ -101,7 +101,7 @@ def paired(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Paired:
         flat = Interval(ci.estimate, math.nan, math.nan, ci.n, ci.missing, level)
         return Paired(flat, 0.0 if same else math.nan, 1.0 if same else math.nan)
     t = ci.estimate / (spread / math.sqrt(ci.n))
-    return Paired(ci, t, float(2 * stats.t.sf(abs(t), ci.n - 1)))
+    return Paired(ci, t, float(2 * scipy.stats.t.sf(abs(t), ci.n - 1)))
 
 
 def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +139,7 @@ def wilcoxon(differences: ArrayLike) -> float:
         )
     if not np.any(finite):
         return 1.0
-    return float(stats.wilcoxon(finite).pvalue)
+    return float(scipy.stats.wilcoxon(finite).pvalue)
 
 
 def sampling_error(accuracy: float, num_examples: int) -> float:

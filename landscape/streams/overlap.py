@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.stats import hypergeom, norm
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Overlap:
 
         NaN where the null has no spread. A gate, not an effect: it falls with N at equal kappa.
         """
-        p = hypergeom.sf(self.common - 1, self.size, self.first, self.second)
+        p = scipy.stats.hypergeom.sf(self.common - 1, self.size, self.first, self.second)
         return np.where(self.variance > 0, p, np.nan)
 
     def pooled(self) -> "PooledOverlap":
@@ -125,7 +125,7 @@ class PooledOverlap:
     @property
     def p_value(self) -> np.ndarray:
         """P(Z >= z) of the normal law, which the sum over tensors is close to."""
-        return norm.sf(self.z_score)
+        return scipy.stats.norm.sf(self.z_score)
 
 
 def stacked(overlaps: Sequence[Overlap]) -> Overlap:

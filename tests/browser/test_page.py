@@ -80,7 +80,9 @@ class Visit:
         return self.page.locator(selector).count()
 
 
-@pytest.fixture(params=[LAPTOP, PHONE], ids=["laptop", "phone"])
+@pytest.fixture(
+    params=[pytest.param(LAPTOP, marks=pytest.mark.slow), PHONE], ids=["laptop", "phone"]
+)
 def visit(request, browser, page_path):
     one = Visit(browser, page_path, request.param)
     yield one

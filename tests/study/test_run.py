@@ -161,6 +161,7 @@ def test_a_measurement_that_is_no_longer_asked_for_leaves_the_results(finished, 
     assert left == ["generalization.nc", "trainings.nc"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_numbers(finished, tmp_path):
     (tmp_path / "study.toml").write_text(TEXT)
     (tmp_path / "study_problem.py").write_text((HERE / "study_problem.py").read_text())
@@ -203,6 +204,7 @@ def test_ctrl_c_leaves_one_line_exit_130_and_no_worker(tmp_path):
     assert history.stat().st_size == size
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_named_the_others_go_on_and_the_exit_code_is_1(tmp_path):
     killer = (HERE / "study_problem.py").read_text() + (
         "\ndef killer(seed):\n"
@@ -388,9 +390,13 @@ KINDS = (
     "runs/*/checkpoints/final.safetensors", "runs/*/snapshots/tensors.json",
     "runs/*/snapshots/steps.bin", "runs/zsharp*/snapshots/*.npz",
 )  # fmt: skip
+QUICK_KINDS = ("results/*.nc", "runs/*/history.jsonl", "runs/*/checkpoints/final.safetensors")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in QUICK_KINDS else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
 def test_verify_finds_a_changed_bit_in_every_kind_of_file(finished, tmp_path, kind):
     folder = _copy(finished, tmp_path)
     path = sorted(folder.glob(kind))[0]

@@ -45,7 +45,9 @@ def start(folder, name):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("name", "lines"), [("zsharp", 3), ("ssam_d", 7)])
+@pytest.mark.parametrize(
+    ("name", "lines"), [("zsharp", 3), pytest.param("ssam_d", 7, marks=pytest.mark.slow)]
+)
 def test_kill_9_and_again(tmp_path, name, lines):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(killed, name)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.stats import binom
 
 from landscape import results
 from landscape.errors import LandscapeError
@@ -224,7 +224,7 @@ def _selection(times: np.ndarray, density: np.ndarray, total: int) -> dict[str, 
     entropy = -float((counts[1:] * weight[1:] * np.log(np.maximum(weight[1:], 1e-300))).sum())
     return {
         "share": share,
-        "expected_share": binom.pmf(k, total, mean),
+        "expected_share": scipy.stats.binom.pmf(k, total, mean),
         "over_dispersion": variance / chance if chance > 0 else np.nan,
         "frequency_std": variance**0.5,
         "effective_support": float(np.exp(entropy)) / len(times) if counts[1:].any() else 0.0,

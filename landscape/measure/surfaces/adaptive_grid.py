@@ -13,8 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import RBFInterpolator
-from scipy.special import gammaincinv
+import scipy
 
 from landscape.errors import LandscapeError
 
@@ -173,7 +172,7 @@ class _Work:
             return np.full(self.shape, np.nan)
         z = np.log(self.loss[known]) if self.logarithmic else self.loss[known]
         count = int(known.sum())
-        spline = RBFInterpolator(
+        spline = scipy.interpolate.RBFInterpolator(
             self._places[known],
             z,
             kernel="cubic",
@@ -212,7 +211,10 @@ class _Work:
         worst = max(self._sample["sampled_worst"], float(off.max(initial=0.0)))
         self._sample["sampled_worst"] = worst
         self._spline = self._interpolated()
-        return not beyond or gammaincinv(beyond + 1, 0.95) * len(rest) / size <= 0.01 * cells
+        return (
+            not beyond
+            or scipy.special.gammaincinv(beyond + 1, 0.95) * len(rest) / size <= 0.01 * cells
+        )
 
     def surface(self) -> Surface:
         values = self._values.copy()
