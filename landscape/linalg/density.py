@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape.errors import Interrupted, LandscapeError
@@ -17,12 +17,14 @@ class Quadrature:
     """Nodes and weights per probe: (1/P)·tr f(H) ≈ Σ_j weights[i, j]·f(nodes[i, j]) for each i.
 
     The weights of a probe sum to 1; a probe whose space was invariant before num_steps fills up
-    with nodes of weight 0.
+    with nodes of weight 0. exact: of each probe, whether its space was invariant, so that nodes and
+    weights are its whole measure and no quadrature of it.
     """
 
     nodes: Float[Tensor, "probe node"]
     weights: Float[Tensor, "probe node"]
     num_matvecs: int
+    exact: Bool[Tensor, "*probe"]
 
 
 def slq(
@@ -49,6 +51,7 @@ def slq(
     steps = min(num_steps, size)
     nodes = torch.zeros(num_probes, steps, dtype=torch.float64)
     weights = torch.zeros(num_probes, steps, dtype=torch.float64)
+    exact = torch.full((num_probes,), steps == size)
     try:
         for probe in range(num_probes):
             start = rademacher((size,), generator=generator, dtype=dtype, device=device)
@@ -57,10 +60,12 @@ def slq(
             nodes[probe, :count] = ritz.values
             weights[probe, :count] = ritz.coefficients[0] ** 2
             nodes[probe, count:] = ritz.values[-1]
+            exact[probe] |= count < steps
     except KeyboardInterrupt as stop:
-        known = Quadrature(nodes[:probe], weights[:probe], probe * steps) if probe else None
+        done = (nodes[:probe], weights[:probe], probe * steps, exact[:probe])
+        known = Quadrature(*done) if probe else None
         raise Interrupted(f"Interrupted after {probe} probes.", known) from stop
-    return Quadrature(nodes, weights, num_probes * steps)
+    return Quadrature(nodes, weights, num_probes * steps, exact)
 
 
 def _space(

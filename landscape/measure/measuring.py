@@ -15,7 +15,7 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
-from landscape.streams import host
+from landscape.streams import host, student
 
 # How residuals are made where no bound is asked: see `certificates`.
 RESIDUALS = ("float64", "none")
@@ -113,6 +113,15 @@ def normal_draws(
     for row in rows:
         row.copy_(torch.randn(like.numel(), generator=source, dtype=torch.float64))
     return rows
+
+
+def interval(name: str, samples: np.ndarray, dims: Any, units: str) -> dict[str, Variable]:
+    """Variables <name>_low and <name>_high: Student's 95 % interval over probes, the first axis."""
+    low, high = student(samples)
+    return {
+        f"{name}_low": Variable(dims, low, units, "95 % interval over probes, from"),
+        f"{name}_high": Variable(dims, high, units, "95 % interval over probes, to"),
+    }
 
 
 def split(layout: ParamLayout, theta: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from landscape.streams.masks import PackedMasks
 from landscape.streams.moments import Moments, spread_of_rounding
 from landscape.streams.overlap import Overlap, PooledOverlap, holm, stacked
 from landscape.streams.persistence import half_life, persistence
+from landscape.streams.probes import quadrature_bracket, student
 from landscape.streams.values import ValueHistogram
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "holm",
     "host",
     "persistence",
+    "quadrature_bracket",
     "spread_of_rounding",
     "stacked",
+    "student",
 ]

@@ -16,6 +16,7 @@ from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.params import Select
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
+from landscape.streams import quadrature_bracket, student
 
 # Ritz values nearer to 0 than this share of the largest do not tell on which side of it they are.
 RESOLVED = 1e-3
@@ -38,7 +39,15 @@ def spectral_density(
     are kept so that a band can be drawn over them (arXiv:1901.10159). negative_mass, the share of
     eigenvalues below -zero, zero = 1e-3 max |ritz_value| (nearer to 0 a node stands for a cluster
     whose sign it does not resolve), and for every z of `shifts` effective_dimension(shift) =
-    sum_i lambda_i⁺ / (lambda_i⁺ + z) (arXiv:2003.02139), each with its standard error over probes.
+    sum_i lambda_i⁺ / (lambda_i⁺ + z) (arXiv:2003.02139).
+
+    Of each: <name> is what the quadrature sums to, the mean over probes. <name>_lower(probe) and
+    <name>_upper(probe) bracket what that probe has in the whole spectrum, whatever lies between its
+    nodes (`streams.quadrature_bracket`, Chebyshev-Markov-Stieltjes); more nodes draw them together.
+    <name>_low to <name>_high is a 95 % interval for the spectrum itself: Student's over the probes
+    of those brackets, so that it covers both what the nodes leave open and the draw of the probes
+    (NaN for one probe). Clusters of a share far from their neighbours need nodes of their own
+    before the bracket of a count of eigenvalues is narrow.
     matrix: "hessian" or "ggn"; select: the block of these tensors. Cost: num_probes * num_nodes
     Hessian products. Ctrl-C raises errors.Interrupted, whose `partial` is the result of the probes
     so far, interrupted=True among its attributes, or None.
@@ -60,12 +69,13 @@ def spectral_density(
 
     def result(quadrature: density.Quadrature, options: dict[str, Any]) -> xr.Dataset:
         nodes, weights = numbers(quadrature.nodes), numbers(quadrature.weights)
+        exact = quadrature.exact.numpy()
         zero = RESOLVED * float(np.abs(nodes).max(initial=0.0))
         coords = {"probe": np.arange(len(nodes)), "node": np.arange(nodes.shape[1])}
         if len(shifts):
             coords["shift"] = np.array(shifts, dtype=float)
         return measuring.result(
-            _density_variables(nodes, weights, zero, shifts, operator.size)
+            _density_variables(nodes, weights, exact, zero, shifts, operator.size)
             | {
                 "loss": Variable((), float(loss), "nats", "Loss at theta"),
                 "zero": Variable((), zero, "nats / parameter²", "Smaller eigenvalues count as 0"),
@@ -93,32 +103,53 @@ def spectral_density(
 
 
 def _density_variables(
-    nodes: np.ndarray, weights: np.ndarray, zero: float, shifts: Sequence[float], size: int
+    nodes: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    zero: float,
+    shifts: Sequence[float],
+    size: int,
 ) -> dict[str, Variable]:
     dims = ("probe", "node")
     variables = {
         "ritz_value": Variable(dims, nodes, "nats / parameter²", "Ritz value"),
         "weight": Variable(dims, weights, "1", "Quadrature weight"),
     }
-    variables |= _over_probes(
-        "negative_mass", (), (weights * (nodes < -zero)).sum(1), "Share of negative eigenvalues"
-    )
+    lower, upper = quadrature_bracket(nodes, weights, lambda x: (x >= -zero).astype(float))
+    below = (weights * (nodes < -zero)).sum(1)
+    proven = [np.where(exact, below, (1 - bound).clip(0, 1)) for bound in (upper, lower)]
+    title = "Share of negative eigenvalues"
+    variables |= _bracketed("negative_mass", (), below, *proven, title, 1)
     if len(shifts):
-        z, positive = np.array(shifts, dtype=float), nodes.clip(min=0)[..., None]
-        sums = size * (weights[..., None] * positive / (positive + z)).sum(1)
-        variables |= _over_probes("effective_dimension", "shift", sums, "Effective dimension")
+        z = np.array(shifts, dtype=float)
+
+        def rise(x: np.ndarray) -> np.ndarray:
+            positive = x.clip(min=0)[..., None]
+            return positive / (positive + z)
+
+        sums = (weights[..., None] * rise(nodes)).sum(1)
+        found = (sums, *quadrature_bracket(nodes, weights, rise))
+        values = [size * np.where(exact[:, None], sums, part) for part in found]
+        title = "Effective dimension"
+        variables |= _bracketed("effective_dimension", ("shift",), *values, title, size)
     return variables
 
 
-def _over_probes(
-    name: str, dims: str | tuple[()], samples: np.ndarray, title: str
+def _bracketed(
+    name: str,
+    dims: tuple[str, ...],
+    sums: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    title: str,
+    most: float,
 ) -> dict[str, Variable]:
-    """Mean and standard error over the first axis; of one probe the error is unknown."""
-    count = len(samples)
-    spread = samples.std(axis=0, ddof=1) if count > 1 else np.full(samples.shape[1:], np.nan)
+    """What the nodes sum to, what each probe proves, and the interval of both, in [0, most]."""
+    low, high = (end.clip(0, most) for end in student(lower, upper))
     return {
-        name: Variable(dims, samples.mean(axis=0), "1", title),
-        f"{name}_stderr": Variable(
-            dims, spread / np.sqrt(count), "1", "Standard error over probes"
-        ),
+        name: Variable(dims, sums.mean(axis=0), "1", title),
+        f"{name}_lower": Variable(("probe", *dims), lower, "1", "At least, of this probe"),
+        f"{name}_upper": Variable(("probe", *dims), upper, "1", "At most, of this probe"),
+        f"{name}_low": Variable(dims, low, "1", "95 % interval, from"),
+        f"{name}_high": Variable(dims, high, "1", "95 % interval, to"),
     }

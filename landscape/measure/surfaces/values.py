@@ -144,7 +144,9 @@ class Cells:
             if name.startswith(f"{other}_") and name not in _WORDS:
                 units, words = _WORDS[name.removeprefix(f"{other}_")]
                 return units, f"{words} ({other})"
-        return _WORDS[name]
+        units, words = _WORDS[name]
+        held = name.endswith("_stderr") and self._recalibrates
+        return units, f"{words}, BatchNorm statistics held" if held else words
 
     def provenance(self) -> dict[str, Any]:
         """The objective in words, and the data that were evaluated beside it."""

@@ -73,7 +73,7 @@ def _batches(v: Variant, row: int, ranks: int) -> list[Mark]:
 def data_bracket(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """λ₁ of subsets against their size, and the curvature that they promise the other examples."""
     ds = runs.in_setting(ds, setting)
-    runs.require(ds, "sized_eigenvalue", "sized_held_out", "upper", "lower", "lower_stderr")
+    runs.require(ds, "sized_eigenvalue", "sized_held_out", "upper", "lower", "lower_spread")
     total = int(runs.provenance(ds, "num_examples"))
     panels = [
         Panel(
@@ -91,7 +91,8 @@ def data_bracket(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "the subset's eigenvector vᴬ, biased downwards. The largest eigenvalue of the distribution "
         "lies between the two in expectation. Dots: one subset each; lines: their mean, over "
         f"{runs.seed_count(ds)}. Right end: λ₁ of all {total} examples, and the cross-fitted "
-        "estimate with its standard error over folds. BatchNorm mode eval.",
+        "estimate with its spread over folds, which share data: a scale, no standard error. "
+        "BatchNorm mode eval.",
         tuple(panels),
         columns=3,
         panel_height=1.7,
@@ -123,8 +124,8 @@ def _bracket(v: Variant, total: int) -> list[Mark]:
         places = np.append(sizes, last)
         order = np.argsort(places)
         marks.append(Line(places[order], means[order], label, v.color, dash=dash))  # type: ignore[arg-type]
-    error = float(v.ds.lower_stderr.values.mean())
-    middle, low = float(v.ds.lower.values.mean()), float((v.ds.lower - v.ds.lower_stderr).mean())
+    error = float(v.ds.lower_spread.values.mean())
+    middle, low = float(v.ds.lower.values.mean()), float((v.ds.lower - v.ds.lower_spread).mean())
     marks.append(
         Points(np.array([float(total)]), np.array([float(v.ds.upper.values.mean())]),
                "λ₁ of all examples", style.INK, "square", size=4.5)

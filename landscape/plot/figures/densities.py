@@ -7,6 +7,7 @@ from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points
 from landscape.plot.runs import Variant
+from landscape.streams import quadrature_bracket, student
 
 _POINTS = 240
 _WIDTH = 0.01  # of the range, or
@@ -56,8 +57,8 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """The same densities over each other, by magnitude, and what they sum up to.
 
     Linear and logarithmic view on one grid, effective dimension sum λ⁺ / (λ⁺ + z) against z where
-    it was measured, and the share of eigenvalues below -z; all with two standard errors over
-    probes.
+    it was measured, and the share of eigenvalues below -z. Bands of the densities: two standard
+    errors over probes; of the two sums: 95 % intervals over probes of what their nodes prove.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "ritz_value", "weight")
@@ -76,7 +77,8 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"Stochastic Lanczos quadrature, mean of {_probes(ds)}; first seed only. Logarithmic view: "
         "share of the eigenvalues per decade of |λ|, positive solid, negative dashed. Effective "
         "dimension: how many directions curve more than z. Last: the share of eigenvalues below "
-        f"−z. Left out: |λ| below {_RESOLVED:g} of the largest, where some dozen nodes tell "
+        "−z; bands of these two: 95 % intervals that also hold what lies between the nodes. Left "
+        f"out: |λ| below {_RESOLVED:g} of the largest, where some dozen nodes tell "
         f"neither size nor sign. BatchNorm mode {runs.provenance(ds, 'bn')}.",
         tuple(panels),
         columns=2,
@@ -163,9 +165,10 @@ def _dimension(found: list[Variant]) -> Panel:
     for v in found:
         run = v.ds.isel(run=0)
         z, mean = run["shift"].values, run.effective_dimension.values
-        error = 2 * run.effective_dimension_stderr.values
-        if np.isfinite(error).all():
-            marks.append(Band(z, mean - error, mean + error, v.label, v.color))
+        low, high = run.effective_dimension_low.values, run.effective_dimension_high.values
+        if np.isfinite(low).all():
+            # The axis is logarithmic: an interval that reaches 0 ends at its smallest mean.
+            marks.append(Band(z, low.clip(min=mean.min() / 10), high, v.label, v.color))
         marks.append(Line(z, mean, v.label, v.color))
         marks.append(Points(z, mean, v.label, v.color, v.symbol, size=3, legend=False))
     return Panel(
@@ -176,6 +179,19 @@ def _dimension(found: list[Variant]) -> Panel:
     )
 
 
+def _negative_band(
+    v: Variant, z: np.ndarray, nodes: np.ndarray, weights: np.ndarray, floor: float
+) -> list[Mark]:
+    """95 % interval of the share below -z in %: over probes, of what their nodes prove."""
+    if len(nodes) < 2:
+        return []
+    lower, upper = quadrature_bracket(
+        nodes, weights, lambda x: (x[..., None] >= -z).astype(np.float64)
+    )
+    low, high = student(1 - upper, 1 - lower)
+    return [Band(z, (100 * low).clip(floor, 100), (100 * high).clip(floor, 100), v.label, v.color)]
+
+
 def _negative(ds: xr.Dataset, found: list[Variant]) -> Panel:
     largest = float(np.abs(ds.ritz_value).max())
     deepest = max(float(-ds.ritz_value.min()), 2 * _RESOLVED * largest)
@@ -183,9 +199,11 @@ def _negative(ds: xr.Dataset, found: list[Variant]) -> Panel:
     marks: list[Mark] = []
     for v in found:
         run = v.ds.isel(run=0)
-        below = run.ritz_value.values[..., None] < -z
-        share = 100 * (run.weight.values[..., None] * below).sum(1)
-        marks += _curve(v, z, share, 100 / int(runs.provenance(ds, "num_parameters") or 10**6))
+        nodes, weights = run.ritz_value.values, run.weight.values
+        floor = 100 / int(runs.provenance(ds, "num_parameters") or 10**6)
+        share = 100 * (weights[..., None] * (nodes[..., None] < -z)).sum(1)
+        marks += _negative_band(v, z, nodes, weights, floor)
+        marks += _curve(v, z, share, floor, band=False)
     return Panel(
         Axis("z", "nats", log=True),
         Axis("eigenvalues below −z", "%", log=True),

@@ -115,7 +115,7 @@ def test_bracket_of_regression_holds_the_populations_eigenvalue_on_average():
         assert float(ds["upper"]) == pytest.approx(
             float(torch.linalg.eigvalsh(X.T @ X / 30)[-1]), rel=1e-7
         )
-        assert float(ds["lower_stderr"]) == pytest.approx(
+        assert float(ds["lower_spread"]) == pytest.approx(
             float(ds["fold_lower"].std(ddof=1)) / 3**0.5
         )
         lower.append(float(ds["lower"]))
