@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from landscape import storage
 from landscape.errors import LandscapeError
+from landscape.snapshots import RowFile
 from landscape.storage.writing import _host
 
 NAMES = (
@@ -92,7 +94,9 @@ def test_places_where_nothing_can_be_made(tmp_path):
 def test_a_folder_that_was_taken_away_is_not_begun_anew(tmp_path):
     root = tmp_path / "study"
     root.mkdir()
-    storage.hold(root)
+    lock = storage.StudyFolder(root).lock
+    lock.touch()
+    storage.hold(lock)
     storage.write_json(root / "runs" / "a" / "spec.json", {})
     for path in sorted(root.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -100,6 +104,11 @@ def test_a_folder_that_was_taken_away_is_not_begun_anew(tmp_path):
     with pytest.raises(LandscapeError, match="was removed while it was worked in"):
         storage.append_line(root / "runs" / "a" / "history.jsonl", {"epoch": 1})
     assert not root.exists()
+    (root / "runs").mkdir(parents=True)  # by a write that was on its way
+    rows = RowFile(root / "runs" / "a" / "steps.bin", np.dtype([("checksum", "<u4")]))
+    with pytest.raises(LandscapeError, match="was removed while it was worked in"):
+        rows.append(np.zeros(1, rows.dtype))
+    assert not (root / "runs" / "a").exists()
 
 
 def test_temporary_files_of_dead_writers_are_swept_and_others_stay(tmp_path):

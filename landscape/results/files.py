@@ -40,7 +40,10 @@ def save(ds: xr.Dataset, path: Path) -> Path:
     validate(ds)
     ds = ds.assign_attrs(landscape_schema=SCHEMA)
     sealed = ds.assign_attrs({SEAL: digest(ds)})
-    return write_atomically(path, lambda temporary: sealed.to_netcdf(temporary, engine="h5netcdf"))
+    # Composed in memory: HDF5 that a disk refuses something keeps the file open, and crashes the
+    # interpreter at its end.
+    content = sealed.to_netcdf(engine="h5netcdf")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load(path: Path) -> xr.Dataset:

@@ -35,7 +35,7 @@ class RowFile:
             checksum = self._checksum(memoryview(payload)[start + 4 : start + width])
             payload[start : start + 4] = checksum.to_bytes(4, "little")
         with storage.writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            storage.make_room(self.path)
             with self.path.open("ab") as handle:
                 whole = handle.tell() // width * width
                 handle.truncate(whole)  # what a crash left half-written

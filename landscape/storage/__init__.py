@@ -31,6 +31,7 @@ from landscape.storage.seals import (
 from landscape.storage.writing import (
     free_bytes,
     hold,
+    make_room,
     reading,
     sweep,
     write_atomically,
@@ -41,7 +42,7 @@ from landscape.storage.writing import (
 __all__ = [
     "STUDY_FORMAT", "StudyFolder", "append_line", "check_name", "check_zip", "declared_sha256",
     "digest_of", "file_sha256", "folder_name", "free_bytes", "hold", "is_plain_name", "load_json",
-    "metadata", "read_array", "read_arrays", "read_json", "read_lines", "reading", "seal",
-    "sealed_sha256", "slug", "sweep", "truncate_lines", "unsealed", "unsealed_json", "write_arrays",
-    "write_atomically", "write_json", "write_text", "writing",
+    "make_room", "metadata", "read_array", "read_arrays", "read_json", "read_lines", "reading",
+    "seal", "sealed_sha256", "slug", "sweep", "truncate_lines", "unsealed", "unsealed_json",
+    "write_arrays", "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line with its checksum and hand it to the operating system.
+    """Append one JSON line with its checksum and wait until the disk has it.
 
     What a crash left of a line is removed first.
     """
@@ -105,6 +106,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
             try:
                 handle.write(_line(record))
                 handle.flush()
+                os.fsync(handle.fileno())
             except OSError:
                 handle.truncate(whole)
                 raise

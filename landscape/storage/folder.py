@@ -38,6 +38,11 @@ class StudyFolder:
         return self.root / "data.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder; there as long as the folder is."""
+        return self.root / ".lock"
+
+    @property
     def runs(self) -> Path:
         """One folder per run."""
         return self.root / "runs"

@@ -15,7 +15,7 @@ from landscape.errors import LandscapeError
 
 _TEMPORARY = ".landscape-"  # then the process, its machine and the name that the file will have
 _DAY = 86400.0
-_roots: set[Path] = set()
+_locks: set[Path] = set()
 
 # Libraries wrap what the system said: h5py in text, safetensors in text, torch in a position.
 _SAID = re.compile(r"errno = (\d+)|os error (\d+)|\[Errno (\d+)\]")
@@ -95,18 +95,21 @@ def _is_full(path: Path) -> bool:
     return False
 
 
-def hold(root: Path) -> None:
-    """Write below `root` only while it is there: a folder taken away is not begun anew."""
-    _roots.add(Path(root))
+def hold(lock: Path) -> None:
+    """Write below the folder of a lock only while it lies there: one taken away stays away.
+
+    The lock goes with the rest even where a write, running meanwhile, makes the folder again.
+    """
+    _locks.add(Path(lock))
 
 
 def make_room(path: Path) -> None:
     """Make the folder of a file, unless the folder that is held has gone."""
-    for root in _roots:
-        if root in path.parents and not root.is_dir():
+    for lock in _locks:
+        if lock.parent in path.parents and not lock.exists():
             raise LandscapeError(
-                f"{root} was removed while it was worked in; {path.name} was not written. Run the "
-                f"command again to begin anew."
+                f"{lock.parent} was removed while it was worked in; {path.name} was not written. "
+                f"Run the command again to begin anew."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -219,7 +219,7 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
 def do(job: Job, report: Report) -> Outcome:
     """Train and measure one run."""
     began = time.monotonic()
-    storage.hold(job.folder.parents[1])
+    storage.hold(StudyFolder(job.folder.parents[1]).lock)
     train, todo = missing(job)
     _write_spec(job)
     trained = False

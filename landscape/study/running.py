@@ -95,7 +95,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     device = resolve_device(options.device)
     workers = worker_count(options, device)
     with _alone(place):
-        storage.hold(place.root)
+        storage.hold(place.lock)
         storage.sweep(place.root)
         storage.write_text(place.study_toml, study.text)
         _write_resolved(study, place, device, options)
@@ -248,7 +248,7 @@ def _check_folder(place: StudyFolder, study: Study) -> None:
 
 def _only_our_beginnings(place: StudyFolder) -> bool:
     # Killed between study.toml and resolved.json.
-    return {path.name for path in place.root.iterdir()} <= {"study.toml", ".lock"}
+    return {path.name for path in place.root.iterdir()} <= {place.study_toml.name, place.lock.name}
 
 
 @contextlib.contextmanager
@@ -256,7 +256,7 @@ def _alone(place: StudyFolder) -> Iterator[None]:
     """Hold the study folder: two processes training one run would undo each other."""
     with storage.writing(place.root):
         place.root.mkdir(parents=True, exist_ok=True)
-        handle = (place.root / ".lock").open("a+")
+        handle = place.lock.open("a+")
     with handle:
         try:
             import fcntl
