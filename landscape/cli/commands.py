@@ -409,7 +409,9 @@ def convert(
     ],
     target: Annotated[
         Path,
-        typer.Argument(help="What to write: .csv, .parquet, .nc, .png, .pdf, .svg, .pgf or .html."),
+        typer.Argument(
+            help="What to write: .csv, .parquet, .nc, .png, .pdf, .svg, .pgf, .html; .glb or .vts."
+        ),
     ],
     figure: Annotated[
         str | None, typer.Option(help="Name of the figure; default that of the measurement.")
@@ -417,20 +419,24 @@ def convert(
     setting: Annotated[
         str | None, typer.Option(help="One setting of a study; figures take the first.")
     ] = None,
+    variants: Annotated[str, typer.Option(help="Variants to keep, comma-separated; all.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Write a result as tables or a figure.
+    """Write a result as tables, a figure or a mesh.
 
     Or brings an old loss surface along. Variables of unlike dimensions go into a table each:
-    perturbation.run-tensor.csv.
+    perturbation.run-tensor.csv. Meshes of a surface: .glb for slides and the web, .vts for
+    ParaView.
 
     landscape convert studies/demo/results/loss_plane.nc plane.csv
+
+    landscape convert studies/demo/results/loss_plane.nc two.glb --variants sgd,sam
 
     landscape convert old_surface.h5 old.html --figure loss_surface
     """
     from landscape.plot import files
 
-    paths = files.convert(source, target, figure=figure, setting=setting)
+    paths = files.convert(source, target, figure=figure, setting=setting, variants=_names(variants))
     if as_json:
         print(json.dumps({"files": [str(path) for path in paths]}))
     else:

@@ -92,14 +92,14 @@ class Band:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars of length x at rows y, starting at `base`; outlined ones are not filled."""
+    """Horizontal bars that end at x in rows y, starting at `base`; outlined ones are not filled."""
 
     x: np.ndarray
     y: np.ndarray
     name: str
     color: str
     thickness: float = 0.7
-    base: float = 0.0
+    base: float | np.ndarray = 0.0
     outline: bool = False
     legend: bool = True
     group: str = ""
@@ -322,6 +322,8 @@ def _rows(mark: Mark, panel: Panel) -> Iterator[dict[str, object]]:
     else:
         columns = {key: getattr(mark, key, None) for key in _ALONG}
         known = {key: np.ravel(value) for key, value in columns.items() if value is not None}
+        if np.any(base := getattr(mark, "base", 0.0)):
+            known["base"] = np.broadcast_to(base, known["x"].shape)
         names = {key: dict(axis.ticks or ()) for key, axis in (("x", panel.x), ("y", panel.y))}
         for index in range(len(known["x"])):
             row = {key: value[index] for key, value in known.items()}

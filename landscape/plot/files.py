@@ -1,14 +1,16 @@
 """One result file to another format: tables, netCDF, figures; and old surfaces brought along."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from landscape import results, surfaces
 from landscape.errors import LandscapeError
-from landscape.plot import figures, interactive, runs, static
+from landscape.plot import figures, interactive, meshes, runs, static
 from landscape.storage import write_atomically
 
 TABLES = (".csv", ".parquet", ".nc")
@@ -32,16 +34,22 @@ def read(path: Path) -> xr.Dataset:
 
 
 def convert(
-    source: Path, target: Path, *, figure: str | None = None, setting: str | None = None
+    source: Path,
+    target: Path,
+    *,
+    figure: str | None = None,
+    setting: str | None = None,
+    variants: Sequence[str] = (),
 ) -> list[Path]:
-    """Write a result as its target's suffix says: tables, netCDF, or a figure on paper or page.
+    """Write a result as its target's suffix says: tables, netCDF, a figure, or a surface's mesh.
 
     figure: a name in `plot.figures`; by default that of the measurement. setting: of a study's
-    result; a figure shows one, by default the first, and tables hold all. Returns what was written:
-    a table for each set of dimensions that variables share (`tables`).
+    result; a figure or mesh shows one, by default the first, and tables hold all. variants: ids;
+    the runs of others are left out. Returns what was written: a table for each set of dimensions
+    that variables share (`tables`), a .vts for each variant.
     """
     source, target = Path(source), Path(target)
-    drawn = (*static.SUFFIXES, ".html")
+    drawn = (*static.SUFFIXES, ".html", *meshes.SUFFIXES)
     if target.suffix not in (*TABLES, *drawn):
         raise LandscapeError(
             f"{target.name} ends in {target.suffix!r}; possible: {', '.join((*TABLES, *drawn))}."
@@ -51,12 +59,28 @@ def convert(
     ds = read(source)
     if setting is not None:
         ds = runs.in_setting(ds, setting)
+    if variants:
+        ds = _of_variants(ds, variants)
+    if target.suffix in meshes.SUFFIXES:
+        where = setting or (runs.settings(ds)[0] if "run" in ds.dims else None)
+        return meshes.save(meshes.of(ds, setting=where), target)
     if target.suffix == ".nc":
         return [results.save(ds, target)]
     if target.suffix in TABLES:
         return _write_tables(ds, target)
     page = interactive if target.suffix == ".html" else static
     return [page.save(_drawn(ds, page, figure, setting), target)]
+
+
+def _of_variants(ds: xr.Dataset, variants: Sequence[str]) -> xr.Dataset:
+    known = list(dict.fromkeys(runs.as_runs(ds).variant.values.astype(str)))
+    unknown = [name for name in variants if name not in known]
+    if unknown:
+        raise LandscapeError(
+            f"variants: {', '.join(map(repr, unknown))} asked; the result has {', '.join(known)}."
+        )
+    kept = np.isin(runs.as_runs(ds).variant.values.astype(str), list(variants))
+    return runs.as_runs(ds).isel(run=np.flatnonzero(kept))
 
 
 def _drawn(ds: xr.Dataset, page: object, figure: str | None, setting: str | None) -> object:

@@ -66,7 +66,7 @@ def select(study: Study, choice: Choice, family: Family | None = None) -> Iterat
     _check(study, choice)
     family = Family.of(study) if family is None else family
     for title, entries in SECTIONS:
-        chosen = [e for e in entries if not choice.only or e.figure in choice.only]
+        chosen = [e for e in entries if e.figure in choice.only or not (choice.only or e.asked)]
         found = tuple(_figures(study, chosen, choice, family))
         if found:
             yield Section(title, found)

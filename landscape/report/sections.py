@@ -27,6 +27,7 @@ class Entry:
     data: tuple[str, ...] = ()
     needed: int | None = None
     variables: tuple[str, ...] = ()
+    asked: bool = False  # drawn where it is named (`landscape figures --only`), not on the page
 
     @property
     def measurements(self) -> tuple[str, ...]:
@@ -143,6 +144,8 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("loss_slice", ("loss_slice", "loss_slice_eval"), needed=1),
             Entry("loss_plane", ("loss_plane", "loss_slice"), needed=1),
             Entry("loss_surface", ("loss_plane",)),
+            Entry("surface_pair", ("loss_plane",), asked=True),
+            Entry("surface_persistence", ("loss_plane",)),
             Entry("plane_difference", ("loss_plane",)),
             Entry("curvature_map"),
             Entry("perturbation_slice"),

@@ -27,6 +27,7 @@ from landscape.plot.figures.curvature_data import (
 )
 from landscape.plot.figures.densities import spectral_density, spectral_views
 from landscape.plot.figures.enrichment import enrichment, perturbation_cosines
+from landscape.plot.figures.heights import surface_pair, surface_persistence
 from landscape.plot.figures.masks import (
     batch_overlap,
     mask_filters,
@@ -108,6 +109,8 @@ __all__ = [
     "sharpness_terms",
     "spectral_density",
     "spectral_views",
+    "surface_pair",
+    "surface_persistence",
     "three_points",
     "top_eigenvalues",
     "training_curvature",
