@@ -291,7 +291,7 @@ def figures(
     ] = None,
     letters: Annotated[bool, typer.Option("--letters", help="a, b, c before the panels.")] = False,
     formats: Annotated[
-        str, typer.Option("--format", help="Of pdf, png, svg, pgf and html, comma-separated.")
+        str, typer.Option("--format", help="Of pdf, png, svg, pgf, html and gif, comma-separated.")
     ] = "pdf,png,html",
     dpi: Annotated[int, typer.Option(help="Of PNG files.")] = 200,
     out: Annotated[Path | None, typer.Option(help="Folder; default STUDY/figures.")] = None,
@@ -410,7 +410,8 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            help="What to write: .csv, .parquet, .nc, .png, .pdf, .svg, .pgf, .html; .glb or .vts."
+            help="What to write: .csv, .parquet, .nc; .png, .pdf, .svg, .pgf, .html, .gif; .glb, "
+            ".vts."
         ),
     ],
     figure: Annotated[

@@ -58,6 +58,7 @@ class Points:
     hover: Sequence[str] | None = None
     true_x: np.ndarray | None = None  # what hovering says where x is moved to be seen
     group: str = ""  # legend entry that shows and hides it; default its name
+    when: np.ndarray | None = None  # moment at which each point is there (animations)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Line:
     group: str = ""  # legend entry that shows and hides it; default its name
     symbol: str = "none"  # a few of them along the line, for readers of grey print
     ends: bool = False  # named at its right end instead of in the legend of a static figure
+    when: np.ndarray | None = None  # moment at which each point is there (animations)
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,16 @@ class Drawing:
         words = f" Pale: {', '.join(name for name in pale if name in shown)}." if shown else ""
         return replace(kept, caption=self.caption + words)
 
+    @property
+    def moments(self) -> list[float]:
+        """When something of it appears, in order; none in a drawing without time."""
+        found = [m.when for p in self.panels for m in p.marks if _timed(m)]
+        return np.unique(np.concatenate(found)).tolist() if found else []
+
+    def until(self, moment: float) -> "Drawing":
+        """What is there at a moment, on the axes of the whole."""
+        return replace(self, panels=tuple(_until(panel, moment) for panel in self.panels))
+
     def grid(self, width: float) -> tuple[int, int]:
         """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""
         if not self.panels:
@@ -346,6 +358,40 @@ def _highlighted(panel: Panel, chosen: Sequence[str], pale: Sequence[str]) -> Pa
             behind.append(replace(mark, color=PALE, name=others, x_low=None, x_high=None,
                                   y_low=None, y_high=None))  # fmt: skip
     return replace(panel, marks=(*behind, *front))
+
+
+def _timed(mark: Mark) -> bool:
+    return getattr(mark, "when", None) is not None
+
+
+def _until(panel: Panel, moment: float) -> Panel:
+    if not any(map(_timed, panel.marks)):
+        return panel
+    marks = []
+    for mark in panel.marks:
+        if isinstance(mark, Line | Points) and mark.when is not None:
+            y = np.where(np.asarray(mark.when) <= moment, np.asarray(mark.y, float), np.nan)
+            mark = replace(mark, y=y)
+        marks.append(mark)
+    axes = {which: _held(panel, which) for which in ("x", "y")}
+    return replace(panel, marks=tuple(marks), **axes)
+
+
+def _held(panel: Panel, which: str) -> Axis:
+    """The axis with the limits of all that the panel shows, so that it does not move."""
+    axis = getattr(panel, which)
+    found = [np.ravel(v) for mark in panel.marks for v in _extent(mark, which)]
+    values = np.concatenate(found) if found else np.array([])
+    values = values[np.isfinite(values) & ((values > 0) | (not axis.log))]
+    plane = any(isinstance(mark, Contours | Field) for mark in panel.marks)
+    if axis.limits is not None or plane or not values.size:
+        return axis
+    low, high = float(values.min()), float(values.max())
+    if axis.log:
+        pad = (high / low) ** 0.06 if high > 1.001 * low else 1.5
+        return replace(axis, limits=(low / pad, high * pad))
+    pad = 0.04 * (high - low) or 0.5
+    return replace(axis, limits=(low - pad, high + pad))
 
 
 def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[int]) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import xarray as xr
 
 from landscape import results, surfaces
 from landscape.errors import LandscapeError
-from landscape.plot import figures, interactive, meshes, runs, static
+from landscape.plot import animation, figures, interactive, meshes, runs, static
 from landscape.storage import write_atomically
 
 TABLES = (".csv", ".parquet", ".nc")
@@ -49,7 +50,7 @@ def convert(
     that variables share (`tables`), a .vts for each variant.
     """
     source, target = Path(source), Path(target)
-    drawn = (*static.SUFFIXES, ".html", *meshes.SUFFIXES)
+    drawn = (*static.SUFFIXES, ".html", ".gif", *meshes.SUFFIXES)
     if target.suffix not in (*TABLES, *drawn):
         raise LandscapeError(
             f"{target.name} ends in {target.suffix!r}; possible: {', '.join((*TABLES, *drawn))}."
@@ -68,6 +69,8 @@ def convert(
         return [results.save(ds, target)]
     if target.suffix in TABLES:
         return _write_tables(ds, target)
+    if target.suffix == ".gif":
+        return [animation.save_gif(_drawn(ds, figures, figure, setting), target)]
     page = interactive if target.suffix == ".html" else static
     return [page.save(_drawn(ds, page, figure, setting), target)]
 
@@ -83,7 +86,7 @@ def _of_variants(ds: xr.Dataset, variants: Sequence[str]) -> xr.Dataset:
     return runs.as_runs(ds).isel(run=np.flatnonzero(kept))
 
 
-def _drawn(ds: xr.Dataset, page: object, figure: str | None, setting: str | None) -> object:
+def _drawn(ds: xr.Dataset, page: Any, figure: str | None, setting: str | None) -> Any:
     measurement = str(ds.attrs["measurement"])
     name = figure or _FIGURES.get(measurement, measurement)
     if name not in figures.__all__:

@@ -31,7 +31,7 @@ def save(figure: go.Figure, path: Path, *, shared: bool = False) -> Path:
         write_text(path.parent / "plotly.min.js", get_plotlyjs())
     source = "directory" if shared else True
     # An identity of its own would be random, and the same data shall give the same bytes.
-    html = figure.to_html(config=CONFIG, include_plotlyjs=source, div_id="figure")
+    html = figure.to_html(config=CONFIG, include_plotlyjs=source, div_id="figure", auto_play=False)
     title = escape(figure.layout.meta["title"] if figure.layout.meta else path.stem)
     html = html.replace("<html>", '<html lang="en">', 1)
     return write_text(path, html.replace("<head>", f"<head>\n    <title>{title}</title>", 1))

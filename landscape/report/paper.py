@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.plot import interactive, static, style
+from landscape.plot import animation, interactive, static, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
 from landscape.report.family import Family
@@ -17,7 +17,7 @@ from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
 from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
 
-FORMATS = ("pdf", "png", "svg", "pgf", "html")
+FORMATS = ("pdf", "png", "svg", "pgf", "html", "gif")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def write_figures(
 
     Beside them: data/<figure>.csv, every number drawn; captions.tex, a macro for each caption;
     tables.tex, methods.tex and references.bib of the whole study. html: interactive twins, which
-    share one plotly.min.js.
+    share one plotly.min.js; with time (trajectory) it moves, as gif does.
     """
     study, choice = Study.read(folder), choice or Choice()
     family = Family.of(study)
@@ -154,15 +154,19 @@ def write_figures(
 def save(figure: Selected, place: Path, choice: Choice) -> Iterator[Path]:
     """Write one figure in the formats of the choice."""
     path = place / figure.stem
-    printed = [suffix for suffix in choice.formats if suffix != "html"]
+    printed = [suffix for suffix in choice.formats if suffix not in ("html", "gif")]
+    moves = len(figure.drawing.moments) > 1
     if printed:
         drawn = static.render(
             figure.drawing, width=choice.width, letters=choice.letters, dpi=choice.dpi
         )
         yield from (static.save(drawn, path.with_suffix(f".{suffix}")) for suffix in printed)
     if "html" in choice.formats:
-        page = interactive.render(figure.drawing, width=7.2)
+        render = animation.moving if moves else interactive.render
+        page = render(figure.drawing, width=7.2)
         yield interactive.save(page, path.with_suffix(".html"), shared=True)
+    if "gif" in choice.formats and moves:
+        yield animation.save_gif(figure.drawing, path.with_suffix(".gif"), width=choice.width)
 
 
 def write_csv(drawing: Drawing, path: Path) -> Path:

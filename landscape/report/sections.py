@@ -77,6 +77,17 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 ("generalization", "top_eigenvalues", "sharpness"),
                 needed=1,
             ),
+            Entry(
+                "along_axis",
+                ("generalization", "top_eigenvalues", "hessian_trace", "sharpness"),
+                needed=1,
+            ),
+            Entry(
+                "sharpness_vs_gap",
+                ("generalization", "top_eigenvalues", "sharpness"),
+                needed=1,
+                variables=("loss_gap",),
+            ),
         ),
     ),
     (
@@ -112,6 +123,8 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("perturbation_controls"),
             Entry("energy_over_time", ("perturbation_history",)),
             Entry("energy_map", ("perturbation_history",)),
+            Entry("density_map", ("perturbation_history",)),
+            Entry("layer_gradients", ("gradient_zscores", "perturbation_history"), needed=1),
             Entry("norm_ratio_map", ("perturbation_history",), variables=("norm_ratio",)),
             Entry("perturbation_over_time", ("perturbation_history",)),
             Entry("gradient_zscores"),

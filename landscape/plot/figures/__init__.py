@@ -28,6 +28,8 @@ from landscape.plot.figures.curvature_data import (
 from landscape.plot.figures.densities import spectral_density, spectral_views
 from landscape.plot.figures.enrichment import enrichment, perturbation_cosines
 from landscape.plot.figures.heights import surface_pair, surface_persistence
+from landscape.plot.figures.layers import layer_gradients
+from landscape.plot.figures.many_runs import along_axis, sharpness_vs_gap
 from landscape.plot.figures.masks import (
     batch_overlap,
     mask_filters,
@@ -38,6 +40,7 @@ from landscape.plot.figures.masks import (
 )
 from landscape.plot.figures.outcome import flatness_vs_accuracy, headline, history
 from landscape.plot.figures.perturbations import (
+    density_map,
     energy_map,
     energy_over_time,
     norm_ratio_map,
@@ -63,6 +66,7 @@ from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
 __all__ = [
     "adaptive_sharpness",
     "alignment",
+    "along_axis",
     "barrier",
     "batch_overlap",
     "bezier",
@@ -71,6 +75,7 @@ __all__ = [
     "critical_sharpness",
     "curvature_map",
     "data_bracket",
+    "density_map",
     "energy_map",
     "energy_over_time",
     "enrichment",
@@ -84,6 +89,7 @@ __all__ = [
     "hessian_trace",
     "history",
     "interpolation",
+    "layer_gradients",
     "loss_plane",
     "loss_slice",
     "loss_surface",
@@ -107,6 +113,7 @@ __all__ = [
     "saved_mask_overlap",
     "sharpness",
     "sharpness_terms",
+    "sharpness_vs_gap",
     "spectral_density",
     "spectral_views",
     "surface_pair",

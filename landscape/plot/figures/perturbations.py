@@ -154,6 +154,12 @@ def _wide(axis: Axis, values: xr.DataArray) -> Axis:
     return replace(axis, limits=(middle - room, middle + room))
 
 
+_FEW = (
+    " Norm and bias tensors have few coordinates: a dark row may still be a strong push on each of "
+    "them."
+)
+
+
 def energy_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """Time x tensor heat map of the share of the perturbation's energy, one panel per variant."""
     return _map(
@@ -165,6 +171,7 @@ def energy_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "Where the perturbation's energy goes, tensor by tensor",
         "Share ‖e_l‖²/‖e‖² of the perturbation's energy",
         (1e-4, 1.0),
+        _FEW,
     )
 
 
@@ -179,6 +186,22 @@ def norm_ratio_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "How large the perturbation is beside the weights",
         "‖e_l‖/‖w_l‖, the perturbation of a tensor relative to its weights",
         None,
+        _FEW,
+    )
+
+
+def density_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
+    """Time x tensor heat map of the density of the mask, the share of coordinates perturbed."""
+    return _map(
+        ds,
+        setting,
+        "density",
+        "density",
+        "density_map",
+        "How much of each tensor is perturbed",
+        "Share of a tensor's coordinates that is perturbed",
+        (1e-3, 1.0),
+        " What changes the mask within an epoch is seen as a share in between.",
     )
 
 
@@ -191,6 +214,7 @@ def _map(
     title: str,
     words: str,
     limits: tuple[float, float] | None,
+    more: str = "",
 ) -> Drawing:
     ds = runs.in_setting(ds, setting)
     runs.require(ds, name)
@@ -222,8 +246,7 @@ def _map(
         title,
         f"{words}, mean over the steps of an epoch and over {runs.seed_count(ds)}, from the first "
         "tensor of the network to the last; the strip at the left is the kind of tensor. "
-        f"Logarithmic colours, below {short(low)} as {short(low)}. White: not perturbed. Norm and "
-        "bias tensors have few coordinates: a dark row may still be a strong push on each of them."
+        f"Logarithmic colours, below {short(low)} as {short(low)}. White: not perturbed.{more}"
         + together,
         tuple(panels),
         columns=even_columns(len(panels), 5),

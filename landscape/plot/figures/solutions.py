@@ -134,10 +134,10 @@ def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
         Axis("second direction"),
         (
             *contours(scaled, "plane_loss", "nats", ticks, log=log),
-            Line(x, y, "training", "#ffffff", legend=False),
+            Line(x, y, "training", "#ffffff", legend=False, when=epochs.astype(float)),
             Points(
                 x, y, "checkpoints", "#ffffff", size=3.0, legend=False,
-                hover=[f"epoch {epoch}" for epoch in epochs],
+                hover=[f"epoch {epoch}" for epoch in epochs], when=epochs.astype(float),
             ),
             centre(),
         ),
@@ -149,7 +149,7 @@ def _over_epochs(v: Variant, values: xr.DataArray, dash: str = "solid") -> Line:
     known = np.isfinite(values.values)
     legend = dash == "solid"
     x, y = values.epoch.values[known].astype(float), values.values[known]
-    return Line(x, y, v.label, v.color, dash=dash, legend=legend, symbol=v.symbol)  # type: ignore[arg-type]
+    return Line(x, y, v.label, v.color, dash=dash, legend=legend, symbol=v.symbol, when=x)  # type: ignore[arg-type]
 
 
 def _both_losses(v: Variant) -> tuple[Line, Line]:
