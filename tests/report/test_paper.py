@@ -127,7 +127,10 @@ def test_highlighted_variants_keep_their_look_and_the_others_are_pale_and_named(
         ({"only": ("headlines",)}, "only: 'headlines' asked; possible are headline, "),
         ({"variants": ("adam",)}, "variants: 'adam' asked; possible are sgd, sam, zsharp"),
         ({"setting": "dirty"}, "setting 'dirty' asked; the study has noisy, clean"),
-        ({"formats": ("tiff",)}, "formats: 'tiff' asked; possible are pdf, png, svg, pgf, html, gif"),
+        (
+            {"formats": ("tiff",)},
+            "formats: 'tiff' asked; possible are pdf, png, svg, pgf, html, gif",
+        ),
         ({"width": "nature"}, "Unknown width 'nature'; known: neurips, "),
         ({"dpi": 5}, "dpi=5 asked; give 30 to 1200"),
         ({"only": ("bezier",)}, "has no results for bezier; it has"),

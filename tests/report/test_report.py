@@ -342,9 +342,9 @@ def test_interactive_twins_share_one_library(tmp_path):
     assert (folder.figures / "plotly.min.js").stat().st_size > 4e6
     assert all(path.stat().st_size < 200_000 for path in paths)
     with pytest.raises(
-        LandscapeError, match="formats: 'gif' asked; possible are pdf, png, svg, pgf, html"
+        LandscapeError, match="formats: 'tiff' asked; possible are pdf, png, svg, pgf, html, gif"
     ):
-        report.write_figures(folder, report.Choice(formats=("gif",)))
+        report.write_figures(folder, report.Choice(formats=("tiff",)))
 
 
 def test_markdown_tables_are_whole(written):
