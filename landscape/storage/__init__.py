@@ -7,6 +7,13 @@ what cannot is refused with its path.
 """
 
 from landscape.storage.arrays import read_array, read_arrays, write_arrays
+from landscape.storage.checkpoints import (
+    final_path,
+    kept_weights,
+    outcome_path,
+    state_path,
+    weights_path,
+)
 from landscape.storage.documents import (
     append_line,
     digest_of,
@@ -40,9 +47,41 @@ from landscape.storage.writing import (
 )
 
 __all__ = [
-    "STUDY_FORMAT", "StudyFolder", "append_line", "check_name", "check_zip", "declared_sha256",
-    "digest_of", "file_sha256", "folder_name", "free_bytes", "hold", "is_plain_name", "load_json",
-    "make_room", "metadata", "read_array", "read_arrays", "read_json", "read_lines", "reading",
-    "seal", "sealed_sha256", "slug", "sweep", "truncate_lines", "unsealed", "unsealed_json",
-    "write_arrays", "write_atomically", "write_json", "write_text", "writing",
+    "STUDY_FORMAT",
+    "StudyFolder",
+    "append_line",
+    "check_name",
+    "check_zip",
+    "declared_sha256",
+    "digest_of",
+    "file_sha256",
+    "final_path",
+    "folder_name",
+    "free_bytes",
+    "hold",
+    "is_plain_name",
+    "kept_weights",
+    "load_json",
+    "make_room",
+    "metadata",
+    "outcome_path",
+    "read_array",
+    "read_arrays",
+    "read_json",
+    "read_lines",
+    "reading",
+    "seal",
+    "sealed_sha256",
+    "slug",
+    "state_path",
+    "sweep",
+    "truncate_lines",
+    "unsealed",
+    "unsealed_json",
+    "weights_path",
+    "write_arrays",
+    "write_atomically",
+    "write_json",
+    "write_text",
+    "writing",
 ]  # fmt: skip

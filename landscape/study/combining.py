@@ -7,8 +7,8 @@ from typing import Any
 from landscape import results, stats, storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import axes, jobs, trainings
-from landscape.study.jobs import Trainings
+from landscape.study import axes, run_folder, trainings
+from landscape.study.run_folder import Trainings
 from landscape.study.spec import Run, Study, fingerprint
 
 
@@ -105,16 +105,16 @@ def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[Run]]:
         if run.run_id in known.refused:
             continue
         folder = place.run(run.run_id)
-        made = jobs.measured_keys(folder)
+        made = run_folder.measured_keys(folder)
         for measurement, key in known.keyed(run):
             name = measurement.name
-            if made.get(name) == key and jobs.result_path(folder, name).exists():
+            if made.get(name) == key and run_folder.result_path(folder, name).exists():
                 parts.setdefault(name, []).append(run)
     return parts
 
 
 def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:
-    stat = jobs.result_path(place.run(run.run_id), name).stat()
+    stat = run_folder.result_path(place.run(run.run_id), name).stat()
     return [axes.labels(study, run), stat.st_size, stat.st_mtime_ns]
 
 
@@ -123,7 +123,7 @@ def _combine(study: Study, place: StudyFolder, name: str, runs: list[Run]) -> No
     for run in runs:
         folder = place.run(run.run_id)
         labels = {**axes.labels(study, run), "train_seconds": train_seconds(run, place)}
-        parts.append((labels, results.load(jobs.result_path(folder, name))))
+        parts.append((labels, results.load(run_folder.result_path(folder, name))))
     results.save(results.combine(parts), place.results / f"{name}.nc")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from landscape.storage import StudyFolder
-from landscape.study import jobs, running
+from landscape.study import run_folder, running, worker
 from landscape.study.measurements import RECORDS, Work
 from landscape.study.progress import duration
-from landscape.study.spec import Run, Study
+from landscape.study.spec import Job, Run, Study
 
 MIB = 2**20
 
@@ -78,20 +78,18 @@ class Estimate:
 
 def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     """Cost of everything that is still missing in `folder`, without doing any of it."""
-    from landscape.study import bench
-
     device = running.resolve_device(options.device)
     place = StudyFolder(Path(folder).absolute())
     workers = running.worker_count(options, device)
-    known = jobs.Trainings(study, place)
+    known = run_folder.Trainings(study, place)
     todo = [running.job_of(known, run, place, device, options, across=True) for run in study.runs]
     gradients: dict[str, list[float]] = {}
     probe, recorded = _Probe(todo[0]), 0
     for job in todo:
-        train, missing = jobs.missing(job)
+        train, missing = run_folder.missing(job)
         if train:
             gradients.setdefault("training", []).append(probe.training(job.run))
-            recorded += bench.recorded_bytes(job)
+            recorded += worker.recorded_bytes(job)
         work = Work(
             job.run,
             sum(run.setting == job.run.setting for run in study.runs),
@@ -112,16 +110,17 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
 class _Probe:
     """One gradient and one Hessian product on the first run's problem, timed and weighed."""
 
-    def __init__(self, job: jobs.Job) -> None:
+    def __init__(self, job: Job) -> None:
         import torch
 
-        from landscape.study import bench
+        from landscape.study import problem
+        from landscape.study.finished_run import FinishedRun
 
-        data = bench.load_data(job.run.problem, job.base)
+        data = problem.load_data(job.run.problem, job.base)
         self.num_train = len(data.train)
         parts = (data.train, data.val, data.test)
         self.num_data = sum(len(part) for part in parts if part is not None)
-        risk = bench.Bench(job, trained=False).risk()
+        risk = FinishedRun(job, trained=False).risk()
         self.num_examples = risk.num_examples
         threads = torch.get_num_threads()
         torch.set_num_threads(job.threads)
@@ -135,7 +134,7 @@ class _Probe:
 
     def training(self, run: Run) -> float:
         """Gradients over the fixed examples that a whole training equals."""
-        return jobs.training_cost(run) * self.num_train / self.num_examples
+        return run_folder.training_cost(run) * self.num_train / self.num_examples
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from landscape import toml
 from landscape.errors import LandscapeError
-from landscape.study.code import is_callable_name
+from landscape.study.user_code import is_callable_name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.study import code
+from landscape.study import user_code
 from landscape.study.spec import Problem
 
 
@@ -23,7 +23,7 @@ NO_RECIPE = "none"  # trained elsewhere, by something unknown
 
 def is_free(recipe: str) -> bool:
     """Whether a recipe takes any option: one of the user's own, or none at all."""
-    return recipe == NO_RECIPE or code.is_callable_name(recipe)
+    return recipe == NO_RECIPE or user_code.is_callable_name(recipe)
 
 
 def check_recipe_name(where: str, recipe: Any) -> None:
@@ -122,7 +122,7 @@ def check_problem(where: str, problem: Problem) -> None:
     if not isinstance(verify, bool):
         raise LandscapeError(f"{where} verify = {verify!r} must be true or false.")
     choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
-    code.check_names(where, problem)
+    user_code.check_names(where, problem)
 
 
 def listed(value: Any) -> list[Any]:

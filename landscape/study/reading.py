@@ -17,7 +17,7 @@ from typing import Any
 from landscape import toml
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
-from landscape.study import axes, code, possible
+from landscape.study import axes, possible, user_code
 from landscape.study.spec import (
     METRICS,
     Comparisons,
@@ -366,7 +366,7 @@ class _Reader:
             dtype=self.dtype,
             weights=path,
             weights_key=weights_key,
-            code=code.fingerprints(setting.problem, self.base, path, variant.recipe, trail),
+            code=user_code.fingerprints(setting.problem, self.base, path, variant.recipe, trail),
             trail=trail,
         )
 

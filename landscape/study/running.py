@@ -1,27 +1,23 @@
 """A study from file to results on disk: what is missing is made, what is there is kept."""
 
 import contextlib
-import hashlib
 import os
-import platform
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import landscape
 from landscape import storage
 from landscape.errors import LandscapeError
-from landscape.storage import STUDY_FORMAT, StudyFolder
-from landscape.study import axes, combining, jobs, preflight, trainings
+from landscape.storage import StudyFolder
+from landscape.study import combining, preflight, run_folder, trainings, worker
 from landscape.study.declared import declaration
-from landscape.study.jobs import Job
-from landscape.study.measurements import DEFAULT
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
 from landscape.study.reading import parse
-from landscape.study.spec import Run, Study
+from landscape.study.resolved import finite, resolved
+from landscape.study.spec import Job, Run, Study
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Summary:
     def checkpoints(self) -> list[Path]:
         """Weights of the runs that this call trained or found."""
         names = [*self.done, *self.kept]
-        paths = [self.folder.run(n) / "checkpoints" / "final.safetensors" for n in names]
+        paths = [storage.final_path(self.folder.run(n)) for n in names]
         return [path for path in paths if path.exists()]
 
 
@@ -102,11 +98,11 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         every = [run.run_id for run in study.runs]
         worked: set[str] = set()
         failed: dict[str, str] = {}
-        said = [line for name in every for line in jobs.changed_results(place.run(name))]
+        said = [line for name in every for line in run_folder.changed_results(place.run(name))]
         notes = dict.fromkeys([*said, *combining.changed(place)])
         # Measurements across runs need all runs of their setting to be trained.
         for across in (False, True):
-            known = jobs.Trainings(study, place)
+            known = run_folder.Trainings(study, place)
             failed |= known.refused
             named = [run for run in study.runs if run.run_id not in failed]
             plan = [job_of(known, run, place, device, options, across=across) for run in named]
@@ -118,7 +114,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             worked |= set(names)
             notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
-        known = jobs.Trainings(study, place)
+        known = run_folder.Trainings(study, place)
         # One that diverged is not tried again, and is said each time.
         diverged = {name: trainings.divergence(ended) for name, ended in known.outcomes.items()}
         failed |= {name: why for name, why in diverged.items() if why} | known.refused
@@ -138,7 +134,7 @@ _ACROSS = "What each run needs alone is done: now what compares runs with each o
 
 
 def _has_work(job: Job) -> bool:
-    train, todo = jobs.missing(job)
+    train, todo = run_folder.missing(job)
     return train or bool(todo)
 
 
@@ -147,18 +143,18 @@ def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list
     if not todo:
         return []
     names = [job.run.run_id for job in todo]
-    weights = [jobs.expected_cost(job) for job in todo]
+    weights = [run_folder.expected_cost(job) for job in todo]
     with Progress(names, weights=weights, quiet=options.quiet) as progress:
         if not options.quiet:
-            for line in filter(None, (said, jobs.announced(todo, keep=workers == 0))):
+            for line in filter(None, (said, worker.announced(todo, keep=workers == 0))):
                 progress.say(line)
         return run_jobs(
-            jobs.do, todo, workers=workers, threads=options.threads, listen=progress.hear
+            worker.do, todo, workers=workers, threads=options.threads, listen=progress.hear
         )
 
 
 def job_of(
-    known: jobs.Trainings,
+    known: run_folder.Trainings,
     run: Run,
     place: StudyFolder,
     device: str,
@@ -283,97 +279,13 @@ def stale_runs(study: Study, place: StudyFolder) -> tuple[str, ...]:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions that the numbers rest on."""
-    from importlib.metadata import version
-
-    packages = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "pyhessian")
-    return {
-        "landscape": landscape.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
-def resolved(study: Study, device: str, threads: int) -> dict[str, Any]:
-    """Every choice spelled out: what a reader of the results needs to know."""
-    first = {run.variant: run for run in reversed(study.runs)}
-    return {
-        "format": STUDY_FORMAT,
-        "name": study.name,
-        "question": study.question,
-        "study_sha256": hashlib.sha256(study.text.encode()).hexdigest(),
-        "base": str(study.base),
-        "versions": versions(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "threads": threads,
-        "device": device,
-        "dtype": study.dtype,
-        "settings": {
-            s.name: {"title": s.title, **asdict(s.problem), "training": dict(s.training)}
-            for s in study.settings
-        },
-        "variants": {
-            v.name: {
-                "label": v.label,
-                "recipe": v.recipe,
-                "options": dict(first[v.name].options),
-                "training": dict(v.training),
-                "family": v.family,
-                "axes": dict(v.axes),
-                "order": order,
-            }
-            for order, v in enumerate(study.variants)
-        },
-        "families": {v.name: {"label": v.label, "recipe": v.recipe} for v in study.families},
-        "axes": axes.of(study.runs),
-        "comparisons": None if study.comparisons is None else asdict(study.comparisons),
-        "measure": {
-            "examples": study.measure.examples,
-            "split": study.measure.split,
-            "bn": study.measure.bn,
-            "seed": study.measure.seed,
-            "usual": list(DEFAULT),
-            "measurements": {
-                m.name: {**m.options, "first_seed_only": m.first_seed_only}
-                for m in study.measure.measurements
-            },
-        },
-        "runs": [
-            {
-                **run.labels,
-                "recipe": run.recipe,
-                "weights": run.weights,
-                "first_seed": study.first_seed(run),
-                "options": dict(run.options),
-                "training": None if run.weights else dict(run.training),
-                "measurements": [m.name for m in study.measurements_of(run)],
-            }
-            for run in study.runs
-        ],
-    }
-
-
 def _write_resolved(study: Study, place: StudyFolder, device: str, options: Options) -> None:
-    value = _finite(resolved(study, device, options.threads))
+    value = finite(resolved(study, device, options.threads))
     old = place.check() if place.resolved.exists() else None
-    value |= _finite(declaration(study, place, old))
+    value |= finite(declaration(study, place, old))
     # Written only when something changed: the report is made anew when this file is newer.
     if old != value:
         storage.write_json(place.resolved, value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity (p=inf of SAM-ON) and no tuples: spell them as JSON reads them back."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not abs(value) < sys.float_info.max:
-        return str(value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value)
 
 
 def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None = None) -> Study:

@@ -248,3 +248,20 @@ class Study:
             for m in self.measure.measurements
             if (first or not m.first_seed_only) and not (m.perturbs and run.recipe == "none")
         )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know about one run."""
+
+    run: Run
+    folder: Path
+    base: Path
+    measurements: tuple[tuple[Measurement, str], ...]  # with the key its result must carry
+    variants: tuple[VariantSpec, ...]  # of the whole study: masks are compared between variants
+    spec: MeasureSpec
+    device: str
+    threads: int
+    train: bool = True
+    measure: bool = True
+    peers: tuple[Run, ...] = ()  # trained runs of the setting, this one among them

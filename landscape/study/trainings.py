@@ -7,7 +7,7 @@ from typing import Any
 from landscape import results
 from landscape.results import Variable
 from landscape.study import axes
-from landscape.study.jobs import Trainings
+from landscape.study.run_folder import Trainings
 from landscape.study.spec import Run
 from landscape.training.arithmetic import in_words
 

@@ -17,27 +17,9 @@ from landscape.errors import LandscapeError
 from landscape.problems.weights import save_tensors
 from landscape.problems.weights_file import read_own
 from landscape.sam import saved
+from landscape.storage import final_path, kept_weights, outcome_path, state_path, weights_path
 
 FORMAT = 3  # 2: files that do not say of which training they are; 1: without digests
-
-
-def weights_path(folder: Path, epoch: int) -> Path:
-    """Weights after `epoch` epochs."""
-    return Path(folder) / "checkpoints" / f"epoch-{epoch:06d}.safetensors"
-
-
-def final_path(folder: Path) -> Path:
-    """Weights of a finished training."""
-    return Path(folder) / "checkpoints" / "final.safetensors"
-
-
-def outcome_path(folder: Path) -> Path:
-    """How a training ended."""
-    return Path(folder) / "checkpoints" / "final.json"
-
-
-def _state_path(folder: Path) -> Path:
-    return Path(folder) / "checkpoints" / _STATE
 
 
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, Any]) -> Path:
@@ -61,9 +43,8 @@ def save(
     whole = {
         "format": FORMAT, "epoch": epoch, "weights": current.name, "sha256": digest, **state,
     }  # fmt: skip
-    storage.write_atomically(_state_path(folder), lambda temporary: torch.save(whole, temporary))
-    for path in current.parent.glob("epoch-*.safetensors"):
-        number = int(path.stem.removeprefix("epoch-"))
+    storage.write_atomically(state_path(folder), lambda temporary: torch.save(whole, temporary))
+    for number, path in kept_weights(folder).items():
         if path != current and not (keep_every and number < epoch and number % keep_every == 0):
             path.unlink()
 
@@ -148,7 +129,7 @@ def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None
     state = read_state(folder)
     if state is not None:
         check_identity(folder, state["identity"], identity)
-        path = _state_path(folder).parent / state["weights"]
+        path = state_path(folder).parent / state["weights"]
         restore(model, path, state["sha256"])
     return state
 
@@ -180,7 +161,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def read_state(folder: Path, *, device: Any = "cpu") -> dict[str, Any] | None:
     """What the next step depends on, after its checksums were compared; None without it."""
-    path = _state_path(folder)
+    path = state_path(folder)
     if not path.exists():
         return None
     try:

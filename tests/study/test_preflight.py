@@ -9,7 +9,7 @@ from landscape import study
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder, read_json
 from landscape.study import Options, parse, run
-from landscape.study.bench import load_data
+from landscape.study.problem import load_data
 
 TEXT = """
 name = "pairs"

@@ -17,7 +17,7 @@ from landscape import results
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder, read_json
 from landscape.study import Options, parse, reopen, run, verify
-from landscape.study.bench import stratified
+from landscape.study.finished_run import stratified
 
 HERE = Path(__file__).parents[1]
 TEXT = """

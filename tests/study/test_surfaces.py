@@ -11,11 +11,11 @@ from landscape import measure, results
 from landscape.errors import LandscapeError
 from landscape.plot import runs
 from landscape.study import Options, parse, run
-from landscape.study.bench import Bench
 from landscape.study.estimate import estimate
-from landscape.study.jobs import Trainings, keyed
+from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements import measure_run
 from landscape.study.measurements.connections import _half
+from landscape.study.run_folder import Trainings
 from landscape.study.running import job_of, usable_cores, worker_count
 
 HERE = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def bench_of(finished, name, *, setting="one", text=TEXT):
     study = plan(text)
     found = next(r for r in study.runs if (r.setting, f"{r.variant}/{r.seed}") == (setting, name))
     known = Trainings(study, finished.folder)
-    return Bench(job_of(known, found, finished.folder, "cpu", HERE_ONLY, across=True))
+    return FinishedRun(job_of(known, found, finished.folder, "cpu", HERE_ONLY, across=True))
 
 
 def test_the_slices_of_a_study_use_every_core_that_it_may(monkeypatch):
@@ -168,7 +168,7 @@ def test_nothing_is_made_twice_and_a_new_run_renews_what_it_takes_part_in(finish
     assert before == {p: p.stat().st_mtime_ns for p in finished.folder.root.rglob("*.nc")}
     more = plan(TEXT.replace('variant = ["sgd", "sam"]\nseed = [0]', 'variant = "sgd"\nseed = [0]'))
     keys = [
-        {m.name: key for m, key in keyed(study, run, finished.folder)}
+        {m.name: key for m, key in Trainings(study, finished.folder).keyed(run)}
         for study in (plan(), more)
         for run in study.runs
         if (run.setting, run.variant) == ("two", "sgd")

@@ -288,14 +288,14 @@ def test_a_long_epoch_is_written_while_it_goes_on(tmp_path, monkeypatch):
 
 def test_a_study_says_what_each_training_will_record(tmp_path, monkeypatch):
     from landscape import storage, study
-    from landscape.study import jobs, running
+    from landscape.study import run_folder, running, worker
     from landscape.study.demo import demo_text
 
     (tmp_path / "s.toml").write_text(demo_text(quick=True))
     plan = study.load(tmp_path / "s.toml")
     place, said = storage.StudyFolder(tmp_path), []
-    known = jobs.Trainings(plan, place)
+    known = run_folder.Trainings(plan, place)
     job = running.job_of(known, plan.runs[0], place, "cpu", study.Options())
-    monkeypatch.setattr("landscape.study.bench.train", lambda *_: None)
-    jobs._train(job, lambda fraction, note: said.append((fraction, note)))
+    monkeypatch.setattr("landscape.study.worker.train", lambda *_: None)
+    worker._train(job, lambda fraction, note: said.append((fraction, note)))
     assert said == [(0.0, "training, recording at most 0.6 MB")]

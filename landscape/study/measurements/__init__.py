@@ -6,7 +6,7 @@ from typing import Any
 import xarray as xr
 
 from landscape import toml
-from landscape.study.bench import Bench
+from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
 from landscape.study.measurements.record import Record, Work, names_checked
 
@@ -18,10 +18,10 @@ RECORDS: Mapping[str, Record] = {r.name: r for topic in _TOPICS for r in topic.R
 DEFAULT = tuple(name for name, record in RECORDS.items() if record.default)
 
 
-def measure_run(bench: Bench, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
+def measure_run(done: FinishedRun, name: str, options: Mapping[str, Any]) -> xr.Dataset | None:
     """One measurement of one run; None where the run has nothing of the kind (masks of SGD)."""
     record = RECORDS[name]
-    return record.measure(bench, **(record.options | dict(options)))
+    return record.measure(done, **(record.options | dict(options)))
 
 
 def listing() -> str:

@@ -12,13 +12,13 @@ from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 from landscape.risk import BN_MODES
-from landscape.study.bench import Bench
+from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.record import FORWARD, Record
 from landscape.study.spec import Run
 
 
 def barrier(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
@@ -31,22 +31,22 @@ def barrier(
     """
     chosen = [
         run
-        for run in bench.job.peers
+        for run in done.job.peers
         if (not variants or run.variant in variants or run.family in variants)
         and (not seeds or run.seed in seeds)
     ]
     if len(chosen) < 2:
         raise LandscapeError(
             f"[measure.barrier] variants = {list(variants)}, seeds = {list(seeds)} leave "
-            f"{len(chosen)} trained run of setting {bench.run.setting!r}; a barrier is between two."
+            f"{len(chosen)} trained run of setting {done.run.setting!r}; a barrier is between two."
         )
-    if bench.run not in chosen:
+    if done.run not in chosen:
         return None
-    others = _half(chosen, chosen.index(bench.run))
+    others = _half(chosen, chosen.index(done.run))
     return measure.barrier(
-        bench.risk(),
-        bench.theta,
-        others={run.run_id: bench.theta_of(run) for run in (bench.run, *others)},
+        done.risk(),
+        done.theta,
+        others={run.run_id: done.theta_of(run) for run in (done.run, *others)},
         points=points,
         bn=bn,
     )
@@ -60,7 +60,7 @@ def _half(runs: Sequence[Run], start: int) -> list[Run]:
 
 
 def bezier(
-    bench: Bench,
+    done: FinishedRun,
     *,
     between: tuple[str, ...] = (),
     steps: int,
@@ -74,18 +74,18 @@ def bezier(
 
     between: "variant" or "variant/seed" of both; the first two variants, or else seeds, by default.
     """
-    named = _named(bench, "bezier", between, 2)
-    if bench.run != named[0]:
+    named = _named(done, "bezier", between, 2)
+    if done.run != named[0]:
         return None
     how = measure.CurveTraining(steps=steps, lr=lr, momentum=momentum, batch_size=batch_size)
     ds = measure.bezier(
-        bench.risk(),
-        bench.theta,
-        end=bench.theta_of(named[1]),
+        done.risk(),
+        done.theta,
+        end=done.theta_of(named[1]),
         training=how,
         points=points,
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
     # Large, and made again by the same seed.
     ds = ds.drop_vars("control_point")
@@ -93,7 +93,7 @@ def bezier(
 
 
 def three_points(
-    bench: Bench,
+    done: FinishedRun,
     *,
     through: tuple[str, ...] = (),
     cells: int,
@@ -105,16 +105,16 @@ def three_points(
     through: "variant" or "variant/seed" of each; the first three variants, or else seeds, by
     default.
     """
-    named = _named(bench, "three_points", through, 3)
-    if bench.run != named[0]:
+    named = _named(done, "three_points", through, 3)
+    if done.run != named[0]:
         return None
     return measure.three_points(
-        bench.risk(),
-        {_label(run): bench.theta_of(run) for run in named},
+        done.risk(),
+        {_label(run): done.theta_of(run) for run in named},
         cells=cells,
         margin=margin,
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
@@ -122,18 +122,18 @@ def _label(run: Run) -> str:
     return f"{run.label}, seed {run.seed}"
 
 
-def _named(bench: Bench, measurement: str, names: Sequence[str], count: int) -> list[Run]:
+def _named(done: FinishedRun, measurement: str, names: Sequence[str], count: int) -> list[Run]:
     """The runs that were named, or the first of each variant, then any others."""
     if names:
-        found = [bench.peer(name) for name in names]
+        found = [done.peer(name) for name in names]
     else:
-        firsts = {run.variant: run for run in reversed(bench.job.peers)}
-        lowest = [run for run in bench.job.peers if firsts[run.variant] == run]
-        found = [*lowest, *(run for run in bench.job.peers if run not in lowest)][:count]
+        firsts = {run.variant: run for run in reversed(done.job.peers)}
+        lowest = [run for run in done.job.peers if firsts[run.variant] == run]
+        found = [*lowest, *(run for run in done.job.peers if run not in lowest)][:count]
     if len({run.run_id for run in found}) != count or len(found) != count:
         raise LandscapeError(
             f"[measure.{measurement}] needs {count} different runs of setting "
-            f"{bench.run.setting!r}; {', '.join(names) or f'it has {len(found)}'} was given. Name "
+            f"{done.run.setting!r}; {', '.join(names) or f'it has {len(found)}'} was given. Name "
             f"them as 'variant/seed', or run more seeds."
         )
     return found

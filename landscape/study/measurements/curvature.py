@@ -9,8 +9,8 @@ from landscape.measure.curvature.adaptive_sharpness import NORMS
 from landscape.measure.curvature.blocks import BY
 from landscape.measure.curvature.operator import MATRICES
 from landscape.measure.perturbations.counterfactual import BATCH_BN
-from landscape.study import possible, replay
-from landscape.study.bench import Bench
+from landscape.study import possible
+from landscape.study.finished_run import Checkpoints, FinishedRun, training_objective
 from landscape.study.measurements.record import (
     BLOCKS,
     FORWARD,
@@ -26,27 +26,27 @@ WHICH = ("largest", "smallest", "both", "magnitude")
 
 
 def top_eigenvalues(
-    bench: Bench, *, k: int, which: str, tolerance: float, max_hvps: int
+    done: FinishedRun, *, k: int, which: str, tolerance: float, max_hvps: int
 ) -> xr.Dataset:
     """The k top Hessian eigenvalues on the fixed examples."""
     return measure.top_eigenvalues(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         k=k,
         which=which,
         tolerance=tolerance or None,
         max_hvps=max_hvps or None,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
-def hessian_trace(bench: Bench, *, num_probes: int) -> xr.Dataset:
+def hessian_trace(done: FinishedRun, *, num_probes: int) -> xr.Dataset:
     """Trace of the Hessian by Hutchinson's estimator."""
-    return measure.hessian_trace(bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed)
+    return measure.hessian_trace(done.risk(), done.theta, num_probes=num_probes, seed=done.seed)
 
 
 def spectral_density(
-    bench: Bench,
+    done: FinishedRun,
     *,
     num_probes: int,
     num_nodes: int,
@@ -54,50 +54,48 @@ def spectral_density(
 ) -> xr.Dataset:
     """Density of Hessian eigenvalues by stochastic Lanczos quadrature; effective dimension."""
     return measure.spectral_density(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         num_probes=num_probes,
         num_nodes=num_nodes,
         shifts=list(shifts),
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
-def gauss_newton_eigenvalues(bench: Bench, *, k: int, max_hvps: int) -> xr.Dataset:
+def gauss_newton_eigenvalues(done: FinishedRun, *, k: int, max_hvps: int) -> xr.Dataset:
     """The k top eigenvalues of the Gauss-Newton matrix, with the exact Hessian of the loss."""
     found = measure.top_eigenvalues(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         k=k,
         matrix="ggn",
         max_hvps=max_hvps or None,
-        seed=bench.seed,
+        seed=done.seed,
     )
     return found.assign_attrs(measurement="gauss_newton_eigenvalues")
 
 
-def block_curvature(bench: Bench, *, by: str, num_probes: int, matrix: str) -> xr.Dataset:
+def block_curvature(done: FinishedRun, *, by: str, num_probes: int, matrix: str) -> xr.Dataset:
     """Largest eigenvalue and trace of the blocks of all tensors, modules or kinds."""
     return measure.block_curvature(
-        bench.risk(), bench.theta, by=by, num_probes=num_probes, matrix=matrix, seed=bench.seed
+        done.risk(), done.theta, by=by, num_probes=num_probes, matrix=matrix, seed=done.seed
     )
 
 
-def hessian_diagonal(bench: Bench, *, num_probes: int) -> xr.Dataset:
+def hessian_diagonal(done: FinishedRun, *, num_probes: int) -> xr.Dataset:
     """Diagonal of the Hessian, coordinate by coordinate: 16 bytes per parameter and run."""
-    return measure.hessian_diagonal(
-        bench.risk(), bench.theta, num_probes=num_probes, seed=bench.seed
-    )
+    return measure.hessian_diagonal(done.risk(), done.theta, num_probes=num_probes, seed=done.seed)
 
 
-def frobenius(bench: Bench, *, num_probes: int) -> xr.Dataset:
+def frobenius(done: FinishedRun, *, num_probes: int) -> xr.Dataset:
     """Frobenius norm of the Hessian, and the trace weighted by the squared parameters."""
-    found = hessian_diagonal(bench, num_probes=num_probes)
+    found = hessian_diagonal(done, num_probes=num_probes)
     return found.drop_dims("parameter").assign_attrs(measurement="frobenius")
 
 
 def sharpness(
-    bench: Bench,
+    done: FinishedRun,
     *,
     rho: tuple[float, ...],
     ascent_steps: int,
@@ -106,29 +104,29 @@ def sharpness(
 ) -> xr.Dataset:
     """Loss increase on spheres of several radii."""
     return measure.sharpness(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         rho=list(rho),
         ascent_steps=ascent_steps,
         restarts=restarts,
         num_pairs=num_pairs,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
-def crosscheck(bench: Bench, *, num_probes: int, max_iterations: int) -> xr.Dataset:
+def crosscheck(done: FinishedRun, *, num_probes: int, max_iterations: int) -> xr.Dataset:
     """Eigenvalue and trace by PyHessian beside ours."""
     return measure.crosscheck(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         num_probes=num_probes,
         max_iterations=max_iterations,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def adaptive_sharpness(
-    bench: Bench,
+    done: FinishedRun,
     *,
     rho: tuple[float, ...],
     norm: str,
@@ -138,38 +136,38 @@ def adaptive_sharpness(
 ) -> xr.Dataset:
     """Loss increase within relative changes of every weight."""
     return measure.adaptive_sharpness(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         rho=list(rho),
         norm=norm,
         normalize_logits=normalize_logits,
         ascent_steps=ascent_steps,
         num_pairs=num_pairs,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def m_sharpness(
-    bench: Bench,
+    done: FinishedRun,
     *,
     rho: tuple[float, ...],
     batch_sizes: tuple[int, ...],
 ) -> xr.Dataset:
     """One-step sharpness of batches of several sizes."""
     return measure.m_sharpness(
-        bench.risk(), bench.theta, rho=list(rho), batch_sizes=list(batch_sizes), seed=bench.seed
+        done.risk(), done.theta, rho=list(rho), batch_sizes=list(batch_sizes), seed=done.seed
     )
 
 
-def critical_sharpness(bench: Bench, *, first_step: float, tolerance: float) -> xr.Dataset:
+def critical_sharpness(done: FinishedRun, *, first_step: float, tolerance: float) -> xr.Dataset:
     """2 over the smallest rate at which a gradient step raises the loss."""
     return measure.critical_sharpness(
-        bench.risk(), bench.theta, first_step=first_step, tolerance=tolerance
+        done.risk(), done.theta, first_step=first_step, tolerance=tolerance
     )
 
 
 def minibatch_eigenvalues(
-    bench: Bench,
+    done: FinishedRun,
     *,
     batch_size: int,
     num_batches: int,
@@ -182,61 +180,61 @@ def minibatch_eigenvalues(
     objective: "data", the loss of the study, or "training", the loss that was minimized: with label
     smoothing, weight decay and one draw of the augmentation.
     """
-    risk = bench.risk() if objective == "data" else replay.training_objective(bench)
+    risk = done.risk() if objective == "data" else training_objective(done)
     return measure.minibatch_eigenvalues(
         risk,
-        bench.theta,
-        batch_size=bench.at_most(batch_size),
+        done.theta,
+        batch_size=done.at_most(batch_size),
         num_batches=num_batches or None,
         k=k,
         matrix=matrix,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def data_bracket(
-    bench: Bench, *, num_folds: int, sizes: tuple[int, ...], num_subsets: int
+    done: FinishedRun, *, num_folds: int, sizes: tuple[int, ...], num_subsets: int
 ) -> xr.Dataset:
     """λ₁ of subsets of the data, and what it is on the examples that they leave out."""
     return measure.data_bracket(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         num_folds=num_folds,
         sizes=list(sizes) or None,
         num_subsets=num_subsets,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
-def training_curvature(bench: Bench, *, k: int) -> xr.Dataset | None:
+def training_curvature(done: FinishedRun, *, k: int) -> xr.Dataset | None:
     """Top eigenvalues at every checkpoint that was kept, with the edges of stability.
 
     The checkpoints: those of `[training] keep_every`, or the files of a pattern with {step}, whose
     `epoch` is that step. SAM's edge is drawn for the recipe sam alone, whose step it was derived
     for; adaptive optimizers and trainings elsewhere have none of these.
     """
-    run, options = bench.run, training.TrainingOptions(**bench.run.training)
+    run, options = done.run, training.TrainingOptions(**done.run.training)
     if run.weights is not None and len(run.trail) < 2:
         return None
-    points = replay.Checkpoints(bench)
+    points = Checkpoints(done)
     known = run.weights is None and options.base == "sgd" and not options.nesterov
     known = known and not possible.is_free(run.recipe)
     found = measure.training_curvature(
-        bench.risk(),
+        done.risk(),
         points,
         lr=points.rates if known else 0.0,
         epochs=points.epochs,
         rho=float(run.options["rho"]) if known and run.recipe == "sam" else 0.0,
         momentum=options.momentum if known else 0.0,
         k=k,
-        seed=bench.seed,
+        seed=done.seed,
     )
     said = results.provenance(found) | {"epoch_is": "epoch" if run.weights is None else "step"}
     return found.assign_attrs(provenance=json.dumps(said, sort_keys=True))
 
 
 def alignment(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("sam", "asam", "sam_on", "zsharp", "random_mask"),
     k: int,
@@ -245,13 +243,13 @@ def alignment(
 ) -> xr.Dataset:
     """Energy of the perturbations of several variants in the top eigenspace, against chance."""
     return measure.alignment(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
         k=k,
-        batch_size=bench.at_most(batch_size),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 

@@ -8,7 +8,7 @@ from landscape import measure, snapshots
 from landscape.errors import LandscapeError
 from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.measure.perturbations.zscores import GROUPINGS, SOURCES
-from landscape.study.bench import Bench
+from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.record import (
     FORWARD,
     LANCZOS,
@@ -20,38 +20,38 @@ from landscape.study.measurements.record import (
 )
 
 
-def perturbation_history(bench: Bench) -> xr.Dataset | None:
+def perturbation_history(done: FinishedRun) -> xr.Dataset | None:
     """What was perturbed, epoch by epoch."""
-    return bench.history("perturbation_history")
+    return done.history("perturbation_history")
 
 
-def mask_persistence(bench: Bench) -> xr.Dataset | None:
+def mask_persistence(done: FinishedRun) -> xr.Dataset | None:
     """Overlap of recorded masks over the steps between them."""
-    masks = _recorded(bench)
+    masks = _recorded(done)
     if masks is None:
         return None
     return measure.mask_persistence(masks, provenance=_said(masks))
 
 
-def mask_selection(bench: Bench) -> xr.Dataset | None:
+def mask_selection(done: FinishedRun) -> xr.Dataset | None:
     """How often each coordinate was selected in the recorded masks."""
-    masks = _recorded(bench)
+    masks = _recorded(done)
     return None if masks is None else measure.mask_selection(masks, provenance=_said(masks))
 
 
-def mask_filters(bench: Bench, *, tensor: str = "") -> xr.Dataset | None:
+def mask_filters(done: FinishedRun, *, tensor: str = "") -> xr.Dataset | None:
     """Which filters of one layer were selected.
 
     tensor: its name; by default the first convolution of several input channels, or else the
     first convolution or matrix.
     """
-    masks = _recorded(bench)
+    masks = _recorded(done)
     if masks is None:
         return None
-    wide = [t for t in bench.risk().layout.tensors if t.ndim > 1]
+    wide = [t for t in done.risk().layout.tensors if t.ndim > 1]
     wide = [t for t in wide if t.name == tensor] if tensor else wide
     if not wide:
-        names = ", ".join(t.name for t in bench.risk().layout.tensors if t.ndim > 1)
+        names = ", ".join(t.name for t in done.risk().layout.tensors if t.ndim > 1)
         raise LandscapeError(
             f"[measure.mask_filters] tensor = {tensor!r} is no tensor of two axes or more; "
             f"possible: {names or 'none'}."
@@ -63,28 +63,28 @@ def mask_filters(bench: Bench, *, tensor: str = "") -> xr.Dataset | None:
     )
 
 
-def saved_mask_overlap(bench: Bench) -> xr.Dataset | None:
+def saved_mask_overlap(done: FinishedRun) -> xr.Dataset | None:
     """Overlap of the last recorded masks of a variant's seeds; kept with its first seed."""
-    seeds = [run for run in bench.job.peers if run.variant == bench.run.variant]
-    if not seeds or bench.run != seeds[0] or bench.run.weights is not None:
+    seeds = [run for run in done.job.peers if run.variant == done.run.variant]
+    if not seeds or done.run != seeds[0] or done.run.weights is not None:
         return None
     found = {}
     for run in seeds:
-        folder = bench.recorded(run)
+        folder = done.recorded(run)
         masks = snapshots.read_masks(folder) if folder.is_dir() else ()
         if len(masks):
             found[f"seed {run.seed}"] = masks[len(masks) - 1]
     if len(found) < 2:
         return None
-    kinds = {t.name: t.kind for t in bench.risk().layout.tensors}
+    kinds = {t.name: t.kind for t in done.risk().layout.tensors}
     return measure.saved_mask_overlap(found, kinds=kinds)
 
 
-def _recorded(bench: Bench) -> snapshots.MaskSeries | None:
+def _recorded(done: FinishedRun) -> snapshots.MaskSeries | None:
     """Masks of the run's training; None where fewer than two were recorded."""
-    if bench.run.weights is not None:
+    if done.run.weights is not None:
         return None
-    masks = snapshots.read_masks(bench.recorded(bench.run))
+    masks = snapshots.read_masks(done.recorded(done.run))
     return masks if len(masks) > 1 else None
 
 
@@ -93,7 +93,7 @@ def _said(masks: snapshots.MaskSeries) -> dict[str, Any]:
 
 
 def gradient_zscores(
-    bench: Bench,
+    done: FinishedRun,
     *,
     percentile: float,
     source: str,
@@ -104,37 +104,37 @@ def gradient_zscores(
 ) -> xr.Dataset:
     """The standardized gradient of every tensor."""
     return measure.gradient_zscores(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         percentile=percentile,
         source=source,
         grouping=grouping,
-        batch_size=bench.at_most(batch_size),
+        batch_size=done.at_most(batch_size),
         num_batches=num_batches,
         bn=bn,
-        state=bench.slots() if source == "residual" else None,
-        seed=bench.seed,
+        state=done.slots() if source == "residual" else None,
+        seed=done.seed,
     )
 
 
-def perturbation(bench: Bench, *, batch_size: int, bn: str) -> xr.Dataset | None:
+def perturbation(done: FinishedRun, *, batch_size: int, bn: str) -> xr.Dataset | None:
     """What the run's own variant perturbs here; None for plain SGD."""
-    variant = bench.variant()
-    if bench.run.recipe == "sgd" or variant is None:
+    variant = done.variant()
+    if done.run.recipe == "sgd" or variant is None:
         return None
     return measure.perturbation(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         variant=variant,
-        state=bench.slots(),
-        batch_size=bench.at_most(batch_size),
+        state=done.slots(),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def mask_overlap(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "ssam_f", "ssam_d", "random_mask"),
     batch_size: int,
@@ -142,17 +142,17 @@ def mask_overlap(
 ) -> xr.Dataset:
     """Overlap of the masks that several variants would draw here."""
     return measure.mask_overlap(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
-        batch_size=bench.at_most(batch_size),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def batch_overlap(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask"),
     batch_size: int,
@@ -161,37 +161,37 @@ def batch_overlap(
 ) -> xr.Dataset:
     """Overlap of a variant's masks on different batches, and with that of all the examples."""
     return measure.batch_overlap(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
-        batch_size=bench.at_most(batch_size),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
+        batch_size=done.at_most(batch_size),
         num_batches=num_batches,
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def perturbation_controls(
-    bench: Bench, *, num_draws: int, batch_size: int, bn: str
+    done: FinishedRun, *, num_draws: int, batch_size: int, bn: str
 ) -> xr.Dataset | None:
     """The run's own perturbation beside random and top-gradient masks; None for plain SGD."""
-    variant = bench.variant()
-    if bench.run.recipe == "sgd" or variant is None:
+    variant = done.variant()
+    if done.run.recipe == "sgd" or variant is None:
         return None
     return measure.perturbation_controls(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         variant=variant,
-        state=bench.slots(),
+        state=done.slots(),
         num_draws=num_draws,
-        batch_size=bench.at_most(batch_size),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def perturbation_cosines(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("sam", "zsharp", "topk_gradient", "sam_on", "fsam", "asam"),
     batch_size: int,
@@ -199,17 +199,17 @@ def perturbation_cosines(
 ) -> xr.Dataset:
     """Angles between the perturbations that several variants would make here."""
     return measure.perturbation_cosines(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
-        batch_size=bench.at_most(batch_size),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def enrichment(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("zsharp", "topk_gradient", "random_mask", "sam_on"),
     k: int,
@@ -220,20 +220,20 @@ def enrichment(
 ) -> xr.Dataset:
     """What the masks catch of curvature, Fisher information and weight, over chance."""
     return measure.enrichment(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
         k=k,
         num_probes=num_probes,
         fisher_examples=fisher_examples,
-        batch_size=bench.at_most(batch_size),
+        batch_size=done.at_most(batch_size),
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
 def gradient_noise(
-    bench: Bench,
+    done: FinishedRun,
     *,
     batch_size: int,
     rho: float,
@@ -242,13 +242,13 @@ def gradient_noise(
 ) -> xr.Dataset:
     """Full-gradient and noise parts of mini-batch gradients."""
     return measure.gradient_noise(
-        bench.risk(),
-        bench.theta,
-        batch_size=min(batch_size, len(bench.examples[1]) // 2),
+        done.risk(),
+        done.theta,
+        batch_size=min(batch_size, len(done.examples[1]) // 2),
         rho=rho,
         ema=ema,
         lr=lr,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 

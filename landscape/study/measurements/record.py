@@ -63,7 +63,7 @@ def nothing(_options: Options, _work: Work) -> float:
 class Record:
     """A measurement of [measure.<name>].
 
-    measure: (bench, *, options) -> Dataset, or None where a run has nothing of the kind; its
+    measure: (done, *, options) -> Dataset, or None where a run has nothing of the kind; its
     signature is the list of options with their types. of: the functions of `landscape.measure` that
     it calls, the one of its name unless given: an option without a default in the signature has
     theirs, so that a study and a call measure the same; None there, for "as many as there are" or

@@ -13,7 +13,7 @@ from landscape.linalg import lanczos
 from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.measure.surfaces.paths import perturbations
 from landscape.risk import BN_MODES, EmpiricalRisk
-from landscape.study.bench import Bench
+from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.outcome import SPLITS
 from landscape.study.measurements.record import FORWARD, PRODUCT, Options, Record, Work
 from landscape.study.spec import fingerprint
@@ -25,7 +25,7 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
     """loss_slice under a name of its own, because BatchNorm modes are never mixed."""
 
     def loss_slice(
-        bench: Bench,
+        done: FinishedRun,
         *,
         num_directions: int,
         points: int,
@@ -40,23 +40,23 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
         wide = measure.symmetric_grid("alpha", radius, points)
         near = measure.symmetric_grid("alpha", radius / 4, fine_points)
         return measure.loss_slice(
-            bench.risk(),
-            bench.theta,
+            done.risk(),
+            done.theta,
             alphas=np.union1d(wide, near),
             num_directions=num_directions,
             normalize=normalize,
             one_d=one_d,
             bn=bn,
-            also=_companions(bench, name, also),
+            also=_companions(done, name, also),
             name=name,
-            seed=bench.seed,
+            seed=done.seed,
         )
 
     return loss_slice
 
 
 def loss_plane(
-    bench: Bench,
+    done: FinishedRun,
     *,
     kind: str = "random",
     points: int,
@@ -89,26 +89,26 @@ def loss_plane(
         )
     ]
     options = [kind, *(axis.tolist() for axis in axes), normalize, one_d, bn, list(also), tolerance]
-    options += [list(variants), bench.seed, bench.job.spec.examples, bench.job.spec.split]
+    options += [list(variants), done.seed, done.job.spec.examples, done.job.spec.split]
     return measure.loss_plane(
-        bench.risk(),
-        bench.theta,
-        directions=_directions(bench, kind, variants),
+        done.risk(),
+        done.theta,
+        directions=_directions(done, kind, variants),
         alphas=axes[0],
         betas=axes[1],
         normalize=normalize,
         one_d=one_d,
         bn=bn,
-        also=_companions(bench, "loss_plane", also),
+        also=_companions(done, "loss_plane", also),
         tolerance=tolerance or None,
         # Other options have other tiles.
-        tiles=bench.job.folder / "tiles" / f"loss_plane-{fingerprint(options)}" if tiles else None,
-        seed=bench.seed,
+        tiles=done.job.folder / "tiles" / f"loss_plane-{fingerprint(options)}" if tiles else None,
+        seed=done.seed,
     )
 
 
 def curvature_map(
-    bench: Bench,
+    done: FinishedRun,
     *,
     points: int,
     radius: float,
@@ -120,8 +120,8 @@ def curvature_map(
 ) -> xr.Dataset:
     """Extreme Hessian eigenvalues over the plane of two random directions."""
     return measure.curvature_map(
-        bench.risk(),
-        bench.theta,
+        done.risk(),
+        done.theta,
         points=points,
         radius=radius,
         normalize=normalize,
@@ -129,35 +129,35 @@ def curvature_map(
         bn=bn,
         tolerance=tolerance,
         max_hvps=max_hvps,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
-def trajectory(bench: Bench, *, grid: int = 8, margin: float, bn: str) -> xr.Dataset | None:
+def trajectory(done: FinishedRun, *, grid: int = 8, margin: float, bn: str) -> xr.Dataset | None:
     """The training's checkpoints on their principal plane; None where there is but one."""
-    if bench.run.weights is not None and len(bench.run.trail) < 2:
+    if done.run.weights is not None and len(done.run.trail) < 2:
         return None
-    if bench.run.weights is None and not bench.run.training["keep_every"]:
+    if done.run.weights is None and not done.run.training["keep_every"]:
         raise LandscapeError(
-            f"[measure.trajectory] needs checkpoints of the training, and {bench.run.run_id} kept "
+            f"[measure.trajectory] needs checkpoints of the training, and {done.run.run_id} kept "
             f"none; set training.keep_every = 1 (epochs between two of them) and train again."
         )
-    kept = bench.checkpoints()
+    kept = done.checkpoints()
     return measure.trajectory(
-        bench.risk(), list(kept.values()), epochs=list(kept), grid=grid, margin=margin, bn=bn
+        done.risk(), list(kept.values()), epochs=list(kept), grid=grid, margin=margin, bn=bn
     )
 
 
-def interpolation(bench: Bench, *, points: int, bn: str) -> xr.Dataset | None:
+def interpolation(done: FinishedRun, *, points: int, bn: str) -> xr.Dataset | None:
     """The line from a training's initial weights to its solution; None for those from elsewhere."""
-    if bench.run.weights is not None:
+    if done.run.weights is not None:
         return None
-    start = bench.checkpoints()[0]
-    return measure.interpolation(bench.risk(), start, end=bench.theta, points=points, bn=bn)
+    start = done.checkpoints()[0]
+    return measure.interpolation(done.risk(), start, end=done.theta, points=points, bn=bn)
 
 
 def perturbation_slice(
-    bench: Bench,
+    done: FinishedRun,
     *,
     variants: tuple[str, ...] = ("sam", "zsharp"),
     batch_size: int,
@@ -168,15 +168,15 @@ def perturbation_slice(
 ) -> xr.Dataset:
     """Loss along what several variants would perturb here, on their batch and on all examples."""
     return measure.perturbation_slice(
-        bench.risk(),
-        bench.theta,
-        variants=bench.counterfactuals(variants),
-        batch_size=bench.at_most(batch_size),
+        done.risk(),
+        done.theta,
+        variants=done.counterfactuals(variants),
+        batch_size=done.at_most(batch_size),
         batch_bn=batch_bn,
         points=points,
         radius=radius,
         bn=bn,
-        seed=bench.seed,
+        seed=done.seed,
     )
 
 
@@ -200,29 +200,29 @@ def _axis(name: str, ends: Sequence[float], points: int, radius: float) -> np.nd
     return grid
 
 
-def _companions(bench: Bench, name: str, also: Sequence[str]) -> dict[str, EmpiricalRisk]:
+def _companions(done: FinishedRun, name: str, also: Sequence[str]) -> dict[str, EmpiricalRisk]:
     """Risks over whole other splits, by the name of the split."""
-    splits = bench.split_risks() if also else {}
+    splits = done.split_risks() if also else {}
     unknown = [split for split in also if split not in splits]
     if unknown:
         raise LandscapeError(
-            f"[measure.{name}] also = {list(also)}: the data {bench.run.problem.data!r} have no "
+            f"[measure.{name}] also = {list(also)}: the data {done.run.problem.data!r} have no "
             f"split {unknown[0]!r}; they have {', '.join(splits)}."
         )
     return {split: splits[split] for split in also}
 
 
-def _directions(bench: Bench, kind: str, variants: Sequence[str]) -> plane.Plane | None:
+def _directions(done: FinishedRun, kind: str, variants: Sequence[str]) -> plane.Plane | None:
     """The plane of a kind; None for random directions, which `measure` draws itself."""
     if kind == "random":
         return None
-    risk, theta = bench.risk(), bench.theta
+    risk, theta = done.risk(), done.theta
     if kind == "eigenvectors":
         pairs = lanczos.top(
             risk.linearized_hvp(theta),
             theta.numel(),
             k=2,
-            generator=torch.Generator().manual_seed(bench.seed),
+            generator=torch.Generator().manual_seed(done.seed),
             dtype=risk.dtype,
             device=risk.device,
         )
@@ -239,9 +239,9 @@ def _directions(bench: Bench, kind: str, variants: Sequence[str]) -> plane.Plane
         named, _ = perturbations(
             risk,
             theta,
-            variants=bench.counterfactuals(variants),
-            batch_size=bench.at_most(64),
-            seed=bench.seed,
+            variants=done.counterfactuals(variants),
+            batch_size=done.at_most(64),
+            seed=done.seed,
         )
     return plane.perturbations(theta, named, orthogonalize=True)
 

@@ -1,10 +1,8 @@
-"""A run on the bench: its model, its data, and the fixed examples it is measured on."""
+"""A finished run: its model, its data, the fixed examples it is measured on, its checkpoints."""
 
-import inspect
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,164 +10,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from landscape import problems, sam, training
+from landscape import problems, sam, storage, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import EmpiricalRisk
-from landscape.storage import StudyFolder
-from landscape.study import code, preflight
-from landscape.study.jobs import Job
-from landscape.study.spec import Problem, Run
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from landscape.study.problem import DTYPES, make_loss, make_model, make_recipe, read_data
+from landscape.study.spec import Job, Run
+from landscape.training.batches import crop_and_flip
 
 
-@lru_cache(maxsize=4)
-def load_data(problem: Problem, base: Path) -> problems.DataSplits:
-    """The data of a problem, read once per worker."""
-    options = {
-        "data_dir": problem.data_dir and str(base / problem.data_dir),
-        "label_noise": problem.label_noise,
-        "noise_kind": problem.noise_kind,
-        "seed": problem.data_seed,
-        "splits": problem.splits,
-        "verify": problem.verify,
-    }
-    if not code.is_callable_name(problem.data):
-        return problems.load_data(problem.data, **options)
-    with code.importable(base):
-        make = problems.import_object(problem.data)
-        accepts = inspect.signature(make).parameters
-        if problem.label_noise and "label_noise" not in accepts:
-            raise LandscapeError(
-                f"label_noise = {problem.label_noise} was asked of {problem.data}, which has no "
-                f"argument label_noise; make the noise in that callable and return (x, y, y_clean)."
-            )
-        if problem.splits is not None and "splits" not in accepts:
-            raise LandscapeError(
-                f"splits = {list(problem.splits)} was asked of {problem.data}, which has no "
-                f"argument splits; cut the data in that callable."
-            )
-        made = _called(make, problem.data, {k: v for k, v in options.items() if k in accepts})
-    one = isinstance(made, torch.utils.data.DataLoader | torch.utils.data.Dataset)
-    if one or (isinstance(made, tuple | list) and len(made) in (2, 3) and not _is_part(made[0])):
-        made = {"train": made}  # one (inputs, targets) pair, loader or dataset
-    return problems.as_splits(made, name=problem.data)
-
-
-def read_data(job: Job) -> problems.DataSplits:
-    """The data of a run, refused if they are not those that its study was begun with."""
-    data = load_data(job.run.problem, job.base)
-    preflight.refuse_other_data(StudyFolder(job.folder.parents[1]), job.run, data)
-    return data
-
-
-def try_weights(job: Job) -> None:
-    """Load the weights that a run is given, and refuse those of another model."""
-    model = make_model(job.run, read_data(job), job.base)
-    _load(model, job.run, job.folder)
-
-
-def _called(make: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:
-    """What the user's callable returns; what it raises is said with its place."""
-    try:
-        return make(**options)
-    except LandscapeError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise LandscapeError(
-            f"{name} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
-        ) from error
-
-
-def _is_part(value: Any) -> bool:
-    """Whether `value` is a split rather than an array of inputs."""
-    if isinstance(value, torch.utils.data.DataLoader | torch.utils.data.Dataset):
-        return True
-    return isinstance(value, (tuple, list)) or not hasattr(value, "shape")
-
-
-def make_model(run: Run, data: problems.DataSplits, base: Path) -> nn.Module:
-    """The model of a run, with the initial weights of its seed."""
-    with code.importable(base):
-        return problems.make_model(
-            run.problem.model,
-            num_classes=data.num_classes,
-            input_shape=data.input_shape,
-            seed=run.seed,
-        ).to(DTYPES[run.dtype])
-
-
-def make_loss(run: Run, base: Path) -> Any:
-    """The loss of a run, loss(output, target)."""
-    with code.importable(base):
-        return problems.make_loss(run.problem.loss)
-
-
-def make_recipe(
-    recipe: str, options: Mapping[str, Any], base: Path
-) -> sam.Variant | training.OptimizerFactory:
-    """The variant of a recipe; of the user's own callable, what it makes or is.
-
-    The callable is a Variant, returns one from the options, or takes the parameters first and
-    returns a torch optimizer: make(params, **options).
-    """
-    if not code.is_callable_name(recipe):
-        return sam.make(recipe, dict(options))
-    with code.importable(base):
-        make = problems.import_object(recipe)
-        if isinstance(make, sam.Variant):
-            return make
-        first = next(iter(inspect.signature(make).parameters), "")
-        if first in ("params", "parameters"):
-            return training.OptimizerFactory(make, dict(options), recipe)
-        try:
-            made = make(**options)
-        except TypeError as error:
-            raise LandscapeError(f"{recipe} does not accept {dict(options)}: {error}.") from None
-    if not isinstance(made, sam.Variant):
-        raise LandscapeError(
-            f"{recipe} returned a {type(made).__name__}; a landscape.sam.Variant is needed. An "
-            f"optimizer factory takes the parameters first: def {recipe.partition(':')[2]}(params, "
-            f"...)."
-        )
-    return made
-
-
-def recorded_bytes(job: Job) -> int:
-    """Bytes that the recorder of a run's training writes at most."""
-    data = read_data(job)
-    return training.estimate_bytes(
-        ParamLayout.of(make_model(job.run, data, job.base)),
-        training.TrainingOptions(**job.run.training),
-        training.RecorderOptions(),
-        num_examples=len(data.train),
-    )
-
-
-def train(job: Job, progress: Callable[[float], None]) -> None:
-    """Train a run in its folder, or continue it where it stopped."""
-    run = job.run
-    data = read_data(job)
-    options = training.TrainingOptions(**run.training)
-    result = training.train(
-        make_model(run, data, job.base),
-        data,
-        make_recipe(run.recipe, run.options, job.base),
-        options,
-        seed=run.seed,
-        folder=job.folder,
-        loss=make_loss(run, job.base),
-        device=job.device,
-        progress=lambda record: progress(record["epoch"] / options.epochs),
-        run=run.run_id,
-    )
-    if not result.finished:
-        raise LandscapeError(result.message)
-
-
-class Bench:
+class FinishedRun:
     """What a measurement may ask of a finished run."""
 
     def __init__(self, job: Job, *, trained: bool = True) -> None:
@@ -265,9 +115,7 @@ class Bench:
                 theta = layout.flatten(dict(model.named_parameters())).detach()
                 found[step] = theta.to(self.theta, copy=True)
             return found
-        folder = self.job.folder / "checkpoints"
-        kept = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
-        kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
+        kept = self.kept_weights()
         for epoch, path in [(0, None), *sorted(kept.items())]:
             if path is not None:
                 self.load(model, path)
@@ -282,12 +130,15 @@ class Bench:
             training.checkpoint.check_own(self.job.folder, path, ended)
         return problems.load_weights(model, path, weights_key=self.run.weights_key)
 
+    def kept_weights(self) -> dict[int, Path]:
+        """Weights files of the training by epoch, the final ones among them."""
+        last = {int(self.run.training["epochs"]): storage.final_path(self.job.folder)}
+        return storage.kept_weights(self.job.folder) | last
+
     def kept_risks(self, split: str) -> Iterator[tuple[int, EmpiricalRisk]]:
         """(epoch, risk over a split) with weights and buffers as `keep_every` kept them."""
         data = getattr(self.data, split)
-        folder = self.job.folder / "checkpoints"
-        kept = {int(p.stem.removeprefix("epoch-")): p for p in folder.glob("epoch-*.safetensors")}
-        kept[int(self.run.training["epochs"])] = folder / "final.safetensors"
+        kept = self.kept_weights()
         for epoch, path in sorted(kept.items()):
             model = make_model(self.run, self.data, self.job.base)
             self.load(model, path)
@@ -395,11 +246,17 @@ class Bench:
         return training.consolidate(self.job.folder).get(name)
 
 
+def try_weights(job: Job) -> None:
+    """Load the weights that a run is given, and refuse those of another model."""
+    model = make_model(job.run, read_data(job), job.base)
+    _load(model, job.run, job.folder)
+
+
 def _load(model: nn.Module, run: Run, folder: Path) -> problems.WeightsReport:
     """The weights of a run into its model; those of another run in its folder are refused."""
     if run.weights is not None:
         return problems.load_weights(model, Path(run.weights), weights_key=run.weights_key)
-    path = training.checkpoint.final_path(folder)
+    path = storage.final_path(folder)
     ended = training.checkpoint.own_outcome(folder, run.run_id)
     training.checkpoint.check_own(folder, path, ended)
     return problems.load_weights(model, path)
@@ -424,3 +281,85 @@ def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:
     shuffled = y[order]
     rows = [order[shuffled == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]
     return torch.cat(rows).sort().values
+
+
+class Checkpoints(Sequence[EmpiricalRisk]):
+    """The fixed examples at every kept checkpoint, with its own running statistics.
+
+    `epochs`: 0 (the initial weights), the multiples of `[training] keep_every`, the last one; of
+    weights from elsewhere the steps of their files. `rates`: the learning rate of the last step of
+    each epoch, of the first one for epoch 0; 0, for not known, of weights from elsewhere. A risk is
+    loaded when it is asked for, one at a time.
+    """
+
+    def __init__(self, done: FinishedRun) -> None:
+        self._done = done
+        if done.run.weights is not None:
+            self._paths: list[Path | None] = [Path(path) for path in done.run.trail.values()]
+            self.epochs = list(done.run.trail)
+            self.rates = [0.0] * len(self.epochs)
+            return
+        if not done.run.training["keep_every"]:
+            raise LandscapeError(
+                f"Curvature along the training of {done.run.run_id} asked, which kept no "
+                f"checkpoint; set [training] keep_every (1: every epoch)."
+            )
+        paths = dict(sorted(done.kept_weights().items()))
+        self._paths = [None, *paths.values()]
+        self.epochs = [0, *paths]
+        self.rates = self._rates()
+
+    def _rates(self) -> list[float]:
+        records, _ = training.read_history(self._done.job.folder)
+        rates = {record["epoch"]: float(record["lr"]) for record in records}
+        options = training.TrainingOptions(**self._done.run.training)
+        size = options.steps_per_epoch(len(self._done.data.train))
+        rates[0] = options.learning_rate(0, options.epochs * size, size)
+        return [rates[epoch] for epoch in self.epochs]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> EmpiricalRisk:
+        done = self._done
+        model = make_model(done.run, done.data, done.job.base)
+        path = self._paths[number]
+        if path is not None:
+            done.load(model, path)
+        return EmpiricalRisk(
+            model,
+            make_loss(done.run, done.job.base),
+            done.examples,
+            bn=done.job.spec.bn,
+            device=torch.device(done.job.device),
+            dtype=DTYPES[done.run.dtype],
+        )
+
+
+def training_objective(done: FinishedRun) -> EmpiricalRisk:
+    """The fixed examples under the loss that was minimized, at the run's checkpoint.
+
+    Label smoothing and weight decay are those of the training (decay of AdamW is no part of a
+    loss), augmentation is one draw by the study's seed, the same for every run.
+    """
+    if done.run.weights is not None:
+        raise LandscapeError(
+            f"objective = 'training' asked of {done.run.run_id}, whose weights come from a file; "
+            f"use objective = 'data'."
+        )
+    options = training.TrainingOptions(**done.run.training)
+    x, y = done.examples
+    if options.augment == "crop_flip":
+        x = crop_and_flip(x, generator=torch.Generator(x.device).manual_seed(done.seed))
+    loss = make_loss(done.run, done.job.base)
+    if options.label_smoothing:
+        loss = torch.nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+    return EmpiricalRisk(
+        done.model,
+        loss,
+        (x, y),
+        bn=done.job.spec.bn,
+        weight_decay=0.0 if options.base == "adamw" else options.weight_decay,
+        device=torch.device(done.job.device),
+        dtype=DTYPES[done.run.dtype],
+    )

@@ -1,13 +1,10 @@
-"""One run, start to end, in a worker: train, measure, and leave whole files behind.
+"""The folder of one run: what lies where, what is there whole, and what is still missing.
 
-Each step is skipped when its file is there and was made with the same options, so that a killed job
-continues where it stopped.
+A result counts while its file is as it was written, with the options and the weights of now, so
+that a killed job continues where it stopped and a changed file is measured again.
 """
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,36 +12,7 @@ from typing import Any
 from landscape import results, storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study.spec import Measurement, MeasureSpec, Run, Study, VariantSpec
-
-Report = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know about one run."""
-
-    run: Run
-    folder: Path
-    base: Path
-    measurements: tuple[tuple[Measurement, str], ...]  # with the key its result must carry
-    variants: tuple[VariantSpec, ...]  # of the whole study: masks are compared between variants
-    spec: MeasureSpec
-    device: str
-    threads: int
-    train: bool = True
-    measure: bool = True
-    peers: tuple[Run, ...] = ()  # trained runs of the setting, this one among them
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a job did."""
-
-    trained: bool
-    measured: tuple[str, ...]
-    seconds: float
-    note: str = ""  # what was found in a weights file from elsewhere
+from landscape.study.spec import Job, Measurement, Run, Study
 
 
 def outcome(run: Run, folder: Path) -> dict[str, Any]:
@@ -129,7 +97,7 @@ def _whole(folder: Path) -> dict[str, dict[str, Any]]:
     """The last record of each measurement whose result is as it was written."""
     records, _ = storage.read_lines(folder / "measured.jsonl", on_error="skip")
     last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}
-    weights = storage.declared_sha256(folder / "checkpoints" / "final.safetensors")
+    weights = storage.declared_sha256(storage.final_path(folder))
     return {
         name: record
         for name, record in last.items()
@@ -185,61 +153,37 @@ def missing(job: Job) -> tuple[bool, list[tuple[Measurement, str]]]:
     return train, [(m, key) for m, key in job.measurements if keys.get(m.name) != key]
 
 
-def announced(todo: Sequence[Job], *, keep: bool) -> str:
-    """What the missing trainings record at most; empty without any, or where it cannot be told.
-
-    keep: the data stay in memory, for trainings in this process.
-    """
-    from landscape.study import bench
-
-    sizes: dict[str, int] = {}
-    found = []
-    for job in todo:
-        if not missing(job)[0]:
-            continue
-        key = repr((job.run.problem, job.run.training, job.run.dtype))
-        if key not in sizes:
-            try:
-                sizes[key] = bench.recorded_bytes(job)
-            except Exception:  # the run fails in its worker, where it is said by name
-                return ""
-        found.append(sizes[key])
-    if not keep:
-        bench.load_data.cache_clear()
-    if not found:
-        return ""
-    if len(found) == 1:
-        return f"The training records at most {found[0] / 1e6:,.1f} MB."
-    return (
-        f"{len(found)} trainings record at most {sum(found) / 1e6:,.1f} MB, one of them at most "
-        f"{max(found) / 1e6:,.1f} MB."
-    )
+def keep(job: Job, measurement: Measurement, key: str, ds: Any, weights: Any) -> None:
+    """Write a result and the line that says with which options it was made."""
+    name, log = measurement.name, job.folder / "measured.jsonl"
+    # Void the old line first: a kill between file and line must not leave a wrong pair.
+    storage.append_line(log, {"name": name, "key": ""})
+    if ds is None:
+        result_path(job.folder, name).unlink(missing_ok=True)
+    else:
+        results.save(_signed(job, ds, measurement, key, weights), result_path(job.folder, name))
+    line = {
+        "name": name,
+        "key": key,
+        "empty": ds is None,
+        "weights_sha256": weights.sha256,
+        "checkpoint": storage.declared_sha256(storage.final_path(job.folder)),
+    }
+    if ds is not None:
+        line["sha256"] = storage.file_sha256(result_path(job.folder, name))
+    storage.append_line(log, line)
 
 
-def do(job: Job, report: Report) -> Outcome:
-    """Train and measure one run."""
-    began = time.monotonic()
-    storage.hold(StudyFolder(job.folder.parents[1]).lock)
-    train, todo = missing(job)
-    _write_spec(job)
-    trained = False
-    if train:
-        _train(job, report)
-        trained = True
-    elif job.measure and not is_trained(job.run, job.folder):
-        raise LandscapeError(
-            f"{job.run.run_id} has not been trained; `landscape run` trains and measures it."
-        )
-    measured, note = _measure(job, todo, report, trained=trained) if todo else ([], "")
-    if not missing(job)[1] and job.measure:
-        storage.write_json(
-            job.folder / "done.json",
-            {"run": job.run.run_id, "measurements": {m.name: key for m, key in job.measurements}},
-        )
-    return Outcome(trained, tuple(measured), time.monotonic() - began, note)
+def _signed(job: Job, ds: Any, measurement: Measurement, key: str, weights: Any) -> Any:
+    said = {"options": dict(measurement.options), "key": key, "weights_file": weights.as_dict()}
+    if job.run.weights:
+        said["weights_found"] = str(weights)
+    own = results.provenance(ds) | said
+    return ds.assign_attrs(provenance=json.dumps(own, sort_keys=True))
 
 
-def _write_spec(job: Job) -> None:
+def write_spec(job: Job) -> None:
+    """What decides the numbers of this run, for a reader of its folder."""
     path = job.folder / "spec.json"
     spec = {
         "run": job.run.run_id,
@@ -255,75 +199,3 @@ def _write_spec(job: Job) -> None:
     spec = json.loads(json.dumps(spec, default=str))
     if not path.exists() or storage.read_json(path) != spec:
         storage.write_json(path, spec)
-
-
-def _train(job: Job, report: Report) -> None:
-    from landscape.study import bench
-
-    share = _training_share(job)
-
-    def progress(fraction: float) -> None:
-        report(share * fraction, "training")
-
-    report(0.0, f"training, recording at most {bench.recorded_bytes(job) / 1e6:.1f} MB")
-    bench.train(job, progress)
-
-
-def _training_share(job: Job) -> float:
-    cost = training_cost(job.run)
-    return cost / (cost + 1.5 * len(job.measurements) * job.measure + 0.1)
-
-
-def _measure(
-    job: Job, todo: list[tuple[Measurement, str]], report: Report, *, trained: bool
-) -> tuple[list[str], str]:
-    from landscape.study import measurements
-    from landscape.study.bench import Bench
-
-    start = _training_share(job) if trained else 0.0
-    bench = Bench(job)
-    _ = bench.theta  # weights that do not fit are one error, not one per measurement
-    done: list[str] = []
-    refused: dict[str, list[str]] = {}
-    for index, (measurement, key) in enumerate(todo):
-        report(start + (1 - start) * index / len(todo), measurement.name.replace("_", " "))
-        try:
-            ds = measurements.measure_run(bench, measurement.name, measurement.options)
-        except LandscapeError as error:
-            refused.setdefault(str(error), []).append(measurement.name)
-            continue
-        _keep(job, measurement, key, ds, bench.weights)
-        done.append(measurement.name)
-    if refused:
-        reasons = [f"{', '.join(names)}: {reason}" for reason, names in refused.items()]
-        raise LandscapeError(" ".join(reasons))
-    return done, str(bench.weights) if job.run.weights else ""
-
-
-def _keep(job: Job, measurement: Measurement, key: str, ds: Any, weights: Any) -> None:
-    """Write a result and the line that says with which options it was made."""
-    name, log = measurement.name, job.folder / "measured.jsonl"
-    # Void the old line first: a kill between file and line must not leave a wrong pair.
-    storage.append_line(log, {"name": name, "key": ""})
-    if ds is None:
-        result_path(job.folder, name).unlink(missing_ok=True)
-    else:
-        results.save(_signed(job, ds, measurement, key, weights), result_path(job.folder, name))
-    line = {
-        "name": name,
-        "key": key,
-        "empty": ds is None,
-        "weights_sha256": weights.sha256,
-        "checkpoint": storage.declared_sha256(job.folder / "checkpoints" / "final.safetensors"),
-    }
-    if ds is not None:
-        line["sha256"] = storage.file_sha256(result_path(job.folder, name))
-    storage.append_line(log, line)
-
-
-def _signed(job: Job, ds: Any, measurement: Measurement, key: str, weights: Any) -> Any:
-    said = {"options": dict(measurement.options), "key": key, "weights_file": weights.as_dict()}
-    if job.run.weights:
-        said["weights_found"] = str(weights)
-    own = results.provenance(ds) | said
-    return ds.assign_attrs(provenance=json.dumps(own, sort_keys=True))

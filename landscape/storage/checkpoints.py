@@ -1,0 +1,33 @@
+"""Where the folder of a training keeps its weights, and how it ended."""
+
+from pathlib import Path
+
+
+def weights_path(folder: Path, epoch: int) -> Path:
+    """Weights after `epoch` epochs."""
+    return _checkpoints(folder) / f"epoch-{epoch:06d}.safetensors"
+
+
+def final_path(folder: Path) -> Path:
+    """Weights of a finished training."""
+    return _checkpoints(folder) / "final.safetensors"
+
+
+def outcome_path(folder: Path) -> Path:
+    """How a training ended."""
+    return _checkpoints(folder) / "final.json"
+
+
+def state_path(folder: Path) -> Path:
+    """What the next step of an unfinished training depends on."""
+    return _checkpoints(folder) / "last.pt"
+
+
+def kept_weights(folder: Path) -> dict[int, Path]:
+    """Weights of single epochs that are there, by epoch."""
+    paths = _checkpoints(folder).glob("epoch-*.safetensors")
+    return dict(sorted((int(path.stem.removeprefix("epoch-")), path) for path in paths))
+
+
+def _checkpoints(folder: Path) -> Path:
+    return Path(folder) / "checkpoints"
