@@ -337,6 +337,62 @@ def report(folder: StudyDir, as_json: Json = False) -> None:
 
 
 @app.command(epilog=EPILOG)
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="STUDY_A", help="The folder of a study.")],
+    second: Annotated[Path, typer.Argument(metavar="STUDY_B", help="The folder of another.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Without suffix; default compare-A-B, in this folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lay two studies side by side: how they were made, what both measured, what each concludes.
+
+    Was a study repeated on another machine, did a new version change a number? Writes a page
+    (.html), its Markdown twin (.md) and .json.
+    """
+    from landscape import report
+
+    one, other = _study(first), _study(second)
+    _leave(report.compare(one, other), out or Path(f"compare-{first.name}-{second.name}"), as_json)
+
+
+@app.command(epilog=EPILOG)
+def diagnose(
+    folder: StudyDir,
+    variant: Annotated[str, typer.Option(help="The variant that is asked about.")],
+    against: Annotated[str, typer.Option(help="The variant that it is laid beside.")],
+    setting: Annotated[str | None, typer.Option(help="Of the study; default its first.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Without suffix; default diagnose-VARIANT-AGAINST, in this folder."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two variants of a study, quantity by quantity, and what that means.
+
+    landscape diagnose studies/demo --variant zsharp --against sam
+    """
+    from landscape import report
+    from landscape.storage import folder_name
+
+    found = report.diagnose(_study(folder), variant, against, setting)
+    name = f"diagnose-{folder_name(variant)}-{folder_name(against)}"
+    _leave(found, out or Path(name), as_json)
+
+
+def _study(folder: Path) -> Any:
+    from landscape import report
+    from landscape.storage import StudyFolder
+
+    return report.Study.read(StudyFolder(folder.absolute()))
+
+
+def _leave(document: Any, path: Path, as_json: bool) -> None:
+    paths = document.write(path)
+    print(json.dumps(document.as_dict(), indent=2) if as_json else "\n".join(map(str, paths)))
+
+
+@app.command(epilog=EPILOG)
 def verify(folder: StudyDir, as_json: Json = False) -> None:
     """Compare every file of a study with its digest.
 

@@ -1,9 +1,9 @@
 """Drawings to plotly figures: the twins of the static ones, with hover labels."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from landscape.plot import _plotly_planes as _planes
 from landscape.plot import style
+from landscape.plot._plotly_planes import single as _single
 from landscape.plot.drawing import (
     Axis,
     Band,
@@ -119,7 +120,7 @@ def _legend_pixels(drawing: Drawing) -> int:
 
 def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidden: bool) -> None:
     update = figure.update_xaxes if which == "x" else figure.update_yaxes
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "title": {"text": "" if hidden else axis.title, "standoff": 6},
         "showticklabels": not hidden,
         "type": "log" if axis.log else "linear",
@@ -134,18 +135,15 @@ def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidd
         ends = [math.log10(end) for end in axis.limits] if axis.log else list(axis.limits)
         options["range"] = ends
         if axis.log:
-            options["tickvals"] = log_ticks(*axis.limits)
-            options["ticktext"] = [short(tick) for tick in log_ticks(*axis.limits)]
+            options["tickvals"] = log_ticks(*axis.limits, 3 if axis.few else 6)
+            options["ticktext"] = [short(tick) for tick in options["tickvals"]]
     if axis.ticks is not None:
         options["tickvals"] = [position for position, _ in axis.ticks]
         options["ticktext"] = [text for _, text in axis.ticks]
         options["showgrid"] = False
+    elif which == "x":
+        options["tickangle"] = 0
     update(row=row + 1, col=column + 1, **options)
-
-
-def _single(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    # Half the size of the page; six digits are more than a screen shows.
-    return np.asarray(values, dtype=np.float32)
 
 
 def _hover(panel: Panel, x: str = "x") -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 
 from landscape.plot import style
 from landscape.plot.drawing import (
@@ -31,10 +32,10 @@ def field(mark: Field) -> go.Heatmap:
         bar |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
         low, high = np.log10([low, high])
     return go.Heatmap(
-        x=_single(mark.x),
-        y=_single(mark.y),
-        z=_single(values),
-        customdata=_single(mark.values.T),
+        x=single(mark.x),
+        y=single(mark.y),
+        z=single(values),
+        customdata=single(mark.values.T),
         zmin=low,
         zmax=high,
         colorscale=style.DIVERGING if mark.diverging else "Viridis",
@@ -52,8 +53,8 @@ def gaps(mark: Gaps) -> go.Heatmap:
     values = np.asarray(mark.values, float).T
     odd = ~np.isfinite(values)
     return go.Heatmap(
-        x=_single(mark.x),
-        y=_single(mark.y),
+        x=single(mark.x),
+        y=single(mark.y),
         z=np.where(odd, 0.0, np.nan),
         text=[[_word(value) for value in row] for row in values],
         colorscale=[[0, _GAP], [1, _GAP]],
@@ -81,11 +82,11 @@ def surface(mark: Surface, panel: Panel) -> go.Surface:
     size = (top - bottom) / 12
     lines = {"show": True, "start": bottom, "end": top, "size": size, "usecolormap": True}
     return go.Surface(
-        x=_single(mark.x),
-        y=_single(mark.y),
-        z=_single(np.clip(heights, bottom, top)),
-        surfacecolor=_single(np.clip(heights, bottom, top)),
-        customdata=_single(mark.values.T),
+        x=single(mark.x),
+        y=single(mark.y),
+        z=single(np.clip(heights, bottom, top)),
+        surfacecolor=single(np.clip(heights, bottom, top)),
+        customdata=single(mark.values.T),
         cmin=bottom,
         cmax=top,
         colorscale="Viridis",
@@ -186,9 +187,14 @@ def _domains(figure: go.Figure, trace: object) -> tuple[tuple[float, float], tup
     return figure.layout[axes[0]].domain, figure.layout[axes[1]].domain
 
 
-def _single(values: np.ndarray) -> np.ndarray:
-    # Half the size of the page; six digits are more than a screen shows.
-    return np.asarray(values, dtype=np.float32)
+def single(values: ArrayLike) -> np.ndarray:
+    """Half the size of the page: six digits are more than a screen shows.
+
+    The ends of an interval of few seeds may lie beyond what single precision holds.
+    """
+    table = np.asarray(values, np.float64)
+    largest = float(np.finfo(np.float32).max)
+    return np.where(np.isfinite(table), np.clip(table, -largest, largest), table).astype(np.float32)
 
 
 def contours(mark: Contours, *, scale: bool) -> go.Contour:
@@ -196,10 +202,10 @@ def contours(mark: Contours, *, scale: bool) -> go.Contour:
     scaled, levels = mark.scaled, mark.scaled(mark.levels)
     ticks = levels[:: max(1, len(levels) // 6)]
     return go.Contour(
-        x=_single(mark.x),
-        y=_single(mark.y),
-        z=_single(blank(scaled(np.clip(mark.values.T, *mark.levels[[0, -1]])), mark)),
-        customdata=_single(mark.values.T),
+        x=single(mark.x),
+        y=single(mark.y),
+        z=single(blank(scaled(np.clip(mark.values.T, *mark.levels[[0, -1]])), mark)),
+        customdata=single(mark.values.T),
         zmin=levels[0],
         zmax=levels[-1],
         contours={

@@ -3,6 +3,7 @@
 import datetime
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from landscape.report.methods import measured
 from landscape.report.overview import overview
 from landscape.report.paper import Choice, Selected, save, select
 from landscape.report.rules import RULES
+from landscape.report.sources import claims_of, row_anchor, sources
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings
 from landscape.report.verdict import Verdict
@@ -65,6 +67,9 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "answer": said,
         "overview": list(_overviews(family, folder, choice)),
         "trained": list(_trained(study)),
+        "rests_on": partial(sources, study, sections),
+        "claims_of": claims_of,
+        "row_anchor": row_anchor,
         "next": list(_next(said)),
         "variants": list(dict.fromkeys(v.label for s in study.settings for v in study.variants(s))),
         "files": list(_files(study)),

@@ -100,7 +100,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("adaptive_sharpness"),
             Entry("m_sharpness"),
             Entry("spectral_density"),
-            Entry("spectral_views", ("spectral_density",)),
+            Entry("spectral_views", ("spectral_density",), variables=("effective_dimension_low",)),
             Entry("frobenius"),
         ),
     ),

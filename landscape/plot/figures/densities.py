@@ -68,7 +68,7 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     density = Axis("density", "1/nats", log=True)
     panels = [Panel(Axis("eigenvalue", "nats"), density, tuple(near), "linear view")]
     panels.append(_magnitudes(ds, found))
-    if "effective_dimension" in ds:
+    if "effective_dimension_low" in ds:
         panels.append(_dimension(found))
     panels.append(_negative(ds, found))
     return Drawing(

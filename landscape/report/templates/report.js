@@ -25,16 +25,45 @@
     // A figure is one stop of the tabulator: its frame. Its buttons are for the pointer.
     box.querySelectorAll("a, button, [tabindex]").forEach(function (part) { part.tabIndex = -1; });
   }
+  function channels(color) {
+    // "#rrggbb" or "rgba(r,g,b,a)" as [r, g, b, a]; null for anything else.
+    var hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(color);
+    if (hex) return [1, 2, 3].map(function (k) { return parseInt(hex[k], 16); }).concat(1);
+    var rgba = /^rgba?\(([^)]*)\)$/.exec(color);
+    if (!rgba) return null;
+    var parts = rgba[1].split(",").map(Number);
+    return parts.length === 3 ? parts.concat(1) : parts;
+  }
+  function light(c) {
+    var linear = c.slice(0, 3).map(function (v) {
+      v /= 255;
+      return v <= 0.03928 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4);
+    });
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  }
+  function seen(color) {
+    // A colour of the print as it is on this page: a mark has a contrast of 3 with what is under it.
+    var c = typeof color === "string" ? channels(color) : null;
+    if (!c || printing || !dark.matches) return color;
+    if (light(c) < 0.02) return c[3] < 1 ? "rgba(232,230,225," + c[3] + ")" : css("--ink");
+    var ground = light([32, 33, 35]) + 0.05, out = c;
+    for (var share = 0; share <= 1 && (light(out) + 0.05) / ground < 3; share += 0.1) {
+      out = c.map(function (v, k) { return k < 3 ? Math.round(v + (255 - v) * share) : v; });
+    }
+    return "rgba(" + out.join(",") + ")";
+  }
   function ink(box) {
-    // What is black on paper is the page's ink.
-    var black = ["#222222", "#000000"], now = printing ? "#222222" : css("--ink");
+    // The colours of variants are what they are on paper, lighter where the page is dark.
     spec(box).data.forEach(function (trace, i) {
       var change = {};
-      ["marker", "line", "error_x", "error_y"].forEach(function (part) {
-        if (trace[part] && black.indexOf(trace[part].color) >= 0) change[part + ".color"] = now;
-      });
-      if (trace.error_x && /^rgba\(34,34,34/.test(trace.error_x.color)) change["error_x.color"] = now;
-      if (trace.error_y && /^rgba\(34,34,34/.test(trace.error_y.color)) change["error_y.color"] = now;
+      [["marker", "color"], ["line", "color"], ["error_x", "color"], ["error_y", "color"]].forEach(
+        function (at) {
+          var part = trace[at[0]];
+          if (part && part[at[1]] !== undefined) change[at.join(".")] = seen(part[at[1]]);
+        });
+      if (trace.marker && trace.marker.line && trace.marker.line.color !== undefined) {
+        change["marker.line.color"] = seen(trace.marker.line.color);
+      }
       if (Object.keys(change).length) Plotly.restyle(box, change, [i]);
     });
   }

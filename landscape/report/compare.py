@@ -1,0 +1,184 @@
+"""Two studies side by side: how they were made, what both measured, what each concludes."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy import stats as tests
+
+from landscape import stats
+from landscape.metrics import METRICS
+from landscape.report import words
+from landscape.report.document import Document, Part, table_of
+from landscape.report.family import Family
+from landscape.report.findings import answer
+from landscape.report.study import Study
+from landscape.stats import LEVEL
+
+# What a study is made of; the rest of resolved.json is where and when it lay.
+_MADE = (
+    "versions", "platform", "device", "dtype", "threads", "settings", "variants", "comparisons",
+    "measure",
+)  # fmt: skip
+
+
+def compare(first: Study, second: Study) -> Document:
+    """What differs in how two studies were made, in what they measured, and in what they conclude.
+
+    Values of a variant in a setting that both have are compared without pairing (Welch), with
+    intervals for all of them at once (Bonferroni): seeds of two studies need not mean the same.
+    """
+    names = _names(first, second)
+    families = Family.of(first), Family.of(second)
+    compared = list(_compared(*families))
+    made = list(_unequal(first, second))
+    said = [answer(family) for family in families]
+    apart = [one for one in compared if one["apart"]]
+    equal = [one for one in compared if one["identical"]]
+    parts = [
+        Part(
+            "What each concludes",
+            (f"{names[0]}: {said[0].headline}", f"{names[1]}: {said[1].headline}"),
+        ),
+        *_verdicts(said, names),
+        Part(
+            "What both measured",
+            (
+                "Means over seeds. Difference: second minus first, with a Welch interval that is "
+                f"{LEVEL:.0%} for all {len(compared)} rows together; on the logarithm, as a ratio, "
+                "where all values are positive and the quantity is compared so. Identical: the "
+                "same seeds have the same values to the last bit.",
+            ),
+            ("setting", "variant", "quantity", *names, "difference", ""),
+            table_of([one["row"] for one in compared]),
+        ),
+        Part(
+            "What differs in how they were made" if made else "They were made alike",
+            ()
+            if made
+            else ("Versions, settings, variants, comparisons and measurements are the same.",),
+            ("what", *names),
+            table_of(made),
+        ),
+    ]
+    text = (
+        f"{len(compared)} values of both: {len(equal)} identical, {len(apart)} resolved as "
+        f"different. {words.count(len(made), 'difference')} in how they were made."
+        if compared
+        else "The two have no variant in a setting with a quantity in common."
+    )
+    data = {
+        "studies": [str(one.folder.root) for one in (first, second)],
+        "compared": [{k: v for k, v in one.items() if k != "row"} for one in compared],
+        "made": made,
+        "headlines": [one.headline for one in said],
+    }
+    return Document("compare", f"{names[0]} and {names[1]}", text, tuple(parts), data)
+
+
+def _names(first: Study, second: Study) -> tuple[str, str]:
+    names = [one.folder.root.name for one in (first, second)]
+    if names[0] == names[1]:
+        return str(first.folder.root), str(second.folder.root)
+    return names[0], names[1]
+
+
+def _compared(first: Family, second: Family) -> Iterator[dict[str, Any]]:
+    """Every quantity of every variant in every setting that both have."""
+    places = [
+        (setting, key, row)
+        for (setting, key), values in first.values.items()
+        if (setting, key) in second.values
+        for row in values.raw
+        if row in second.values[setting, key].raw
+    ]
+    level = 1 - (1 - LEVEL) / max(1, len(places))
+    for setting, key, row in places:
+        ours, theirs = (f.values[setting, key].raw[row] for f in (first, second))
+        a, b = (np.array([v for v in one.values() if math.isfinite(v)]) for one in (ours, theirs))
+        metric = METRICS[key]
+        both = np.concatenate([a, b])
+        log = metric.scale == "log" and len(both) > 0 and bool((both > 0).all())
+        identical = list(ours) == list(theirs) and np.array_equal(
+            list(ours.values()), list(theirs.values()), equal_nan=True
+        )
+        low, estimate, high = _welch(np.log(a) if log else a, np.log(b) if log else b, level)
+        zero = math.isfinite(low) and not low <= 0 <= high
+        means = [words.value(metric, stats.mean_ci(one).estimate) for one in (a, b)]
+        if log and math.isfinite(estimate):
+            ends = [words.number(math.exp(x), 2) for x in (estimate, low, high)]
+            text = f"× {ends[0]}" + (f" [{ends[1]}, {ends[2]}]" if math.isfinite(low) else "")
+        elif math.isfinite(estimate):
+            text = words.plain_difference(metric, estimate)
+            if math.isfinite(low):
+                write = words.points if metric.is_share else words.number
+                text += f" [{write(low)}, {write(high)}]"
+        else:
+            text = words.MISSING
+        word = "identical" if identical else "different" if zero else "not resolved"
+        study = first.study
+        yield {
+            "setting": setting, "variant": row, "quantity": key, "identical": identical,
+            "apart": bool(zero and not identical), "n": [len(a), len(b)],
+            "difference": estimate if math.isfinite(estimate) else None,
+            "low": low if math.isfinite(low) else None,
+            "high": high if math.isfinite(high) else None, "logarithm": log,
+            "row": (
+                study.title(setting), study.label(setting, row),
+                words.sentence(metric.name) + (" (%)" if metric.is_share else ""),
+                *(f"{m} (n = {len(one)})" for m, one in zip(means, (a, b), strict=True)),
+                "0" if identical else text, word,
+            ),
+        }  # fmt: skip
+
+
+def _welch(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Interval and estimate of mean(b) - mean(a); NaN ends below two values each."""
+    if not len(a) or not len(b):
+        return math.nan, math.nan, math.nan
+    estimate = float(b.mean() - a.mean())
+    if len(a) < 2 or len(b) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+        return math.nan, estimate, math.nan
+    ends = tests.ttest_ind(b, a, equal_var=False).confidence_interval(level)
+    return float(ends.low), estimate, float(ends.high)
+
+
+def _verdicts(said: list[Any], names: tuple[str, str]) -> Iterator[Part]:
+    """The word that each study has for an explanation, where both weighed it."""
+    known = [{(v.setting, v.key): v for v in one.verdicts} for one in said]
+    shared = [key for key in known[0] if key in known[1]]
+    if shared:
+        rows = [
+            (known[0][key].claim, *(f"{side[key].word}" for side in known),
+             "" if known[0][key].word == known[1][key].word else "differs")
+            for key in shared
+        ]  # fmt: skip
+        yield Part("Each explanation, weighed by each", (), ("explanation", *names, ""),
+                   table_of(rows))  # fmt: skip
+
+
+def _unequal(first: Study, second: Study) -> Iterator[tuple[str, str, str]]:
+    """Entries of the two resolved studies that are not equal, down to the option."""
+    for name in _MADE:
+        yield from _apart(name, first.resolved.get(name), second.resolved.get(name))
+    seeds = [sorted({int(run["seed"]) for run in one.resolved.get("runs", []) if "seed" in run})
+             for one in (first, second)]  # fmt: skip
+    yield from _apart("seeds", *(", ".join(map(str, one)) for one in seeds))
+
+
+def _apart(path: str, one: Any, other: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        # The place in the file is no difference.
+        for key in dict.fromkeys(k for k in (*one, *other) if k != "order"):
+            yield from _apart(f"{path}.{key}", one.get(key), other.get(key))
+    elif one != other:
+        yield path, _text(one), _text(other)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return words.MISSING
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,188 @@
+"""One variant beside another: every quantity of the two, and what the study says of them."""
+
+import math
+from collections.abc import Iterator
+
+from landscape import stats
+from landscape.errors import LandscapeError
+from landscape.metrics import METRICS
+from landscape.plot.compared import Values
+from landscape.report import words
+from landscape.report.document import Document, Part, table_of
+from landscape.report.family import Difference, Family, asked
+from landscape.report.findings import answer
+from landscape.report.study import Study
+from landscape.stats import Decision
+
+_HEAD = ("quantity", "{a}", "{b}", "difference", "effect [interval], p", "decided", "as")
+
+
+def diagnose(study: Study, variant: str, against: str, setting: str | None = None) -> Document:
+    """What differs between two variants, in one setting (the study's first): outcome, then causes.
+
+    Where the page decided a difference, its decision is shown. What it did not is decided here,
+    together, as one family of its own that was asked after the numbers were there: exploratory.
+    """
+    setting = study.settings[0] if setting is None else setting
+    if setting not in study.settings:
+        raise LandscapeError(
+            f"setting {setting!r} asked; the study has {', '.join(study.settings)}."
+        )
+    a, b = (_row(study, setting, name) for name in (variant, against))
+    if a == b:
+        raise LandscapeError(f"{variant!r} is to be compared with itself; name two variants.")
+    family = Family.of(study)
+    found = list(_differences(family, setting, a, b))
+    left, right = study.label(setting, a), study.label(setting, b)
+    said = answer(family)
+    texts = [
+        f"{one.lead} {one.text}".strip()
+        for one in said.findings
+        if one.setting == setting
+        and any({c.subject, c.other} == {a, b} for c in one.claims)
+    ]  # fmt: skip
+    weighed = [v for v in said.verdicts if v.setting == setting]
+    parts = [
+        Part(
+            "Every quantity of both",
+            (
+                "Means over seeds; differences are paired by seed. Intervals and p are adjusted: "
+                '"the page" for everything that the report states, "exploratory" for the '
+                "quantities of this pair that the report does not compare, which were asked after "
+                "the numbers were there.",
+            ),
+            tuple(text.format(a=left, b=right) for text in _HEAD),
+            table_of([_written(family, one, how) for one, how in found]),
+        )
+    ]
+    if texts:
+        parts.append(Part("What the report says of the two", tuple(texts)))
+    if weighed:
+        parts.append(
+            Part(
+                "Each explanation, over all variants of this setting",
+                (),
+                ("explanation", "is", "because"),
+                table_of([(v.claim, v.word, "; ".join(v.reasons)) for v in weighed]),
+            )
+        )
+    data = {
+        "study": study.resolved.get("name", ""), "setting": setting, "variant": a, "against": b,
+        "differences": [_numbers(one, how) for one, how in found],
+        "verdicts": [{"key": v.key, "word": v.word, "claim": v.claim} for v in weighed],
+    }  # fmt: skip
+    where = f", {study.title(setting)}" if len(study.settings) > 1 else ""
+    return Document(
+        "diagnose", f"{left} against {right}{where}", _answer(study, found, left, right),
+        tuple(parts), data,
+    )  # fmt: skip
+
+
+def _row(study: Study, setting: str, name: str) -> str:
+    rows = study.rows_of(setting, name)
+    if len(rows) == 1:
+        return rows[0]
+    known = ", ".join(study.rows(setting))
+    if rows:
+        raise LandscapeError(f"{name!r} has the rows {', '.join(rows)}; name one of them.")
+    raise LandscapeError(f"variant {name!r} asked; setting {setting!r} has {known}.")
+
+
+def _differences(family: Family, setting: str, a: str, b: str) -> Iterator[tuple[Difference, str]]:
+    """Each quantity that both have, with whose decision it is; the compared metric first."""
+    study = family.study
+    keys = [key for key in asked(study) if _both(family.values.get((setting, key)), a, b)]
+    own = {
+        key: family.values[setting, key].contrast(
+            a, b, (setting, key), study.margin if key == study.metric else None
+        )
+        for key in keys
+        if family.get(setting, a, b, key) is None
+    }
+    decided = stats.simultaneous(own) if own else {}
+    for key in keys:
+        one = family.get(setting, a, b, key)
+        if one is not None:
+            yield one, "the page"
+        else:
+            values = family.values[setting, key]
+            plain = values.plain_difference(a, b)
+            made = Difference(setting, a, b, values.metric, plain, decided[key], False)
+            yield made, "exploratory"
+
+
+def _both(values: Values | None, a: str, b: str) -> bool:
+    return values is not None and bool(values.raw.get(a)) and bool(values.raw.get(b))
+
+
+def _decided(one: Difference) -> str:
+    decision = one.decision
+    if not decision.tested:
+        return "no test possible"
+    if decision.equivalent:
+        return f"equal within {words.margin(one.metric, decision)}"
+    if one.sign:
+        return one.metric.comparative if one.sign > 0 else one.metric.opposite
+    return "not resolved"
+
+
+def _written(family: Family, one: Difference, how: str) -> tuple[str, ...]:
+    values = family.values[one.setting, one.metric.key]
+    means = [stats.mean_ci(values.plain(row)) for row in (one.a, one.b)]
+    effect = words.effect(one.metric, one.decision)
+    p = words.p_value(one.decision.p)
+    return (
+        words.sentence(METRICS[one.metric.key].name) + (" (%)" if one.metric.is_share else ""),
+        *(f"{words.value(one.metric, ci.estimate)} (n = {ci.n})" for ci in means),
+        words.plain_difference(one.metric, one.plain),
+        ", ".join(part for part in (effect, p) if part),
+        _decided(one),
+        how,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numbers(one: Difference, how: str) -> dict[str, object]:
+    decision: Decision = one.decision
+    return {
+        "quantity": one.metric.key, "plain": _finite(one.plain), "scale": one.metric.scale,
+        "estimate": _finite(decision.interval.estimate), "low": _finite(decision.interval.low),
+        "high": _finite(decision.interval.high), "n": decision.interval.n,
+        "p": _finite(decision.p), "sign": one.sign, "equivalent": bool(decision.equivalent),
+        "decided_by": how,
+    }  # fmt: skip
+
+
+def _answer(study: Study, found: list[tuple[Difference, str]], left: str, right: str) -> str:
+    """Better or worse in the compared metric, and in what else the two differ."""
+    main = next((one for one, _ in found if one.metric.key == study.metric), None)
+    if main is None:
+        first = f"{left} and {right} have no {study.metric.replace('_', ' ')} in common."
+    else:
+        name = main.metric.name
+        text = words.plain_difference(main.metric, main.plain)
+        p = words.p_value(main.decision.p)
+        first = {
+            1: f"{left} has {main.metric.comparative} than {right} ({text}, {p}).",
+            -1: f"{left} has {main.metric.opposite} than {right} ({text}, {p}).",
+            0: f"{words.sentence(name)} of {left} and {right}: {_decided(main)} ({text}, {p}).",
+        }[main.sign]
+    others = [one for one, _ in found if one is not main]
+    own = {one.metric.key for one, how in found if how == "exploratory"}
+    apart = [
+        METRICS[key].name + (" (exploratory)" if key in own else "")
+        for key in (one.metric.key for one in others if one.sign)
+    ]
+    rest = len(others) - len(apart)
+    if not others:
+        return first
+    if not apart:
+        return f"{first} In no other quantity is a difference resolved."
+    left_over = words.count(rest, "other quantity", "other quantities")
+    return (
+        f"{first} They differ in {words.listing(apart)}; in {left_over} no difference is resolved. "
+        "What differs need not be the cause."
+    )

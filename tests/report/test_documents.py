@@ -1,0 +1,106 @@
+"""Two studies side by side, two variants side by side: as page, Markdown and JSON."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from markupsafe import escape
+
+from landscape import report, results, storage
+from landscape.errors import LandscapeError
+from landscape.report.family import Family
+from tests.fixtures_results import write_study
+
+ROWS = ("sgd", "sam", "zsharp", "random_mask")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("a") / "first", noisy=ROWS, clean=ROWS[:2], seeds=4)
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return report.Study.read(folder)
+
+
+def test_a_pair_has_the_decisions_of_the_page_where_it_has_some(study):
+    found = report.diagnose(study, "zsharp", "sgd")
+    family = Family.of(study)
+    assert len(found.data["differences"]) > 5
+    for one in found.data["differences"]:
+        page = family.get("noisy", "zsharp", "sgd", one["quantity"])
+        assert one["decided_by"] == "the page"
+        np.testing.assert_equal(np.nan if one["p"] is None else one["p"], page.decision.p)
+        assert one["sign"] == page.sign
+    back = report.diagnose(study, "sgd", "zsharp").data["differences"]
+    for one, turned in zip(found.data["differences"], back, strict=True):
+        assert (turned["sign"], turned["p"]) == (-one["sign"], one["p"])
+
+
+def test_what_the_page_does_not_compare_is_exploratory_and_one_family(study):
+    found = report.diagnose(study, "zsharp", "random_mask")
+    own = [one for one in found.data["differences"] if one["decided_by"] == "exploratory"]
+    assert own
+    assert "exploratory" in found.parts[0].text[0]
+    alone = Family.of(study).values["noisy", own[0]["quantity"]]
+    single = alone.contrast("zsharp", "random_mask", "x").differences
+    assert own[0]["estimate"] == pytest.approx(float(np.mean(single)))
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("adam", "sam"), "variant 'adam' asked; setting 'noisy' has sgd, sam"),
+        (("sam", "sam"), "'sam' is to be compared with itself; name two variants"),
+        (("sam", "sgd", "dirty"), "setting 'dirty' asked; the study has noisy, clean"),
+    ],
+)
+def test_a_pair_that_is_none_is_said(study, pair, message):
+    with pytest.raises(LandscapeError, match=message):
+        report.diagnose(study, *pair)
+
+
+def test_a_study_beside_itself_is_identical(study):
+    found = report.compare(study, study)
+    assert found.data["compared"]
+    assert all(one["identical"] and not one["apart"] for one in found.data["compared"])
+    assert found.data["made"] == []
+    assert "They were made alike" in [part.title for part in found.parts]
+
+
+def test_what_was_changed_is_found_and_nothing_else(folder, study, tmp_path):
+    other = tmp_path / "second"
+    shutil.copytree(folder.root, other)
+    resolved = storage.read_json(other / "resolved.json")
+    resolved["variants"]["sam"]["options"]["rho"] = 7.5
+    storage.write_json(other / "resolved.json", resolved)
+    path = other / "results" / "top_eigenvalues.nc"
+    ds = results.load(path)
+    mine = (ds.variant.values == "sam") & (ds.setting.values == "noisy")
+    ds["eigenvalue"] = ds.eigenvalue * (1 + 9 * mine[:, None])
+    results.save(ds, path)
+    found = report.compare(study, report.Study.read(type(folder)(other)))
+    assert [row[0] for row in found.data["made"]] == ["variants.sam.options.rho"]
+    changed = [one for one in found.data["compared"] if not one["identical"]]
+    assert [(one["variant"], one["quantity"]) for one in changed] == [("sam", "lambda1")]
+    assert changed[0]["difference"] == pytest.approx(np.log(10))
+    assert changed[0]["low"] < np.log(10) < changed[0]["high"]
+
+
+def test_a_document_says_the_same_as_page_as_markdown_and_as_json(study, tmp_path):
+    found = report.diagnose(study, "zsharp", "sam")
+    page, twin, data = found.write(tmp_path / "pair")
+    assert [p.suffix for p in (page, twin, data)] == [".html", ".md", ".json"]
+    html, text, said = page.read_text(), twin.read_text(), json.loads(data.read_text())
+    assert '<html lang="en">' in html
+    assert f"<title>{found.title}</title>" in html
+    for row in found.parts[0].rows:
+        assert f"<td>{escape(row[0])}</td>" in html
+        assert row[0].replace("|", r"\|") in text
+    assert said["answer"] == found.answer
+    assert "src=" not in html
+    # A row of a table is a line, or Markdown has no table.
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.rstrip().endswith("|") for line in table)

@@ -1,0 +1,65 @@
+"""Every claim of the page leads to its figure, its rows, its file and a command that prints it."""
+
+import re
+import shlex
+
+import pytest
+
+from landscape import report
+from landscape.plot import files
+from landscape.report.family import Family
+from landscape.report.findings import answer
+from landscape.report.paper import Choice, select
+from landscape.report.sources import claims_of, sources
+from landscape.report.study import Study
+from tests.fixtures_results import write_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    rows = ("sgd", "sam", "zsharp", "random_mask")
+    place = tmp_path_factory.mktemp("study")
+    return write_study(place, noisy=rows, clean=rows[:2], seeds=5, clean_seeds=2)
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return report.write(folder, formats=()).read_text()
+
+
+def test_every_link_within_the_page_has_its_place(page):
+    places = re.findall(r'\bid="([^"]+)"', page)
+    assert len(places) == len(set(places))
+    links = set(re.findall(r'href="#([^"]+)"', page))
+    assert len(links) > 10
+    assert links <= set(places)
+
+
+def test_every_claim_has_a_file_with_its_digest_and_rows_of_what_it_names(folder):
+    study = Study.read(folder)
+    family = Family.of(study)
+    sections = list(select(study, Choice(), family))
+    said = answer(family)
+    for one in (*said.findings, *said.verdicts):
+        claims = one.claims if one in said.findings else claims_of(one)
+        found = sources(study, sections, claims, one.setting)
+        if claims:
+            assert found
+        rows = {anchor for source in found for anchor, _ in source.rows}
+        named = {c.subject for c in claims} | {c.other for c in claims}
+        assert len(rows) == len(named & set(study.rows(one.setting)))
+        for source in found:
+            assert (folder.root / source.path).exists()
+            assert source.sha256 == study.digests[source.path.split("/")[1][:-3]]
+
+
+def test_the_command_beside_a_claim_prints_its_numbers(folder, tmp_path, monkeypatch):
+    study = Study.read(folder)
+    family = Family.of(study)
+    claims = answer(family).headline_claims
+    (first, *_) = sources(study, list(select(study, Choice(), family)), claims, "noisy")
+    program, verb, source, target = shlex.split(first.command)
+    assert (program, verb) == ("landscape", "convert")
+    paths = files.convert(folder.root / source, tmp_path / target)
+    assert paths
+    assert all(path.stat().st_size > 100 for path in paths)
