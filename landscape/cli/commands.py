@@ -408,6 +408,26 @@ def verify(folder: StudyDir, as_json: Json = False) -> None:
 
 
 @app.command(epilog=EPILOG)
+def check(as_json: Json = False) -> None:
+    """Check this installation.
+
+    Versions and devices; an eigenvalue beside a dense Hessian; a SAM step beside one written by
+    hand; a result written and read; a figure drawn twice; two worker processes. Exit code 1 where
+    one fails.
+    """
+    from landscape.cli.checkup import checkup, say
+
+    if as_json:
+        found = list(checkup())
+        print(json.dumps([finding._asdict() for finding in found], indent=2))
+        holds = all(finding.holds for finding in found)
+    else:
+        holds = say(checkup())
+    if not holds:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=EPILOG)
 def doctor(
     folder: Annotated[
         Path, typer.Argument(metavar="RECORD_FOLDER", help="The folder of a landscape.record.")

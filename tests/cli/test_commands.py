@@ -18,7 +18,8 @@ from tests.study_problem import make
 
 HERE = Path(__file__).parents[1]
 COMMANDS = (
-    "demo", "run", "train", "measure", "figures", "report", "verify", "doctor", "weights", "convert"
+    "demo", "run", "tune", "train", "measure", "figures", "report", "verify", "check", "doctor",
+    "weights", "convert",
 )  # fmt: skip
 SMALL = [
     "--set", "measure.loss_slice.points=3", "--set", "measure.loss_slice_eval.points=3",
