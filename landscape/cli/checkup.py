@@ -64,7 +64,7 @@ def _curvature() -> tuple[bool, str]:
         return torch.nn.functional.cross_entropy(torch.func.functional_call(model, weights, x), y)
 
     theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    dense = float(torch.linalg.eigvalsh(torch.func.hessian(loss)(theta))[-1])
+    dense = float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, theta))[-1])
     value, bound = float(ours.eigenvalue[0]), float(ours.residual_norm[0])
     holds = abs(value - dense) <= max(bound, 1e-9 * abs(dense))
     return holds, f"λ₁ = {value:.12g} ± {bound:.1e}, dense Hessian {dense:.12g}"
