@@ -6,7 +6,7 @@ OUT ?= studies/demo
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo quick test slow fuzz docs lint figures newcomer clean
+.PHONY: demo quick test slow fuzz docs lint figures newcomer oldest release clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -60,6 +60,28 @@ newcomer:
 	  export PIP_CACHE_DIR=$$folder/pip-cache && \
 	  date && $(MAKE) demo && date && $(MAKE) demo && date && $(MAKE) test && date && \
 	  echo "newcomer: make demo, make demo again and make test passed in $$folder"
+
+# The oldest versions that pyproject.toml allows, in a fresh environment: do they compute the same?
+# torch of that age comes with CUDA's libraries on Linux (about 3 GB).
+oldest: $(VENV)/.installed
+	@$(PIP) install uv
+	@folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder/venv && \
+	  $(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct pyproject.toml -o $$folder/oldest.txt && \
+	  $(BIN)/uv pip install --quiet --python $$folder/venv -r $$folder/oldest.txt . && \
+	  $$folder/venv/bin/landscape check && rm -rf $$folder
+
+# By hand, on a clean tree: sdist and wheel, their metadata, the wheel in a fresh environment, and
+# what it depends on (CycloneDX). Nothing is uploaded.
+release: $(VENV)/.installed-dev
+	@test -z "$$(git status --porcelain)" || { echo "Commit first: a release is what is committed."; exit 1; }
+	@$(PIP) install -e '.[release]'
+	@rm -rf dist && $(BIN)/python -m build --outdir dist . && $(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	@folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder/venv && \
+	  $$folder/venv/bin/python -m pip --quiet install -c constraints.txt dist/*.whl && \
+	  cd $$folder && venv/bin/landscape check && venv/bin/landscape demo --quick --out demo && \
+	  $(CURDIR)/$(BIN)/cyclonedx-py environment --pyproject $(CURDIR)/pyproject.toml --output-reproducible \
+	    --of JSON -o $(CURDIR)/dist/sbom.json $$folder/venv/bin/python && rm -rf $$folder
+	@ls dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
