@@ -7,8 +7,8 @@ where it meets an older, deeper one. Functions of results alone: nothing here ev
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import stats as distributions
 
 from landscape import results
 from landscape.errors import LandscapeError
@@ -162,5 +162,5 @@ def _sampling(ds: xr.Dataset, variable: str, level: float) -> float:
     errors = ds.rise_stderr.values[np.isfinite(ds.rise_stderr.values)]
     if not errors.size:
         return float("nan")
-    z = distributions.norm.isf((1 - level) / 2 / errors.size)
+    z = scipy.stats.norm.isf((1 - level) / 2 / errors.size)
     return float(z * errors.max())

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 LEVEL = 0.95
 
@@ -25,7 +25,7 @@ def student(
     if n < 2:
         unknown = np.full(below.shape[1:], np.nan)
         return unknown, unknown.copy()
-    t = stats.t.ppf((1 + level) / 2, n - 1) / np.sqrt(n)
+    t = scipy.stats.t.ppf((1 + level) / 2, n - 1) / np.sqrt(n)
     return (
         below.mean(0) - t * below.std(0, ddof=1),
         above.mean(0) + t * above.std(0, ddof=1),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 import xarray as xr
 from jaxtyping import Float
