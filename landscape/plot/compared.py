@@ -88,17 +88,17 @@ def compared(
     rows: Mapping[str, xr.Dataset],
     correct: Mapping[str, xr.Dataset] | None = None,
     *,
-    without: Mapping[str, dict[int, float]] | None = None,
     diverged: Mapping[str, Sequence[int]] | None = None,
 ) -> Values:
     """The quantity of rows, each with its runs along `run`.
 
-    correct: rows with `test_correct`, for an accuracy of test examples. without: values of rows
-    that have no result. diverged: seeds of rows whose training failed, without a value.
+    correct: rows with `test_correct`, for an accuracy of test examples. diverged: seeds of rows
+    whose training failed, without a value.
     """
-    raw = {row: _by_seed(ds, quantity) for row, ds in rows.items()} | dict(without or {})
+    raw = {row: _by_seed(ds, quantity) for row, ds in rows.items()}
     for row, seeds in (diverged or {}).items():
-        raw.setdefault(row, {}).update((seed, math.nan) for seed in seeds)
+        if row in raw:
+            raw[row].update((seed, math.nan) for seed in seeds)
     finite = [v for values in raw.values() for v in values.values() if math.isfinite(v)]
     if quantity.scale == "log" and any(value <= 0 for value in finite):
         # The margin was a share of it: without a logarithm there is none.

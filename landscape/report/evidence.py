@@ -163,7 +163,7 @@ def _flatness_cell(family: Family, setting: str, values: Values, row: str) -> Ce
     log = values.metric.scale == "log"
     ci = (stats.geometric_mean_ci if log else stats.mean_ci)(values.plain(row))
     lines = [] if log else ["arithmetic mean"]
-    reference = next(iter(family.study.references(setting)), "")
+    reference = family.base(setting, values.metric.key)
     partner = family.study.partner(setting, row, reference)
     one = family.get(setting, row, partner, values.metric.key) if partner else None
     if one is not None and one.decision.tested:
@@ -242,7 +242,7 @@ def _how_decided(family: Family, tested: list[Difference]) -> str:
     methods = list(dict.fromkeys(one.decision.method for one in tested if one.decision.method))
     how = {
         "sign flips": "by the largest |t| over all sign flips of whole seeds",
-        "Student": "by Student's law with Šidák's bound, as there are fewer than eight seeds",
+        "Student": "by Student's law with Šidák's bound, as not every comparison has eight seeds",
     }
     smallest = max((one.decision.smallest_p for one in tested), default=math.nan)
     least = f" No p can be below {words.number(smallest, 2)}." if smallest > 0 else ""

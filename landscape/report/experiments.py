@@ -89,10 +89,12 @@ def _more_seeds(after: _Next) -> str:
         target = max(abs(d.interval.estimate), d.margin)
         now = max(now, d.interval.n)
         needed = max(needed, math.ceil(d.interval.n * (d.detectable / target) ** 2))
+    more = needed > MOST_SEEDS
     needed = max(min(needed, MOST_SEEDS), now + 3, 8)
     for grid in after.grids():
         grid["seed"] = list(range(needed))
-    return f"{needed} seeds" + (f" instead of {now}" if now else "")
+    said = f"{needed} seeds" + (f" instead of {now}" if now else "")
+    return said + (", which may not be enough for effects as small as the margin" if more else "")
 
 
 def _open(after: _Next, references: Sequence[str]) -> list[Difference]:

@@ -97,7 +97,7 @@ class Family:
         }
         primary, other = {}, {}
         for (setting, key), found in values.items():
-            for a, b, declared in _pairs(study, setting, key):
+            for a, b, declared in _pairs(study, setting, key, found):
                 margin = study.margin if key == study.metric else None
                 contrast = found.contrast(a, b, (setting, key), margin)
                 (primary if declared else other)[setting, a, b, key] = contrast
@@ -120,6 +120,11 @@ class Family:
             return self.made[setting, a, b, key]
         back = self.made.get((setting, b, a, key))
         return None if back is None else back.turned()
+
+    def base(self, setting: str, key: str) -> str:
+        """The first reference that has the quantity: SGD does not perturb and has no radius."""
+        found = self.values.get((setting, key))
+        return "" if found is None else _base(self.study, setting, found)
 
     def to(self, setting: str, reference: str, key: str = "") -> list[Difference]:
         """Every row of a setting minus its partner of one reference."""
@@ -145,11 +150,18 @@ def asked(study: Study) -> list[str]:
     return list(dict.fromkeys([study.metric, *causes, "train_loss", "mislabelled_fit"]))
 
 
-def _pairs(study: Study, setting: str, key: str) -> list[tuple[str, str, bool]]:
+def _base(study: Study, setting: str, found: Values) -> str:
+    for reference in study.references(setting):
+        if any(len(found.plain(row)) for row in study.rows_of(setting, reference)):
+            return reference
+    return ""
+
+
+def _pairs(study: Study, setting: str, key: str, found: Values) -> list[tuple[str, str, bool]]:
     """(a, b, declared) of one quantity: each pair of rows once."""
     references = study.references(setting)
     primary = setting == study.settings[0] and key == study.metric
-    against = references if key == study.metric else references[:1]
+    against = references if key == study.metric else [_base(study, setting, found)]
     pairs: dict[tuple[str, str], bool] = {}
 
     def add(a: str, b: str | None, declared: bool) -> None:
@@ -166,7 +178,7 @@ def _pairs(study: Study, setting: str, key: str) -> list[tuple[str, str, bool]]:
                     for left, right in study.row_pairs(setting, a, b):
                         add(left, right, primary)
         for recipe in ("random_mask", "sgd"):
-            for control in study.control_families(setting, recipe)[:1]:
+            for control in study.control_families(setting, recipe):
                 for row in study.rows(setting):
                     add(row, study.partner(setting, row, control), primary)
     return [(a, b, declared) for (a, b), declared in pairs.items()]

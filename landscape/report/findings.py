@@ -134,6 +134,7 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Fin
     if not tested:
         size = max((one.decision.interval.n for one in against), default=0)
         why = "one seed" if size == 1 else "no common seeds or no spread between them"
+        why = "runs failed" if all(one.decision.failed for one in against) else why
         lead = f"No difference to {name} can be tested ({why})."
         shown = "; ".join(
             f"{study.label(setting, one.a)} {words.plain_difference(metric, one.plain)}"
@@ -145,17 +146,13 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Fin
     if better:
         lead = f"{_many(len(better), len(counted))} {metric.comparative} than {name}"
     else:
-        lead = f"No variant is resolved to have {_article(metric.comparative)} than {name}"
-    lead += f", {len(worse)} {metric.opposite}." if worse else "."
+        lead = f"No variant is resolved to have a {metric.comparative} than {name}"
+    lead += f", {len(worse)} a {metric.opposite}." if worse else "."
     controls = [one for one in against if one not in counted]
     text = _grouped(family, metric, counted)
     if controls:
         text += f" Controls, not counted: {_grouped(family, metric, controls)}"
     return [Finding(setting, lead, text, _claims(against))]
-
-
-def _article(comparative: str) -> str:
-    return f"a {comparative}"
 
 
 def _many(n: int, total: int) -> str:
@@ -190,44 +187,53 @@ def _questions(family: Family, setting: str) -> list[Finding]:
     return findings
 
 
-def _to_random(family: Family, setting: str) -> tuple[str, list[Difference]]:
-    """The random mask that variants are held against, and every variant's difference to it."""
+def _to_random(family: Family, setting: str) -> list[tuple[str, list[Difference]]]:
+    """Each random mask of the study, and every variant's difference to it."""
     study = family.study
     controls = study.control_families(setting, "random_mask")
-    if not controls:
-        return "", []
-    control, found = controls[0], []
-    for row in study.rows(setting):
-        partner = study.partner(setting, row, control)
-        one = family.get(setting, row, partner) if partner else None
-        if one is not None and not study.is_control(row, setting) and study.recipe(row) != "sgd":
-            found.append(one)
     several = len(controls) > 1
-    label = study.label(setting, control)
-    return f"a random mask ({label})" if several else "a random mask", found
+    found = []
+    for control in controls:
+        partners = {row: study.partner(setting, row, control) for row in study.rows(setting)}
+        made = [
+            one
+            for row, partner in partners.items()
+            if partner and (one := family.get(setting, row, partner)) is not None
+            and not study.is_control(row, setting) and study.recipe(row) != "sgd"
+        ]  # fmt: skip
+        label = study.label(setting, control)
+        found.append((f"a random mask ({label})" if several else "a random mask", made))
+    return found
 
 
 def _against_random(family: Family, setting: str) -> list[Finding]:
     """Which variants can be told from a random mask."""
-    named, made = _to_random(family, setting)
-    tested = [one for one in made if one.decision.tested]
-    if not tested:
-        return []
-    told = [one for one in tested if one.sign]
-    lead = (
-        f"{len(told)} of {words.count(len(tested), 'variant')} can be told from {named}."
-        if told
-        else f"No variant can be told from {named}."
-    )
-    return [Finding(setting, lead, _grouped(family, _metric(family, setting), made), _claims(made))]
+    findings = []
+    for named, made in _to_random(family, setting):
+        tested = [one for one in made if one.decision.tested]
+        if not tested:
+            continue
+        told = [one for one in tested if one.sign]
+        lead = (
+            f"{len(told)} of {words.count(len(tested), 'variant')} can be told from {named}."
+            if told
+            else f"No variant can be told from {named}."
+        )
+        text = _grouped(family, _metric(family, setting), made)
+        findings.append(Finding(setting, lead, text, _claims(made)))
+    return findings
 
 
 def _early_stopping(family: Family, setting: str) -> list[Finding]:
     """SGD with a shorter schedule beside the references: how much of a gain is slower fitting?"""
+    found = (_one_early(family, setting, row) for row in family.study.controls(setting, "sgd"))
+    return [finding for findings in found for finding in findings]
+
+
+def _one_early(family: Family, setting: str, early: str) -> list[Finding]:
     study = family.study
-    early = next(iter(study.controls(setting, "sgd")), None)
     references = study.references(setting)
-    if early is None or not references:
+    if not references:
         return []
     partners = [study.partner(setting, early, name) for name in references]
     made = [one for ref in partners if ref and (one := family.get(setting, early, ref)) is not None]
@@ -298,6 +304,8 @@ def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
     references = study.references(setting)
     parts, claims = [], []
     for key in FLATNESS:
+        if family.base(setting, key) != references[0]:
+            continue  # the ratios of one paragraph are to one reference
         made = [one for one in family.to(setting, references[0], key) if one.decision.tested]
         if not made:
             continue
@@ -345,16 +353,15 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
             ), ()
         return f"No difference to {name}{where} can be tested.", ()
     better = [one for one in counted if one.sign > 0]
-    claims = list(_claims(better))
+    worse = [one for one in counted if one.sign < 0]
+    claims = list(_claims((*better, *worse)))
     if better:
         text = f"{_many(len(better), len(counted))} {metric.comparative} than {name}{where}"
     else:
         text = f"No variant is resolved to have a {metric.comparative} than {name}{where}"
-        worse = [one for one in counted if one.sign < 0]
-        claims += _claims(worse)
-        open_ = [one for one in counted if not one.sign]
-        text += f", {len(worse)} {metric.opposite}" if worse else ""
-        text += _could_have_seen(metric, open_)
+    text += f", {len(worse)} a {metric.opposite}" if worse else ""
+    if not better:
+        text += _could_have_seen(metric, [one for one in counted if not one.sign])
     random_text, random_claims = _headline_random(family, setting, better)
     text += random_text + _headline_flatness(found, setting, metric)
     if not metric.held_out:
@@ -375,16 +382,20 @@ def _headline_random(
     family: Family, setting: str, better: Sequence[Difference]
 ) -> tuple[str, tuple[Claim, ...]]:
     """Said first of all where a gain is not resolved to be due to the choice of coordinates."""
-    named, made = _to_random(family, setting)
+    controls = _to_random(family, setting)
     rows = {one.a for one in better}
-    made = [one for one in made if one.a in rows]
-    above = [one for one in made if one.sign > 0]
-    if not made or len(above) == len(made):
-        return "", _claims(above)
+    named = controls[0][0] if len(controls) == 1 else "every random mask"
+    made = [[one for one in found if one.a in rows] for _, found in controls]
+    held = {one.a for found in made for one in found}
+    above = held.intersection(*({one.a for one in found if one.sign > 0} for found in made))
+    claims = _claims(one for found in made for one in found if one.a in above)
+    if not held or len(above) == len(held):
+        return "", claims
     if not above:
         return f", but none of them is resolved to do better than {named}", ()
-    open_ = len(made) - len(above)
-    return f", but {open_} of {len(made)} not resolved to do better than {named}", ()
+    open_ = len(held) - len(above)
+    verb = "is" if open_ == 1 else "are"
+    return f", but {open_} of these {len(held)} {verb} not resolved to do better than {named}", claims
 
 
 def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -> str:

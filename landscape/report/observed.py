@@ -19,17 +19,8 @@ def observe(study: Study, setting: str, key: str) -> Values | None:
     tables = (np.asarray(ds[quantity.variable].values, float) for ds in found.values())
     if not any(np.isfinite(table).any() for table in tables):
         return None
-    without = _without_radius(study, setting, set(found)) if key == "rho_eff" else {}
     correct = study.values("generalization", "test_correct", setting)
     lost = {row: study.diverged(setting, row) for row in study.rows(setting)}
     diverged = {row: seeds for row, seeds in lost.items() if seeds}
-    return compared(quantity, found, correct, without=without, diverged=diverged)
+    return compared(quantity, found, correct, diverged=diverged)
 
-
-def _without_radius(study: Study, setting: str, known: set[str]) -> dict[str, dict[int, float]]:
-    """SGD does not perturb: its effective radius is 0 in every run."""
-    return {
-        v.id: {int(seed): 0.0 for seed in v.ds.seed.values}
-        for v in study.variants(setting)
-        if v.id not in known and study.recipe(v.id) == "sgd"
-    }

@@ -8,6 +8,7 @@ import numpy as np
 from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Points, Rule
+from landscape.report import words
 from landscape.report.family import Difference, Family
 
 _BESIDE = ("rho_eff", "train_loss")  # what flatness may only stand for
@@ -26,7 +27,8 @@ def overview(family: Family, setting: str) -> Drawing | None:
     keys += [k for k in _BESIDE if (setting, k) in family.values and k != study.metric]
     if not references:
         return None
-    columns = {key: family.to(setting, references[0], key) for key in keys}
+    bases = {key: family.base(setting, key) for key in keys}
+    columns = {key: family.to(setting, base, key) for key, base in bases.items()}
     columns = {key: found for key, found in columns.items() if any(map(_known, found))}
     if study.metric not in columns:
         return None
@@ -40,10 +42,17 @@ def overview(family: Family, setting: str) -> Drawing | None:
               for r in study.rows_of(setting, name)}  # fmt: skip
     other = study.label(setting, references[0])
     panels = tuple(
-        _panel({one.a: one for one in found}, shown, axis, random, METRICS[key], other)
+        _panel({one.a: one for one in found}, shown, axis, random, METRICS[key],
+               study.label(setting, bases[key]))
         for key, found in columns.items()
     )
-    band = " Grey: the interval of the random mask." if random & set(rows) else ""
+    others = [
+        f" {words.sentence(METRICS[key].name)}: against {study.label(setting, base)}, as {other} has "
+        "none."
+        for key, base in bases.items()
+        if key in columns and base != references[0]
+    ]
+    band = "".join(others) + " Grey: the interval of the random mask." if random & set(rows) else "".join(others)
     return Drawing(
         "overview",
         f"Each variant against {other}",

@@ -4,10 +4,11 @@ A hypothesis names a quantity, the direction in which it predicts better variant
 quantities that must not explain the same (they are conditioned on), and the controls that must not
 do as well without it. The rule reads differences from the family and associations over variants:
 
-supported      effects lie outside the margin; dose goes with response over rows (a variant at each
-               value of an axis, rho among them, is a row); it still does given training loss and
-               effective radius, in whatever form these enter; and no control does better than its
-               own dose predicts, while variants of more dose do better than the control.
+supported      effects lie outside the margin; dose goes with response over variants (one at several
+               values of an axis, rho among them, is one point: its mean), and also over the axis
+               within variants; it still does given training loss and effective radius, in whatever
+               form these enter; and no control does better than its own dose predicts, while
+               variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
 contradicted   most resolved effects run against the prediction; or there are none, and for most
                variants of more dose a gain above the margin is excluded.
@@ -72,8 +73,8 @@ def _flatter(key: str) -> Hypothesis:
 
 
 RULES = (
-    "Supported: an effect lies outside the margin, dose goes with response over variants, it still "
-    "does given training loss and effective radius in every form that was tried, and controls do "
+    "Supported: an effect lies outside the margin, dose goes with response over variants (and over "
+    "an axis, such as rho, within them; a variant counts once), it still does given training loss and effective radius in every form that was tried, and controls do "
     "no better than their own dose predicts. Confounded: not given these, and one of them goes "
     "with both. Contradicted: most effects run the other way, or the dose is there and a gain "
     "above the margin is excluded. Compatible: most effects agree, and a condition of “supported” "
@@ -131,6 +132,9 @@ class Weighed:
     conditioned: tuple[str, ...]  # of hypothesis.given, what was measured
     confounder: str  # the quantity that goes with both, if any
     failing: tuple[str, ...]  # conditions of "supported" that do not hold, in words
+    base: str  # the reference of the effects: the first that has the quantity, "" without one
+    left_out: tuple[str, ...]  # rows that do not perturb, where the effective radius is asked
+    within: float  # correlation of dose and response over axes within variants, NaN without axes
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -185,35 +189,58 @@ def _part(names: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
 def _settings_with_doses(study: Study) -> int:
     """Settings with enough variants for dose and response given two covariates."""
     counts = [
-        sum(not study.is_control(row, setting) for row in study.rows(setting))
+        len(study.by_variant(
+            setting, [row for row in study.rows(setting) if not study.is_control(row, setting)]
+        ))
         for setting in study.settings
-    ]
+    ]  # fmt: skip
     return sum(count >= 2 + len(BOTH) + stats.SMALLEST_DF for count in counts)
 
 
 class _Points:
-    """Variants of one setting as points: dose and response, means over seeds."""
+    """Variants of one setting as points: dose and response, means over seeds and own axes."""
 
     def __init__(self, family: Family, setting: str) -> None:
         self.family, self.setting, self.study = family, setting, family.study
-        references = self.study.references(setting)
-        self.base = references[0] if references else ""
         rows = self.study.rows(setting)
         self.rows = [row for row in rows if not self.study.is_control(row, setting)]
         self.controls = [row for row in rows if row not in self.rows]
+        # Rows of one variant have more in common than its axis: they are no points of their own.
+        self.variants = self.study.by_variant(setting, self.rows)
 
-    def means(self, key: str, rows: Sequence[str]) -> np.ndarray:
-        """Mean of a quantity on its scale by row; NaN where a run failed or is not there."""
+    def mean(self, key: str, row: str) -> float:
+        """Mean of a quantity on its scale; NaN where a run failed or is not there."""
         values = self.family.values.get((self.setting, key))
-        return np.array([math.nan if values is None else values.mean(row) for row in rows])
+        return math.nan if values is None else values.mean(row)
+
+    def means(self, key: str) -> np.ndarray:
+        """Mean of a quantity on its scale by variant."""
+        return np.array([
+            np.mean([self.mean(key, row) for row in rows]) for rows in self.variants.values()
+        ])  # fmt: skip
 
     def response(self) -> np.ndarray:
         """The metric by variant, larger is better."""
-        return self.means(self.study.metric, self.rows)
+        return self.means(self.study.metric)
 
-    def dose(self, one: Hypothesis, rows: Sequence[str] | None = None) -> np.ndarray:
+    def dose(self, one: Hypothesis) -> np.ndarray:
         """The hypothesis's quantity by variant, larger as predicted of better ones."""
-        return one.sign * self.means(one.quantity, self.rows if rows is None else rows)
+        return one.sign * self.means(one.quantity)
+
+    def within(self, one: Hypothesis) -> float:
+        """Correlation of dose and response over rows, each less its variant's mean."""
+        left: list[np.ndarray] = []
+        for rows in self.variants.values():
+            pairs = np.array([
+                (one.sign * self.mean(one.quantity, row), self.mean(self.study.metric, row))
+                for row in rows
+            ])  # fmt: skip
+            pairs = pairs[np.isfinite(pairs).all(1)]
+            left.append(pairs - pairs.mean(0) if len(pairs) > 1 else np.zeros((0, 2)))
+        x, y = np.concatenate(left).T if left else (np.zeros(0), np.zeros(0))
+        if x.size < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            return math.nan
+        return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
     def associations(
         self, asked: Sequence[Hypothesis], given: Sequence[str], share: float
@@ -234,23 +261,32 @@ class _Points:
         """Covariates on their scale, as measured and as ranks: which is right is not known."""
         if not given:
             return [None]
-        scaled = [self.means(name, self.rows) for name in given]
+        scaled = [self.means(name) for name in given]
         plain = [self._covariate(name) for name in given]
         return [np.array(scaled), np.array(plain), np.array([_ranks(v) for v in plain])]
 
     def _covariate(self, name: str) -> np.ndarray:
         values = self.family.values[self.setting, name]
         return np.array([
-            float(np.mean(values.plain(row))) if len(values.plain(row)) else math.nan
-            for row in self.rows
+            np.mean([np.mean(plain) if len(plain := values.plain(row)) else math.nan
+                     for row in rows])
+            for rows in self.variants.values()
         ])  # fmt: skip
+
+    def left_out(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Rows that do not perturb, where the effective radius is among what is asked."""
+        values = self.family.values.get((self.setting, "rho_eff"))
+        if values is None or "rho_eff" not in keys:
+            return ()
+        return tuple(row for row in self.rows if row not in values.raw)
 
     def effects(self, one: Hypothesis) -> Effects:
         """Which rows have an effect outside the margin, and which way their dose differs."""
         placed: dict[str, list[str]] = {"agree": [], "oppose": [], "same": [], "open": []}
         only, dosed = [], 0
-        for row in self.rows:
-            partner = self.study.partner(self.setting, row, self.base)
+        base = self.family.base(self.setting, one.quantity)
+        for row in self.rows if base else ():
+            partner = self.study.partner(self.setting, row, base)
             effect = partner and self.family.get(self.setting, row, partner)
             dose = partner and self.family.get(self.setting, row, partner, one.quantity)
             if not effect or not dose:
@@ -294,14 +330,14 @@ class _Points:
         present = np.isfinite(x) & np.isfinite(y)
         checked = 0
         for row in rows:
-            dose = float(self.dose(one, [row])[0])
-            seen = float(self.means(self.study.metric, [row])[0])
+            dose = one.sign * self.mean(one.quantity, row)
+            seen = self.mean(self.study.metric, row)
             if not (math.isfinite(dose) and math.isfinite(seen)):
                 continue
             checked += 1
             if seen > _prediction_limit(x[present], y[present], dose):
-                reasons.append(f"{label(row)} (control) does better than its dose predicts")
-            more = [r for r, d in zip(self.rows, x, strict=True) if d > dose]
+                reasons.append(f"{label(row)} (control) lies above the prediction for its dose")
+            more = [r for r in self.rows if one.sign * self.mean(one.quantity, r) > dose]
             made = [d for r in more if (d := self.family.get(self.setting, r, row)) is not None]
             above = any(one.sign > 0 for one in made)
             if made and not above and len(more) > len(self.rows) / 2:
@@ -319,11 +355,16 @@ def _weighed(
 ) -> Weighed:  # fmt: skip
     effects = points.effects(one)
     confounder = points.confounder(one, conditioned) if resolved(plain) else ""
+    within = points.within(one)
     failing = list(_failing(points, one, effects, plain, given, conditioned))
+    if within <= 0:
+        failing.append("over axes within variants dose and response do not go the same way")
     word = _word(effects, plain, given, confounder, failing)
     return Weighed(
-        points.setting, one, word, effects, plain, given, conditioned, confounder, tuple(failing)
-    )
+        points.setting, one, word, effects, plain, given, conditioned, confounder, tuple(failing),
+        points.family.base(points.setting, one.quantity),
+        points.left_out((one.quantity, *conditioned)), within,
+    )  # fmt: skip
 
 
 def _failing(

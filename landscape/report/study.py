@@ -95,6 +95,14 @@ class Study:
         named = (self.rows_of(setting, name) for name in self.references(setting))
         return self.recipe(row) == "sgd" and all(row not in rows for rows in named)
 
+    def by_variant(self, setting: str, rows: Sequence[str]) -> dict[str, list[str]]:
+        """Rows by the variant of the file that they are values of."""
+        found: dict[str, list[str]] = {}
+        for v in self.variants(setting):
+            if v.id in rows:
+                found.setdefault(v.family or v.id, []).append(v.id)
+        return found
+
     def controls(self, setting: str, recipe: str) -> list[str]:
         """Rows that are controls by one recipe."""
         rows = [v.id for v in self.variants(setting)]

@@ -81,8 +81,7 @@ def _try(family: Family, setting: str, trial: Trial) -> Tried | None:
     rows = _about(family, setting, trial)
     if not rows:
         return None
-    controls = study.control_families(setting, trial.control)
-    partners = {row: study.partner(setting, row, controls[0]) for row in rows if controls}
+    partners = {row: _closest(family, setting, trial, row) for row in rows}
     if not any(partners.values()):
         what = {"sgd": "SGD stopped early", "random_mask": "a random mask"}[trial.control]
         reason = f"there is no control ({what})"
@@ -103,6 +102,19 @@ def _try(family: Family, setting: str, trial: Trial) -> Tried | None:
     said = word in (SUPPORTED, CONTRADICTED)
     claims = (Claim(word, setting, trial.equal, trial.key),) if said else ()
     return Tried(setting, trial.key, trial.claim, word, reasons, claims, needs)
+
+
+def _closest(family: Family, setting: str, trial: Trial, row: str) -> str | None:
+    """Of all controls, the one closest to a row in what has to be equal."""
+    study = family.study
+    level = _level(family, setting, trial.equal, row)
+    found = [
+        (abs(_level(family, setting, trial.equal, other) - level), other)
+        for control in study.control_families(setting, trial.control)
+        if (other := study.partner(setting, row, control)) is not None
+    ]
+    known = [pair for pair in found if math.isfinite(pair[0])]
+    return min(known or found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _word(

@@ -78,13 +78,26 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
                 f"{100 * METRICS[hypothesis.quantity].margin:.0f} %)"
             )
     else:
-        reasons.append("no variant's effect against the first reference is outside the margin")
+        said = "no effect against a reference can be asked"
+        if one.base:
+            label = family.study.label(one.setting, one.base)
+            said = f"no variant's effect against {label} is outside the margin"
+        reasons.append(said)
     if effects.dose_only:
         reasons.append(
             f"{_names(family, one, effects.dose_only)} {hypothesis.agrees}, with a gain above the "
             f"margin excluded"
         )
+    if one.left_out:
+        names = _names(family, one, one.left_out)
+        verb = "does" if len(one.left_out) == 1 else "do"
+        reasons.append(
+            f"{names} {verb} not perturb and {'is' if verb == 'does' else 'are'} left out where "
+            f"the effective radius is asked"
+        )
     reasons.append(association_words(one.plain))
+    if math.isfinite(one.within):
+        reasons.append(f"over axes within variants r = {_signed(one.within)}")
     if math.isfinite(one.given.p) and resolved(one.plain):
         given = " and ".join(METRICS[name].name for name in one.conditioned)
         reasons.append(f"given {given}: {association_words(one.given)}")
@@ -115,11 +128,14 @@ def association_words(one: Association) -> str:
     """Dose and response over variants in numbers."""
     if not math.isfinite(one.p):
         return f"{words.count(one.n, 'variant')}: too few for dose and response"
-    r = f"{one.r:+.2f}".replace("-", "−")
     verb = "go together" if resolved(one) else "not resolved to go together"
     return (
-        f"dose and response over {one.n} variants {verb}: r = {r}, adjusted {words.p_value(one.p)}"
+        f"dose and response over {one.n} variants {verb}: r = {_signed(one.r)}, adjusted {words.p_value(one.p)}"
     )
+
+
+def _signed(r: float) -> str:
+    return f"{r:+.2f}".replace("-", "−")
 
 
 def _names(family: Family, one: Weighed, rows: tuple[str, ...]) -> str:
@@ -128,6 +144,6 @@ def _names(family: Family, one: Weighed, rows: tuple[str, ...]) -> str:
 
 def _share_words(share: Share) -> str:
     return (
-        f"In {share.together} of {words.count(share.total, 'specification')} ({share.over}) dose "
-        f"and response go together (r > 0), in {share.given} also given the covariates."
+        f"In {share.together} of {words.count(share.total, 'specification')} ({share.over}) r > 0, "
+        f"in {share.given} also given the covariates; a description, without a test."
     )

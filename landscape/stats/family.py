@@ -72,14 +72,10 @@ class Decision:
 
     @property
     def sign(self) -> int:
-        """+1 better, −1 worse, 0 not resolved; a variant with failed runs is never called better.
-
-        The runs that are left are the ones that went well.
-        """
+        """+1 better, −1 worse, 0 not resolved."""
         if not self.interval.excludes(0):
             return 0
-        sign = 1 if self.interval.estimate > 0 else -1
-        return 0 if self.failed else sign
+        return 1 if self.interval.estimate > 0 else -1
 
     @property
     def beyond(self) -> int:
@@ -91,7 +87,7 @@ class Decision:
     def equivalent(self) -> bool:
         """Whether the whole interval lies within the margin."""
         inside = -self.margin < self.interval.low and self.interval.high < self.margin
-        return self.interval.known and inside and not self.failed
+        return self.interval.known and inside
 
     def turned(self) -> "Decision":
         """The decision on b − a."""
@@ -107,9 +103,14 @@ def simultaneous(
 
     share: of the error 1 − level that this family may make, where several families make up a
     page; p is divided by it. Sign flips are used where every contrast has 8 seeds or more. The
-    resampling of signs is by seed and by test example, from a fixed stream.
+    resampling of signs is by seed and by test example, from a fixed stream; the names of seeds do
+    not matter. A contrast with failed runs is not tested: the runs that are left went well.
     """
-    kept = {key: c for key, c in contrasts.items() if np.isfinite(c.differences).sum() > 1}
+    kept = {
+        key: c
+        for key, c in contrasts.items()
+        if not c.failed and np.isfinite(c.differences).sum() > 1
+    }
     nothing = {key: _untested(c, level) for key, c in contrasts.items() if key not in kept}
     if not kept:
         return nothing
@@ -138,7 +139,7 @@ def simultaneous(
 def _untested(c: Contrast, level: float) -> Decision:
     finite = c.differences[np.isfinite(c.differences)]
     # Differences of exactly 0 in every seed are one and the same model.
-    same = finite.size > 1 and bool(np.all(finite == 0))
+    same = finite.size > 1 and not c.failed and bool(np.all(finite == 0))
     mean = float(finite.mean()) if finite.size else math.nan
     ends = (0.0, 0.0) if same else (math.nan, math.nan)
     ci = Interval(mean, *ends, finite.size, c.failed, level)
@@ -156,6 +157,9 @@ class _Table:
             for seed, value in zip(c.seeds, c.differences, strict=True):
                 if math.isfinite(value):
                     self.values[seeds.index(seed), j], present[seeds.index(seed), j] = value, 1
+        # Flips are drawn by place: seeds in an order of their values, so that no name matters.
+        order = np.lexsort(np.sort(self.values, axis=1).T)
+        self.values, present = self.values[order], present[order]
         self.n = present.sum(0)
         self.squares = (self.values**2).sum(0)
         self.mean = self.values.sum(0) / self.n
