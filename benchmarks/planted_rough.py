@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from landscape.metrics import FLATNESS, METRICS
+from benchmarks.sentences import printed
+from landscape.metrics import FLATNESS
 from landscape.report.evidence import table
 from landscape.report.family import Claim, Family
 from landscape.report.findings import answer
@@ -128,7 +129,9 @@ def _rows(world: World, rng: np.random.Generator) -> tuple[Row, ...]:
     swept = bool(rng.random() < 0.3)
     for name in NAMES[: world.variants]:
         if swept and name == "sam" and world.variants > 5:
-            rows += [Row(f"sam_{r:g}".replace(".", "p"), "sam", "sam", {"rho": r}, False) for r in RADII]
+            rows += [
+                Row(f"sam_{r:g}".replace(".", "p"), "sam", "sam", {"rho": r}, False) for r in RADII
+            ]
             continue
         rows.append(Row(name, name, name, {}, False))
     rows = rows[: world.variants]
@@ -430,16 +433,16 @@ class Read:
 
 def read_page(study: Study, truth: Truth) -> Read:
     """Everything that the page asserts, by its claims and by its printed sentences."""
-    from benchmarks.sentences import printed
-
     family = Family.of(study)
     said = answer(family)
+    tables = [table(family, setting) for setting in study.settings]
     places = {
         "headline": said.headline_claims,
         "findings": [c for one in said.findings for c in one.claims],
         "verdicts": [c for one in said.verdicts for c in one.claims],
-        "tables": [c for s in study.settings for c in table(family, s).claims],
-        "sentences": printed(family, said),
+        "tables": [c for one in tables for c in one.claims],
+        "pictures": [c for one in family.made.values() for c in one.claims],
+        "sentences": printed(family, said, tables),
     }
     false: Counter[str] = Counter()
     examples = []

@@ -8,13 +8,13 @@ is read as well: an interval that leaves out its line says that a difference is 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot.drawing import Points, Rule
-from landscape.report.evidence import table
+from landscape.report.evidence import Table, table
 from landscape.report.family import Claim, Family
 from landscape.report.findings import Answer, Finding
 from landscape.report.overview import overview
@@ -22,36 +22,26 @@ from landscape.report.verdict import Verdict
 
 NAME = r"[\w.-]+"
 ENTRY = re.compile(rf"({NAME}) \(([^()]*)\)")
-HEDGES = (
-    r"Controls, not counted:", r"Intervals and p adjusted for the whole page\.",
-    r"Ratios to [\w.-]+ with adjusted intervals, controls included\.",
-    r"What diverged is counted and not measured: it is neither flat nor trained\.",
-    r"No difference to [\w.-]+ can be tested \([^)]*\)\.",
-    r"No variant is resolved to have a [^.]*?(?: \([^)]*\))?\.", r"No variant can be told from [^.]*\.",
-    r"Not every training went well: .*", r"Whether [\w.-]+ does as well is not resolved\.",
-)  # fmt: skip
 
 
-class UnknownSentence(Exception):
+class UnknownSentenceError(Exception):
     """A sentence that the grammar does not know."""
 
 
-def printed(family: Family, said: Answer) -> list[Claim]:
+def printed(family: Family, said: Answer, tables: Sequence[Table] | None = None) -> list[Claim]:
     """What the printed sentences, verdicts, notes and overviews of a page assert."""
+    settings = family.study.settings
+    tables = [table(family, setting) for setting in settings] if tables is None else tables
     claims = list(_headline(family, said.headline))
     for finding in said.findings:
         claims += _finding(family, finding)
     for verdict in said.verdicts:
         claims += _verdict(verdict)
-    for setting in family.study.settings:
+    for setting, shown in zip(settings, tables, strict=True):
         claims += _overview(family, setting)
-        for note in table(family, setting).notes:
+        for note in shown.notes:
             _note(note)
     return claims
-
-
-def _where(family: Family, setting: str) -> Metric:
-    return METRICS[family.study.metric]
 
 
 def _pair(kind: str, setting: str, key: str, a: str, b: str, margin: float = 0.0) -> Claim:
@@ -74,7 +64,7 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
         head,
     )
     if known is None:
-        raise UnknownSentence(head)
+        raise UnknownSentenceError(head)
 
 
 def _flat_words(setting: str, text: str) -> Iterator[Claim]:
@@ -90,7 +80,7 @@ def _flat_words(setting: str, text: str) -> Iterator[Claim]:
 
 
 def _finding(family: Family, finding: Finding) -> Iterator[Claim]:
-    setting, metric = finding.setting, _where(family, finding.setting)
+    setting, metric = finding.setting, METRICS[family.study.metric]
     lead, text = finding.lead, finding.text
     against = re.search(r"than ([\w.-]+?)(?:,|\.$|\.| \()", lead) or re.search(
         r"told from a random mask(?: \(([\w.-]+)\))?\.", lead
@@ -107,8 +97,9 @@ def _finding(family: Family, finding: Finding) -> Iterator[Claim]:
         yield from _early(family, setting, metric, lead)
         return
     if against is None and "can be tested" not in lead:
-        raise UnknownSentence(lead)
-    other = (against and against.group(1)) or "noise_mask"
+        raise UnknownSentenceError(lead)
+    masks = family.study.controls(setting, "random_mask")
+    other = (against and against.group(1)) or next(iter(masks), "")
     yield from _groups(setting, metric, other, text)
 
 
@@ -126,10 +117,10 @@ def _groups(setting: str, metric: Metric, other: str, text: str) -> Iterator[Cla
         if not sentence.strip() or key in ("seen, and not to be told from chance",):
             continue
         if within is None and key not in titles:
-            raise UnknownSentence(sentence)
+            raise UnknownSentenceError(sentence)
         for name, inside in ENTRY.findall(listed):
             if "so nothing is decided" in inside and (within or titles[key]):
-                raise UnknownSentence(sentence)
+                raise UnknownSentenceError(sentence)
             if within is not None:
                 share = float(within.group(1))
                 size = metric.threshold(share / 100) if metric.scale != "linear" else share / 100
@@ -143,7 +134,7 @@ def _groups(setting: str, metric: Metric, other: str, text: str) -> Iterator[Cla
 def _question(setting: str, metric: Metric, text: str) -> Iterator[Claim]:
     found = re.findall(rf"({NAME}) − ({NAME}): [^;]*?\(n = \d+\): ([\w ]+)", text)
     if not found:
-        raise UnknownSentence(text)
+        raise UnknownSentenceError(text)
     for a, b, state in found:
         if state == "better":
             yield _pair("better", setting, metric.key, a, b)
@@ -152,7 +143,7 @@ def _question(setting: str, metric: Metric, text: str) -> Iterator[Claim]:
         elif state == "equal within the margin":
             yield _pair("within", setting, metric.key, a, b, metric.threshold())
         elif state != "not resolved":
-            raise UnknownSentence(text)
+            raise UnknownSentenceError(text)
 
 
 def _early(family: Family, setting: str, metric: Metric, lead: str) -> Iterator[Claim]:
@@ -171,7 +162,7 @@ def _early(family: Family, setting: str, metric: Metric, lead: str) -> Iterator[
         a, b = (m.group(1), m.group(3))[:: 1 if m.group(2) == "better" else -1]
         yield _pair("better", setting, key, a, b)
     elif not re.fullmatch(rf"Whether {NAME} does as well is not resolved\.", lead):
-        raise UnknownSentence(lead)
+        raise UnknownSentenceError(lead)
 
 
 def _ratios(family: Family, setting: str, text: str) -> Iterator[Claim]:
@@ -183,7 +174,7 @@ def _ratios(family: Family, setting: str, text: str) -> Iterator[Claim]:
             continue
         name, _, rest = part.partition(": ")
         if name.lower() not in names:
-            raise UnknownSentence(part)
+            raise UnknownSentenceError(part)
         for side, listed in re.findall(r"(flatter|sharper) (.*?)(?=, sharper |, \d+ not|$)", rest):
             for row in re.findall(rf"({NAME}) [\d.e∞−]+ \[", listed):
                 pair = (row, base) if side == "flatter" else (base, row)
@@ -196,9 +187,11 @@ REASONS = (
     r"no effect against a reference can be asked",
     r".* the other way round", r".* with an effect and an equal dose \([^)]*\)",
     r".*, with a gain above the margin excluded", r"\d+ variants?: too few for dose and response",
-    r"(given [^:]*: )?dose and response over \d+ variants (go together|not resolved to go together)"
-    r": r = .*", r".* goes with both", r"not shown: .*", r"there is no control \(.*\)",
-    r"against .*", r".* is matched within \d+ % for \d+ of \d+", r".* (does|do) not perturb and (is|are) left out .*",
+    r"(given [^:]*: )?dose and response over \d+ variants "
+    r"(go together|not resolved to go together): r = .*",
+    r".* goes with both", r"not shown: .*", r"there is no control \(.*\)",
+    r"against .*", r".* is matched within \d+ % for \d+ of \d+",
+    r".* (does|do) not perturb and (is|are) left out .*",
     r"over axes within variants r = .*",
 )  # fmt: skip
 
@@ -207,7 +200,7 @@ def _verdict(verdict: Verdict) -> Iterator[Claim]:
     quantity = next((c.quantity for c in verdict.claims), "")
     for reason in verdict.reasons:
         if not any(re.fullmatch(pattern, reason) for pattern in REASONS):
-            raise UnknownSentence(reason)
+            raise UnknownSentenceError(reason)
         if re.match(r"dose and response over \d+ variants go together", reason):
             yield Claim("associated", verdict.setting, quantity, verdict.key)
     if verdict.word in ("supported", "confounded", "contradicted"):
@@ -223,7 +216,7 @@ NOTES = (
 
 def _note(note: str) -> None:
     if not note.startswith(NOTES):
-        raise UnknownSentence(note)
+        raise UnknownSentenceError(note)
 
 
 def _overview(family: Family, setting: str) -> Iterator[Claim]:

@@ -395,7 +395,10 @@ def _headline_random(
         return f", but none of them is resolved to do better than {named}", ()
     open_ = len(held) - len(above)
     verb = "is" if open_ == 1 else "are"
-    return f", but {open_} of these {len(held)} {verb} not resolved to do better than {named}", claims
+    return (
+        f", but {open_} of these {len(held)} {verb} not resolved to do better than {named}",
+        claims,
+    )
 
 
 def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -> str:

@@ -23,4 +23,3 @@ def observe(study: Study, setting: str, key: str) -> Values | None:
     lost = {row: study.diverged(setting, row) for row in study.rows(setting)}
     diverged = {row: seeds for row, seeds in lost.items() if seeds}
     return compared(quantity, found, correct, diverged=diverged)
-

@@ -42,24 +42,31 @@ def overview(family: Family, setting: str) -> Drawing | None:
               for r in study.rows_of(setting, name)}  # fmt: skip
     other = study.label(setting, references[0])
     panels = tuple(
-        _panel({one.a: one for one in found}, shown, axis, random, METRICS[key],
-               study.label(setting, bases[key]))
+        _panel(
+            {one.a: one for one in found},
+            shown,
+            axis,
+            random,
+            METRICS[key],
+            study.label(setting, bases[key]),
+        )
         for key, found in columns.items()
     )
-    others = [
-        f" {words.sentence(METRICS[key].name)}: against {study.label(setting, base)}, as {other} has "
-        "none."
+    notes = [
+        f" {words.sentence(METRICS[key].name)}: against {study.label(setting, base)}, as {other} "
+        f"has none."
         for key, base in bases.items()
         if key in columns and base != references[0]
     ]
-    band = "".join(others) + " Grey: the interval of the random mask." if random & set(rows) else "".join(others)
+    if random & set(rows):
+        notes.append(" Grey: the interval of the random mask.")
     return Drawing(
         "overview",
         f"Each variant against {other}",
         f"Mean over {_seeds(family, setting)}, paired by seed, with the simultaneous 95 % "
         "intervals that the page decides by: one that leaves out the line is resolved; none is "
-        f"drawn where nothing can be decided.{band} From left to right: the outcome, flatness, and "
-        "what flatness may stand for.",
+        f"drawn where nothing can be decided.{''.join(notes)} From left to right: the outcome, "
+        "flatness, and what flatness may stand for.",
         panels,
         columns=len(panels),
         panel_height=0.5 + 0.17 * len(rows),

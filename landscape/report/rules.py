@@ -10,8 +10,9 @@ supported      effects lie outside the margin; dose goes with response over vari
                form these enter; and no control does better than its own dose predicts, while
                variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
-contradicted   most resolved effects run against the prediction; or there are none, and for most
-               variants of more dose a gain above the margin is excluded.
+contradicted   most resolved effects run against the prediction, and so do the variants among
+               each other; or there are no effects, and for most variants of more dose a gain above
+               the margin is excluded.
 compatible     most resolved effects agree, or the dose goes with the response, and a condition of
                "supported" fails or could not be checked.
 not resolved   none of these.
@@ -34,9 +35,13 @@ SUPPORTED, CONFOUNDED, CONTRADICTED = "supported", "confounded", "contradicted"
 COMPATIBLE, UNRESOLVED = "compatible", "not resolved"
 WORDS = (SUPPORTED, CONFOUNDED, CONTRADICTED, COMPATIBLE, UNRESOLVED)
 
+# Opposing effects that contradict, all of them, where variants are too few to correlate.
+MOST = 3
 # Share of the associations' error for the measures of flatness, given the same covariates; the
 # other hypotheses share the rest.
 FLATNESS_SHARE = 0.8
+# Share of the first setting, where comparisons are declared for it; the others are beside it.
+FIRST_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,13 @@ def _flatter(key: str) -> Hypothesis:
 
 RULES = (
     "Supported: an effect lies outside the margin, dose goes with response over variants (and over "
-    "an axis, such as rho, within them; a variant counts once), it still does given training loss and effective radius in every form that was tried, and controls do "
-    "no better than their own dose predicts. Confounded: not given these, and one of them goes "
-    "with both. Contradicted: most effects run the other way, or the dose is there and a gain "
-    "above the margin is excluded. Compatible: most effects agree, and a condition of “supported” "
-    "fails. Not resolved: none of these. Controls are not counted as variants. Correlation is not "
-    "mechanism."
+    "an axis, such as rho, within them; a variant counts once), it still does given training loss "
+    "and effective radius in every form that was tried, and controls do no better than their own "
+    "dose predicts. Confounded: not given these, and one of them goes with both and explains more. "
+    "Contradicted: most effects run the other way and so do variants among each other, or the dose "
+    "is there and a gain above the margin is excluded. Compatible: most effects agree, and a "
+    "condition of “supported” fails. Not resolved: none of these. Controls are not counted as "
+    "variants. Correlation is not mechanism."
 )
 
 HYPOTHESES = (
@@ -162,7 +168,7 @@ def weigh(family: Family, setting: str) -> list[Weighed]:
         # What is better on the training data needs no explanation by flatness.
         return []
     known = [h for h in known if h.quantity != family.study.metric]
-    share = DOSES / max(_settings_with_doses(family.study), 1)
+    share = DOSES * _share_of(family.study, setting)
     groups: dict[tuple[str, ...], list[Hypothesis]] = {}
     for one in known:
         groups.setdefault(one.given, []).append(one)
@@ -186,15 +192,23 @@ def _part(names: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
     return FLATNESS_SHARE if names == BOTH else (1 - FLATNESS_SHARE) / others
 
 
-def _settings_with_doses(study: Study) -> int:
-    """Settings with enough variants for dose and response given two covariates."""
-    counts = [
-        len(study.by_variant(
-            setting, [row for row in study.rows(setting) if not study.is_control(row, setting)]
+def _share_of(study: Study, setting: str) -> float:
+    """The part of the associations' error that one setting has: the first one most of it.
+
+    Only settings with enough variants for dose and response share.
+    """
+    counts = {
+        name: len(study.by_variant(
+            name, [row for row in study.rows(name) if not study.is_control(row, name)]
         ))
-        for setting in study.settings
-    ]  # fmt: skip
-    return sum(count >= 2 + len(BOTH) + stats.SMALLEST_DF for count in counts)
+        for name in study.settings
+    }  # fmt: skip
+    enough = [name for name in study.settings
+              if counts[name] >= 2 + stats.SMALLEST_DF]  # fmt: skip
+    if len(enough) < 2 or setting not in enough:
+        return 1.0 / max(len(enough), 1)
+    rest = (1 - FIRST_SHARE) / (len(enough) - 1)
+    return FIRST_SHARE if setting == enough[0] else rest
 
 
 class _Points:
@@ -312,12 +326,18 @@ class _Points:
         )
 
     def confounder(self, one: Hypothesis, given: Sequence[str]) -> str:
-        """Of `given`, what goes with both dose and response (|r| above one half) most closely."""
+        """Of `given`, what goes with dose and response and leaves the dose less to explain than it.
+
+        It correlates with both (|r| above one half), and given the dose it tells more of the
+        response than the dose does given it: a bystander that goes with both by chance does not.
+        """
         found = {}
+        x, y = self.dose(one), self.response()
         for name in given:
-            z, x, y = self._covariate(name), self.dose(one), self.response()
-            both = min(abs(_correlation(z, x)), abs(_correlation(z, y)))
-            if both > 0.5:
+            z = self._covariate(name)
+            both = min(abs(stats.partial_correlation(z, v)) for v in (x, y))
+            rest = abs(stats.partial_correlation(z, y, [x]))
+            if both > 0.5 and rest > abs(stats.partial_correlation(x, y, [z])):
                 found[name] = both
         return max(found, key=lambda name: found[name], default="")
 
@@ -396,20 +416,15 @@ def _word(
     if not failing:
         return SUPPORTED
     if not effects.total:
-        return CONTRADICTED if 2 * len(effects.dose_only) > effects.dosed else UNRESOLVED
-    if against > half and not resolved(plain):
+        excluded = 2 * len(effects.dose_only) > effects.dosed and not resolved(plain)
+        return CONTRADICTED if excluded else UNRESOLVED
+    # All effects are against one reference: what is odd about it must not decide alone.
+    turned = plain.r < 0 if math.isfinite(plain.r) else against >= MOST and not effects.agree
+    if against > half and turned:
         return CONTRADICTED
     if resolved(plain):
         return CONFOUNDED if confounder and not resolved(given) else COMPATIBLE
     return COMPATIBLE if len(effects.agree) > half else UNRESOLVED
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    keep = np.isfinite(a) & np.isfinite(b)
-    a, b = a[keep], b[keep]
-    if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:
@@ -427,4 +442,4 @@ def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), scipy.stats.rankdata(values), np.nan)
+    return scipy.stats.rankdata(values, nan_policy="omit")

@@ -15,6 +15,9 @@ from landscape.plot.figures.outcome import middle, pair_by_seed
 from landscape.report import words
 from landscape.storage import StudyFolder
 
+# Coordinates along `run` that say which run it is, beside its name and seed.
+_NAMES = ("variant", "label", "setting", "family", "axes", "place", "train_seconds")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -123,7 +126,10 @@ class Study:
 
     def get(self, name: str, setting: str) -> xr.Dataset | None:
         """One measurement in one setting."""
-        return runs.in_setting(self.data[name], setting) if self.has(name, setting) else None
+        if not self.has(name, setting):
+            return None
+        whole = self.data[name]
+        return whole if len(runs.settings(whole)) == 1 else runs.in_setting(whole, setting)
 
     def variants(self, setting: str) -> list[runs.Variant]:
         """Variants of a setting, from the measurement that has most runs."""
@@ -227,8 +233,14 @@ class Study:
             if ds is None or variable not in ds:
                 return {}
             here = {k: v for k, v in at.items() if k in ds.dims}
-            picked = ds[[variable]].sel(here, method="nearest")
-            self._picked[key] = {v.id: v.ds for v in runs.variants(picked)}
+            # Without what names a run: a page splits tables often, and every coordinate costs.
+            bare = ds[[variable]].drop_vars(_NAMES, errors="ignore")
+            picked = bare.sel(here, method="nearest") if here else bare
+            rows = ds.variant.values.astype(str)
+            self._picked[key] = {
+                str(row): picked.isel(run=np.flatnonzero(rows == row))
+                for row in dict.fromkeys(rows)
+            }
         return self._picked[key]
 
     @cached_property

@@ -77,7 +77,6 @@ def _about(family: Family, setting: str, trial: Trial) -> list[str]:
 
 
 def _try(family: Family, setting: str, trial: Trial) -> Tried | None:
-    study = family.study
     rows = _about(family, setting, trial)
     if not rows:
         return None

@@ -129,9 +129,8 @@ def association_words(one: Association) -> str:
     if not math.isfinite(one.p):
         return f"{words.count(one.n, 'variant')}: too few for dose and response"
     verb = "go together" if resolved(one) else "not resolved to go together"
-    return (
-        f"dose and response over {one.n} variants {verb}: r = {_signed(one.r)}, adjusted {words.p_value(one.p)}"
-    )
+    numbers = f"r = {_signed(one.r)}, adjusted {words.p_value(one.p)}"
+    return f"dose and response over {one.n} variants {verb}: {numbers}"
 
 
 def _signed(r: float) -> str:

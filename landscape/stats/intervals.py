@@ -1,5 +1,6 @@
 """One mean, one difference or one ratio over seeds, with its own interval."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ def _finite(values: ArrayLike) -> tuple[np.ndarray, int]:
     return array[keep], int((~keep).sum())
 
 
+@functools.cache
+def _quantile(share: float, df: int) -> float:
+    """Of Student's law; a page asks for the same few very often."""
+    return float(scipy.stats.t.ppf(share, df))
+
+
 def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     """Mean ± t_{n-1} s / sqrt(n): mean of the finite values with its t-interval over seeds.
 
@@ -61,7 +68,7 @@ def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     mean = float(finite.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1, missing, level)
-    half = float(scipy.stats.t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
+    half = float(_quantile((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, missing, level)
 
 

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats as laws
 
+from benchmarks import planted_rough as rough
+from benchmarks import sentences as sentences_module
 from benchmarks.planted import WORLDS, Read, make_study, plant, read_page, simulate
+from benchmarks.sentences import printed
 from landscape import metrics
+from landscape.report import rules
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import answer
@@ -43,6 +47,32 @@ def test_flatness_that_is_the_cause_is_found():
     shares = simulate(WORLDS["flatness"], 16)
     assert shares["λ₁ supported"] >= 0.25
     assert shares["false anywhere"] <= at_most(16)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("null", 25), ("flatter_and_no_better", 10), ("reverse", 10)]
+)
+def test_rough_studies_say_nothing_false(name, number):
+    """Heavy tails, unequal seeds, missing runs, settings, axes; claims and printed sentences."""
+    shares = rough.simulate(rough.WORLDS[name], number)
+    assert shares["false anywhere"] <= at_most(number)
+    assert shares.get("flatness supported by some measure", 0.0) <= at_most(number)
+
+
+def test_sentences_say_what_their_claims_say():
+    """What the words assert is what is asserted beside them, both ways, over rough studies."""
+    for index in range(6):
+        rng = np.random.default_rng([77, index])
+        truth = rough.plant(rough.WORLDS["flatness_rough"], rng)
+        family = Family.of(rough.make_study(truth, rng))
+        said = answer(family)
+        words = set(printed(family, said))
+        # The overview shows every difference to a reference, also where no sentence does.
+        claims = {c for one in family.made.values() for c in one.claims} | set(said.claims)
+        assert {c for c in words if c.kind == "better"} <= claims
+        assert {c for one in said.findings for c in one.claims if c.kind == "better"} <= words
+        judged = ("supported", "confounded", "contradicted", "associated")
+        assert {c for c in words if c.kind in judged} <= claims
 
 
 @pytest.mark.slow
@@ -86,21 +116,36 @@ def test_order_and_names_of_variants_change_nothing(study):
         assert a.given.p == pytest.approx(b.given.p, rel=1e-9)
 
 
-def test_negating_a_metric_mirrors_the_page(study, monkeypatch):
-    """With the other direction every better is a worse, with the same p and mirrored intervals."""
-    there = Family.of(study)
-    mirrored = dict(metrics.METRICS)
-    own = metrics.METRICS["train_loss"]
+def mirrored(claim, key):
+    """The claim with the other direction of the quantity `key`."""
+    if claim.quantity != key or claim.kind not in ("better", "outside"):
+        return claim
+    return replace(claim, subject=claim.other, other=claim.subject)
+
+
+@pytest.mark.parametrize("key", ["test_loss", "train_loss"])
+def test_negating_a_metric_mirrors_the_page(study, monkeypatch, key):
+    """With the other direction every better is a worse: in decisions, claims, and every sentence.
+
+    Same p and mirrored intervals; what agreed with a hypothesis opposes it; and the sentences, read
+    back from their words, say of each pair the reverse.
+    """
+    own = metrics.METRICS[key]
     turned = replace(own, better=-own.better, comparative=own.opposite, opposite=own.comparative)
-    lost = replace(study, resolved=study.resolved | {"comparisons": {
-        "metric": "train_loss", "setting": "default", "references": ["sgd", "sam"]}})  # fmt: skip
+    compared = {"metric": key, "setting": "default", "references": ["sgd", "sam"]}
+    lost = replace(study, resolved=study.resolved | {"comparisons": compared})
     there = Family.of(lost)
-    monkeypatch.setattr(metrics, "METRICS", mirrored | {"train_loss": turned})
+    said, weighed = answer(there), weigh(there, "default")
+    sentences = {c for c in printed(there, said) if c.kind in ("better", "within")}
+    known = dict(metrics.METRICS)
+    known[key] = turned
+    for module in (metrics, rules, sentences_module):
+        monkeypatch.setattr(module, "METRICS", known)
     back = Family.of(lost)
-    assert any(one.sign for one in there.made.values() if one.metric.key == "train_loss")
+    assert any(one.sign for one in there.made.values() if one.metric.key == key)
     for place, one in there.made.items():
         other = back.made[place]
-        if place[-1] != "train_loss":
+        if place[-1] != key:
             assert other.decision == one.decision
             continue
         assert other.sign == -one.sign
@@ -109,10 +154,21 @@ def test_negating_a_metric_mirrors_the_page(study, monkeypatch):
         assert (ci.low, ci.high) == pytest.approx(
             (-one.decision.interval.high, -one.decision.interval.low), rel=1e-9
         )
-    better, worse = (
-        {c.subject for c in answer(family).headline_claims} for family in (there, back)
-    )
-    assert not better & worse
+    kinds = ("better", "outside", "within")
+    claims = {mirrored(c, key) for c in said.claims if c.kind in kinds}
+    turned_claims = {c for c in answer(back).claims if c.kind in kinds}
+    # A margin is a share of the smaller or of the larger one, so that "outside" may differ.
+    assert {c for c in claims if c.kind == "better"} == {
+        c for c in turned_claims if c.kind == "better"
+    }
+    read = {c for c in printed(back, answer(back)) if c.kind in ("better", "within")}
+    assert {mirrored(c, key) for c in sentences if c.kind == "better"} == {
+        c for c in read if c.kind == "better"
+    }
+    for one, other in zip(weighed, weigh(back, "default"), strict=True):
+        assert other.effects.agree == one.effects.oppose
+        assert other.effects.oppose == one.effects.agree
+        assert other.plain.r == pytest.approx(-one.plain.r, rel=1e-9, nan_ok=True)
 
 
 def test_a_loss_as_metric_does_not_turn_the_page_round(study):

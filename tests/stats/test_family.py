@@ -105,11 +105,33 @@ def test_crossed_effects_are_not_counted_twice():
     assert min(ratios) >= 1
 
 
-def test_failed_runs_are_counted_and_never_called_better():
+def test_failed_runs_are_counted_and_have_no_interval():
+    """The runs that are left went well: nothing is decided by them, in words or in a picture."""
     d = np.array([1.0, 1.1, np.nan, 0.9, 1.05])
     one = simultaneous({0: Contrast(range(5), d, failed=1)})[0]
-    assert one.interval.excludes(0)
-    assert (one.sign, one.interval.missing, one.equivalent) == (0, 1, False)
+    assert one.interval.estimate == pytest.approx(1.0125)
+    assert not one.interval.known
+    assert (one.tested, one.sign, one.interval.missing, one.equivalent) == (False, 0, 1, False)
+
+
+def test_names_of_seeds_change_nothing():
+    """Also where signs are drawn at random, by seed and by test example."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(0.3, 1, (14, 3))
+    examples = rng.normal(size=(14, 60))
+    examples -= examples.mean(1, keepdims=True)
+    names = rng.permutation(14) + 100
+    found = [
+        simultaneous({
+            j: Contrast(seeds, rows[order, j], examples=examples[order])
+            for j in range(3)
+        })
+        for seeds, order in ((range(14), np.arange(14)), (names, rng.permutation(14)))
+    ]  # fmt: skip
+    for j in range(3):
+        a, b = (one[j] for one in found)
+        assert a.p == b.p
+        assert (a.interval.low, a.interval.high) == pytest.approx((b.interval.low, b.interval.high))
 
 
 def test_nothing_is_decided_by_one_seed_or_without_spread():
