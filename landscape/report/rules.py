@@ -36,7 +36,7 @@ COMPATIBLE, UNRESOLVED = "compatible", "not resolved"
 WORDS = (SUPPORTED, CONFOUNDED, CONTRADICTED, COMPATIBLE, UNRESOLVED)
 
 # Opposing effects that contradict, all of them, where variants are too few to correlate.
-MOST = 3
+MOST = 2
 # Share of the associations' error for the measures of flatness, given the same covariates; the
 # other hypotheses share the rest.
 FLATNESS_SHARE = 0.8
