@@ -54,7 +54,7 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
     setting = study.settings[0]
     head, _, flat = text.partition("; ")
     if flat and flat != "flatness was not measured.":
-        yield from _flat_words(setting, flat.split(" Nothing is said")[0])
+        yield from _flat_words(family, setting, flat.split(" Nothing is said")[0])
     known = re.fullmatch(
         r"(All (?P<all>\d+) variants have|(?P<n>\d+) of \d+ variants? (?:has|have)|The variant has|"
         r"No variant is resolved to have) a [\w ]+? than [\w.-]+(?: in \w+)?(?: \([^)]*\))?"
@@ -67,8 +67,8 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
         raise UnknownSentenceError(head)
 
 
-def _flat_words(setting: str, text: str) -> Iterator[Claim]:
-    names = {METRICS[key].name: key for key in FLATNESS}
+def _flat_words(family: Family, setting: str, text: str) -> Iterator[Claim]:
+    names = {METRICS[key].name: key for key in FLATNESS if (setting, key) in family.values}
     for part in re.split(r"(?=“better because flatter” is|whether flatness matters)", text):
         for word in ("supported", "confounded", "contradicted"):
             if f"flatter” is {word}" not in part:
