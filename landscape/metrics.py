@@ -58,6 +58,11 @@ class Metric:
             )
 
     @property
+    def title(self) -> str:
+        """The noun with a capital letter; λ stays λ."""
+        return self.name[:1].upper() + self.name[1:] if self.name[:1].isascii() else self.name
+
+    @property
     def is_share(self) -> bool:
         """Whether values are shares that are written in per cent."""
         return self.units == "share"

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from landscape import stats
+from landscape.metrics import Metric
 from landscape.report import words
 from landscape.report.study import Study
 from landscape.stats import Interval
@@ -39,7 +40,8 @@ def axis_tables(study: Study) -> list[AxisTable]:
 def _table(
     study: Study, axis: str, ds: xr.Dataset, setting: str, family: str, line: str
 ) -> AxisTable:
-    shown = [q for q in stats.QUANTITIES if q.name in ds and q.name != "val_loss"]
+    hidden = {"test_loss", "val_loss"} - {study.metric}
+    shown = [q for q in stats.QUANTITIES if q.variable in ds and q.key not in hidden]
     rows = []
     for i in range(ds.sizes["variant"]):
         chosen = "chosen" in ds and bool(ds.chosen.values[i] == 1)
@@ -49,29 +51,24 @@ def _table(
         rows.append((f"{name} (chosen by validation)" if chosen else name, *cells))
     where = study.title(setting) if len(study.settings) > 1 else ""
     title = ", ".join(part for part in (study.label(setting, family), line, where) if part)
-    head = (axis, *(f"{q.title} ({'%' if _is_share(q) else q.units})" if _has_unit(q) else q.title
-                    for q in shown))  # fmt: skip
+    head = (axis, *(f"{q.title} ({unit})" if (unit := _unit(q)) else q.title for q in shown))
     return AxisTable(f"{title}: against {axis}", head, tuple(rows), _note(axis, ds))
 
 
-def _is_share(q: stats.axes.Quantity) -> bool:
-    return q.name.endswith("accuracy")
+def _unit(q: Metric) -> str:
+    return "%" if q.is_share else q.units
 
 
-def _has_unit(q: stats.axes.Quantity) -> bool:
-    return _is_share(q) or q.units != "1"
-
-
-def _cell(ds: xr.Dataset, q: stats.axes.Quantity) -> str:
-    n = int(ds[f"{q.name}_n"])
-    ends = [float(ds[q.name + suffix]) for suffix in ("", "_low", "_high")]
-    write = words.percent if _is_share(q) else words.number
+def _cell(ds: xr.Dataset, q: Metric) -> str:
+    n = int(ds[f"{q.variable}_n"])
+    ends = [float(ds[q.variable + suffix]) for suffix in ("", "_low", "_high")]
+    write = words.percent if q.is_share else words.number
     text = f"{write(ends[0])} {words.interval(Interval(*ends, n), write)}".strip()
     return text + (f" (n = {n})" if n else "")
 
 
 def _note(axis: str, ds: xr.Dataset) -> str:
-    said = "Mean over seeds [95 % interval]; training loss and λ₁ geometric where positive."
+    said = "Mean over seeds [95 % interval]; geometric, but for shares, where all are positive."
     if "chosen" not in ds or not np.isfinite(ds.chosen.values).any():
         return f"{said} Without validation data of every seed no value of {axis} can be chosen."
     trainings = int(np.nanmax(ds.num_trainings.values))

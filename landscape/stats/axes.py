@@ -1,7 +1,7 @@
 """One axis of a study: what changes along it, and what a choice on validation data costs."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,53 +9,28 @@ import numpy as np
 import xarray as xr
 
 from landscape import results
+from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.results import Variable
 from landscape.stats.intervals import Interval, geometric_mean_ci, mean_ci
 
-
-@dataclass(frozen=True)
-class Quantity:
-    """A number of each run that is followed along an axis."""
-
-    name: str
-    title: str
-    units: str
-    measurement: str
-    of: Callable[[xr.Dataset], xr.DataArray | None]
-    geometric: bool = False
-
-
-def _variable(name: str, **at: int) -> Callable[[xr.Dataset], xr.DataArray | None]:
-    def pick(ds: xr.Dataset) -> xr.DataArray | None:
-        return ds[name].isel({k: v for k, v in at.items() if k in ds.dims}) if name in ds else None
-
-    return pick
-
-
-def _at_middle_radius(name: str) -> Callable[[xr.Dataset], xr.DataArray | None]:
-    def pick(ds: xr.Dataset) -> xr.DataArray | None:
-        if name not in ds:
-            return None
-        return ds[name].isel(rho=int(np.argsort(ds.rho.values)[(ds.sizes["rho"] - 1) // 2]))
-
-    return pick
-
-
-QUANTITIES = (
-    Quantity("test_accuracy", "Test accuracy", "1", "generalization", _variable("test_accuracy")),
-    Quantity("val_accuracy", "Validation accuracy", "1", "generalization",
-             _variable("val_accuracy")),
-    Quantity("val_loss", "Validation loss", "nats", "generalization", _variable("val_loss")),
-    Quantity("train_loss", "Training loss", "nats", "generalization", _variable("train_loss"),
-             geometric=True),
-    Quantity("eigenvalue", "λ₁", "nats", "top_eigenvalues", _variable("eigenvalue", rank=0),
-             geometric=True),
-    Quantity("trace", "Hessian trace", "nats", "hessian_trace", _variable("trace")),
-    Quantity("gaussian", "Gaussian sharpness", "nats", "sharpness", _at_middle_radius("gaussian")),
-    Quantity("worst_case", "Worst-case sharpness", "nats", "sharpness",
-             _at_middle_radius("worst_case")),
-    Quantity("rho_eff", "‖e‖", "1", "perturbation", _variable("rho_eff")),
+# Of the table of metrics, what is followed along an axis; at the middle one of several radii.
+QUANTITIES: tuple[Metric, ...] = tuple(
+    METRICS[key]
+    for key in (
+        "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_loss", *FLATNESS, "rho_eff"
+    )
 )  # fmt: skip
+
+
+def _picked(ds: xr.Dataset, q: Metric) -> xr.DataArray | None:
+    """One value per run, or None where the quantity was not measured."""
+    if q.variable not in ds:
+        return None
+    at = {name: place for name, place in q.at if name in ds.dims}
+    values = ds[q.variable].isel(at)
+    if "rho" in values.dims:
+        values = values.isel(rho=int(np.argsort(ds.rho.values)[(ds.sizes["rho"] - 1) // 2]))
+    return values
 
 
 @dataclass(frozen=True)
@@ -189,20 +164,22 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
     ]
     if not rows:
         return None
-    tables = {q.name: _by_row(data, q) for q in QUANTITIES}
+    tables = {q.variable: _by_row(data, q) for q in QUANTITIES}
     asked = _seeds_by_row(whole)
     variables: dict[str, Variable] = {}
     for q in QUANTITIES:
-        found = [_interval(q, tables[q.name].get((f.setting, row), {})) for f, _, row in rows]
+        found = [_interval(q, tables[q.variable].get((f.setting, row), {})) for f, _, row in rows]
         if not any(ci.n for ci in found):
             continue
         columns = (("", "estimate", ""), ("_low", "low", ", lower end of its 95 % interval"),
                    ("_high", "high", ", upper end of its 95 % interval"))  # fmt: skip
         for suffix, attribute, more in columns:
             values = np.array([getattr(ci, attribute) for ci in found])
-            variables[q.name + suffix] = Variable("variant", values, q.units, q.title + more)
+            units = "1" if q.is_share else q.units or "1"
+            variables[q.variable + suffix] = Variable("variant", values, units, q.title + more)
         counts = np.array([ci.n for ci in found])
-        variables[f"{q.name}_n"] = Variable("variant", counts, "1", f"{q.title}, number of seeds")
+        said = f"{q.title}, number of seeds"
+        variables[f"{q.variable}_n"] = Variable("variant", counts, "1", said)
     variables |= _choices(rows, tables, asked)
     coords = {
         "variant": ("variant", _strings(row for _, _, row in rows)),
@@ -226,10 +203,10 @@ def _values(values: Sequence[Any]) -> np.ndarray:
     return _strings(str(v) for v in values)
 
 
-def _by_row(data: Mapping[str, xr.Dataset], q: Quantity) -> dict[tuple[str, str], dict[int, float]]:
+def _by_row(data: Mapping[str, xr.Dataset], q: Metric) -> dict[tuple[str, str], dict[int, float]]:
     """Values of a quantity by (setting, row), then by seed."""
     ds = data.get(q.measurement)
-    values = None if ds is None or "run" not in ds.dims else q.of(ds)
+    values = None if ds is None or "run" not in ds.dims else _picked(ds, q)
     found: dict[tuple[str, str], dict[int, float]] = {}
     if ds is None or values is None or values.dims != ("run",):
         return found
@@ -248,9 +225,9 @@ def _seeds_by_row(ds: xr.Dataset) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _interval(q: Quantity, by_seed: Mapping[int, float]) -> Interval:
+def _interval(q: Metric, by_seed: Mapping[int, float]) -> Interval:
     values = list(by_seed.values())
-    positive = q.geometric and all(not value <= 0 for value in values)
+    positive = q.scale == "log" and all(not value <= 0 for value in values)
     return (geometric_mean_ci if positive else mean_ci)(values)
 
 
