@@ -38,11 +38,15 @@ class _Next:
 
     def grids(self) -> list[dict[str, Any]]:
         """The grids of the file, as a list that may be changed."""
-        grids = self.given.get("grid", [])
-        grids = [grids] if isinstance(grids, dict) else list(grids)
-        if grids:
-            self.given["grid"] = grids
-        return grids
+        return self.given["grid"]
+
+    def rho(self, variant: str) -> float:
+        """The radius of a variant as the study resolved it; NaN for one that has none."""
+        known = (self.family.study.resolved.get("variants") or {}).get(variant) or {}
+        options = known.get("options") or {}
+        own = self.given.get("variants", {}).get(variant) or {}
+        rho = own.get("rho", options.get("rho", math.nan))
+        return float(rho) if isinstance(rho, int | float) else math.nan
 
 
 def deciding(
@@ -56,6 +60,7 @@ def deciding(
         return None
     study = family.study
     given = _study_file(study)
+    given["grid"] = _grids_of(given, study, setting)
     said = []
     for need in needs:
         kind, _, name = need.partition(":")
@@ -69,8 +74,22 @@ def deciding(
         head += "# Modules and files that it names lie beside the first study file; copy it to\n"
         head += f"# {base}\n#\n"
     head += f"#     landscape run {name}.toml\n"
-    has_runs = bool(given.get("grid") or given.get("run"))
-    return Experiment(name, "; ".join(said), head + toml.dumps(given) if has_runs else "")
+    # Weights from elsewhere are not ours to train: what to do is said, and no file is written.
+    ours = given["grid"] and not any("weights" in grid for grid in given["grid"])
+    given.pop("run", None)
+    return Experiment(name, "; ".join(said), head + toml.dumps(given) if ours else "")
+
+
+def _grids_of(given: dict[str, Any], study: Study, setting: str) -> list[dict[str, Any]]:
+    """The grids of one setting, apart from the others; a grid without settings is of the only one."""
+    grids = given.get("grid", [])
+    grids = [grids] if isinstance(grids, dict) else list(grids)
+    found = []
+    for grid in grids:
+        named = grid.get("setting", setting if len(study.settings) == 1 else study.settings)
+        if setting in (named if isinstance(named, list) else [named]):
+            found.append(grid | ({"setting": setting} if "setting" in grid else {}))
+    return found
 
 
 def _study_file(study: Study) -> dict[str, Any]:
@@ -110,7 +129,7 @@ def _controls(after: _Next) -> str:
     grids = after.grids()
     if grids:
         tables = after.given.setdefault("variants", {})
-        radii = [float(t["rho"]) for t in tables.values() if isinstance(t, dict) and "rho" in t]
+        radii = [rho for name in tables if math.isfinite(rho := after.rho(name))]
         rho = radii[0] if radii else 0.1
         epochs = int(after.given.get("training", {}).get("epochs", 20))
         tables["control_mask"] = {
@@ -147,14 +166,13 @@ def _match(after: _Next) -> str:
             grid["epochs"] = steps
         shown = words.listing([str(n) for n in steps])
         return f"every variant at {shown} epochs, to match training loss"
-    tables = after.given.get("variants", {})
     added = []
     for grid in list(after.grids()):
         named = grid["variant"] if isinstance(grid["variant"], list) else [grid["variant"]]
-        swept = [v for v in named if "rho" in tables.get(v, {}) and "rho" not in grid]
+        swept = [v for v in named if math.isfinite(after.rho(v)) and "rho" not in grid]
         grid["variant"] = [v for v in named if v not in swept]
         for variant in swept:
-            rho = float(tables[variant]["rho"])
+            rho = after.rho(variant)
             rest = {key: value for key, value in grid.items() if key != "variant"}
             added.append({"variant": [variant], "rho": [0.5 * rho, rho, 2 * rho], **rest})
     if added:
