@@ -23,17 +23,14 @@ def compute(planted_power):
 
 def draw(planted_power):
     """Power over seeds, a line per number of variants, a panel per simulator."""
-    seeds = planted_power.seeds.values.astype(float)
-    panels = []
-    for simulator in planted_power.simulator.values:
+    ds, panels = planted_power, []
+    ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
+    for simulator in dict.fromkeys(ds.simulator.values):
         marks = [Rule("y", 60, "three studies in five", "dash")]
-        for count in planted_power.variants.values.tolist():
-            shares = planted_power.supported.sel(simulator=simulator, variants=count).values
-            marks.append(
-                Line(seeds, 100 * np.asarray(shares), f"{count} variants", COLORS[count],
-                     symbol="circle")
-            )  # fmt: skip
-        ticks = tuple((s, f"{s:.0f}") for s in seeds)
+        for count, color in COLORS.items():
+            here = (ds.simulator.values == simulator) & (ds.variants.values == count)
+            seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
+            marks.append(Line(seeds, 100 * shares, f"{count} variants", color, symbol="circle"))
         x = Axis("seeds", log=True, ticks=ticks)
         y = Axis("studies that support flatness", "%", limits=(-3, 103))
         panels.append(Panel(x, y, tuple(marks), f"{simulator} simulator"))

@@ -62,14 +62,17 @@ def main() -> None:
         "lambda1": "Studies that support flatness by λ₁",
         "false": "Studies with anything false on their page",
     }
-    dims = ("simulator", "variants", "seeds")
+    places = list(np.ndindex(*shape))
     ds = results.make(
         "planted_power",
-        {name: Variable(dims, values, "1", titles[name]) for name, values in table.items()},
+        {
+            name: Variable("point", np.array([values[p] for p in places]), "1", titles[name])
+            for name, values in table.items()
+        },
         coords={
-            "simulator": ("simulator", np.array(SIMULATORS, dtype=object)),
-            "variants": ("variants", np.array(VARIANTS)),
-            "seeds": ("seeds", np.array(SEEDS)),
+            "simulator": ("point", np.array([SIMULATORS[i] for i, _, _ in places], dtype=object)),
+            "variants": ("point", np.array([VARIANTS[j] for _, j, _ in places])),
+            "seeds": ("point", np.array([SEEDS[k] for _, _, k in places])),
         },
         provenance={"studies": options.studies, "explained": 0.8},
     )

@@ -81,7 +81,7 @@ def deciding(
 
 
 def _grids_of(given: dict[str, Any], study: Study, setting: str) -> list[dict[str, Any]]:
-    """The grids of one setting, apart from the others; a grid without settings is of the only one."""
+    """The grids of one setting; a grid that names none is of the only one."""
     grids = given.get("grid", [])
     grids = [grids] if isinstance(grids, dict) else list(grids)
     found = []

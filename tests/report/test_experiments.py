@@ -98,7 +98,9 @@ def test_weights_from_elsewhere_are_not_proposed_for_training(family, tmp_path):
     folder = type(family.study.folder)(tmp_path)
     shutil.copytree(family.study.folder.root, tmp_path, dirs_exist_ok=True)
     path = folder.study_toml
-    path.write_text(text.replace("seed = [0, 1]", 'seed = [0, 1]\nweights = "c/{variant}_{seed}.pt"'))
+    path.write_text(
+        text.replace("seed = [0, 1]", 'seed = [0, 1]\nweights = "c/{variant}_{seed}.pt"')
+    )
     other = Family.of(Study.read(folder))
     made = deciding(other, "noisy", "flatter_lambda1", "compatible", ("seeds",))
     assert made.text == ""
