@@ -24,6 +24,7 @@ from .perturbations.recorded_masks import (
     mask_persistence,
     mask_selection,
 )
+from .perturbations.zscore_history import zscore_history
 from .perturbations.zscores import gradient_zscores, streamed_zscores
 from .surfaces.axes import symmetric_grid
 from .surfaces.connectivity import (
@@ -87,4 +88,5 @@ __all__ = [
     "top_eigenvalues",
     "training_curvature",
     "trajectory",
+    "zscore_history",
 ]

@@ -128,6 +128,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("norm_ratio_map", ("perturbation_history",), variables=("norm_ratio",)),
             Entry("perturbation_over_time", ("perturbation_history",)),
             Entry("gradient_zscores"),
+            Entry("zscore_history"),
             Entry("zscore_tails", ("gradient_zscores",), variables=("exceedance",)),
             Entry("mask_overlap"),
             Entry("perturbation_cosines"),

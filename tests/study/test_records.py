@@ -33,6 +33,7 @@ CHEAP = {
     "mask_filters": {},
     "saved_mask_overlap": {},
     "gradient_zscores": {"num_batches": 1},
+    "zscore_history": {"most": 2},
     "gradient_noise": {"batch_size": 8},
     "perturbation": {},
     "perturbation_controls": {"num_draws": 2},

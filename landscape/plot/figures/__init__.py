@@ -61,6 +61,7 @@ from landscape.plot.figures.sharpness import (
 )
 from landscape.plot.figures.solutions import three_points, trajectory
 from landscape.plot.figures.surfaces import loss_slice
+from landscape.plot.figures.zscore_time import zscore_history
 from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
 
 __all__ = [
@@ -122,5 +123,6 @@ __all__ = [
     "top_eigenvalues",
     "training_curvature",
     "trajectory",
+    "zscore_history",
     "zscore_tails",
 ]

@@ -9,8 +9,8 @@ from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Point
 from landscape.plot.runs import Variant
 from landscape.streams import quadrature_bracket, student
 
-_POINTS = 240
-_WIDTH = 0.01  # of the range, or
+_POINTS = 480
+_WIDTH = 0.005  # of the range, or
 _DECADES = 0.1  # in decades: what a point mass is drawn with
 _FLOOR = 1e-5  # of what would be even
 # Quadrature of a few dozen nodes does not resolve the cluster at 0, not even its sign.

@@ -12,7 +12,8 @@ from landscape.plot.runs import Variant
 
 SHOWN = ("sgd", "sam", "zsharp")
 MOST = 64  # rows of one panel
-_COARSE = 3  # bins that are one bin of a ridge
+COARSE = 3  # bins that are one bin of a ridge,
+FEW = 2000  # in a tensor of fewer coordinates: its counts in single bins are noise
 _TALLEST = 1.7  # rows
 _LAWS = {  # reference laws: name, colour, dash
     "normal": ("normal law", "#000000", "dash"),
@@ -39,8 +40,9 @@ def gradient_zscores(
     names = _filtered(ds) if tensors is None else list(tensors)
     at = ds.sel(tensor=names)
     found = chosen(at, variants)
-    z = _coarse(np.asarray(ds.z.values, float)[None])[0]
-    density = [_coarse(_mean(v.ds.density, "tensor", "bin")) for v in found]
+    z = np.asarray(ds.z.values, float)
+    sizes = np.broadcast_to(np.asarray(at["size"].values, float), (len(names),))
+    density = [_mean(v.ds.density, "tensor", "bin") for v in found]
     tallest = max((float(np.nanmax(d)) for d in density if np.isfinite(d).any()), default=0.4)
     scale = min(0.9 / 0.4, _TALLEST / tallest)
     panels = [
@@ -50,7 +52,7 @@ def gradient_zscores(
                 limits=(-0.3, len(names) + 0.9),
                 ticks=tuple((float(len(names) - 1 - i), name) for i, name in enumerate(names)),
             ),
-            tuple(_ridges(v, z, d, scale)),
+            tuple(_ridges(v, z, d, sizes, scale)),
             v.label,
         )
         for v, d in zip(found, density, strict=True)
@@ -65,7 +67,7 @@ def gradient_zscores(
         "law at 0.95. Tensors of one dimension are not filtered."
         + ("" if tensors else _thinned(ds, names))
         + _flags(at)
-        + _not_shown(ds, found),
+        + not_shown(ds, found),
         tuple(panels),
         columns=max(len(panels), 1),
         panel_height=0.6 + (0.24 if len(names) <= MANY else 0.14) * len(names),
@@ -75,7 +77,7 @@ def gradient_zscores(
     )
 
 
-def _not_shown(ds: xr.Dataset, found: Sequence[Variant]) -> str:
+def not_shown(ds: xr.Dataset, found: Sequence[Variant]) -> str:
     """Variants of the result that the figure leaves out, by name."""
     rest = [v.label for v in runs.variants(ds) if v.id not in [shown.id for shown in found]]
     return f" Not shown: {', '.join(rest)}." if rest else ""
@@ -97,21 +99,31 @@ def _mean(values: xr.DataArray, *dims: str) -> np.ndarray:
     return values.transpose("run", *dims).mean("run").values
 
 
-def _coarse(values: np.ndarray) -> np.ndarray:
+def ridge(z: np.ndarray, density: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and heights of one tensor's ridge, in bins that its coordinates fill."""
+    if size >= FEW:
+        return z, density
+    return coarse(z[None])[0], coarse(density[None])[0]
+
+
+def coarse(values: np.ndarray) -> np.ndarray:
     """Means of neighbouring columns, in groups that are symmetric about the middle one."""
-    start = (values.shape[1] // 2 - _COARSE // 2) % _COARSE
-    whole = (values.shape[1] - start) // _COARSE * _COARSE
-    return values[:, start : start + whole].reshape(len(values), -1, _COARSE).mean(-1)
+    start = (values.shape[1] // 2 - COARSE // 2) % COARSE
+    whole = (values.shape[1] - start) // COARSE * COARSE
+    return values[:, start : start + whole].reshape(len(values), -1, COARSE).mean(-1)
 
 
-def _ridges(v: Variant, z: np.ndarray, density: np.ndarray, scale: float) -> list[Mark]:
+def _ridges(
+    v: Variant, z: np.ndarray, density: np.ndarray, sizes: np.ndarray, scale: float
+) -> list[Mark]:
     names, kinds = strings(v.ds.tensor), strings(v.ds.kind)
     floors = np.arange(len(names), dtype=float)[::-1]
     marks: list[Mark] = []
-    for floor, name, kind, row in zip(floors, names, kinds, density, strict=True):
-        ridge, color = floor + scale * row, style.kind(kind)
-        marks.append(Band(z, np.full(len(z), floor), ridge, name, color, opacity=0.35, group=kind))
-        marks.append(Line(z, ridge, name, color, width=0.9, legend=False, group=kind))
+    for floor, name, kind, row, size in zip(floors, names, kinds, density, sizes, strict=True):
+        (x, height), color = ridge(z, row, size), style.kind(kind)
+        y = floor + scale * height
+        marks.append(Band(x, np.full(len(x), floor), y, name, color, opacity=0.35, group=kind))
+        marks.append(Line(x, y, name, color, width=0.9, legend=False, group=kind))
     normal = np.append(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), np.nan)
     marks.append(
         Line(

@@ -92,6 +92,16 @@ def _said(masks: snapshots.MaskSeries) -> dict[str, Any]:
     return {"steps": masks.steps.tolist(), "skipped": list(masks.skipped)}
 
 
+def zscore_history(bench: Bench, *, percentile: float = 0.95, most: int = 8) -> xr.Dataset | None:
+    """The standardized gradient of every tensor over the recorded steps of the training."""
+    if bench.run.weights is not None:
+        return None
+    recorded = snapshots.read_zscores(bench.job.folder)
+    if len(recorded.steps) < 2:
+        return None
+    return measure.zscore_history(recorded, percentile=percentile, most=most)
+
+
 def gradient_zscores(
     done: FinishedRun,
     *,
@@ -268,6 +278,13 @@ RECORDS = (
         cost=lambda *_: 1,
         default=True,
         choices={"source": SOURCES, "grouping": GROUPINGS, **_BN},
+        most={"percentile": 1},
+    ),
+    Record(
+        zscore_history,
+        cost=nothing,
+        first_seed_only=True,
+        least={"most": 2},
         most={"percentile": 1},
     ),
     Record(gradient_noise, cost=lambda *_: 20, most={"ema": 1}),
