@@ -26,6 +26,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} rows; x {tuple(self.x.shape)}, y {tuple(self.y.shape)})"
+
     @property
     def wrong(self) -> Tensor:
         """Which labels are noise, bool (n,)."""
@@ -50,6 +53,15 @@ class DataSplits:
     num_classes: int
     name: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{part} {len(split):,}"
+            for part in _PARTS
+            if (split := getattr(self, part)) is not None
+        )
+        shape = " × ".join(map(str, self.input_shape)) or "scalar"
+        return f"DataSplits({self.name!r}: {sizes}; inputs {shape}, {self.num_classes} classes)"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

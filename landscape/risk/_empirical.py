@@ -186,6 +186,14 @@ class EmpiricalRisk:
 
     # What it is made of ----------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        decay = f", weight decay {self._weight_decay:g}" if self._weight_decay else ""
+        return (
+            f"EmpiricalRisk({self._engine.criterion.name} of {self.layout.num_parameters:,} "
+            f"parameters over {self.num_examples:,} examples{decay}; BatchNorm {self.bn}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
     @property
     def theta(self) -> Float[Tensor, "P"]:
         """The model's own parameters, flat (P,); a fresh copy."""

@@ -297,3 +297,14 @@ class Variant:
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")
         check_together(self)
+
+    def __str__(self) -> str:
+        """Its name, and the slots that are not SAM's own."""
+        from landscape.sam.table import slots_of
+
+        shown = "; ".join(f"{slot} = {text}" for slot, text in slots_of(self).items())
+        return f"Variant {self.name!r}" + (f": {shown}" if shown else "")
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """A notebook shows the short text; `repr` is whole, since trainings are told by it."""
+        printer.text("Variant ..." if cycle else str(self))

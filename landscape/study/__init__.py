@@ -3,12 +3,19 @@
 from landscape import study
 plan = study.load(Path("study.toml"))
 summary = study.run(plan, Path("studies/mine"), study.Options(workers=2))
+study.results("studies/mine")["generalization"]     # xarray; .frame(name, variable) for pandas
 """
 
 from landscape.study.demo import demo_text
+from landscape.study.opened import Results
 from landscape.study.reading import load, parse
 from landscape.study.running import Options, Summary, reopen, run
 from landscape.study.spec import Study
 from landscape.study.verifying import verify
 
-__all__ = ["Options", "Study", "Summary", "demo_text", "load", "parse", "reopen", "run", "verify"]
+__all__ = [
+    "Options", "Results", "Study", "Summary", "demo_text", "load", "parse", "reopen", "results",
+    "run", "verify",
+]  # fmt: skip
+
+results = Results

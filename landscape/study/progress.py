@@ -19,6 +19,13 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def _line() -> Any:
+    """A column that is never broken into lines."""
+    from rich.table import Column
+
+    return Column(no_wrap=True)
+
+
 class Progress:
     """Follows the events of jobs; `with Progress(names) as progress: ... listen=progress.hear`.
 
@@ -62,17 +69,22 @@ class Progress:
 
     def _begin_live(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
+        from rich.progress import BarColumn, ProgressColumn, TextColumn
         from rich.progress import Progress as Rich
+        from rich.table import Column
 
-        self.live = Rich(
-            TextColumn("{task.fields[count]}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[now]}"),
-            console=Console(file=self.stream),
-            transient=True,
-        )
+        console = Console(file=self.stream)
+        whole = len(f"{len(self.names)}/{len(self.names)} runs, {len(self.names)} failed")
+        # What is left beside the count, the longest time and the spaces: first of all for a bar.
+        room = console.width - whole - len("59 min 59 s left") - 3
+        columns: list[ProgressColumn] = [TextColumn("{task.fields[count]}", table_column=_line())]
+        if room >= 4:
+            columns.append(BarColumn(bar_width=min(30, room)))
+        columns.append(TextColumn("{task.fields[left]}", table_column=_line()))
+        if room >= 45:
+            now = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            columns.append(TextColumn("[dim]{task.fields[now]}", table_column=now))
+        self.live = Rich(*columns, console=console, transient=True)
         self.live.start()
         self.task = self.live.add_task("", total=1.0, count=self._count(), left="", now="starting")
 

@@ -13,6 +13,7 @@ from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import combining, preflight, run_folder, trainings, worker
 from landscape.study.declared import declaration
+from landscape.study.opened import Results
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
 from landscape.study.reading import parse
@@ -47,6 +48,11 @@ class Summary:
     stale: tuple[str, ...]  # runs of an earlier study file, left where they are
     combined: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what was found in weights files from elsewhere
+
+    @property
+    def results(self) -> Results:
+        """What the study has measured, by name."""
+        return Results(self.folder)
 
     def sentence(self) -> str:
         """Counts in words."""
