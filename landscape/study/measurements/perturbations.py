@@ -92,11 +92,11 @@ def _said(masks: snapshots.MaskSeries) -> dict[str, Any]:
     return {"steps": masks.steps.tolist(), "skipped": list(masks.skipped)}
 
 
-def zscore_history(bench: Bench, *, percentile: float = 0.95, most: int = 8) -> xr.Dataset | None:
+def zscore_history(done: FinishedRun, *, percentile: float, most: int) -> xr.Dataset | None:
     """The standardized gradient of every tensor over the recorded steps of the training."""
-    if bench.run.weights is not None:
+    if done.run.weights is not None:
         return None
-    recorded = snapshots.read_zscores(bench.job.folder)
+    recorded = snapshots.read_zscores(done.recorded(done.run))
     if len(recorded.steps) < 2:
         return None
     return measure.zscore_history(recorded, percentile=percentile, most=most)
