@@ -237,12 +237,12 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
             f"{path} holds {', '.join(found) or 'nothing'}; a surface needs xcoordinates and "
             f"train_loss. Give the surface file, not the file of directions."
         )
-    x, y = found["xcoordinates"].astype(float), found.get("ycoordinates")
-    axes = (x,) if y is None else (x, y.astype(float))
+    x, y = _numbers(path, "xcoordinates", found), found.get("ycoordinates")
+    axes = (x,) if y is None else (x, _numbers(path, "ycoordinates", found))
     variables = {}
     for key, (label, units, long_name) in _GOLDSTEIN.items():
         if key in found:
-            values = _laid_out(path, key, found[key].astype(float), axes)
+            values = _laid_out(path, key, _numbers(path, key, found), axes)
             if key.endswith("_acc"):
                 values = 1 - values / 100
             dims = ("alpha", "beta") if y is not None else ("direction", "alpha")
@@ -272,6 +272,14 @@ _GOLDSTEIN = {
     "test_loss": ("test_loss", "nats", "Loss (test)"),
     "test_acc": ("test_error_rate", "1", "Error rate (test)"),
 }
+
+
+def _numbers(path: Path, key: str, found: dict[str, np.ndarray]) -> np.ndarray:
+    if found[key].dtype.kind not in "fiu":
+        raise LandscapeError(
+            f"{path} holds {key} of type {found[key].dtype}, and no numbers; make the file again."
+        )
+    return found[key].astype(float)
 
 
 def _laid_out(path: Path, key: str, values: np.ndarray, axes: tuple[np.ndarray, ...]) -> np.ndarray:

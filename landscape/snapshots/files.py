@@ -13,7 +13,7 @@ from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.streams import Grid
 
-FORMAT = 4  # 3: rows that do not say their run; 2: snapshots that do not say step and run
+FORMAT = 4  # 3: rows that do not say their run, snapshots without a digest of their bytes
 GRID = Grid(bins=241)
 SCALARS = (
     "loss_clean", "loss_perturbed", "perturbation_norm", "rho", "cosine", "climbed",
@@ -161,6 +161,7 @@ _MEMBERS = ("tensors", "step", "run", "zscore_counts", "mask_bits")
 
 def check_snapshot(archive: zipfile.ZipFile, path: Path, tensors: Tensors) -> None:
     """Refuse a snapshot of other tensors, of another step than its name says, or of another run."""
+    storage.check_sealed_zip(path)
     odd = set(archive.namelist()) ^ {f"{name}.npy" for name in _MEMBERS}
     if odd - {"mask_bits.npy"}:  # a variant that selects everything has no mask
         raise ValueError(f"members {', '.join(map(repr, sorted(odd)))} are missing or unknown")

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from landscape.errors import LandscapeError
+from landscape.storage.seals import check_sealed_zip, seal_zip
 from landscape.storage.writing import write_atomically
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """Write named arrays uncompressed, atomically; each carries its CRC-32."""
+    """Write named arrays uncompressed, atomically, with the digest of all."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
             np.savez(handle, allow_pickle=False, **arrays)
+        seal_zip(temporary)
 
     return write_atomically(path, write)
 
@@ -34,6 +36,7 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Named arrays of an archive; damage is one sentence, and other members are not looked at."""
     try:
+        check_sealed_zip(path)
         with zipfile.ZipFile(path) as archive:
             return {name: read_array(archive, name) for name in names}
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,

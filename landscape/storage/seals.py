@@ -1,7 +1,8 @@
 """Digests: whether a file still has the bytes that were written.
 
 A safetensors file carries its own in its metadata: the SHA-256 of the file with 64 zeros in the
-place of the digest, so that every byte of it counts.
+place of the digest, so that every byte of it counts. An archive (.npz, .pt) carries that of all
+bytes before it at its end, in the archive's comment: a program that writes it anew leaves none.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from landscape.storage.writing import reading
 
 SEAL = "landscape_sha256"
 _EMPTY = "0" * 64
+_COMMENT = f"{SEAL}:".encode()
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -38,6 +40,32 @@ def check_zip(path: Path) -> list[str]:
             if size != info.file_size or marked:
                 raise LandscapeError(f"{path} is damaged in {info.filename}; copy it again.")
     return names
+
+
+def seal_zip(path: Path) -> None:
+    """Put the digest into the comment of an archive that has none yet."""
+    with Path(path).open("r+b") as handle:
+        handle.seek(-2, 2)  # the length of the comment ends an archive without one
+        handle.write((len(_COMMENT) + 64).to_bytes(2, "little") + _COMMENT)
+        handle.seek(0)
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        handle.seek(0, 2)
+        handle.write(digest.encode())
+
+
+def check_sealed_zip(path: Path) -> None:
+    """ValueError for an archive whose bytes are not those that `seal_zip` saw."""
+    found, size = hashlib.sha256(), Path(path).stat().st_size - 64
+    with Path(path).open("rb") as handle:
+        tail = b""
+        while size > 0 and (part := handle.read(min(1 << 20, size))):
+            found.update(part)
+            tail, size = (tail + part)[-len(_COMMENT) :], size - len(part)
+        said = handle.read()
+    if tail != _COMMENT:
+        raise ValueError("it carries no digest: it was cut, or another program wrote it anew")
+    if found.hexdigest().encode() != said:
+        raise ValueError("its bytes differ from the SHA-256 that it carries")
 
 
 def unsealed() -> dict[str, str]:

@@ -140,12 +140,17 @@ def _host() -> str:
     return re.sub(r"\W", "", socket.gethostname())[:16] or "here"
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a write of ours that was not finished left it."""
+    return path.name.startswith(_TEMPORARY)
+
+
 def sweep(root: Path) -> list[Path]:
     """Remove what killed writes left behind anywhere below `root`; the files that were removed."""
     gone = []
     for folder, _, names in os.walk(root):
         for name in names:
-            if name.startswith(_TEMPORARY) and _is_dead(Path(folder) / name):
+            if is_temporary(Path(name)) and _is_dead(Path(folder) / name):
                 with suppress(OSError):
                     (Path(folder) / name).unlink()
                     gone.append(Path(folder) / name)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from landscape.errors import LandscapeError
+from landscape.storage import check_name
 from landscape.study import user_code
 from landscape.study.spec import Problem
 
@@ -138,6 +139,21 @@ def table(where: str, given: Any, allowed: Collection[str]) -> Mapping[str, Any]
     return given
 
 
+def tables(where: str, given: Any) -> list[Any]:
+    """One table, or the list of those in double brackets."""
+    if isinstance(given, Mapping):
+        return [given]
+    if not isinstance(given, list):
+        raise LandscapeError(f"{where} must be a table, or several in double brackets, not "
+                             f"{given!r}.")  # fmt: skip
+    return given
+
+
+def words(where: str, table: Mapping[str, Any], key: str, default: str) -> str:
+    """A label or title, of characters that can be seen; `default` where it is not given."""
+    return check_name(f"{where} {key}", table[key]) if key in table else default
+
+
 def check_keys(
     where: str, given: Iterable[str], allowed: Collection[str], *, extra: Collection[str] = ()
 ) -> None:
@@ -149,7 +165,7 @@ def check_keys(
 
 def choice(what: str, value: Any, choices: Collection[str]) -> None:
     """Refuse a value that is not among the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise LandscapeError(unknown(f"{what}: unknown", value, list(choices)))
 
 

@@ -139,7 +139,7 @@ class _Reader:
         self.variants = self._variants(given.get("variants", {}))
 
     def _settings(self, tables: Mapping[str, Any]) -> dict[str, Setting]:
-        if not tables:
+        if tables == {}:
             return {"default": Setting("default", "", self.problem)}
         settings = {}
         for name, table in _tables("[settings]", tables):
@@ -148,7 +148,7 @@ class _Reader:
             problem = _hashable({k: value for k, value in table.items() if k in PROBLEM_KEYS})
             settings[name] = Setting(
                 name=name,
-                title=str(table.get("title", name)),
+                title=possible.words(where, table, "title", name),
                 problem=replace(self.problem, **problem),
                 training=_training(where, table.get("training", {})),
             )
@@ -169,19 +169,14 @@ class _Reader:
             if not possible.is_free(recipe):
                 possible.check_keys(where, options, possible.recipe_options(recipe), extra=reserved)
             training = _training(where, table.get("training", {}))
-            label = str(table.get("label", name))
+            label = possible.words(where, table, "label", name)
             variants[name] = VariantSpec(name, recipe, label, options, training)
         return variants
 
     def variant(self, where: str, name: Any) -> VariantSpec:
         """The variant called `name`; a recipe's own name needs no table."""
-        if name in self.variants:
-            return self.variants[name]
-        if name in possible.recipe_names():
-            self.variants[name] = VariantSpec(name, name, name)
-            return self.variants[name]
         possible.choice(f"{where} variant", name, [*self.variants, *possible.recipe_names()])
-        raise AssertionError  # possible.choice has raised
+        return self.variants.setdefault(name, VariantSpec(name, name, name))
 
     def setting(self, where: str, name: Any) -> Setting:
         """The setting called `name`; the first one when none is named."""
@@ -195,9 +190,9 @@ class _Reader:
         grids = self.given.get("grid", [])
         entries = self.given.get("run", [])
         runs = []
-        for grid in [grids] if isinstance(grids, Mapping) else grids:
+        for grid in possible.tables("[grid]", grids):
             runs += self._grid("[grid]", grid)
-        for number, entry in enumerate([entries] if isinstance(entries, Mapping) else entries, 1):
+        for number, entry in enumerate(possible.tables("[[run]]", entries), 1):
             runs.append(self._entry(f"[[run]] number {number}", entry))
         if not runs:
             raise LandscapeError(
@@ -301,7 +296,7 @@ class _Reader:
         return self._run(
             where,
             setting,
-            replace(variant, label=str(entry.get("label", variant.label))),
+            replace(variant, label=possible.words(where, entry, "label", variant.label)),
             entry.get("seed", 0),
             _training(where, entry.get("training", {})),
             options,
@@ -476,6 +471,8 @@ def _measure(table: Mapping[str, Any], variants: Sequence[str]) -> MeasureSpec:
     """variants: what an option of a measurement may name."""
     from landscape.study import measurements
 
+    if not isinstance(table, Mapping):
+        raise LandscapeError(f"[measure] must be a table, not {table!r}.")
     options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     common = {key: value for key, value in table.items() if key not in options}
     possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.RECORDS))

@@ -250,7 +250,8 @@ def _check_folder(place: StudyFolder, study: Study) -> None:
 
 def _only_our_beginnings(place: StudyFolder) -> bool:
     # Killed between study.toml and resolved.json.
-    return {path.name for path in place.root.iterdir()} <= {place.study_toml.name, place.lock.name}
+    ours = {place.study_toml.name, place.lock.name}
+    return all(p.name in ours or storage.is_temporary(p) for p in place.root.iterdir())
 
 
 @contextlib.contextmanager

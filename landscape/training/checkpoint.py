@@ -43,7 +43,12 @@ def save(
     whole = {
         "format": FORMAT, "epoch": epoch, "weights": current.name, "sha256": digest, **state,
     }  # fmt: skip
-    storage.write_atomically(state_path(folder), lambda temporary: torch.save(whole, temporary))
+
+    def write(temporary: Path) -> None:
+        torch.save(whole, temporary)
+        storage.seal_zip(temporary)
+
+    storage.write_atomically(state_path(folder), write)
     for number, path in kept_weights(folder).items():
         if path != current and not (keep_every and number < epoch and number % keep_every == 0):
             path.unlink()
@@ -167,12 +172,16 @@ def read_state(folder: Path, *, device: Any = "cpu") -> dict[str, Any] | None:
     try:
         storage.check_zip(path)
         state = torch.load(path, map_location=device, weights_only=True)
+        known = isinstance(state, dict) and state.get("format") == FORMAT
+        if known:
+            storage.check_sealed_zip(path)
     except Exception as error:  # damaged files fail in as many ways as they have bytes
+        said = str(error).splitlines()[0][:200] if str(error) else ""
         raise LandscapeError(
-            f"{path} is not a whole checkpoint ({type(error).__name__}); remove {path.parent} and "
-            f"train again."
+            f"{path} is not a whole checkpoint ({type(error).__name__}: {said}); remove "
+            f"{path.parent} and train again."
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not known:
         raise LandscapeError(
             f"{path} is no checkpoint of format {FORMAT}; remove {path.parent} and train again."
         )

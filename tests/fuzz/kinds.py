@@ -1,6 +1,7 @@
 """Every kind of file that is read: how one is made, and what a reader sees of it."""
 
 import json
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,17 +23,21 @@ from landscape.storage import StudyFolder
 from landscape.study import parse
 from landscape.training import checkpoint
 from landscape.training.history import read_history
+from tests.fuzz import editors
 
 
 @dataclass(frozen=True)
 class Kind:
     """make(folder) writes the file; read(path) is what a reader sees, for comparison.
 
+    edit(path, rng) changes it as somebody does who can read its format.
+
     checked: a changed file must be refused or read as it was; others carry no checksum.
     fewer: what was changed may be left out, and is made again.
     """
 
     name: str
+    edit: Callable[[Path, random.Random], None]
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
     checked: bool = True
@@ -217,6 +222,10 @@ def _surface(folder):
     return path
 
 
+def _goldstein(path):
+    return _seen(surfaces.read_goldstein(path))
+
+
 STUDY = """
 name = "fuzz"
 question = "What?"
@@ -264,23 +273,23 @@ def _parsed(path):
 
 
 KINDS = (
-    Kind("torch zip", _torch(True), _loaded),
-    Kind("torch before zip", _torch(False), _loaded, checked=False),
-    Kind("safetensors of ours", _sealed, _restored),
-    Kind("safetensors of others", _foreign, _loaded, checked=False),
-    Kind("index of shards", _index, _loaded, checked=False),
-    Kind("state to resume", _within("checkpoints/last.pt"), _state),
-    Kind("final weights", _within("checkpoints/final.safetensors"), _restored),
-    Kind("outcome", _within("checkpoints/final.json"), _outcome),
-    Kind("history", _within("history.jsonl"), lambda p: read_history(p.parent)[0]),
-    Kind("result", _result, lambda p: _seen(results.load(p))),
-    Kind("names of tensors", _record("tensors.json"), _all_recorded),
-    Kind("steps", _record("steps.bin"), _all_recorded, fewer=True),
-    Kind("correctness", _record("correct.bin"), _all_recorded, fewer=True),
-    Kind("snapshot", _record("00000004.npz"), _all_recorded),
-    Kind("resolved", _document, lambda p: StudyFolder(p.parent).check()),
-    Kind("measured lines", _lines, _last, fewer=True),
-    Kind("tile", _arrays, _read_arrays),
-    Kind("surface of others", _surface, lambda p: _seen(surfaces.read_goldstein(p)), checked=False),
-    Kind("study file", _study, _parsed, checked=False),
+    Kind("torch zip", editors.pt, _torch(True), _loaded),
+    Kind("torch before zip", editors.pt, _torch(False), _loaded, checked=False),
+    Kind("safetensors of ours", editors.safetensors, _sealed, _restored),
+    Kind("safetensors of others", editors.safetensors, _foreign, _loaded, checked=False),
+    Kind("index of shards", editors.plain_json, _index, _loaded, checked=False),
+    Kind("state to resume", editors.pt, _within("checkpoints/last.pt"), _state),
+    Kind("final weights", editors.safetensors, _within("checkpoints/final.safetensors"), _restored),
+    Kind("outcome", editors.document, _within("checkpoints/final.json"), _outcome),
+    Kind("history", editors.lines, _within("history.jsonl"), lambda p: read_history(p.parent)[0]),
+    Kind("result", editors.netcdf, _result, lambda p: _seen(results.load(p))),
+    Kind("names of tensors", editors.document, _record("tensors.json"), _all_recorded),
+    Kind("steps", editors.rows, _record("steps.bin"), _all_recorded, fewer=True),
+    Kind("correctness", editors.rows, _record("correct.bin"), _all_recorded, fewer=True),
+    Kind("snapshot", editors.npz, _record("00000004.npz"), _all_recorded),
+    Kind("resolved", editors.document, _document, lambda p: StudyFolder(p.parent).check()),
+    Kind("measured lines", editors.lines, _lines, _last, fewer=True),
+    Kind("tile", editors.npz, _arrays, _read_arrays),
+    Kind("surface of others", editors.hdf5, _surface, _goldstein, checked=False),
+    Kind("study file", editors.study, _study, _parsed, checked=False),
 )  # fmt: skip

@@ -50,13 +50,18 @@ def is_fewer(found, whole):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarm on this system")
+@pytest.mark.parametrize("how", ["bytes", "edited"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_changed_files_are_refused_or_read_as_they_were(kind, tmp_path):
+def test_changed_files_are_refused_or_read_as_they_were(kind, how, tmp_path):
     path = kind.make(tmp_path)
     whole, content = kind.read(path), path.read_bytes()
-    for number in range(FIRST, FIRST + COUNT):
-        changed = mutate(content, random.Random(f"{kind.name}/{number}"))
-        path.write_bytes(changed)
+    for number in range(FIRST, FIRST + (COUNT if how == "bytes" else COUNT // 2)):
+        rng = random.Random(f"{kind.name}/{number}")
+        path.write_bytes(mutate(content, rng) if how == "bytes" else content)
+        if how == "edited":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kind.edit(path, rng)
         try:
             with at_most(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -68,4 +73,6 @@ def test_changed_files_are_refused_or_read_as_they_were(kind, tmp_path):
         except BaseException as error:
             raise AssertionError(f"{kind.name}, change {number}: {error!r}") from error
         same = found == whole or (kind.fewer and is_fewer(found, whole))
-        assert same or not kind.checked, f"{kind.name}, change {number}: read as {found!r}"[:500]
+        # Of weights that were saved anew their SHA-256 is said: the format has nothing else.
+        checked = kind.checked and not (how == "edited" and kind.name == "torch zip")
+        assert same or not checked, f"{kind.name}, change {number}: read as {found!r}"[:500]
