@@ -446,6 +446,8 @@ def _shortened(items: tuple[str, ...], most: int = 20) -> list[str]:
 
 def convert(path: Path, target: Path, *, trust_pickle: str | None = None) -> WeightsFile:
     """Write every tensor of a file as safetensors with a digest; names say where each lay."""
+    if Path(target).exists() and Path(target).samefile(path):
+        raise LandscapeError(f"{path} is both source and target; give the target another name.")
     file = read(path, trust_pickle=trust_pickle)
     named = {
         ".".join((*where, name)): torch.as_tensor(value)

@@ -28,6 +28,7 @@ _FOLDER = (
     "model.safetensors.index.json", "pytorch_model.bin.index.json", "model.safetensors",
     "pytorch_model.bin", "diffusion_pytorch_model.safetensors",
 )  # fmt: skip
+_TEXT = bytes([*b"\t\n\r", *range(32, 127)])
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "an HDF5 file (Keras keeps weights so)"),
     (
@@ -107,6 +108,8 @@ def _file_of(path: Path) -> Path:
             return found[0]
         if path.is_file():
             return path
+    except LandscapeError:
+        raise
     except (OSError, ValueError) as error:
         raise LandscapeError(f"The weights file {str(path)!r} cannot be opened: {error}.") from None
     raise LandscapeError(f"The weights file {path} does not exist.")
@@ -150,6 +153,8 @@ def _content(path: Path, trust_pickle: str | None) -> tuple[Any, str | None]:
         return load_file(path), "sha256" if sealed_sha256(path) else None
     if path.suffix == ".safetensors":
         raise LandscapeError(f"{path} is not a whole safetensors file; copy it again.")
+    if not head.translate(None, _TEXT):
+        raise LandscapeError(f"{path} is text and not weights ({head[:40].decode()!r}).")
     return _unpickled(path, trust_pickle), None
 
 
