@@ -1,8 +1,7 @@
 """What a run trains on: data, model, loss and recipe, ours or the user's own."""
 
 import inspect
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +32,7 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
     }
     if not user_code.is_callable_name(problem.data):
         return problems.load_data(problem.data, **options)
-    with user_code.importable(base):
+    with user_code.calling(base, problem.data):
         make = problems.import_object(problem.data)
         accepts = inspect.signature(make).parameters
         if problem.label_noise and "label_noise" not in accepts:
@@ -46,7 +45,7 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
                 f"splits = {list(problem.splits)} was asked of {problem.data}, which has no "
                 f"argument splits; cut the data in that callable."
             )
-        made = _called(make, problem.data, {k: v for k, v in options.items() if k in accepts})
+        made = make(**{key: value for key, value in options.items() if key in accepts})
     one = isinstance(made, torch.utils.data.DataLoader | torch.utils.data.Dataset)
     if one or (isinstance(made, tuple | list) and len(made) in (2, 3) and not _is_part(made[0])):
         made = {"train": made}  # one (inputs, targets) pair, loader or dataset
@@ -60,19 +59,6 @@ def read_data(job: Job) -> problems.DataSplits:
     return data
 
 
-def _called(make: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:
-    """What the user's callable returns; what it raises is said with its place."""
-    try:
-        return make(**options)
-    except LandscapeError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise LandscapeError(
-            f"{name} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
-        ) from error
-
-
 def _is_part(value: Any) -> bool:
     """Whether `value` is a split rather than an array of inputs."""
     if isinstance(value, torch.utils.data.DataLoader | torch.utils.data.Dataset):
@@ -82,7 +68,7 @@ def _is_part(value: Any) -> bool:
 
 def make_model(run: Run, data: problems.DataSplits, base: Path) -> nn.Module:
     """The model of a run, with the initial weights of its seed."""
-    with user_code.importable(base):
+    with user_code.calling(base, run.problem.model):
         return problems.make_model(
             run.problem.model,
             num_classes=data.num_classes,
@@ -93,7 +79,7 @@ def make_model(run: Run, data: problems.DataSplits, base: Path) -> nn.Module:
 
 def make_loss(run: Run, base: Path) -> Any:
     """The loss of a run, loss(output, target)."""
-    with user_code.importable(base):
+    with user_code.calling(base, run.problem.loss):
         return problems.make_loss(run.problem.loss)
 
 
@@ -107,7 +93,7 @@ def make_recipe(
     """
     if not user_code.is_callable_name(recipe):
         return sam.make(recipe, dict(options))
-    with user_code.importable(base):
+    with user_code.calling(base, recipe):
         make = problems.import_object(recipe)
         if isinstance(make, sam.Variant):
             return make

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,27 @@ def importable(base: Path) -> Iterator[None]:
     finally:
         for entry in added:
             sys.path.remove(entry)
+
+
+@contextmanager
+def calling(base: Path, name: str) -> Iterator[None]:
+    """Call the user's callable `name` within; what it raises is said to be its own, with its place.
+
+    Where `name` is one of ours, nothing is changed.
+    """
+    try:
+        with importable(base):
+            yield
+    except LandscapeError:
+        raise
+    except Exception as error:
+        if not is_callable_name(name):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())[:300]
+        raise LandscapeError(
+            f"{name} failed: {type(error).__name__}: {said} ({last.filename}, line {last.lineno})."
+        ) from error
 
 
 def is_callable_name(name: str) -> bool:
