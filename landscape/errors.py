@@ -1,15 +1,29 @@
 """What a user of the package is meant to read or to catch."""
 
+import re
 from typing import Any
+
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "backslashreplace").decode()
 
 
 class LandscapeError(ValueError):
     """What was asked, what is possible, what to do: one sentence each, with the values.
 
     Commands print the message alone and exit with `exit_code`; code may catch it as ValueError.
+    Names from files of others are in it: characters that are not seen (ends of lines, what moves
+    a terminal's cursor or turns the direction of writing) are spelled as in Python.
     """
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_UNSEEN.sub(_spelled, str(message)))
 
 
 class Interrupted(KeyboardInterrupt):
