@@ -11,12 +11,26 @@ from typing import Any
 
 from landscape.errors import LandscapeError
 
+MOST = 10**9  # of anything that is counted one by one
+LARGEST_SEED = 2**63 - 1  # what a generator takes
 
-def check_count(name: str, value: Any, least: int = 1, *, hint: str = "") -> int:
-    """A whole number >= `least`."""
+
+def check_count(
+    name: str, value: Any, least: int = 1, *, most: int | None = None, hint: str = ""
+) -> int:
+    """A whole number >= `least`, and <= `most`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise LandscapeError(f"{name}={value!r} was asked; give a whole number >= {least}{hint}.")
+    if most is not None and value > most:
+        raise LandscapeError(f"{name}={value!r} was asked; give {most} at most.")
     return int(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise LandscapeError(f"{name}={value!r} is neither true nor false.")
+    return value
 
 
 def check_number(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from landscape.checks import LARGEST_SEED, MOST
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
 from landscape.study import user_code
@@ -114,16 +115,36 @@ def check_problem(where: str, problem: Problem) -> None:
         raise LandscapeError(f"{where} label_noise = {noise!r} is not a share between 0 and 1.")
     splits, verify = problem.splits, problem.verify
     if splits is not None and not (
-        len(splits) == 3 and all(type(n) is int and n > 0 for n in splits)
+        isinstance(splits, tuple)
+        and len(splits) == 3
+        and all(type(n) is int and 0 < n <= MOST for n in splits)
     ):
+        given = list(splits) if isinstance(splits, tuple) else splits
         raise LandscapeError(
-            f"{where} splits = {list(splits)} must be three whole numbers above 0: training, "
+            f"{where} splits = {given!r} must be three whole numbers above 0: training, "
             f"validation and test examples."
         )
+    check_seed(f"{where} data_seed", problem.data_seed)
+    if problem.data_dir is not None and not isinstance(problem.data_dir, str):
+        raise LandscapeError(f"{where} data_dir = {problem.data_dir!r} must be a path in quotes.")
     if not isinstance(verify, bool):
         raise LandscapeError(f"{where} verify = {verify!r} must be true or false.")
     choice(f"{where} noise_kind", problem.noise_kind, ("symmetric", "asymmetric"))
     user_code.check_names(where, problem)
+
+
+def check_seed(where: str, value: Any) -> int:
+    """A whole number that a generator takes."""
+    if type(value) is not int or not 0 <= value <= LARGEST_SEED:
+        raise LandscapeError(f"{where} = {value!r} is not a whole number from 0 to {LARGEST_SEED}.")
+    return value
+
+
+def text(where: str, value: Any) -> str:
+    """A text, however empty."""
+    if not isinstance(value, str):
+        raise LandscapeError(f"{where} = {value!r} must be a text in quotes.")
+    return value
 
 
 def listed(value: Any) -> list[Any]:
@@ -144,8 +165,9 @@ def tables(where: str, given: Any) -> list[Any]:
     if isinstance(given, Mapping):
         return [given]
     if not isinstance(given, list):
-        raise LandscapeError(f"{where} must be a table, or several in double brackets, not "
-                             f"{given!r}.")  # fmt: skip
+        raise LandscapeError(
+            f"{where} must be a table, or several in double brackets, not {given!r}."
+        )
     return given
 
 

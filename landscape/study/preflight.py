@@ -26,5 +26,20 @@ def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
     for job in todo:
         if job.run.weights is not None:
             try_weights(job)
+    for job in {job.run.problem: job for job in todo if job.measure}.values():
+        _try_options(job)
     if not keep:
         problem.load_data.cache_clear()
+
+
+def _try_options(job: Job) -> None:
+    """Refuse options of measurements that these data or this model cannot have."""
+    from landscape.study import measurements
+    from landscape.study.finished_run import FinishedRun
+
+    before = FinishedRun(job, trained=False)
+    count = len(before.examples[1])
+    for measurement, _ in job.measurements:
+        record = measurements.RECORDS[measurement.name]
+        measurements.agreed(record, measurement.options, count)
+        measurements.fitted(record, measurement.options, before)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape import toml
+from landscape.checks import MOST
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
 from landscape.study import axes, possible, user_code
@@ -94,11 +95,12 @@ def parse(
     reader = _Reader(given, base, dtype)
     runs = reader.runs()
     trained = {run.family for run in runs}
-    measure = _measure(given.get("measure", {}), [*reader.known(runs), *possible.recipe_names()])
+    known = [*reader.known(runs), *possible.recipe_names()]
+    measure = _measure(given.get("measure", {}), known, sorted({run.seed for run in runs}))
     _check_checkpoints(measure, runs)
     return Study(
         name=str(given["name"]),
-        question=str(given.get("question", "")),
+        question=possible.text("question", given.get("question", "")),
         base=base,
         text=_with_overrides(given, overrides) if overrides else text,
         settings=tuple(reader.settings.values()),
@@ -316,8 +318,7 @@ class _Reader:
         weights: str | None = None,
         weights_key: str | None = None,
     ) -> Run:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise LandscapeError(f"{where} seed {seed!r} is not a whole number from 0 on.")
+        possible.check_seed(f"{where} seed", seed)
         possible.check_problem(where, setting.problem)
         chosen = possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options)
         missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
@@ -418,7 +419,12 @@ class _Reader:
         # A variant of the file stands for all of its rows.
         present = list(dict.fromkeys([*(r.family for r in here), *(r.variant for r in here)]))
         references = table.get("references", ["sgd"])
-        for name in references if isinstance(references, list) else [references]:
+        references = references if isinstance(references, list) else [references]
+        if not references:
+            raise LandscapeError(
+                "[comparisons] references = [] is empty; name what is compared to."
+            )
+        for name in references:
             possible.choice("[comparisons] reference", name, present)
         questions = table.get("questions", [])
         if not isinstance(questions, list):
@@ -467,8 +473,10 @@ def _training(where: str, table: Any) -> dict[str, Any]:
     return dict(possible.table(name, table, tuple(possible.training_defaults())))
 
 
-def _measure(table: Mapping[str, Any], variants: Sequence[str]) -> MeasureSpec:
-    """variants: what an option of a measurement may name."""
+def _measure(
+    table: Mapping[str, Any], variants: Sequence[str], seeds: Collection[int]
+) -> MeasureSpec:
+    """variants, seeds: what an option of a measurement may name."""
     from landscape.study import measurements
 
     if not isinstance(table, Mapping):
@@ -493,11 +501,11 @@ def _measure(table: Mapping[str, Any], variants: Sequence[str]) -> MeasureSpec:
             f"add it there or remove the table."
         )
     examples = common.get("examples", 256)
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise LandscapeError(f"[measure] examples = {examples!r} is not a whole number from 1 on.")
-    seed = common.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise LandscapeError(f"[measure] seed = {seed!r} is not a whole number from 0 on.")
+    if type(examples) is not int or not 1 <= examples <= MOST:
+        raise LandscapeError(
+            f"[measure] examples = {examples!r} is not a whole number from 1 to {MOST}."
+        )
+    seed = possible.check_seed("[measure] seed", common.get("seed", 0))
     possible.choice("[measure] split", common.get("split", "train"), SPLITS)
     possible.choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
     return MeasureSpec(
@@ -505,7 +513,9 @@ def _measure(table: Mapping[str, Any], variants: Sequence[str]) -> MeasureSpec:
         split=common.get("split", "train"),
         bn=common.get("bn", "eval"),
         seed=seed,
-        measurements=tuple(_measurement(name, options.get(name, {}), variants) for name in names),
+        measurements=tuple(
+            _measurement(name, options.get(name, {}), variants, seeds, examples) for name in names
+        ),
     )
 
 
@@ -529,7 +539,13 @@ def _check_checkpoints(measure: MeasureSpec, runs: Sequence[Run]) -> None:
             )
 
 
-def _measurement(name: str, table: Mapping[str, Any], known: Sequence[str]) -> Measurement:
+def _measurement(
+    name: str,
+    table: Mapping[str, Any],
+    known: Sequence[str],
+    seeds: Collection[int],
+    examples: int,
+) -> Measurement:
     from landscape.study import measurements
 
     record, where = measurements.RECORDS[name], f"[measure.{name}]"
@@ -540,7 +556,8 @@ def _measurement(name: str, table: Mapping[str, Any], known: Sequence[str]) -> M
         raise LandscapeError(f"{where} first_seed_only = {first!r} is not true or false.")
     options = record.options | record.check(where, given)
     if given:  # our own defaults may name what a study has not
-        measurements.names_checked(record, given, known)
+        measurements.names_checked(record, given, known, seeds)
+    measurements.agreed(record, options, examples)
     return Measurement(name, options, first, record.across_runs, record.perturbs)
 
 

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from landscape.checks import check_choice, check_count, check_fraction, check_number
+from landscape.checks import (
+    MOST,
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_number,
+)
 from landscape.errors import LandscapeError
 
 SCHEDULES = ("cosine", "step", "constant")
@@ -63,11 +70,14 @@ class TrainingOptions:
         ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
         for name, least in (("epochs", 1), ("batch_size", 1), ("keep_every", 0)):
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, most=MOST)
         for name in ("lr", "weight_decay", "warmup", "clip_norm", "eps"):
             check_number(name, getattr(self, name), least=0)
         for name in ("momentum", "label_smoothing", "decay"):
             check_fraction(name, getattr(self, name))
+        check_flag("nesterov", self.nesterov)
+        _check_list("betas", self.betas, "two numbers from 0 to below 1, such as [0.9, 0.999]", 2)
+        _check_list("milestones", self.milestones, "shares of the training, from 0 to below 1")
         if self.warmup > self.epochs:
             raise LandscapeError(
                 f"warmup={self.warmup} epochs were asked of epochs={self.epochs}; lower warmup."
@@ -104,6 +114,16 @@ class TrainingOptions:
             )
         make = torch.optim.Adam if self.base == "adam" else torch.optim.AdamW
         return make(parameters, betas=tuple(self.betas), eps=self.eps, fused=True, **common)
+
+
+def _check_list(name: str, values: Any, wanted: str, length: int | None = None) -> None:
+    """Refuse what is no list of numbers in [0, 1), or not of its length."""
+    right = isinstance(values, Sequence) and not isinstance(values, str)
+    right = right and len(values) == (len(values) if length is None else length)
+    if not right or not all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1 for v in values
+    ):
+        raise LandscapeError(f"{name}={values!r} was asked; give {wanted}.")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class Counterfactual:
         check_choice("bn", bn, BATCH_BN)
         self.risk, self.seed = risk, seed
         self.batch_size = min(batch_size, risk.num_examples)
+        if bn == "batch" and self.batch_size == 1 and risk.has_batchnorm:
+            raise LandscapeError(
+                "batch_size=1 was asked with bn='batch', and a BatchNorm layer has no statistics "
+                "of one example; raise batch_size, or give bn='eval'."
+            )
         order = torch.randperm(risk.num_examples, generator=generator(seed))
         self.rows = order[: self.batch_size]
         self.model = risk.model_at(theta)

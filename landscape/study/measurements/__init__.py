@@ -8,9 +8,19 @@ import xarray as xr
 from landscape import toml
 from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements import connections, curvature, outcome, perturbations, surfaces
-from landscape.study.measurements.record import Record, Work, names_checked
+from landscape.study.measurements.record import Record, Work, agreed, fitted, names_checked
 
-__all__ = ["DEFAULT", "RECORDS", "Record", "Work", "listing", "measure_run", "names_checked"]
+__all__ = [
+    "DEFAULT",
+    "RECORDS",
+    "Record",
+    "Work",
+    "agreed",
+    "fitted",
+    "listing",
+    "measure_run",
+    "names_checked",
+]
 
 _TOPICS = (outcome, perturbations, curvature, surfaces, connections)
 RECORDS: Mapping[str, Record] = {r.name: r for topic in _TOPICS for r in topic.RECORDS}

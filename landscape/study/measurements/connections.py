@@ -153,6 +153,9 @@ RECORDS = (
     Record(
         bezier,
         of=(measure.bezier, measure.CurveTraining),
+        above=("lr",),
+        below={"momentum": 1},
+        least={"batch_size": 2},
         cost=lambda o, work: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / work.num_runs,
         across_runs=True,
         choices=_BN,
@@ -163,6 +166,7 @@ RECORDS = (
         cost=lambda o, work: (
             (o["cells"] * (1 + 2 * o["margin"]) + 1) ** 2 * 2 * FORWARD / work.num_runs
         ),
+        most={"margin": 10},
         across_runs=True,
         choices=_BN,
         variants=("through",),

@@ -5,6 +5,7 @@ import json
 import xarray as xr
 
 from landscape import measure, results, training
+from landscape.errors import LandscapeError
 from landscape.measure.curvature.adaptive_sharpness import NORMS
 from landscape.measure.curvature.blocks import BY
 from landscape.measure.curvature.operator import MATRICES
@@ -267,9 +268,29 @@ def _sharpness(o: Options, _work: Work) -> float:
     return 4 + len(o["rho"]) * (FORWARD + steps + 2 * o["num_pairs"] * FORWARD)
 
 
+def _no_more(option: str, asked: int, examples: int) -> None:
+    if asked > examples:
+        raise LandscapeError(
+            f"{option}: {asked} asked of {examples} examples; {examples} at most are possible, or "
+            f"raise [measure] examples."
+        )
+
+
+def _parts(o: Options, examples: int) -> None:
+    _no_more("num_folds", o["num_folds"], examples)
+    # Some examples are left to hold out.
+    _no_more("sizes", max(o["sizes"], default=0), examples - 1)
+
+
 _MATRIX = {"matrix": MATRICES}
 RECORDS = (
-    Record(top_eigenvalues, cost=_lanczos, default=True, choices={"which": WHICH}),
+    Record(
+        top_eigenvalues,
+        cost=_lanczos,
+        default=True,
+        choices={"which": WHICH},
+        below={"tolerance": 1},
+    ),
     Record(hessian_trace, cost=_probes, default=True),
     Record(
         spectral_density,
@@ -292,8 +313,17 @@ RECORDS = (
         cost=lambda o, _: len(o["rho"]) * (o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD),
         choices={"norm": NORMS},
     ),
-    Record(m_sharpness, cost=lambda o, _: len(o["batch_sizes"]) * (1 + len(o["rho"]) * FORWARD)),
-    Record(critical_sharpness, cost=lambda *_: 1 + 20 * FORWARD),
+    Record(
+        m_sharpness,
+        cost=lambda o, _: len(o["batch_sizes"]) * (1 + len(o["rho"]) * FORWARD),
+        agree=lambda o, examples: _no_more("batch_sizes", max(o["batch_sizes"]), examples),
+    ),
+    Record(
+        critical_sharpness,
+        cost=lambda *_: 1 + 20 * FORWARD,
+        above=("first_step", "tolerance"),
+        below={"tolerance": 1},
+    ),
     Record(
         minibatch_eigenvalues,
         cost=lambda o, _: 2 * PRODUCT * 15 * o["k"],
@@ -302,6 +332,7 @@ RECORDS = (
     Record(
         data_bracket,
         cost=lambda o, _: PRODUCT * LANCZOS * (o["num_folds"] + 1 + o["num_subsets"]),
+        agree=_parts,
     ),
     Record(
         training_curvature,

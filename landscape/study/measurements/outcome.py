@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 from landscape import measure, snapshots
+from landscape.errors import LandscapeError
 from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.record import FORWARD, Options, Record, Work, nothing
 
@@ -103,6 +104,15 @@ def _along(_options: Options, work: Work) -> float:
     return work.over_data * (1 + max(0, work.checkpoints - 2))
 
 
+def _has_modules(o: Options, done: FinishedRun) -> None:
+    known = [name for name, _ in done.model.named_modules() if name]
+    unknown = [name for name in o["modules"] if name not in known]
+    if unknown:
+        raise LandscapeError(
+            f"modules: the model has no module {unknown[0]!r}; it has {', '.join(known)}."
+        )
+
+
 RECORDS = (
     Record(generalization, cost=lambda _, work: work.over_data, default=True),
     Record(history, cost=nothing, default=True),
@@ -114,6 +124,13 @@ RECORDS = (
         cost=lambda o, work: (21 + 5 * o["num_draws"]) * work.over_data,
         choices={"split": SPLITS},
     ),
-    Record(features, cost=lambda *_: FORWARD, least={"num_examples": 2}, most={"share": 1}),
+    Record(
+        features,
+        cost=lambda *_: FORWARD,
+        least={"num_examples": 2},
+        most={"share": 1},
+        above=("share",),
+        fits=_has_modules,
+    ),
     Record(norms, cost=nothing),
 )

@@ -266,28 +266,49 @@ def _masks(options: Options, _work: Work) -> float:
     return 2 * len(options["variants"])
 
 
+def _disjoint(o: Options, examples: int) -> None:
+    """Batches that have no example in common."""
+    size = min(o["batch_size"], examples)
+    if o.get("source", "mini-batch") == "mini-batch" and o["num_batches"] * size > examples:
+        raise LandscapeError(
+            f"num_batches = {o['num_batches']} batches of {size} asked of {examples} examples, "
+            f"which hold {examples // size}; lower num_batches or batch_size, or raise [measure] "
+            f"examples."
+        )
+
+
+def _has_tensor(o: Options, done: FinishedRun) -> None:
+    wide = [name for name, p in done.model.named_parameters() if p.ndim > 1]
+    if o["tensor"] and o["tensor"] not in wide:
+        raise LandscapeError(
+            f"tensor = {o['tensor']!r} is no tensor of two axes or more; possible: "
+            f"{', '.join(wide) or 'none'}."
+        )
+
+
 _BN = {"bn": BATCH_BN}
 RECORDS = (
     Record(perturbation_history, cost=nothing, default=True),
     Record(mask_persistence, cost=nothing, default=True),
     Record(mask_selection, cost=nothing),
-    Record(mask_filters, cost=nothing),
+    Record(mask_filters, cost=nothing, fits=_has_tensor),
     Record(saved_mask_overlap, cost=nothing, across_runs=True),
     Record(
         gradient_zscores,
         cost=lambda *_: 1,
         default=True,
         choices={"source": SOURCES, "grouping": GROUPINGS, **_BN},
-        most={"percentile": 1},
+        below={"percentile": 1},
+        agree=_disjoint,
     ),
     Record(
         zscore_history,
         cost=nothing,
         first_seed_only=True,
         least={"most": 2},
-        most={"percentile": 1},
+        below={"percentile": 1},
     ),
-    Record(gradient_noise, cost=lambda *_: 20, most={"ema": 1}),
+    Record(gradient_noise, cost=lambda *_: 20, above=("rho",), below={"ema": 1}),
     Record(
         perturbation,
         cost=lambda *_: 2 + 2 * FORWARD,
@@ -316,6 +337,7 @@ RECORDS = (
         batch_overlap,
         cost=lambda o, work: _masks(o, work) * (1 + o["num_batches"]),
         least={"num_batches": 2},
+        agree=_disjoint,
         first_seed_only=True,
         choices=_BN,
         variants=("variants",),

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from landscape import measure
+from landscape.checks import MOST
 from landscape.errors import LandscapeError
 from landscape.study import possible
 from landscape.study.spec import Run
@@ -52,6 +53,8 @@ LEAST = {
     "max_iterations": 2, "num_folds": 2,
 }  # fmt: skip
 Cost = Callable[[Options, Work], float]
+Agree = Callable[[Options, int], None]
+Fits = Callable[[Options, Any], None]
 
 
 def nothing(_options: Options, _work: Work) -> float:
@@ -72,9 +75,12 @@ class Record:
     the algorithms. default: made without being asked. first_seed_only: by default once per row.
     across_runs: made when all runs of a setting are trained. choices: the words that an option may
     be. least, most: bounds of a number (least by default: that of LEAST, or 1 for whole numbers, 0
-    for others). variants: options that name variants. perturbs: needs a known recipe; left out for
-    runs of recipe "none". along_training: needs checkpoints of more than one step. drawn: has a
-    figure in the report (else a table of its own, or data alone where they are too large).
+    for others). above, below: options that are above 0, or below a number. agree: (options, number
+    of examples), refuses options that do not go together. fits: (options, the run before its
+    training), refuses what its data or model has not. variants: options that name variants.
+    perturbs: needs a known recipe; left out for runs of recipe "none". along_training: needs
+    checkpoints of more than one step. drawn: has a figure in the report (else a table of its own,
+    or data alone where they are too large).
     """
 
     measure: Callable[..., xr.Dataset | None]
@@ -88,6 +94,10 @@ class Record:
     choices: Mapping[str, Collection[str]] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
     most: Mapping[str, float] = field(default_factory=dict)
+    above: tuple[str, ...] = ()
+    below: Mapping[str, float] = field(default_factory=dict)
+    agree: Agree | None = None
+    fits: Fits | None = None
     variants: tuple[str, ...] = ()
     perturbs: bool = False
     along_training: bool = False
@@ -186,10 +196,14 @@ class Record:
         usual = 0 if kind is float or (default == 0 and not within) else LEAST.get(name, 1)
         low = self.least.get(name, usual)
         positive = kind is float and within and name not in self.least
-        high = self.most.get(name, math.inf)
-        if not (math.isfinite(value) and low <= value <= high) or (positive and value <= 0):
+        positive = positive or name in self.above
+        high = self.most.get(name, math.inf if kind is float else MOST)
+        under = self.below.get(name, math.inf)
+        inside = math.isfinite(value) and low <= value <= high and value < under
+        if not inside or (positive and value <= 0):
             bound = "above 0" if positive else f"from {low:g} on"
             bound += f", {high:g} at most" if math.isfinite(high) else ""
+            bound += f", below {under:g}" if math.isfinite(under) else ""
             raise LandscapeError(f"{where} {value!r} is not possible; give a number {bound}.")
         return float(value) if kind is float else value
 
@@ -201,9 +215,36 @@ def _plain(default: Any, kind: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def names_checked(record: Record, options: Options, known: Sequence[str]) -> None:
-    """Refuse names of variants that are neither in the study nor recipes."""
+def agreed(record: Record, options: Options, num_examples: int) -> None:
+    """Refuse options that do not go together, on so many examples."""
+    _asked(record, record.agree, options, num_examples)
+
+
+def fitted(record: Record, options: Options, before: Any) -> None:
+    """Refuse options that name what the data or the model of a run has not."""
+    _asked(record, record.fits, options, before)
+
+
+def _asked(record: Record, check: Callable[..., None] | None, *asked: Any) -> None:
+    if check is None:
+        return
+    try:
+        check(*asked)
+    except LandscapeError as error:
+        where = f"[measure.{record.name}]"
+        said = str(error).removeprefix(where).strip()
+        raise LandscapeError(f"{where} {said}") from None
+
+
+def names_checked(
+    record: Record, options: Options, known: Sequence[str], seeds: Collection[int]
+) -> None:
+    """Refuse names of variants that are neither in the study nor recipes, and seeds of no run."""
+    asked = [("seeds", str(seed)) for seed in options.get("seeds", ())]
     for option in record.variants:
         for name in options.get(option, ()):
-            variant = name.partition("/")[0]
+            variant, of_seed, seed = name.partition("/")
             possible.choice(f"[measure.{record.name}] {option}", variant, known)
+            asked += [(option, seed)] if of_seed else []
+    for option, seed in asked:
+        possible.choice(f"[measure.{record.name}] {option}: seed", seed, [str(s) for s in seeds])

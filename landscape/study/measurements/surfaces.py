@@ -256,6 +256,33 @@ def _plane(o: Options, _work: Work) -> float:
     return o["points"] * (o["beta_points"] or o["points"]) * FORWARD
 
 
+def _two_windows(o: Options, _examples: int) -> None:
+    measure.symmetric_grid("alpha", o["radius"], o["points"])
+    measure.symmetric_grid("alpha", o["radius"] / 4, o["fine_points"])
+
+
+def _both_axes(o: Options, _examples: int) -> None:
+    for name, count in (("alpha", o["points"]), ("beta", o["beta_points"] or o["points"])):
+        _axis(name, o[f"{name}_range"], count, o["radius"])
+    if o["kind"] == "perturbations" and len(o["variants"]) != 2:
+        raise LandscapeError(
+            f"kind = 'perturbations' needs two variants, and variants = {list(o['variants'])}; "
+            f"name two, such as ['sam', 'zsharp']."
+        )
+
+
+def _symmetric(o: Options, _examples: int) -> None:
+    measure.symmetric_grid("alpha", o["radius"], o["points"])
+
+
+def _has_splits(o: Options, done: FinishedRun) -> None:
+    for split in o["also"]:
+        if getattr(done.data, split) is None:
+            raise LandscapeError(
+                f"also = {list(o['also'])}: the data {done.run.problem.data!r} have no {split!r}."
+            )
+
+
 _BN = {"bn": BN_MODES}
 _AXES = {"normalize": plane.NORMALIZATIONS, "one_d": plane.ONE_D}
 RECORDS = (
@@ -263,6 +290,9 @@ RECORDS = (
         _slices("loss_slice", "recalibrate"),
         cost=_slice,
         named="loss_slice",
+        above=("radius",),
+        agree=_two_windows,
+        fits=_has_splits,
         default=True,
         choices={**_BN, **_AXES, "also": SPLITS},
     ),
@@ -270,6 +300,9 @@ RECORDS = (
         _slices("loss_slice_eval", "eval"),
         cost=_slice,
         named="loss_slice_eval",
+        above=("radius",),
+        agree=_two_windows,
+        fits=_has_splits,
         of=(measure.loss_slice,),
         differs={"bn": "the slice with frozen statistics stands beside the recalibrated one"},
         default=True,
@@ -278,6 +311,9 @@ RECORDS = (
     Record(
         loss_plane,
         cost=_plane,
+        above=("radius",),
+        agree=_both_axes,
+        fits=_has_splits,
         default=True,
         first_seed_only=True,
         choices={"kind": KINDS, **_BN, **_AXES, "also": SPLITS},
@@ -286,6 +322,9 @@ RECORDS = (
     ),
     Record(
         curvature_map,
+        above=("radius", "tolerance"),
+        below={"tolerance": 1},
+        agree=_symmetric,
         cost=lambda o, _: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
         first_seed_only=True,
         choices={"bn": ("eval", "full_batch"), **_AXES},
@@ -296,6 +335,7 @@ RECORDS = (
             4 * (o["grid"] * (1 + o["margin"])) ** 2 * FORWARD + 2 * work.checkpoints * FORWARD
         ),
         along_training=True,
+        most={"margin": 10},
         first_seed_only=True,
         differs={"grid": "a study draws the plane; a call may project on more than two axes"},
         choices=_BN,
@@ -308,6 +348,8 @@ RECORDS = (
     ),
     Record(
         perturbation_slice,
+        above=("radius",),
+        agree=_symmetric,
         cost=lambda o, _: len(o["variants"]) * (2 + o["points"] * FORWARD),
         first_seed_only=True,
         choices={**_BN, "batch_bn": BATCH_BN},
