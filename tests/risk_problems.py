@@ -81,3 +81,12 @@ def dense_hessian(function, theta):
     (gradient,) = torch.autograd.grad(function(theta), theta, create_graph=True)
     rows = [torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient]
     return torch.stack(rows)
+
+
+def hessian_of_model(model, loss):
+    """The same in the trainable parameters of a model, for loss(model) -> ()."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradient = torch.autograd.grad(loss(model), weights, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    rows = [torch.autograd.grad(g, weights, retain_graph=True) for g in flat]
+    return torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows])

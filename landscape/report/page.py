@@ -197,6 +197,8 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
         yield "Runs", words.count(len(listed), "run")
     yield from _weights_files(study)
     yield from _without_influence(study)
+    for run, own in _of_runs(study, "frozen_in_loss").items():
+        yield f"Parameters of the loss, held fixed in {run}", ", ".join(own["frozen_in_loss"])
     yield from _digests(study)
     if "problem" in resolved:
         problem = resolved["problem"]

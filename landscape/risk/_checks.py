@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk import _fitting
+from landscape.risk._criterion import logits_of
 from landscape.risk._data import Batch
 from landscape.risk._engine import Engine
 from landscape.risk._second_derivatives import has_error_node
@@ -55,7 +56,7 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
         raise LandscapeError(
             f"The loss differs between two passes over the same {batch.count} examples; "
             f"{_noisy_module(engine, batch)} is not deterministic in evaluation mode. Remove its "
-            f"randomness."
+            f"randomness, or what it keeps from one pass to the next."
         )
     engine.notes.narrow = list(reading.narrow)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
@@ -68,13 +69,16 @@ def _first_pass(engine: Engine, reading: Reading) -> tuple[Engine, Batch, Tensor
     """Of a few rows, or where the model takes these only in company, of a batch as given."""
     batch = engine.examples.on_device(engine.examples.few(_ROWS))
     try:
-        return engine, batch, _first_losses(engine, batch, reading)
+        first = _first_losses(engine, batch, reading)
+        if engine.examples.apart:
+            _losses(engine, batch.rows(0, min(_FEW, batch.count)))
+        return engine, batch, first
     except LandscapeError:
         raise
     except Exception as error:
         given = dataclasses.replace(engine, examples=engine.examples.as_units())
         whole = engine.examples.on_device(given.examples.few(_ROWS))
-        if not engine.examples.apart or whole.count == batch.count:
+        if not engine.examples.apart:
             raise misfit(engine, batch, error) from error
         try:
             first = _first_losses(given, whole, reading)
@@ -92,7 +96,7 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
         try:
             with engine.evaluating(engine.network.theta):
                 with reading.one_pass(engine.network.weights):
-                    losses = _losses(engine, batch, check_targets=True)
+                    losses = _losses(engine, batch, reading)
                 engine.network.watch()
             return losses
         except LandscapeError:
@@ -179,23 +183,26 @@ def misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
     )
 
 
-def _losses(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Tensor:
+def _losses(engine: Engine, batch: Batch, reading: Reading | None = None) -> Tensor:
     batch = batch.mapped(torch.clone)
     versions = [leaf._version for leaf in batch.leaves()]
     with engine.evaluating(engine.network.theta):
-        losses = _returned(engine, batch, check_targets=check_targets)
+        losses = _returned(engine, batch, reading)
     # A first layer that works in place would alter the data of all later passes.
     if versions != [leaf._version for leaf in batch.leaves()]:
         engine.network.habits.clones_inputs = True
     return losses.detach()
 
 
-def _returned(engine: Engine, batch: Batch, *, check_targets: bool = False) -> Tensor:
-    """What the loss returns; all targets are checked before it indexes with them."""
+def _returned(engine: Engine, batch: Batch, reading: Reading | None = None) -> Tensor:
+    """What the loss returns; under watch, all targets are checked before it indexes with them."""
 
     def look(output: Any) -> None:
-        for chunk in engine.examples.chunks if check_targets else ():
+        if reading is None:
+            return
+        for chunk in engine.examples.chunks:
             engine.criterion.check_targets(output, chunk.targets, chunk.start)
+        reading.loss_begins(logits_of(output), batch.targets)
 
     model, batch = engine.network.ready(batch)
     return engine.criterion.of_rows(model, batch, look)[1]
@@ -206,15 +213,17 @@ def _noisy_module(engine: Engine, batch: Batch) -> str:
     passes: list[list[tuple[str, Any, Any]]] = []
     for _ in range(2):
         calls: list[tuple[str, Any, Any]] = []
-        handles = [
-            module.register_forward_hook(_recorder(calls, name))
-            for name, module in engine.network.model.named_modules()
-        ]
-        try:
-            _losses(engine, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        # A borrowed model has hooks of ours only while it is evaluated.
+        with engine.evaluating(engine.network.theta):
+            handles = [
+                module.register_forward_hook(_recorder(calls, name))
+                for name, module in engine.network.model.named_modules()
+            ]
+            try:
+                _losses(engine, batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
         passes.append(calls)
     for (name, seen, gave), (_, seen2, gave2) in zip(*passes, strict=False):
         if _equal(seen, seen2) and not _equal(gave, gave2):
@@ -344,14 +353,14 @@ def _not_twice(engine: Engine, theta: Tensor) -> list[str]:
 
         return hook
 
-    handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaves]
     batch = engine.examples.on_device(engine.examples.few(2))
-    try:
-        with engine.evaluating(theta):
+    with engine.evaluating(theta):
+        handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaves]
+        try:
             engine.outcome(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     with engine.differentiating(2, theta):
         return [
             f"module {name!r} ({type(module).__name__})"

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from landscape.errors import LandscapeError
+from landscape.risk._sparse import is_sparse
 from landscape.risk._tracing import address, storages, values
 
 
 def refuse_odd(model: nn.Module) -> None:
-    """Refuse scripted and quantized modules and tensors without values, by name."""
+    """Refuse scripted and quantized modules and tensors without values or rows, by name."""
     for name, module in model.named_modules():
         place = f"{name!r} of the model" if name else "The model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -28,6 +30,17 @@ def refuse_odd(model: nn.Module) -> None:
                 f"of integer weights; measure the model before it is quantized."
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise LandscapeError(
+                f"{name!r} is not initialized yet (a lazy module); run the model once on a batch "
+                f"of data first."
+            )
+        if is_sparse(tensor) and tensor.requires_grad:
+            raise LandscapeError(
+                f"{name!r} is trainable and sparse ({str(tensor.layout).removeprefix('torch.')}), "
+                f"and theta is a dense vector; make its values the Parameter and the sparse tensor "
+                f"of them in forward, or keep it dense (to_dense()) with a mask."
+            )
         if tensor.is_meta:
             raise LandscapeError(
                 f"{name!r} is on the meta device and has no values; load the weights first "
@@ -79,6 +92,7 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     kept = stale_tensors(model)
     memo = {id(t): t.detach().clone() for t in kept.values()}
     stale = {name: memo[id(t)] for name, t in kept.items()}
+    memo |= {id(t): _sparse_copy(t) for t in _tensors(model) if is_sparse(t)}
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:
@@ -87,12 +101,45 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); measure on your "
             f"model itself with EmpiricalRisk(..., borrow=True), which puts it back bit for bit."
         ) from error
+    _refuse_same(model, made)
     originals = storages(values(model))
     for tensor in (*made.parameters(), *made.buffers()):
-        # A __deepcopy__ of the user's may share on purpose; an expanded tensor cannot be written.
+        # A __deepcopy__ of the user's may share memory; an expanded tensor cannot be written.
+        if is_sparse(tensor):
+            continue
         if address(tensor) in originals or (tensor.numel() > 1 and 0 in tensor.stride()):
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return made, stale
+
+
+def _refuse_same(model: nn.Module, made: nn.Module) -> None:
+    """Refuse a copy, by a __deepcopy__ of the user's, that shares objects with the model."""
+    own = {id(each): each for each in (*model.modules(), *model.parameters(), *model.buffers())}
+    shared = next(
+        (m for m in (*made.modules(), *made.parameters(), *made.buffers()) if id(m) in own), None
+    )
+    if shared is not None:
+        raise LandscapeError(
+            f"A copy of {type(model).__name__} made by copy.deepcopy holds the same "
+            f"{type(shared).__name__} as your model (a __deepcopy__ of your own?), which measuring "
+            f"would change; measure on your model itself with EmpiricalRisk(..., borrow=True), "
+            f"which puts it back bit for bit."
+        )
+
+
+def _sparse_copy(tensor: Tensor) -> Tensor:
+    """What copy.deepcopy does not make of sparse tensors."""
+    made = tensor.detach().clone()
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers and the tensors among the attributes."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        for value in module.__dict__.values():
+            yield from _leaves(value)
 
 
 def stale_tensors(model: nn.Module) -> dict[str, Tensor]:

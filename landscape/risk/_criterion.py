@@ -52,6 +52,11 @@ class Criterion:
         self.name, self.counts = _name(loss), "rows"
         if isinstance(loss, str):
             loss, self.form = _named(loss)
+        if isinstance(loss, type):
+            raise LandscapeError(
+                f"loss is the class {loss.__name__}; give an instance of it, such as "
+                f"{loss.__name__}()."
+            )
         if not callable(loss):
             raise LandscapeError(
                 f"loss is a {type(loss).__name__}; give a callable loss(output, target), such as "
@@ -78,7 +83,9 @@ class Criterion:
         self.returns: Returns = "rows"
         if own is None and reduction in ("mean", "sum"):
             self.returns = reduction
+        self.frozen = []
         if isinstance(loss, nn.Module):
+            self.frozen = [name for name, p in loss.named_parameters() if p.requires_grad]
             loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype).requires_grad_(False)
         self.reduced = loss
         if own is not None:
@@ -154,6 +161,11 @@ class Criterion:
             ) from error
 
     def _tensor(self, returned: Any, count: int) -> Tensor:
+        if isinstance(returned, Tensor) and returned.is_complex():
+            raise LandscapeError(
+                f"{self.name} returned complex numbers ({str(returned.dtype)[6:]}), and a loss is "
+                f"real; return their real part or absolute value, whichever is minimized."
+            )
         if isinstance(returned, Tensor):
             return returned
         raise LandscapeError(
@@ -237,11 +249,12 @@ class Criterion:
         """Name, options and reduction, as JSON types."""
         if self.torch is not None:
             return {"criterion": self.torch.kind.__name__, **self.torch.described()}
+        frozen = {"frozen_in_loss": self.frozen} if self.frozen else {}
         mean = {"rows": self.own or "mean", "mean": "mean", "sum": "sum", "ratio": "ratio"}
         found = {"criterion": self.name, "reduction": mean[self.returns]}
         if self.counts != "rows":
             found["mean_over"] = self.counts
-        return found
+        return found | frozen
 
     def in_dtype(self, dtype: torch.dtype) -> "Criterion":
         """The same criterion with its own tensors (class weights) in another dtype."""

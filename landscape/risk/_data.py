@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk._reading import FORMS, Form, read
+from landscape.risk._sparse import bytes_of, content_of, is_sparse
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Examples:
 
     @functools.cached_property
     def row_bytes(self) -> int:
-        total = sum(leaf.nbytes for chunk in self.chunks for leaf in chunk.leaves())
+        total = sum(bytes_of(leaf) for chunk in self.chunks for leaf in chunk.leaves())
         return max(1, total // self.num_examples)
 
     def leaves(self) -> Iterator[Tensor]:
@@ -225,7 +226,7 @@ def collect(
         )
     units = tuple(chunk.count for chunk in chunks)
     chunks = _joined(chunks, start) if rows else chunks
-    size = sum(leaf.nbytes for chunk in chunks for leaf in chunk.leaves())
+    size = sum(bytes_of(leaf) for chunk in chunks for leaf in chunk.leaves())
     resident = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
     if resident:
         chunks = [chunk.mapped(lambda leaf: leaf.to(device)) for chunk in chunks]
@@ -285,13 +286,24 @@ def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:
             f"Batch {number} holds {', '.join(odd[:8]) or 'nothing'}; inputs and targets must be "
             f"tensors or arrays whose first axis runs over examples.{cure}"
         )
-    sizes = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else -1 for leaf in leaves}
+    sizes = {
+        leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim and not is_sparse(leaf) else -1
+        for leaf in leaves
+    }
     if len(sizes) == 1 and min(sizes) >= 0:
         return sizes.pop(), True
     if whole:
         target = tree[2]
         rows = isinstance(target, Tensor) and target.ndim and len(tree[0]) + len(tree[1])
         return (len(target) if rows else 1), False
+    sparse = next((leaf for leaf in leaves if is_sparse(leaf)), None)
+    if sparse is not None:
+        raise LandscapeError(
+            f"Batch {number} holds a sparse tensor of shape {tuple(sparse.shape)} "
+            f"({str(sparse.layout).removeprefix('torch.')}), of which no rows can be taken. Where "
+            f"it belongs to the whole batch (a graph), declare reduction='whole'; where its rows "
+            f"are examples, give to_dense() of it."
+        )
     shapes = [tuple(leaf.shape) for leaf in leaves]
     more = f" and {len(shapes) - 8} more" if len(shapes) > 8 else ""
     raise LandscapeError(
@@ -321,6 +333,6 @@ def sha256_of(tensors: Iterable[Tensor], names: str = "") -> str:
     digest = hashlib.sha256(names.encode())
     for leaf in tensors:
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-        flat = leaf.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        for content in content_of(leaf):
+            digest.update(content)
     return digest.hexdigest()

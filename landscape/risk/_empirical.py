@@ -16,6 +16,7 @@ from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
+from landscape.risk._copying import refuse_odd
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng, sha256_of
 from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, Statistics
@@ -96,6 +97,7 @@ class EmpiricalRisk:
         check_numbers(batch_size, weight_decay, memory)
         inner = unwrapped(model)
         place, dtype = placement(inner, device, dtype)
+        refuse_odd(inner)
         foreign, caller = values(inner), State(inner)
         network = Network(inner, device=place, dtype=dtype, borrow=borrow)
         criterion = Criterion(loss, reduction, device=place, dtype=dtype)
@@ -139,6 +141,8 @@ class EmpiricalRisk:
         """
         self._refuse_spread("Another model")
         inner, borrow = unwrapped(model), self._engine.network.borrowed
+        placement(inner, self.device, self.dtype)
+        refuse_odd(inner)
         foreign, caller = values(inner), State(inner)
         network = Network(inner, device=self.device, dtype=self.dtype, borrow=borrow)
         twin = copy.copy(self)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
 from landscape.risk._engine import Engine, Statistics
+from landscape.risk._sparse import bytes_of
 
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
@@ -201,5 +202,5 @@ class _Made(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
         output = func(*args, **(kwargs or {}))
-        self.bytes += sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
+        self.bytes += sum(bytes_of(t) for t in tree_leaves(output) if isinstance(t, Tensor))
         return output

@@ -14,7 +14,7 @@ from torch.utils import checkpoint
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
-from landscape.risk._copying import copied, real_or_complex, refuse_odd, stale_tensors
+from landscape.risk._copying import copied, real_or_complex, stale_tensors
 from landscape.risk._data import Batch
 from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
@@ -45,7 +45,6 @@ class Network:
     def __init__(
         self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
     ) -> None:
-        refuse_odd(model)
         self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
         self._loan = Loan(model, device=device, dtype=dtype) if borrow else None
         self.layout = ParamLayout.of(self.model)

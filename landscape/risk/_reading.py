@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from landscape.errors import LandscapeError
+from landscape.risk._sparse import bytes_of, content_of, equal
 
 # Who takes a batch apart: we for loss(output, target), nobody for loss(model, batch).
 Form = Literal["outputs", "batch", "causal_lm"]
@@ -150,12 +151,15 @@ def _length(batches: Iterable[Any]) -> int | None:
 
 
 def _bytes(batch: Any) -> int:
-    return sum(getattr(leaf, "nbytes", 64) for leaf in pytree.tree_leaves(plain(batch)))
+    return sum(
+        bytes_of(leaf) if isinstance(leaf, Tensor) else getattr(leaf, "nbytes", 64)
+        for leaf in pytree.tree_leaves(plain(batch))
+    )
 
 
 def _mark(batch: Any) -> int:
     leaves = [
-        leaf.detach().cpu().numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf)
+        tuple(content_of(leaf)) if isinstance(leaf, Tensor) else repr(leaf)
         for leaf in pytree.tree_leaves(plain(batch))
     ]
     return hash(tuple(leaves))
@@ -251,9 +255,7 @@ def _refuse_random_collate(loader: DataLoader) -> None:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        if not isinstance(b, Tensor) or a.shape != b.shape:
-            return False
-        return torch.equal(a, b) or bool(torch.isnan(a).any() if a.is_floating_point() else False)
+        return isinstance(b, Tensor) and equal(a, b)
     if isinstance(a, np.ndarray):
         return bool(np.array_equal(a, b))
     if hasattr(a, "tobytes") and hasattr(b, "tobytes"):

@@ -3,18 +3,22 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-# (name of the module, name of its attribute or buffer)
+from landscape.risk._sparse import equal
+
+# (name of the module, name of its attribute, buffer or parameter)
 Place = tuple[str, str]
+# Frozen parameters of so many elements are state that a pass may write, as the vectors of a
+# spectral norm are; larger ones are a frozen backbone, which would be in memory twice.
+_SMALL = 2**16
 
 
 class State:
     """Attributes, containers among them one level deep, and values of buffers at one time.
 
-    Modes, hooks and patched methods are attributes. Weights are known by identity alone, and so are
-    buffers without `values`.
+    Modes, hooks and patched methods are attributes; small frozen parameters count as buffers.
+    Weights are known by identity alone, and so are buffers without `values`.
     """
 
     def __init__(self, model: nn.Module, *, values: bool = True) -> None:
@@ -26,11 +30,12 @@ class State:
             for key, value in kept.items()
             if isinstance(value, list | dict | set)
         }
-        self._buffers = {
-            (name, key): (buffer, buffer.detach().clone())
+        self._values = {
+            (name, key): (owner, tensor, tensor.detach().clone())
             for name, module in self._modules.items()
-            for key, buffer in module._buffers.items()
-            if values and buffer is not None
+            for owner in (module._buffers, module._parameters)
+            for key, tensor in owner.items()
+            if values and tensor is not None and _is_state(owner is module._buffers, tensor)
         }
 
     def changed(self) -> set[Place]:
@@ -47,12 +52,12 @@ class State:
             if not _alike(contents, _contents(self._attributes[place[0]][place[1]]))
         }
         return found | {
-            place for place, (buffer, kept) in self._buffers.items() if not _equal(buffer, kept)
+            place for place, (_, tensor, kept) in self._values.items() if not equal(tensor, kept)
         }
 
     def forget_values(self, but: Iterable[Place]) -> None:
-        """Keep values of these buffers alone."""
-        self._buffers = {place: self._buffers[place] for place in but if place in self._buffers}
+        """Keep values of these tensors alone."""
+        self._values = {place: self._values[place] for place in but if place in self._values}
 
     def restore(self, places: Iterable[Place] | None = None) -> None:
         """Put back these places (default: all) as they were."""
@@ -61,20 +66,24 @@ class State:
             held, kept = self._modules[name].__dict__, self._attributes[name]
             if key in kept:
                 held[key] = kept[key]
-            elif place not in self._buffers:
+            elif place not in self._values:
                 held.pop(key, None)
             if place in self._contents:
                 _refill(kept[key], self._contents[place])
-            if place in self._buffers:
-                buffer, value = self._buffers[place]
-                self._modules[name]._buffers[key] = buffer
-                if not _equal(buffer, value):
-                    buffer.data.copy_(value)
+            if place in self._values:
+                owner, tensor, value = self._values[place]
+                owner[key] = tensor
+                if not equal(tensor, value):
+                    tensor.data.copy_(value)
 
     def _places(self) -> Iterator[Place]:
         for name, kept in self._attributes.items():
             yield from ((name, key) for key in kept.keys() | self._modules[name].__dict__.keys())
-        yield from self._buffers
+        yield from self._values
+
+
+def _is_state(is_buffer: bool, tensor: Tensor) -> bool:
+    return is_buffer or (not tensor.requires_grad and tensor.numel() <= _SMALL)
 
 
 def _contents(value: Any) -> Any:
@@ -103,12 +112,3 @@ def _alike(a: list[Any], b: list[Any]) -> bool:
 
 def _is(a: Any, b: Any) -> bool:
     return a is b
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-    return same and bool(torch.equal(a, b) or (a.is_floating_point() and _nan_equal(a, b)))
-
-
-def _nan_equal(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -42,6 +42,11 @@ _ELEMENTWISE = (
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _TRIPLETS = (nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
 _PAIRS = (nn.CosineEmbeddingLoss, nn.MarginRankingLoss)
+_OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys(_TRIPLETS, ("anchor", "positive", "negative")),
+    **dict.fromkeys(_PAIRS, ("input1", "input2")),
+    nn.GaussianNLLLoss: ("mean", "variance"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,18 @@ class TorchLoss:
 
     def called(self, loss: Callable[..., Tensor], output: Any, target: Any) -> Tensor:
         """loss(...) with the outputs and targets in the places that this criterion has for them."""
-        many = isinstance(output, tuple | list)
-        if issubclass(self.kind, _TRIPLETS) and many:
-            return loss(*output)
-        if issubclass(self.kind, _PAIRS) and many:
-            return loss(*output, target)
-        if self.kind is nn.GaussianNLLLoss and many:
+        takes = None if "var" in self.options else _OUTPUTS.get(self.kind)
+        if takes is not None:
+            found = len(output) if isinstance(output, tuple | list) else 1
+            if found != len(takes):
+                raise LandscapeError(
+                    f"{self.kind.__name__} is a loss of {len(takes)} outputs ({', '.join(takes)}); "
+                    f"the model returns {found}. Wrap it so that it returns a tuple of these."
+                )
+            if issubclass(self.kind, _TRIPLETS):
+                return loss(*output)
+            if issubclass(self.kind, _PAIRS):
+                return loss(*output, target)
             return loss(output[0], target, output[1])
         if self.kind is nn.CTCLoss and isinstance(target, tuple | list):
             losses = loss(output, *target)

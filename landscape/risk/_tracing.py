@@ -114,6 +114,8 @@ class Reading(TorchDispatchMode):
         self._earlier: dict[int, weakref.ref[Tensor]] = {}
         self._of_theta = set[int]()
         self._stack: list[str] = []
+        # Output and target, where a broadcast of one against the other would pair every two rows.
+        self._apart: tuple[Tensor, Tensor] | None = None
         # Where half precision was made.
         self.narrow: dict[str, None] = {}
 
@@ -126,7 +128,13 @@ class Reading(TorchDispatchMode):
             yield
         alive = {at: ref for at, ref in self._made.items() if ref() is not None}
         self._earlier = {at: ref for at, ref in alive.items() if at in self._of_theta}
-        self._made = {}
+        self._made, self._apart = {}, None
+
+    def loss_begins(self, output: Any, target: Any) -> None:
+        """From here on the loss is computed, of as many outputs as targets in another shape."""
+        if isinstance(output, Tensor) and isinstance(target, Tensor):
+            differ = output.shape != target.shape and output.numel() == target.numel()
+            self._apart = (output, target) if differ else None
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -142,6 +150,7 @@ class Reading(TorchDispatchMode):
                 raise self._reads_unregistered(operand)
             if at in self._earlier and self._earlier[at]() is not None:
                 raise self._reads_earlier()
+        self._refuse_broadcast(operands)
         output = func(*args, **(kwargs or {}))
         of_theta = any(at in self._of_theta for at in read)
         for tensor in tree_leaves(output):
@@ -164,6 +173,25 @@ class Reading(TorchDispatchMode):
         name = self._stack[-1]
         kind = type(self._model.get_submodule(name)).__name__
         return f"Module {name!r} ({kind})" if name else f"{kind}"
+
+    def _refuse_broadcast(self, operands: list[Tensor]) -> None:
+        """Every output against every target, as (N, 1) against (N,) gives them."""
+        if self._apart is None or len(operands) != 2:
+            return
+        output, target = self._apart
+        if {address(t) for t in operands} != {address(output), address(target)}:
+            return
+        try:
+            shape = torch.broadcast_shapes(*(t.shape for t in operands))
+        except RuntimeError:
+            return
+        if shape.numel() > output.numel():
+            raise LandscapeError(
+                f"The loss compares outputs of shape {tuple(output.shape)} with targets of shape "
+                f"{tuple(target.shape)}: torch broadcasts them to {tuple(shape)}, every output "
+                f"against every target. Give both one shape, such as targets "
+                f"{tuple(output.shape)}."
+            )
 
     def _reads_foreign(self, tensor: str) -> LandscapeError:
         if self._borrowed:

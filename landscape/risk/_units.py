@@ -81,7 +81,7 @@ def _returning(engine: Engine, look: _Look) -> Criterion:
         return criterion.as_reduced()
     if value.numel() == 1 and criterion.returns in ("mean", "sum"):
         return criterion
-    if criterion.form == "batch" and value.numel() == 1:
+    if value.numel() == 1 and (criterion.form == "batch" or criterion.declared == "whole"):
         return criterion.fitted("sum" if criterion.sums else "mean")
     if criterion.form == "batch" and count == 1:
         return criterion.fitted("ratio")

@@ -15,7 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
 from landscape.risk._network import Habits
-from tests.risk_problems import PROBLEMS, dense_hessian, problem, randn, rng, settled
+from tests.risk_problems import (
+    PROBLEMS,
+    dense_hessian,
+    hessian_of_model,
+    problem,
+    randn,
+    rng,
+    settled,
+)
 
 CE = nn.CrossEntropyLoss()
 X, Y = randn(24, 4, seed=3), torch.randint(0, 3, (24,), generator=rng(4))
@@ -648,9 +656,19 @@ class OneSize(Base):
         return super().forward(x)
 
 
-def test_a_model_of_one_number_of_rows_is_refused():
+def test_a_model_of_one_number_of_rows_takes_batches_of_these_alone():
+    model = settled(OneSize())
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    torch.testing.assert_close(risk.loss(risk.theta), CE(model(X), Y).detach())
+    halves = [(X[:12], Y[:12]), (X[12:], Y[12:])]
     with pytest.raises(LandscapeError, match=r"OneSize .* exported or traced"):
-        EmpiricalRisk(settled(OneSize()), CE, (X, Y))
+        EmpiricalRisk(model, CE, halves)
+    doubled = [(X, Y), (X + 1, Y)]
+    with pytest.raises(LandscapeError, match=r"fail by themselves.*declare reduction='mean'"):
+        EmpiricalRisk(model, CE, doubled)
+    mean = EmpiricalRisk(model, lambda o, y: CE(o, y), doubled, reduction="mean")
+    expected = (CE(model(X), Y) + CE(model(X + 1), Y)) / 2
+    torch.testing.assert_close(mean.loss(mean.theta), expected.detach())
 
 
 class OnlyWithoutGraph(Base):
@@ -673,3 +691,92 @@ def test_what_has_no_first_derivative_is_refused_where_one_is_asked():
     risk.loss(risk.theta)
     with pytest.raises(LandscapeError, match=r"cannot be differentiated \("):
         risk.gradient(risk.theta)
+
+
+class PowerIteration(Base):
+    """As in many GAN repositories: two frozen Parameters, written in every forward."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.u = nn.Parameter(F.normalize(randn(5), dim=0), requires_grad=False)
+
+    def forward(self, x):
+        w = self.a.weight
+        v = F.normalize(w.detach().T @ self.u.detach(), dim=0)
+        u = F.normalize(w.detach() @ v, dim=0)
+        if self.in_place:
+            self.u.data.copy_(u)
+        else:
+            self.u.data = u
+        return self.b(torch.tanh(F.linear(x, w / (u @ w @ v), self.a.bias)))
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_frozen_parameters_that_a_pass_writes_are_put_back_before_each(in_place, borrow):
+    model = settled(PowerIteration(in_place))
+    before = model.u.clone()
+    risk = EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+    first = risk.loss(risk.theta)
+    assert torch.equal(first, risk.loss(risk.theta))
+    assert torch.equal(model.u, before)
+    torch.testing.assert_close(first, CE(model(X), Y).detach(), rtol=1e-12, atol=1e-14)
+
+
+class Itself(Base):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_copy_that_is_the_model_itself_is_refused_and_measured_on_loan():
+    model = settled(Itself())
+    with pytest.raises(LandscapeError, match=r"__deepcopy__ of your own.*borrow=True"):
+        EmpiricalRisk(model, CE, (X, Y))
+    risk = EmpiricalRisk(model, CE, (X, Y), borrow=True)
+    torch.testing.assert_close(risk.loss(risk.theta), CE(model(X), Y).detach())
+
+
+def test_a_lazy_model_is_refused_before_anything_reads_it():
+    model = nn.Sequential(nn.Linear(4, 5), nn.LazyLinear(3)).double()
+    with pytest.raises(LandscapeError, match=r"'1.weight' is not initialized yet"):
+        EmpiricalRisk(model, CE, (X, Y))
+    model(X[:2])
+    assert EmpiricalRisk(model, CE, (X, Y)).layout.num_parameters == 43
+
+
+class Drops(Base):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, training=True))
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+def test_randomness_is_blamed_on_its_module_in_a_borrowed_model_too(borrow):
+    with pytest.raises(LandscapeError, match=r"Drops.forward is not deterministic"):
+        EmpiricalRisk(settled(Drops()), CE, (X, Y), borrow=borrow)
+
+
+class WithHooks(Base):
+    """Hooks with keywords and hooks of the backward pass that only look."""
+
+    def __init__(self):
+        super().__init__()
+        self.a.register_forward_pre_hook(
+            lambda module, args, kwargs: ((args[0] * module.bias.sum(),), kwargs), with_kwargs=True
+        )
+        self.a.register_forward_hook(
+            lambda module, args, kwargs, output: output * module.bias.cos(), with_kwargs=True
+        )
+        self.b.register_full_backward_hook(lambda module, before, after: None)
+        self.b.register_full_backward_pre_hook(lambda module, gradient: None)
+        # Of the optimizer's gradient, not of the loss: autograd.grad of the test would see it too.
+        self.a.weight.register_post_accumulate_grad_hook(lambda weight: None)
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+def test_hooks_of_every_kind_that_read_their_own_module(borrow):
+    model = settled(WithHooks())
+    risk = EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+    H = hessian_of_model(model, lambda m: CE(m(X), Y))
+    eye = torch.eye(len(risk.theta), dtype=torch.float64)
+    torch.testing.assert_close(risk.hvp(risk.theta, eye), H, rtol=1e-9, atol=1e-11)

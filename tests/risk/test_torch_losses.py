@@ -222,6 +222,58 @@ def test_outputs_and_targets_that_would_be_broadcast_are_refused_with_both_shape
         EmpiricalRisk(settled(nn.Linear(3, 1)), loss, (x, y))
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("loss", "reduction"),
+    [
+        (lambda o, y: (o - y) ** 2, None),
+        (lambda o, y: ((o - y) ** 2).mean(), "mean"),
+        (lambda o, y: F.mse_loss(o, y, reduction="none"), None),
+        (lambda o, y: F.smooth_l1_loss(o, y), "mean"),
+    ],
+)
+def test_a_users_loss_that_broadcasts_outputs_against_targets_is_refused(loss, reduction):
+    model, x, y = settled(nn.Linear(4, 1)), randn(8, 4), randn(8)
+    shapes = r"outputs of shape \(8, 1\) with targets of shape \(8,\)"
+    with pytest.raises(LandscapeError, match=shapes):
+        EmpiricalRisk(model, loss, (x, y), reduction=reduction)
+    risk = EmpiricalRisk(model, loss, (x, y[:, None]), reduction=reduction)
+    expected = loss(model(x), y[:, None]).mean().detach()
+    torch.testing.assert_close(risk.loss(risk.theta), expected)
+
+
+def test_pairs_of_rows_that_a_loss_means_are_no_broadcast():
+    model, x, y = settled(nn.Linear(4, 3)), randn(8, 4), torch.arange(8) % 2
+
+    def loss(output, target):
+        near = (output[:, None] - output[None]).square().sum(-1)
+        return (near * (target[:, None] == target)).mean()
+
+    risk = EmpiricalRisk(model, loss, (x, y), reduction="whole")
+    torch.testing.assert_close(risk.loss(risk.theta), loss(model(x), y).detach())
+
+
+class Uncertain(nn.Module):
+    """A loss with a trainable parameter of its own (arXiv:1705.07115)."""
+
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, output, target):
+        return F.cross_entropy(output, target, reduction="none") * torch.exp(-self.s) + self.s
+
+
+def test_trainable_parameters_of_the_loss_are_held_fixed_and_said():
+    model, x, y = settled(nn.Linear(4, 3)), randn(8, 4), torch.arange(8) % 3
+    loss = Uncertain().double()
+    risk = EmpiricalRisk(model, loss, (x, y))
+    assert risk.layout.names == ("weight", "bias")
+    assert risk.provenance()["frozen_in_loss"] == ["s"]
+    torch.testing.assert_close(risk.loss(risk.theta), loss(model(x), y).mean().detach())
+    assert loss.s.requires_grad
+
+
 def test_targets_that_are_all_ignored_are_refused():
     y = torch.full((5,), -100)
     with pytest.raises(LandscapeError, match="All 5 targets are ignored"):
