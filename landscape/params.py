@@ -29,6 +29,42 @@ _KIND_OF_MODULE: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("linear", (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)),
 )
 
+
+@dataclass(frozen=True)
+class Layer:
+    """What the weight of a layer is that is not torch's own.
+
+    kind: one of KINDS. outputs: the axes of the weight that run over output units; what belongs to
+    one unit is a filter. Of torch's layers, and of what is not listed, it is axis 0.
+    """
+
+    kind: str = "linear"
+    outputs: tuple[int, ...] = (0,)
+
+
+# Layers of other libraries, by class or by "package.module.Class"; subclasses are found too. Filter
+# normalization, filter nulls, gradient centralization and kinds read it. Add your own:
+# landscape.params.LAYERS[MyDense] = landscape.params.Layer("linear", outputs=(1,)).
+LAYERS: dict[type[nn.Module] | str, Layer] = {
+    # y = x W + b, W in × out: GPT-2 and its kin.
+    "transformers.pytorch_utils.Conv1D": Layer("linear", outputs=(1,)),
+    # Experts in one tensor: experts × in × out, or experts × out × in.
+    "transformers.models.gpt_oss.modeling_gpt_oss.GptOssExperts": Layer("linear", outputs=(0, 2)),
+    "transformers.models.llama4.modeling_llama4.Llama4TextExperts": Layer("linear", (0, 2)),
+    "transformers.models.mixtral.modeling_mixtral.MixtralExperts": Layer("linear", (0, 1)),
+    "torch_geometric.nn.dense.linear.Linear": Layer("linear"),
+}
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """The entry of LAYERS for a module, of its own class or the nearest above it."""
+    for kind in type(module).__mro__:
+        found = LAYERS.get(kind, LAYERS.get(f"{kind.__module__}.{kind.__qualname__}"))
+        if found is not None:
+            return found
+    return None
+
+
 Select = str | Sequence[str] | Callable[["TensorInfo"], bool]
 
 
@@ -43,7 +79,10 @@ def is_norm(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One trainable tensor: `theta[start:stop].view(shape)` is `name`, owned by `module`."""
+    """One trainable tensor: `theta[start:stop].view(shape)` is `name`, owned by `module`.
+
+    outputs: axes that run over output units, where LAYERS says so of its layer.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -51,6 +90,7 @@ class TensorInfo:
     numel: int
     kind: str
     module: str
+    outputs: tuple[int, ...] = (0,)
 
     @property
     def stop(self) -> int:
@@ -83,7 +123,8 @@ class ParamLayout:
             _refuse_odd(name, parameter)
             owner, kind = _owner_and_kind(modules, name)
             shape = tuple(parameter.shape)
-            tensors.append(TensorInfo(name, shape, start, parameter.numel(), kind, owner))
+            outputs = _outputs(modules[owner], kind, shape)
+            tensors.append(TensorInfo(name, shape, start, parameter.numel(), kind, owner, outputs))
             start += parameter.numel()
         if start == 0:
             frozen = sum(1 for _ in model.parameters())
@@ -192,11 +233,22 @@ def _owner_and_kind(modules: Mapping[str, nn.Module], name: str) -> tuple[str, s
         head, _, tail = f".{name}".rpartition(".parametrizations.")
         owner, leaf = head.lstrip("."), tail.split(".")[0]
     module = modules[owner]
-    if is_norm(module):
+    if is_norm(module) and layer_of(module) is None:
         return owner, "norm"
     if "bias" in leaf:
         return owner, "bias"
+    listed = layer_of(module)
+    if listed is not None:
+        return owner, listed.kind
     for kind, types in _KIND_OF_MODULE:
         if isinstance(module, types):
             return owner, kind
     return owner, "other"
+
+
+def _outputs(module: nn.Module, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes over output units; a smaller tensor of a listed layer is no weight of it."""
+    listed = layer_of(module)
+    if listed is None or kind != listed.kind or len(shape) <= max(listed.outputs):
+        return (0,)
+    return listed.outputs

@@ -1,5 +1,6 @@
 """What of a direction is rescaled as a whole: filters, in every kind of tensor."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,9 +20,10 @@ class Filters:
 
     Convolutions (grouped and depthwise too) and linear layers, fused QKV among them: one output
     channel, index 0. Transposed convolutions: one output channel of one group, index 1
-    (`transposed` maps their names to the number of groups). Embeddings: one row. Other tensors:
-    index 0 after leading axes of length 1 are dropped, so that a positional embedding (1, n, d) has
-    n filters. 1-D tensors: one filter.
+    (`transposed` maps their names to the number of groups). Embeddings: one row. Layers of other
+    libraries: one output unit, as `landscape.params.LAYERS` says of them. Other tensors: index 0
+    after leading axes of length 1 are dropped, so that a positional embedding (1, n, d) has n
+    filters. 1-D tensors: one filter.
     """
 
     layout: ParamLayout
@@ -50,6 +52,9 @@ class Filters:
         if tensor.name in self.transposed:
             split = self._split(tensor)
             return flat.view(split).transpose(1, 2).reshape(split[0] * split[2], -1)
+        if tensor.outputs != (0,):
+            whole = flat.view(tensor.shape).movedim(tensor.outputs, _first(tensor))
+            return whole.reshape(math.prod(whole.shape[: len(tensor.outputs)]), -1)
         return flat.view(_squeezed(tensor)[0], -1)
 
     def flat(self, tensor: TensorInfo, rows: Float[Tensor, "f m"]) -> Float[Tensor, "n"]:
@@ -57,6 +62,10 @@ class Filters:
         if tensor.name in self.transposed and not is_one_d(tensor):
             groups, inputs, outputs, *kernel = self._split(tensor)
             return rows.view(groups, outputs, inputs, *kernel).transpose(1, 2).reshape(-1)
+        if tensor.outputs != (0,) and not is_one_d(tensor):
+            rest = [n for axis, n in enumerate(tensor.shape) if axis not in tensor.outputs]
+            whole = rows.view(*(tensor.shape[axis] for axis in tensor.outputs), *rest)
+            return whole.movedim(_first(tensor), tensor.outputs).reshape(-1)
         return rows.reshape(-1)
 
     def _split(self, tensor: TensorInfo) -> tuple[int, ...]:
@@ -89,6 +98,10 @@ class Filters:
         if normalize == "global":
             scaled = _rescaled(scaled[None], weights[None])[0]
         return scaled
+
+
+def _first(tensor: TensorInfo) -> tuple[int, ...]:
+    return tuple(range(len(tensor.outputs)))
 
 
 def is_one_d(tensor: TensorInfo) -> bool:

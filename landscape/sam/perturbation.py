@@ -295,6 +295,7 @@ def _point(
         names=trained.names,
         kinds=trained.kinds,
         modules=trained.modules,
+        outputs=trained.outputs,
         weights=trained.tensors(),
         gradients=[],
         shards=trained.shards,

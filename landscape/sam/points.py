@@ -26,6 +26,7 @@ def make(optimizer: "SAM", passes: Passes) -> Point:
         names=trained.names,
         kinds=trained.kinds,
         modules=trained.modules,
+        outputs=trained.outputs,
         weights=trained.tensors(),
         gradients=[],
         generator=optimizer.generator,

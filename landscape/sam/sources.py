@@ -76,7 +76,8 @@ class Centred(Slot):
     """u_i = g_i minus its mean over all dimensions but the first, for tensors of ndim > 1.
 
     Gradient centralization per output unit (arXiv:2004.01461, used for the ascent in GCSAM,
-    arXiv:2501.11584).
+    arXiv:2501.11584). Of a layer in `landscape.params.LAYERS` the mean is over all dimensions but
+    those of its outputs.
     """
 
     ignores_one_d = True
@@ -87,11 +88,12 @@ class Centred(Slot):
 
 
 def centred(point: Point, i: int, g: Tensor) -> Tensor:
-    """G of tensor i minus its mean over dimensions 1.., g itself for 1-D tensors."""
+    """G of tensor i minus its mean over all but the output units, g itself for 1-D tensors."""
     if g.ndim <= 1:
         return g
-    whole = point.whole(i, g)
-    return point.own(i, whole - whole.mean(dim=tuple(range(1, g.ndim)), keepdim=True))
+    whole, outputs = point.whole(i, g), point.outputs[i] if point.outputs else (0,)
+    within = tuple(axis for axis in range(g.ndim) if axis not in outputs)
+    return point.own(i, whole - whole.mean(dim=within, keepdim=True))
 
 
 @dataclass(frozen=True)

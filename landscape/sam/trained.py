@@ -15,12 +15,16 @@ Gradients = list[Tensor | None]  # over all trained tensors, local parts where t
 
 @dataclass(frozen=True)
 class Trained:
-    """The tensors that are trained: names, kinds, owning modules and parameters, in model order."""
+    """The tensors that are trained: names, kinds, owning modules and parameters, in model order.
+
+    outputs: the axes of each that run over output units.
+    """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     modules: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+    outputs: tuple[tuple[int, ...], ...]
 
     @staticmethod
     def of(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None) -> "Trained":
@@ -35,6 +39,7 @@ class Trained:
             tuple(i.kind for i in infos),
             tuple(i.module for i in infos),
             tuple(by_name[i.name] for i in infos),
+            tuple(i.outputs for i in infos),
         )
 
     @cached_property

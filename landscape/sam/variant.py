@@ -25,6 +25,7 @@ class Point:
     """What the slots of one step may read; lists run over the tensors that have a gradient.
 
     names, kinds, modules: name, kind (`landscape.params.KINDS`) and owning module of each tensor;
+    outputs: its axes over output units (axis 0 where none are given);
     weights: the parameters themselves, at w; gradients: g1, the first-pass gradient, never altered;
     scales: radius of a tensor relative to the variant's rho (from `rho` in its parameter group);
     step, epoch, total_epochs: counters (total_epochs is None until `begin_epoch` said it);
@@ -68,6 +69,7 @@ class Point:
     also: dict[str, Tensor] = field(default_factory=dict)
     nearby: Any = None
     finite: bool | Tensor = True
+    outputs: tuple[tuple[int, ...], ...] = ()
     scratch: State = field(default_factory=dict)
     shards: Shards | None = None
     _norms: list[Tensor] | None = None
@@ -203,6 +205,7 @@ class Point:
             names=tuple(take(self.names)),
             kinds=tuple(take(self.kinds)),
             modules=tuple(take(self.modules)),
+            outputs=tuple(take(self.outputs)) if self.outputs else (),
             weights=take(self.weights),
             gradients=take(self.gradients) if self.gradients else [],
             scales=None if self.scales is None else take(self.scales),

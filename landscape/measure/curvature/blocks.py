@@ -1,6 +1,7 @@
 """Curvature tensor by tensor: eigenvalue and trace of diagonal blocks, the diagonal itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.checks import check_choice, check_count
+from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.linalg.trace import rademacher
 from landscape.measure.curvature import certificates
@@ -28,7 +30,7 @@ def block_curvature(
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
     *,
-    by: str = "tensor",
+    by: str | int | Mapping[str, str | Sequence[str]] = "tensor",
     num_probes: int = 30,
     matrix: str = "hessian",
     tolerance: float | None = None,
@@ -38,7 +40,10 @@ def block_curvature(
 ) -> xr.Dataset:
     """Largest eigenvalue and trace of every diagonal block H_ll of the Hessian, by one graph.
 
-    Blocks are single tensors, modules (weight and bias together) or kinds ("conv", "norm", ...).
+    Blocks are single tensors, modules (weight and bias together) or kinds ("conv", "norm", ...). by
+    may also be a table of patterns on the names of tensors, {"attention": "*attn*", "mlp":
+    ["*mlp*", "*fc*"]}, what none of them matches being the block "(rest)"; or a depth, such as 2
+    for the blocks "layers.0", "layers.1", ... that the names of modules begin with.
     eigenvalue(block) with residual_norm, bound and converged as `top_eigenvalues` has them.
     trace_sample(block, probe) = v_lᵀ(Hv)_l: one product serves all blocks, and the sums over blocks
     are the samples of `hessian_trace` for the same seed; trace(block), trace_stderr(block) and
@@ -50,7 +55,6 @@ def block_curvature(
     Cost: num_probes products, and some 15 for each block.
     """
     measuring = Measuring("block_curvature", risk, theta)
-    check_choice("by", by, BY)
     check_count("num_probes", num_probes, 2)
     check_choice("certify", certify, certificates.CERTIFY)
     loss, theta = measuring.finite_loss(), measuring.theta
@@ -68,6 +72,7 @@ def block_curvature(
         rows.append(_row(pairs, proof))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     samples = _trace_samples(operator, owner, len(names), num_probes, theta, seed)
+    by = {k: v if isinstance(v, str) else list(v) for k, v in by.items()} if _table(by) else by
     options = {"by": by, "num_probes": num_probes, "matrix": matrix, "certify": certify}
     return measuring.result(
         _variables(columns, samples, TITLES[matrix])
@@ -78,14 +83,44 @@ def block_curvature(
     )
 
 
-def _blocks(layout: ParamLayout, by: str) -> tuple[list[str], Tensor]:
+def _blocks(layout: ParamLayout, by: Any) -> tuple[list[str], Tensor]:
     """Names in order of appearance, and the number of the block of each coordinate."""
-    labels = {"tensor": "name", "module": "module", "kind": "kind"}[by]
-    names = list(dict.fromkeys(getattr(tensor, labels) for tensor in layout.tensors))
+    labels = _labels(layout, by)
+    names = list(dict.fromkeys(labels))
     owner = torch.empty(layout.num_parameters, dtype=torch.long)
-    for tensor in layout.tensors:
-        owner[tensor.start : tensor.stop] = names.index(getattr(tensor, labels))
+    for tensor, label in zip(layout.tensors, labels, strict=True):
+        owner[tensor.start : tensor.stop] = names.index(label)
     return [name or "(model)" for name in names], owner
+
+
+def _table(by: Any) -> bool:
+    return isinstance(by, Mapping)
+
+
+def _labels(layout: ParamLayout, by: Any) -> list[str]:
+    """The name of the block of each tensor."""
+    if _table(by):
+        return _by_patterns(layout, by)
+    if isinstance(by, int) and not isinstance(by, bool):
+        check_count("by", by, hint=", a depth in the names of modules")
+        return [".".join(tensor.module.split(".")[:by]) for tensor in layout.tensors]
+    check_choice("by", by, BY)
+    label = {"tensor": "name", "module": "module", "kind": "kind"}[by]
+    return [getattr(tensor, label) for tensor in layout.tensors]
+
+
+def _by_patterns(layout: ParamLayout, by: Mapping[str, str | Sequence[str]]) -> list[str]:
+    """Refused where a pattern matches nothing, or two of them the same tensor."""
+    found: dict[str, str] = {}
+    for block, patterns in by.items():
+        for tensor in layout.select(patterns):
+            if tensor.name in found:
+                raise LandscapeError(
+                    f"by: {tensor.name!r} is matched by the patterns of {found[tensor.name]!r} and "
+                    f"of {block!r}; a tensor belongs to one block, so make them disjoint."
+                )
+            found[tensor.name] = str(block)
+    return [found.get(tensor.name, "(rest)") for tensor in layout.tensors]
 
 
 def _largest(

@@ -77,10 +77,32 @@ def gauss_newton_eigenvalues(done: FinishedRun, *, k: int, max_hvps: int) -> xr.
     return found.assign_attrs(measurement="gauss_newton_eigenvalues")
 
 
-def block_curvature(done: FinishedRun, *, by: str, num_probes: int, matrix: str) -> xr.Dataset:
-    """Largest eigenvalue and trace of the blocks of all tensors, modules or kinds."""
+def block_curvature(
+    done: FinishedRun,
+    *,
+    by: str,
+    patterns: tuple[str, ...] = (),
+    depth: int = 0,
+    num_probes: int,
+    matrix: str,
+) -> xr.Dataset:
+    """Largest eigenvalue and trace of the blocks of all tensors, modules or kinds.
+
+    In the place of `by`, patterns are one block each of the tensors whose names match, such as
+    "*attn*", and a depth of 2 makes the blocks "layers.0", "layers.1", ...
+    """
+    if patterns and depth:
+        raise LandscapeError(
+            f"[measure.block_curvature] patterns = {list(patterns)} and depth = {depth} are two "
+            f"ways to make blocks; give one."
+        )
     return measure.block_curvature(
-        done.risk(), done.theta, by=by, num_probes=num_probes, matrix=matrix, seed=done.seed
+        done.risk(),
+        done.theta,
+        by={pattern: pattern for pattern in patterns} or depth or by,
+        num_probes=num_probes,
+        matrix=matrix,
+        seed=done.seed,
     )
 
 
