@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
@@ -60,11 +60,22 @@ class Batch:
 
 
 def _of_leaf(function: Callable[[Tensor], Tensor], leaf: Any) -> Any:
-    """The function of a tensor, or of all tensors of an object that has `apply`, as graphs have."""
+    """The function of a tensor, or of all tensors of an object: by its `apply`, as graphs have one.
+
+    Else of its attributes (dataclasses, namespaces, batch classes of the user's).
+    """
     if isinstance(leaf, Tensor):
         return function(leaf)
-    apply = getattr(copy.copy(leaf), "apply", None)
-    return apply(function) if callable(apply) else leaf
+    own = getattr(leaf, "__dict__", None)
+    if not own or isinstance(leaf, type | nn.Module):
+        return leaf
+    made = copy.copy(leaf)
+    if callable(getattr(made, "apply", None)):
+        return made.apply(function)
+    inner = functools.partial(_of_leaf, function)
+    for key, value in own.items():
+        object.__setattr__(made, key, pytree.tree_map(inner, value))
+    return made
 
 
 @dataclass
@@ -278,6 +289,11 @@ def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:
     A batch that is not (one graph, packed sequences) has as many as it has targets, or is one.
     """
     leaves = pytree.tree_leaves(tree)
+    if any(isinstance(leaf, Tensor) and leaf.is_nested for leaf in leaves):
+        raise LandscapeError(
+            f"Batch {number} holds a nested tensor, which has no shape; pad it to one: "
+            f"torch.nested.to_padded_tensor(x, padding)."
+        )
     odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
     if (odd and not whole) or not leaves:
         images = any("Image" in name for name in odd)
@@ -286,16 +302,20 @@ def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:
             f"Batch {number} holds {', '.join(odd[:8]) or 'nothing'}; inputs and targets must be "
             f"tensors or arrays whose first axis runs over examples.{cure}"
         )
-    sizes = {
-        leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim and not is_sparse(leaf) else -1
-        for leaf in leaves
-    }
+    sizes = {_rows_of(tensor) for leaf in leaves for tensor in _tensors_of(leaf) or [None]}
     if len(sizes) == 1 and min(sizes) >= 0:
         return sizes.pop(), True
     if whole:
         target = tree[2]
         rows = isinstance(target, Tensor) and target.ndim and len(tree[0]) + len(tree[1])
         return (len(target) if rows else 1), False
+    if any(leaf.ndim == 0 for leaf in leaves):
+        raise LandscapeError(
+            f"Batch {number} has tensors of shapes {[tuple(leaf.shape) for leaf in leaves][:8]}; "
+            f"numbers and single examples are no rows. Give tensors or arrays "
+            f"(torch.as_tensor of lists), and single examples through a loader: "
+            f"DataLoader(examples, batch_size=32)."
+        )
     sparse = next((leaf for leaf in leaves if is_sparse(leaf)), None)
     if sparse is not None:
         raise LandscapeError(
@@ -314,11 +334,30 @@ def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:
     )
 
 
+def _tensors_of(leaf: Any) -> list[Tensor]:
+    """The tensor itself, or those that an object holds."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _of_leaf(keep, leaf)
+    return found
+
+
+def _rows_of(tensor: Tensor | None) -> int:
+    """Its first axis; -1 where there are no rows."""
+    return -1 if tensor is None or not tensor.ndim or is_sparse(tensor) else tensor.shape[0]
+
+
 def _joined(chunks: list[Batch], num_examples: int) -> list[Batch]:
-    """One table if all rows have one shape, else the batches as they came."""
+    """One table if all rows are tensors of one shape, else the batches as they came."""
     if len(chunks) == 1:
         return chunks
     flat = [pytree.tree_flatten(chunk.tree()) for chunk in chunks]
+    if not all(isinstance(leaf, Tensor) for leaves, _ in flat for leaf in leaves):
+        return chunks  # objects of the user's
     alike = {
         (str(spec), tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)) for leaves, spec in flat
     }

@@ -1,7 +1,9 @@
 """The door for data: whatever people hold, read once, as (args, kwargs, targets) of each batch."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from inspect import Parameter, signature
 from typing import Any, Literal
 
@@ -20,13 +22,17 @@ TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 FORMS = "a DataLoader, a Dataset, one batch (inputs, targets) or dict, or a list of batches"
 _MOST_BATCHES, _MOST_BYTES = 100_000, 2**32
 _IGNORED = -100
+# Items that are read twice: 0.81^48 is the chance to miss an augmentation of every tenth. Items of
+# which the first that cannot be read is looked for.
+_ITEMS, _MOST_ITEMS = 48, 1000
 
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 
 def read(data: Any, forward: Callable[..., Any], form: Form) -> tuple[list[Parts], bool]:
     """(args, kwargs, targets) of every batch, and whether the batches are the caller's own."""
-    raw = [plain(given) for given in _ended(_batches_of(data, form), data)]
+    named = form != "batch"
+    raw = [plain(given, named=named) for given in _ended(_batches_of(data, form), data)]
     split = {"outputs": _split, "batch": _whole, "causal_lm": _shifted}[form]
     parts = [split(given, forward, number) for number, given in enumerate(raw)]
     if form != "batch":
@@ -41,7 +47,10 @@ def columns(data: Any, name: str) -> tuple[Any, ...]:
     with `name`, for items that are random, cannot be read, or do not fit one table.
     """
     try:
-        batches = [_pair_of(plain(batch)) for batch in _ended(_batches_of(data, "outputs"), data)]
+        batches = [
+            _pair_of(plain(batch, named=is_dataclass(batch)))
+            for batch in _ended(_batches_of(data, "outputs"), data)
+        ]
         if len({len(batch) for batch in batches}) != 1:
             raise LandscapeError("Its batches have different numbers of parts, or there are none.")
         joined = [
@@ -79,19 +88,31 @@ def _pair_of(batch: Any) -> tuple[Any, ...]:
     return batch[inputs[0]], batch[target]
 
 
-def plain(tree: Any) -> Any:
-    """Every Mapping (transformers' BatchEncoding) as a dict, at any depth."""
+def plain(tree: Any, *, named: bool = True) -> Any:
+    """Every Mapping (transformers' BatchEncoding) as a dict, at any depth.
+
+    named: so also dataclasses, and named tuples with targets in more or fewer than two parts.
+    """
+    if named and is_dataclass(tree) and not isinstance(tree, type | Mapping):
+        tree = {each.name: getattr(tree, each.name) for each in fields(tree)}
+    if named and isinstance(tree, tuple) and len(tree) != 2 and set(TARGET_KEYS) & {*_names(tree)}:
+        tree = dict(zip(_names(tree), tree, strict=True))
     if isinstance(tree, Mapping):
-        return {key: plain(value) for key, value in tree.items()}
+        return {key: plain(value, named=named) for key, value in tree.items()}
     if type(tree) in (list, tuple):
-        return type(tree)(plain(value) for value in tree)
+        return type(tree)(plain(value, named=named) for value in tree)
     return tree
+
+
+def _names(named: tuple[Any, ...]) -> tuple[str, ...]:
+    return getattr(named, "_fields", ())
 
 
 def _batches_of(data: Any, form: Form) -> Iterable[Any]:
     if isinstance(data, DataLoader):
         refuse_random_items(data.dataset)
         _refuse_random_collate(data)
+        _refuse_random_choice(data)
         return data
     if isinstance(data, TensorDataset):
         return [data.tensors]
@@ -100,11 +121,15 @@ def _batches_of(data: Any, form: Form) -> Iterable[Any]:
         if not isinstance(data, IterableDataset) and len(data) == 0:
             return []
         return DataLoader(data, batch_size=1024)
-    if isinstance(data, Mapping | tuple) or (form != "outputs" and isinstance(data, Tensor)):
+    if (
+        isinstance(data, Mapping | tuple)
+        or is_dataclass(data)
+        or (form != "outputs" and isinstance(data, Tensor))
+    ):
         return [data]
     if isinstance(data, list):
-        many = all(isinstance(item, tuple | list | Mapping) for item in data)
-        return data if many else [data]
+        one = any(isinstance(item, Tensor | np.ndarray | str | int | float) for item in data)
+        return [data] if one else data
     if form == "batch" and not isinstance(data, Iterable | str):
         return [data]
     if isinstance(data, Tensor | str | np.ndarray) or not isinstance(data, Iterable):
@@ -124,6 +149,7 @@ def _ended(batches: Iterable[Any], data: Any) -> list[Any]:
         try:
             batch = next(source)
         except StopIteration:
+            _refuse_other_reading(batches, found, data)
             return found
         except LandscapeError:
             raise
@@ -141,6 +167,67 @@ def _ended(batches: Iterable[Any], data: Any) -> list[Any]:
             raise _endless(name, f"its first {half} batches come again after them")
         if len(found) > _MOST_BATCHES or size > _MOST_BYTES:
             raise _endless(name, f"{len(found)} batches ({size / 2**30:.2g} GiB) were read")
+
+
+def _refuse_other_reading(batches: Iterable[Any], found: list[Any], data: Any) -> None:
+    """What is iterated and has no items that could be read twice is read a second time.
+
+    Another order is the same set; what is used up (a generator) cannot be tried.
+    """
+    stream = isinstance(data, DataLoader) and isinstance(data.dataset, IterableDataset)
+    stream |= isinstance(data, IterableDataset)
+    if isinstance(data, list | Mapping | tuple | Dataset | DataLoader) and not stream:
+        return
+    source = iter(batches)
+    if source is batches:
+        return
+    try:
+        again = list(itertools.islice(source, len(found) + 1))
+    except Exception:
+        return
+    if len(again) != len(found) or list(map(_mark, again)) == list(map(_mark, found)):
+        return
+    if Counter(_row_marks(again)) != Counter(_row_marks(found)):
+        raise LandscapeError(
+            f"The data ({type(data).__name__}) hold other examples at a second reading (random "
+            f"augmentation, masking or choice?). A risk is over a fixed set of examples; give the "
+            f"data without it, or one fixed draw: list(data)."
+        )
+
+
+def _row_marks(batches: list[Any]) -> Iterator[int]:
+    """A mark of every row of all batches, whatever their order."""
+    for batch in batches:
+        leaves, _ = pytree.tree_flatten(plain(batch))
+        sizes = {len(leaf) for leaf in leaves if hasattr(leaf, "__len__")}
+        if len(sizes) != 1 or any(isinstance(leaf, str) for leaf in leaves):
+            yield _mark(batch)
+            continue
+        for row in range(sizes.pop()):
+            yield _mark([leaf[row] if hasattr(leaf, "__len__") else leaf for leaf in leaves])
+
+
+def _refuse_random_choice(loader: DataLoader) -> None:
+    """Refuse a sampler that chooses other examples each time: with replacement, or a part."""
+    batches = getattr(loader, "batch_sampler", None)
+    if isinstance(loader.dataset, IterableDataset) or batches is None or _length(batches) is None:
+        return
+
+    def chosen() -> Counter[Any]:
+        return Counter(itertools.chain.from_iterable(itertools.islice(batches, _MOST_BATCHES)))
+
+    try:
+        differs = chosen() != chosen()
+    except Exception:
+        return  # said where the batches are read
+    if differs:
+        kind = type(loader.sampler).__name__
+        drops = " that drops the last, incomplete batch" * bool(loader.drop_last)
+        raise LandscapeError(
+            f"The DataLoader chooses other examples at each reading ({kind}{drops}), so that its "
+            f"loss is no fixed number; give its dataset (.dataset), a loader without random "
+            f"choice, or one fixed draw: list(loader)."
+        )
 
 
 def _length(batches: Iterable[Any]) -> int | None:
@@ -180,12 +267,15 @@ def _unread(data: Any, number: int, error: Exception) -> LandscapeError:
     reason = f"{type(error).__name__}: {first[-1][:300]}" if first else type(error).__name__
     item, held = None, ""
     if hasattr(dataset, "__getitem__") and not isinstance(dataset, Tensor):
-        try:
-            item = dataset[0]
-        except Exception as again:
-            return LandscapeError(
-                f"Item 0 of the data ({name}) cannot be read: {type(again).__name__}: {again}."
-            )
+        for index in range(min(_MOST_ITEMS, _length(dataset) or 1)):
+            try:
+                each = dataset[index]
+                item = each if index == 0 else item
+            except Exception as again:
+                return LandscapeError(
+                    f"Item {index} of the data ({name}) cannot be read: {type(again).__name__}: "
+                    f"{again}."
+                )
         kinds = [_kind(leaf) for leaf in pytree.tree_leaves(plain(item))]
         held = f" Item 0 holds {', '.join(kinds[:8])}."
     kinds = held.lower()
@@ -220,7 +310,8 @@ def refuse_random_items(dataset: Any) -> None:
     if isinstance(dataset, IterableDataset | TensorDataset) or not hasattr(dataset, "__len__"):
         return
     size = len(dataset)
-    for index in sorted({round(i * (size - 1) / 7) for i in range(8)} if size else ()):
+    spread = {round(i * (size - 1) / (_ITEMS - 1)) for i in range(_ITEMS)} if size else ()
+    for index in sorted(spread):
         try:
             first, second = (pytree.tree_leaves(plain(dataset[index])) for _ in range(2))
         except Exception as error:
