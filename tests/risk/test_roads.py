@@ -457,6 +457,15 @@ def test_a_closure_over_the_callers_model_is_refused_by_name_and_measured_on_loa
     assert risk.provenance()["borrowed"] is True
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT, which a shell's background jobs are started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("kind", ["error", "interrupt", "signal"])
 def test_a_borrowed_model_is_put_back_whatever_is_raised(kind):
     model = settled(Hooked()).train()
