@@ -127,7 +127,13 @@ def test_printing_draws_the_figures_that_were_never_seen(browser, page_path):
     visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     visit.page.wait_for_timeout(500)
     assert visit.count(".figure.js-plotly-plot") == visit.count(".figure")
+    # No figure is cut at the edge of the paper, and the screen has its own again afterwards.
+    across = "[...document.querySelectorAll('.figure')].map(f => f.layout.width)"
+    assert set(visit.page.evaluate(across)) == {690}
     assert len(visit.page.pdf()) > 100_000
+    visit.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    visit.page.wait_for_timeout(500)
+    assert 690 not in visit.page.evaluate(across)[:2]
     visit.context.close()
 
 

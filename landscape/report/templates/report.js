@@ -67,13 +67,16 @@
       if (Object.keys(change).length) Plotly.restyle(box, change, [i]);
     });
   }
+  function wide(box) {
+    // Panels stay readable on a phone: the figure scrolls inside its frame, the page does not.
+    var least = Number(box.dataset.least), columns = Number(box.dataset.columns);
+    box.style.minWidth = columns > 1 && !printing ? least * columns + "px" : "0";
+  }
   function draw(box) {
     if (box.dataset.drawn) return;
     box.dataset.drawn = "1";
     var one = spec(box);
-    // Panels stay readable on a phone: the figure scrolls inside its frame, the page does not.
-    var least = Number(box.dataset.least);
-    box.style.minWidth = Number(box.dataset.columns) > 1 ? least * box.dataset.columns + "px" : "0";
+    wide(box);
     Plotly.newPlot(box, one.data, one.layout, config).then(function () {
       box.on("plotly_afterplot", function () { quiet(box); });
       Plotly.relayout(box, look(one.layout));
@@ -191,12 +194,31 @@
     folded = Array.prototype.filter.call(document.querySelectorAll("details"), function (d) { return !d.open; });
     folded.forEach(function (part) { part.open = true; });
     boxes.forEach(draw);
-    each(recolour);
+    each(onPaper);
   });
+  function onPaper(box) {
+    // As wide as A4 or Letter is between margins, whatever the window was.
+    box.style.minWidth = "0";
+    box.style.minHeight = "0";
+    var change = look(box.layout);
+    change.width = 690;
+    change.height = Math.round(0.85 * spec(box).layout.height);
+    Plotly.relayout(box, change);
+    ink(box);
+  }
+  function onScreen(box) {
+    var change = look(box.layout);
+    change.width = null;
+    change.autosize = true;
+    change.height = spec(box).layout.height;
+    wide(box);
+    Plotly.relayout(box, change);
+    ink(box);
+  }
   window.addEventListener("afterprint", function () {
     printing = false;
     folded.forEach(function (part) { part.open = false; });
-    each(recolour);
+    each(onScreen);
   });
 
   boxes.forEach(function (box) { box.style.minHeight = spec(box).layout.height + "px"; });
