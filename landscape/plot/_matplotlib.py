@@ -431,7 +431,7 @@ def _(mark: Surface, ax: Axes) -> None:
 
 @_draw.register
 def _(mark: Label, ax: Axes) -> None:
-    shift = {"left": 3, "right": -3, "center": 0}[mark.anchor]
+    shift = {"left": 5, "right": -5, "center": 0}[mark.anchor]
     ax.annotate(
         mark.text, (mark.x, mark.y), xytext=(shift, 0), textcoords="offset points",
         ha=mark.anchor, va="center", fontsize=_small(), color=mark.color,

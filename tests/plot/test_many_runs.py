@@ -93,3 +93,21 @@ def test_the_map_of_masks_has_the_densities(data):
     expected = here.density.transpose("run", "tensor", "epoch").mean("run")
     np.testing.assert_allclose(tables["ZSharp"].values, expected)
     assert tables["ZSharp"].limits[1] == 1
+
+
+def test_flatness_stands_beside_the_error_on_a_logarithmic_axis(data):
+    parts = [data[n] for n in ("generalization", "top_eigenvalues", "sharpness")]
+    drawn = check_figure("flatness_vs_accuracy", *parts, setting="noisy")
+    first = drawn.panels[0]
+    assert (first.y.label, first.y.units, first.y.log) == ("test error", "%", True)
+    for v in ("sgd", "sam"):
+        here = parts[0].isel(run=np.flatnonzero(parts[0].variant.values == v))
+        label = str(here.label.values[0])
+        seeds, mean = [m for m in first.marks if getattr(m, "name", "") == label][:2]
+        error = 100 * (1 - here.test_accuracy.values)
+        np.testing.assert_allclose(seeds.y, error)
+        assert mean.y[0] == pytest.approx(np.exp(np.log(error).mean()))
+    means = [m for m in first.marks if isinstance(m, grammar.Points) and len(m.x) == 1]
+    tau = stats.kendall([m.x[0] for m in means], [m.y[0] for m in means], seed=0).tau
+    # Flatter and better go together: eigenvalue and error rise with each other.
+    assert first.title == f"τ = {tau:+.2f}".replace("-", "−")

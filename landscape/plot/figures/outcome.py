@@ -8,11 +8,12 @@ import xarray as xr
 from landscape import metrics, stats
 from landscape.plot import runs
 from landscape.plot.compared import Values, compared
-from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import Axis, Band, Drawing, Label, Line, Mark, Panel, Points, Rule
 from landscape.plot.runs import Variant
 from landscape.stats import Decision
 
 _REFERENCES = ("sgd", "sam")
+_SHORT = 12  # letters of a name that has room beside its point
 
 
 def headline(
@@ -157,10 +158,12 @@ def flatness_vs_accuracy(
     rho: float | None = None,
     metric: str = "test_accuracy",
 ) -> Drawing:
-    """Accuracy against lambda_1, Gaussian sharpness at `rho`, and training loss, one panel each.
+    """Test error against lambda_1, Gaussian sharpness at `rho`, and training loss, a panel each.
 
-    Faint points are seeds, large ones variant means with 95 % intervals in both directions. The
-    panel titles hold Kendall's tau over variants. rho: default, the middle of the measured radii.
+    The metric is on the scale that it is compared on: of an accuracy, its error on a logarithmic
+    axis. Faint points are seeds, large ones variant means with 95 % intervals in both directions,
+    named where there is room. The panel titles hold Kendall's tau over variants. rho: default, the
+    middle of the measured radii.
     """
     outcome = runs.in_setting(generalization, setting)
     columns: list[tuple[str, str, xr.DataArray]] = []
@@ -177,9 +180,10 @@ def flatness_vs_accuracy(
     return Drawing(
         "flatness_vs_accuracy",
         "Is the flatter model the better one?",
-        "Small: one seed each. Large: variant means (geometric across, arithmetic up) with 95 % "
+        "Small: one seed each. Large: variant means (geometric on a logarithmic axis) with 95 % "
         "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
-        "means, a description; training loss is shown because it confounds curvature.",
+        "means, a description, above 0 where the flatter variant is the better one; training loss "
+        "is shown because it confounds curvature.",
         panels,
         columns=len(panels),
         panel_height=1.9,
@@ -199,17 +203,18 @@ def _against(
 ) -> Panel:
     row = metrics.metric(metric)
     by_run = dict(zip(flatness.run.values.tolist(), flatness.values.tolist(), strict=True))
+    x_log = all(not value <= 0 for value in by_run.values())
+    y_log = row.scale != "linear" and not np.any(_compared(row, outcome[metric].values) <= 0)
     marks: list[Mark] = []
-    means: list[tuple[float, float]] = []
-    positive = True
+    means: dict[str, tuple[float, float, str]] = {}
     for v in runs.variants(outcome):
         x = np.array([by_run.get(run, np.nan) for run in v.ds.run.values.tolist()])
-        y = (100 if row.is_share else 1) * v.ds[metric].values
-        positive &= not np.any(x <= 0)
-        a, b = stats.geometric_mean_ci(x), stats.mean_ci(y)
+        y = _compared(row, v.ds[metric].values)
+        a, b = ((stats.geometric_mean_ci if log else stats.mean_ci)(values)
+                for log, values in ((x_log, x), (y_log, y)))  # fmt: skip
         if not a.n or not b.n:
             continue
-        means.append((a.estimate, b.estimate))
+        means[v.label] = (a.estimate, b.estimate, v.color)
         marks.append(
             Points(x, y, v.label, v.color, v.symbol, size=2.2, opacity=0.4, legend=False,
                    hover=[f"seed {seed}" for seed in v.ds.seed.values])
@@ -225,14 +230,49 @@ def _against(
         )  # fmt: skip
     title = ""
     if len(means) >= 4:
-        tau = stats.kendall(*zip(*means, strict=True), seed=0)
+        better = -1 if _is_error(row) else row.better
+        pairs = [(x, -better * y) for x, y, _ in means.values()]
+        tau = stats.kendall(*zip(*pairs, strict=True), seed=0)
         title = f"τ = {tau.tau:+.2f}".replace("-", "−")
+    name = row.name.replace("accuracy", "error") if _is_error(row) else row.name
     return Panel(
-        Axis(label, units, log=positive),
-        Axis(row.name, "%" if row.is_share else row.units),
-        tuple(marks),
+        Axis(label, units, log=x_log),
+        Axis(name, "%" if row.is_share else row.units, log=y_log),
+        (*marks, *_named(means, x_log=x_log, y_log=y_log)),
         title,
     )
+
+
+def _is_error(row: metrics.Metric) -> bool:
+    return row.scale == "log_error"
+
+
+def _compared(row: metrics.Metric, values: np.ndarray) -> np.ndarray:
+    """A metric as it is drawn: the error in % of an accuracy, other shares in %."""
+    if _is_error(row):
+        return 100 * (1 - values)
+    return 100 * values if row.is_share else values
+
+
+def _named(
+    means: Mapping[str, tuple[float, float, str]], *, x_log: bool, y_log: bool
+) -> list[Mark]:
+    """Short names beside the means that stand apart from all others: the legend has the rest."""
+    if len(means) < 2:
+        return []
+    places = np.array([[x, y] for x, y, _ in means.values()])
+    for column, log in enumerate((x_log, y_log)):
+        places[:, column] = np.log(places[:, column]) if log else places[:, column]
+    span = np.ptp(places, axis=0)
+    unit = (places - places.min(axis=0)) / np.where(span > 0, span, 1)
+    marks: list[Mark] = []
+    for i, (name, (x, y, color)) in enumerate(means.items()):
+        others = np.delete(unit, i, axis=0)
+        # A name takes a third of the panel across and a tenth of it up.
+        near = (np.abs(others[:, 0] - unit[i, 0]) < 0.4) & (np.abs(others[:, 1] - unit[i, 1]) < 0.1)
+        if not near.any() and len(name) <= _SHORT:
+            marks.append(Label(x, y, name, color, "right" if unit[i, 0] > 0.5 else "left"))
+    return marks
 
 
 def history(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
