@@ -135,7 +135,7 @@ def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidd
         ends = [math.log10(end) for end in axis.limits] if axis.log else list(axis.limits)
         options["range"] = ends
         if axis.log:
-            options["tickvals"] = log_ticks(*axis.limits, 3 if axis.few else 6)
+            options["tickvals"] = log_ticks(*axis.limits, 4 if axis.few else 6)
             options["ticktext"] = [short(tick) for tick in options["tickvals"]]
     if axis.ticks is not None:
         options["tickvals"] = [position for position, _ in axis.ticks]
