@@ -11,7 +11,7 @@ import xarray as xr
 from landscape import results
 from landscape.errors import LandscapeError
 from landscape.plot import runs
-from landscape.plot.figures.outcome import middle, pair_by_seed
+from landscape.plot.figures.outcome.headline import middle, pair_by_seed
 from landscape.report import words
 from landscape.storage import StudyFolder
 

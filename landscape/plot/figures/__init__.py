@@ -1,6 +1,27 @@
 """One function per figure: Datasets in, a `Drawing` out."""
 
-from landscape.plot.figures.behaviour import (
+from landscape.plot.figures.curvature.data import (
+    critical_sharpness,
+    data_bracket,
+    minibatch_eigenvalues,
+    training_curvature,
+)
+from landscape.plot.figures.curvature.densities import spectral_density, spectral_views
+from landscape.plot.figures.curvature.eigenvalues import (
+    alignment,
+    block_curvature,
+    frobenius,
+    gauss_newton_eigenvalues,
+    hessian_trace,
+    top_eigenvalues,
+)
+from landscape.plot.figures.curvature.sharpness import (
+    adaptive_sharpness,
+    m_sharpness,
+    sharpness,
+    sharpness_terms,
+)
+from landscape.plot.figures.outcome.behaviour import (
     calibration,
     features,
     gradient_noise,
@@ -9,28 +30,12 @@ from landscape.plot.figures.behaviour import (
     norms,
     robustness,
 )
-from landscape.plot.figures.connectivity import barrier, bezier, interpolation, perturbation_slice
-from landscape.plot.figures.controls import perturbation_controls
-from landscape.plot.figures.curvature import (
-    alignment,
-    block_curvature,
-    frobenius,
-    gauss_newton_eigenvalues,
-    hessian_trace,
-    top_eigenvalues,
-)
-from landscape.plot.figures.curvature_data import (
-    critical_sharpness,
-    data_bracket,
-    minibatch_eigenvalues,
-    training_curvature,
-)
-from landscape.plot.figures.densities import spectral_density, spectral_views
-from landscape.plot.figures.enrichment import enrichment, perturbation_cosines
-from landscape.plot.figures.heights import surface_pair, surface_persistence
-from landscape.plot.figures.layers import layer_gradients
-from landscape.plot.figures.many_runs import along_axis, sharpness_vs_gap
-from landscape.plot.figures.masks import (
+from landscape.plot.figures.outcome.headline import flatness_vs_accuracy, headline, history
+from landscape.plot.figures.outcome.many_runs import along_axis, sharpness_vs_gap
+from landscape.plot.figures.perturbations.controls import perturbation_controls
+from landscape.plot.figures.perturbations.enrichment import enrichment, perturbation_cosines
+from landscape.plot.figures.perturbations.layers import layer_gradients
+from landscape.plot.figures.perturbations.masks import (
     batch_overlap,
     mask_filters,
     mask_overlap,
@@ -38,8 +43,7 @@ from landscape.plot.figures.masks import (
     mask_selection,
     saved_mask_overlap,
 )
-from landscape.plot.figures.outcome import flatness_vs_accuracy, headline, history
-from landscape.plot.figures.perturbations import (
+from landscape.plot.figures.perturbations.tensors import (
     density_map,
     energy_map,
     energy_over_time,
@@ -47,22 +51,23 @@ from landscape.plot.figures.perturbations import (
     perturbation,
     perturbation_over_time,
 )
-from landscape.plot.figures.planes import (
+from landscape.plot.figures.perturbations.zscore_history import zscore_history
+from landscape.plot.figures.perturbations.zscores import gradient_zscores, zscore_tails
+from landscape.plot.figures.surfaces.connectivity import (
+    barrier,
+    bezier,
+    interpolation,
+    perturbation_slice,
+)
+from landscape.plot.figures.surfaces.heights import surface_pair, surface_persistence
+from landscape.plot.figures.surfaces.planes import (
     curvature_map,
     loss_plane,
     loss_surface,
     plane_difference,
 )
-from landscape.plot.figures.sharpness import (
-    adaptive_sharpness,
-    m_sharpness,
-    sharpness,
-    sharpness_terms,
-)
-from landscape.plot.figures.solutions import three_points, trajectory
-from landscape.plot.figures.surfaces import loss_slice
-from landscape.plot.figures.zscore_time import zscore_history
-from landscape.plot.figures.zscores import gradient_zscores, zscore_tails
+from landscape.plot.figures.surfaces.slices import loss_slice
+from landscape.plot.figures.surfaces.solutions import three_points, trajectory
 
 __all__ = [
     "adaptive_sharpness",

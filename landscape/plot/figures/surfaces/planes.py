@@ -18,7 +18,7 @@ from landscape.plot.drawing import (
     Surface,
     short,
 )
-from landscape.plot.figures._planes import (
+from landscape.plot.figures.surfaces._planes import (
     centre,
     contours,
     dots,

@@ -9,7 +9,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points
-from landscape.plot.figures.outcome import middle
+from landscape.plot.figures.outcome.headline import middle
 
 _FOLLOWED = ("test_accuracy", "val_accuracy", "train_loss", "eigenvalue", "trace", "gaussian",
              "worst_case")  # fmt: skip

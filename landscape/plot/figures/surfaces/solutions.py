@@ -5,7 +5,7 @@ import xarray as xr
 
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Label, Line, Panel, Points, short
-from landscape.plot.figures._planes import centre, contours, holes, mode, shared_levels
+from landscape.plot.figures.surfaces._planes import centre, contours, holes, mode, shared_levels
 from landscape.plot.runs import Variant
 
 

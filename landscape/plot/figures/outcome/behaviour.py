@@ -9,7 +9,7 @@ from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import dots, height, row_axis, strings
-from landscape.plot.figures.outcome import curve
+from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import Variant
 
 # Rows of one variant each that carry several quantities: colour and symbol by quantity.

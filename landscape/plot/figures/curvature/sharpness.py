@@ -9,7 +9,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
-from landscape.plot.figures.outcome import curve, pair_by_seed
+from landscape.plot.figures.outcome.headline import curve, pair_by_seed
 from landscape.plot.runs import Variant
 
 _SHARPNESS = {

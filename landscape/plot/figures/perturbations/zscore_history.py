@@ -6,7 +6,7 @@ import xarray as xr
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Band, Drawing, Label, Line, Mark, Panel, Points
 from landscape.plot.figures._shared import chosen, shortened, strings
-from landscape.plot.figures.zscores import not_shown, ridge
+from landscape.plot.figures.perturbations.zscores import not_shown, ridge
 from landscape.plot.runs import Variant
 
 SHOWN = ("sam", "zsharp")

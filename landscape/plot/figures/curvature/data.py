@@ -7,7 +7,7 @@ from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points
 from landscape.plot.figures._shared import row_axis
-from landscape.plot.figures.outcome import curve
+from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import Variant
 
 

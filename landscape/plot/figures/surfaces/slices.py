@@ -6,7 +6,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel
-from landscape.plot.figures._planes import normalization, random_axes
+from landscape.plot.figures.surfaces._planes import normalization, random_axes
 from landscape.plot.runs import Variant
 
 _WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))

@@ -8,7 +8,7 @@ import xarray as xr
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Matrix, Panel, Points, Rule
 from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
-from landscape.plot.figures.outcome import curve
+from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import Variant
 
 _FACTOR = 4  # of chance, to either side, that the colours of filters span

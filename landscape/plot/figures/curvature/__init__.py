@@ -1,0 +1,1 @@
+"""Curvature at the solution, along the training, and its dependence on the data."""

@@ -1,0 +1,1 @@
+"""What came out, and what many runs say together."""

@@ -1,0 +1,1 @@
+"""What is perturbed: tensors, masks, gradients."""

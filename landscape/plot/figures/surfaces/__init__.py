@@ -1,0 +1,1 @@
+"""The loss on lines and planes, around one solution and between several."""
