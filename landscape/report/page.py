@@ -22,7 +22,7 @@ from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
 from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import Choice, Selected, save, select
+from landscape.report.paper import Choice, Selected, save, select, write_csv
 from landscape.report.rules import RULES
 from landscape.report.sources import claims_of, row_anchor, sources
 from landscape.report.study import Study
@@ -54,6 +54,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     sections = list(select(study, choice, family))
     for shown in (figure for section in sections for figure in section.figures):
         list(save(shown, folder.figures, choice))
+        write_csv(shown.drawing, folder.figures / "data" / f"{shown.stem}.csv")
     said = answer(family)
     for verdict in said.verdicts:
         if verdict.experiment is not None and verdict.experiment.text:
@@ -67,6 +68,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "answer": said,
         "overview": list(_overviews(family, folder, choice)),
         "trained": list(_trained(study)),
+        "how": {name: measured(study, name) for name in study.data},
         "rests_on": partial(sources, study, sections),
         "claims_of": claims_of,
         "row_anchor": row_anchor,
@@ -119,6 +121,7 @@ def _overviews(family: Family, folder: StudyFolder, choice: Choice) -> Iterator[
             stem = "overview" if alone else f"overview-{slug(setting)}"
             shown = Selected(drawing, setting, stem, ("generalization",))
             list(save(shown, folder.figures, choice))
+            write_csv(drawing, folder.figures / "data" / f"{stem}.csv")
             yield shown
 
 

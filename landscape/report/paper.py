@@ -28,6 +28,7 @@ class Selected:
     setting: str
     stem: str
     measurements: tuple[str, ...]
+    figure: str = ""  # its name for `--only`
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _figures(
             drawing = _saying(drawing, study, setting, left_out)
             alone = len(study.settings) == 1
             stem = entry.figure if alone else f"{entry.figure}-{folder_name(setting)}"
-            yield Selected(drawing, setting, stem, entry.measurements)
+            yield Selected(drawing, setting, stem, entry.measurements, entry.figure)
 
 
 def _saying(drawing: Drawing, study: Study, setting: str, left_out: Sequence[str]) -> Drawing:
