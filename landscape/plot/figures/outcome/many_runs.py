@@ -34,22 +34,21 @@ def along_axis(
     data = {name: runs.in_setting(ds, setting) for name, ds in given if ds is not None}
     axes = [axis] if axis is not None else list(stats.axes_of(data))
     found = {name: ds for name in axes if (ds := stats.along_axis(data, name)) is not None}
-    shown = [q for q in stats.QUANTITIES if q.name in _FOLLOWED
-             and any(q.name in ds for ds in found.values())]  # fmt: skip
+    shown = [q for q in stats.QUANTITIES if q.variable in _FOLLOWED
+             and any(q.variable in ds for ds in found.values())]  # fmt: skip
     if any("test_accuracy" in ds for ds in found.values()):
-        shown = [q for q in shown if q.name != "val_accuracy"]
+        shown = [q for q in shown if q.variable != "val_accuracy"]
     looks = {v.family or v.id: (v.color, v.symbol) for v in reversed(list(runs.variants(
         next(iter(data.values())))))}  # fmt: skip
     panels = [
         Panel(
             _along(name, ds),
-            Axis(q.title[0].lower() + q.title[1:] if q.title[1].islower() else q.title,
-                 "%" if q.name.endswith("accuracy") else q.units, log=_log(ds, q.name)),
-            tuple(_followed(ds, q.name, looks)),
+            Axis(q.name, "%" if q.is_share else q.units, log=_log(ds, q.variable)),
+            tuple(_followed(ds, q.variable, looks)),
         )
         for name, ds in found.items()
         for q in shown
-        if q.name in ds
+        if q.variable in ds
     ]  # fmt: skip
     radius = ""
     if sharpness is not None:
