@@ -316,7 +316,8 @@ class _Sets:
             inside = {entry.tokens[0] for entry in chosen.named.values()}
             said += [key for key in map(str, content) if _tokens((key,))[0] not in inside]
         elif isinstance(content, Mapping):
-            said += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+            numbers = Tensor | np.ndarray
+            said += [str(key) for key, value in content.items() if not isinstance(value, numbers)]
         tables = {entry.where for entry in chosen.named.values()}
         said += [
             ".".join(entry.tokens[len(_tokens(entry.where)) :])

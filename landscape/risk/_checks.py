@@ -97,6 +97,7 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
             with engine.evaluating(engine.network.theta):
                 with reading.one_pass(engine.network.weights):
                     losses = _losses(engine, batch, reading)
+                _refuse_frozen(engine)
                 engine.network.watch()
             return losses
         except LandscapeError:
@@ -105,6 +106,20 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
             if habits.differentiates or _NO_GRAPH not in str(error):
                 raise
             habits.differentiates = True
+
+
+def _refuse_frozen(engine: Engine) -> None:
+    """A forward that freezes weights leaves theta without what it was made of."""
+    frozen = [
+        name
+        for name, weight in zip(engine.network.layout.names, engine.network.weights, strict=True)
+        if not weight.requires_grad
+    ]
+    if frozen:
+        raise LandscapeError(
+            f"A forward pass freezes {', '.join(frozen[:5])} (requires_grad_(False)); freeze what "
+            f"is no part of theta before the model is given, and not in forward."
+        )
 
 
 def _refuse_rewritten(engine: Engine) -> None:

@@ -64,13 +64,13 @@ class Network:
         self.model.eval()
         named = dict(self.model.named_parameters())
         self.weights = [named[name] for name in self.layout.names]
-        self.theta = self.layout.flatten(named).detach().clone()
+        self.theta = self.layout.flatten(named).detach().as_subclass(Tensor).clone()
         trainable = set(map(id, self.weights))
         for parameter in named.values():
             parameter.requires_grad_(id(parameter) in trainable)
         # The same memory, with version counters of its own: a graph that is kept stays valid as
         # long as its theta is written before its backward passes.
-        self._memory = [weight.data for weight in self.weights]
+        self._memory = [weight.data.as_subclass(Tensor) for weight in self.weights]
         make_exact(self.model)
         self.twice = TwiceControl(self.model)
         self.batchnorm = BatchNormControl(self.model, self.twice.takes)

@@ -789,3 +789,33 @@ def test_hooks_of_every_kind_that_read_their_own_module(borrow):
     H = hessian_of_model(model, lambda m: CE(m(X), Y))
     eye = torch.eye(len(risk.theta), dtype=torch.float64)
     torch.testing.assert_close(risk.hvp(risk.theta, eye), H, rtol=1e-9, atol=1e-11)
+
+
+class Freezing(Base):
+    def forward(self, x):
+        self.a.weight.requires_grad_(False)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+def test_a_forward_that_freezes_weights_is_refused(borrow):
+    model = settled(Freezing())
+    with pytest.raises(LandscapeError, match=r"forward pass freezes a.weight"):
+        EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+    assert model.a.weight.requires_grad
+
+
+class Labelled(torch.Tensor):
+    pass
+
+
+def test_parameters_of_a_subclass_of_tensor_give_a_plain_theta():
+    model = settled(Base())
+    model.a.bias = nn.Parameter(model.a.bias.detach().as_subclass(Labelled))
+    with pytest.raises(LandscapeError, match=r"cannot be copied.*borrow=True"):
+        EmpiricalRisk(model, CE, (X, Y))
+    risk = EmpiricalRisk(model, CE, (X, Y), borrow=True)
+    assert type(risk.theta) is torch.Tensor
+    expected = CE(model(X), Y).detach().as_subclass(torch.Tensor)
+    torch.testing.assert_close(risk.loss(risk.theta), expected)
+    assert type(risk.gradient(risk.theta + 0.1)) is torch.Tensor
