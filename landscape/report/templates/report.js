@@ -66,6 +66,11 @@
       }
       if (Object.keys(change).length) Plotly.restyle(box, change, [i]);
     });
+    var words = {};
+    (spec(box).layout.annotations || []).forEach(function (note, i) {
+      if (note.font && note.font.color) words["annotations[" + i + "].font.color"] = seen(note.font.color);
+    });
+    if (Object.keys(words).length) Plotly.relayout(box, words);
   }
   function wide(box) {
     // Panels stay readable on a phone: the figure scrolls inside its frame, the page does not.
