@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from landscape import LandscapeError, measure, persistence, results
 from landscape.plot import drawing as grammar
-from landscape.plot import files, meshes
+from landscape.plot import figures, files, meshes
 from tests.figure_checks import check_figure
 from tests.measure_problems import cnn_risk
 
@@ -123,6 +123,17 @@ def test_both_figures_draw_the_same_numbers(planes):
     assert lowest[0] == float(planes.loss.min())
     with pytest.raises(LandscapeError, match="give two of sgd, sam, zsharp"):
         check_figure("surface_pair", planes, setting="noisy", between=("sam", "adam"))
+
+
+def test_a_variant_without_a_finite_cell_is_named_and_the_others_are_drawn(planes):
+    lost = planes.copy(deep=True)
+    lost.loss[1] = np.nan
+    drawn = figures.surface_persistence(lost, setting="noisy")
+    assert "SAM no finite cell" in drawn.caption
+    names = [text for _, text in drawn.panels[0].y.ticks]
+    assert "SAM" not in names
+    lost.loss[:] = np.inf
+    assert figures.surface_persistence(lost, setting="noisy").panels == ()
 
 
 def test_a_mesh_has_the_cells_as_corners_on_one_linear_scale(planes, tmp_path):

@@ -94,7 +94,7 @@ def _norms(v: Variant, layers: list[str], names: list[str]) -> np.ndarray:
 def _perturbed(
     history: xr.Dataset | None, setting: str | None, wanted: tuple[str, ...], names: list[str]
 ) -> list[Mark]:
-    if history is None or "density" not in history:
+    if history is None or not {"density", "size"} <= set(history.variables):
         return []
     ds = runs.in_setting(history, setting)
     tensors = _layers(strings(ds.tensor))

@@ -15,6 +15,7 @@ from landscape.plot.figures.surfaces._planes import random_axes
 from landscape.plot.figures.surfaces.planes import loss_surface
 
 _SHOWN = 5  # basins of a variant
+_MOST_CELLS = 200_000  # of a plane: a merge tree of more takes minutes
 
 
 def surface_pair(
@@ -63,14 +64,20 @@ def surface_persistence(
     """Basins of each surface as bars from their minimum to the saddle where they join another.
 
     ds: loss_plane; its merge trees are those of `landscape.persistence`. Outlined bars are within
-    what the errors of the cells could have made.
+    what the errors of the cells could have made. No panel where no cell is finite, or where there
+    are more than 200 000.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, variable)
     names: list[str] = []
     marks: list[Mark] = []
     counts, bounds = [], []
+    if ds.sizes["alpha"] * ds.sizes["beta"] > _MOST_CELLS:
+        return Drawing("surface_persistence", "Basins of the sampled surfaces", "", ())
     for v in runs.variants(ds):
+        if not bool(np.isfinite(v.ds[variable]).any()):
+            counts.append(f"{v.label} no finite cell")
+            continue
         found = persistence.persistence(
             v.ds.isel(run=0).drop_vars("run"), variable=variable, most=_SHOWN
         )
@@ -94,6 +101,8 @@ def surface_persistence(
             if text
         ]
         names += [v.label, *[""] * (found.sizes["point"] - 1)]
+    if not names:
+        return Drawing("surface_persistence", "Basins of the sampled surfaces", "", ())
     known = [bound for bound in bounds if np.isfinite(bound)]
     error = (
         f"Outlined: shorter than twice what the choice of examples and interpolation could have "
