@@ -165,6 +165,7 @@ def perturb(
     state: dict[str, State] | None = None,
     epoch: int = 0,
     total_epochs: int | None = None,
+    fisher: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> Perturbation:
     """The perturbation e that `variant` would make here: at the model's weights, on this batch.
 
@@ -173,8 +174,10 @@ def perturb(
     averages; `SAM.counterfactual` passes its own), used as a copy. Without state, an average starts
     with this gradient, SSAM-F's mask comes from a fresh Fisher information over this batch's
     examples (all of them when there are fewer than num_samples) and SSAM-D's is its random initial
-    one; `note` says so. The model, its buffers, `.grad`, mode and random state are bit-identical
-    afterwards, whatever is raised. Cost: 2 gradients, plus the Fisher examples.
+    one; `note` says so. fisher: (number of examples) -> squared gradients per tensor, in place of
+    that Fisher information, whose examples pass alone and by default in eval mode. The model, its
+    buffers, `.grad`, mode and random state are bit-identical afterwards, whatever is raised. Cost:
+    2 gradients, plus the Fisher examples.
     """
     trained = Trained.of(model)
     return counterfactual(
@@ -187,6 +190,7 @@ def perturb(
         seed=seed,
         epoch=epoch,
         total_epochs=total_epochs,
+        fisher=fisher,
     )
 
 
@@ -204,6 +208,7 @@ def counterfactual(
     momentum: Callable[[str], Tensor | None] | None = None,
     signs: Sequence[int] | None = None,
     batches: Batches | None = None,
+    fisher: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> Perturbation:
     """`perturb` over the given tensors, with a base optimizer's momentum."""
     parameters, tensors = list(trained.parameters), trained.tensors()
@@ -236,7 +241,8 @@ def counterfactual(
             point = point.only(live)
             point.gradients, point.loss = [g1[i] for i in live], loss1
             point.nearby = Nearby(passes, Buffers(model))
-            point.fisher = _batch_fisher(model, trained, losses, batch, passes.batches, point)
+            own = _batch_fisher(model, trained, losses, batch, passes.batches, point)
+            point.fisher = own if fisher is None else lambda count, **_: fisher(count)
             variant.selector.active(
                 names=trained.names, kinds=trained.kinds, modules=trained.modules,
                 state=slots["selector"], generator=point.host_generator,

@@ -24,7 +24,7 @@ def sharpness(
     *,
     rho: float | Sequence[float] = RHO,
     ascent_steps: int = 10,
-    restarts: int = 0,
+    restarts: int = 4,
     num_pairs: int = 8,
     seed: int,
 ) -> xr.Dataset:
@@ -34,6 +34,8 @@ def sharpness(
     one_step_first_order = rho ‖g‖ and one_step_second_order = ½ rho² gᵀHg / ‖g‖².
     worst_case(rho): max over ‖e‖ <= rho, bounded from below by projected normalized gradient ascent
     from that step and from `restarts` random directions; the best point seen, never below one_step.
+    Four raised it by 16 % for one network of two trained ones at rho = 0.2, by at most 1 % for the
+    others (restarts=0 costs a fifth); 30 steps for 10 raised it by 23 % there.
     gaussian(rho): mean over xi ~ N(0, (rho²/P) I), so that E‖xi‖² = rho²; antithetic pairs cancel
     the odd orders. For a loss that is smooth at that distance ½ (rho²/P) tr H remains; where ReLU
     units switch within it their kinks add to the mean as much as curvature does and more, at any

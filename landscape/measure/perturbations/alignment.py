@@ -30,7 +30,6 @@ def alignment(
     variants: Mapping[str, sam.Variant],
     k: int = 5,
     batch_size: int = 64,
-    bn: str = "batch",
     states: Mapping[str, dict[str, Any]] | None = None,
     certify: str = "float64",
     seed: int,
@@ -43,7 +42,9 @@ def alignment(
     ‖V_l‖_F²/n_l, a random direction with the same energy in every tensor. enrichment(direction) =
     captured / expected_matched: against the first null, whatever perturbs norm layers alone would
     look aligned. rayleigh(direction) = eᵀHe/‖e‖². Alignment is not mechanism. Directions without
-    energy are NaN. residual_norm(rank) in float64 unless certify="none".
+    energy are NaN. The variants are asked in the BatchNorm mode of the curvature: running
+    statistics for a risk with bn="eval", those of their batch for "full_batch". residual_norm(rank)
+    in float64 unless certify="none".
     Cost: about 20 k gradients, 2 per variant.
     """
     check_variants("alignment", variants)
@@ -55,7 +56,7 @@ def alignment(
     measuring.finite_loss()
     pairs = eigenpairs(measuring, k=k, certify=certify, seed=seed)
     V = pairs.vectors
-    here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
+    here = Counterfactual(risk, theta, batch_size=batch_size, bn=_mode(risk), seed=seed)
     named = {"gradient": risk.gradient(theta)}
     for name, variant in variants.items():
         state = None if states is None else states.get(name)
@@ -93,9 +94,14 @@ def alignment(
         "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
     }
     coords = {"direction": np.array(list(named), dtype=object), "rank": np.arange(k)}
-    options = {"k": k, "batch_size": here.batch_size, "batch_bn": bn}
+    options = {"k": k, "batch_size": here.batch_size, "batch_bn": _mode(risk)}
     options |= {"certify": certify, "seed": seed}
     return measuring.result(variables, coords=coords, options=options)
+
+
+def _mode(risk: EmpiricalRisk) -> str:
+    """The BatchNorm mode of a step that is that of the risk."""
+    return "batch" if risk.bn == "full_batch" else "eval"
 
 
 def enrichment(
@@ -107,7 +113,6 @@ def enrichment(
     num_probes: int = 30,
     fisher_examples: int = 128,
     batch_size: int = 64,
-    bn: str = "batch",
     states: Mapping[str, dict[str, Any]] | None = None,
     seed: int,
 ) -> xr.Dataset:
@@ -122,7 +127,10 @@ def enrichment(
     v_1²; `eigenspace`, sum_i v_i² over the top k eigenvectors; `hessian_diagonal`, diag H by
     num_probes Hutchinson probes (its sum is the trace; single terms may be negative); `fisher`,
     mean over `fisher_examples` examples of the squared gradient (empirical Fisher); `weight`,
-    theta²; `magnitude`, |theta|. `direction` names the variants.
+    theta²; `magnitude`, |theta|. `direction` names the variants, which are asked in the BatchNorm
+    mode of the curvature: running statistics for a risk with bn="eval", those of their batch for
+    "full_batch". The Fisher information is that of single examples, with running statistics; it is
+    left out, NaN, where the risk has others.
     """
     check_variants("enrichment", variants)
     if not variants:
@@ -132,7 +140,7 @@ def enrichment(
     measuring = Measuring("enrichment", risk, theta)
     theta = measuring.theta
     measuring.finite_loss()
-    here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
+    here = Counterfactual(risk, theta, batch_size=batch_size, bn=_mode(risk), seed=seed)
     masks = [
         here.flat_mask(here.perturb(variant, state=None if states is None else states.get(name)))
         for name, variant in variants.items()
@@ -142,7 +150,7 @@ def enrichment(
         "eigenvector": pairs.vectors[0].double().square(),
         "eigenspace": pairs.vectors.double().square().sum(0),
         "hessian_diagonal": _hessian_diagonal(risk, theta, num_probes, seed),
-        "fisher": empirical_fisher(risk, theta, num_examples=fisher_examples, seed=seed),
+        "fisher": _fisher(risk, theta, fisher_examples, seed),
         "weight": theta.double().square(),
         "magnitude": theta.double().abs(),
     }
@@ -178,7 +186,7 @@ def enrichment(
         "num_probes": num_probes,
         "fisher_examples": min(fisher_examples, risk.num_examples),
         "batch_size": here.batch_size,
-        "batch_bn": bn,
+        "batch_bn": _mode(risk),
         "seed": seed,
     }
     coords = {"direction": np.array(list(variants), dtype=object)}
@@ -193,6 +201,13 @@ _TITLES = {
     "weight": "‖θ‖²",
     "magnitude": "‖θ‖₁",
 }
+
+
+def _fisher(risk: EmpiricalRisk, theta: Tensor, count: int, seed: int) -> Float[Tensor, "P"]:
+    """The empirical Fisher information where single examples have the mode of the risk."""
+    if risk.has_batchnorm and risk.bn != "eval":
+        return torch.full_like(theta, torch.nan, dtype=torch.float64)
+    return empirical_fisher(risk, theta, num_examples=count, seed=seed)
 
 
 def empirical_fisher(

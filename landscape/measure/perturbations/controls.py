@@ -105,6 +105,7 @@ def perturbation_controls(
         "variant": variant.name,
         "num_draws": num_draws,
         "batch_size": here.batch_size,
+        "bn": bn,
         "batch_bn": bn,
         "note": made.note,
         "seed": seed,

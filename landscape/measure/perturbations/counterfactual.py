@@ -40,14 +40,18 @@ def check_variant(variant: sam.Variant) -> None:
 
 
 class Counterfactual:
-    """One model at theta and one batch, on which variants are asked what they would perturb."""
+    """One model at theta and one batch, on which variants are asked what they would perturb.
+
+    bn: "batch" or "eval", the mode of BatchNorm in everything that is asked of any variant, the
+    Fisher information of SSAM-F's mask included.
+    """
 
     def __init__(
         self, risk: EmpiricalRisk, theta: Tensor, *, batch_size: int, bn: str, seed: int
     ) -> None:
         check_count("batch_size", batch_size, 1)
         check_choice("bn", bn, BATCH_BN)
-        self.risk, self.seed = risk, seed
+        self.risk, self.seed, self.bn = risk, seed, bn
         self.batch_size = min(batch_size, risk.num_examples)
         if bn == "batch" and self.batch_size == 1 and risk.has_batchnorm:
             raise LandscapeError(
@@ -90,7 +94,10 @@ class Counterfactual:
             }
             note = "no state: the average is the mean gradient over all batches"
         draws = self.seed if seed is None else seed
-        made = sam.perturb(variant, self.model, self.losses, rows, state=state, seed=draws)
+        fisher = functools.partial(self._fisher, rows) if self._joint else None
+        made = sam.perturb(
+            variant, self.model, self.losses, rows, state=state, seed=draws, fisher=fisher
+        )
         made.note = note or made.note
         for name, g in zip(made.names, made.g1, strict=True):
             if g is not None and not bool(torch.isfinite(g).all()):
@@ -101,6 +108,36 @@ class Counterfactual:
                     f"Check the checkpoint and the inputs."
                 )
         return made
+
+    @property
+    def _joint(self) -> bool:
+        """Whether the losses of a batch depend on each other: by its BatchNorm statistics."""
+        return self.bn == "batch" and self.risk.has_batchnorm
+
+    def _fisher(self, rows: Tensor, count: int) -> dict[str, Tensor]:
+        """Mean over examples of (∂ loss_i / ∂ w)² with the other examples of the batch beside them.
+
+        One graph of the batch, so that a mask of Fisher information is asked in the BatchNorm mode
+        of all others; one example alone has no statistics of a batch.
+        """
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        total = {name: torch.zeros_like(p) for name, p in trained.items()}
+        some = min(count, len(rows))
+        with torch.enable_grad():
+            losses = self.losses(rows)
+            if losses.ndim == 0:
+                raise LandscapeError(
+                    "Fisher information was asked with bn='batch' of a loss that is known as a "
+                    "mean alone; give bn='eval', or a loss per example."
+                )
+            for i in range(some):
+                found = torch.autograd.grad(
+                    losses[i], list(trained.values()), materialize_grads=True, retain_graph=True
+                )
+                for name, g in zip(trained, found, strict=True):
+                    total[name].addcmul_(g, g)
+        self.risk.spend(some * len(rows) / self.risk.num_examples)
+        return {name: t / some for name, t in total.items()}
 
     def batches(self, count: int) -> list[Tensor]:
         """Rows of `count` disjoint batches of the seeded order; the first is that of `perturb`."""

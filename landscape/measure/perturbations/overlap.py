@@ -100,6 +100,7 @@ def mask_overlap(
     options = {
         "variants": {name: variant.name for name, variant in variants.items()},
         "batch_size": here.batch_size,
+        "bn": bn,
         "batch_bn": bn,
         "null": "hypergeometric, stratified over tensors; *_filter: filters permuted",
         "num_permutations": num_permutations,
@@ -167,6 +168,7 @@ def batch_overlap(
         "variants": {name: variant.name for name, variant in variants.items()},
         "batch_size": here.batch_size,
         "num_batches": num_batches,
+        "bn": bn,
         "batch_bn": bn,
         "seed": seed,
     }

@@ -77,6 +77,7 @@ def perturbation(
     options = {
         "variant": variant.name,
         "batch_size": here.batch_size,
+        "bn": bn,
         "batch_bn": bn,
         "note": made.note,
         "seed": seed,
@@ -137,6 +138,7 @@ def perturbation_cosines(
     options = {
         "variants": {name: variant.name for name, variant in variants.items()},
         "batch_size": here.batch_size,
+        "bn": bn,
         "batch_bn": bn,
         "seed": seed,
     }

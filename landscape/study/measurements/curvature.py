@@ -9,7 +9,6 @@ from landscape.errors import LandscapeError
 from landscape.measure.curvature.adaptive_sharpness import NORMS
 from landscape.measure.curvature.blocks import BY
 from landscape.measure.curvature.operator import MATRICES
-from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.study import possible
 from landscape.study.finished_run import Checkpoints, FinishedRun, training_objective
 from landscape.study.measurements.record import (
@@ -155,7 +154,10 @@ def adaptive_sharpness(
     norm: str,
     normalize_logits: bool,
     ascent_steps: int,
+    restarts: int,
     num_pairs: int,
+    batch_size: int,
+    num_batches: int,
 ) -> xr.Dataset:
     """Loss increase within relative changes of every weight."""
     return measure.adaptive_sharpness(
@@ -165,7 +167,10 @@ def adaptive_sharpness(
         norm=norm,
         normalize_logits=normalize_logits,
         ascent_steps=ascent_steps,
+        restarts=restarts,
         num_pairs=num_pairs,
+        batch_size=done.at_most(batch_size) if batch_size else None,
+        num_batches=num_batches or None,
         seed=done.seed,
     )
 
@@ -262,7 +267,6 @@ def alignment(
     variants: tuple[str, ...] = ("sam", "asam", "sam_on", "zsharp", "random_mask"),
     k: int,
     batch_size: int,
-    bn: str,
 ) -> xr.Dataset:
     """Energy of the perturbations of several variants in the top eigenspace, against chance."""
     return measure.alignment(
@@ -271,7 +275,6 @@ def alignment(
         variants=done.counterfactuals(variants),
         k=k,
         batch_size=done.at_most(batch_size),
-        bn=bn,
         seed=done.seed,
     )
 
@@ -329,11 +332,14 @@ RECORDS = (
     ),
     Record(hessian_diagonal, cost=_probes, first_seed_only=True, drawn=False),
     Record(frobenius, cost=_probes, of=(measure.hessian_diagonal,)),
-    Record(sharpness, cost=_sharpness, default=True, least={"ascent_steps": 0}),
+    Record(sharpness, cost=_sharpness, default=True, least={"ascent_steps": 0, "restarts": 0}),
     Record(
         adaptive_sharpness,
-        cost=lambda o, _: len(o["rho"]) * (o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD),
+        cost=lambda o, _: (
+            len(o["rho"]) * ((1 + o["restarts"]) * o["ascent_steps"] + 2 * o["num_pairs"] * FORWARD)
+        ),
         choices={"norm": NORMS},
+        least={"batch_size": 0, "restarts": 0},
     ),
     Record(
         m_sharpness,
@@ -364,7 +370,6 @@ RECORDS = (
     Record(
         alignment,
         cost=lambda o, _: LANCZOS * o["k"] + 2 * len(o["variants"]),
-        choices={"bn": BATCH_BN},
         variants=("variants",),
     ),
     Record(

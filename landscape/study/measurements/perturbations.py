@@ -226,7 +226,6 @@ def enrichment(
     num_probes: int,
     fisher_examples: int,
     batch_size: int,
-    bn: str,
 ) -> xr.Dataset:
     """What the masks catch of curvature, Fisher information and weight, over chance."""
     return measure.enrichment(
@@ -237,7 +236,6 @@ def enrichment(
         num_probes=num_probes,
         fisher_examples=fisher_examples,
         batch_size=done.at_most(batch_size),
-        bn=bn,
         seed=done.seed,
     )
 
@@ -347,7 +345,6 @@ RECORDS = (
         cost=lambda o, work: LANCZOS * o["k"] + PRODUCT * o["num_probes"] + _masks(o, work),
         least={"num_probes": 1},
         first_seed_only=True,
-        choices=_BN,
         variants=("variants",),
     ),
 )

@@ -124,3 +124,43 @@ def test_bad_input_is_refused():
         measure.adaptive_sharpness(risk, risk.theta, rho=0.0, seed=0)
     with pytest.raises(LandscapeError, match="m=3 was asked of 2 examples"):
         measure.m_sharpness(risk, risk.theta, batch_sizes=[3], seed=0)
+
+
+# --- of batches ---------------------------------------------------------------------------------
+
+
+def classifier():
+    x, y = images(14)
+    return EmpiricalRisk(relu_net(), nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)
+
+
+def test_of_batches_it_is_the_mean_of_what_each_batch_has_alone():
+    risk = classifier()
+    call = {"rho": [0.05, 0.2], "ascent_steps": 3, "num_pairs": 2, "seed": 5}
+    ds = measure.adaptive_sharpness(risk, risk.theta, batch_size=4, **call)
+    order = torch.randperm(risk.num_examples, generator=generator(5))
+    parts = [rows for rows in order.split(4) if len(rows) == 4]
+    alone = np.array([
+        measure.adaptive_sharpness(risk.subset(rows), risk.theta, **call).worst_case.values
+        for rows in parts
+    ])  # fmt: skip
+    np.testing.assert_allclose(ds.worst_case, alone.mean(0), rtol=1e-9)
+    error = alone.std(0, ddof=1) / len(parts) ** 0.5
+    np.testing.assert_allclose(ds.worst_case_stderr, error, rtol=1e-9)
+    whole = measure.adaptive_sharpness(risk, risk.theta, **call)
+    assert np.isnan(whole.worst_case_stderr).all()
+    few = measure.adaptive_sharpness(risk, risk.theta, batch_size=4, num_batches=2, **call)
+    np.testing.assert_allclose(few.worst_case, alone[:2].mean(0), rtol=1e-9)
+    with pytest.raises(LandscapeError, match="batch_size=999"):
+        measure.adaptive_sharpness(risk, risk.theta, batch_size=999, seed=0)
+
+
+def test_restarts_can_only_raise_the_worst_case():
+    risk = classifier()
+    call = {"rho": [0.05, 0.5], "ascent_steps": 2, "num_pairs": 2, "seed": 0}
+    found = [
+        measure.adaptive_sharpness(risk, risk.theta, restarts=n, norm=norm, **call).worst_case
+        for norm in ("linf", "l2") for n in (0, 3)
+    ]  # fmt: skip
+    assert (found[1] >= found[0]).all()
+    assert (found[3] >= found[2]).all()

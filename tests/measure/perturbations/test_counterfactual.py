@@ -1,5 +1,6 @@
 """Masks asked of a variant are those that its optimizer uses at that step, for every variant."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import EmpiricalRisk, LandscapeError, measure, sam, seeds
+from landscape import EmpiricalRisk, LandscapeError, measure, results, sam, seeds
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.sam import schedule
 from tests.sam_models import batch, cnn, ready, same, step, variants
@@ -148,3 +149,77 @@ def test_gradients_that_are_not_finite_are_refused_and_none_is_zero(name):
     ds = function(risk, sound, seed=0, **ASKED[name])
     if "energy_share" in ds:
         assert (ds["energy_share"].sel(tensor="unreached.weight") == 0).all()
+
+
+# --- one BatchNorm mode for all variants --------------------------------------------------------
+
+
+def normed(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model = model.double()
+    model[1].running_mean += 1.5
+    model[1].running_var *= 3.0
+    x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 3, (12,))
+    return model, x, y
+
+
+def mask_by_hand(model, x, y, mode, density):
+    """The largest squared gradients of single examples; of a batch with all of it in each pass."""
+    model = copy.deepcopy(model).train(mode == "batch")
+    total = [torch.zeros_like(p) for p in model.parameters()]
+    for i in range(len(y)):
+        out = model(x)[i : i + 1] if mode == "batch" else model(x[i : i + 1])
+        loss = nn.functional.cross_entropy(out, y[i : i + 1])
+        for t, g in zip(total, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            t += g * g
+    flat = torch.cat([t.flatten() for t in total])
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.topk(int(len(flat) * density)).indices] = True
+    return chosen
+
+
+@pytest.mark.parametrize("mode", ["batch", "eval"])
+def test_the_fisher_mask_is_asked_in_the_batchnorm_mode_of_the_comparison(mode):
+    """Statistics of the batch and running ones pick other coordinates; each is that of its mode."""
+    model, x, y = normed()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)
+    here = Counterfactual(risk, risk.theta, batch_size=12, bn=mode, seed=0)
+    made = here.perturb(sam.ssam_f(rho=0.1, sparsity=0.7, num_samples=12))
+    expected = mask_by_hand(model, x, y, mode, 0.3)
+    assert torch.equal(here.flat_mask(made), expected)
+    other = mask_by_hand(model, x, y, "eval" if mode == "batch" else "batch", 0.3)
+    assert not torch.equal(expected, other)
+
+
+@pytest.mark.parametrize("bn", ["eval", "full_batch"])
+def test_what_is_compared_with_curvature_is_asked_in_the_mode_of_the_curvature(bn):
+    model, x, y = normed()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), bn=bn, dtype=torch.float64)
+    ds = measure.alignment(risk, risk.theta, variants={"sam": sam.sam(0.1)}, k=1, seed=0,
+                           batch_size=12)  # fmt: skip
+    # Of all examples at once, SAM's perturbation is the gradient of the risk itself.
+    captured = ds.captured.sel(direction=["gradient", "sam"]).values
+    assert captured[0] == pytest.approx(captured[1], rel=1e-9)
+    said = results.provenance(ds)
+    assert said["batch_bn"] == ("eval" if bn == "eval" else "batch")
+    found = measure.enrichment(
+        risk, risk.theta, variants={"zsharp": sam.zsharp(0.1)}, k=1, num_probes=2, seed=0
+    )
+    assert bool(np.isnan(found.enrichment_fisher).all()) == (bn == "full_batch")
+
+
+def test_the_mode_of_a_mask_comparison_is_its_provenance():
+    model, x, y = normed()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)
+    variants = {"zsharp": sam.zsharp(0.1), "ssam_f": sam.ssam_f(0.1)}
+    for mode in ("batch", "eval"):
+        ds = measure.mask_overlap(risk, risk.theta, variants=variants, bn=mode, seed=0)
+        assert results.provenance(ds)["bn"] == mode
+
+
+def test_one_example_has_no_statistics_of_a_batch():
+    model, x, y = normed()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)
+    with pytest.raises(LandscapeError, match="batch_size=1 was asked with bn='batch'"):
+        Counterfactual(risk, risk.theta, batch_size=1, bn="batch", seed=0)
