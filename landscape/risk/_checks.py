@@ -162,7 +162,7 @@ def _without_influence(engine: Engine, batch: Batch, reading: Reading) -> list[s
                 rows += more.count
                 if rows >= _MANY or not names:
                     break
-    except LandscapeError:
+    except (LandscapeError, Warning):  # a warning that the caller made an error is no answer
         raise
     except Exception as error:  # what fails is said again where a derivative is asked
         engine.notes.influence_unknown = str(error).splitlines()[0] if str(error) else "no reason"
