@@ -8,8 +8,6 @@ import xarray as xr
 
 from landscape import results
 from landscape.errors import LandscapeError
-from landscape.plot import runs
-from landscape.plot.files import tables
 from landscape.storage import StudyFolder
 
 
@@ -40,6 +38,9 @@ class Results(Mapping[str, xr.Dataset]):
 
     def frames(self, name: str) -> dict[tuple[str, ...], pd.DataFrame]:
         """Tidy tables of one result: one for each set of dimensions that variables share."""
+        from landscape.plot import runs  # drawing is not loaded by who trains
+        from landscape.plot.files import tables
+
         return tables(runs.as_runs(self[name]))
 
     def frame(self, name: str, variable: str) -> pd.DataFrame:
