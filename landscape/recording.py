@@ -5,7 +5,7 @@ import hashlib
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -399,7 +399,7 @@ class _Seen:
 
 
 @contextlib.contextmanager
-def _losses_of_backward(watch: Watch) -> Iterator[None]:
+def _losses_of_backward(watch: Watch) -> Generator[None]:
     """Show the watch every loss that `backward` starts from: no hook of torch does."""
     own = torch.autograd.backward
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -310,7 +310,7 @@ def _first_bad(engine: Engine, theta: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def explaining(engine: Engine, theta: Tensor, order: int = 2) -> Iterator[None]:
+def explaining(engine: Engine, theta: Tensor, order: int = 2) -> Generator[None]:
     """Say which module has no derivative, or memory, where that is what fails within."""
     try:
         with engine.naming_memory():

@@ -5,7 +5,7 @@ import copy
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -245,7 +245,7 @@ def collect(
 
 
 @contextlib.contextmanager
-def kept_rng(data: Any = None) -> Iterator[None]:
+def kept_rng(data: Any = None) -> Generator[None]:
     """Restore the global generators of torch, numpy and Python, and those of a DataLoader."""
     own = [
         generator

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,14 +219,14 @@ class Engine:
             control.close_site()
 
     @contextlib.contextmanager
-    def evaluating(self, theta: Tensor) -> Iterator[None]:
+    def evaluating(self, theta: Tensor) -> Generator[None]:
         """Weights at theta, no graph but where the model makes one of its own."""
         graphs = torch.set_grad_enabled(self.network.habits.differentiates)
         with self._scope(second=False), graphs, self._at(theta):
             yield
 
     @contextlib.contextmanager
-    def differentiating(self, order: int, theta: Tensor) -> Iterator[None]:
+    def differentiating(self, order: int, theta: Tensor) -> Generator[None]:
         """Weights at theta, graphs on, kernels that have this many derivatives.
 
         Backward passes run within it as well: what is recomputed there (checkpoints) reads the
@@ -241,7 +241,7 @@ class Engine:
                 twice.active = twice.absorbed = False
 
     @contextlib.contextmanager
-    def _scope(self, *, second: bool) -> Iterator[None]:
+    def _scope(self, *, second: bool) -> Generator[None]:
         rng = kept_rng() if self.notes.uses_rng else contextlib.nullcontext()
         settings = numerics(
             self.device, self.dtype, second=second, recurrent=self.network.recurrent
@@ -250,7 +250,7 @@ class Engine:
             yield
 
     @contextlib.contextmanager
-    def naming_memory(self) -> Iterator[None]:
+    def naming_memory(self) -> Generator[None]:
         """Say what to lower where memory does not suffice."""
         try:
             yield
@@ -265,7 +265,7 @@ class Engine:
             ) from error
 
     @contextlib.contextmanager
-    def _at(self, theta: Tensor) -> Iterator[None]:
+    def _at(self, theta: Tensor) -> Generator[None]:
         control = self.network.batchnorm
         control.mode = self.bn
         try:

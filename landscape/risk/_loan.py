@@ -1,6 +1,6 @@
 """The caller's own model on loan: ours within, and bit for bit what it was outside."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -35,7 +35,7 @@ class Loan:
         self._returns: list[_Kept] = []
 
     @contextmanager
-    def first_use(self) -> Iterator[None]:
+    def first_use(self) -> Generator[None]:
         """Within it the model is made what it shall be in every later use."""
         with self:
             yield

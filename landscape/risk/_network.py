@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,21 +93,21 @@ class Network:
             torch._foreach_copy_(self._memory, self.pieces(theta))
 
     @contextlib.contextmanager
-    def at(self, theta: Tensor) -> Iterator[None]:
+    def at(self, theta: Tensor) -> Generator[None]:
         """The parameters have the values of theta within."""
         with self._loan or contextlib.nullcontext():
             self.put(theta)
             yield
 
     @contextlib.contextmanager
-    def finding_casts(self) -> Iterator[None]:
+    def finding_casts(self) -> Generator[None]:
         """Within it casts to float32 follow, and afterwards if there were any."""
         self.promotes, self._found = self.theta.dtype == torch.float64, False
         yield
         self.promotes = self._found
 
     @contextlib.contextmanager
-    def promoting(self) -> Iterator[None]:
+    def promoting(self) -> Generator[None]:
         """Within it casts to float32 follow float64 weights, where the model makes any."""
         if not self.promotes:
             yield
@@ -195,7 +195,7 @@ class Network:
 @contextlib.contextmanager
 def numerics(
     device: torch.device, dtype: torch.dtype, *, second: bool = False, recurrent: bool = False
-) -> Iterator[None]:
+) -> Generator[None]:
     """Full precision, no autocast, no fused inference paths; kernels that differentiate twice.
 
     What the model makes itself (an LSTM's first state) has the dtype of the weights by default.

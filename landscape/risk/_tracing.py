@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _names_on(stack: list[str], model: nn.Module) -> Iterator[None]:
+def _names_on(stack: list[str], model: nn.Module) -> Generator[None]:
     """Within it the names of the modules that are being called are on the stack."""
 
     def hooks(name: str, module: nn.Module) -> list[Any]:
@@ -72,7 +72,7 @@ class Callers(TorchDispatchMode):
         self.names: list[str] = []
 
     @contextlib.contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def one_pass(self) -> Generator[None]:
         """Within it operations are watched."""
         with _names_on(self._stack, self._model), self:
             yield
@@ -120,7 +120,7 @@ class Reading(TorchDispatchMode):
         self.narrow: dict[str, None] = {}
 
     @contextlib.contextmanager
-    def one_pass(self, weights: list[nn.Parameter]) -> Iterator[None]:
+    def one_pass(self, weights: list[nn.Parameter]) -> Generator[None]:
         """Within it everything computed is watched."""
         self._own = storages(values(self._model))  # a borrowed model has ours only now
         self._of_theta = {address(weight) for weight in weights}

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,7 +127,7 @@ class BaseStep:
         self.scaler.step(self.base)
 
     @contextlib.contextmanager
-    def _at_once(self) -> Iterator[None]:
+    def _at_once(self) -> Generator[None]:
         """Let torch's SGD step its tensors in the way that fits, where the caller chose nothing.
 
         Many small tensors go together, in a few calls with the same bits; only Nesterov would write

@@ -1,7 +1,7 @@
 """What a forward pass changes in a model besides gradients: its buffers, saved and put back."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Buffers:
         return [m for (m, _, b), s, (_, _, c), t in pairs if b is not c or not torch.equal(s, t)]
 
     @contextlib.contextmanager
-    def kept(self, active: bool = True) -> Iterator[None]:
+    def kept(self, active: bool = True) -> Generator[None]:
         """Undo what the block does to them."""
         if active:
             self.save()

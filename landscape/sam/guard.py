@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class Guard:
         return Watch(tensors, factor, along, Buffers(step.optimizer.model))
 
     @contextlib.contextmanager
-    def watching(self, step: "Step", watch: Watch | None) -> Iterator[None]:
+    def watching(self, step: "Step", watch: Watch | None) -> Generator[None]:
         """Around pass 2: what it starts from, and which weights it reads."""
         if watch is None:
             yield
@@ -200,7 +200,7 @@ def _agree(a: Tensor, b: Tensor, slack: float) -> bool:
 
 
 @contextlib.contextmanager
-def _gathered_weights_read(step: "Step", watch: Watch) -> Iterator[None]:
+def _gathered_weights_read(step: "Step", watch: Watch) -> Generator[None]:
     """Compare with w + e the whole weights that modules of `fully_shard` hold in their forward."""
     trained, handles = step.trained, []
     if trained.shards is not None:

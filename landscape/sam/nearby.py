@@ -1,6 +1,6 @@
 """The loss around w, for slots that need more than g1: its values, gradients, Hessian products."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,7 +78,7 @@ class Nearby:
         ]
 
     @contextmanager
-    def _moved(self, names: Sequence[str], offsets: Offsets | None) -> Iterator[None]:
+    def _moved(self, names: Sequence[str], offsets: Offsets | None) -> Generator[None]:
         """At w + offsets, with `.grad`, buffers and weights put back at the end."""
         pairs = zip(names, offsets or (), strict=offsets is not None)
         moves = {n: x for n, x in pairs if x is not None}

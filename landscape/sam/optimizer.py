@@ -1,7 +1,7 @@
 """The optimizer: any torch optimizer, stepped with the gradient that a variant makes."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -368,7 +368,7 @@ class SAM(Optimizer):
         return bool(found) and not any(bool(g.any()) for g in found)
 
     @contextlib.contextmanager
-    def _clearing_on_failure(self) -> Iterator[None]:
+    def _clearing_on_failure(self) -> Generator[None]:
         """What a pass that failed left in `.grad` is nobody's gradient."""
         try:
             yield

@@ -1,7 +1,7 @@
 """Forward and backward passes of a step: closures, per-example losses, random state."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class Passes:
         return loss if shards is None else shards.mean(loss)
 
     @contextlib.contextmanager
-    def at(self, values: Mapping[str, Tensor], *, moved_by: bool = False) -> Iterator[None]:
+    def at(self, values: Mapping[str, Tensor], *, moved_by: bool = False) -> Generator[None]:
         """Passes at other weights: these values of the tensors named, or w moved by them."""
         tensors = self.trained.tensors()
         weights = [tensors[self.trained.index[n]] for n in values]
@@ -317,7 +317,7 @@ def _of_outputs(objective: Callable[[Any, Any], Tensor], outputs: Any, batch: An
 @contextlib.contextmanager
 def _requires_grad_only(
     parameters: Sequence[nn.Parameter], only: Sequence[bool] | None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Let autograd compute the gradients of some parameters only."""
     off = [] if only is None else [p for p, o in zip(parameters, only, strict=True) if not o]
     off = [p for p in off if p.requires_grad]

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ def _only_our_beginnings(place: StudyFolder) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(place: StudyFolder) -> Iterator[None]:
+def _alone(place: StudyFolder) -> Generator[None]:
     """Hold the study folder: two processes training one run would undo each other."""
     with storage.writing(place.root):
         place.root.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @contextmanager
-def importable(base: Path) -> Iterator[None]:
+def importable(base: Path) -> Generator[None]:
     """Let modules beside the study file, and in the current folder, be imported."""
     added = [str(base), str(Path.cwd())]
     sys.path[:0] = added
@@ -33,7 +33,7 @@ def importable(base: Path) -> Iterator[None]:
 
 
 @contextmanager
-def calling(base: Path, name: str) -> Iterator[None]:
+def calling(base: Path, name: str) -> Generator[None]:
     """Call the user's callable `name` within; what it raises is said to be its own, with its place.
 
     Where `name` is one of ours, nothing is changed.

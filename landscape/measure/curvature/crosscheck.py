@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,7 +160,7 @@ class PyHessian:
             parameter.requires_grad_(gradient is not None)
 
     @contextmanager
-    def _mended(self) -> Iterator[None]:
+    def _mended(self) -> Generator[None]:
         """PyHessian's module sees a torch with `eig` and seeded draws; everyone else's is torch."""
         like = next(p for p in self.model.parameters() if p.requires_grad)
         original = peer.torch

@@ -7,7 +7,7 @@ stays in cache.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -165,7 +165,7 @@ class Folded:
         return ", ".join(parts)
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> Generator[None]:
         """Within it points are evaluated."""
         with numerics(self._risk.device, self._risk.dtype), torch.inference_mode():
             yield
