@@ -113,14 +113,20 @@ class Metric:
         return "error" if self.better > 0 else "share"
 
 
-def _outcome(key: str, better: int, units: str, name: str, scale: str, **more: object) -> Metric:
+def _outcome(
+    key: str, better: int, units: str, name: str, scale: str, held_out: bool = False,
+    margin: float = 0.1,
+) -> Metric:  # fmt: skip
     high, low = f"higher {name}", f"lower {name}"
     words = (high, low) if better > 0 else (low, high)
-    return Metric(key, "generalization", key, better, units, name, *words, scale, **more)  # type: ignore[arg-type]
+    return Metric(key, "generalization", key, better, units, name, *words, scale, held_out, margin)
 
 
-def _flatness(key: str, measurement: str, variable: str, name: str, **more: object) -> Metric:
-    return Metric(key, measurement, variable, -1, "nats", name, "flatter", "sharper", "log", **more)  # type: ignore[arg-type]
+def _flatness(
+    key: str, measurement: str, variable: str, name: str, at: tuple[tuple[str, int], ...] = ()
+) -> Metric:
+    words = ("flatter", "sharper")
+    return Metric(key, measurement, variable, -1, "nats", name, *words, "log", at=at)
 
 
 _ALL = (

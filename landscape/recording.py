@@ -142,7 +142,8 @@ class Recording:
         unseen = UNSEEN if gradients else UNSEEN | dict.fromkeys(
             ("cosine", "first_order"), "record(gradients=False)"
         )  # fmt: skip
-        self.log, self.written = None, 0
+        self.log: Log | None = None
+        self.written = 0
         if folder is not None:
             begun = folder.exists() and snapshots.read_tensors(folder)
             start = weight_norms(self.trained.parameters).cpu().numpy().tobytes()
@@ -217,7 +218,7 @@ class Recording:
             if self.log is not None:
                 self.log.flush()
                 if self.num_steps > self.first_step:
-                    diagnosis.write(self.folder, self.diagnosis())
+                    diagnosis.write(self.log.folder.parent, self.diagnosis())
         except LandscapeError as full:
             if kind is None:
                 raise
@@ -279,50 +280,50 @@ class Recording:
         seen, norms = self.seen.perturbation(self.trained, self._rho(rho)), self.seen.norms
         self.watch.end(self.seen, self._rho(rho))
         if self.log is not None:
-            self._write(seen, norms)
+            self._write(self.log, seen, norms)
         else:
             self.num_steps += 1
         self.seen.forget()
 
-    def _write(self, seen: Perturbation, norms: Tensor) -> None:
+    def _write(self, log: Log, seen: Perturbation, norms: Tensor) -> None:
         step, epoch = self.num_steps, self.num_steps // self.steps_per_epoch + 1
         self.num_steps += 1
         with torch.no_grad():
             if seen.climbed:
-                self.log.row(epoch, step, seen, norms, gradients=self.gradients)
+                log.row(epoch, step, seen, norms, gradients=self.gradients)
             else:
-                self.log.rows.append((epoch, step, _nothing(seen, norms)))
-            self.written += self.log.tensors.row.itemsize
-            self._keep(step, seen)
+                log.rows.append((epoch, step, _nothing(seen, norms)))
+            self.written += log.tensors.row.itemsize
+            self._keep(log, step, seen)
 
     def _rho(self, found: float | None) -> float:
         if self.rho is not None:
             return self.rho
         return math.nan if found is None else found
 
-    def _keep(self, step: int, seen: Perturbation) -> None:
+    def _keep(self, log: Log, step: int, seen: Perturbation) -> None:
         """Snapshot and write, where this step is one to do so."""
         chosen = bool(self.snapshot_every) and step % self.snapshot_every == 0
-        if chosen and self.written + self.log.tensors.snapshot_bytes > self.max_bytes:
+        if chosen and self.written + log.tensors.snapshot_bytes > self.max_bytes:
             chosen = False
             if not self.notes:
                 limit = f"{self.max_bytes / 1e6:g} MB"
                 self.notes.append(f"no snapshot from step {step} on: max_mb={limit} is reached")
         try:
             if chosen:
-                self._check_tensors()
-                self.written += self.log.tensors.snapshot_bytes
-                self.log.snapshot(step, seen)
-            if chosen or len(self.log.rows) >= _FLUSH or (step + 1) % self.steps_per_epoch == 0:
-                self.log.flush()
+                self._check_tensors(log)
+                self.written += log.tensors.snapshot_bytes
+                log.snapshot(step, seen)
+            if chosen or len(log.rows) >= _FLUSH or (step + 1) % self.steps_per_epoch == 0:
+                log.flush()
         except LandscapeError as error:
-            if not isinstance(error.__cause__, OSError) or len(self.log.waiting) > 16:
+            if not isinstance(error.__cause__, OSError) or len(log.waiting) > 16:
                 raise
             warnings.warn(f"{error} The recording goes on in memory.", stacklevel=2)
 
-    def _check_tensors(self) -> None:
+    def _check_tensors(self, log: Log) -> None:
         snapshots.check_same(
-            self.log.tensors,
+            log.tensors,
             tensors_of(ParamLayout.of(unwrap(self.model))).identity,
             f"Step {self.num_steps - 1}",
         )
@@ -339,7 +340,7 @@ class _Seen:
     def forget(self) -> None:
         """Begin a new step."""
         self.begun, self.moved, self.passes = False, False, 0
-        self.e: list[Tensor] | None = None
+        self.e: tuple[Tensor, ...] | None = None
         self.norms: Tensor = torch.empty(0)
         none: list[Tensor | None] = [None] * len(self.parameters)
         self.g1, self.g2 = list(none), list(none)
@@ -407,7 +408,7 @@ def _losses_of_backward(watch: Watch) -> Generator[None]:
         watch.differentiated(tensors)
         own(tensors, *arguments, **options)
 
-    torch.autograd.backward = backward
+    torch.autograd.backward = backward  # ty: ignore[invalid-assignment]  # of any arguments
     try:
         yield
     finally:

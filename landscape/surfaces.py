@@ -237,8 +237,9 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
             f"{path} holds {', '.join(found) or 'nothing'}; a surface needs xcoordinates and "
             f"train_loss. Give the surface file, not the file of directions."
         )
-    x, y = _numbers(path, "xcoordinates", found), found.get("ycoordinates")
-    axes = (x,) if y is None else (x, _numbers(path, "ycoordinates", found))
+    x = _numbers(path, "xcoordinates", found)
+    y = _numbers(path, "ycoordinates", found) if "ycoordinates" in found else None
+    axes = (x,) if y is None else (x, y)
     variables = {}
     for key, (label, units, long_name) in _GOLDSTEIN.items():
         if key in found:
@@ -254,7 +255,7 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
         coords["direction"] = np.array(["imported"], dtype=object)
         name = "loss_slice" if name == "loss_plane" else name
     else:
-        coords["beta"] = Variable("beta", axes[1], "‖d₂‖", "β")
+        coords["beta"] = Variable("beta", y, "‖d₂‖", "β")
     provenance = {"imported_from": path.name, "program": "loss-landscape", "bn": "eval"}
     if "dir_file" in found:
         provenance["directions_file"] = Path(_word(found["dir_file"])).name

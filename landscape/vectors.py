@@ -85,11 +85,10 @@ def gram(A: Float[Tensor, "m P"], B: Float[Tensor, "n P"] | None = None) -> Floa
     """A Bᵀ, or A Aᵀ without B, in float64."""
     if A.dtype == torch.float64 and (B is None or B.dtype == torch.float64):
         return A @ (A if B is None else B).T
-    total = None
+    total = _nothing(len(A), len(A if B is None else B), like=A)
     for x, y in _blocks(A, A if B is None else B):
         left = _wide(x)
-        part = left @ (left if B is None else _wide(y)).T
-        total = part if total is None else total + part
+        total += left @ (left if B is None else _wide(y)).T
     return total
 
 
@@ -107,10 +106,9 @@ def project(
     if small and Q.device.type not in _WITHOUT_FLOAT64:
         slabs = zip(Q.split(_CANCELLING, 1), w.split(_CANCELLING), strict=True)
         return torch.stack([x @ y for x, y in slabs]).sum(0, dtype=torch.float64)
-    total = None
+    total = _nothing(len(Q), like=Q)
     for x, y in _blocks(Q, w[None]):
-        part = _wide(x) @ _wide(y[0])
-        total = part if total is None else total + part
+        total += _wide(x) @ _wide(y[0])
     return total
 
 
@@ -166,6 +164,11 @@ def _is_one_of_many(x: Tensor) -> bool:
 def _wide(x: Tensor) -> Tensor:
     wide = torch.complex128 if x.is_complex() else torch.float64
     return x.to("cpu", wide) if x.device.type in _WITHOUT_FLOAT64 else x.to(wide)
+
+
+def _nothing(*shape: int, like: Tensor) -> Tensor:
+    """A sum of no terms, of the type and on the device of `_wide`."""
+    return _wide(like.new_zeros(shape))
 
 
 def _flat(x: Tensor) -> Tensor:

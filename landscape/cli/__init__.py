@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from typing import Protocol, runtime_checkable
 
 from landscape.cli.commands import app
 from landscape.errors import LandscapeError
@@ -56,9 +57,18 @@ def _unforeseen(error: Exception) -> int:
     return 70
 
 
+@runtime_checkable
+class _Shown(Protocol):
+    """An error of the option parser, whichever package that is taken from."""
+
+    exit_code: int
+
+    def show(self) -> None: ...
+
+
 def _usage_error(error: Exception) -> int | None:
     """Exit code of the option parser's own errors, which know how to show themselves."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):
+    if isinstance(error, _Shown):
         error.show()
         return error.exit_code
     return 130 if type(error).__name__ == "Abort" else None

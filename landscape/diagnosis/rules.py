@@ -354,21 +354,19 @@ def _restored(seen: _Seen) -> Finding:
 
 def _examples(seen: _Seen) -> Finding:
     key = "examples"
-    known = [look for look in seen.clear if look.examples is not None]
-    if not known:
+    shares = [look.examples for look in seen.clear if look.examples is not None]
+    if not shares:
         why = "the inputs of both passes are not tensors that can be compared"
         return _unknown(key, why if seen.clear else _no_clear(seen))
-    other = [look for look in known if look.examples < 1]
-    numbers = _numbers(share_of_pass_2_in_pass_1=min(1.0, min(x.examples for x in known)),
-                       steps=len(known))  # fmt: skip
+    other = [share for share in shares if share < 1]
+    numbers = _numbers(share_of_pass_2_in_pass_1=min(1.0, *shares), steps=len(shares))
     if other:
         return Finding(
-            key, "wrong", f"in {len(other)} of {len(known)} steps pass 2 saw other inputs than "
+            key, "wrong", f"in {len(other)} of {len(shares)} steps pass 2 saw other inputs than "
             "pass 1: g2 also holds the noise of another batch.", numbers,
             "run both passes on the same batch, augmented once.",
         )  # fmt: skip
-    part = [look for look in known if look.examples > 1]
-    said = "a part of those of pass 1" if part else "those of pass 1"
+    said = "a part of those of pass 1" if max(shares) > 1 else "those of pass 1"
     return Finding(key, "ok", f"the inputs of pass 2 are {said} (targets are not seen).", numbers)
 
 
@@ -449,7 +447,8 @@ def _left_out(seen: _Seen) -> Finding:
 
 def _constant(watch: Watch, name: str) -> bool:
     """Whether its gradient is rounding (a bias before BatchNorm)."""
-    return watch.reached[watch.names.index(name)] <= 1e3 * watch.eps**2 * watch.reached.max()
+    reached = float(watch.reached[watch.names.index(name)])
+    return reached <= 1e3 * watch.eps**2 * float(watch.reached.max())
 
 
 def _norms_alone(watch: Watch, out: Sequence[str]) -> bool:

@@ -1,5 +1,6 @@
 """What the passes of a step show beside weights and gradients: examples, random state, buffers."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -177,9 +178,10 @@ class Watch:
         """The step has ended."""
         self.num_climbed += seen.e is not None
         if self.looking and self.passes:
-            stepped = self.seen_passes == sum(len(p.states) for p in self.passes)
-            grams = self.matrix if stepped else self._grams(seen, stepping=False)
-            self._keep(grams.cpu().double(), seen, rho, stepped)
+            now = self.seen_passes == sum(len(p.states) for p in self.passes)
+            stepped = self.matrix if now else None
+            grams = self._grams(seen, stepping=False) if stepped is None else stepped
+            self._keep(grams.cpu().double(), seen, rho, stepped is not None)
         self.num_steps += 1
         self.forget()
 
@@ -253,11 +255,9 @@ def _gram(
     parts = [None if x is None else (x.to_dense() if x.is_sparse else x).reshape(-1)
              for x in (e, g1, g2, d, w, now)]  # fmt: skip
     for a in range(0, w.numel(), _CHUNK):
+        nothing = torch.zeros(min(_CHUNK, w.numel() - a), dtype=wide, device=w.device)
         e_, g1_, g2_, d_, w_, now_ = (
-            torch.zeros_like(parts[4][a : a + _CHUNK], dtype=wide)
-            if x is None
-            else x[a : a + _CHUNK].to(w.device, wide)
-            for x in parts
+            nothing if x is None else x[a : a + _CHUNK].to(w.device, wide) for x in parts
         )
         r = now_ - w_ if stepping else torch.zeros_like(w_)
         adaptive = torch.where(w_ != 0, e_ / w_.abs(), 0.0)
@@ -272,13 +272,13 @@ def _examples(inputs: Any) -> Tensor | None:
     leaves = [x for x in leaves if len(x) == len(leaves[0])]
     if not leaves:
         return None
-    total = 0.0
+    mixed = []
     for k, x in enumerate(leaves):
         rows = x.reshape(len(x), -1)
         rows = torch.nan_to_num(rows.to(torch.float32 if x.device.type == "mps" else torch.float64))
         mix = torch.arange(1, rows.shape[1] + 1, device=x.device, dtype=rows.dtype)
-        total = total + vectors.project(rows, torch.cos(mix * (k + 1.7)))
-    return total
+        mixed.append(vectors.project(rows, torch.cos(mix * (k + 1.7))))
+    return functools.reduce(torch.add, mixed)
 
 
 def _plain(value: Any) -> Any:

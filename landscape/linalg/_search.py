@@ -128,7 +128,7 @@ class Search:
             if enough(ritz, space.exhausted) or spent:
                 break
             if self.max_basis is not None and space.num_steps >= self.max_basis:
-                self.thicken(space, ritz)
+                self.thicken(space, ritz, self.max_basis)
             steps = space.num_steps
             due = max(steps + 1, min(steps + self.stride(steps), steps + self.limit - self.used))
             due = due if self.max_basis is None else min(due, self.max_basis)
@@ -139,9 +139,9 @@ class Search:
         """Steps to the next look, which a GPU has to wait for."""
         return max(1, steps // 16) if self.device.type == "cpu" else max(2, steps // 8)
 
-    def thicken(self, space: Krylov, ritz: Ritz) -> Tensor:
+    def thicken(self, space: Krylov, ritz: Ritz, full: int) -> Tensor:
         """Keep half of a full basis; indices of the kept."""
-        chosen = _wanted(ritz.values, self.k + (self.max_basis - self.k) // 2, self.which)
+        chosen = _wanted(ritz.values, self.k + (full - self.k) // 2, self.which)
         space.compress(ritz, chosen)
         return chosen
 
@@ -158,7 +158,7 @@ class Search:
         self.restarts += 1
         theta, r = ritz.values, ritz.residuals
         if self.max_basis is not None and len(theta) > self.k + (self.max_basis - self.k) // 2:
-            kept = self.thicken(space, ritz)
+            kept = self.thicken(space, ritz, self.max_basis)
             theta, r = theta[kept], r[kept]
         bars = [(sign, self.shifted(sign, bar, theta, r)) for sign, bar in self.bars()]
         space.complement()
@@ -289,14 +289,14 @@ class Search:
         self.vectors = V = self.vectors.to(torch.float64)  # one copy
         upright, off = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(V))), math.nan
         vectors.combine_(upright, V)
-        if self.sampled:
+        if self.certificate is None:
+            HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
+        elif self.sampled:
             HV = self.images.to(torch.float64)
             vectors.combine_(upright, HV)
             g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(V)
             drawn, claimed = vectors.combine(g, V), vectors.combine(g, HV)
             off = float(vectors.norm(self.certificate(drawn).to(V) - claimed))
-        elif self.certificate is None:
-            HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
         else:
             HV = self.certificate(V).to(V)
         small = vectors.gram(V, HV).to("cpu")

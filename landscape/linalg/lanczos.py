@@ -61,14 +61,20 @@ def top(
     with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
     product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
 
-    Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, or a product
-    that is not finite; Interrupted, with the EigenPairs known by then, at a KeyboardInterrupt.
+    Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, sampled
+    without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
+    by then, at a KeyboardInterrupt.
     """
     limit = max(300, 30 * k) if max_matvecs is None else max_matvecs
     tolerance = TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance
     _check_request(k, size, which, limit)
     _check_numbers(tolerance, failure_probability, start, size)
     _check_basis(max_basis, k)
+    if sampled and certificate is None:
+        raise LandscapeError(
+            "sampled=True asks for one product with a certificate, and certificate is None; give "
+            "the operator in float64, or leave sampled out."
+        )
     search = Search(
         matvec=matvec,
         size=size,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -89,14 +90,14 @@ def hutchpp(
             f"num_matvecs={num_matvecs} asked; Hutch++ needs at least 6 (2 for the sketch, 2 for "
             f"its exact part, 2 for an error)."
         )
-    options = {"generator": generator, "dtype": dtype, "device": device}
+    draw = partial(rademacher, (size,), generator=generator, dtype=dtype, device=device)
     rank = min(num_matvecs // 3, size)
-    sketch = torch.stack([matvec(rademacher((size,), **options)) for _ in range(rank)])
+    sketch = torch.stack([matvec(draw()) for _ in range(rank)])
     Q = _orthonormal(sketch.to(dtype))
     known = torch.stack([vectors.dot(q, matvec(q)) for q in Q]).sum()
     samples = []
     for _ in range(num_matvecs - 2 * rank):
-        v = rademacher((size,), **options)
+        v = draw()
         v = vectors.without(v, Q, vectors.project(Q, v))
         samples.append(vectors.dot(v, matvec(v)))
     rest = torch.stack(samples)

@@ -69,8 +69,12 @@ def read_cifar(
                     f"{path} lacks {', '.join(absent)}: it is not the python version of {name}. "
                     f"{where}"
                 )
+
+            def read(part: str) -> bytes:
+                return tar.extractfile(held[part]).read()  # ty: ignore[missing-union-attribute]  # a file
+
             # The archive as a whole was checked above.
-            return _read_parts(name, path, lambda part: tar.extractfile(held[part]).read(), False)
+            return _read_parts(name, path, read, False)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise LandscapeError(
             f"{path} is not a readable archive ({type(error).__name__}: {error}). {where}"

@@ -104,11 +104,11 @@ def as_splits(value: Any, *, name: str) -> DataSplits:
             f"{name} returned {type(value).__name__}; return a DataSplits, a dict of train, val "
             f"and test, or (train, test) or (train, val, test), each a pair (x, y) or a dataset."
         )
-    parts = [
+    parts = train, val, test = [
         None if part is None else _split(f"{name} ({title})", part)
         for title, part in zip(_PARTS, held, strict=True)
     ]
-    if parts[0] is None:
+    if train is None:
         raise LandscapeError(f"{name} has no training data; its first part is None.")
     known = [part for part in parts if part is not None]
     said = {
@@ -116,7 +116,7 @@ def as_splits(value: Any, *, name: str) -> DataSplits:
         "splits": [0 if part is None else len(part) for part in parts],
         "wrong_labels": [0 if part is None else int(part.wrong.sum()) for part in parts],
     }
-    return DataSplits(*parts, num_classes=_classes(known), name=name, provenance=said)
+    return DataSplits(train, val, test, _classes(known), name, said)
 
 
 def _classes(parts: list[Split]) -> int:

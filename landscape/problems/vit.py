@@ -47,7 +47,7 @@ class ViT(nn.Module):
     def __init__(
         self,
         *,
-        image: tuple[int, int, int],
+        image: tuple[int, ...],
         patch: int,
         dim: int,
         depth: int,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from safetensors.torch import load_file
 from torch import nn
 
@@ -204,12 +205,12 @@ _BLANK = (
 )  # fmt: skip
 
 
-def _harmless() -> list[tuple[Any, str]]:
+def _harmless() -> list[Any]:
     """What may be named in a file beside tensors: numpy's numbers as they are, the rest blank."""
     numbers: list[tuple[Any, str]] = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         for name in ("scalar", "_reconstruct"):
-            numbers.append((getattr(np._core.multiarray, name), f"{module}.{name}"))
+            numbers.append((getattr(multiarray, name), f"{module}.{name}"))
     for kind in vars(np.dtypes).values():
         if isinstance(kind, type) and issubclass(kind, np.dtype):
             numbers += [(kind, f"numpy.dtypes.{kind.__name__}"), (kind, f"numpy.{kind.__name__}")]

@@ -61,7 +61,7 @@ def _alike(each: Sequence[xr.Dataset]) -> bool:
     """Whether all have the same variables on the same coordinates, so that nothing is joined."""
     first = each[0]
     shapes = {name: (v.dims, v.shape, v.dtype) for name, v in first.variables.items()}
-    indexes = {name: first.variables[name].values for name in first.indexes}
+    indexes = {name: first.variables[name].values for name, _ in first.indexes.items()}
     return all(
         {name: (v.dims, v.shape, v.dtype) for name, v in ds.variables.items()} == shapes
         and ds.indexes.keys() == indexes.keys()

@@ -93,13 +93,12 @@ def tensors_at(path: Path) -> Tensors:
             f"{FORMAT}; remove the run's folder and train again."
         )
     known = storage.unsealed_json(path, known)
-    columns = [known.get(k) for k in _FIELDS]
-    lengths = {len(c) if isinstance(c, list) else -1 for c in columns}
-    kinds = dict(zip(_FIELDS, columns, strict=True))
-    typed = len(lengths) == 1 and -1 not in lengths and all(
+    columns = {k: known[k] for k in _FIELDS if isinstance(known.get(k), list)}
+    one_length = len(set(map(len, columns.values()))) == 1
+    typed = len(columns) == len(_FIELDS) and one_length and all(
         [
-            *(isinstance(word, str) for k in ("names", "kinds") for word in kinds[k]),
-            *(type(n) is int and n >= 0 for k in ("sizes", "ndims") for n in kinds[k]),
+            *(isinstance(word, str) for k in ("names", "kinds") for word in columns[k]),
+            *(type(n) is int and n >= 0 for k in ("sizes", "ndims") for n in columns[k]),
             isinstance(known.get("unseen"), dict),
             isinstance(known.get("run"), str),
         ]
@@ -109,7 +108,8 @@ def tensors_at(path: Path) -> Tensors:
             f"{path} is damaged: it needs {', '.join(_FIELDS)} of one length, unseen and run. "
             f"Remove the run's folder and train again."
         )
-    return Tensors(*map(tuple, columns), unseen=known["unseen"], run=known["run"])
+    fields = [tuple(columns[k]) for k in _FIELDS]
+    return Tensors(*fields, unseen=known["unseen"], run=known["run"])
 
 
 def check_same(tensors: Tensors, identity: str, what: str) -> None:
@@ -145,7 +145,7 @@ def write_snapshot(
     mask_bits: np.ndarray | None = None,
 ) -> None:
     """Write masks (bytes as in PackedMasks) and z-score counts (tensors, bins + 3) of one step."""
-    content = {
+    content: dict[str, np.ndarray | np.generic] = {
         "tensors": np.frombuffer(tensors.identity.encode(), np.uint8),
         "step": np.int64(step),
         "run": np.frombuffer(tensors.run.encode(), np.uint8),

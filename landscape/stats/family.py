@@ -226,13 +226,11 @@ def _by_flips(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, floa
     seeds = len(table.values)
     signs = _signs(seeds, rng, again=any(influence is not None for influence in table.examples))
     means = signs @ table.values / table.n
-    shaken = [i for i, influence in enumerate(table.examples) if influence is not None]
-    sizes = {table.examples[i].size for i in shaken}  # type: ignore[union-attr]
-    for size in sorted(sizes):
-        own = [i for i in shaken if table.examples[i].size == size]  # type: ignore[union-attr]
+    shaken = {i: influence for i, influence in enumerate(table.examples) if influence is not None}
+    for size in sorted({influence.size for influence in shaken.values()}):
+        own = {i: influence for i, influence in shaken.items() if influence.size == size}
         flips = rng.integers(0, 2, (len(signs), size), dtype=np.int8).astype(np.float32) * 2 - 1
-        stacked = np.stack([table.examples[i] for i in own], 1).astype(np.float32)  # type: ignore[arg-type]
-        means[:, own] += flips @ stacked
+        means[:, list(own)] += flips @ np.stack(list(own.values()), 1).astype(np.float32)
     errors = table.standard_errors(signs @ table.values / table.n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(errors > 0, np.abs(means) / errors, 0.0)

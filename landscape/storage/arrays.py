@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from landscape.storage.seals import check_sealed_zip, seal_zip
 from landscape.storage.writing import write_atomically
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | np.generic]) -> Path:
     """Write named arrays uncompressed, atomically, with the digest of all."""
 
     def write(temporary: Path) -> None:

@@ -99,7 +99,10 @@ class ValueHistogram:
         bins' near and far ends.
         """
         near, far = self.distances(centre)
-        return tuple(weighted_quantile(ends, self.counts, level) for ends in (near, far))
+        return (
+            weighted_quantile(near, self.counts, level),
+            weighted_quantile(far, self.counts, level),
+        )
 
 
 def weighted_quantile(values: np.ndarray, counts: np.ndarray, level: float) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,11 +85,15 @@ def cast(data: DataSplits, dtype: torch.dtype) -> DataSplits:
     def of(values: Tensor) -> Tensor:
         return values.to(dtype) if values.is_floating_point() else values
 
-    parts = [
-        None if part is None else Split(of(part.x), of(part.y), of(part.y_clean))
-        for part in (data.train, data.val, data.test)
-    ]
-    return DataSplits(*parts, data.num_classes, data.name, data.provenance)
+    def part(held: Split) -> Split:
+        return Split(of(held.x), of(held.y), of(held.y_clean))
+
+    return replace(
+        data,
+        train=part(data.train),
+        val=None if data.val is None else part(data.val),
+        test=None if data.test is None else part(data.test),
+    )
 
 
 @torch.no_grad()

@@ -84,8 +84,19 @@ class TrainingOptions:
             )
         if self.base == "sgd" and self.nesterov and self.momentum == 0:
             raise LandscapeError("nesterov=True needs momentum > 0 and momentum=0 was given.")
-        for name in ("betas", "milestones"):  # lists come from TOML
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_shares("milestones")
+        self._check_shares("betas", one=False)
+        if len(self.betas) != 2:
+            raise LandscapeError(
+                f"betas={self.betas} was asked; Adam takes two, such as (0.9, 0.999)."
+            )
+
+    def _check_shares(self, name: str, *, one: bool = True) -> None:
+        given = getattr(self, name)
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise LandscapeError(f"{name}={given!r} was asked; give a list of numbers in [0, 1].")
+        shares = tuple(check_fraction(name, share, one=one) for share in given)
+        object.__setattr__(self, name, shares)  # lists come from TOML
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Batches of an epoch; a last batch of one example is left out (BatchNorm needs two)."""
@@ -113,7 +124,8 @@ class TrainingOptions:
                 parameters, momentum=self.momentum, nesterov=self.nesterov, fused=True, **common
             )
         make = torch.optim.Adam if self.base == "adam" else torch.optim.AdamW
-        return make(parameters, betas=tuple(self.betas), eps=self.eps, fused=True, **common)
+        beta1, beta2 = self.betas
+        return make(parameters, betas=(beta1, beta2), eps=self.eps, fused=True, **common)
 
 
 def _check_list(name: str, values: Any, wanted: str, length: int | None = None) -> None:

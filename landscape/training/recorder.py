@@ -131,7 +131,7 @@ class Recorder:
         self.options, self.optimizer = options, optimizer
         self.chosen = chosen
         self.log = Log(folder, tensors_of(ParamLayout.of(optimizer.model), run=run))
-        self.norms: Tensor | None = None
+        self.norms = torch.empty(0)
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Remove what a killed training wrote beyond its last checkpoint."""

@@ -173,6 +173,7 @@ def test_integer_spectra_with_any_multiplicities(values, k, which, seed):
         ({"k": 2, "which": "LA"}, "possible are largest, smallest, both, magnitude"),
         ({"k": 2, "tolerance": -1.0}, "tolerance=-1.0"),
         ({"k": 2, "failure_probability": 0.0}, "failure_probability=0.0"),
+        ({"k": 2, "sampled": True}, "asks for one product with a certificate"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

@@ -87,6 +87,11 @@ def test_base_optimizers_take_their_options(base, kind):
         ({"momentum": 1.5}, r"momentum=1.5 is outside \[0, 1\]"),
         ({"warmup": 30}, "warmup=30 epochs were asked of epochs=20; lower warmup"),
         ({"nesterov": True, "momentum": 0}, "nesterov=True needs momentum > 0"),
+        ({"betas": [0.9]}, r"betas=\(0.9,\) was asked; Adam takes two"),
+        ({"betas": [0.9, 1]}, r"betas=1 is outside \[0, 1\)"),
+        ({"betas": 0.9}, r"betas=0.9 was asked; give a list of numbers in \[0, 1\]"),
+        ({"milestones": "30"}, "milestones='30' was asked; give a list"),
+        ({"milestones": [30, 60]}, r"milestones=30 is outside .*: did you mean milestones=0.3\?"),
     ],
 )
 def test_bad_options_are_named(options, message):
