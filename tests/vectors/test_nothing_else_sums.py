@@ -35,6 +35,7 @@ PERMITTED = {
     ("sam/passes.py", "split_backward"): "the examples of one batch",
     ("sam/passes.py", "_run_losses"): "the examples of one batch",
     ("streams/moments.py", "_moments_of_block"): "numpy's float64, pairwise",
+    ("streams/probes.py", "quadrature_bracket"): "the nodes of one probe, in numpy's float64",
 }
 
 
