@@ -52,6 +52,7 @@ def slq(
     nodes = torch.zeros(num_probes, steps, dtype=torch.float64)
     weights = torch.zeros(num_probes, steps, dtype=torch.float64)
     exact = torch.full((num_probes,), steps == size)
+    probe = 0
     try:
         for probe in range(num_probes):
             start = rademacher((size,), generator=generator, dtype=dtype, device=device)

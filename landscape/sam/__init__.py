@@ -8,7 +8,7 @@ sam.perturb(sam.sam_on(0.5), model, losses, batch, seed=0)   # what another woul
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from landscape.errors import LandscapeError
@@ -16,7 +16,7 @@ from landscape.sam.geometry import Geometry
 from landscape.sam.modifiers import adaptive, every, late, micro_batched, window, with_radius
 from landscape.sam.optimizer import SAM
 from landscape.sam.perturbation import Perturbation, perturb
-from landscape.sam.recipes import declared
+from landscape.sam.recipes import Recipe, declared
 from landscape.sam.recipes.adaptive import *  # noqa: F403
 from landscape.sam.recipes.ascent import *  # noqa: F403
 from landscape.sam.recipes.curvature import *  # noqa: F403
@@ -30,7 +30,7 @@ from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, Variant
 
 
-def recipes() -> dict[str, Callable[..., Variant]]:
+def recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
     return declared()
 

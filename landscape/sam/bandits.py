@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landscape.sam.slot import Slot
-from landscape.sam.variant import MaskEntry, Point, State
+from landscape.sam.variant import Point, State
 
 Draw = Callable[[Tensor, torch.Generator], list[bool]]
 
@@ -30,12 +30,12 @@ def _joined(names: Sequence[str], state: State) -> list[str]:
     return fresh
 
 
-def _live(names: Sequence[str], state: State) -> list[MaskEntry]:
+def _live(names: Sequence[str], state: State) -> list[bool]:
     live = dict(zip(state["names"], state["live"], strict=True))
     return [live[name] for name in names]
 
 
-def _some(point: Point, state: State, draw: Draw, probabilities: list[float]) -> list[MaskEntry]:
+def _some(point: Point, state: State, draw: Draw, probabilities: list[float]) -> list[bool]:
     """The drawn tensors among those of the point; drawn again where none of them has a gradient."""
     chosen = _live(point.names, state)
     if any(chosen):
@@ -52,13 +52,13 @@ class RandomTensors(Slot):
     needs_g1 = False
     needs_first_pass = True
 
-    def active(self, names: Sequence[str], state: State, **_: object) -> list[bool]:
+    def active(self, *, names: Sequence[str], state: State, **_: object) -> list[bool]:
         """The tensors drawn for this step."""
         fresh = _joined(names, state)
         state["live"] += [True] * len(fresh)
         return _live(names, state)
 
-    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[bool]:  # noqa: ARG002
         """Whole tensors."""
         return _some(point, state, self.draw, [self.beta] * len(point.names))
 
@@ -97,7 +97,7 @@ class Bandit(Slot):
             state["live"] += self.draw(fresh, generator)
         return _live(names, state)
 
-    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[bool]:  # noqa: ARG002
         """Whole tensors."""
         # For `after_step`, when g1 is gone and the point may have tensors that were not drawn.
         point.scratch["drawn"] = dict(zip(point.names, point.norms, strict=True))
@@ -126,10 +126,9 @@ def project(weights: Tensor, total: float) -> Tensor:
     order = torch.argsort(weights, descending=True)
     ranked = weights[order]
     rest = ranked.flip(0).cumsum(0).flip(0)  # sum of the entries from rank i on
-    for i in range(len(ranked)):
-        factor = (total - i) / rest[i]
-        if factor * ranked[i] <= 1:
-            break
-    out = ranked * factor
-    out[:i] = 1.0
+    full = 0
+    while full < len(ranked) - 1 and (total - full) / rest[full] * ranked[full] > 1:
+        full += 1
+    out = ranked * ((total - full) / rest[full])
+    out[:full] = 1.0
     return torch.empty_like(weights).index_copy_(0, order, out)

@@ -72,14 +72,14 @@ class Several(Optimizer):
         return _State(self.optimizers)
 
     @state.setter
-    def state(self, value: MutableMapping[Any, Any]) -> None:
+    def state(self, value: MutableMapping[Any, Any]) -> None:  # ty: ignore[incompatible-property-override]  # reads as torch's
         if not self._made:
             return
         for optimizer in self.optimizers:
             optimizer.state.clear()
         self.state.update(value)
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+    def step(self, closure: None = None) -> None:  # noqa: ARG002  # ty: ignore[incompatible-method-override]  # never given
         """Each in turn."""
         for optimizer in self.optimizers:
             optimizer.step()

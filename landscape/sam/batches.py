@@ -181,7 +181,7 @@ def _rebuilt(part: Any, chosen: dict[Any, Any]) -> Any:
     return new
 
 
-def _entries(part: Sequence[Any], index: slice | Tensor) -> Any:
+def _entries(part: list[Any] | tuple[Any, ...], index: slice | Tensor) -> Any:
     if isinstance(index, slice):
         return part[index]
     return type(part)(part[i] for i in index.tolist())

@@ -53,8 +53,8 @@ class LandscapeAttributeError(LandscapeError, AttributeError):
     """A name of another SAM class, with the line that does it here."""
 
 
-def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any]) -> None:
-    """What a SAM optimizer is made of: a module, an optimizer of it, and a variant."""
+def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any]) -> Variant:
+    """The variant, once a SAM optimizer can be made: of a module, an optimizer of it, a variant."""
     if isinstance(base, type):
         raise LandscapeError(
             f"the base optimizer given is the class {base.__name__}; make it first: "
@@ -84,6 +84,7 @@ def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any
         given = "missing" if variant is None else f"a {_kind(variant)}, not a sam.Variant"
         raise LandscapeError(f"the variant given is {given}; {make}.")
     _check_base(base)
+    return variant
 
 
 def check_options(clip_norm: Any, scaler: Any) -> None:

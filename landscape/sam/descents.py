@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape.sam.directions import joined, over_root
-from landscape.sam.geometry import Geometry, multiplied, scale
+from landscape.sam.geometry import climb, scale
 from landscape.sam.slot import Slot
 from landscape.sam.sparse import global_top
 from landscape.sam.variant import Point, State
@@ -199,8 +199,8 @@ class LookBehind(Slot):
         """The descent gradient; k - 1 more passes."""
         x, g, total = ascended(point), g2, g2
         for _ in range(self.k - 1):
-            climb = multiplied(Geometry(eps=1e-16)(point, g, None, point.scratch["rho"]))
-            x = [a + b for a, b in zip(x, climb, strict=True)]
+            further = climb(point, g, point.scratch["rho"], eps=1e-16)
+            x = [a + b for a, b in zip(x, further, strict=True)]
             g = point.gradient_at(x)
             total = [a + b for a, b in zip(total, g, strict=True)]
         if self.alpha is not None:

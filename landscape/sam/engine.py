@@ -25,15 +25,19 @@ class Ascent:
         return self.raised.multiplied() if isinstance(self.raised, Scaled) else self.raised
 
     @property
+    def scaled(self) -> Scaled:
+        """E as a factor times tensors."""
+        return self.raised if isinstance(self.raised, Scaled) else Scaled(self.raised, 1.0)
+
+    @property
     def perturbs(self) -> list[bool]:
         """Which tensors of the point are perturbed."""
-        scaled = isinstance(self.raised, Scaled)
-        return [x is not None for x in (self.raised.tensors if scaled else self.raised)]
+        return [x is not None for x in self.scaled.tensors]
 
     def steps(self) -> tuple[list[Tensor], float]:
         """(directions, factor) of the perturbed tensors, whose products are e."""
         if isinstance(self.raised, Scaled):
-            live = self.raised.tensors if self.whole else _there(self.raised.tensors)
+            live = _there(self.raised.tensors)
             if live and live[0].is_cpu and not any(x.dtype in HALVES for x in live):
                 return live, float(self.raised.factor)
         return _there(self.e), 1.0

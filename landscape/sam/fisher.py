@@ -10,8 +10,8 @@ from torch.utils.data import default_collate
 from landscape.errors import LandscapeError
 from landscape.sam.batches import Batches
 from landscape.sam.buffers import Buffers
-from landscape.sam.passes import forget_cached_weights
-from landscape.sam.trained import Gradients, Trained
+from landscape.sam.passes import Averaging, forget_cached_weights
+from landscape.sam.trained import Trained
 
 
 def squared_gradients(
@@ -26,7 +26,7 @@ def squared_gradients(
     mode: str = "eval",
     contaminated: bool = False,
     shuffle: bool = True,
-    averaged: Callable[[Gradients], Gradients] | None = None,
+    averaged: Averaging | None = None,
 ) -> dict[str, Tensor]:
     """Diagonal empirical Fisher information: mean over examples of (∂ loss_i / ∂ w)², per tensor.
 
@@ -67,8 +67,8 @@ def squared_gradients(
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
     torch._foreach_div_(total, num_samples)
-    total = total if averaged is None else averaged(total)
-    return dict(zip(trained.names, total, strict=True))
+    mean = total if averaged is None else averaged(total)
+    return dict(zip(trained.names, mean, strict=True))
 
 
 def _gradients(trained: Trained, loss: Tensor) -> Sequence[Tensor | None]:

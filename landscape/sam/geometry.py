@@ -1,7 +1,7 @@
 """Geometry: from a direction, a mask and a radius to the perturbation e."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ HALVES = (torch.float16, torch.bfloat16)
 class Scaled:
     """factor × tensors, multiplied out only when asked: a step on the CPU need not."""
 
-    tensors: list[Tensor | None]
+    tensors: Sequence[Tensor | None]
     factor: float | Tensor
 
     def multiplied(self) -> list[Tensor | None]:
@@ -47,7 +47,7 @@ class Geometry(Slot):
     increase.
     """
 
-    metric: str | Callable[[Point], list[Tensor | None]] = "identity"
+    metric: str | Callable[[Point], Sequence[Tensor | None]] = "identity"
     metric_on: str = "all"
     eta: float = 0.0
     p: float = 2.0
@@ -57,7 +57,7 @@ class Geometry(Slot):
     match: str = "radius"
 
     def __post_init__(self) -> None:
-        if not callable(self.metric):
+        if isinstance(self.metric, str) or not callable(self.metric):
             check_choice("metric", self.metric, METRICS)
         check_choice("metric_on", self.metric_on, ("weights", "all"))
         check_choice("p", self.p, (2.0, math.inf))
@@ -105,9 +105,9 @@ class Geometry(Slot):
         """Whether the norm is of more than is perturbed."""
         return self.scope in ("full", "raw")
 
-    def metric_of(self, point: Point) -> list[Tensor | None] | None:
+    def metric_of(self, point: Point) -> Sequence[Tensor | None] | None:
         """T at w per tensor, None where it is 1."""
-        if callable(self.metric):
+        if not isinstance(self.metric, str):
             return self.metric(point)
         if self.metric == "identity":
             return None
@@ -162,6 +162,14 @@ class Geometry(Slot):
 def multiplied(e: list[Tensor | None] | Scaled) -> list[Tensor | None]:
     """The perturbation that a geometry made, as tensors."""
     return e.multiplied() if isinstance(e, Scaled) else e
+
+
+def climb(
+    point: Point, u: Sequence[Tensor], rho: float | Tensor, *, eps: float = 1e-12
+) -> list[Tensor]:
+    """Rho u / (‖u‖ + eps), SAM's e along u, of every tensor."""
+    e = multiplied(Geometry(eps=eps)(point, list(u), None, rho))
+    return [x for x in e if x is not None]
 
 
 def weigh(tensors, metric):

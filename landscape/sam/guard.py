@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from landscape.sam.buffers import Buffers
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
 from landscape.sam.passes import rng_state, set_rng_state
-from landscape.sam.shards import is_cut
+from landscape.sam.shards import Cut, is_cut
 
 if TYPE_CHECKING:
     from landscape.sam.optimizer import SAM
@@ -31,14 +32,14 @@ log = logging.getLogger("landscape.sam")
 class Watch:
     """What is known of one climb that is looked at."""
 
-    tensors: list[Tensor | None] | None  # e / factor, where g2 must tell how much it changes
+    tensors: Sequence[Tensor | None] | None  # e / factor, where g2 must tell how much it changes
     factor: float | Tensor
     along_g1: float  # |g1ᵀe|, 0 without g1
     buffers: Buffers
     moved: bool = False
     rng: Any = None
     last: dict[str, Any] = field(default_factory=dict)
-    loss: Tensor | None = None
+    loss: Tensor = field(default_factory=lambda: torch.full((), torch.nan))
     unread: list[str] = field(default_factory=list)
 
 
@@ -60,21 +61,18 @@ class Guard:
         n = self.climbs
         return n == 0 or (n >= 8 and n & (n - 1) == 0 and n.bit_length() % 3 == 1)
 
-    def begin(self, step: "Step") -> Watch | None:
+    def begin(self, step: "Step", e: Scaled) -> Watch | None:
         """Count a climb; what is to be compared when it is looked at."""
-        due, ascended, point = self.due, step.ascended, step.point
+        due, point = self.due, step.point
         self.climbs += 1
         if not due:
             return None
-        scaled = isinstance(ascended.raised, Scaled)
-        tensors = ascended.raised.tensors if scaled else ascended.raised
-        factor = ascended.raised.factor if scaled else 1.0
-        evaluate, along = step.variant.evaluate, 0.0
+        evaluate, along, tensors = step.variant.evaluate, 0.0, e.tensors
         if step.has_first:
-            along = abs(float(point.inner(point.gradients, tensors) * factor))
+            along = abs(float(point.inner(point.gradients, tensors) * e.factor))
             if evaluate.plain_first and evaluate.whole_batch:
                 tensors = None  # g1 tells enough, and e can go
-        return Watch(tensors, factor, along, Buffers(step.optimizer.model))
+        return Watch(tensors, e.factor, along, Buffers(step.optimizer.model))
 
     @contextlib.contextmanager
     def watching(self, step: "Step", watch: Watch | None) -> Generator[None]:
@@ -87,7 +85,8 @@ class Guard:
         watch.buffers.save()
         with _gathered_weights_read(step, watch):
             yield
-        watch.last, watch.loss = dict(step.passes.last), step.passes.last_loss
+        passes = step.passes
+        watch.last, watch.loss = dict(passes.last), passes.last_loss
 
     def judge(self, step: "Step", watch: Watch | None) -> None:
         """Back at w: refuse a pass 2 that did not see e."""
@@ -126,9 +125,7 @@ class Guard:
 
 def _all_finite(step: "Step", loss: float) -> bool:
     there = [g for g in step.g2 if g is not None]
-    return torch.isfinite(torch.tensor(loss)).item() and all(
-        bool(torch.isfinite(g).all()) for g in there
-    )
+    return math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in there)
 
 
 def _rounding(step: "Step", loss: Tensor) -> float:
@@ -189,7 +186,7 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
         return loss, True
     eps = _rounding(step, watch.loss)
     return loss, all(
-        (a is None) == (b is None) and (a is None or _agree(a, b, VISIBLE * eps))
+        a is b if a is None or b is None else _agree(a, b, VISIBLE * eps)
         for a, b in zip(step.g2, found, strict=True)
     )
 
@@ -206,9 +203,10 @@ def _gathered_weights_read(step: "Step", watch: Watch) -> Generator[None]:
     if trained.shards is not None:
         modules = dict(step.optimizer.model.named_modules())
         for i, name in enumerate(trained.names):
-            module = modules.get(trained.modules[i])
-            if module is not None and trained.shards[i] is not None:
-                handles.append(module.register_forward_pre_hook(_reader(step, watch, i, name)))
+            module, cut = modules.get(trained.modules[i]), trained.shards[i]
+            if module is not None and cut is not None:
+                look = _reader(watch, name, trained.tensors()[i], cut)
+                handles.append(module.register_forward_pre_hook(look))
     try:
         yield
     finally:
@@ -216,10 +214,9 @@ def _gathered_weights_read(step: "Step", watch: Watch) -> Generator[None]:
             handle.remove()
 
 
-def _reader(step: "Step", watch: Watch, i: int, name: str) -> Any:
+def _reader(watch: Watch, name: str, own: Tensor, cut: Cut) -> Any:
     def look(module: nn.Module, _: Any) -> None:
-        held, cut = module._parameters.get(name.rsplit(".", 1)[-1]), step.trained.shards[i]
-        own = step.trained.tensors()[i]
+        held = module._parameters.get(name.rsplit(".", 1)[-1])
         if held is None or is_cut(held) or held.shape != cut.shape or held.dtype != own.dtype:
             return
         if not torch.equal(cut.own(held.detach()), own):

@@ -23,8 +23,11 @@ def stepped_with(trained: Trained) -> None:
 
 
 def _is_new(p: nn.Parameter) -> bool:
-    owner, version, gradient = _STEPPED.get(id(p), (None, -1, None))
-    return owner is None or gradient() is not p.grad or p.grad._version != version
+    known, g = _STEPPED.get(id(p)), p.grad
+    if known is None or g is None:
+        return known is None
+    _, version, gradient = known
+    return gradient() is not g or g._version != version
 
 
 def all_stepped_with(trained: Trained) -> bool:

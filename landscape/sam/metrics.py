@@ -42,7 +42,7 @@ class SeveralSteps(Slot):
         x = multiplied(one(point, u, mask, rho / self.k))
         for _ in range(self.k - 1):
             climb = multiplied(one(point, point.gradient_at(x), mask, rho / self.k))
-            x = [None if a is None else a + b for a, b in zip(x, climb, strict=True)]
+            x = [None if a is None or b is None else a + b for a, b in zip(x, climb, strict=True)]
         return x
 
 

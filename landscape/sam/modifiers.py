@@ -49,10 +49,12 @@ def micro_batched(variant: Variant, parts: int) -> Variant:
     batch would be of one part.
     """
     evaluate = variant.evaluate
-    cut = dataclasses.is_dataclass(evaluate) and any(
-        f.name == "micro_batches" for f in dataclasses.fields(evaluate)
-    )
-    if not cut or evaluate.partial:
+    if (
+        not dataclasses.is_dataclass(evaluate)
+        or isinstance(evaluate, type)
+        or all(f.name != "micro_batches" for f in dataclasses.fields(evaluate))
+        or evaluate.partial
+    ):
         raise LandscapeError(
             f"variant {variant.name!r} chooses its own examples or tensors for the second pass and "
             "cannot be cut into parts."

@@ -37,7 +37,7 @@ from landscape.sam.perturbation import Perturbation, counterfactual
 from landscape.sam.shards import local
 from landscape.sam.step import Step
 from landscape.sam.trained import Trained
-from landscape.sam.variant import Point, Variant, tensor_norms, total_norm
+from landscape.sam.variant import Point, Variant, norms_of_wholes, total_norm
 from landscape.sam.weights import Weights
 
 BN_POLICIES = ("first", "second", "both")
@@ -158,7 +158,7 @@ class SAM(Optimizer):
         **other: Any,
     ) -> None:
         base = together(base)
-        check_arguments(model, base, variant, other)
+        variant = check_arguments(model, base, variant, other)
         check_choice("bn", bn, BN_POLICIES)
         check_options(clip_norm, scaler)
         check_count("seed", seed, 0)
@@ -186,11 +186,12 @@ class SAM(Optimizer):
     def _prepare(self) -> None:
         """What a process makes for itself: nothing of it is saved, copied or pickled."""
         model = self.model
-        self.local = not self.sync_perturbation and replicas.replicated(model) is not None
-        if self.local:
-            replicas.check_local(model, self.variant)
-        many = replicas.replicated(model) is not None
-        self.averaged = partial(replicas.mean_over_replicas, model) if many else None
+        replica = replicas.replicated(model)
+        # The replica whose processes climb along gradients of their own.
+        self.local = None if self.sync_perturbation else replica
+        if self.local is not None:
+            replicas.check_local(self.variant)
+        self.averaged = None if replica is None else partial(replicas.mean_over_replicas, replica)
         self._all_at_once = replicas.all_gradients_at_once(model)
         self.buffers_at_start, self.buffers_before_first = Buffers(model), Buffers(model)
         self.buffers, self.buffers_nearby = Buffers(model), Buffers(model)
@@ -206,11 +207,12 @@ class SAM(Optimizer):
         check_trainable(trainable)
         self.trained = Trained.of(self.model, parameters)
         check_belongs(self.model, self.trained, parameters)
-        known = self.__dict__.get("_ids")
-        for p in parameters if known is not None else ():
+        ids = list(map(id, parameters))
+        known = set(self.__dict__.get("_ids", ids))
+        for p in parameters:
             if id(p) not in known:
                 p.grad = None  # of passes before it was trained
-        self._ids, self._trainable = list(map(id, parameters)), trainable
+        self._ids, self._trainable = ids, trainable
         self.device = self.trained.tensors()[0].device
         self.dense = False  # whether the gradients are, once seen
         self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
@@ -279,7 +281,7 @@ class SAM(Optimizer):
         self._pending = None
         self.base.zero_grad(set_to_none=set_to_none)
 
-    def step(  # type: ignore[override]
+    def step(  # ty: ignore[incompatible-method-override]  # also takes losses and a batch
         self,
         closure: Callable[..., Any] | None = None,
         batch: Any = _CLOSURE_FORM,
@@ -292,7 +294,7 @@ class SAM(Optimizer):
         `step()` after `backward(...)` steps with the gradient in `.grad` and returns None.
         """
         if closure is None and self._pending is not None:
-            self._step_with_gradient()
+            self._step_with_gradient(self._pending)
             return None
         if closure is None and self._every_gradient_is_zero():
             self.base.step()  # as tools do that want an optimizer to have its state
@@ -351,13 +353,13 @@ class SAM(Optimizer):
             if before is not None:
                 p.grad = before if p.grad is None else before + p.grad
 
-    def _step_with_gradient(self) -> None:
+    def _step_with_gradient(self, point: Point) -> None:
         if replicas.still_scaled(self.scaler, self):
             raise LandscapeError(
                 "the gradient in .grad is still in the scaler's units; call scaler.step(optimizer) "
                 "instead of optimizer.step()."
             )
-        point, self._pending = self._pending, None
+        self._pending = None
         with torch.no_grad():
             BaseStep.of_gradient(self, point).take(scaled=False)
         stepped_with(self.trained)
@@ -430,12 +432,9 @@ class SAM(Optimizer):
 
     def norm_over(self, where: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
         """ℓ2 norm of parts of the trained tensors `where`, that of the wholes together."""
-        norms = tensor_norms(list(tensors))
         shards = self.trained.shards
-        if shards is not None:
-            squares = shards.only(where).sum([n.double().square() for n in norms])
-            norms = [s.sqrt().to(n.dtype) for s, n in zip(squares, norms, strict=True)]
-        return total_norm(norms)
+        norms = norms_of_wholes(tensors, None if shards is None else shards.only(where))
+        return total_norm([n for n in norms if n is not None])
 
     @property
     def perturbation(self) -> Perturbation:
@@ -484,7 +483,7 @@ class SAM(Optimizer):
 
     # ----------------------------------------------------------------------- state, copies, groups
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state_dict, and under "sam" slots, generators and counters.
 
         Slots hold masks and averages by tensor name. A plain optimizer loads it and ignores "sam".

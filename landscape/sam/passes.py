@@ -1,18 +1,27 @@
 """Forward and backward passes of a step: closures, per-example losses, random state."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.sam.batches import Batches
-from landscape.sam.shards import is_cut, local
+from landscape.sam.shards import MaybeTensor, is_cut, local
 from landscape.sam.trained import Trained, signed
 from landscape.sam.weights import Weights
+
+
+class Averaging(Protocol):
+    """Means of tensors over processes."""
+
+    def __call__(self, tensors: Sequence[MaybeTensor]) -> list[MaybeTensor]:
+        """Each of them, averaged."""
+        ...
 
 
 @dataclass
@@ -35,10 +44,10 @@ class Passes:
     micro_batch: int | None = None  # examples per forward and backward pass; None: all at once
     selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
     unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
-    averaged: Callable[[Sequence[Tensor | None]], list[Tensor | None]] | None = None  # over them
+    averaged: Averaging | None = None  # over them
     start: Sequence[Tensor | None] | None = None  # what autograd adds the next gradients to
     last: dict[str, Any] = field(default_factory=dict)  # of the last pass, to run it again
-    last_loss: Tensor | None = None
+    last_loss: Tensor = field(default_factory=lambda: torch.full((), torch.nan))
 
     @property
     def parameters(self) -> Sequence[nn.Parameter]:
@@ -98,7 +107,7 @@ class Passes:
                         "other examples or another objective than the closure's were asked of a "
                         "pass; call step(losses, batch)."
                     )
-                loss = self._run_closure()
+                loss = self._run_closure(self.closure)
             else:
                 loss = self._run_losses(self.batch if batch is None else batch, weights, objective)
         if only is not None and not self.selective:
@@ -170,7 +179,7 @@ class Passes:
         if self.closure is None:
             return self.per_example(self.batch)[0].mean()
         with torch.enable_grad():
-            return self._run_closure()
+            return self._run_closure(self.closure)
 
     def hessian_product(
         self, parameters: Sequence[nn.Parameter], v: Sequence[Tensor | None]
@@ -197,12 +206,12 @@ class Passes:
             ]
         return total if self.averaged is None else self.averaged(total)
 
-    def _run_closure(self) -> Tensor:
+    def _run_closure(self, closure: Callable[[], Tensor]) -> Tensor:
         forget_cached_weights()
-        return _loss_of(self.closure())
+        return _loss_of(closure())
 
     def _run_losses(self, batch: Any, weights: Tensor | None, objective: Any = None) -> Tensor:
-        kept, total = [], 0.0
+        kept, shares = [], []
         parts = self._parts(batch)
         for i, (part, fraction) in enumerate(parts):
             last = i == len(parts) - 1
@@ -214,14 +223,14 @@ class Passes:
                     values = _of_outputs(objective, outputs, examples)
                 factors = weights[part] if part and weights is not None else weights
                 loss = values.mean() if factors is None else (factors * values).mean()
-                total = total + loss.detach() * fraction if part else loss.detach()
+                shares.append(loss.detach() * fraction if part else loss.detach())
                 if self.extra_loss is not None:
                     loss = loss + self.sign * self.extra_loss(outputs, examples)
                 loss = loss * fraction if part else loss
                 self._begin()
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.values = torch.cat(kept) if len(kept) > 1 else kept[0]
-        return total
+        return functools.reduce(torch.add, shares)
 
     def _begin(self) -> None:
         """Put `start` into `.grad`, after the caller's own code has run."""
@@ -251,6 +260,11 @@ class Passes:
         return batch if part is None else self.batches.select(batch, part)
 
     def _forward(self, batch: Any) -> tuple[Tensor, Any]:
+        if self.losses is None:
+            raise LandscapeError(
+                "losses of single examples were asked of a pass, which a closure does not give; "
+                "call step(losses, batch)."
+            )
         forget_cached_weights()
         result = self.losses(batch)
         values, outputs = result if isinstance(result, tuple) else (result, None)

@@ -20,7 +20,7 @@ from landscape.sam.points import untrained
 from landscape.sam.saved import check_shapes
 from landscape.sam.shards import Shards
 from landscape.sam.trained import Trained, unwrap
-from landscape.sam.variant import MaskEntry, Point, State, Variant, tensor_norms, total_norm
+from landscape.sam.variant import MaskEntry, Point, State, Variant, norms_of_wholes, total_norm
 from landscape.sam.weights import Weights
 
 
@@ -113,13 +113,14 @@ class Perturbation:
     def cosine(self) -> Tensor:
         """cos(g1, g2) over the tensors that have both; NaN when there was no second pass."""
         pairs = list(zip(self.g1, self.g2, strict=True))
-        both = [x is not None and y is not None for x, y in pairs]
-        if not any(both):
-            return torch.full((), torch.nan)
-        dots = self._summed([vectors.dot(x, y) if on else None for (x, y), on in zip(pairs, both)])
+        both = [(None, None) if x is None or y is None else (x, y) for x, y in pairs]
+        dots = self._summed(
+            [None if x is None or y is None else vectors.dot(x, y) for x, y in both]
+        )
         there = [x for x in dots if x is not None]
-        lengths = [self._lengths([p[k] if on else None for p, on in zip(pairs, both)])
-                   for k in (0, 1)]  # fmt: skip
+        if not there:
+            return torch.full((), torch.nan)
+        lengths = [self._lengths([pair[k] for pair in both]) for k in (0, 1)]
         n1, n2 = (total_norm([n for n in norms if n is not None]) for norms in lengths)
         return torch.stack(there).sum() / (n1 * n2)
 
@@ -129,14 +130,7 @@ class Perturbation:
 
     def _lengths(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Their norms, None where there is none."""
-        found = iter(tensor_norms([x for x in tensors if x is not None]))
-        norms = [None if x is None else next(found) for x in tensors]
-        if self.shards is None:
-            return norms
-        squares = self.shards.sum([None if n is None else n.double().square() for n in norms])
-        return [
-            None if n is None else s.sqrt().to(n.dtype) for n, s in zip(norms, squares, strict=True)
-        ]
+        return norms_of_wholes(tensors, self.shards)
 
     def _summed(self, values: list[Tensor | None]) -> list[Tensor | None]:
         return values if self.shards is None else self.shards.sum(values)
@@ -205,7 +199,7 @@ def counterfactual(
     state: dict[str, State] | None = None,
     epoch: int = 0,
     total_epochs: int | None = None,
-    momentum: Callable[[str], Tensor | None] | None = None,
+    momentum: Callable[[str], Tensor | None] = lambda _: None,
     signs: Sequence[int] | None = None,
     batches: Batches | None = None,
     fisher: Callable[[int], dict[str, Tensor]] | None = None,
@@ -293,7 +287,7 @@ def _point(
     seed: int,
     epoch: int,
     total_epochs: int | None,
-    momentum: Callable[[str], Tensor | None] | None,
+    momentum: Callable[[str], Tensor | None],
 ):
     generator = seeds.generator(seed, purpose="sam", device=device)
     host = generator if device.type == "cpu" else seeds.generator(seed, purpose="sam")

@@ -1,5 +1,6 @@
 """What the slots of one step may read: the point made from an optimizer's model, base and clock."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ def make(optimizer: "SAM", passes: Passes) -> Point:
         lr=float(base.param_groups[0].get("lr", 0.0)),
         momentum=partial(momentum, base, trained),
         group=partial(_group, base, trained),
-        fisher=None if optimizer.fisher_data is None else partial(_fisher, optimizer),
+        fisher=None
+        if optimizer.fisher_data is None
+        else partial(_fisher, optimizer, *optimizer.fisher_data),
         untrained=partial(untrained, optimizer.model),
         nearby=Nearby(passes, optimizer.buffers_nearby),
         scratch={"names": trained.names},
@@ -83,8 +86,10 @@ def untrained(model: Any) -> dict[str, Tensor]:
     return {n: local(p) for n, p in named if not p.requires_grad}
 
 
-def _fisher(optimizer: "SAM", num_samples: int, **options: Any) -> dict[str, Tensor]:
-    losses, data, shuffle = optimizer.fisher_data
+def _fisher(
+    optimizer: "SAM", losses: Callable[[Any], Tensor], data: Any, shuffle: bool, num_samples: int,
+    **options: Any,
+) -> dict[str, Tensor]:  # fmt: skip
     return squared_gradients(
         unwrap(optimizer.model), optimizer.trained, losses, data, num_samples,
         generator=optimizer.host_generator, batches=optimizer.batches, shuffle=shuffle,

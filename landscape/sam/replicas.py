@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from landscape.errors import LandscapeError
-from landscape.sam.shards import Shards, is_cut
+from landscape.sam.shards import MaybeTensor, Shards, is_cut
 from landscape.sam.variant import Variant
 
 
@@ -51,34 +51,36 @@ def own_gradients(model: nn.Module, gradients: Sequence[Tensor | None]) -> list[
     return [None if g is None else g.clone() for g in gradients]
 
 
-def mean_over_replicas(model: nn.Module, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def mean_over_replicas(
+    replica: DistributedDataParallel, tensors: Sequence[MaybeTensor]
+) -> list[MaybeTensor]:
     """Each tensor averaged over all processes, in one message per dtype and device."""
-    replica = replicated(model)
     out = list(tensors)
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[int, Tensor]]] = {}
     for i, t in enumerate(out):
         if t is not None:
-            groups.setdefault((t.dtype, t.device), []).append(i)
-    for where in groups.values():
-        flat = torch.cat([out[i].reshape(-1) for i in where])
+            groups.setdefault((t.dtype, t.device), []).append((i, t))
+    for alike in groups.values():
+        flat = torch.cat([t.reshape(-1) for _, t in alike])
         dist.all_reduce(flat, group=replica.process_group)
         flat /= dist.get_world_size(replica.process_group)
-        for i, part in zip(where, flat.split([out[i].numel() for i in where]), strict=True):
-            out[i] = part.view(out[i].shape)
+        parts = flat.split([t.numel() for _, t in alike])
+        for (i, t), part in zip(alike, parts, strict=True):
+            out[i] = part.view(t.shape)
     return out
 
 
-def all_agree(model: nn.Module, answer: bool | Tensor, device: torch.device) -> bool | Tensor:
+def all_agree(
+    replica: DistributedDataParallel, answer: bool | Tensor, device: torch.device
+) -> bool | Tensor:
     """Whether the answer is True in all processes; a tensor stays one and does not wait."""
     flag = torch.as_tensor(answer, device=device).to(torch.int32)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=replicated(model).process_group)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=replica.process_group)
     return flag.bool() if isinstance(answer, Tensor) else bool(flag)
 
 
-def check_local(model: nn.Module, variant: Variant) -> None:
+def check_local(variant: Variant) -> None:
     """Refuse local perturbations where replicas would train different tensors."""
-    if replicated(model) is None:
-        return
     if variant.correction.needs_e:
         raise LandscapeError(
             f"variant {variant.name!r} descends by what it finds along its own perturbation, and "
@@ -95,8 +97,9 @@ def check_local(model: nn.Module, variant: Variant) -> None:
 
 def agree(model: nn.Module, shards: Shards | None, answer: bool) -> bool:
     """Whether the answer is True in every process that works on this model."""
-    if replicated(model) is not None:
-        answer = bool(all_agree(model, answer, next(model.parameters()).device))
+    replica = replicated(model)
+    if replica is not None:
+        answer = bool(all_agree(replica, answer, next(model.parameters()).device))
     return answer if shards is None else bool(shards.agree(answer))
 
 

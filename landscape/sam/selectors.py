@@ -78,7 +78,7 @@ class ZScore(Slot):
             self._above(point, i, x) if x.ndim > 1 else self.one_d == "dense"
             for i, x in enumerate(u)
         ]
-        filtered = [i for i, m in enumerate(masks) if isinstance(m, Tensor)]
+        filtered = {i: m for i, m in enumerate(masks) if isinstance(m, Tensor)}
         if not (self.fallback and filtered):
             return masks
         kept = point.sums(
@@ -89,8 +89,8 @@ class ZScore(Slot):
         )
         there = [k for k in kept if k is not None]
         nothing = torch.stack([k.to(there[0].device) for k in there]).sum() == 0
-        for i in filtered:
-            masks[i] = masks[i] | nothing.to(masks[i].device)
+        for i, m in filtered.items():
+            masks[i] = m | nothing.to(m.device)
         return masks
 
     def _above(self, point: Point, i: int, x: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ class TopGradient(Slot):
 
     def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
         """Mask per tensor."""
-        return _by_score(point, lambda i: u[i].abs(), self.density, self.one_d, self.scope)
+        score = lambda i: point.whole(i, u[i].abs())  # noqa: E731
+        return _by_score(point, score, self.density, self.one_d, self.scope)
 
 
 @dataclass(frozen=True)
@@ -142,28 +143,26 @@ class Random(Slot):
 
     def _draw(self, point: Point) -> list[MaskEntry]:
         whole = [point.rand(i) for i in range(len(point.names))]
-        return _by_score(point, None, self.density, self.one_d, self.scope, whole)
+        return _by_score(point, whole.__getitem__, self.density, self.one_d, self.scope)
 
 
 def _by_score(
     point: Point,
-    score: Callable[[int], Tensor] | None,
+    score: Callable[[int], Tensor],
     density: float,
     one_d: str,
     scope: str,
-    whole: list[Tensor] | None = None,
 ) -> list[MaskEntry]:
-    """Masks of the share `density` of largest scores, which are given in parts or whole."""
+    """Masks of the share `density` of largest scores, which are those of whole tensors."""
     count = lambda n: max(1, round(density * n))  # noqa: E731
-    of = lambda i: point.whole(i, score(i)) if whole is None else whole[i]  # noqa: E731
     chosen = [i for i, w in enumerate(point.weights) if w.ndim > 1 or one_d == "same"]
     masks: list[MaskEntry] = [one_d == "dense"] * len(point.names)
     if scope == "tensor":
         for i in chosen:
-            s = of(i)
+            s = score(i)
             masks[i] = point.own(i, largest(s, count(s.numel())))
     elif chosen:
-        parts = top_of_all([of(i) for i in chosen], lambda n: count(n))
+        parts = top_of_all([score(i) for i in chosen], count)
         for i, part in zip(chosen, parts, strict=True):
             masks[i] = point.own(i, part)
     return masks
@@ -220,7 +219,7 @@ class NormLayers(Slot):
             return [(kind == "norm") != self.complement for kind in kinds]
         return [("norm" in n or "bn" in n) != self.complement for n in names]
 
-    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[MaskEntry]:  # noqa: ARG002
+    def __call__(self, point: Point, u: list[Tensor], state: State) -> list[bool]:  # noqa: ARG002
         """Whole tensors."""
         return self._chosen(point.names, point.kinds)
 
@@ -262,13 +261,13 @@ class TopLayers(Slot):
         """Norms per layer, averaged over the steps in which the layer had a gradient."""
         if not self.smoothing:
             return now
-        past = state.setdefault("scores", {})
+        past, finite = state.setdefault("scores", {}), point.finite
         for owner, norm in now.items():
             if owner in past:
                 mean = self.smoothing * past[owner] + (1 - self.smoothing) * norm
-                now[owner] = (
-                    mean if point.finite is True else torch.where(point.finite, mean, past[owner])
-                )
+                if isinstance(finite, Tensor):
+                    mean = torch.where(finite, mean, past[owner])
+                now[owner] = mean
         past |= now
         return now
 
@@ -302,7 +301,7 @@ class Kinds(Slot):
 class Intersection(Slot):
     """Coordinates that all selectors choose, each looking at the same u."""
 
-    selectors: tuple[Callable[..., list[MaskEntry] | None], ...]
+    selectors: tuple[Slot | Callable[..., list[MaskEntry] | None], ...]
 
     def __post_init__(self) -> None:
         own = tuple(as_slot(s, "selectors") for s in self.selectors)
@@ -310,7 +309,7 @@ class Intersection(Slot):
         refuse_degenerate(self)
 
     @property
-    def parts(self) -> tuple[Slot, ...]:
+    def parts(self) -> tuple[Slot | Callable[..., list[MaskEntry] | None], ...]:
         """The selectors inside."""
         return self.selectors
 

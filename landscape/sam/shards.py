@@ -9,13 +9,19 @@ it, so that its answer is that of one process.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def is_cut(tensor: Tensor) -> bool:
+# A list of tensors stays one, a list with gaps keeps them.
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def is_cut(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether a tensor is a DTensor; none exists where its module was never imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
@@ -23,7 +29,10 @@ def is_cut(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What of it lies in this process, in the same memory; the tensor itself where it is whole."""
-    return tensor.detach().to_local() if is_cut(tensor) else tensor
+    if not is_cut(tensor):
+        return tensor
+    own = tensor.detach()
+    return own.to_local() if is_cut(own) else own
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,13 @@ class Cut:
         """Dimensions of the mesh over which the parts differ."""
         return tuple(i for i, p in enumerate(self.placements) if p.is_shard())
 
-    def local(self, tensor: Tensor) -> Tensor:
+    def local(self, tensor: "DTensor") -> Tensor:
         """This process's part of a DTensor of the same whole, however that is placed."""
         if tuple(tensor.placements) != self.placements:
             tensor = tensor.redistribute(self.mesh, self.placements)
         return local(tensor)
 
-    def joined(self, part: Tensor) -> Tensor:
+    def joined(self, part: Tensor) -> "DTensor":
         """The DTensor of which `part` is this process's part."""
         from torch.distributed.tensor import DTensor
 
@@ -96,21 +105,21 @@ class Shards:
     def __getitem__(self, which: int | str) -> Cut | None:
         return self.by_name[which] if isinstance(which, str) else self.cuts[which]
 
-    def sum(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def sum(self, values: Sequence[MaybeTensor]) -> list[MaybeTensor]:
         """0-d values of the parts added up over the parts of each tensor; float64 on the way."""
         import torch.distributed as dist
 
         out = list(values)
-        groups: dict[Any, list[int]] = {}
+        groups: dict[Any, list[tuple[int, Tensor]]] = {}
         for i, (cut, value) in enumerate(zip(self.cuts, out, strict=True)):
             if cut is not None and cut.dims and value is not None:
-                groups.setdefault((cut.mesh, cut.dims), []).append(i)
-        for (mesh, dims), where in groups.items():
-            together = torch.stack([out[i].double() for i in where])
+                groups.setdefault((cut.mesh, cut.dims), []).append((i, value))
+        for (mesh, dims), parts in groups.items():
+            together = torch.stack([value.double() for _, value in parts])
             for dim in dims:
                 dist.all_reduce(together, group=mesh.get_group(dim))
-            for i, value in zip(where, together.unbind(), strict=True):
-                out[i] = value.to(out[i].dtype)
+            for (i, part), total in zip(parts, together.unbind(), strict=True):
+                out[i] = total.to(part.dtype)
         return out
 
     def mean(self, value: Tensor) -> Tensor:

@@ -6,11 +6,24 @@ says what it asks of the step by attributes of the same names: `gate.needs_g1 = 
 
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+
+Value = TypeVar("Value", covariant=True)
+
+
+class Flag(Generic[Value]):
+    """The default of a flag; a slot overrides it by an attribute, a field or a property."""
+
+    def __init__(self, default: Value) -> None:
+        self.default = default
+
+    def __get__(self, slot: "Slot | None", owner: type["Slot"]) -> Value:
+        return self.default
 
 
 class Slot:
@@ -21,80 +34,85 @@ class Slot:
     `passes.Passes`. Below, each flag and hook names the places that are asked for it.
     """
 
+    if TYPE_CHECKING:  # an evaluate slot is not called
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            """What its place in the variant says."""
+
     # ------------------------------------------------------------------------ flags: what it reads
 
-    first_pass: bool = True
+    first_pass = Flag[bool](True)
     """Source: a first pass is made. False (MSAM): one forward and backward per step, at w + e."""
 
-    needs_first_pass: bool = False
+    needs_first_pass = Flag[bool](False)
     """Selector, geometry, radius, evaluate: reads g1 or what pass 1 leaves, also under a source
     without a first pass, with which it is refused."""
 
-    needs_g1: bool = True
+    needs_g1 = Flag[bool](True)
     """Gate: is asked after pass 1 (False: before it, and may close any variant). Correction: reads
     g1 after the ascent. Evaluate: its second pass does. Selector: its `after_step` does. Where
     nobody does, pass 1 may compute less and g1 is freed before pass 2."""
 
-    needs_whole_g1: bool = False
+    needs_whole_g1 = Flag[bool](False)
     """Geometry: takes a norm of all of g1, of tensors too that the selector leaves out."""
 
-    needs_whole_batch: bool = False
+    needs_whole_batch = Flag[bool](False)
     """Loss term: compares with outputs of the whole batch."""
 
-    needs_e: bool = False
+    needs_e = Flag[bool](False)
     """Correction: reads e and L(w + e), which the step then leaves in the point's scratch, as "e"
     (by name), "rho" and "perturbed_loss"."""
 
-    reads: tuple[str, ...] = ()
+    reads = Flag[tuple[str, ...]](())
     """Geometry, correction: what it takes from the point's scratch, where an evaluate slot that
     `leaves` it has put it."""
 
-    remembers: bool = False
+    remembers = Flag[bool](False)
     """Source, correction: carries gradients from step to step, which parts of one batch would
     overwrite."""
 
     # -------------------------------------------------------------------- flags: what it chooses
 
-    only_one_d: bool = False
+    only_one_d = Flag[bool](False)
     """Selector: chooses tensors of ndim <= 1 alone."""
 
-    ignores_one_d: bool = False
+    ignores_one_d = Flag[bool](False)
     """Selector, source: leaves tensors of ndim <= 1 as they are."""
 
-    global_mask: bool = False
+    global_mask = Flag[bool](False)
     """Selector: keeps the best coordinates of the whole model."""
 
-    parts: tuple[Any, ...] = ()
+    parts = Flag[tuple[Any, ...]](())
     """Selector: the selectors inside it."""
 
-    nominal: float | None = None
+    nominal = Flag[float | None](None)
     """Radius: the variant's own rho, to which a parameter group's rho is related; None: varies."""
 
     # -------------------------------------------------------------- flags: how evaluate runs passes
 
-    plain_first: bool = True
+    plain_first = Flag[bool](True)
     """Pass 1 finds the gradient at w of the whole batch and of all tensors."""
 
-    whole_batch: bool = True
+    whole_batch = Flag[bool](True)
     """Both passes run on the step's whole batch."""
 
-    takes_loss_term: bool = True
+    takes_loss_term = Flag[bool](True)
     """A loss term is added in its passes."""
 
-    leaves: tuple[str, ...] = ()
+    leaves = Flag[tuple[str, ...]](())
     """What pass 1 leaves in the point's scratch for a slot that `reads` it."""
 
-    finds_ascent: bool = False
+    finds_ascent = Flag[bool](False)
     """Pass 1 finds the gradient of something else than the loss at w of the whole batch, along
     which the ascent is meant to be; a counterfactual runs it too."""
 
-    partial: bool = False
+    partial = Flag[bool](False)
     """Pass 2 computes gradients of the perturbed tensors only."""
 
-    off: str = "clean"
+    off = Flag[str]("clean")
     """With partial, the others step with g1 ("clean") or not at all ("none")."""
 
-    micro_batches: int = 1
+    micro_batches = Flag[int](1)
     """Equal parts of the batch, on each of which the whole of (g1, e, g2) runs."""
 
     # --------------------------------------------------------------------- hooks: when it is asked
@@ -109,11 +127,12 @@ class Slot:
 
     def active(
         self,
+        *,
         names: Sequence[str],  # noqa: ARG002
         kinds: Sequence[str],  # noqa: ARG002
-        modules: Sequence[str] = (),  # noqa: ARG002
-        state: Any = None,  # noqa: ARG002
-        generator: Any = None,  # noqa: ARG002
+        modules: Sequence[str],  # noqa: ARG002
+        state: Any,  # noqa: ARG002
+        generator: Any,  # noqa: ARG002
     ) -> list[bool] | None:
         """Selector: the tensors that can be selected at all, before pass 1; None for all."""
         return None
@@ -157,7 +176,7 @@ class Function(Slot):
 
     def __init__(self, function: Callable[..., Any], **flags: Any) -> None:
         own = {n: getattr(function, n) for n in CONTRACT if hasattr(function, n)} | flags
-        if type(function).__name__ == "function":
+        if isinstance(function, FunctionType):
             _check_known(function.__name__, [*vars(function), *flags])
         self.function = function
         update_wrapper(self, function, assigned=("__module__", "__name__", "__doc__"))
@@ -197,14 +216,14 @@ def slot(**flags: Any) -> Callable[[Callable[..., Any]], Function]:
 
 def as_slot(value: Any, place: str) -> Slot:
     """The slot that a user gave for `place`, a function wrapped into one."""
-    if isinstance(value, Slot):
+    if isinstance(value, Slot) and (callable(value) or place == "evaluate"):
         return value
     runs = place == "evaluate" and all(hasattr(value, hook) for hook in ("first", "second"))
     if isinstance(value, type) or not (callable(value) or runs):
         what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         raise LandscapeError(
-            f"{place}={what} was given; a slot is a function or an instance of a class that "
-            "derives from landscape.sam.slot.Slot."
+            f"{place}={what} was given; a slot is a function, or an instance of a class that "
+            "derives from landscape.sam.slot.Slot and can be called."
         )
     return Function(value)
 

@@ -10,7 +10,7 @@ from landscape import vectors
 from landscape.checks import check_number
 from landscape.errors import LandscapeError
 from landscape.sam.directions import joined
-from landscape.sam.geometry import Geometry, multiplied
+from landscape.sam.geometry import Geometry, climb, multiplied
 from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
 from landscape.sam.variant import MaskEntry, Point, State
@@ -90,8 +90,8 @@ class Tilted(Slot):
         losses, gradients = [point.scratch["perturbed_loss"]], [g2]
         for _ in range(self.num_samples - 1):
             z = gaussian(point, self.sigma, self.most)
-            climb = multiplied(Geometry()(point, point.gradient_at(z), None, point.scratch["rho"]))
-            e = [a + b for a, b in zip(z, climb, strict=True)]
+            further = climb(point, point.gradient_at(z), point.scratch["rho"])
+            e = [a + b for a, b in zip(z, further, strict=True)]
             loss, g = point.value_and_gradient_at(e)
             losses.append(loss)
             gradients.append(g)

@@ -59,14 +59,14 @@ class Friendly(Slot):
         fresh = [(n, x) for n, x in zip(point.names, point.gradients) if n not in memory]
         if known:
             means, g = map(list, zip(*known, strict=True))
-            before = None
-            if isinstance(point.finite, Tensor):  # on CUDA, where nothing waits for the answer
-                before = [m.clone() for m in means]
+            finite = point.finite
+            # On CUDA nothing waits for the answer.
+            before = [m.clone() for m in means] if isinstance(finite, Tensor) else []
             torch._foreach_mul_(means, self.lmbda)
             torch._foreach_add_(means, g, alpha=1.0 - self.lmbda)
-            if before is not None:
+            if isinstance(finite, Tensor):
                 for m, old in zip(means, before, strict=True):
-                    m.copy_(torch.where(point.finite, m, old))
+                    m.copy_(torch.where(finite, m, old))
         for n, x in fresh:
             memory[n] = x.clone() if self.init == "grad" else x * (1.0 - self.lmbda)
 
@@ -129,7 +129,7 @@ class Momentum(Slot):
 
     def __call__(self, point: Point, state: State) -> list[Tensor]:  # noqa: ARG002
         """U per tensor."""
-        buffers = [point.momentum(n) if point.momentum else None for n in point.names]
+        buffers = [point.momentum(n) for n in point.names]
         return [
             torch.zeros_like(w) if v is None else -v
             for v, w in zip(buffers, point.weights, strict=True)

@@ -95,7 +95,7 @@ class FisherMask(Slot):
         if self.within is not None:
             known = dict(zip(point.names, point.kinds, strict=True))
             names = [n for n in fisher if n in known]
-            chosen = self.within.active(names, [known[n] for n in names])
+            chosen = self.within.active(names=names, kinds=[known[n] for n in names])
             fisher = {n: fisher[n] for n, on in zip(names, chosen, strict=True) if on}
         return global_top(point, fisher, lambda size: int(size * (1 - self.sparsity)))
 
@@ -169,7 +169,7 @@ class DynamicMask(Slot):
 
     @staticmethod
     def _scores(strategy: str | Callable[[Point], Scores], point: Point) -> Scores:
-        if callable(strategy):
+        if not isinstance(strategy, str):
             return gathered(point, strategy(point))
         if strategy == "random":
             return _random_scores(point)

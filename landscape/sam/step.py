@@ -50,8 +50,8 @@ class Step:
         self.live: Sequence[int] = range(len(self.g1))  # the tensors of the point
         self.climbed: Sequence[int] = ()  # those of them that are perturbed
         self.ascended: Ascent | None = None
-        self.perturbed_loss: Tensor | None = None
-        self._summing = False
+        self.perturbed_loss = self.point.loss
+        self._summed: Blend | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -98,7 +98,8 @@ class Step:
         if optimizer.bn == "second":
             optimizer.buffers_before_first.save()
         only = None if is_open is False else self._restricted(is_open)
-        with replicas.unsynced(optimizer.model) if optimizer.local else contextlib.nullcontext():
+        local = optimizer.local
+        with contextlib.nullcontext() if local is None else local.no_sync():
             self._add_loss_term()
             self.point.loss = self._first(is_open, only)
             if only is not None and not any(g is not None for g in self.trained.gradients()):
@@ -125,9 +126,7 @@ class Step:
                 optimizer.model, trained, self.g1, only, optimizer.known_unused
             )
             self.live, self.point = live, self.point.only(live)
-            self.point.gradients = [self.g1[i] for i in live]
-        else:
-            self.point.gradients = self.g1
+        self.point.gradients = [g for g in self.g1 if g is not None]
 
     def _restricted(self, is_open: bool | None) -> list[bool] | None:
         """Which first-pass gradients are worth computing, None for all."""
@@ -163,8 +162,8 @@ class Step:
         optimizer, point = self.optimizer, self.point
         if self.has_first:
             self.finite = self._settled(is_finite(point.norm))
-        if optimizer.local:
-            self.finite = replicas.all_agree(optimizer.model, self.finite, optimizer.device)
+        if optimizer.local is not None:
+            self.finite = replicas.all_agree(optimizer.local, self.finite, optimizer.device)
         if isinstance(self.finite, Tensor):
             point.gradients = [torch.where(self.finite, g, 0.0) for g in point.gradients]
             norms = torch.where(self.finite, torch.stack(point.norms), 0.0)
@@ -184,14 +183,13 @@ class Step:
     def _is_open(self, known: bool | None) -> bool:
         optimizer, gate = self.optimizer, self.variant.gate
         is_open = gate(self.point, self.slots["gate"]) if known is None else known
-        if optimizer.local and gate is not schedule.always:
-            is_open = replicas.all_agree(optimizer.model, bool(is_open), optimizer.device)
-        return is_open
+        if optimizer.local is not None and gate is not schedule.always:
+            is_open = replicas.all_agree(optimizer.local, bool(is_open), optimizer.device)
+        return bool(is_open)
 
     def closed(self) -> None:
         """A step without ascent: gd is g1, or what the correction makes of it."""
-        if self.optimizer.local:
-            self._average_first()
+        self._average_first()
         correction = self.variant.correction
         if correction.has("closed"):
             gd = correction.closed(self.point, self.point.gradients, self.slots["correction"])
@@ -200,8 +198,10 @@ class Step:
 
     def _average_first(self) -> None:
         """Replicas climbed along their own g1; what they descend with is the mean over them."""
-        self.g1 = replicas.mean_over_replicas(self.optimizer.model, self.g1)
-        self.point.gradients = [self.g1[i] for i in self.live]
+        if self.optimizer.local is None:
+            return
+        self.g1 = replicas.mean_over_replicas(self.optimizer.local, self.g1)
+        self.point.gradients = [g for g in self.g1 if g is not None]
         self.point._norms = self.point._norm = None
         self._put(range(len(self.g1)), self.g1)
 
@@ -215,11 +215,11 @@ class Step:
         self.climbed = self.live
         if not ascended.whole:
             self.climbed = [i for i, on in zip(self.live, ascended.perturbs, strict=True) if on]
-        if optimizer.local and variant.correction.needs_g1:
+        if variant.correction.needs_g1:
             self._average_first()
         tensors = self.trained.tensors()
         directions, factor = ascended.steps()
-        self.watch = optimizer.guard.begin(self)
+        self.watch = optimizer.guard.begin(self, ascended.scaled)
         if variant.correction.needs_e:
             point.scratch["e"] = dict(zip(point.names, ascended.e, strict=True))
             point.scratch["rho"] = ascended.rho
@@ -252,7 +252,7 @@ class Step:
         """g2 at w + e, with the random state and the buffers that the optimizer's options say."""
         optimizer, point = self.optimizer, self.point
         after_first = None
-        if optimizer.same_rng_both_passes and self.has_first:
+        if optimizer.same_rng_both_passes and self.has_first and self.rng is not None:
             after_first = rng_state(optimizer.device)
             set_rng_state(self.rng, optimizer.device)
         if optimizer.bn == "second" and self.has_first:
@@ -308,12 +308,13 @@ class Step:
     def _begin_sum(self) -> None:
         """Let autograd add g2 to c g1, so that the two are never both held (`Blend`)."""
         optimizer, variant, passes = self.optimizer, self.variant, self.passes
-        self._summing = (
+        blend = variant.correction
+        if not (
             self.finite is True
             and not optimizer.keep_perturbation
             and self.watch is None
-            and type(variant.correction) is Blend
-            and variant.correction.may_be_summed
+            and type(blend) is Blend
+            and blend.may_be_summed
             and type(variant.evaluate) is SameBatch
             and variant.loss_term is None
             and not variant.source.remembers
@@ -324,15 +325,16 @@ class Step:
             and passes.averaged is None
             and passes.signs is None
             and self.trained.shards is None
-        )
-        if not self._summing:
+        ):
             return
-        share, start = variant.correction.share, [None] * len(self.g1)
+        self._summed = blend
+        start: Gradients = [None] * len(self.g1)
         self.point.forget_gradients()
         for p in self.trained.parameters:
             p.grad = None
         for i in self.climbed if variant.evaluate.partial else self.live:
-            start[i], self.g1[i] = self.g1[i] * share, None
+            g, self.g1[i] = self.g1[i], None
+            start[i] = None if g is None else g * blend.share
         passes.start = start
 
     # ------------------------------------------------------------------------------------ descent
@@ -341,7 +343,7 @@ class Step:
         """Descend: gd from g1 and g2, at w again."""
         optimizer, variant = self.optimizer, self.variant
         optimizer.guard.judge(self, self.watch)
-        if self.point.loss is None:
+        if not self.has_first:
             self.point.loss = self.pair.loss = self.perturbed_loss
         self.finite = both_finite(self.finite, self._settled(all_finite(self.g2)))
         self._remember()
@@ -352,8 +354,8 @@ class Step:
                 pair.finite = self.finite
                 pair.gradients = [torch.where(self.finite, g, 0.0) for g in pair.gradients]
                 self.taken = [torch.where(self.finite, g, 0.0) for g in self.taken]
-            if self._summing:
-                torch._foreach_mul_(self.taken, correction.alpha)
+            if self._summed is not None:
+                torch._foreach_mul_(self.taken, self._summed.alpha)
                 gd = self.taken
             else:
                 gd = correction(pair, pair.gradients, self.taken, self.slots["correction"])
@@ -370,11 +372,11 @@ class Step:
             return
         # What a source keeps may not be what a caller's clipping then alters.
         own = torch.clone if self.variant.source.remembers else lambda g: g
-        rest = [
-            i for i, p in enumerate(self.trained.parameters)
-            if p.grad is None and self.g1[i] is not None
-        ]  # fmt: skip
-        self._put(rest, [own(self.g1[i]) for i in rest])
+        rest = {
+            i: own(g) for i, (p, g) in enumerate(zip(self.trained.parameters, self.g1, strict=True))
+            if p.grad is None and g is not None
+        }  # fmt: skip
+        self._put(list(rest), list(rest.values()))
 
     def _put(self, where: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
         """Into `.grad`, in the sign of the loss."""
@@ -388,17 +390,17 @@ class Step:
         """Keep e, g1 and g2 for `SAM.perturbation`."""
         if not self.optimizer.keep_perturbation:
             return
-        climbed = self.perturbed_loss is not None
+        climbed, clean = self.ascended, self.point.loss
         self.optimizer.last = Perturbation(
             names=self.trained.names,
             shapes=self.trained.shapes,
-            ascent=self.ascended if climbed else None,
+            ascent=climbed,
             live=self.live,
             g1=self.g1,
-            g2=self.g2 if climbed else [None] * len(self.g1),
-            loss_clean=self.point.loss,
-            loss_perturbed=self.perturbed_loss if climbed else self.point.loss,
-            rho=self.ascended.rho if climbed else 0.0,
+            g2=[None] * len(self.g1) if climbed is None else self.g2,
+            loss_clean=clean,
+            loss_perturbed=clean if climbed is None else self.perturbed_loss,
+            rho=0.0 if climbed is None else climbed.rho,
             shards=self.trained.shards,
         )
 
@@ -425,14 +427,16 @@ class Step:
         total: Gradients = [None] * len(self.g1)
         loss = torch.zeros((), device=self.optimizer.device)
         finite: Finite = True
+        point = self.point
         for a, b in pairwise(bounds):
             passes.batch = passes.batches.select(batch, slice(a, b))
             part = Step(self.optimizer, passes)
             part._run()
+            point = part.point
             finite = both_finite(finite, part.finite)
             loss = loss + part.loss * ((b - a) / size)
             found = scale(self.trained.gradients(passes.signs), (b - a) / size)
             total = [t if g is None else g if t is None else t + g for t, g in zip(total, found)]
         self._put(range(len(total)), total)
-        self.point, self.finite = part.point, finite
+        self.point, self.finite = point, finite
         self.point.loss = loss

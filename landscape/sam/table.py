@@ -9,12 +9,12 @@ import itertools
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from landscape.sam.optimizer import SAM
-from landscape.sam.recipes import EVIDENCE, Declaration
+from landscape.sam.recipes import EVIDENCE, Declaration, Recipe
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Variant
 
@@ -43,7 +43,7 @@ def _slot_text(slot: Any) -> str:
     return f"{type(slot).__name__}({', '.join(shown)})"
 
 
-def table(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+def table(recipes: Mapping[str, Recipe]) -> str:
     """Markdown: one section of facts per recipe, made from the rows and from the code's slots."""
     lines = [
         "# The variants",
@@ -67,7 +67,7 @@ def table(recipes: Mapping[str, Callable[..., Variant]]) -> str:
     return "\n".join([*lines, "", loops(), OWN_SLOTS])
 
 
-def derived(recipes: Mapping[str, Callable[..., Variant]]) -> dict[Path, str]:
+def derived(recipes: Mapping[str, Recipe]) -> dict[Path, str]:
     """Every file that follows from the declarations, with what it must hold."""
     package = Path(__file__).parents[1]
     files = {
@@ -81,7 +81,7 @@ def derived(recipes: Mapping[str, Callable[..., Variant]]) -> dict[Path, str]:
     return files
 
 
-def list_of(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+def list_of(recipes: Mapping[str, Recipe]) -> str:
     """The README's sentence on how many recipes there are, and which."""
     labels = [recipe.declaration.label for recipe in recipes.values()]
     return f"{len(labels)} recipes ({', '.join(labels)})"
@@ -90,7 +90,7 @@ def list_of(recipes: Mapping[str, Callable[..., Variant]]) -> str:
 LIST = re.compile(r"\b\d+ recipes \(SGD, [^)]*\)")
 
 
-def looks(recipes: Mapping[str, Callable[..., Variant]]) -> str:
+def looks(recipes: Mapping[str, Recipe]) -> str:
     """JSON: label, look, source and equation of each recipe, for what never imports torch."""
     keys = ("label", "colour", "symbol", "source", "equation")
     found = {

@@ -73,7 +73,7 @@ class Trained:
         found = [p.grad for p in self.parameters]
         if self.shards is not None:
             found = [
-                g if g is None or not is_cut(g) else cut.local(g)
+                cut.local(g) if g is not None and cut is not None and is_cut(g) else g
                 for g, cut in zip(found, self.shards.cuts, strict=True)
             ]
         return found if signs is None else signed(found, signs)
@@ -94,10 +94,9 @@ def signed(gradients: Sequence[Tensor | None], signs: Sequence[int]) -> Gradient
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel, DataParallel or `torch.compile`."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
+        inner = getattr(model, "module" if isinstance(model, wrappers) else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner

@@ -1,16 +1,17 @@
 """A SAM variant is a row of slots; this module names the slots and what they may read."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from landscape import vectors
 from landscape.errors import LandscapeError
-from landscape.sam.shards import Shards
-from landscape.sam.slot import as_slot, check_together
+from landscape.sam.shards import MaybeTensor, Shards
+from landscape.sam.slot import Slot, as_slot, check_together
 
 # A mask entry is True or False for a whole tensor, or a bool tensor of the parameter's shape.
 MaskEntry = bool | Tensor
@@ -18,6 +19,9 @@ State = dict[str, Any]
 
 SLOTS = ("source", "selector", "geometry", "radius", "gate", "evaluate", "correction", "loss_term")
 NEEDS = ("per_example_losses", "logits", "indices", "previous_batch", "fisher_data", "epochs")
+
+
+_UNKNOWN = torch.full((), math.nan)
 
 
 @dataclass
@@ -29,8 +33,8 @@ class Point:
     weights: the parameters themselves, at w; gradients: g1, the first-pass gradient, never altered;
     scales: radius of a tensor relative to the variant's rho (from `rho` in its parameter group);
     step, epoch, total_epochs: counters (total_epochs is None until `begin_epoch` said it);
-    lr: learning rate of the first group; loss: first-pass loss; generator lives on the weights'
-    device, host_generator on the CPU; momentum(name): the base optimizer's momentum or None;
+    lr: learning rate of the first group; loss: first-pass loss, NaN before it; generator lives on
+    the weights' device, host_generator on the CPU; momentum(name): the base optimizer's or None;
     group(name): the tensor's parameter group in the base optimizer;
     fisher(num_samples, ...): squared per-example gradients, None when no data were given;
     untrained(): the frozen weights of the model by name; also: what a slot that ascends adds to
@@ -61,11 +65,11 @@ class Point:
     epoch: int = 0
     total_epochs: int | None = None
     lr: float = 0.0
-    loss: Tensor | None = None
-    momentum: Callable[[str], Tensor | None] | None = None
-    group: Callable[[str], dict[str, Any]] | None = None
+    loss: Tensor = _UNKNOWN
+    momentum: Callable[[str], Tensor | None] = lambda _: None
+    group: Callable[[str], dict[str, Any]] = lambda _: {}
     fisher: Callable[..., dict[str, Tensor]] | None = None
-    untrained: Callable[[], dict[str, Tensor]] | None = None
+    untrained: Callable[[], dict[str, Tensor]] = dict
     also: dict[str, Tensor] = field(default_factory=dict)
     nearby: Any = None
     finite: bool | Tensor = True
@@ -74,21 +78,22 @@ class Point:
     shards: Shards | None = None
     _norms: list[Tensor] | None = None
     _norm: Tensor | None = None
-    _known: tuple[list[Tensor], Tensor] | None = None
+    _known: tuple[Sequence[Tensor | None], Tensor] | None = None
 
     # ----------------------------------------------------------------- sums over all coordinates
 
     @property
     def norms(self) -> list[Tensor]:
         """‖g1‖ per tensor, computed once."""
-        if self._norms is None:
-            if self.names and not self.gradients:
-                raise LandscapeError(
-                    "the norm of g1 was asked when g1 was there no more (or not yet); let the slot "
-                    "that reads it say needs_g1 = True, or ask before pass 2."
-                )
-            self._norms = self.norms_of(self.gradients)
-        return self._norms
+        if self._norms is not None:
+            return self._norms
+        if self.names and not self.gradients:
+            raise LandscapeError(
+                "the norm of g1 was asked when g1 was there no more (or not yet); let the slot "
+                "that reads it say needs_g1 = True, or ask before pass 2."
+            )
+        norms = self._norms = self.norms_of(self.gradients)
+        return norms
 
     @property
     def norm(self) -> Tensor:
@@ -97,28 +102,23 @@ class Point:
             self._norm = total_norm(self.norms)
         return self._norm
 
-    def norms_of(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    @overload
+    def norms_of(self, tensors: Sequence[Tensor]) -> list[Tensor]: ...
+    @overload
+    def norms_of(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]: ...
+    def norms_of(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """ℓ2 norm of each tensor, in the order of the point; None stays None."""
-        there = [x for x in tensors if x is not None]
-        found = tensor_norms(there)
-        if len(there) < len(tensors):
-            norms = iter(found)
-            found = [None if x is None else next(norms) for x in tensors]
-        if self.shards is None:
-            return found
-        squares = self.shards.sum([None if n is None else n.double().square() for n in found])
-        return [
-            None if n is None else s.sqrt().to(n.dtype) for n, s in zip(found, squares, strict=True)
-        ]
+        return norms_of_wholes(tensors, self.shards)
 
     def norm_of(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Their ℓ2 norm together, 0-d; that of g1, and of the list asked last, computed once."""
         if tensors is self.gradients:
             return self.norm
-        if self._known is None or tensors is not self._known[0]:
+        known = self._known
+        if known is None or tensors is not known[0]:
             norm = total_norm([n for n in self.norms_of(tensors) if n is not None])
-            self._known = (tensors, norm)
-        return self._known[1]
+            known = self._known = (tensors, norm)
+        return known[1]
 
     def inner(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
         """<a, b> over the tensors that both lists have, in the order of the point."""
@@ -126,14 +126,22 @@ class Point:
         there = [x for x in products if x is not None]
         return torch.stack(there).sum() if there else torch.zeros(())
 
-    def inners(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+    @overload
+    def inners(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]: ...
+    @overload
+    def inners(
+        self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]
+    ) -> list[Tensor | None]: ...
+    def inners(
+        self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
         """<a_l, b_l> of each tensor, None where one of the lists has none."""
         products = [
             None if x is None or y is None else vectors.dot(x, y) for x, y in zip(a, b, strict=True)
         ]
         return self.sums(products)
 
-    def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def sums(self, values: Sequence[MaybeTensor]) -> list[MaybeTensor]:
         """0-d values of each tensor's part, added up over its parts; None stays None."""
         return list(values) if self.shards is None else self.shards.sum(values)
 
@@ -220,6 +228,19 @@ class Point:
         self.gradients, self._known = [], None
 
 
+def norms_of_wholes(tensors: Sequence[Tensor | None], shards: Shards | None) -> list[Tensor | None]:
+    """ℓ2 norm of each of the trained tensors, of whose wholes these may be parts."""
+    found = iter(tensor_norms([x for x in tensors if x is not None]))
+    norms = [None if x is None else next(found) for x in tensors]
+    if shards is None:
+        return norms
+    squares = shards.sum([None if n is None else n.double().square() for n in norms])
+    return [
+        None if n is None or s is None else s.sqrt().to(n.dtype)
+        for n, s in zip(norms, squares, strict=True)
+    ]
+
+
 def widened(x: Tensor) -> torch.dtype:
     """The type in which such numbers are added up, at least float32."""
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
@@ -260,6 +281,34 @@ def intersect(a: list[MaskEntry] | None, b: list[MaskEntry] | None) -> list[Mask
     return [both(x, y) for x, y in zip(a, b, strict=True)]
 
 
+class _Place:
+    """A slot of a variant; a plain function that is put there becomes one."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, variant: "Variant | None", owner: type) -> Slot:
+        if variant is None:  # no default: dataclasses ask the class
+            raise AttributeError(self.name)
+        return vars(variant)[self.name]
+
+    def __set__(self, variant: "Variant", value: Slot | Callable[..., Any]) -> None:
+        vars(variant)[self.name] = as_slot(value, self.name)
+
+
+class _OptionalPlace:
+    """A slot of a variant that may be empty."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, variant: "Variant | None", owner: type) -> Slot | None:
+        return None if variant is None else vars(variant)[self.name]
+
+    def __set__(self, variant: "Variant", value: Slot | Callable[..., Any] | None) -> None:
+        vars(variant)[self.name] = None if value is None else as_slot(value, self.name)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One SAM variant: source → selector → geometry × radius, gate, and how the gradient is used.
@@ -280,22 +329,18 @@ class Variant:
     """
 
     name: str
-    source: Callable[..., list[Tensor]]
-    selector: Callable[..., list[MaskEntry] | None]
-    geometry: Callable[..., list[Tensor | None]]
-    radius: Callable[..., float | Tensor]
-    gate: Callable[..., bool]
-    evaluate: Any
-    correction: Callable[..., list[Tensor]]
-    loss_term: Callable[..., Tensor] | None = None
+    source: _Place = _Place()
+    selector: _Place = _Place()
+    geometry: _Place = _Place()
+    radius: _Place = _Place()
+    gate: _Place = _Place()
+    evaluate: _Place = _Place()
+    correction: _Place = _Place()
+    loss_term: _OptionalPlace = _OptionalPlace()
     needs: frozenset[str] = frozenset()
     label: str = ""
 
     def __post_init__(self) -> None:
-        for place in SLOTS:
-            value = getattr(self, place)
-            if value is not None or place != "loss_term":
-                object.__setattr__(self, place, as_slot(value, place))
         unknown = sorted(self.needs - set(NEEDS))
         if unknown:
             raise LandscapeError(f"needs={unknown} of variant {self.name!r}; one of {list(NEEDS)}.")

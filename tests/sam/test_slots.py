@@ -8,6 +8,7 @@ import pickle
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from landscape import sam
 from landscape.errors import LandscapeError
@@ -23,9 +24,8 @@ def test_every_flag_and_hook_has_a_default_and_a_text():
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
             documented.add(node.name)
-        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-            assert node.value is not None
-            documented.add(node.target.id)
+        if isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
+            documented |= {target.id for target in node.targets}
     assert documented - {"has", "title"} == set(CONTRACT)
 
 
@@ -66,6 +66,60 @@ def test_an_attribute_that_no_step_reads_is_refused():
 def test_what_is_no_slot_is_refused(value):
     with pytest.raises(LandscapeError, match=r"correction=.* was given; a slot is a function"):
         dataclasses.replace(sam.sam(), correction=value)
+
+
+class Uncalled(Slot):
+    """A slot that nobody can call, which only evaluate may be."""
+
+
+def test_a_slot_that_cannot_be_called_is_refused_where_it_would_be():
+    with pytest.raises(LandscapeError, match=r"geometry=.*derives from .*Slot and can be called"):
+        dataclasses.replace(sam.sam(), geometry=Uncalled())
+    assert not callable(dataclasses.replace(sam.sam(), evaluate=Uncalled()).evaluate)
+
+
+@dataclass(frozen=True)
+class Flags(Slot):
+    """Each form in which a flag may be overridden."""
+
+    needs_g1: bool = False
+    reads = ("noise",)
+
+    @property
+    def leaves(self):
+        return ("noise",) if self.needs_g1 else ()
+
+    def __call__(self, point, state):
+        return True
+
+
+def test_a_flag_is_overridden_by_an_attribute_a_field_or_a_property():
+    assert Flags().reads == Flags(needs_g1=True).leaves == ("noise",)
+    assert Flags(needs_g1=True).needs_g1
+    assert not Flags().needs_g1
+    assert Flags().micro_batches == Slot.micro_batches == 1
+
+
+@dataclass(frozen=True)
+class ByExample(Slot):
+    """A pass that reads losses of single examples without saying so in the variant's needs."""
+
+    def second(self, passes, point, state, only):
+        return passes.per_example(passes.batch)[0].mean()
+
+
+def test_losses_of_examples_are_refused_where_a_closure_gives_none():
+    model = cnn()
+    optimizer = ready(model, dataclasses.replace(sam.sam(), evaluate=ByExample()))
+    x, y = batch()[:2]
+
+    def closure():
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(LandscapeError, match=r"losses of single examples .* call step\(losses, b"):
+        optimizer.step(closure)
 
 
 @dataclass

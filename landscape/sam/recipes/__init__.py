@@ -11,8 +11,6 @@ figures are made from them:
 A new recipe is one function under `@recipe(...)` in one of these files, and a test of its evidence.
 """
 
-from collections.abc import Callable
-
 from landscape.sam.recipes import (
     adaptive,
     ascent,
@@ -24,15 +22,14 @@ from landscape.sam.recipes import (
     outputs,
     several,
 )
-from landscape.sam.recipes.declaration import EVIDENCE, Declaration, recipe, row
-from landscape.sam.variant import Variant
+from landscape.sam.recipes.declaration import EVIDENCE, Declaration, Recipe, recipe, row
 
 FILES = (ascent, masks, descent, several, adaptive, noise, outputs, curvature, loss)
 
 
-def declared() -> dict[str, Callable[..., Variant]]:
+def declared() -> dict[str, Recipe]:
     """Every recipe by name, in the order of the files."""
     return {name: getattr(file, name) for file in FILES for name in file.__all__}
 
 
-__all__ = ["EVIDENCE", "Declaration", "declared", "recipe", "row"]
+__all__ = ["EVIDENCE", "Declaration", "Recipe", "declared", "recipe", "row"]

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Protocol, cast
 
 from landscape.checks import check_choice, check_rho
 from landscape.sam import schedule, selectors, sources
@@ -61,16 +61,26 @@ class Declaration:
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines)
 
 
-def recipe(
-    label: str, **facts: Any
-) -> Callable[[Callable[Options, Variant]], Callable[Options, Variant]]:
+class Recipe(Protocol[Options]):
+    """A function of a variant's options, with what is said of it."""
+
+    declaration: Declaration
+    __name__: str
+
+    def __call__(self, *arguments: Options.args, **options: Options.kwargs) -> Variant:
+        """The variant."""
+        ...
+
+
+def recipe(label: str, **facts: Any) -> Callable[[Callable[Options, Variant]], Recipe[Options]]:
     """Declare the function below as a recipe of its file; its docstring gains the facts."""
     declaration = Declaration(label, **facts)
 
-    def declare(function: Callable[Options, Variant]) -> Callable[Options, Variant]:
-        function.declaration = declaration  # type: ignore[attr-defined]
+    def declare(function: Callable[Options, Variant]) -> Recipe[Options]:
         function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{declaration.text()}\n"
-        return function
+        declared = cast("Recipe[Options]", function)
+        declared.declaration = declaration
+        return declared
 
     return declare
 
