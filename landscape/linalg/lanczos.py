@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from landscape.errors import LandscapeError
 from landscape.linalg._search import EigenPairs, Search
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
-WHICH = ("largest", "smallest", "both", "magnitude")
+WHICH: tuple[Which, ...] = get_args(Which)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 

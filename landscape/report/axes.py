@@ -61,9 +61,9 @@ def _unit(q: Metric) -> str:
 
 def _cell(ds: xr.Dataset, q: Metric) -> str:
     n = int(ds[f"{q.variable}_n"])
-    ends = [float(ds[q.variable + suffix]) for suffix in ("", "_low", "_high")]
+    mean, low, high = (float(ds[q.variable + suffix]) for suffix in ("", "_low", "_high"))
     write = words.percent if q.is_share else words.number
-    text = f"{write(ends[0])} {words.interval(Interval(*ends, n), write)}".strip()
+    text = f"{write(mean)} {words.interval(Interval(mean, low, high, n), write)}".strip()
     return text + (f" (n = {n})" if n else "")
 
 

@@ -316,11 +316,12 @@ def _outlying(family: Family, setting: str) -> list[str]:
     study, said = family.study, []
     for key in (study.metric, "train_loss", *FLATNESS):
         values = family.values.get((setting, key))
-        for row, seed, value in values.outlying() if values else ():
-            said.append(
+        if values is not None:
+            said += [
                 f"{study.label(setting, row)}, seed {seed}: {values.metric.name} "
                 f"{words.value(values.metric, value)}"
-            )
+                for row, seed, value in values.outlying()
+            ]
     if not said:
         return []
     shown = "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")

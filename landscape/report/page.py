@@ -91,15 +91,16 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         ],
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    loader = PackageLoader("landscape.report", "templates")
     environment = Environment(
-        loader=PackageLoader("landscape.report", "templates"),
+        loader=loader,
         autoescape=lambda name: bool(name) and "html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"slug": slug, "spec": _spec, "columns": _columns}
-    script = environment.loader.get_source(environment, "report.js")[0]
+    script = loader.get_source(environment, "report.js")[0]
     extras = {
         "plotly": Markup(get_plotlyjs()),
         "config": Markup(json.dumps(interactive.CONFIG)),

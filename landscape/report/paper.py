@@ -184,13 +184,13 @@ def write_csv(drawing: Drawing, path: Path) -> Path:
     return write_atomically(path, write)
 
 
-def _cell(value: object) -> object:
+def _cell(value: str | float | None) -> str | float:
     if value is None:
         return ""
     if isinstance(value, str):
         # A spreadsheet would run it.
         return f"'{value}" if value[:1] in ("=", "+", "@", "\t", "\r") else value
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     return (
         int(number)
         if number.is_integer() and abs(number) < 2**53

@@ -301,9 +301,11 @@ class _Points:
         base = self.family.base(self.setting, one.quantity)
         for row in self.rows if base else ():
             partner = self.study.partner(self.setting, row, base)
-            effect = partner and self.family.get(self.setting, row, partner)
-            dose = partner and self.family.get(self.setting, row, partner, one.quantity)
-            if not effect or not dose:
+            if not partner:
+                continue
+            effect = self.family.get(self.setting, row, partner)
+            dose = self.family.get(self.setting, row, partner, one.quantity)
+            if effect is None or dose is None:
                 continue
             way, towards = effect.decision.beyond, one.sign * dose.sign
             dosed += towards > 0

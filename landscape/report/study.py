@@ -1,5 +1,6 @@
 """A study as the report reads it: what was asked, run, measured, and what is missing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -283,7 +284,7 @@ class Study:
         for name, variable in (("generalization", "test_loss"), ("top_eigenvalues", "eigenvalue")):
             if name in self.data and variable in self.data[name]:
                 table = self.data[name][variable]
-                finite = np.isfinite(table).all([dim for dim in table.dims if dim != "run"])
+                finite = (abs(table) < math.inf).all([dim for dim in table.dims if dim != "run"])
                 bad = [str(run) for run in table.run.values[~finite.values]]
                 if bad:
                     gaps.append(f"{name}: {variable.replace('_', ' ')} is not finite in "

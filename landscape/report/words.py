@@ -1,7 +1,7 @@
 """Numbers and lists as words: sensible digits, a real minus sign, intervals, and p-values."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from landscape.metrics import Metric
 from landscape.stats import Decision, Interval
@@ -49,9 +49,9 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def interval(ci: Interval, write: object = number) -> str:
+def interval(ci: Interval, write: Callable[[float], str] = number) -> str:
     """[low, high] with the writer of the estimate, or nothing where there is no interval."""
-    return f"[{write(ci.low)}, {write(ci.high)}]" if ci.known else ""  # type: ignore[operator]
+    return f"[{write(ci.low)}, {write(ci.high)}]" if ci.known else ""
 
 
 def listing(items: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from landscape.risk._criterion import IGNORED, BatchLosses
 from landscape.risk._data import sha256_of
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
-from landscape.risk._engine import BN_MODES
+from landscape.risk._engine import BN_MODES, BNMode
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP
 from landscape.risk._probe import Probe
 from landscape.risk._reading import columns
@@ -12,6 +12,7 @@ from landscape.risk._rows import Objective, RowLosses
 __all__ = [
     "BN_MODES",
     "IGNORED",
+    "BNMode",
     "BatchLosses",
     "EmpiricalRisk",
     "Evaluation",

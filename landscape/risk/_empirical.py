@@ -19,7 +19,7 @@ from landscape.risk import _checks, _fitting
 from landscape.risk._copying import refuse_odd
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng, sha256_of
-from landscape.risk._engine import GRADIENT, PRODUCT, Engine, Notes, Statistics
+from landscape.risk._engine import GRADIENT, PRODUCT, BNMode, Engine, Notes, Statistics
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
@@ -28,8 +28,6 @@ from landscape.risk._spread import Spread
 from landscape.risk._state import State
 from landscape.risk._tracing import values
 from landscape.risk._units import described, fitted, one_unit
-
-BNMode = Literal["eval", "full_batch", "recalibrate"]
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class EmpiricalRisk:
         return self._engine.dtype
 
     @property
-    def bn(self) -> str:
+    def bn(self) -> BNMode:
         """BatchNorm mode."""
         return self._engine.bn
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
 
 Statistics = list[tuple[Tensor, Tensor]]
-BN_MODES = ("eval", "full_batch", "recalibrate")
+BNMode = Literal["eval", "full_batch", "recalibrate"]
+BN_MODES: tuple[BNMode, ...] = get_args(BNMode)
 FORWARD, GRADIENT, PRODUCT = 1 / 3, 1.0, 2.0
 _ROWS, _FEW, _RATIO_ROWS = 8, 2, 1024
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
@@ -62,7 +63,7 @@ class Engine:
     dtype: torch.dtype
     memory: int
     batch_size: int | None
-    bn: str
+    bn: BNMode
     notes: Notes
     spread: Spread | None = None
 

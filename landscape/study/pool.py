@@ -107,9 +107,9 @@ class _Pool:
         try:
             while len(self.last) < len(self.jobs):
                 self._fill()
-                pipes = {worker.pipe: worker for worker in self.workers}
-                for ready in connection.wait(list(pipes), timeout=1.0):
-                    self._hear(pipes[ready])
+                ready = connection.wait([worker.pipe for worker in self.workers], timeout=1.0)
+                for worker in [worker for worker in self.workers if worker.pipe in ready]:
+                    self._hear(worker)
         finally:
             for worker in self.workers:
                 worker.stop()

@@ -126,7 +126,7 @@ def _sha256(path: Path, *_: int) -> str:
 def changed_results(folder: Path) -> list[str]:
     """Sentences for results that are not as they were written, and so are measured again."""
     records, left_out = storage.read_lines(folder / "measured.jsonl", on_error="skip")
-    last = {record.get("name"): record for record in records}
+    last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}
     said = [
         f"{result_path(folder, name)} was changed after it was written; it is measured again."
         for name, record in last.items()

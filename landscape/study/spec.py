@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import landscape
 from landscape.metrics import OUTCOMES
 from landscape.storage import folder_name
+
+if TYPE_CHECKING:
+    from landscape.risk import BNMode
 
 METRICS = OUTCOMES  # what [comparisons] metric may name
 
@@ -157,7 +160,7 @@ class MeasureSpec:
 
     examples: int
     split: str
-    bn: str
+    bn: "BNMode"
     seed: int
     measurements: tuple[Measurement, ...]
 

@@ -134,10 +134,7 @@ def _largest(
 ) -> lanczos.EigenPairs:
     block = operator.block(index)
     dtype, device = theta.dtype, theta.device
-
-    def proven(V: Tensor) -> Tensor:
-        return exact(block.embed(V))[..., index]
-
+    proven = None if exact is None else _within(exact, block)
     if len(index) > 1:
         return lanczos.top(
             block,
@@ -148,12 +145,17 @@ def _largest(
             generator=generator(seed),
             dtype=dtype,
             device=device,
-            certificate=None if exact is None else proven,
+            certificate=proven,
         )
     one = torch.ones(1, 1, dtype=dtype, device=device)
-    value = (block if exact is None else proven)(one)[0]
+    value = (proven or block)(one)[0]
     nothing, sure = torch.zeros_like(value), torch.ones(1, dtype=torch.bool)
     return lanczos.EigenPairs(value, one, nothing, sure, 1, True, 0.0, 0, 0, 0.0)
+
+
+def _within(exact: Callable[[Tensor], Tensor], block: Operator) -> Callable[[Tensor], Tensor]:
+    """The rows and columns of a block."""
+    return lambda V: exact(block.embed(V))[..., block.index]
 
 
 def _row(pairs: lanczos.EigenPairs, proof: certificates.Certificate) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.checks import check_choice, check_count
+from landscape.errors import LandscapeError
 from landscape.measure.curvature.top import eigenpairs, hessian_trace
 from landscape.measure.measuring import RESIDUALS, Measuring, generator, numbers
 from landscape.results import Variable
@@ -107,6 +108,16 @@ class PyHessian:
         self.model, self.criterion = model, criterion
         self.inputs, self.targets = inputs, targets
         self._seed = seed
+        self._peer: peer.hessian | None = None
+
+    @property
+    def _inside(self) -> peer.hessian:
+        if self._peer is None:
+            raise LandscapeError(
+                "PyHessian's estimates were asked outside of `with PyHessian(...) as peer:`, where "
+                "its graph is freed; ask inside."
+            )
+        return self._peer
 
     def __enter__(self) -> "PyHessian":
         parameters = list(self.model.parameters())
@@ -139,17 +150,18 @@ class PyHessian:
     def eigenvalue(self, *, max_iterations: int, tolerance: float = 1e-3) -> float:
         """Largest-magnitude eigenvalue by its power iteration."""
         with self._mended():
-            return float(self._peer.eigenvalues(maxIter=max_iterations, tol=tolerance)[0][0])
+            return float(self._inside.eigenvalues(maxIter=max_iterations, tol=tolerance)[0][0])
 
     def trace_samples(self, *, num_probes: int, tolerance: float = 1e-3) -> np.ndarray:
         """The vᵀHv of the probes it used: at most num_probes."""
         with self._mended():
-            return np.array(self._peer.trace(maxIter=num_probes, tol=tolerance), dtype=np.float64)
+            samples = self._inside.trace(maxIter=num_probes, tol=tolerance)
+        return np.array(samples, dtype=np.float64)
 
     def density(self, *, num_nodes: int, num_probes: int) -> tuple[np.ndarray, np.ndarray]:
         """Ritz values and weights (num_probes, num_nodes) of its Lanczos quadrature."""
         with self._mended():
-            nodes, weights = self._peer.density(iter=num_nodes, n_v=num_probes)
+            nodes, weights = self._inside.density(iter=num_nodes, n_v=num_probes)
         return np.array(nodes, dtype=np.float64), np.array(weights, dtype=np.float64)
 
     def _leave_out_unused(self, parameters: list[nn.Parameter]) -> None:
@@ -164,7 +176,7 @@ class PyHessian:
         """PyHessian's module sees a torch with `eig` and seeded draws; everyone else's is torch."""
         like = next(p for p in self.model.parameters() if p.requires_grad)
         original = peer.torch
-        peer.torch = _Torch(like, self._seed)
+        peer.torch = _Torch(like, self._seed)  # ty: ignore[invalid-assignment]  # stands for it
         try:
             with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
                 # Its backward(create_graph=True) warns of a leak that __exit__ frees.

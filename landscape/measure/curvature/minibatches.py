@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def minibatch_eigenvalues(
     batch_size: int = 32,
     num_batches: int | None = None,
     k: int = 1,
-    which: str = "largest",
+    which: lanczos.Which = "largest",
     matrix: str = "hessian",
     tolerance: float | None = None,
     failure_probability: float = 1.0,
@@ -62,7 +63,7 @@ def minibatch_eigenvalues(
         check_count("num_batches", num_batches, 1)
     order = torch.randperm(total, generator=generator(seed))
     batches = [rows for rows in order.split(batch_size) if len(rows) == batch_size][:num_batches]
-    search = {
+    search: dict[str, Any] = {
         "k": k,
         "which": which,
         "matrix": matrix,

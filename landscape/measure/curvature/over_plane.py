@@ -15,7 +15,7 @@ from landscape.measure.surfaces.axes import at_theta, axis_variables, symmetric_
 from landscape.measure.surfaces.values import objective
 from landscape.plane import Plane
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk
 
 _NAMES = ("eigenvalue_max", "eigenvalue_min", "residual_max", "residual_min", "loss")
 
@@ -29,7 +29,7 @@ def curvature_map(
     one_d: str = "zero",
     radius: float = 1.0,
     points: int = 5,
-    bn: str = "eval",
+    bn: BNMode = "eval",
     tolerance: float = 1e-2,
     max_hvps: int = 200,
     failure_probability: float = 0.05,

@@ -1,6 +1,8 @@
 """Eigenvalues and trace of the Hessian of the risk."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ def top_eigenvalues(
     theta: Float[Tensor, "P"],
     *,
     k: int = 5,
-    which: str = "largest",
+    which: lanczos.Which = "largest",
     tolerance: float | None = None,
     max_hvps: int | None = None,
     max_basis: int | None = None,
@@ -170,7 +172,7 @@ def eigenpairs(
     measuring: Measuring,
     *,
     k: int,
-    which: str = "largest",
+    which: lanczos.Which = "largest",
     tolerance: float | None = None,
     max_hvps: int | None = None,
     max_basis: int | None = None,
@@ -246,9 +248,11 @@ def hessian_trace(
     check_choice("method", method, TRACES)
     loss, theta = measuring.finite_loss(), measuring.theta
     operator = Operator.of(risk, theta, matrix=matrix, select=select)
-    draws = {"dtype": theta.dtype, "device": theta.device}
+    hutchinson = partial(
+        trace.hutchinson, operator, operator.size, dtype=theta.dtype, device=theta.device
+    )
     if target_stderr is not None:
-        num_probes = _enough_probes(operator, target_stderr, max_probes, method, seed, draws)
+        num_probes = _enough_probes(hutchinson, target_stderr, max_probes, method, seed)
     options = {
         "num_probes": num_probes,
         "target_stderr": target_stderr,
@@ -267,14 +271,16 @@ def hessian_trace(
             options=options,
         )
 
-    draws = {"generator": generator(seed)} | draws
     if method == "hutch++":
-        found = trace.hutchpp(operator, operator.size, num_matvecs=num_probes, **draws)
+        found = trace.hutchpp(
+            operator, operator.size, num_matvecs=num_probes, generator=generator(seed),
+            dtype=theta.dtype, device=theta.device,
+        )  # fmt: skip
         return result(numbers(found.samples), options)
     try:
-        samples = trace.hutchinson(operator, operator.size, num_probes=num_probes, **draws)
+        samples = hutchinson(num_probes=num_probes, generator=generator(seed))
     except Interrupted as stop:
-        known = [] if stop.partial is None else numbers(stop.partial)
+        known = np.empty(0) if stop.partial is None else numbers(stop.partial)
         cut = options | {"num_probes": len(known), "interrupted": True}
         stop.partial = result(known, cut) if len(known) > 1 else None
         raise
@@ -293,7 +299,7 @@ def _trace_variables(samples: np.ndarray, title: str) -> dict[str, Variable]:
 
 
 def _enough_probes(
-    operator: Operator, target: float, most: int, method: str, seed: int, draws: dict[str, Any]
+    hutchinson: Callable[..., Tensor], target: float, most: int, method: str, seed: int
 ) -> int:
     if method != "hutchinson" or not target > 0:
         raise LandscapeError(
@@ -301,8 +307,7 @@ def _enough_probes(
             f"'hutchinson', whose error is known from a pilot. For 'hutch++' give num_probes."
         )
     # Of a stream of its own: the probes that count stay those of the seed.
-    source = generator(seed + 1_000_003)
-    pilot = trace.hutchinson(operator, operator.size, num_probes=_PILOT, generator=source, **draws)
+    pilot = hutchinson(num_probes=_PILOT, generator=generator(seed + 1_000_003))
     spread = float(pilot.double().std())
     number = max(2, math.ceil((spread / target) ** 2))
     if number > most:

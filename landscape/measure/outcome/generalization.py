@@ -57,7 +57,9 @@ def generalization(
     values: dict[str, float] = {}
     for split, each in found.items():
         loss = float(each.loss)
-        accuracy = 1 - float(each.error_rate) if classes else math.nan
+        accuracy = math.nan
+        if classes and each.error_rate is not None:
+            accuracy = 1 - float(each.error_rate)
         values |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
         variables[f"{split}_loss"] = Variable((), loss, "nats", f"{_TITLE[split]} loss")
         variables[f"{split}_accuracy"] = Variable((), accuracy, "1", f"{_TITLE[split]} accuracy")

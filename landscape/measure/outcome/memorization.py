@@ -20,7 +20,7 @@ def memorization(
     *,
     clean_targets: Int[Tensor, "N"] | None = None,
     correct: Bool[np.ndarray, "E N"] | None = None,
-    epochs: Sequence[int] | None = None,
+    epochs: Sequence[int] | np.ndarray | None = None,
 ) -> xr.Dataset:
     """Fit of clean-labelled and of mislabelled training examples, and forgetting events.
 
@@ -100,7 +100,7 @@ def correct_examples(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> Bool[np.
 
 
 def forgetting(
-    correct: Bool[np.ndarray, "E N"], epochs: Sequence[int]
+    correct: Bool[np.ndarray, "E N"], epochs: Sequence[int] | np.ndarray
 ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:
     """Transitions from right to wrong, and the first epoch at which each example was right."""
     table = np.asarray(correct, dtype=bool)
@@ -110,7 +110,7 @@ def forgetting(
 
 
 def _checked(
-    correct: np.ndarray, epochs: Sequence[int] | None, size: int
+    correct: np.ndarray, epochs: Sequence[int] | np.ndarray | None, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     table = np.asarray(correct)
     when = np.arange(1, len(table) + 1) if epochs is None else np.asarray(epochs)

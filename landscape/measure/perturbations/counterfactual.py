@@ -181,10 +181,9 @@ class Counterfactual:
     @functools.cached_property
     def mean_gradient(self) -> Tensor:
         """Mean over all batches of the gradient in the mode of the step, (P,)."""
-        total = 0.0
-        for rows in self._order.split(self.batch_size):
-            total = total + self.gradient(rows) * (len(rows) / len(self._order))
-        return total
+        batches = self._order.split(self.batch_size)
+        shares = (self.gradient(rows) * (len(rows) / len(self._order)) for rows in batches)
+        return functools.reduce(torch.add, shares)
 
     def flat(self, named: dict[str, Tensor]) -> Tensor:
         """Named tensors as one flat vector."""

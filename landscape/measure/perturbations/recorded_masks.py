@@ -1,5 +1,6 @@
 """The masks of one training over its steps: how long they last, and what they select most."""
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -200,11 +201,10 @@ def _times(snapshots: Snapshots) -> tuple[PackedMasks, list[np.ndarray], np.ndar
         raise LandscapeError(
             f"{len(snapshots)} mask snapshot was given; selection frequencies need two or more."
         )
-    first, times, densities = None, [], []
-    for _, masks in snapshots:
-        if first is None:
-            first = masks
-            times = [np.zeros(size, np.uint32) for size in masks.sizes]
+    each = (masks for _, masks in snapshots)
+    first = next(each)
+    times, densities = [np.zeros(size, np.uint32) for size in first.sizes], []
+    for masks in itertools.chain([first], each):
         masks.check_same(first)
         densities.append(masks.counts() / np.array(masks.sizes))
         for count, mask in zip(times, masks.unpacked(), strict=True):

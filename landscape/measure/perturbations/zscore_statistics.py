@@ -229,7 +229,7 @@ def _error(points: Points, percentile: float) -> float:
     return 0.5 * (high - low) / points.moments.std
 
 
-def _flags(points: Points, percentile: float, ties: int) -> str:
+def _flags(points: Points, percentile: float, ties: float) -> str:
     found = {
         "few elements": points.num * (1 - percentile) < 1,
         "ties": ties > 1,

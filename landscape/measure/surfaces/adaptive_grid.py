@@ -88,7 +88,6 @@ class _Work:
         self.evaluated = np.zeros(self.shape, dtype=bool)
         # Estimated error at every cell, before it is decided whether to believe it.
         self._error = np.full(self.shape, np.inf)
-        self._values: np.ndarray | None = None
         self._sample = {"sampled_cells": 0, "sampled_beyond_tolerance": 0, "sampled_worst": 0.0}
         nodes = coarsest(first), coarsest(second)
         self._blocks: list[Block] = [
@@ -96,7 +95,10 @@ class _Work:
             for a, b in pairwise(nodes[0].tolist())
             for c, d in pairwise(nodes[1].tolist())
         ]
-        self.fill(sorted({(i, j) for i in nodes[0].tolist() for j in nodes[1].tolist()}))
+        cells = sorted({(i, j) for i in nodes[0].tolist() for j in nodes[1].tolist()})
+        found = evaluate(cells)
+        self._values = np.full((*self.shape, found.shape[1]), np.nan)
+        self._put(cells, found)
         self._spline = self._interpolated()
 
     @property
@@ -109,12 +111,11 @@ class _Work:
 
     def fill(self, cells: Sequence[tuple[int, int]]) -> None:
         wanted = [cell for cell in cells if not self.evaluated[cell]]
-        if not wanted:
-            return
-        found = self._evaluate(wanted)
-        if self._values is None:
-            self._values = np.full((*self.shape, found.shape[1]), np.nan)
-        rows, columns = np.array(wanted).T
+        if wanted:
+            self._put(wanted, self._evaluate(wanted))
+
+    def _put(self, cells: Sequence[tuple[int, int]], found: np.ndarray) -> None:
+        rows, columns = np.array(cells).T
         self._values[rows, columns] = found
         self.evaluated[rows, columns] = True
 

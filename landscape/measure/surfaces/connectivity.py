@@ -19,7 +19,7 @@ from landscape.measure.measuring import Measuring, check_theta, generator
 from landscape.measure.surfaces.grids import loss_plane
 from landscape.measure.surfaces.values import objective
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk, Objective
+from landscape.risk import BNMode, EmpiricalRisk, Objective
 
 
 def barrier_matrix(
@@ -27,7 +27,7 @@ def barrier_matrix(
     models: Mapping[str, Float[Tensor, "P"]],
     *,
     points: int = 11,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
 ) -> xr.Dataset:
     """Max over alpha of L((1-alpha) a + alpha b) - ((1-alpha) L(a) + alpha L(b)), all pairs (a, b).
 
@@ -74,7 +74,7 @@ def barrier(
     *,
     others: Mapping[str, Float[Tensor, "P"]],
     points: int = 11,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
 ) -> xr.Dataset:
     """One row of `barrier_matrix`: from theta to each of `others`, by name along `other`.
 
@@ -153,7 +153,7 @@ def bezier(
     end: Float[Tensor, "P"],
     training: CurveTraining | None = None,
     points: int = 21,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
     seed: int,
 ) -> xr.Dataset:
     """L(phi(alpha)) on phi(t) = (1-t)² theta + 2t(1-t) c + t² end, c trained to keep it low.
@@ -209,7 +209,7 @@ def three_points(
     *,
     cells: int = 8,
     margin: float = 0.25,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
     seed: int = 0,
 ) -> xr.Dataset:
     """The loss on the plane through three models, a at (0, 0), b at (1, 0), c at (0, 1).
@@ -298,7 +298,7 @@ def _trained(
     return control, sum(tail) / len(tail)
 
 
-def _comparable(risk: EmpiricalRisk, bn: str) -> EmpiricalRisk:
+def _comparable(risk: EmpiricalRisk, bn: BNMode) -> EmpiricalRisk:
     if bn == "eval" and risk.has_batchnorm:
         raise LandscapeError(
             "bn='eval' asked for a path between models, but running statistics belong to one of "

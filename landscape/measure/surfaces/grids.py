@@ -18,7 +18,7 @@ from landscape.measure.surfaces.tiles_on_disk import Tiles, risk_key
 from landscape.measure.surfaces.values import Cells
 from landscape.plane import Plane
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk
 
 
 def loss_slice(
@@ -32,7 +32,7 @@ def loss_slice(
     radius: float = 1.0,
     points: int = 21,
     alphas: Float[np.ndarray, "a"] | None = None,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
     also: Mapping[str, EmpiricalRisk] | None = None,
     tiles: Path | None = None,
     name: str = "loss_slice",
@@ -111,7 +111,7 @@ def loss_plane(
     points: int = 21,
     alphas: Float[np.ndarray, "a"] | None = None,
     betas: Float[np.ndarray, "b"] | None = None,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
     also: Mapping[str, EmpiricalRisk] | None = None,
     tiles: Path | None = None,
     tolerance: float | None = None,

@@ -19,7 +19,7 @@ from landscape.measure.surfaces.grids import loss_slice
 from landscape.measure.surfaces.values import objective
 from landscape.plane import Plane
 from landscape.results import Variable
-from landscape.risk import EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk
 
 
 def interpolation(
@@ -28,7 +28,7 @@ def interpolation(
     *,
     end: Float[Tensor, "P"],
     points: int = 21,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
 ) -> xr.Dataset:
     """L((1 - alpha) theta + alpha end) for alpha in [0, 1], and the barrier between the two.
 
@@ -75,7 +75,7 @@ def trajectory(
     epochs: Sequence[int] | None = None,
     grid: int = 0,
     margin: float = 0.25,
-    bn: str = "recalibrate",
+    bn: BNMode = "recalibrate",
 ) -> xr.Dataset:
     """A training projected on its principal directions, with what the projection leaves out.
 
@@ -180,7 +180,7 @@ def perturbation_slice(
     batch_bn: str = "batch",
     radius: float = 1.5,
     points: int = 25,
-    bn: str = "eval",
+    bn: BNMode = "eval",
     seed: int,
 ) -> xr.Dataset:
     """L(theta + alpha e_v) along each variant's own perturbation e_v, alpha = 1 being the step.

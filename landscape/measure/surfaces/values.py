@@ -175,12 +175,13 @@ def _columns(
     """Loss, error rate, standard errors of the loss and of its rise; NaN where there is none."""
     loss = torch.stack([each.loss for each in found]).double()
     absent = torch.full_like(loss, math.nan)
-    rates = [each.error_rate for each in found]
-    rate = absent if rates[0] is None else torch.stack(rates).double()
+    rates = [each.error_rate for each in found if each.error_rate is not None]
+    rate = torch.stack(rates).double() if rates else absent
     errors = absent
     rises = absent
-    if found[0].losses is not None and found[0].losses.numel() > 1:
-        losses = torch.stack([each.losses for each in found]).double()
+    each_losses = [each.losses for each in found if each.losses is not None]
+    if each_losses and each_losses[0].numel() > 1:
+        losses = torch.stack(each_losses).double()
         errors = risk.standard_error(losses)
         rises = absent if center is None else risk.standard_error(losses.sub_(center))
     return [loss, rate, errors, rises]

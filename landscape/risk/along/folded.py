@@ -38,8 +38,15 @@ Coordinates = Sequence[float]
 class Points(Protocol):
     """A line or plane: the points origin + sum_i c_i d_i, `directions` (m, P)."""
 
-    origin: Tensor
-    directions: Tensor
+    @property
+    def origin(self) -> Tensor:
+        """(P,)."""
+        ...
+
+    @property
+    def directions(self) -> Tensor:
+        """(m, P)."""
+        ...
 
     def point(self, *coordinates: float) -> Tensor:
         """Theta (P,) at the coordinates; fewer of them leave the rest at 0."""

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import xarray as xr
 
@@ -52,6 +52,9 @@ LEAST = {
     "points": 3, "fine_points": 3, "num_probes": 2, "num_pairs": 2, "num_draws": 2, "num_nodes": 2,
     "max_iterations": 2, "num_folds": 2,
 }  # fmt: skip
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "a word", bool: "true or false",
+}  # fmt: skip
 Cost = Callable[[Options, Work], float]
 Agree = Callable[[Options, int], None]
 Fits = Callable[[Options, Any], None]
@@ -60,6 +63,16 @@ Fits = Callable[[Options, Any], None]
 def nothing(_options: Options, _work: Work) -> float:
     """Cost of what only reads files."""
     return 0.0
+
+
+class Measure(Protocol):
+    """(bench, *, options) -> Dataset, or None where a run has nothing of the kind."""
+
+    __name__: str
+
+    def __call__(self, *bench: Any, **options: Any) -> xr.Dataset | None:
+        """The result."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,16 +87,16 @@ class Record:
     each with the reason. cost: (options, work) -> gradients over the fixed examples, counted from
     the algorithms. default: made without being asked. first_seed_only: by default once per row.
     across_runs: made when all runs of a setting are trained. choices: the words that an option may
-    be. least, most: bounds of a number (least by default: that of LEAST, or 1 for whole numbers, 0
-    for others). above, below: options that are above 0, or below a number. agree: (options, number
-    of examples), refuses options that do not go together. fits: (options, the run before its
-    training), refuses what its data or model has not. variants: options that name variants.
-    perturbs: needs a known recipe; left out for runs of recipe "none". along_training: needs
-    checkpoints of more than one step. drawn: has a figure in the report (else a table of its own,
-    or data alone where they are too large).
+    be, where its type is no Literal. least, most: bounds of a number (least by default: that of
+    LEAST, or 1 for whole numbers, 0 for others). above, below: options that are above 0, or below a
+    number. agree: (options, number of examples), refuses options that do not go together. fits:
+    (options, the run before its training), refuses what its data or model has not. variants:
+    options that name variants. perturbs: needs a known recipe; left out for runs of recipe "none".
+    along_training: needs checkpoints of more than one step. drawn: has a figure in the report (else
+    a table of its own, or data alone where they are too large).
     """
 
-    measure: Callable[..., xr.Dataset | None]
+    measure: Measure
     cost: Cost
     named: str = ""
     of: tuple[Callable[..., Any], ...] = ()
@@ -144,7 +157,7 @@ class Record:
         own = getattr(measure, self.name, None)
         parameters = [
             p
-            for function in self.of or (own,) * (own is not None)
+            for function in self.of or (() if own is None else (own,))
             for p in inspect.signature(function).parameters.values()
         ]
         return {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -180,15 +193,17 @@ class Record:
         within: bool = False,
         default: Any = None,
     ) -> Any:
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        kind = str if choices else kind
         right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
         if kind is float:
             right = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not right:
-            words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-            raise LandscapeError(f"{where} {value!r} is not {words[kind]}.")
+            raise LandscapeError(f"{where} {value!r} is not {_WORDS[kind]}.")
         if kind is str:
-            if name in self.choices:
-                possible.choice(where.removesuffix(" ="), value, self.choices[name])
+            choices = self.choices.get(name, choices)
+            if choices:
+                possible.choice(where.removesuffix(" ="), value, choices)
             return value
         if kind is bool:
             return value

@@ -249,6 +249,17 @@ def test_pyhessian_is_restored_after_an_error():
     assert sys.modules["pyhessian.hessian"].torch is torch
 
 
+def test_pyhessian_outside_of_its_context_is_refused():
+    x, y = images()
+    peer = measure.PyHessian(cnn(), nn.CrossEntropyLoss(), x, y, seed=0)
+    with pytest.raises(LandscapeError, match=r"outside of `with PyHessian\(...\) as peer:`"):
+        peer.eigenvalue(max_iterations=2)
+    with peer:
+        pass
+    with pytest.raises(LandscapeError, match="ask inside"):
+        peer.trace_samples(num_probes=2)
+
+
 def test_crosscheck_refuses_a_single_probe():
     risk, _, _ = quadratic([1.0, 2.0])
     with pytest.raises(LandscapeError, match=r"num_probes=.* give a whole number >= 2"):
