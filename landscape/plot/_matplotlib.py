@@ -5,15 +5,18 @@ import string
 from functools import singledispatch
 from itertools import zip_longest
 from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib import colormaps, rc_context, rcParams
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LightSource, ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from landscape.plot import style
@@ -37,6 +40,9 @@ from landscape.plot.drawing import (
     log_ticks,
     short,
 )
+
+if TYPE_CHECKING:
+    from mpl_toolkits.mplot3d import Axes3D
 
 _SYMBOLS = {
     "circle": "o",
@@ -71,11 +77,11 @@ def render(
     with rc_context(style.rc(venue)):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
-        figure = PaperFigure(figsize=(inches, height), dpi=dpi, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
+        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
+        figure = PaperFigure(figsize=(inches, height), dpi=dpi, layout=layout)
         whole = columns == drawing.columns
         ratios = list(drawing.widths) if drawing.widths and whole else None
-        share = {"all": "all", "": False}
+        share: dict[str, Literal["all", False]] = {"all": "all", "": False}
         grid = figure.subplots(
             rows,
             columns,
@@ -103,7 +109,7 @@ def render(
             ended = {m.name for p in drawing.panels for m in p.marks if getattr(m, "ends", False)}
             _legend(figure, grid, inches, ended)
         # Lay out once: saving as several formats need not solve for the positions again.
-        figure.get_layout_engine().execute(figure)
+        layout.execute(figure)
         figure.set_layout_engine("none")
     return figure
 
@@ -157,14 +163,16 @@ def _legend_height(drawing: Drawing, names: list[str], inches: float) -> float:
 
 def _legend(figure: Figure, grid: np.ndarray, inches: float, ended: set[str]) -> None:
     """One legend of all panels, without the names that stand at the ends of lines."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for ax in grid.flat:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             if label not in ended:
                 entries.setdefault(label, handle)
     if entries:
         columns = _legend_columns(list(entries), inches)
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns
+        )
 
 
 def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
@@ -181,10 +189,12 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
 
 
 _Coloured = Matrix | Contours | Field | Surface
-_COLOURED = (AxesImage, QuadContourSet, QuadMesh)
+_Mappable = AxesImage | QuadContourSet | QuadMesh
 
 
-def _panel(panel: Panel, ax: Axes, wrap: int, letter: str | None) -> list[tuple[_Coloured, object]]:
+def _panel(
+    panel: Panel, ax: Axes, wrap: int, letter: str | None
+) -> list[tuple[_Coloured, _Mappable]]:
     """Draw the panel; return the marks that need a colour bar, with what it explains."""
     _axis(panel.x, ax, "x", wrap)
     _axis(panel.y, ax, "y", wrap)
@@ -194,13 +204,17 @@ def _panel(panel: Panel, ax: Axes, wrap: int, letter: str | None) -> list[tuple[
     title = "\n".join(lines)
     ax.set_title(rf"$\bf{{{letter}}}$  {title}" if letter else title)
     drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
-    coloured = [pair for pair in drawn if isinstance(pair[1], _COLOURED)]
+    coloured = [
+        (mark, shown)
+        for mark, shown in drawn
+        if isinstance(mark, _Coloured) and isinstance(shown, _Mappable)
+    ]
     if coloured:
         ax.grid(False)
     return coloured
 
 
-_Key = tuple[_Coloured, object, list[Axes]]
+_Key = tuple[_Coloured, _Mappable, list[Axes]]
 
 
 def _scale(mark: _Coloured) -> tuple:
@@ -209,7 +223,7 @@ def _scale(mark: _Coloured) -> tuple:
     return (type(mark), mark.name, *ends)
 
 
-def _colorbar(mark: _Coloured, mappable: object, axes: list[Axes], figure: Figure) -> None:
+def _colorbar(mark: _Coloured, mappable: _Mappable, axes: list[Axes], figure: Figure) -> None:
     if isinstance(mark, Contours):
         bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
         ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
@@ -218,7 +232,7 @@ def _colorbar(mark: _Coloured, mappable: object, axes: list[Axes], figure: Figur
         bar.outline.set_visible(False)
         ticks = log_ticks(*mark.limits) if mark.log else None
     if ticks is not None:
-        bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+        bar.ax.yaxis.set_major_locator(FixedLocator(list(ticks)))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     bar.set_label(Axis(mark.name, mark.units).title)
@@ -241,8 +255,8 @@ def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
         target.set_major_locator(FixedLocator([position for position, _ in axis.ticks]))
         labels = {round(position, 6): text for position, text in axis.ticks}
         target.set_major_formatter(FuncFormatter(lambda value, _: labels.get(round(value, 6), "")))
-        ax.tick_params(axis=which, length=0)
-        ax.grid(False, axis=which)
+        target.set_tick_params(length=0)
+        target.grid(False)
         if which == "x" and max((len(text) for _, text in axis.ticks), default=0) > 4:
             ax.tick_params(axis="x", labelrotation=35)
             for label in ax.get_xticklabels():
@@ -262,11 +276,12 @@ def _draw(mark: object, ax: Axes) -> object:
 @_draw.register
 def _(mark: Points, ax: Axes) -> None:
     hollow = np.zeros(len(mark.x), bool) if mark.hollow is None else np.asarray(mark.hollow)
-    for ends, horizontal in (((mark.x_low, mark.x_high), True), ((mark.y_low, mark.y_high), False)):
-        if ends[0] is not None:
-            draw = ax.hlines if horizontal else ax.vlines
-            across = mark.y if horizontal else mark.x
-            draw(across, ends[0], ends[1], color=mark.color, lw=0.9, alpha=mark.opacity, zorder=2.5)
+    for draw, across, low, high in (
+        (ax.hlines, mark.y, mark.x_low, mark.x_high),
+        (ax.vlines, mark.x, mark.y_low, mark.y_high),
+    ):
+        if low is not None and high is not None:
+            draw(across, low, high, color=mark.color, lw=0.9, alpha=mark.opacity, zorder=2.5)
     label = mark.name if mark.legend else None
     for chosen, face in ((~hollow, mark.color), (hollow, "white")):
         if not chosen.any() and (face == "white" or hollow.any()):
@@ -304,7 +319,7 @@ def _(mark: Band, ax: Axes) -> None:
 
 @_draw.register
 def _(mark: Bars, ax: Axes) -> None:
-    look = (
+    look: dict[str, Any] = (
         {"facecolor": "none", "edgecolor": style.INK, "linewidth": 0.6}
         if mark.outline
         else {"color": mark.color, "linewidth": 0, "alpha": mark.opacity}
@@ -320,7 +335,7 @@ def _(mark: Rule, ax: Axes) -> None:
     line = ax.axvline if mark.axis == "x" else ax.axhline
     line(mark.value, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=0.8, zorder=1.5)
     if mark.text:
-        place = (
+        place: dict[str, Any] = (
             {"xy": (mark.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -1),
              "va": "top", "ha": "left"}
             if mark.axis == "x"
@@ -394,13 +409,13 @@ def _(mark: Gaps, ax: Axes) -> None:
     )  # fmt: skip
 
 
-@_draw.register
-def _(mark: Surface, ax: Axes) -> None:
+@_draw.register(Surface)
+def _(mark: Surface, ax: "Axes3D") -> None:
     bottom, top = mark.heights(np.array(mark.limits))
     floor = bottom - 0.35 * (top - bottom)
     x, y = np.meshgrid(mark.x, mark.y, indexing="ij")
     heights = np.clip(mark.heights(), bottom, top)
-    options = {"cmap": colormaps[style.SEQUENTIAL], "vmin": bottom, "vmax": top}
+    options: dict[str, Any] = {"cmap": colormaps[style.SEQUENTIAL], "vmin": bottom, "vmax": top}
     lit = LightSource(azdeg=225, altdeg=55).shade(
         np.where(np.isfinite(heights), heights, bottom), vert_exag=0.6, blend_mode="soft",
         dx=(x[-1, 0] - x[0, 0]) / len(x) / (top - bottom), **options,
@@ -419,7 +434,9 @@ def _(mark: Surface, ax: Axes) -> None:
     for which in (ax.xaxis, ax.yaxis):
         which.set_major_locator(MaxNLocator(3, symmetric=True))
     ax.zaxis.set_major_locator(MaxNLocator(4))
-    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+    # matplotlib types the first two as axes of a plane.
+    axes: tuple[Any, ...] = (ax.xaxis, ax.yaxis, ax.zaxis)
+    for axis in axes:
         axis.labelpad = -7
         axis.set_pane_color((1, 1, 1, 0))
         axis._axinfo["grid"].update(color=style.GRID, linewidth=0.4)

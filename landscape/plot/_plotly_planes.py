@@ -1,5 +1,7 @@
 """Planes for plotly: fields of cells, gaps, rotating surfaces, and places of colour bars."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
@@ -179,7 +181,7 @@ def arrange_bars(figure: go.Figure) -> None:
             bar.update(y=(low + high) / 2, yanchor="middle")
 
 
-def _domains(figure: go.Figure, trace: object) -> tuple[tuple[float, float], tuple[float, float]]:
+def _domains(figure: go.Figure, trace: Any) -> tuple[tuple[float, float], tuple[float, float]]:
     if isinstance(trace, go.Surface):
         domain = figure.layout[trace.scene or "scene"].domain
         return domain.x, domain.y

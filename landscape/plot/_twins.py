@@ -41,10 +41,11 @@ def _twin(figure: Callable[..., Any], module: str, render: Callable[..., Any]) -
 
     own = inspect.signature(figure)
     draw.__module__ = module
-    draw.__signature__ = own.replace(  # type: ignore[attr-defined]
+    signature = own.replace(
         parameters=[*own.parameters.values(), *_ADDED],
         return_annotation=inspect.signature(render).return_annotation,
     )
+    vars(draw)["__signature__"] = signature
     return draw
 
 

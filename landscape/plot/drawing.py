@@ -17,6 +17,8 @@ from landscape.plot.style import PALE
 WHOLE = ("epoch", "severity")
 SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x", "bar")
 
+Dash = Literal["solid", "dash", "dot"]
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -69,7 +71,7 @@ class Line:
     y: np.ndarray
     name: str
     color: str
-    dash: Literal["solid", "dash", "dot"] = "solid"
+    dash: Dash = "solid"
     width: float = 1.2
     opacity: float = 1.0
     legend: bool = True
@@ -115,7 +117,7 @@ class Rule:
     axis: Literal["x", "y"]
     value: float
     name: str = ""
-    dash: Literal["solid", "dash", "dot"] = "dash"
+    dash: Dash = "dash"
     color: str = "#555555"
     text: str = ""
 
@@ -219,8 +221,10 @@ class Label:
     text: str
     color: str = "#222222"
     anchor: Literal["left", "right", "center"] = "left"
+    name: str = ""  # it has no entry in a legend
 
 
+Cell = str | float | None
 Mark = Points | Line | Band | Bars | Rule | Matrix | Contours | Field | Gaps | Surface | Label
 
 
@@ -255,7 +259,7 @@ class Drawing:
     legend: bool = True
     widths: tuple[float, ...] = field(default=())
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> list[dict[str, Cell]]:
         """Every number drawn, as tidy rows: panel, mark, name, and the mark's own columns."""
         return [
             {"panel": index + 1, "title": panel.title.replace("\n", " "), **row}
@@ -285,7 +289,7 @@ class Drawing:
     @property
     def moments(self) -> list[float]:
         """When something of it appears, in order; none in a drawing without time."""
-        found = [m.when for p in self.panels for m in p.marks if _timed(m)]
+        found = [when for p in self.panels for m in p.marks if (when := _when(m)) is not None]
         return np.unique(np.concatenate(found)).tolist() if found else []
 
     def until(self, moment: float) -> "Drawing":
@@ -318,7 +322,7 @@ class Drawing:
 _ALONG = ("x", "y", "x_low", "x_high", "y_low", "y_high", "low", "high", "hollow")
 
 
-def _rows(mark: Mark, panel: Panel) -> Iterator[dict[str, object]]:
+def _rows(mark: Mark, panel: Panel) -> Iterator[dict[str, Cell]]:
     """One row per number of a mark; positions that are names are given as these names too."""
     head = {"mark": type(mark).__name__.lower(), "name": getattr(mark, "name", "")}
     if isinstance(mark, Label | Gaps):
@@ -360,12 +364,12 @@ def _highlighted(panel: Panel, chosen: Sequence[str], pale: Sequence[str]) -> Pa
     return replace(panel, marks=(*behind, *front))
 
 
-def _timed(mark: Mark) -> bool:
-    return getattr(mark, "when", None) is not None
+def _when(mark: Mark) -> np.ndarray | None:
+    return mark.when if isinstance(mark, Line | Points) else None
 
 
 def _until(panel: Panel, moment: float) -> Panel:
-    if not any(map(_timed, panel.marks)):
+    if all(_when(mark) is None for mark in panel.marks):
         return panel
     marks = []
     for mark in panel.marks:

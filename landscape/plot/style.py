@@ -6,11 +6,14 @@ Symbols and small multiples carry the difference where colours alone would not.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 INK = "#222222"
 MUTED = "#6b6b6b"
@@ -85,7 +88,7 @@ SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
 
 # DejaVu and STIX come with matplotlib: a bare machine draws the same figure.
-RC: dict[str, object] = {
+RC: "dict[RcKeyType, Any]" = {
     "font.family": ["DejaVu Sans", "STIXGeneral"],
     "mathtext.fontset": "dejavusans",
     "axes.linewidth": 0.6,
@@ -121,11 +124,16 @@ RC: dict[str, object] = {
 }
 
 
-def rc(venue: Venue) -> Mapping[str, object]:
+def rc(venue: Venue) -> "dict[RcKeyType, Any]":
     """Settings of matplotlib at a venue: the common look with its sizes of text."""
-    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), venue.small)
-    large = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), venue.text)
-    return {**RC, **large, **small}
+    return RC | {
+        "font.size": venue.text,
+        "axes.titlesize": venue.text,
+        "axes.labelsize": venue.text,
+        "xtick.labelsize": venue.small,
+        "ytick.labelsize": venue.small,
+        "legend.fontsize": venue.small,
+    }
 
 
 def variant(name: str, position: int = 0) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points
+from landscape.plot.drawing import Axis, Dash, Drawing, Line, Mark, Panel, Points
 from landscape.plot.figures._shared import row_axis
 from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import Variant
@@ -106,7 +106,7 @@ def _bracket(v: Variant, total: int) -> list[Mark]:
     folds = int(v.ds.sizes["fold"])
     fitted = total * (1 - 1 / folds)
     marks: list[Mark] = []
-    ends = {
+    ends: dict[str, tuple[float, np.ndarray, str, Dash]] = {
         "sized_eigenvalue": (total, v.ds.upper.values, "λ₁ of the subset", "solid"),
         "sized_held_out": (fitted, v.ds.lower.values, "the others, along its vᴬ", "dash"),
     }
@@ -123,7 +123,7 @@ def _bracket(v: Variant, total: int) -> list[Mark]:
         means = np.append(np.nanmean(table, axis=(0, 2)), end.mean())
         places = np.append(sizes, last)
         order = np.argsort(places)
-        marks.append(Line(places[order], means[order], label, v.color, dash=dash))  # type: ignore[arg-type]
+        marks.append(Line(places[order], means[order], label, v.color, dash=dash))
     error = float(v.ds.lower_spread.values.mean())
     middle, low = float(v.ds.lower.values.mean()), float((v.ds.lower - v.ds.lower_spread).mean())
     marks.append(
@@ -180,7 +180,7 @@ def training_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing
     )
 
 
-_EDGES = {
+_EDGES: dict[str, tuple[str, Dash, str]] = {
     "plain_edge": ("2/η", "dot", style.MUTED),
     "sgd_edge": ("2(1+β)/η", "dash", style.MUTED),
     "sam_edge": ("λ* of SAM", "solid", style.INK),
@@ -196,7 +196,7 @@ def _training(v: Variant, limits: tuple[float, float]) -> list[Mark]:
             # Whole over the panel: an edge beyond it, or of a rate that ended at 0, runs along its
             # upper end.
             inside = np.minimum(np.where(np.isfinite(edge), edge, np.inf), 0.97 * limits[1])
-            marks.append(Line(epochs, inside, label, color, dash=dash, width=0.9))  # type: ignore[arg-type]
+            marks.append(Line(epochs, inside, label, color, dash=dash, width=0.9))
     top = v.ds.isel(rank=0).transpose("run", "epoch", ...)
     mean = curve(v, top.eigenvalue, "epoch", log=True)
     # Of two seeds an interval says little that the dots do not.

@@ -5,7 +5,7 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs
-from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel, Points
+from landscape.plot.drawing import Axis, Band, Dash, Drawing, Line, Mark, Panel, Points
 from landscape.plot.runs import Variant
 from landscape.streams import quadrature_bracket, student
 
@@ -117,7 +117,7 @@ def _curve(
     *,
     band: bool = True,
     width: float = 1.2,
-    dash: str = "solid",
+    dash: Dash = "solid",
     legend: bool = True,
 ) -> list[Mark]:
     """Mean over probes where it is above the floor, and two standard errors around it."""
@@ -126,7 +126,7 @@ def _curve(
     if not shown.any():
         return []
     line = Line(x, np.where(shown, mean, np.nan), v.label, v.color, dash=dash, width=width,
-                legend=legend)  # type: ignore[arg-type]  # fmt: skip
+                legend=legend)  # fmt: skip
     if count < 2 or not band:
         return [line]
     error = 2 * per_probe.std(0, ddof=1) / np.sqrt(count)
@@ -148,10 +148,11 @@ def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:
         run = v.ds.isel(run=0)
         nodes, weights = run.ritz_value.values, run.weight.values
         size = np.log10(np.maximum(np.abs(nodes), 1e-6 * largest))
-        for sign, dash in ((1, "solid"), (-1, "dash")):
+        for sign in (1, -1):
             part = np.where(sign * nodes > 0, weights, 0.0)
             per_probe = stats.broaden(size, part, decades, sigma=_DECADES)
-            marks += _curve(v, 10**decades, per_probe, 1e-4, dash=dash, legend=sign > 0)
+            marks += _curve(v, 10**decades, per_probe, 1e-4, dash="solid" if sign > 0 else "dash",
+                            legend=sign > 0)  # fmt: skip
     return Panel(
         Axis("|eigenvalue|", "nats", log=True),
         Axis("share per decade", log=True),

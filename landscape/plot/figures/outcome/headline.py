@@ -8,7 +8,7 @@ import xarray as xr
 from landscape import metrics, stats
 from landscape.plot import runs
 from landscape.plot.compared import Values, compared
-from landscape.plot.drawing import Axis, Band, Drawing, Label, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import Axis, Band, Dash, Drawing, Label, Line, Mark, Panel, Points, Rule
 from landscape.plot.runs import Variant
 from landscape.stats import Decision
 
@@ -309,7 +309,7 @@ def curve(
     log: bool = False,
     name: str | None = None,
     color: str | None = None,
-    dash: str = "solid",
+    dash: Dash = "solid",
     legend: bool = True,
 ) -> list[Mark]:
     """Mean over runs along `dim` with the band of its 95 % t-interval (geometric if `log`)."""
@@ -323,7 +323,7 @@ def curve(
     )
     color, name = color or v.color, name or v.label
     symbol = v.symbol if color == v.color else "none"
-    line = Line(x[keep], estimate, name, color, dash=dash, legend=legend, symbol=symbol)  # type: ignore[arg-type]
+    line = Line(x[keep], estimate, name, color, dash=dash, legend=legend, symbol=symbol)
     if not np.isfinite(low).any():
         return [line]
     return [Band(x[keep], low, high, name, color, opacity=0.14), line]

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Band, Drawing, Label, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import Axis, Band, Dash, Drawing, Label, Line, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import MANY, chosen, kind_key, strings
 from landscape.plot.runs import Variant
 
@@ -15,7 +15,7 @@ MOST = 64  # rows of one panel
 COARSE = 3  # bins that are one bin of a ridge,
 FEW = 2000  # in a tensor of fewer coordinates: its counts in single bins are noise
 _TALLEST = 1.7  # rows
-_LAWS = {  # reference laws: name, colour, dash
+_LAWS: dict[str, tuple[str, str, Dash]] = {  # reference laws: name, colour, dash
     "normal": ("normal law", "#000000", "dash"),
     "laplace": ("Laplace", "#000000", "dot"),
     "t5": ("t, 5 degrees", "#8a8a8a", "dash"),
@@ -204,7 +204,7 @@ def _references(
         row = ds[name].sel(law=law)
         y = (row.isel(run=0) if "run" in row.dims else row).transpose(dim).values
         shown = np.where(y > 0, y, np.nan) if log else y
-        marks.append(Line(x, shown, words, color, dash, 0.9))  # type: ignore[arg-type]
+        marks.append(Line(x, shown, words, color, dash, 0.9))
     return marks
 
 

@@ -6,6 +6,7 @@ import xarray as xr
 from landscape.plot import runs, style
 from landscape.plot.drawing import (
     Axis,
+    Dash,
     Drawing,
     Line,
     Mark,
@@ -80,7 +81,7 @@ def _mirrored(values: np.ndarray) -> np.ndarray:
 def _profiles(half: xr.Dataset) -> list[Mark]:
     """Mean of the lines within a variant, between two, and between two of one seed."""
     x = half.alpha.values.astype(float)
-    looks = {
+    looks: dict[str, tuple[str, str, Dash]] = {
         "seeds": ("two variants", "#332288", "solid"),
         "seed": ("two variants, one seed", "#44aa99", "dash"),
         **{v.id: (v.label, v.color, "solid") for v in runs.variants(half)},

@@ -319,12 +319,12 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     low = _positive(_below_zero(ds).values)
     ratio = max(float(np.nanmax(ds.non_convexity.values, initial=0.0)), 1e-12)
     rows = (
-        ("eigenvalue_max", "λₘₐₓ", {"limits": top, "log": True}),
-        ("eigenvalue_min", "−λₘᵢₙ", {"limits": low, "log": True}),
-        ("non_convexity", "|λₘᵢₙ| / |λₘₐₓ|", {"limits": (0.0, ratio)}),
+        ("eigenvalue_max", "λₘₐₓ", top, True),
+        ("eigenvalue_min", "−λₘᵢₙ", low, True),
+        ("non_convexity", "|λₘᵢₙ| / |λₘₐₓ|", (0.0, ratio), False),
     )
     panels = []
-    for variable, name, look in rows:
+    for variable, name, limits, log in rows:
         units = "1" if variable == "non_convexity" else "nats"
         for v in found:
             one = v.ds.isel(run=0).transpose("alpha", "beta", ...)
@@ -332,10 +332,10 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             values = one[variable].values
             if variable == "eigenvalue_min":
                 values = _below_zero(one).values
-            values = np.where((values > 0) | (not look.get("log")), values, np.nan)
+            values = np.where((values > 0) | (not log), values, np.nan)
             loose = ~one.converged.values.astype(bool) & np.isfinite(one[variable].values)
             marks: list[Mark] = [
-                Field(x, y, values, name, units, **look),
+                Field(x, y, values, name, units, limits, log=log),
                 *gaps(x, y, one[variable].values),
                 *dots(x, y, loose, "not converged", hollow=True),
             ]

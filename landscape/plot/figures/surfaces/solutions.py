@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Drawing, Label, Line, Panel, Points, short
+from landscape.plot.drawing import Axis, Dash, Drawing, Label, Line, Panel, Points, short
 from landscape.plot.figures.surfaces._planes import centre, contours, holes, mode, shared_levels
 from landscape.plot.runs import Variant
 
@@ -145,11 +145,11 @@ def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
     )  # fmt: skip
 
 
-def _over_epochs(v: Variant, values: xr.DataArray, dash: str = "solid") -> Line:
+def _over_epochs(v: Variant, values: xr.DataArray, dash: Dash = "solid") -> Line:
     known = np.isfinite(values.values)
     legend = dash == "solid"
     x, y = values.epoch.values[known].astype(float), values.values[known]
-    return Line(x, y, v.label, v.color, dash=dash, legend=legend, symbol=v.symbol, when=x)  # type: ignore[arg-type]
+    return Line(x, y, v.label, v.color, dash=dash, legend=legend, symbol=v.symbol, when=x)
 
 
 def _both_losses(v: Variant) -> tuple[Line, Line]:
