@@ -31,9 +31,11 @@ def test_a_recipe_is_written_in_one_place():
     """Of the package's files, one declares it; the others are made from that one.
 
     `sgd`, `sam` and `random_mask` are what everything is compared with, `zsharp` stands in
-    examples; measurements and the report name those that they compare unless others are asked.
+    examples; measurements, figures and the report name those that they compare unless others are
+    asked.
     """
-    choosing = (PACKAGE / "study" / "measurements", PACKAGE / "report")
+    figures = PACKAGE / "plot" / "figures"
+    choosing = (PACKAGE / "study" / "measurements", figures, PACKAGE / "report")
     made = {path for path in derived(sam.recipes())}
     sources = [p for p in PACKAGE.rglob("*.*") if p.suffix in (".py", ".json") and p not in made]
     texts = {p: p.read_text(encoding="utf-8") for p in sources}
