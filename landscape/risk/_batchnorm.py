@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
+from landscape.risk._folding import take_over
 
 _KNOWN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
@@ -36,7 +37,7 @@ class BatchNormControl:
         self.begin()
         for name, module in self.layers.items():
             if name not in self.own:
-                module.forward = self._forward_of(module)  # type: ignore[method-assign]
+                take_over(module, self._forward_of(module))
 
     def __bool__(self) -> bool:
         return bool(self.layers)
@@ -45,7 +46,7 @@ class BatchNormControl:
         """Frozen running statistics; called after every use."""
         self.mode, self.purpose = "eval", "eval"
         self.statistics: list[tuple[Tensor, Tensor]] = []
-        self.gathered: _Moments | None = None
+        self.gathered = _Moments()
 
     def give(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
         """Use these statistics, re-estimated elsewhere, site after site."""
@@ -84,7 +85,6 @@ class BatchNormControl:
                 return self._fixed(module, x)
             return self._of_these_rows(module, x)
 
-        forward.of_the_risk = True  # type: ignore[attr-defined]
         return forward
 
     def _of_these_rows(self, module: _BatchNorm, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class BatchNormControl:
     def _fixed(self, module: _BatchNorm, x: Tensor) -> Tensor:
         self._enter(module)
         if self.site == len(self.statistics):
-            self.gathered = (self.gathered or _Moments()).add(x)
+            self.gathered.add(x)
             raise Reached
         mean, var = self.statistics[self.site]
         self.site += 1
@@ -131,7 +131,7 @@ class BatchNormControl:
     def close_site(self) -> None:
         """Turn what was gathered into the statistics of the next site."""
         self.statistics.append(self.gathered.result(unbiased=self.purpose == "recalibrate"))
-        self.gathered = None
+        self.gathered = _Moments()
 
     def _too_few(self, module: _BatchNorm) -> LandscapeError:
         return LandscapeError(
@@ -146,7 +146,7 @@ class _Moments:
     def __init__(self) -> None:
         self.count = 0
 
-    def add(self, x: Tensor) -> "_Moments":
+    def add(self, x: Tensor) -> None:
         rows = x.transpose(0, 1).flatten(1)
         var, mean = torch.var_mean(rows.double(), dim=1, correction=0)
         count, self.dtype = rows.shape[1], x.dtype
@@ -157,7 +157,6 @@ class _Moments:
             self.squares = self.squares + var * count + delta**2 * (self.count * count / total)
             self.mean = self.mean + delta * (count / total)
         self.count += count
-        return self
 
     def result(self, *, unbiased: bool) -> tuple[Tensor, Tensor]:
         if self.count < 2:

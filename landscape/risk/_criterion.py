@@ -90,8 +90,9 @@ class Criterion:
         self.reduced = loss
         if own is not None:
             if isinstance(getattr(loss, "reduction", None), str):
-                loss = copy.copy(loss)
-                loss.reduction = "none"
+                unreduced: Any = copy.copy(loss)
+                unreduced.reduction = "none"
+                loss = unreduced
             else:
                 loss = functools.partial(loss, reduction="none")
         if isinstance(loss, functools.partial):
@@ -227,8 +228,13 @@ class Criterion:
         """
         if self.counts != "rows":
             labels = labels_of(target)
+            if labels is None:
+                raise LandscapeError(
+                    f"{self.name} is a mean over labels, and the targets of one batch "
+                    f"({type(target).__name__}) hold none; give every batch its labels."
+                )
             labels = labels[:, 1:] if self.counts == "next labels" else labels
-            return (labels != self.ignore_index).reshape(count, -1).sum(1).double().cpu()
+            return labels.ne(self.ignore_index).reshape(count, -1).sum(1).double().cpu()
         if self.torch is not None:
             return self.torch.weights(target, count, elements)
         return torch.full((count,), float(elements), dtype=torch.float64)

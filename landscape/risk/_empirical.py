@@ -430,9 +430,9 @@ class EmpiricalRisk:
             wrong.append(None if errors is None else errors.sum())
 
         _fitting.visit(self._engine, theta, visit, statistics=statistics)
-        rate = None
-        if all(count is not None for count in wrong):
-            count = self._engine.over_all(torch.stack(wrong).sum())  # type: ignore[arg-type]
+        rate, known = None, [count for count in wrong if count is not None]
+        if len(known) == len(wrong):
+            count = self._engine.over_all(torch.stack(known).sum())
             rate = count.to(self.dtype) / self._engine.num_labels
         whole = self._engine.criterion.per_example and self._engine.spread is None
         losses = self._engine.shares(torch.cat(parts)) if whole else None

@@ -80,6 +80,11 @@ def _bag(
         width = input.shape[1]
         offsets = torch.arange(0, input.numel(), max(1, width), device=input.device)
         bags = len(input)
+    elif offsets is None:
+        raise LandscapeError(
+            "An EmbeddingBag was called with a flat list of indices and no offsets; give where "
+            "each bag begins, or indices of shape (bags, n)."
+        )
     else:
         bags = len(offsets) - bool(layer.include_last_offset)
     indices = input.reshape(-1)

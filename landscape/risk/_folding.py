@@ -7,7 +7,7 @@ W' = scale W, scale = gamma / sqrt(var + eps), b' = scale (b - mean) + beta.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from landscape import vectors
+from landscape.errors import LandscapeError
 
 # Beyond what rounding may do to a loss the layers were not what they seemed.
 _SLACK = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -31,14 +32,17 @@ class Pair:
 
 def scale_and_shift(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scale and b' per channel, in the norm's precision; differentiable in gamma, beta and b."""
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise LandscapeError(f"{norm} keeps no running statistics, so it is no affine function.")
+    scale = torch.rsqrt(var.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
+    shift = -mean.double() if bias is None else bias.double() - mean
     shift = shift * scale
     if norm.bias is not None:
         shift = shift + norm.bias
-    return scale.to(norm.running_var), shift.to(norm.running_var)
+    return scale.to(var), shift.to(var)
 
 
 def column(scale: Tensor, weight: Tensor) -> Tensor:
@@ -98,6 +102,30 @@ class _Readers(TorchDispatchMode):
         read = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         self.count.update(id(layer) for output, layer in self.made if id(output) in read)
         return func(*args, **(kwargs or {}))
+
+
+def take_over(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a module of our own copy of a model compute this instead of what its class does."""
+    vars(forward)["of_the_risk"] = True
+    module.forward = forward
+
+
+def taken_over(module: nn.Module) -> bool:
+    """Whether its forward is one of ours."""
+    return getattr(vars(module).get("forward"), "of_the_risk", False)
+
+
+def store_of(module: nn.Module) -> "dict[str, Tensor | None]":
+    """Where a module holds weight and bias: any tensor may stand there, not only parameters."""
+    return cast("dict[str, Tensor | None]", module._parameters)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a module that owns one."""
+    weight = module._parameters["weight"]
+    if weight is None:
+        raise LandscapeError(f"{module} has no weight of its own.")
+    return weight
 
 
 def owns_weight(module: nn.Module) -> bool:

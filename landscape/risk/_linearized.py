@@ -107,7 +107,8 @@ class _Graph:
         engine.refuse_cut(self._pulled)
 
     def _chosen(self, parts: Sequence[Tensor | None]) -> list[Tensor]:
-        return [part for part, used in zip(parts, self._linear, strict=True) if used]
+        chosen = zip(parts, self._linear, strict=True)
+        return [part for part, used in chosen if used and part is not None]
 
     def add_products(self, total: Tensor, rows: Tensor, *, keep: bool) -> None:
         if not self._slope.requires_grad or not self._pulled:

@@ -106,5 +106,5 @@ class _Kept:
             self._tensor.requires_grad_(self._flag)
         self._tensor.data = self._data
         self._tensor.grad = self._grad
-        if self._held:
+        if self._hooks is not None:
             self._hooks.update(self._held)

@@ -236,9 +236,11 @@ def _full_precision(stack: contextlib.ExitStack, device: torch.device) -> None:
         if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
             _set(stack, torch.backends.cudnn, "allow_tf32", False)
         return
-    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn)
+    # torch.backends makes some of its parts where types do not see it.
+    mkldnn: Any = torch.backends.mkldnn
+    backends = (mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
     if device.type == "cuda":
-        cudnn = torch.backends.cudnn
+        cudnn: Any = torch.backends.cudnn
         backends = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     for backend in backends:
         if backend.fp32_precision != "ieee":
@@ -252,10 +254,9 @@ def _set(stack: contextlib.ExitStack, place: Any, name: str, value: Any) -> None
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile, DataParallel or DistributedDataParallel."""
+    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
+        inner = getattr(model, "module" if isinstance(model, wrappers) else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner

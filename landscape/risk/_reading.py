@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass
 from inspect import Parameter, signature
 from typing import Any, Literal
@@ -230,9 +230,9 @@ def _refuse_random_choice(loader: DataLoader) -> None:
         )
 
 
-def _length(batches: Iterable[Any]) -> int | None:
+def _length(batches: object) -> int | None:
     try:
-        return len(batches)  # type: ignore[arg-type]
+        return len(batches) if isinstance(batches, Sized) else None
     except (TypeError, NotImplementedError):
         return None
 

@@ -15,8 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from landscape.risk._folding import Pair, agree, beside, column, pairs_of, scale_and_shift
+from landscape.risk._folding import (
+    Pair,
+    agree,
+    beside,
+    column,
+    pairs_of,
+    scale_and_shift,
+    take_over,
+    taken_over,
+)
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -89,7 +99,7 @@ class _Convolve(Function):
         return _forward(x, w, bias, geometry)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # ty: ignore[incompatible-method-override]  # one output
         (x, w), need, g = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(g)
         to_x = _ToInput.apply(g, w, x.shape, ctx.geometry) if need[0] else None
         to_w = _ToWeight.apply(x, g, w.shape, ctx.geometry) if need[1] else None
@@ -107,7 +117,7 @@ class _ToInput(Function):
         return _backward(g, _like(shape, g), w, geometry, of=0)
 
     @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:  # ty: ignore[incompatible-method-override]  # one output
         (g, w), need, h = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(h)
         to_g = _Convolve.apply(h, w, None, ctx.geometry) if need[0] else None
         to_w = _ToWeight.apply(h, g, w.shape, ctx.geometry) if need[1] else None
@@ -124,7 +134,7 @@ class _ToWeight(Function):
         return _backward(g, x, _like(shape, g), geometry, of=1)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # ty: ignore[incompatible-method-override]  # one output
         (x, g), need, v = ctx.saved_tensors, ctx.needs_input_grad, _laid_out(v)
         to_x = _ToInput.apply(g, v, x.shape, ctx.geometry) if need[0] else None
         to_g = _Convolve.apply(x, v, None, ctx.geometry) if need[1] else None
@@ -144,14 +154,15 @@ class TwiceControl:
         self.pairs: list[Pair] | None = None
         self.norms: dict[int, _BatchNorm] = {}
         for module in model.modules():
-            if type(module) in _CONVOLUTIONS and "forward" not in module.__dict__:
-                module.forward = self._forward_of(module)  # type: ignore[method-assign]
+            plain = type(module) in _CONVOLUTIONS and "forward" not in module.__dict__
+            if plain and isinstance(module, _ConvNd):
+                take_over(module, self._forward_of(module))
 
     def takes(self, norm: nn.Module) -> bool:
         """Whether a convolution does this layer's work now."""
         return self.absorbed and any(norm is pair for pair in self.norms.values())
 
-    def _forward_of(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _forward_of(self, module: _ConvNd) -> Callable[[Tensor], Tensor]:
         plain = type(module).forward
         fixed = not isinstance(module.padding, str) and module.padding_mode == "zeros"
 
@@ -162,11 +173,10 @@ class TwiceControl:
             weight, bias = module.weight, module.bias
             if self.absorbed and id(module) in self.norms:
                 weight, bias = _absorbed(weight, bias, self.norms[id(module)])
-            geometry = (list(module.stride), list(module.padding), list(module.dilation),
-                        module.groups)  # fmt: skip
+            padding = [int(size) for size in module.padding]
+            geometry = list(module.stride), padding, list(module.dilation), module.groups
             return _Convolve.apply(_laid_out(x), _laid_out(weight), bias, geometry)
 
-        forward.of_the_risk = True  # type: ignore[attr-defined]
         return forward
 
     def prepare(self, losses: Callable[[Tensor], Tensor], theta: Tensor) -> None:
@@ -200,15 +210,16 @@ def _absorbed(w: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor,
 def _absorbable(pair: Pair) -> bool:
     """A convolution whose forward is ours, with zero padding, and a norm that is torch's own."""
     layer = pair.layer
-    taken = getattr(layer.__dict__.get("forward"), "of_the_risk", False)
+    if not isinstance(layer, _ConvNd) or type(layer) not in _CONVOLUTIONS:
+        return False
     fixed = not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
-    return type(layer) in _CONVOLUTIONS and type(pair.norm) in _NORMS and taken and fixed
+    return type(pair.norm) in _NORMS and taken_over(layer) and fixed
 
 
 def release(model: nn.Module) -> nn.Module:
     """Give a copy of the private model its own forward methods back."""
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "of_the_risk", False):
+        if taken_over(module):
             del module.__dict__["forward"]
     return model
 

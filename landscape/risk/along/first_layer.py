@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from landscape.risk._folding import store_of
+
 # Weight and bias at the origin (0) and along direction i (i + 1).
 WeightsAlong = Callable[[int], tuple[Tensor, Tensor | None]]
 
@@ -22,7 +24,7 @@ class FirstLayer:
     def __init__(self, layer: nn.Module, inputs: Sequence[Tensor], *, channels_last: bool) -> None:
         self._layer, self._inputs, self._channels_last = layer, inputs, channels_last
         self._outputs: dict[int, Tensor] = {}
-        self._base: tuple[tuple[float, ...], Tensor] | None = None
+        self._base: tuple[tuple[float, ...] | None, Tensor] = (None, torch.empty(0))
         self._step: tuple[float, Tensor | None] = (0.0, None)
         self.rows = slice(0, 0)
         # What to return instead, for whoever traces the model.
@@ -32,7 +34,7 @@ class FirstLayer:
         """Prepare the outputs at a point of the plane."""
         *leading, last = coordinates
         key = tuple(leading)
-        if self._base is None or self._base[0] != key:
+        if self._base[0] != key:
             used = {0, *(j + 1 for j, c in enumerate(leading) if c), len(coordinates)}
             self._outputs = {j: y for j, y in self._outputs.items() if j in used}
             base = self._along(0, weights).clone()
@@ -55,7 +57,7 @@ class FirstLayer:
         """Y_index (N, ...): at the origin for 0, else along direction index - 1."""
         if index not in self._outputs:
             weight, bias = weights(index)
-            store = self._layer._parameters
+            store = store_of(self._layer)
             kept = store["weight"], store["bias"]
             store["weight"], store["bias"] = weight, bias
             parts = [type(self._layer).forward(self._layer, x) for x in self._inputs]

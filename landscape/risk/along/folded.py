@@ -9,6 +9,7 @@ stays in cache.
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import vectors
 from landscape.risk._data import Batch
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
-from landscape.risk._folding import agree, column, hooked, owns_weight, scale_and_shift
+from landscape.risk._folding import (
+    agree,
+    column,
+    hooked,
+    owns_weight,
+    scale_and_shift,
+    store_of,
+    take_over,
+    weight_of,
+)
 from landscape.risk._network import numerics
 from landscape.risk.along.first_layer import FirstLayer
 from landscape.risk.along.kernels import fused, fusing_is_possible, linear
@@ -114,7 +124,7 @@ class Folded:
         for layer in self._layers:
             self._fold(layer)
             if layer.norm is not None:
-                layer.norm.forward = _identity  # type: ignore[method-assign]
+                take_over(layer.norm, _identity)
         self._outcomes = Outcomes(risk)
         self._batches = [self._formatted(b) for b in self._engine.examples.cut(self.rows)]
         self._first = self._first_layer(trace.constant)
@@ -224,8 +234,8 @@ class Folded:
         for layer in self._layers:
             if self._first is None or layer is not self._combined:
                 self._fold(layer)
-        if self._first:
-            self._first.put(coordinates, self._along)
+        if self._first is not None and self._combined is not None:
+            self._first.put(coordinates, partial(self._along, self._combined))
 
     def _fold(self, layer: _Layer) -> None:
         if layer.norm is None:
@@ -233,7 +243,7 @@ class Folded:
             return
         scale, shift = layer.fixed or scale_and_shift(layer.norm, layer.bias)
         torch.mul(layer.weight, column(scale, layer.weight), out=layer.used)
-        layer.module._parameters["bias"] = shift
+        store_of(layer.module)["bias"] = shift
 
     def _prepared(self, trace: Trace) -> list[_Layer]:
         """Layers whose weights in use are not the model's own ones."""
@@ -243,24 +253,21 @@ class Folded:
             images = self.channels_last and isinstance(module, nn.Conv2d) and owns_weight(module)
             if module not in norms and not images:
                 continue
-            store = module._parameters
-            weight, bias = store["weight"], store["bias"]
+            store = store_of(module)
+            weight, bias = weight_of(module), store["bias"]
             used = torch.empty_like(
                 weight, memory_format=torch.channels_last if images else torch.contiguous_format
             )
             layer = _Layer(module, norms.get(module), weight, bias, used)
-            if layer.norm is not None and self._is_fixed(layer):
+            if layer.norm is not None and self._is_fixed(layer.norm, bias):
                 layer.fixed = scale_and_shift(layer.norm, bias)
             store["weight"] = used
             layers.append(layer)
         return layers
 
-    def _is_fixed(self, layer: _Layer) -> bool:
+    def _is_fixed(self, norm: _BatchNorm, bias: Tensor | None) -> bool:
         """Whether no direction moves what scales and shifts the layer's channels."""
-        norm = layer.norm
-        return all(
-            not bool(step.any()) for step in self._steps((norm.weight, norm.bias, layer.bias))
-        )
+        return all(not bool(step.any()) for step in self._steps((norm.weight, norm.bias, bias)))
 
     def _steps(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
         """What the directions add to these parameters, (m, n) each; nothing for frozen ones."""
@@ -279,9 +286,8 @@ class Folded:
         module = constant[0]
         self._combined = next((each for each in self._layers if each.module is module), None)
         if self._combined is None:
-            store = module._parameters
-            weight = store["weight"]
-            self._combined = _Layer(module, None, weight, store["bias"], torch.empty_like(weight))
+            weight, bias = weight_of(module), store_of(module)["bias"]
+            self._combined = _Layer(module, None, weight, bias, torch.empty_like(weight))
         if self._combined.norm is not None and self._combined.fixed is None:
             return None
         inputs, size = self._inputs_of(module)
@@ -289,7 +295,7 @@ class Folded:
         if 4 * size * self._risk.num_examples > self._engine.memory:
             return None
         first = FirstLayer(module, inputs, channels_last=self.channels_last)
-        module.forward = first  # type: ignore[method-assign]
+        take_over(module, first)
         return first
 
     def _inputs_of(self, module: nn.Module) -> tuple[list[Tensor], int]:
@@ -303,7 +309,7 @@ class Folded:
             sizes.append(output.nbytes)
             raise _Read
 
-        module.forward = read  # type: ignore[method-assign]
+        take_over(module, read)
         with self.session():
             for batch in self._batches:
                 with contextlib.suppress(_Read):
@@ -320,21 +326,18 @@ class Folded:
                 continue
             gelu = trace.gelus.get(module)
             count += 1
-            module.forward = linear(module, gelu=gelu is not None)  # type: ignore[method-assign]
+            take_over(module, linear(module, gelu=gelu is not None))
             if gelu is not None:
-                gelu.forward = _identity  # type: ignore[method-assign]
+                take_over(gelu, _identity)
         return count
 
-    def _along(self, index: int) -> tuple[Tensor, Tensor | None]:
+    def _along(self, layer: _Layer, index: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the combined layer at the origin (0) or along a direction."""
-        layer = self._combined
         vector = self._plane.origin if index == 0 else self._plane.directions[index - 1]
-        weight, bias = (
-            tensor if tensor is None else self._part(vector, tensor, frozen=index == 0)
-            for tensor in (layer.weight, layer.bias)
-        )
-        if layer.norm is None:
-            return weight, bias
+        weight = self._part(vector, layer.weight, frozen=index == 0)
+        if layer.fixed is None:
+            bias = layer.bias
+            return weight, None if bias is None else self._part(vector, bias, frozen=index == 0)
         scale, shift = layer.fixed
         return weight * column(scale, weight), shift if index == 0 else None
 
@@ -357,7 +360,7 @@ class Folded:
         """Whether every single loss is the risk's own, up to rounding."""
         with self.session():
             found = self.evaluate(probe).losses
-        return agree(found, truth)
+        return found is not None and agree(found, truth)
 
 
 def evaluator(

@@ -79,7 +79,7 @@ class _Rewriting:
             if not self._is_relu(node):
                 continue
             source = node.args[0]
-            if len(source.users) > 1:
+            if not isinstance(source, fx.Node) or len(source.users) > 1:
                 continue
             if (module := self._convolution(source)) is not None:
                 self._replace(node, _relu_of(module), (source.args[0],), source)
@@ -91,7 +91,7 @@ class _Rewriting:
     def _fuse_sum(self, node: fx.Node, total: fx.Node) -> None:
         """relu(convolution + other), written over the other where it is not needed any more."""
         if len(total.args) == 2 and not total.kwargs:
-            for conv, other in (total.args, total.args[::-1]):
+            for conv, other in (arguments(total), arguments(total)[::-1]):
                 module = self._convolution(conv)
                 if module is None or len(conv.users) > 1 or not self._is_free(other, total):
                     continue
@@ -149,6 +149,11 @@ class _Rewriting:
             if user is not last and not (reads and user < last):
                 return False
         return True
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Of an operation whose own schema says their types, which fx has as whatever fits a graph."""
+    return node.args
 
 
 def _relu_of(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:

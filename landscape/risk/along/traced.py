@@ -28,7 +28,7 @@ class Trace:
         self.relus: list[nn.ReLU] = []
         # Values a row that each makes, and the GELU behind it.
         self.linears: dict[nn.Linear, int] = {}
-        self.gelus: dict[nn.Linear, nn.GELU] = {}
+        self.gelus: dict[nn.Module, nn.GELU] = {}
         # Whether a linear layer works on several tokens of a row.
         self.tokens = False
         origin = buffer.clone()

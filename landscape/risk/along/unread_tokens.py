@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from landscape.risk._data import Batch
 from landscape.risk.along.first_layer import FirstLayer
+from landscape.risk.along.kernels import arguments
 
 _aten = torch.ops.aten
 _SELECT, _SLICE = _aten.select.int, _aten.slice.Tensor
@@ -89,7 +90,7 @@ class _Narrowing:
 
     def _split(self, node: fx.Node) -> None:
         """select(x, dim, i) as select(x[i : i + 1], dim, 0)."""
-        source, dim, index = node.args
+        source, dim, index = arguments(node)
         shape = self._shape(source)
         dim, index = dim % len(shape), index % shape[dim]
         with self._graph.inserting_before(node):
@@ -98,7 +99,9 @@ class _Narrowing:
 
     def _normalize(self, node: fx.Node) -> None:
         """A slice without steps as (source, dim, start, end) within 0 and the length."""
-        source, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        given = arguments(node)
+        usual: tuple[Any, ...] = (None, 0, None, None, 1)
+        source, dim, start, end, step = given + usual[len(given) :]
         shape = self._shape(source)
         start, end, _ = slice(start, end).indices(shape[dim])
         if step == 1:
@@ -108,7 +111,7 @@ class _Narrowing:
         """Move a slice before the operation whose result it cuts; whether that could be done."""
         if node.target is not _SLICE or len(node.args) != 4:
             return False
-        source, dim, start, end = node.args
+        source, dim, start, end = arguments(node)
         shape = self._shape(source)
         cut = (dim, start, end)
         if source.op != "call_function" or not 0 <= start < end <= shape[dim]:
@@ -133,7 +136,7 @@ class _Narrowing:
         self, source: fx.Node, shape: tuple[int, ...], dim: int, start: int, end: int
     ) -> fx.Node | None:
         """The operation on cut inputs; None where a cut of the result is none of the inputs."""
-        op, args = source.target, list(source.args)
+        op, args = source.target, list(arguments(source))
         rank = len(shape)
 
         def cut(x: Any, at: int = dim) -> fx.Node:
@@ -190,7 +193,7 @@ class _Narrowing:
         if "shape" in node.meta:
             return node.meta["shape"]
         if node.op == "get_attr":
-            return tuple(getattr(self._module, node.target).shape)
+            return tuple(getattr(self._module, str(node.target)).shape)
         return tuple(node.meta["tensor_meta"].shape)
 
 
