@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from landscape import problems, sam, storage, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
-from landscape.risk import EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk
 from landscape.study.problem import DTYPES, make_loss, make_model, make_recipe, read_data
 from landscape.study.spec import Job, Run
 from landscape.training.batches import crop_and_flip
@@ -64,7 +64,7 @@ class FinishedRun:
         return self._risks["fixed"]
 
     def _risk(
-        self, x: Tensor, y: Tensor, *, bn: str, model: nn.Module | None = None
+        self, x: Tensor, y: Tensor, *, bn: BNMode, model: nn.Module | None = None
     ) -> EmpiricalRisk:
         return EmpiricalRisk(
             self.model if model is None else model,
@@ -320,7 +320,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, number: int) -> EmpiricalRisk:
+    def __getitem__(self, number: int) -> EmpiricalRisk:  # ty: ignore[incompatible-method-override]  # one at a time
         done = self._done
         model = make_model(done.run, done.data, done.job.base)
         path = self._paths[number]

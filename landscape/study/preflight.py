@@ -21,7 +21,7 @@ def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
         data = problem.read_data(job)
         if problem.data_key(job.run) not in known:
             entry = {"problem": problem.of_data(job.run), "sha256": data.sha256}
-            storage.write_json(place.data, known | {problem.data_key(job.run): entry})
+            storage.write_json(place.data, {**known, problem.data_key(job.run): entry})
         problem.refuse_other_data(place, job.run, data)
     for job in todo:
         if job.run.weights is not None:

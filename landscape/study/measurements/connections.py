@@ -11,7 +11,7 @@ import xarray as xr
 from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.results import Variable
-from landscape.risk import BN_MODES
+from landscape.risk import BNMode
 from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.record import FORWARD, Record
 from landscape.study.spec import Run
@@ -23,7 +23,7 @@ def barrier(
     variants: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
     points: int,
-    bn: str,
+    bn: BNMode,
 ) -> xr.Dataset | None:
     """Barriers from this run to half of the others (the matrix is symmetric), and 0 to itself.
 
@@ -68,7 +68,7 @@ def bezier(
     momentum: float,
     batch_size: int,
     points: int,
-    bn: str,
+    bn: BNMode,
 ) -> xr.Dataset | None:
     """A trained curve between two runs.
 
@@ -98,7 +98,7 @@ def three_points(
     through: tuple[str, ...] = (),
     cells: int,
     margin: float,
-    bn: str,
+    bn: BNMode,
 ) -> xr.Dataset | None:
     """The plane through three runs.
 
@@ -139,14 +139,12 @@ def _named(done: FinishedRun, measurement: str, names: Sequence[str], count: int
     return found
 
 
-_BN = {"bn": BN_MODES}
 # Of all runs of a setting together, as the share of each; statistics re-estimated at each point.
 RECORDS = (
     Record(
         barrier,
         cost=lambda o, work: ((work.num_runs - 1) / 2 * (o["points"] - 1) + 1) * 2 * FORWARD,
         across_runs=True,
-        choices=_BN,
         least={"seeds": 0},
         variants=("variants",),
     ),
@@ -158,7 +156,6 @@ RECORDS = (
         least={"batch_size": 2},
         cost=lambda o, work: (o["steps"] / 2 + 4 * o["points"] * FORWARD) / work.num_runs,
         across_runs=True,
-        choices=_BN,
         variants=("between",),
     ),
     Record(
@@ -168,7 +165,6 @@ RECORDS = (
         ),
         most={"margin": 10},
         across_runs=True,
-        choices=_BN,
         variants=("through",),
     ),
 )

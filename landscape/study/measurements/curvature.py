@@ -6,6 +6,7 @@ import xarray as xr
 
 from landscape import measure, results, training
 from landscape.errors import LandscapeError
+from landscape.linalg import lanczos
 from landscape.measure.curvature.adaptive_sharpness import NORMS
 from landscape.measure.curvature.blocks import BY
 from landscape.measure.curvature.operator import MATRICES
@@ -22,11 +23,10 @@ from landscape.study.measurements.record import (
 )
 
 OBJECTIVES = ("data", "training")
-WHICH = ("largest", "smallest", "both", "magnitude")
 
 
 def top_eigenvalues(
-    done: FinishedRun, *, k: int, which: str, tolerance: float, max_hvps: int
+    done: FinishedRun, *, k: int, which: lanczos.Which, tolerance: float, max_hvps: int
 ) -> xr.Dataset:
     """The k top Hessian eigenvalues on the fixed examples."""
     return measure.top_eigenvalues(
@@ -313,7 +313,6 @@ RECORDS = (
         top_eigenvalues,
         cost=_lanczos,
         default=True,
-        choices={"which": WHICH},
         below={"tolerance": 1},
     ),
     Record(hessian_trace, cost=_probes, default=True),

@@ -1,7 +1,7 @@
 """The loss on lines and planes around the solution."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,16 +12,23 @@ from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.measure.perturbations.counterfactual import BATCH_BN
 from landscape.measure.surfaces.paths import perturbations
-from landscape.risk import BN_MODES, EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk
 from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.outcome import SPLITS
-from landscape.study.measurements.record import FORWARD, PRODUCT, Options, Record, Work
+from landscape.study.measurements.record import (
+    FORWARD,
+    PRODUCT,
+    Measure,
+    Options,
+    Record,
+    Work,
+)
 from landscape.study.spec import fingerprint
 
 KINDS = ("random", "eigenvectors", "gradient", "perturbations")
 
 
-def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
+def _slices(name: str, mode: BNMode) -> Measure:
     """loss_slice under a name of its own, because BatchNorm modes are never mixed."""
 
     def loss_slice(
@@ -33,7 +40,7 @@ def _slices(name: str, mode: str) -> Callable[..., xr.Dataset]:
         radius: float,
         normalize: str,
         one_d: str,
-        bn: str = mode,
+        bn: BNMode = mode,
         also: tuple[str, ...],
     ) -> xr.Dataset:
         """Loss along random directions: two windows, the inner one a quarter as wide."""
@@ -66,7 +73,7 @@ def loss_plane(
     beta_points: int = 0,
     normalize: str,
     one_d: str,
-    bn: str,
+    bn: BNMode,
     also: tuple[str, ...],
     tolerance: float,
     tiles: bool,
@@ -114,7 +121,7 @@ def curvature_map(
     radius: float,
     normalize: str,
     one_d: str,
-    bn: str,
+    bn: BNMode,
     tolerance: float,
     max_hvps: int,
 ) -> xr.Dataset:
@@ -133,7 +140,7 @@ def curvature_map(
     )
 
 
-def trajectory(done: FinishedRun, *, grid: int = 8, margin: float, bn: str) -> xr.Dataset | None:
+def trajectory(done: FinishedRun, *, grid: int = 8, margin: float, bn: BNMode) -> xr.Dataset | None:
     """The training's checkpoints on their principal plane; None where there is but one."""
     if done.run.weights is not None and len(done.run.trail) < 2:
         return None
@@ -148,7 +155,7 @@ def trajectory(done: FinishedRun, *, grid: int = 8, margin: float, bn: str) -> x
     )
 
 
-def interpolation(done: FinishedRun, *, points: int, bn: str) -> xr.Dataset | None:
+def interpolation(done: FinishedRun, *, points: int, bn: BNMode) -> xr.Dataset | None:
     """The line from a training's initial weights to its solution; None for those from elsewhere."""
     if done.run.weights is not None:
         return None
@@ -164,7 +171,7 @@ def perturbation_slice(
     batch_bn: str,
     points: int,
     radius: float,
-    bn: str,
+    bn: BNMode,
 ) -> xr.Dataset:
     """Loss along what several variants would perturb here, on their batch and on all examples."""
     return measure.perturbation_slice(
@@ -283,7 +290,6 @@ def _has_splits(o: Options, done: FinishedRun) -> None:
             )
 
 
-_BN = {"bn": BN_MODES}
 _AXES = {"normalize": plane.NORMALIZATIONS, "one_d": plane.ONE_D}
 RECORDS = (
     Record(
@@ -294,7 +300,7 @@ RECORDS = (
         agree=_two_windows,
         fits=_has_splits,
         default=True,
-        choices={**_BN, **_AXES, "also": SPLITS},
+        choices={**_AXES, "also": SPLITS},
     ),
     Record(
         _slices("loss_slice_eval", "eval"),
@@ -306,7 +312,7 @@ RECORDS = (
         of=(measure.loss_slice,),
         differs={"bn": "the slice with frozen statistics stands beside the recalibrated one"},
         default=True,
-        choices={**_BN, **_AXES, "also": SPLITS},
+        choices={**_AXES, "also": SPLITS},
     ),
     Record(
         loss_plane,
@@ -316,7 +322,7 @@ RECORDS = (
         fits=_has_splits,
         default=True,
         first_seed_only=True,
-        choices={"kind": KINDS, **_BN, **_AXES, "also": SPLITS},
+        choices={"kind": KINDS, **_AXES, "also": SPLITS},
         least={"alpha_range": -math.inf, "beta_range": -math.inf},
         variants=("variants",),
     ),
@@ -338,13 +344,11 @@ RECORDS = (
         most={"margin": 10},
         first_seed_only=True,
         differs={"grid": "a study draws the plane; a call may project on more than two axes"},
-        choices=_BN,
     ),
     Record(
         interpolation,
         cost=lambda o, _: 2 * o["points"] * FORWARD,
         first_seed_only=True,
-        choices=_BN,
     ),
     Record(
         perturbation_slice,
@@ -352,7 +356,7 @@ RECORDS = (
         agree=_symmetric,
         cost=lambda o, _: len(o["variants"]) * (2 + o["points"] * FORWARD),
         first_seed_only=True,
-        choices={**_BN, "batch_bn": BATCH_BN},
+        choices={"batch_bn": BATCH_BN},
         variants=("variants",),
     ),
 )
