@@ -82,7 +82,7 @@ def _step() -> tuple[bool, str]:
     def losses(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
-    weights = list(model.parameters())
+    weights: list[torch.Tensor] = list(model.parameters())
     start = [p.detach().clone() for p in weights]
     g = torch.autograd.grad(losses((x, y)).mean(), weights)
     norm = math.sqrt(sum(float((part**2).sum()) for part in g))

@@ -18,6 +18,7 @@ WITHOUT_TORCH = {"plot", "report", "snapshots", "stats", "results.py", "storage.
 # Where a raw call is right: file, function ("" for all of the file): why.
 PERMITTED = {
     ("vectors.py", ""): "this is the home",
+    ("cli/checkup.py", "_step"): "a step by hand, of a network of few weights",
     ("linalg/_search.py", "finish"): "the k x k Gram matrix of residuals",
     ("measure/curvature/adaptive_sharpness.py", "_centred_logits"): "the classes of one example",
     ("measure/curvature/spectral_density.py", "_density_variables"): "nodes, in numpy's float64",
