@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from landscape.sam.trained import Trained, signed
 from landscape.sam.weights import Weights
 
 
+@runtime_checkable
 class Averaging(Protocol):
     """Means of tensors over processes."""
 

@@ -1,9 +1,5 @@
 """What needs a second device, or types that are only checked on request."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -43,17 +39,6 @@ def test_data_that_stay_behind_are_moved_batch_by_batch():
     twin = apart.with_bn("recalibrate")
     expected = whole.with_bn("recalibrate").loss(theta)
     torch.testing.assert_close(twin.loss(theta), expected, rtol=1e-12, atol=0)
-
-
-def test_shapes_are_what_the_annotations_say():
-    pytest.importorskip("beartype")
-    checked = "landscape.risk,landscape.linalg,landscape.params,beartype.beartype"
-    folder = Path(__file__).parents[1]
-    names = ("test_params.py", "risk/test_closed_forms.py", "linalg/test_trace.py")
-    options = ["-q", "-p", "no:cacheprovider", f"--jaxtyping-packages={checked}"]
-    command = [sys.executable, "-m", "pytest", *options, *(str(folder / name) for name in names)]
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_what_waits_for_a_device_is_noticed():

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ _LEAST_POINTS = 64
 Coordinates = Sequence[float]
 
 
+@runtime_checkable
 class Points(Protocol):
     """A line or plane: the points origin + sum_i c_i d_i, `directions` (m, P)."""
 

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, Protocol, cast
+from typing import Any, ParamSpec, Protocol, cast, runtime_checkable
 
 from landscape.checks import check_choice, check_rho
 from landscape.sam import schedule, selectors, sources
@@ -61,6 +61,7 @@ class Declaration:
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines)
 
 
+@runtime_checkable
 class Recipe(Protocol[Options]):
     """A function of a variant's options, with what is said of it."""
 

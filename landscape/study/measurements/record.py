@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import xarray as xr
 
@@ -65,6 +65,7 @@ def nothing(_options: Options, _work: Work) -> float:
     return 0.0
 
 
+@runtime_checkable
 class Measure(Protocol):
     """(bench, *, options) -> Dataset, or None where a run has nothing of the kind."""
 
