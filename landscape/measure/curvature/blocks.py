@@ -72,7 +72,11 @@ def block_curvature(
         rows.append(_row(pairs, proof))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     samples = _trace_samples(operator, owner, len(names), num_probes, theta, seed)
-    by = {k: v if isinstance(v, str) else list(v) for k, v in by.items()} if _table(by) else by
+    by = (
+        {k: v if isinstance(v, str) else list(v) for k, v in by.items()}
+        if isinstance(by, Mapping)
+        else by
+    )
     options = {"by": by, "num_probes": num_probes, "matrix": matrix, "certify": certify}
     return measuring.result(
         _variables(columns, samples, TITLES[matrix])
@@ -93,13 +97,9 @@ def _blocks(layout: ParamLayout, by: Any) -> tuple[list[str], Tensor]:
     return [name or "(model)" for name in names], owner
 
 
-def _table(by: Any) -> bool:
-    return isinstance(by, Mapping)
-
-
 def _labels(layout: ParamLayout, by: Any) -> list[str]:
     """The name of the block of each tensor."""
-    if _table(by):
+    if isinstance(by, Mapping):
         return _by_patterns(layout, by)
     if isinstance(by, int) and not isinstance(by, bool):
         check_count("by", by, hint=", a depth in the names of modules")
