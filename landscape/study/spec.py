@@ -120,7 +120,7 @@ class Run:
         own = {"training": dict(self.training)} if not self.weights else {}
         return parts | own | ({"weights_key": self.weights_key} if self.weights_key else {})
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """<variant of the file>-s<seed>-<hash of `decisive`>."""
         return f"{folder_name(self.family)}-s{self.seed}-{fingerprint(self.decisive)}"

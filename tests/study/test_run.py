@@ -497,3 +497,23 @@ def _wait_for(ask, seconds=60):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
     return answer
+
+
+def test_a_study_is_gone_through_in_steps_that_grow_with_its_runs(tmp_path, monkeypatch):
+    from landscape.study import run_folder, running
+
+    looked = []
+    own = run_folder.outcome
+    monkeypatch.setattr(run_folder, "outcome", lambda *a: looked.append(a) or own(*a))
+    counts = []
+    for seeds in (10, 20):
+        text = TEXT.replace("seed = [0, 1]", f"seed = {list(range(seeds))}")
+        study, place = plan(text), StudyFolder(tmp_path)
+        looked.clear()
+        known = run_folder.Trainings(study, place)
+        asked = [
+            running.job_of(known, run, place, "cpu", HERE_ONLY, across=True) for run in study.runs
+        ]
+        assert all(run_folder.missing(job)[0] for job in asked)
+        counts.append(len(looked))
+    assert counts[1] == 2 * counts[0]
