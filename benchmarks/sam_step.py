@@ -75,6 +75,8 @@ class Stored:
         self.parameters = list(model.parameters())
         closure_of(model, data)()
         self.gradients = [p.grad.clone() for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
         self.loss, self.seconds = torch.zeros(()), 0.0  # 0: no pass to be seen at w + e
 
     def __call__(self) -> torch.Tensor:

@@ -33,6 +33,13 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
 def check_number(
     name: str,
     value: Any,
@@ -51,7 +58,7 @@ def check_number(
     inside = (value > least if beyond else value >= least) and (
         value < most if below else value <= most
     )
-    if not math.isfinite(value) or not inside:
+    if not _finite(value) or not inside:
         raise LandscapeError(f"{name}={value} was asked; it must be finite and {bound}.")
     return float(value)
 
@@ -60,7 +67,7 @@ def check_rho(name: str, value: Any) -> float:
     """A radius, finite and >= 0."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise LandscapeError(f"{name}={value!r} is not a number; give a radius {name} >= 0.")
-    if not math.isfinite(value) or value < 0:
+    if not _finite(value) or value < 0:
         raise LandscapeError(f"{name}={value} was asked; a radius is finite and {name} >= 0.")
     return float(value)
 

@@ -366,7 +366,8 @@ class _Seen:
         """Whether weights differ by more than what a climb taken back by subtraction leaves."""
         dtype = differences[0].dtype
         rounding = 2 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
-        return bool(vectors.norm(weight_norms(differences)) > rounding * vectors.norm(self.norms))
+        lengths = vectors.total_norm(vectors.lengths(differences))
+        return bool(lengths > rounding * vectors.norm(self.norms))
 
     def listener(self, index: int) -> Any:
         """A hook that adds up a parameter's gradients of the current pass."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.checks import USE_ANOTHER
 from landscape.sam.finite import Finite, all_finite, are_little
 from landscape.sam.geometry import scale
 from landscape.sam.shards import local
@@ -16,6 +17,14 @@ from landscape.sam.variant import Point
 
 if TYPE_CHECKING:
     from landscape.sam.optimizer import SAM
+
+# What torch says where .grad is differentiated and has no graph, or one of other weights.
+_GRAPH_ASKED = (
+    "modified by an inplace operation",
+    "does not require grad",
+    "does not have a grad_fn",
+    "not have been used in the graph",
+)
 
 log = logging.getLogger("landscape.sam")
 
@@ -67,20 +76,27 @@ class BaseStep:
         optimizer.step_count += 1
 
     def _plain_step(self) -> None:
-        graphs = any(p.grad is not None and p.grad.grad_fn is not None
-                     for p in self.optimizer.trained.parameters)  # fmt: skip
         try:
             with self._at_once():
                 self.base.step()
-        except RuntimeError as error:
-            if graphs and "modified by an inplace operation" in str(error):
-                raise LandscapeError(
-                    f"the base optimizer {type(self.base).__name__} differentiates .grad again, "
-                    "whose graph was made at w + e, and the weights are back at w; use a base "
-                    "optimizer that reads .grad alone (AdamW, SGD), or one that asks for its "
-                    "products itself."
-                ) from error
+        except Exception as error:
+            self._name(error)
             raise
+
+    def _name(self, error: Exception) -> None:
+        """Say what a base optimizer lacks that wants more than the gradient in `.grad`."""
+        kind, said = type(self.base).__name__, str(error).lower()
+        if any(sign in said for sign in _GRAPH_ASKED):
+            raise LandscapeError(
+                f"the base optimizer {kind} differentiates .grad again, whose graph, where it has "
+                f"one, was made at w + e, and the weights are back at w; {USE_ANOTHER}, or one "
+                "that asks for its products itself."
+            ) from error
+        if "closure" in said:
+            raise LandscapeError(
+                f"the base optimizer {kind} asks for a closure in its step ({error}), and cannot "
+                f"step with a given descent gradient; {USE_ANOTHER}."
+            ) from error
 
     def scale_factor(self) -> Tensor:
         """The scaler's scale, infinite for a step that it must refuse."""

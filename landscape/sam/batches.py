@@ -1,5 +1,6 @@
 """The examples of a batch: how many it holds, and some of them, whatever its containers."""
 
+import collections
 import copy
 import dataclasses
 import numbers
@@ -13,6 +14,7 @@ from landscape.errors import LandscapeError
 
 Sizes = set[int] | None  # how many examples a part of a batch may hold; None: any, it is a constant
 Path = tuple[Any, ...]
+_LISTS = (list, tuple, collections.deque)
 _ADVICE = (
     "give SAM(..., select=f) with f(batch, index) -> the examples of an index (a slice or a tensor "
     "of whole numbers) and f(batch, None) -> their number"
@@ -58,17 +60,23 @@ class Batches:
         if named is not None:
             chosen = {k: self._select(v, index, size, (*path, k)) for k, v in named.items()}
             return _rebuilt(part, chosen)
-        if isinstance(part, (list, tuple)):
+        if isinstance(part, _LISTS):
             if self._is_per_example(part, size, path):
                 return _entries(part, index)
             return type(part)(self._select(v, index, size, (*path, i)) for i, v in enumerate(part))
         if _sizes(part, path) is None:
             return part
-        if isinstance(part, Tensor):
-            return part[index.to(part.device) if isinstance(index, Tensor) else index]
-        if hasattr(part, "ndim"):  # an array
-            return part[index.cpu().numpy() if isinstance(index, Tensor) else index]
-        return part[index]
+        try:
+            if isinstance(part, Tensor):
+                return part[index.to(part.device) if isinstance(index, Tensor) else index]
+            if hasattr(part, "ndim"):  # an array
+                return part[index.cpu().numpy() if isinstance(index, Tensor) else index]
+            return part[index]
+        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+            raise LandscapeError(
+                f"{_place(path)} is a {type(part).__name__}, which cannot be cut into examples "
+                f"({str(error)[:80]}); {_ADVICE}."
+            ) from error
 
     def _is_per_example(self, part: Sequence[Any], size: int, path: Path) -> bool:
         inside = _fields(part, path)
@@ -77,7 +85,7 @@ class Batches:
         if not per_example and not as_parts and len(part):
             if path not in self._per_example:
                 raise LandscapeError(
-                    f"{_place(path)} of the batch is a {type(part).__name__} of {size}, whose "
+                    f"{_place(path)} is a {type(part).__name__} of {size}, whose "
                     f"entries have {size} rows themselves: it may hold {size} parts of all "
                     f"examples, or one entry for each; {_ADVICE}."
                 )
@@ -90,8 +98,10 @@ def _sizes(part: Any, path: Path) -> Sizes:
     """How many examples a part may hold."""
     if part is None or isinstance(part, (str, bytes, numbers.Number, torch.device, torch.dtype)):
         return None
-    if hasattr(part, "ndim") and hasattr(part, "shape"):
-        return {int(part.shape[0])} if part.ndim else None
+    if isinstance(part, Tensor) or (hasattr(part, "ndim") and hasattr(part, "shape")):
+        if not part.ndim:
+            return None
+        return {int(part.size(0) if isinstance(part, Tensor) else part.shape[0])}
     named = _named(part)
     if named is not None:
         found = {k: _sizes(v, (*path, k)) for k, v in named.items()}
@@ -103,7 +113,7 @@ def _sizes(part: Any, path: Path) -> Sizes:
                 f"all have one entry per example, or {_ADVICE}."
             )
         return together
-    if isinstance(part, (list, tuple)):
+    if isinstance(part, _LISTS):
         inside = _fields(part, path)
         if inside is None:
             return {len(part)} if len(part) else None
@@ -116,8 +126,7 @@ def _sizes(part: Any, path: Path) -> Sizes:
     if hasattr(part, "__len__") and hasattr(part, "__getitem__"):
         return {len(part)}
     raise LandscapeError(
-        f"{_place(path)} of the batch is a {type(part).__name__}, which cannot be cut into "
-        f"examples; {_ADVICE}."
+        f"{_place(path)} is a {type(part).__name__}, which cannot be cut into examples; {_ADVICE}."
     )
 
 
@@ -137,7 +146,7 @@ def _fields(part: Sequence[Any], path: Path) -> Sizes:
 
 def _examples_or_refuse(part: Sequence[Any], path: Path) -> set[int]:
     """The whole batch is a list whose entries disagree: one example each, or a mistake."""
-    if all(_named(v) is not None or isinstance(v, (list, tuple)) for v in part):
+    if all(_named(v) is not None or isinstance(v, _LISTS) for v in part):
         return {len(part)}
     held = [_sizes(v, (*path, i)) for i, v in enumerate(part)]
     if isinstance(part, list) and all(s is not None for s in held) and len(part) > 2:
@@ -170,8 +179,11 @@ def _rebuilt(part: Any, chosen: dict[Any, Any]) -> Any:
     """The same container with other contents."""
     if isinstance(part, tuple):
         return type(part)(**chosen)
-    if not isinstance(part, Mapping):
-        return dataclasses.replace(part, **chosen)
+    if not isinstance(part, Mapping):  # a dataclass, whose own fields may not be arguments of it
+        new = copy.copy(part)
+        for k, v in chosen.items():
+            object.__setattr__(new, k, v)
+        return new
     try:
         new = copy.copy(part)
         for k, v in chosen.items():
@@ -181,10 +193,9 @@ def _rebuilt(part: Any, chosen: dict[Any, Any]) -> Any:
     return new
 
 
-def _entries(part: list[Any] | tuple[Any, ...], index: slice | Tensor) -> Any:
-    if isinstance(index, slice):
-        return part[index]
-    return type(part)(part[i] for i in index.tolist())
+def _entries(part: Any, index: slice | Tensor) -> Any:
+    which = range(len(part))[index] if isinstance(index, slice) else index.tolist()
+    return type(part)(part[i] for i in which)
 
 
 def _said(sizes: Sizes) -> str:
@@ -192,7 +203,18 @@ def _said(sizes: Sizes) -> str:
 
 
 def _place(path: Path) -> str:
-    return "the part " + "".join(f"[{k!r}]" for k in path) if path else "the batch"
+    inside = "".join(f"[{k!r}]" for k in path)
+    return f"the part {inside} of the batch" if path else "the batch"
+
+
+def check_one_each(values: Tensor, size: int) -> None:
+    """Where a batch is cut or ranked, one loss belongs to one example."""
+    if len(values) != size:
+        raise LandscapeError(
+            f"losses(batch) returned {len(values)} losses for {size} examples, and here they are "
+            "cut or ranked by example; let it return one per example, shape (B,), such as the mean "
+            "over the tokens of each."
+        )
 
 
 def part_of(batch: Any, where: int | str, option: str, what: str) -> Tensor:

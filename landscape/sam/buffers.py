@@ -1,13 +1,14 @@
-"""What a forward pass changes in a model besides gradients: its buffers, saved and put back."""
+"""What a forward pass changes in a model besides gradients, saved and put back."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.sam.shards import local
+from landscape.sam.trained import Trained, unwrap
 
 
 class Buffers:
@@ -15,14 +16,18 @@ class Buffers:
 
     Every one is copied, since nothing tells which a forward pass changes: code that writes through
     `.data` leaves no trace. They are put back in place, where graphs hold their addresses.
+    frozen: parameters that count with them (`frozen_beside`). A buffer in the memory of trained
+    weights, of which they are views, is the weights, and left to the step.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, frozen: Sequence[Tensor] = ()) -> None:
+        self._model, self._frozen = model, frozen
         self._where: list[tuple[Any, str, Tensor]] = []
         self._found: list[Tensor] = []
         self._now: list[Tensor] = []  # their local parts
         self._saved: list[Tensor] = []
+        self._seen: list[Tensor] = []  # all buffers, with those that are weights
+        self._weights: set[int] = set()  # ids of these
 
     @torch.no_grad()
     def save(self) -> None:
@@ -33,6 +38,12 @@ class Buffers:
             for name, b in m._buffers.items()
             if b is not None
         ]
+        buffers = [b for _, _, b in self._where]
+        if len(buffers) != len(self._seen) or any(a is not b for a, b in zip(buffers, self._seen)):
+            self._seen, self._weights = buffers, _in_memory_of_weights(self._model, buffers)
+        if self._weights:
+            self._where = [found for found in self._where if id(found[2]) not in self._weights]
+        self._where += [(self._model, "", p) for p in self._frozen]
         found = [b for _, _, b in self._where]
         if len(found) != len(self._found) or any(a is not b for a, b in zip(found, self._found)):
             self._found, self._now = found, list(map(local, found))
@@ -44,7 +55,9 @@ class Buffers:
     def restore(self, unless: Tensor | None = None) -> None:
         """Put them back; where the 0-d bool `unless` is true, leave them as they are."""
         for m, name, b in self._where:
-            if m._buffers.get(name) is not b:  # a forward pass may bind the name to another tensor
+            if (
+                name and m._buffers.get(name) is not b
+            ):  # a forward pass may bind the name to another tensor
                 if unless is not None:
                     return self._choose(unless)
                 m._buffers[name] = b
@@ -77,6 +90,24 @@ class Buffers:
         finally:
             if active:
                 self.restore()
+
+
+def frozen_beside(model: nn.Module, trained: Trained) -> list[Tensor]:
+    """Frozen parameters that a forward pass may move: the averaged weights of a teacher.
+
+    Those of a model with no more frozen numbers than trained ones; a large backbone under adapters
+    or a new head is taken at its word.
+    """
+    frozen = [p for p in unwrap(model).parameters() if not p.requires_grad]
+    few = sum(p.numel() for p in frozen) <= sum(p.numel() for p in trained.parameters)
+    return frozen if few and trained.shards is None else []
+
+
+def _in_memory_of_weights(model: nn.Module, buffers: Sequence[Tensor]) -> set[int]:
+    """Ids of the buffers that share their storage with a trained parameter."""
+    trained = (local(p) for p in model.parameters() if p.requires_grad)
+    places = {p.untyped_storage().data_ptr() for p in trained if p.numel()}
+    return {id(b) for b in buffers if local(b).untyped_storage().data_ptr() in places}
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

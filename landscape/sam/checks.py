@@ -55,6 +55,11 @@ class LandscapeAttributeError(LandscapeError, AttributeError):
 
 def check_arguments(model: Any, base: Any, variant: Any, other: Mapping[str, Any]) -> Variant:
     """The variant, once a SAM optimizer can be made: of a module, an optimizer of it, a variant."""
+    if base is None and not isinstance(model, nn.Module):
+        raise LandscapeError(
+            f"SAM was made of a {_kind(model)} alone, as a framework makes an optimizer from its "
+            f"class (optimizer=SAM); make it where the model is: {_THIS_CLASS}."
+        )
     if isinstance(base, type):
         raise LandscapeError(
             f"the base optimizer given is the class {base.__name__}; make it first: "
@@ -97,6 +102,9 @@ def check_options(clip_norm: Any, scaler: Any) -> None:
         )
 
 
+USE_ANOTHER = "use a base optimizer that reads .grad alone, as SGD or AdamW"
+
+
 def _kind(value: Any) -> str:
     return type(value).__name__
 
@@ -114,7 +122,13 @@ def _check_base(base: Optimizer) -> None:
         if isinstance(one, torch.optim.LBFGS) or needed:
             raise LandscapeError(
                 f"{type(one).__name__} evaluates the loss itself, by a closure that its step "
-                "needs, and cannot step with a given descent gradient; use another base optimizer."
+                f"needs, and cannot step with a given descent gradient; {USE_ANOTHER}."
+            )
+        if one.defaults.get("differentiable"):
+            raise LandscapeError(
+                f"{type(one).__name__}(differentiable=True) records a graph through its step, and "
+                "the weights of a SAM step are moved and put back outside of any graph; leave "
+                "differentiable out."
             )
 
 
@@ -133,11 +147,48 @@ def check_signs(variant: Variant, signs: Sequence[int]) -> None:
 
 def check_dense(names: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
     """Norms and masks are of dense gradients."""
-    sparse = [n for n, g in zip(names, gradients, strict=True) if g is not None and g.is_sparse]
-    if sparse:
+    strided = torch.strided
+    if any(g is not None and g.layout is not strided for g in gradients):
+        named = zip(names, gradients, strict=True)
+        sparse = next(n for n, g in named if g is not None and g.layout is not strided)
         raise LandscapeError(
-            f"the gradient of {sparse[0]!r} is sparse, which no ascent can use; make its embedding "
+            f"the gradient of {sparse!r} is sparse, which no ascent can use; make its embedding "
             "with sparse=False."
+        )
+
+
+def check_range(rho: float | Tensor, weights: Sequence[Tensor]) -> None:
+    """A radius must be a number of the weights' type."""
+    if isinstance(rho, Tensor) or rho < torch.finfo(torch.float16).max:
+        return
+    for dtype in {w.dtype for w in weights}:
+        if rho > torch.finfo(dtype).max:
+            raise LandscapeError(
+                f"a radius of {rho:g} was asked and the largest number of the weights' type "
+                f"{dtype} is {torch.finfo(dtype).max:.3g}; lower rho."
+            )
+
+
+def check_own_memory(trained: Trained) -> None:
+    """Each tensor must be writable, and none may share its memory with another one."""
+    seen: dict[Any, str] = {}
+    for name, w in zip(trained.names, trained.tensors(), strict=True):
+        repeated = any(s == 0 and n > 1 for s, n in zip(w.stride(), w.shape))
+        if repeated or (w.numel() and seen.setdefault((w.device, w.data_ptr()), name) != name):
+            other = "itself" if repeated else repr(seen[(w.device, w.data_ptr())])
+            raise LandscapeError(
+                f"{name!r} shares memory with {other}, which would be moved twice; make it a "
+                "tensor of its own (expanded.clone()), or tie the two as one parameter "
+                "(a.weight = b.weight)."
+            )
+
+
+def check_mode(base: Optimizer) -> None:
+    """A base optimizer with averaged weights must have the ones in place that it trains."""
+    if any(g.get("train_mode") is False for g in base.param_groups):
+        raise LandscapeError(
+            f"the base optimizer {type(base).__name__} is in evaluation mode, its averaged weights "
+            "are in place; call optimizer.train() before training goes on."
         )
 
 

@@ -7,7 +7,8 @@ from functools import cached_property
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.sam.geometry import HALVES, Scaled
+from landscape.sam.checks import check_range
+from landscape.sam.geometry import HALVES, LARGE, Scaled
 from landscape.sam.variant import SLOTS, MaskEntry, Point, State, Variant
 
 
@@ -39,7 +40,9 @@ class Ascent:
         if isinstance(self.raised, Scaled):
             live = _there(self.raised.tensors)
             if live and live[0].is_cpu and not any(x.dtype in HALVES for x in live):
-                return live, float(self.raised.factor)
+                factor = float(self.raised.factor)
+                if abs(factor) < LARGE:
+                    return live, factor
         return _there(self.e), 1.0
 
     @property
@@ -70,6 +73,7 @@ def ascend(variant: Variant, point: Point, slots: dict[str, State]) -> Ascent:
         return Ascent(e, mask, part.rho)
     u = variant.source(point, slots["source"])
     rho = variant.radius(point, slots["radius"])
+    check_range(rho, point.weights)
     if point.scales is not None and len(set(point.scales)) == 1:
         # One radius for all that are perturbed is the step's own.
         rho, point.scales = rho * point.scales[0], None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
-from landscape.sam.batches import part_of
+from landscape.sam.batches import check_one_each, part_of
 from landscape.sam.passes import Passes
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State
@@ -82,6 +82,7 @@ class LossRise(Slot):
         if self.gamma >= 0.99:
             return passes.backward(only=only)
         values, _ = passes.per_example(passes.batch)
+        check_one_each(values, passes.batches.size(passes.batch))
         rise = values.detach() - point.scratch["losses"]
         usual = self._count(state.setdefault("size", len(rise)))
         if usual < 1:

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from landscape.errors import LandscapeError
 from landscape.sam.batches import Batches
-from landscape.sam.buffers import Buffers
+from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.passes import Averaging, forget_cached_weights
 from landscape.sam.trained import Trained
 
@@ -50,7 +50,10 @@ def squared_gradients(
     total = [torch.zeros_like(t) for t in trained.tensors()]
     model.train(mode == "train")
     try:
-        with Buffers(model).kept(not contaminated), torch.enable_grad():
+        with (
+            Buffers(model, frozen_beside(model, trained)).kept(not contaminated),
+            torch.enable_grad(),
+        ):
             for count, i in enumerate(order[:num_samples].tolist()):
                 forget_cached_weights()
                 loss = losses(_example(data, i, batches))

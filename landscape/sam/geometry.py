@@ -16,6 +16,7 @@ SCOPES = ("global", "full", "tensor", "raw", "none")
 METRICS = ("identity", "elementwise", "layerwise")
 MATCHES = ("radius", "loss_increase")
 HALVES = (torch.float16, torch.bfloat16)
+LARGE = 1e30  # a factor that float32 may not hold where the product fits
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,10 @@ def scale(tensors, factor):
     if not live:
         return list(tensors)
     dtypes = {x.dtype for x in live}
-    if dtypes & set(HALVES):  # whose range the factor may exceed where the product does not
+    on_host = not isinstance(factor, Tensor) or factor.is_cpu
+    if on_host and abs(float(factor)) >= LARGE:
+        scaled = iter([(x.double() * float(factor)).to(x.dtype) for x in live])
+    elif dtypes & set(HALVES):  # whose range the factor may exceed where the product does not
         scaled = iter([(x.to(widened(x)) * factor).to(x.dtype) for x in live])
     else:
         if isinstance(factor, Tensor) and len(dtypes) == 1:

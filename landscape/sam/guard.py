@@ -72,7 +72,8 @@ class Guard:
             along = abs(float(point.inner(point.gradients, tensors) * e.factor))
             if evaluate.plain_first and evaluate.whole_batch:
                 tensors = None  # g1 tells enough, and e can go
-        return Watch(tensors, e.factor, along, Buffers(step.optimizer.model))
+        buffers = Buffers(step.optimizer.model, step.optimizer.frozen)
+        return Watch(tensors, e.factor, along, buffers)
 
     @contextlib.contextmanager
     def watching(self, step: "Step", watch: Watch | None) -> Generator[None]:
@@ -172,7 +173,7 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
     now, device = rng_state(optimizer.device), optimizer.device
     keep_last = dict(passes.last)
     try:
-        with Buffers(optimizer.model).kept():
+        with Buffers(optimizer.model, optimizer.frozen).kept():
             set_rng_state(watch.rng, device)
             watch.buffers.restore()
             loss = float(passes.backward(**watch.last))

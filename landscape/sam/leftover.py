@@ -1,5 +1,6 @@
 """Gradients that a step left in `.grad`, told from those that somebody has put there since."""
 
+import sys
 import weakref
 
 from torch import nn
@@ -51,6 +52,20 @@ def check_nothing_left(trained: Trained) -> None:
             "optimizer.backward(closure) for each and then optimizer.step() (in Lightning: "
             "automatic_optimization = False instead of accumulate_grad_batches), or let one "
             "closure run all of them. If it is not wanted, call optimizer.zero_grad() first."
+        )
+
+
+def check_no_accumulation() -> None:
+    """Refuse a step whose micro-batches a framework has left out."""
+    accelerate = sys.modules.get("accelerate.state")
+    shared = {} if accelerate is None else accelerate.GradientState._shared_state
+    steps = (shared.get("plugin_kwargs") or {}).get("num_steps") or 1
+    if steps > 1:
+        raise LandscapeError(
+            f"accelerate accumulates over {steps} micro-batches (gradient_accumulation_steps), and "
+            "its step(closure) leaves the closures of all but the last one out. Within "
+            "accelerator.accumulate(model), call optimizer.backward(closure) on this SAM for each, "
+            "then step() and zero_grad() on the prepared optimizer."
         )
 
 

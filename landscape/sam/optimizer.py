@@ -16,22 +16,29 @@ from landscape.sam import points, replicas, saved
 from landscape.sam.base_step import BaseStep
 from landscape.sam.bases import parameters_of, together
 from landscape.sam.batches import Batches
-from landscape.sam.buffers import Buffers
+from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.checks import (
     OTHER_CLASSES,
     LandscapeAttributeError,
     check_arguments,
     check_belongs,
     check_micro_batch,
+    check_mode,
     check_needs,
     check_options,
+    check_own_memory,
     check_signs,
     check_trainable,
 )
 from landscape.sam.engine import new_slots
 from landscape.sam.finite import all_finite
 from landscape.sam.guard import Guard
-from landscape.sam.leftover import all_stepped_with, check_nothing_left, stepped_with
+from landscape.sam.leftover import (
+    all_stepped_with,
+    check_no_accumulation,
+    check_nothing_left,
+    stepped_with,
+)
 from landscape.sam.passes import Passes
 from landscape.sam.perturbation import Perturbation, counterfactual
 from landscape.sam.shards import local
@@ -82,7 +89,10 @@ class SAM(Optimizer):
     base: a torch optimizer, or several over different tensors ([Muon(...), AdamW(...)]); one with
     maximize=True climbs where its objective is worse.
     bn: the pass that updates the model's buffers, "first" (default), "second" or "both": running
-    statistics, spectral vectors, queues, codebooks. Networks beside the trained one whose buffers
+    statistics, spectral vectors, queues, codebooks, and frozen parameters where there are no more
+    of them than are trained (the averaged weights of a teacher). What a forward pass keeps
+    elsewhere, in a plain attribute or a counter of Python, both passes change: register it as a
+    buffer. Networks beside the trained one whose buffers
     count too (a GAN's discriminator while its generator is trained) go into one model with it,
     SAM(nn.ModuleList([generator, discriminator]), SGD(generator.parameters()), ...).
     same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
@@ -143,7 +153,7 @@ class SAM(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        base: Optimizer | Sequence[Optimizer],
+        base: Optimizer | Sequence[Optimizer] | None = None,
         variant: Variant | None = None,
         *,
         seed: int = 0,
@@ -193,8 +203,9 @@ class SAM(Optimizer):
             replicas.check_local(self.variant)
         self.averaged = None if replica is None else partial(replicas.mean_over_replicas, replica)
         self._all_at_once = replicas.all_gradients_at_once(model)
-        self.buffers_at_start, self.buffers_before_first = Buffers(model), Buffers(model)
-        self.buffers, self.buffers_nearby = Buffers(model), Buffers(model)
+        make = partial(Buffers, model, self.frozen)
+        self.buffers_at_start, self.buffers_before_first = make(), make()
+        self.buffers, self.buffers_nearby = make(), make()
         self.weights, self.weights_nearby = Weights(model), Weights(model)
         self.guard = Guard()
         self.last: Perturbation | None = None
@@ -207,6 +218,7 @@ class SAM(Optimizer):
         check_trainable(trainable)
         self.trained = Trained.of(self.model, parameters)
         check_belongs(self.model, self.trained, parameters)
+        check_own_memory(self.trained)
         ids = list(map(id, parameters))
         known = set(self.__dict__.get("_ids", ids))
         for p in parameters:
@@ -214,7 +226,7 @@ class SAM(Optimizer):
                 p.grad = None  # of passes before it was trained
         self._ids, self._trainable = ids, trainable
         self.device = self.trained.tensors()[0].device
-        self.dense = False  # whether the gradients are, once seen
+        self.__dict__.setdefault("frozen", [])[:] = frozen_beside(self.model, self.trained)
         self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
         for p in parameters:
             p.grad = p.grad if p.requires_grad else None
@@ -301,6 +313,7 @@ class SAM(Optimizer):
             return None
         passes = self._passes(closure, batch, micro_batch)
         check_nothing_left(self.trained)
+        check_no_accumulation()
         with torch.no_grad(), self._clearing_on_failure():
             self.buffers_at_start.save()
             taken = Step(self, passes).run()
@@ -385,9 +398,16 @@ class SAM(Optimizer):
         if not callable(closure):
             raise LandscapeError(
                 "SAM.step needs the loss at w and at w + e: call step(closure) with a function "
-                "that runs forward and backward and returns the loss, or step(losses, batch)."
+                "that runs forward and backward and returns the loss, or step(losses, batch). "
+                "Where a loop of others steps by itself (Trainer, Lightning, an engine), put "
+                "optimizer.backward(closure) in the place of loss.backward(), as help(SAM) shows."
+            )
+        if torch.is_inference_mode_enabled():
+            raise LandscapeError(
+                "a step needs gradients, which torch.inference_mode() around it forbids; leave it."
             )
         self._check_parameters()
+        check_mode(self.base)
         check_needs(
             self.variant,
             has_batch=has_batch,

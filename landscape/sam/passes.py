@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import numbers
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.sam.batches import Batches
+from landscape.sam.batches import Batches, check_one_each
 from landscape.sam.shards import MaybeTensor, is_cut, local
 from landscape.sam.trained import Trained, signed
 from landscape.sam.weights import Weights
@@ -142,7 +143,7 @@ class Passes:
         rest, kept = list(main), []
         for part, fraction in self._parts(self.batch):
             with self.unsynced():
-                values, _ = self._forward(self._examples(self.batch, part))
+                values, _ = self._forward_part(self.batch, part)
             kept.append(values.detach())
             scaled = values * fraction
             scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
@@ -189,7 +190,7 @@ class Passes:
         total: list[Tensor | None] = [None] * len(parameters)
         for part, fraction in self._parts(self.batch):
             with self.unsynced(), torch.enable_grad():
-                values, _ = self._forward(self._examples(self.batch, part))
+                values, _ = self._forward_part(self.batch, part)
                 loss = values.mean() * fraction
                 g = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
                 pairs = [
@@ -209,7 +210,16 @@ class Passes:
 
     def _run_closure(self, closure: Callable[[], Tensor]) -> Tensor:
         forget_cached_weights()
-        return _loss_of(closure())
+        try:
+            return _loss_of(closure())
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _OLD_GRAPH):
+                raise
+            raise LandscapeError(
+                "the closure's backward pass went through a graph of another pass, recorded before "
+                "the weights moved; compute the forward pass and the loss inside the closure, so "
+                "that each call makes its own."
+            ) from error
 
     def _run_losses(self, batch: Any, weights: Tensor | None, objective: Any = None) -> Tensor:
         kept, shares = [], []
@@ -219,6 +229,7 @@ class Passes:
             with contextlib.nullcontext() if last else self.unsynced():
                 examples = self._examples(batch, part)
                 values, outputs = self._forward(examples)
+                self._check_one_each(values, part)
                 kept.append(values.detach())
                 if objective is not None:
                     values = _of_outputs(objective, outputs, examples)
@@ -229,9 +240,21 @@ class Passes:
                     loss = loss + self.sign * self.extra_loss(outputs, examples)
                 loss = loss * fraction if part else loss
                 self._begin()
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                if self._leads_somewhere(loss):
+                    (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.values = torch.cat(kept) if len(kept) > 1 else kept[0]
         return functools.reduce(torch.add, shares)
+
+    def _leads_somewhere(self, loss: Tensor) -> bool:
+        """Whether a gradient can reach a tensor that is wanted; some must, where all are."""
+        only = self.last["only"]
+        if not loss.requires_grad and (only is None or all(only)):
+            raise LandscapeError(
+                "the losses do not depend on the optimizer's parameters: they were detached, or "
+                "computed under torch.no_grad() or from outputs stored earlier; let losses(batch) "
+                "run the model and return its losses with their graph."
+            )
+        return loss.requires_grad
 
     def _begin(self) -> None:
         """Put `start` into `.grad`, after the caller's own code has run."""
@@ -250,7 +273,7 @@ class Passes:
 
     def per_example(self, batch: Any) -> tuple[Tensor, Any]:
         """losses(batch) -> (B,), with the outputs when it returns (losses, outputs)."""
-        parts = [self._forward(self._examples(batch, p)) for p, _ in self._parts(batch)]
+        parts = [self._forward_part(batch, p) for p, _ in self._parts(batch)]
         if len(parts) == 1:
             return parts[0]
         outputs = [o for _, o in parts]
@@ -259,6 +282,17 @@ class Passes:
 
     def _examples(self, batch: Any, part: slice | None) -> Any:
         return batch if part is None else self.batches.select(batch, part)
+
+    def _forward_part(self, batch: Any, part: slice | None) -> tuple[Tensor, Any]:
+        values, outputs = self._forward(self._examples(batch, part))
+        self._check_one_each(values, part)
+        return values, outputs
+
+    @staticmethod
+    def _check_one_each(values: Tensor, part: slice | None) -> None:
+        """Parts of a batch count by their examples."""
+        if part is not None:
+            check_one_each(values, part.stop - part.start)
 
     def _forward(self, batch: Any) -> tuple[Tensor, Any]:
         if self.losses is None:
@@ -282,6 +316,9 @@ class Passes:
         if not len(values):
             raise LandscapeError("the batch holds no example; leave empty batches out.")
         return values, outputs
+
+
+_OLD_GRAPH = ("modified by an inplace operation", "backward through the graph a second time")
 
 
 def forget_cached_weights() -> None:
@@ -310,8 +347,8 @@ def _loss_of(returned: Any) -> Tensor:
         loss = loss.full_tensor() if is_cut(loss) else loss
         if loss.numel() == 1:
             return loss.reshape(())
-    elif isinstance(loss, (int, float)):
-        return torch.as_tensor(loss)
+    elif isinstance(loss, numbers.Real) or getattr(loss, "ndim", None) == 0:
+        return torch.as_tensor(float(loss))
     what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(returned)
     raise LandscapeError(
         f"the closure returned {what[:80]}; it must run the backward pass and return the loss, one "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from landscape import seeds, vectors
 from landscape.sam.batches import Batches
-from landscape.sam.buffers import Buffers
+from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.engine import Ascent, ascend, new_slots
 from landscape.sam.fisher import squared_gradients
 from landscape.sam.nearby import Nearby
@@ -115,7 +115,7 @@ class Perturbation:
         pairs = list(zip(self.g1, self.g2, strict=True))
         both = [(None, None) if x is None or y is None else (x, y) for x, y in pairs]
         dots = self._summed(
-            [None if x is None or y is None else vectors.dot(x, y) for x, y in both]
+            [None if x is None or y is None else vectors.dots([x], [y])[0] for x, y in both]
         )
         there = [x for x in dots if x is not None]
         if not there:
@@ -213,7 +213,7 @@ def counterfactual(
     grads = [p.grad for p in parameters]
     rng = rng_state(device)
     slots = copy.deepcopy(state) if state is not None else new_slots()
-    moved = Weights(model)
+    moved, frozen = Weights(model), frozen_beside(model, trained)
     passes = Passes(
         trained,
         Weights(model),
@@ -223,7 +223,7 @@ def counterfactual(
         signs=signs,
     )
     try:
-        with Buffers(model).kept(), torch.no_grad():
+        with Buffers(model, frozen).kept(), torch.no_grad():
             point = _point(trained, device, seed, epoch, total_epochs, momentum)
             point.untrained = partial(untrained, model)
             if variant.evaluate.finds_ascent:
@@ -234,7 +234,7 @@ def counterfactual(
             live = [i for i, g in enumerate(g1) if g is not None]
             point = point.only(live)
             point.gradients, point.loss = [g1[i] for i in live], loss1
-            point.nearby = Nearby(passes, Buffers(model))
+            point.nearby = Nearby(passes, Buffers(model, frozen))
             own = _batch_fisher(model, trained, losses, batch, passes.batches, point)
             point.fisher = own if fisher is None else lambda count, **_: fisher(count)
             variant.selector.active(

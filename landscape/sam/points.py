@@ -51,7 +51,7 @@ def make(optimizer: "SAM", passes: Passes) -> Point:
 
 def _scales(base: Optimizer, variant: Variant, trained: Trained) -> list[float] | None:
     """Radius of each tensor over the variant's own, from `rho` in the parameter groups."""
-    key = "sam_rho" if "rho" in base.defaults else "rho"  # Adadelta has a rho of its own
+    key = radius_key(base)
     if not any(key in g for g in base.param_groups):
         return None
     nominal = variant.radius.nominal
@@ -66,6 +66,11 @@ def _scales(base: Optimizer, variant: Variant, trained: Trained) -> list[float] 
         for p in g["params"]
     }
     return [own[id(p)] for p in trained.parameters]
+
+
+def radius_key(base: Optimizer) -> str:
+    """The key under which a group holds its radius; Adadelta has a rho of its own."""
+    return "sam_rho" if "rho" in base.defaults else "rho"
 
 
 def momentum(base: Optimizer, trained: Trained, name: str) -> Tensor | None:

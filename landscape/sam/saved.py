@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.sam.points import radius_key
 from landscape.sam.shards import local
 from landscape.sam.trained import unwrap
 
@@ -47,6 +48,8 @@ def load_state_dict(optimizer: "SAM", state: dict[str, Any]) -> None:
     base, own = _parts(state)
     if own is not None:
         _check(optimizer, own)
+    else:
+        _check_other_class(optimizer, base)
     optimizer.base.load_state_dict(base)
     optimizer.last = optimizer._pending = None
     if own is None:
@@ -100,6 +103,32 @@ def _check(optimizer: "SAM", own: Mapping[str, Any]) -> None:
         )
     named = unwrap(optimizer.model).named_parameters()
     check_shapes(own["slots"], {n: local(p).shape for n, p in named})
+
+
+def _check_other_class(optimizer: "SAM", base: Mapping[str, Any]) -> None:
+    """Other SAM classes keep radius and form in the groups, of which ours reads the radius."""
+    groups, variant = base["param_groups"], optimizer.variant
+    if any(g.get("adaptive") for g in groups) and variant.name in ("sam", "sgd"):
+        raise LandscapeError(
+            f"the loaded groups say adaptive=True, that is ASAM of another class, and this "
+            f"optimizer runs {variant.name!r}; make it with sam.asam(rho={groups[0].get('rho')}, "
+            "bias_metric='abs', eta=0.0), or set adaptive to False in the groups of the state."
+        )
+    if any("old_p" in state for state in base["state"].values()):
+        raise LandscapeError(
+            "the loaded state is of a SAM class that leaves the state of its base optimizer (the "
+            "momentum) out; load its base_optimizer.state_dict(), or delete 'old_p' from the "
+            "entries of the state to begin without momentum."
+        )
+    key = radius_key(optimizer.base)
+    here = [g.get(key) for g in optimizer.base.param_groups]
+    found = [g.get(key) for g in groups]
+    if found != here and any(r is not None for r in found):
+        log.warning(
+            "the loaded groups set %s to %s, which is the radius from now on (before: %s); delete "
+            "it from the groups to have that of the variant.",
+            key, found, here,
+        )  # fmt: skip
 
 
 def _containers(value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam import points, replicas, schedule
+from landscape.sam.batches import check_one_each
 from landscape.sam.checks import check_dense, check_still_there
 from landscape.sam.corrections import Blend
 from landscape.sam.engine import Ascent, ascend
@@ -117,9 +118,7 @@ class Step:
         """Let the point see the tensors that have a gradient."""
         optimizer, trained = self.optimizer, self.trained
         self.g1 = replicas.own_gradients(optimizer.model, trained.gradients(self.passes.signs))
-        if not optimizer.dense:
-            check_dense(trained.names, self.g1)
-            optimizer.dense = True
+        check_dense(trained.names, self.g1)
         live = [i for i, g in enumerate(self.g1) if g is not None]
         if len(live) < len(self.g1):
             optimizer.known_unused = check_still_there(
@@ -273,6 +272,7 @@ class Step:
             if after_first is not None:
                 set_rng_state(after_first, optimizer.device)
         self.g2 = self.trained.gradients(self.passes.signs)
+        check_dense(self.trained.names, self.g2)
         if self.variant.correction.needs_e:
             point.scratch["perturbed_loss"] = self.passes.of_all(self.perturbed_loss)
         self._pair(only)
@@ -432,6 +432,7 @@ class Step:
             passes.batch = passes.batches.select(batch, slice(a, b))
             part = Step(self.optimizer, passes)
             part._run()
+            check_one_each(passes.values, b - a)
             point = part.point
             finite = both_finite(finite, part.finite)
             loss = loss + part.loss * ((b - a) / size)

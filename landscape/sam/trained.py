@@ -28,12 +28,15 @@ class Trained:
 
     @staticmethod
     def of(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None) -> "Trained":
-        """All trainable tensors of the model, or those among `parameters`."""
+        """All trainable tensors of the model that hold numbers, or those among `parameters`."""
         model = unwrap(model)
         layout = ParamLayout.of(model)
         by_name = dict(model.named_parameters())
         wanted = None if parameters is None else {id(p) for p in parameters}
-        infos = [i for i in layout.tensors if wanted is None or id(by_name[i.name]) in wanted]
+        infos = [
+            i for i in layout.tensors
+            if by_name[i.name].numel() and (wanted is None or id(by_name[i.name]) in wanted)
+        ]  # fmt: skip
         return Trained(
             tuple(i.name for i in infos),
             tuple(i.kind for i in infos),

@@ -168,10 +168,10 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     like = seen.loss_clean
     told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
     head = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in told])
-    zero = torch.zeros((), device=like.device)
     shares = torch.stack(list(seen.energy_share.values()))
+    zero = torch.zeros((), dtype=torch.float64, device=like.device)
     first = [
-        zero if g is None or e is None else vectors.dot(g, e)
+        zero if g is None or e is None else vectors.dots([g], [e])[0]
         for g, e in zip(seen.g1, seen.perturbed, strict=True)
     ]
     wide = [shares, torch.stack(_densities(seen)), norms, torch.stack([f.double() for f in first])]
@@ -185,7 +185,7 @@ def _densities(seen: Perturbation) -> list[Tensor]:
     return [
         torch.full((), float(e is not None and m), device=device)
         if e is None or isinstance(m, bool)
-        else m.sum(dtype=torch.float32) / m.numel()
+        else torch.count_nonzero(m) / m.numel()
         for e, m in zip(seen.perturbed, entries, strict=True)
     ]
 

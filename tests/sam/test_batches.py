@@ -104,7 +104,10 @@ def test_any_container_gives_the_step_of_plain_tensors(case, way):
     [
         ({"x": X, "labels": Y[:11]}, r"the batch disagree .*'x' 12, 'labels' 11; .*select=f"),
         ((X, Y[:11]), r"disagree in their number of examples: entry 0 12, entry 1 11"),
-        ({"x": X, "meta": {"a": X, "b": Y[:4]}}, r"part \['meta'\] disagree .*'a' 12, 'b' 4"),
+        (
+            {"x": X, "meta": {"a": X, "b": Y[:4]}},
+            r"part \['meta'\] of the batch disagree .*'a' 12, 'b' 4",
+        ),
         ({"x": X, "sizes": torch.tensor([6, 6])}, r"'x' 12, 'sizes' 2"),
         (iter([1]), "is a list_iterator, which cannot be cut"),
         ({"x": X, "g": object()}, r"part \['g'\] of the batch is a object, which cannot be cut"),

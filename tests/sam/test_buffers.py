@@ -156,3 +156,40 @@ def test_a_discriminator_beside_the_generator_that_is_trained():
     )
     assert same(kept, weights(discriminator))
     assert int(discriminator[1].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("bn", ["first", "second", "both"])
+def test_a_buffer_that_holds_the_weights_is_left_to_the_step(bn):
+    """Weights that are views of one flat buffer, as flattened parameters are."""
+
+    class Flat(nn.Module):
+        def __init__(self, *, views):
+            super().__init__()
+            flat = torch.linspace(-1, 1, 28, dtype=torch.float64)
+            if views:
+                self.register_buffer("flat", flat)
+            self.weight = nn.Parameter(flat[:24].view(4, 6) if views else flat[:24].view(4, 6) + 0)
+            self.bias = nn.Parameter(flat[24:] if views else flat[24:] + 0)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for views in (True, False):
+        model = Flat(views=views)
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = sam.SAM(model, base, sam.sam(0.1), bn=bn)
+
+        def losses(inputs, model=model):
+            return nn.functional.cross_entropy(
+                model(inputs), torch.arange(16) % 4, reduction="none"
+            )
+
+        for _ in range(2):
+            optimizer.step(losses, x)
+        assert "was seen" in optimizer.guard.said
+        ends.append([p.detach().clone() for p in model.parameters()])
+        if views:
+            assert torch.equal(model.flat[:24].view(4, 6), model.weight)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -149,3 +149,31 @@ def test_derivatives_go_through():
     (g,) = torch.autograd.grad(vectors.norm(x) + vectors.dot(x, x), x)
     right = x.detach() / vectors.norm(x.detach()) + 2 * x.detach()
     torch.testing.assert_close(g, right.to(g))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 0.0])
+def test_lengths_are_norms_to_a_millionth(scale):
+    """Short and long tensors, of several dimensions and strides, and squares beyond float32."""
+    g = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.rand(shape, generator=g) * scale
+        for shape in [(3,), (), (0, 4), (700, 300), (200, 1000)]
+    ]
+    tensors.append(tensors[3].t())
+    tensors += [torch.zeros(5), torch.rand(5, generator=g)]
+    for x, length in zip(tensors, vectors.lengths(tensors), strict=True):
+        assert length.dtype == torch.float64
+        exact = float(x.double().square().sum().sqrt())
+        assert float(length) == pytest.approx(exact, rel=1e-6, abs=0.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_dots_are_inner_products_to_a_millionth_of_the_lengths(scale):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3,), (), (0, 4), (700, 300)]
+    xs = [torch.randn(shape, generator=g) * scale for shape in shapes]
+    ys = [torch.randn(shape, generator=g) * scale for shape in shapes]
+    xs[3], ys[3] = xs[3].t(), ys[3].t()
+    for x, y, found in zip(xs, ys, vectors.dots(xs, ys), strict=True):
+        size = float(x.double().norm() * y.double().norm())
+        assert abs(float(found) - float((x.double() * y.double()).sum())) <= 1e-6 * size
