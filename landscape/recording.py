@@ -72,11 +72,15 @@ def record(
     Kept in folder/snapshots and read by `landscape.snapshots` and `training.consolidate`: per step
     ‖e‖, cos(g1, g2), and per tensor energy share, density (share with e ≠ 0; an e below the
     rounding of its weight did not move it), ‖w_l‖ and g1_l·e_l; each `snapshot_every` steps the
-    mask e ≠ 0 and the z-scores of g1. NaN, with the reason in `snapshots.read_steps(...).unseen`:
-    losses; a rho that no parameter group names; all of e in a step without a second forward pass.
-    Gradients are those of this process, in the units of a GradScaler; gradients=False leaves
-    out what needs them and saves two copies of the weights (of four). Epochs count from 1.
-    Give the module that the loop calls (the compiled or wrapped one).
+    mask e ≠ 0 and the z-scores of g1. Let `snapshot_every` share no factor with a period of the
+    variant or with steps_per_epoch: a mask that is renewed at the first step of an epoch, met each
+    time just there, seems to live shorter or longer than it does (κ at a lag of one step was 0.68
+    so for a true 0.97), and so does every statistic of masks over the recording. NaN, with the
+    reason in `snapshots.read_steps(...).unseen`: losses; a rho that no parameter group names; all
+    of e in a step without a second forward pass. Gradients are those of this process, in the units
+    of a GradScaler; gradients=False leaves out what needs them and saves two copies of the weights
+    (of four). Epochs count from 1. Give the module that the loop calls (the compiled or wrapped
+    one).
 
     `recording.diagnosis()` says whether the steps were those of sharpness-aware minimization, from
     the first 16 steps and every 16th after them; a folder keeps it for `landscape doctor`. Without

@@ -110,7 +110,11 @@ def mask_selection(
     variance of the selection frequency over that of independent masks of the same densities, sum_t
     d_t (1 - d_t) / T² (1 at chance, NaN where all or nothing is always selected); frequency_std:
     its square root before division. effective_support(tensor): exp(entropy of the selections)/n, 1
-    where all coordinates are selected equally often. kinds: kind of each tensor by name, as in
+    where all coordinates are selected equally often. Snapshots close together count a mask that
+    lives through them several times: those of the recorder come in bursts (a start and 1, 2, 4, ...
+    steps after it), so that over_dispersion above 1 is persistence, preference for a coordinate, or
+    both; at starts alone, or snapshots further apart than a mask lives (`mask_persistence`), it is
+    preference. kinds: kind of each tensor by name, as in
     `ParamLayout`.
     """
     first, times, density = _times(snapshots)
