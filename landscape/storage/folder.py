@@ -8,7 +8,11 @@ from landscape.errors import LandscapeError
 from landscape.storage.documents import load_json, unsealed_json
 from landscape.storage.names import is_plain_name
 
-STUDY_FORMAT = 2
+# Formats count what older readers would read wrong. An older study is not rewritten, because its
+# numbers may be those of older code: it is refused with the command that makes it anew, and a new
+# version of the package gives its runs new names anyway. 2: runs that do not say whose files they
+# hold; 1: files without digests.
+STUDY_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class StudyFolder:
         if found != STUDY_FORMAT:
             raise LandscapeError(
                 f"{self.root} was made with study format {found}; this version reads format "
-                f"{STUDY_FORMAT}. Use the version that made it, or run the study into a new folder."
+                f"{STUDY_FORMAT}. `landscape run {self.study_toml} --out {self.root}-new` makes it "
+                f"anew; to read it as it is, use the version that made it (resolved.json says "
+                f"which)."
             )
         return unsealed_json(self.resolved, resolved)

@@ -137,3 +137,21 @@ def test_a_careless_call_is_one_sentence(desk, line, message, monkeypatch, capsy
     made = {p.name for p in after.keys() - before.keys()}
     assert made <= {"study.toml", "resolved.json", "data.json", ".lock"}, made
     shutil.rmtree(desk / "studies", ignore_errors=True)
+
+
+def test_the_advice_for_an_older_study_makes_it_anew(desk, monkeypatch, capsys):
+    folder = desk / "older"
+    shutil.copytree(desk / "old", folder)
+    (folder / "study.toml").write_text(STUDY.replace("study_problem", "tests.study_problem"))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["landscape", "report", str(folder)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    advice = capsys.readouterr().err.split("`")[1]
+    arguments = shlex.split(advice)
+    assert arguments[:2] == ["landscape", "run"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--workers", "0"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0, capsys.readouterr().err
+    assert (desk / "older-new" / "report.html").exists()
