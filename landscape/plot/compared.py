@@ -10,6 +10,8 @@ import xarray as xr
 from landscape.metrics import Metric
 from landscape.stats import Contrast
 
+# What each test example adds to a metric: the variable of `generalization` that holds it.
+PER_EXAMPLE = {"test_accuracy": "test_correct", "test_loss": "test_losses"}
 # Further from its row and its seed than this many (scaled) median deviations is an outlying run.
 OUTLYING = 6.0
 
@@ -86,14 +88,14 @@ class Values:
 def compared(
     quantity: Metric,
     rows: Mapping[str, xr.Dataset],
-    correct: Mapping[str, xr.Dataset] | None = None,
+    examples: Mapping[str, xr.Dataset] | None = None,
     *,
     diverged: Mapping[str, Sequence[int]] | None = None,
 ) -> Values:
     """The quantity of rows, each with its runs along `run`.
 
-    correct: rows with `test_correct`, for an accuracy of test examples. diverged: seeds of rows
-    whose training failed, without a value.
+    examples: rows with the variable of `PER_EXAMPLE`, for accuracy and loss of test examples.
+    diverged: seeds of rows whose training failed, without a value.
     """
     raw = {row: _by_seed(ds, quantity) for row, ds in rows.items()}
     for row, seeds in (diverged or {}).items():
@@ -103,7 +105,7 @@ def compared(
     if quantity.scale == "log" and any(value <= 0 for value in finite):
         # The margin was a share of it: without a logarithm there is none.
         quantity = replace(quantity, scale="linear", margin=0.0)
-    influence = _influence(quantity, correct or {})
+    influence = _influence(quantity, examples or {})
     sizes = {next(iter(by_seed.values())).size for by_seed in influence.values() if by_seed}
     count = next(iter(sizes)) if len(sizes) == 1 else None
     scaled = {
@@ -125,13 +127,17 @@ def _by_seed(ds: xr.Dataset, quantity: Metric) -> dict[int, float]:
 def _influence(
     quantity: Metric, rows: Mapping[str, xr.Dataset]
 ) -> dict[str, dict[int, np.ndarray]]:
-    """What each test example adds to the accuracy's scale, per run."""
-    if quantity.key != "test_accuracy":
+    """What each test example adds to the scale of accuracy or loss, per run."""
+    variable = PER_EXAMPLE.get(quantity.key, "")
+    if not variable or any(variable not in ds for ds in rows.values()):
         return {}
     found = {}
     for row, ds in rows.items():
-        right = np.asarray(ds.test_correct.values, float)
-        share = right.mean(1, keepdims=True)
-        slope = quantity.slope(share, examples=right.shape[1])
-        found[row] = dict(zip(map(int, ds.seed.values), slope * (right - share), strict=True))
+        values = np.asarray(ds[variable].values, float)
+        mean = values.mean(1, keepdims=True)
+        if quantity.scale == "log_error":
+            slope = quantity.slope(mean, examples=values.shape[1])
+        else:
+            slope = quantity.better / mean if quantity.scale == "log" else quantity.better
+        found[row] = dict(zip(map(int, ds.seed.values), slope * (values - mean), strict=True))
     return found

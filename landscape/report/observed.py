@@ -3,7 +3,7 @@
 import numpy as np
 
 from landscape.metrics import metric
-from landscape.plot.compared import Values, compared
+from landscape.plot.compared import PER_EXAMPLE, Values, compared
 from landscape.report.study import Study
 
 
@@ -19,7 +19,8 @@ def observe(study: Study, setting: str, key: str) -> Values | None:
     tables = (np.asarray(ds[quantity.variable].values, float) for ds in found.values())
     if not any(np.isfinite(table).any() for table in tables):
         return None
-    correct = study.values("generalization", "test_correct", setting)
+    per_example = PER_EXAMPLE.get(key, "")
+    examples = study.values("generalization", per_example, setting)
     lost = {row: study.diverged(setting, row) for row in study.rows(setting)}
     diverged = {row: seeds for row, seeds in lost.items() if seeds}
-    return compared(quantity, found, correct, diverged=diverged)
+    return compared(quantity, found, examples, diverged=diverged)

@@ -102,7 +102,7 @@ EXPECTED = {
             ],
             (),
         ),
-        "test_correct": ("example",),
+        **dict.fromkeys(["test_correct", "test_losses"], ("example",)),
     },
     "crosscheck": dict.fromkeys(
         [

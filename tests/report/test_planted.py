@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats as laws
 
 from benchmarks import planted_rough as rough
@@ -15,11 +16,13 @@ from benchmarks import sentences as sentences_module
 from benchmarks.planted import WORLDS, Read, make_study, plant, read_page, simulate
 from benchmarks.sentences import printed
 from landscape import metrics
+from landscape.plot import compared as compared_module
 from landscape.report import rules
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import answer
 from landscape.report.rules import SUPPORTED, weigh
+from landscape.stats import simultaneous
 
 LIMIT = 0.064
 
@@ -221,3 +224,34 @@ def test_a_page_is_read_the_same_twice(study):
     assert isinstance(first, Read)
     assert first == second
     assert SUPPORTED in {*first.words.values(), SUPPORTED}
+
+
+@pytest.mark.parametrize("key", ["test_loss", "test_accuracy"])
+def test_differences_carry_the_choice_of_test_examples(key):
+    """What an example adds is the derivative of the scale by its weight; intervals widen by it."""
+    rng = np.random.default_rng(2)
+    name = compared_module.PER_EXAMPLE[key]
+    # What is hard for one variant is so in each of its seeds.
+    hard = rng.exponential(size=(2, 1, 30)) + 0.1 * rng.random((2, 4, 30))
+    drawn = hard if key == "test_loss" else hard < 1
+    rows = {
+        row: xr.Dataset(
+            {name: (("run", "example"), values), key: ("run", values.mean(1))},
+            coords={"seed": ("run", np.arange(4))},
+        )
+        for row, values in zip("ab", drawn, strict=True)
+    }
+    metric = metrics.METRICS[key]
+    with_them, without = (compared_module.compared(metric, rows, e) for e in (rows, None))
+    h = 1e-6
+    for example in (0, 7):
+        weights = np.ones(30)
+        weights[example] += h
+        moved = [metric.scaled(np.average(drawn[0, 1], weights=w / w.sum()), examples=30)
+                 for w in (weights, np.ones(30))]  # fmt: skip
+        found = with_them.influence["a"][1][example]
+        assert (moved[0] - moved[1]) / h * 30 == pytest.approx(found, rel=1e-4)
+    wide, narrow = (
+        simultaneous({0: v.contrast("a", "b", key)})[0].interval for v in (with_them, without)
+    )
+    assert wide.high - wide.low > narrow.high - narrow.low

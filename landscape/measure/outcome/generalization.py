@@ -38,9 +38,10 @@ def generalization(
     accuracy on all training examples against their true classes; NaN where there are none.
     ece: expected calibration error of the last split given, sum_b (n_b/N) |accuracy_b -
     confidence_b| over `num_bins` equal bins of the largest probability (arXiv:1706.04599, Eq. 3);
-    confidence_gap is the signed mean, confidence - accuracy. test_correct(example): bool, for
-    paired tests over examples. Cost: two forward passes per split (the
-    provenance counts those over the training data).
+    confidence_gap is the signed mean, confidence - accuracy. test_correct(example): bool, and
+    test_losses(example), whose mean is test_loss (left out where a loss is no mean over examples):
+    for differences that carry the choice of test examples. Cost: two forward passes per split,
+    three over the test data (the provenance counts those over the training data).
     """
     _check_splits(risks)
     check_count("num_bins", num_bins, 1)
@@ -74,8 +75,10 @@ def generalization(
         "num_bins": num_bins,
         "calibration_split": last,
     }
+    losses = _losses(risks["test"], theta, values["test_loss"]) if "test" in found else None
     if not classes:
-        return measuring.result(variables, options=options)
+        coords = _example(variables, "test_losses", losses)
+        return measuring.result(variables, coords=coords, options=options)
     labels = risks["train"].targets
     if clean_targets is not None and clean_targets.shape == labels.shape:
         clean_targets = clean_targets.to(labels)[labels != IGNORED]
@@ -85,11 +88,36 @@ def generalization(
     coords = {}
     if "test" in seen:
         correct = (probabilities.argmax(1) == targets).cpu().numpy()
-        variables["test_correct"] = Variable(
-            "example", correct, "1", "Test example predicted right"
-        )
-        coords["example"] = np.arange(len(correct))
+        coords = _example(variables, "test_correct", correct)
+        if losses is not None and losses.shape == correct.shape:
+            _example(variables, "test_losses", losses)
     return measuring.result(variables, coords=coords, options=options)
+
+
+_EXAMPLE = {
+    "test_correct": ("1", "Test example predicted right"),
+    "test_losses": ("nats", "Loss of each test example"),
+}
+
+
+def _example(
+    variables: dict[str, Variable], name: str, values: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Add what is known of each test example; the coordinate that it needs."""
+    if values is None:
+        return {}
+    variables[name] = Variable("example", values, *_EXAMPLE[name])
+    return {"example": np.arange(len(values))}
+
+
+def _losses(risk: EmpiricalRisk, theta: Float[Tensor, "P"], mean: float) -> np.ndarray | None:
+    """The loss of each example; None where they are not what the loss is the mean of."""
+    try:
+        losses = risk.losses(theta).detach().double().cpu().numpy()
+    except LandscapeError:  # a criterion that reduces by itself
+        return None
+    close = np.isclose(losses.mean(), mean, rtol=1e-4, atol=1e-7)
+    return losses.astype(np.float32) if close else None
 
 
 _TITLE = {"train": "Training", "val": "Validation", "test": "Test"}

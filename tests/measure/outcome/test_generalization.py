@@ -51,6 +51,7 @@ def test_accuracies_gaps_and_wrong_labels():
     np.testing.assert_array_equal(ds["test_correct"], [True, True, False, False])
     assert ds["test_correct"].dtype == bool
     right, wrong = -np.log(0.9), -np.log(0.05)
+    np.testing.assert_allclose(ds["test_losses"], [right, right, wrong, wrong], rtol=1e-5)
     assert float(ds["test_loss"]) == pytest.approx((2 * right + 2 * wrong) / 4)
 
 

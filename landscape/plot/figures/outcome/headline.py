@@ -7,7 +7,7 @@ import xarray as xr
 
 from landscape import metrics, stats
 from landscape.plot import runs
-from landscape.plot.compared import Values, compared
+from landscape.plot.compared import PER_EXAMPLE, Values, compared
 from landscape.plot.drawing import Axis, Band, Dash, Drawing, Label, Line, Mark, Panel, Points, Rule
 from landscape.plot.runs import Variant
 from landscape.stats import Decision
@@ -35,7 +35,7 @@ def headline(
     runs.require(ds, metric)
     row = metrics.metric(metric)
     found = list(runs.variants(ds))
-    values = compared(row, {v.id: v.ds for v in found}, _correct(found))
+    values = compared(row, {v.id: v.ds for v in found}, _with_examples(found, metric))
     factor = 100 if row.is_share else 1
     found = runs.order_by(found, [values.mean(v.id) for v in found])
     ticks = tuple((float(place), v.label) for place, v in enumerate(found))
@@ -75,8 +75,8 @@ def words_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _correct(found: Sequence[Variant]) -> dict[str, xr.Dataset]:
-    return {v.id: v.ds for v in found if "test_correct" in v.ds}
+def _with_examples(found: Sequence[Variant], metric: str) -> dict[str, xr.Dataset]:
+    return {v.id: v.ds for v in found if PER_EXAMPLE.get(metric, "") in v.ds}
 
 
 def _decide(
