@@ -73,7 +73,7 @@ def _flat_words(family: Family, setting: str, text: str) -> Iterator[Claim]:
         for word in ("supported", "confounded", "contradicted"):
             if f"flatter” is {word}" not in part:
                 continue
-            every = "by every measure" in part
+            every = "whatever the measure" in part
             for name, key in names.items():
                 if every or name in part:
                     yield Claim(word, setting, key, f"flatter_{key}")

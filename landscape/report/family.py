@@ -9,6 +9,8 @@ associations over variants (`report.rules`). Within each, `stats.simultaneous` d
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from landscape import stats
 from landscape.metrics import METRICS, Metric
 from landscape.plot.compared import Values
@@ -152,7 +154,7 @@ def asked(study: Study) -> list[str]:
 
 def _base(study: Study, setting: str, found: Values) -> str:
     for reference in study.references(setting):
-        if any(len(found.plain(row)) for row in study.rows_of(setting, reference)):
+        if any(np.isfinite(found.plain(row)).any() for row in study.rows_of(setting, reference)):
             return reference
     return ""
 

@@ -290,9 +290,9 @@ def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Fi
     for one in here:
         groups.setdefault(one.word, []).append(METRICS[one.key.removeprefix("flatter_")].name)
     if len(groups) == 1:
-        lead = f"“Better because flatter” is {next(iter(groups))} by every measure."
+        lead = f"“Better because flatter” is {next(iter(groups))}, whatever the measure."
     else:
-        said = [f"{word} by {words.listing(names)}" for word, names in groups.items()]
+        said = [f"{word} ({words.listing(names)})" for word, names in groups.items()]
         lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
     text, claims = _ratios(family, setting)
     return [Finding(setting, lead, text, claims)]
@@ -419,7 +419,10 @@ def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -
     }
     if len(by_word) == 1:
         word = next(iter(by_word))
-        every = f" by every measure ({len(here)})" if len(here) > 1 else f" by {by_word[word][0]}"
+        every = f", whatever the measure ({len(here)})"
+        every = every if len(here) > 1 else f", measured by {by_word[word][0]}"
         return f"; {texts[word]}{'' if word == UNRESOLVED else every}."
-    parts = [f"{texts[word]} by {words.listing(names)}" for word, names in by_word.items()]
+    parts = [
+        f"{texts[word]}, measured by {words.listing(names)}" for word, names in by_word.items()
+    ]
     return f"; {words.listing(parts)}."

@@ -19,6 +19,9 @@ def observe(study: Study, setting: str, key: str) -> Values | None:
     tables = (np.asarray(ds[quantity.variable].values, float) for ds in found.values())
     if not any(np.isfinite(table).any() for table in tables):
         return None
+    if key == "rho_eff":
+        # A row that does not perturb has no radius, also where it was written down as 0.
+        found = {row: ds for row, ds in found.items() if np.any(ds.rho_eff.values != 0)}
     per_example = PER_EXAMPLE.get(key, "")
     examples = study.values("generalization", per_example, setting)
     lost = {row: study.diverged(setting, row) for row in study.rows(setting)}

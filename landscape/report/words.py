@@ -46,7 +46,9 @@ def p_value(p: float) -> str:
     """A p-value: p = 0.013, p < 0.001, or that there is none."""
     if not math.isfinite(p):
         return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    # Four digits where three would hide on which side of 0.05 it lies.
+    digits = 4 if f"{p:.3f}" == "0.050" else 3 if p < 0.1 else 2
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
 
 
 def interval(ci: Interval, write: Callable[[float], str] = number) -> str:
@@ -121,7 +123,11 @@ def _ends(metric: Metric, ci: Interval) -> tuple[float, float]:
 
 
 def _bound(end: float) -> str:
-    return "∞" if end > 1e6 else number(end, 2)
+    """An end of a factor's interval; digits enough to tell on which side of 1 it lies."""
+    if end > 1e6:
+        return "∞"
+    shown = (number(end, digits) for digits in (2, 3, 4))
+    return next((text for text in shown if float(text.replace("−", "-")) != 1), number(end, 4))
 
 
 def detectable(metric: Metric, decision: Decision) -> str:

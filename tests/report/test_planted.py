@@ -94,15 +94,18 @@ def study():
 
 
 def test_order_and_names_of_variants_change_nothing(study):
-    """Runs in another order, and variants called otherwise: the same words and numbers."""
+    """Runs and seeds in another order, both called otherwise: the same words and numbers."""
     rng = np.random.default_rng(1)
     names = list(study.resolved["variants"])
     new = dict(zip(names, [f"v{i}" for i in rng.permutation(len(names))], strict=True))
+    seeds = rng.permutation(10)
     data = {}
     for key, ds in study.data.items():
         ds = ds.isel(run=rng.permutation(ds.sizes["run"]))
         called = np.array([new[str(v)] for v in ds.variant.values], dtype=object)
-        data[key] = ds.assign_coords(variant=("run", called))
+        data[key] = ds.assign_coords(
+            variant=("run", called), seed=("run", 100 + seeds[ds.seed.values])
+        )
     order = rng.permutation(names)
     compared = study.comparisons | {"references": [new[r] for r in study.references("default")]}
     resolved = study.resolved | {
@@ -117,6 +120,12 @@ def test_order_and_names_of_variants_change_nothing(study):
         assert {new[r] for r in a.effects.agree} == set(b.effects.agree)
         assert a.plain.p == pytest.approx(b.plain.p, rel=1e-9)
         assert a.given.p == pytest.approx(b.given.p, rel=1e-9)
+    pairs = ("better", "outside", "within")
+    there, here = (set(answer(Family.of(one)).claims) for one in (study, other))
+    assert here == {
+        replace(c, subject=new[c.subject], other=new[c.other]) if c.kind in pairs else c
+        for c in there
+    }
 
 
 def mirrored(claim, key):

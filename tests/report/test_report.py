@@ -154,7 +154,7 @@ def test_flat_and_better_beyond_training_loss_and_radius_is_supported(tmp_path):
     found = told(tmp_path, **a_story_of_flatness())
     flat = [v for v in found.verdicts if v.key.startswith("flatter_")]
     assert {v.word for v in flat} == {SUPPORTED}
-    assert "“better because flatter” is supported by every measure (4)" in found.headline
+    assert "“better because flatter” is supported, whatever the measure (4)" in found.headline
     assert all(v.experiment is None for v in flat)
 
 
