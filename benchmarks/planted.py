@@ -267,7 +267,10 @@ def is_false(claim: Claim, truth: Truth) -> bool:
     """Whether a claim contradicts the planted truth; hedges assert nothing."""
     if claim.kind in ("better", "outside", "within"):
         values = truth.values[TRUTHS[claim.quantity]]
-        gain = values[claim.other] - values[claim.subject]
+        ends = [values[claim.other], values[claim.subject]]
+        if claim.quantity == "rho_eff":  # compared on a logarithmic scale, as all of them
+            ends = [math.log(end) for end in ends]
+        gain = ends[0] - ends[1]
         if claim.kind == "within":
             return abs(gain) >= claim.margin
         return gain <= (claim.margin if claim.kind == "outside" else 0.0)
