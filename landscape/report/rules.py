@@ -330,17 +330,20 @@ class _Points:
     def confounder(self, one: Hypothesis, given: Sequence[str]) -> str:
         """Of `given`, what goes with dose and response and leaves the dose less to explain than it.
 
-        It correlates with both (|r| above one half), and given the dose it tells more of the
-        response than the dose does given it: a bystander that goes with both by chance does not.
+        It correlates with both (|r| above one half) and tells more of the response than the dose
+        does, alone and given each other: a bystander that goes with both by chance does not.
         """
         found = {}
         x, y = self.dose(one), self.response()
         for name in given:
             z = self._covariate(name)
-            both = min(abs(stats.partial_correlation(z, v)) for v in (x, y))
+            with_dose, with_response, plain = (
+                abs(stats.partial_correlation(a, b)) for a, b in ((z, x), (z, y), (x, y))
+            )
             rest = abs(stats.partial_correlation(z, y, [x]))
-            if both > 0.5 and rest > abs(stats.partial_correlation(x, y, [z])):
-                found[name] = both
+            more = with_response > plain and rest > abs(stats.partial_correlation(x, y, [z]))
+            if min(with_dose, with_response) > 0.5 and more:
+                found[name] = min(with_dose, with_response)
         return max(found, key=lambda name: found[name], default="")
 
     def control_reasons(self, one: Hypothesis) -> list[str]:
