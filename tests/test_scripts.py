@@ -30,6 +30,9 @@ def study(tmp_path_factory):
     for name, ds in (measured(*MEASURED) | more).items():
         results.save(ds, place.results / f"{name}.nc")
     write_surfaces(folder)
+    # Simulated, not measured: a study has none of its own.
+    power = ROOT / "figures" / "data" / "power.planted_power.nc"
+    results.save(results.load(power), place.results / "planted_power.nc")
     return folder
 
 

@@ -1,0 +1,54 @@
+"""How often does the page find flatness where flatness is the cause?
+
+    python analysis_scripts/fig_power.py [--smoke]
+
+Studies with a planted truth by seeds and variants; `python -m benchmarks.planted_power` makes the
+data.
+"""
+
+import _figure
+import numpy as np
+
+from landscape import results
+from landscape.plot import static
+from landscape.plot.drawing import Axis, Drawing, Line, Panel, Rule
+
+COLORS = {4: "#8c8c8c", 8: "#0072b2", 12: "#d55e00"}
+
+
+def compute(planted_power):
+    """The shares as they are."""
+    return [planted_power]
+
+
+def draw(planted_power):
+    """Power over seeds, a line per number of variants, a panel per simulator."""
+    ds, panels = planted_power, []
+    ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
+    for simulator in dict.fromkeys(ds.simulator.values):
+        marks = [Rule("y", 60, "three studies in five", "dash")]
+        for count, color in COLORS.items():
+            here = (ds.simulator.values == simulator) & (ds.variants.values == count)
+            seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
+            marks.append(Line(seeds, 100 * shares, f"{count} variants", color, symbol="circle"))
+        x = Axis("seeds", log=True, ticks=ticks)
+        y = Axis("studies that support flatness", "%", limits=(-3, 103))
+        panels.append(Panel(x, y, tuple(marks), f"{simulator} simulator"))
+    number = results.provenance(planted_power)["studies"]
+    worst = 100 * float(planted_power["false"].max())
+    drawing = Drawing(
+        "power",
+        "Is flatness found where it is the cause?",
+        f"{number} simulated studies per point, in which flatness makes four fifths of the "
+        f"variance between variants. Controls are not counted. At most {worst:.0f} % of the "
+        "studies of any point have anything false on their page.",
+        tuple(panels),
+        columns=2,
+        panel_height=2.0,
+        share_y="grid",
+    )
+    return static.render(drawing, width="neurips")
+
+
+if __name__ == "__main__":
+    _figure.main(__file__, ["planted_power"], compute, draw)
