@@ -6,7 +6,7 @@ Flatness makes four fifths of the variance of the outcome between variants. Both
 asked: the plain one (`planted.py`) and the rough one (`planted_rough.py`). Variants are counted as
 the page counts them, SGD among them and the two controls not. Beside the power: how often anything
 on these pages is false. Writes figures/data/power.planted_power.nc, which
-a figure draws.
+`analysis_scripts/fig_power.py` draws.
 """
 
 import argparse
