@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.sam import SAM
 from landscape.sam.trained import Trained
 
@@ -232,9 +232,8 @@ class Watch:
         return [b.detach().clone() for b in self.model.buffers() if b.is_floating_point()]
 
     def _random_state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        device = self.parameters[0].device
-        return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+        states = devices.rng_state(self.parameters[0].device)
+        return [state for state in states if state is not None]
 
     def _grams(self, seen: Any, *, stepping: bool) -> Tensor:
         """(tensors, rows, rows) inner products, summed in float64 where the device has it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.errors import LandscapeError
 from landscape.linalg._basis import Basis
 
@@ -50,7 +50,7 @@ class Krylov:
     ) -> None:
         self.matvec, self.size, self.generator = matvec, size, generator
         self.dtype, self.device = dtype, device
-        self.may_look = device.type == "cpu"  # a device would have to be waited for
+        self.may_look = not devices.is_accelerator(device)
         room = None if max_basis is None else max_basis + 1
         self.basis = Basis(locked.to(device, dtype), room)
         self.begin(len(locked), scale, start)
@@ -112,8 +112,8 @@ class Krylov:
         self.basis.put(row + 1, w / beta)
 
     def settle(self) -> Ritz:
-        alpha = torch.stack(self.alpha).to("cpu", torch.float64)
-        beta = torch.stack(self.beta).to("cpu", torch.float64)
+        both = torch.stack([*self.alpha, *self.beta]).to("cpu", torch.float64)
+        alpha, beta = both.split([len(self.alpha), len(self.beta)])
         eps = torch.finfo(self.dtype).eps
         room = self.size - self.num_locked - len(self.head)
         for j in range(self.num_settled, len(alpha)):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.errors import Interrupted
 from landscape.linalg._krylov import Krylov, Ritz
 
@@ -137,7 +137,8 @@ class Search:
 
     def stride(self, steps: int) -> int:
         """Steps to the next look, which a GPU has to wait for."""
-        return max(1, steps // 16) if self.device.type == "cpu" else max(2, steps // 8)
+        waits = devices.is_accelerator(self.device)
+        return max(2, steps // 8) if waits else max(1, steps // 16)
 
     def thicken(self, space: Krylov, ritz: Ritz, full: int) -> Tensor:
         """Keep half of a full basis; indices of the kept."""
@@ -251,12 +252,13 @@ class Search:
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]
         old = chosen < len(self.values)
         kept = torch.empty((len(chosen), self.size), dtype=self.dtype, device=self.device)
-        kept[old.to(self.device)] = self.vectors[chosen[old].to(self.device)]
-        fresh, new = ~old.to(self.device), chosen[~old] - len(self.values)
+        there, fresh = (_rows(mask, self.device) for mask in (old, ~old))
+        taken, new = _rows(chosen[old], self.device), chosen[~old] - len(self.values)
+        kept[there] = self.vectors[taken]
         kept[fresh] = space.combine(ritz, new)
         if self.sampled:
             images = torch.empty_like(kept)
-            images[~fresh] = self.images[chosen[old].to(self.device)]
+            images[there] = self.images[taken]
             images[fresh] = space.image(ritz, new, kept[fresh])
             self.images = images
         self.estimates = torch.cat([self.estimates, ritz.residuals])[chosen]
@@ -323,3 +325,9 @@ class Search:
             failure_probability=self.risk,
             product_error=off,
         )
+
+
+def _rows(chosen: Tensor, device: torch.device) -> Tensor:
+    """Indices for a tensor of the device, of a mask or of indices on the host, without waiting."""
+    index = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
+    return index.to(device, non_blocking=True)

@@ -53,7 +53,7 @@ def rademacher(
 ) -> Tensor:
     """Independent ±1, drawn on the generator's device so that a seed means the same everywhere."""
     bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
-    return (bits * 2 - 1).to(device=device, dtype=dtype)
+    return (bits * 2 - 1).to(dtype).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

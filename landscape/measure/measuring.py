@@ -111,7 +111,8 @@ def normal_draws(
     source = generator(seed + 1_000_003 * offset)
     rows = torch.empty(num, like.numel(), dtype=like.dtype, device=like.device)
     for row in rows:
-        row.copy_(torch.randn(like.numel(), generator=source, dtype=torch.float64))
+        drawn = torch.randn(like.numel(), generator=source, dtype=torch.float64)
+        row.copy_(drawn, non_blocking=True)
     return rows
 
 
@@ -150,7 +151,14 @@ def pair_coords(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """A float64 array of tensors, numbers or lists of 0-d tensors."""
-    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
-        values = torch.stack([value.detach() for value in values])
-    return host(values).astype(np.float64)
+    """A float64 array of tensors, numbers or (lists of) lists of tensors; waits once."""
+    return host(_stacked(values)).astype(np.float64)
+
+
+def _stacked(values: Any) -> Any:
+    if not isinstance(values, (list, tuple)) or not len(values):
+        return values
+    parts = [_stacked(value) for value in values]
+    if not isinstance(parts[0], Tensor):
+        return parts
+    return torch.stack([part.detach() for part in parts])

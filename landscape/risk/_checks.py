@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.risk import _fitting
 from landscape.risk._criterion import logits_of
@@ -44,7 +45,7 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
     as given do not, the engine that is returned takes these as they are.
     """
     network = engine.network
-    before = torch.get_rng_state()
+    before = devices.rng_state(engine.device)
     reading = Reading(
         network.model, foreign=foreign, stale=network.stale, borrowed=network.borrowed
     )
@@ -61,7 +62,7 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
     engine.notes.narrow = list(reading.narrow)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
     network.settle(network.habits)
-    engine.notes.uses_rng = not torch.equal(before, torch.get_rng_state())
+    engine.notes.uses_rng = not devices.same_state(before, devices.rng_state(engine.device))
     return engine
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.risk._reading import FORMS, Form, read
 from landscape.risk._sparse import bytes_of, content_of, is_sparse
@@ -238,7 +239,8 @@ def collect(
     units = tuple(chunk.count for chunk in chunks)
     chunks = _joined(chunks, start) if rows else chunks
     size = sum(bytes_of(leaf) for chunk in chunks for leaf in chunk.leaves())
-    resident = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
+    free = devices.free_memory(device)
+    resident = free is None or size <= free // 2
     if resident:
         chunks = [chunk.mapped(lambda leaf: leaf.to(device)) for chunk in chunks]
     return Examples(chunks, start, device, resident, units, apart=rows, given=given)
@@ -256,16 +258,16 @@ def kept_rng(data: Any = None) -> Generator[None]:
         if isinstance(generator, torch.Generator)
     ]
     states = [generator.get_state() for generator in own]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    cpu, python, legacy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    places = [torch.device("cpu"), *devices.in_use()]
+    drawn = [devices.rng_state(place) for place in places]
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        torch.set_rng_state(cpu)
+        for place, state in zip(places, drawn, strict=True):
+            devices.set_rng_state(state, place)
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
         for generator, state in zip(own, states, strict=True):
             generator.set_state(state)
 

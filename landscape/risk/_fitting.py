@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
 from landscape.risk._engine import Engine, Statistics
@@ -23,14 +24,14 @@ _CPU_BATCH = 2**26
 
 def default(device: torch.device) -> int:
     """Bytes for kept graphs when the caller states none."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return GIB
+    free = devices.free_memory(device)
+    return GIB if free is None else free // 2
 
 
 def default_rows(examples: Examples) -> int:
     """Rows of a pass without derivatives: all of a small set, else what caches take well."""
-    budget, most = (2**27, 4096) if examples.device.type == "cuda" else (2**23, 1024)
+    large = devices.is_accelerator(examples.device)
+    budget, most = (2**27, 4096) if large else (2**23, 1024)
     return max(1, min(examples.num_examples, most, budget // examples.row_bytes))
 
 
@@ -95,7 +96,7 @@ def _graph_rows(engine: Engine, order: int) -> int:
     if order > 1 and most < engine.examples.num_examples:
         part = int((engine.memory / _PARTS - fixed) / max(each, 1))
         most = part if part >= _LEAST_ROWS else most
-    if order > 1 and engine.device.type == "cpu":
+    if order > 1 and not devices.is_accelerator(engine.device):
         # Above this the allocator asks the system for fresh pages at every operation, which costs
         # a third of a product.
         most = min(most, max(_LEAST_ROWS, int((_CPU_BATCH - fixed) / max(each, 1))))

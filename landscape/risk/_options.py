@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from landscape import devices
 from landscape.checks import check_count, check_number
 from landscape.errors import LandscapeError
 
@@ -45,9 +46,11 @@ def _usable(device: torch.device | str) -> torch.device:
         raise LandscapeError(
             f"device={device!r} asked; possible are 'cpu', 'cuda' and 'cuda:0' and so on."
         ) from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    there = devices.count(place.type)
+    if (place.index or 0) >= there:
+        kind = place.type.upper() if place.type == "cuda" else place.type
         raise LandscapeError(
-            f"device={device!s} asked, but torch finds {torch.cuda.device_count()} CUDA devices; "
-            f"use 'cpu' or one of those."
+            f"device={device!s} asked, but torch finds {there} {kind} devices; use 'cpu' or one of "
+            f"those."
         )
     return place

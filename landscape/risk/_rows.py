@@ -1,9 +1,11 @@
 """The loss of chosen rows: of a model, as optimizers take it, or of theta, to be minimized."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -67,7 +69,7 @@ class RowLosses:
         """Numerators, and how many predictions are wrong (), None where nothing is predicted."""
         parts, wrong, order = [], [], []
         for batch, places in self._batches(rows):
-            batch = batch.mapped(lambda leaf: leaf.to(self._device))
+            batch = batch.mapped(lambda leaf: leaf.to(self._device, non_blocking=True))
             output, losses = self._engine.criterion.of(self._called, batch)
             errors = errors_of(output, batch.targets, self._engine.criterion.ignore_index)
             parts.append(losses)
@@ -77,7 +79,7 @@ class RowLosses:
         count = torch.stack(wrong).sum() if known else None
         if parts[0].ndim == 0:
             return torch.stack(parts).sum(), count
-        back = torch.argsort(torch.cat(order)).to(parts[0].device)
+        back = torch.argsort(torch.cat(order)).to(parts[0].device, non_blocking=True)
         return torch.cat(parts)[back], count
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Batch, Tensor]]:
@@ -92,12 +94,7 @@ class RowLosses:
             here = (rows >= chunk.start) & (rows < chunk.start + chunk.count)
             if bool(here.any()):
                 index = rows[here] - chunk.start
-                yield (
-                    chunk.mapped(
-                        lambda leaf, index=index: leaf[index.to(leaf.device)], count=len(index)
-                    ),
-                    here.nonzero()[:, 0],
-                )
+                yield chunk.mapped(partial(_taken, index), count=len(index)), here.nonzero()[:, 0]
 
     @property
     def _called(self) -> Callable[..., Any]:
@@ -141,12 +138,12 @@ class Objective:
         self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._all = torch.arange(risk.num_examples)
 
-    def loss(self, theta: Tensor, rows: Tensor | None = None) -> float:
-        """L(theta) of the rows (default: all)."""
+    def loss(self, theta: Tensor, rows: Tensor | None = None) -> Float[Tensor, ""]:
+        """L(theta) of the rows (default: all), in float64 on the risk's device."""
         rows = self._put(theta, rows, FORWARD)
         with torch.no_grad():
-            sums = [float(self._losses.numerators(part).sum()) for part in self._parts(rows)]
-        return sum(sums) / self._losses.denominator(rows) + self._decay(theta)
+            sums = [self._losses.numerators(part).sum().double() for part in self._parts(rows)]
+        return sum(sums[1:], sums[0]) / self._losses.denominator(rows) + self._decay(theta)
 
     def evaluate(self, theta: Tensor) -> Evaluation:
         """Loss, error rate and losses over all rows, as `EmpiricalRisk.evaluate` has them."""
@@ -162,17 +159,19 @@ class Objective:
         losses = engine.shares(torch.cat(sums)) if sums[0].ndim else None
         return Evaluation(loss.to(self._risk.dtype), rate, losses)
 
-    def gradient(self, theta: Tensor, rows: Tensor | None = None) -> tuple[float, Tensor]:
-        """L(theta) of the rows and its gradient."""
+    def gradient(
+        self, theta: Tensor, rows: Tensor | None = None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "P"]]:
+        """L(theta) of the rows, in float64, and its gradient."""
         rows = self._put(theta, rows, GRADIENT)
-        total, loss = torch.zeros_like(theta), 0.0
+        total, loss = torch.zeros_like(theta), theta.new_zeros((), dtype=torch.float64)
         for part in self._parts(rows):
             with torch.enable_grad():
                 value = self._losses.numerators(part).sum()
             parts = torch.autograd.grad(value, list(self._named.values()), materialize_grads=True)
             named = dict(zip(self._named, parts, strict=True))
             total += self._risk.layout.flatten(named)
-            loss += float(value.detach())
+            loss += value.detach()
         denominator = self._losses.denominator(rows)
         decay = self._risk.weight_decay * theta
         return loss / denominator + self._decay(theta), total / denominator + decay
@@ -181,9 +180,9 @@ class Objective:
         apart = self._risk._engine.examples.apart
         return rows.split(_ROWS) if apart and not self._whole else (rows,)
 
-    def _decay(self, theta: Tensor) -> float:
+    def _decay(self, theta: Tensor) -> Tensor | float:
         decay = self._risk.weight_decay
-        return 0.5 * decay * float(vectors.squared_norm(theta)) if decay else 0.0
+        return 0.5 * decay * vectors.squared_norm(theta) if decay else 0.0
 
     def _put(self, theta: Tensor, rows: Tensor | None, cost: float) -> Tensor:
         rows = self._all if rows is None else rows
@@ -192,3 +191,8 @@ class Objective:
             for name, value in self._risk.layout.unflatten(theta).items():
                 self._named[name].copy_(value)
         return rows
+
+
+def _taken(index: Tensor, leaf: Tensor) -> Tensor:
+    """Rows of a leaf, which may lie on another device than their indices."""
+    return leaf[index.to(leaf.device, non_blocking=True)]

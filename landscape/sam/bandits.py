@@ -92,7 +92,7 @@ class Bandit(Slot):
         """The tensors drawn for this step."""
         fresh = torch.full((len(_joined(names, state)),), self.share, dtype=torch.float64)
         if len(fresh):
-            known = state.get("probabilities", fresh[:0])
+            known = _on_host(state) if "probabilities" in state else fresh[:0]
             state["probabilities"] = torch.cat([known, fresh])
             state["live"] += self.draw(fresh, generator)
         return _live(names, state)
@@ -101,14 +101,14 @@ class Bandit(Slot):
         """Whole tensors."""
         # For `after_step`, when g1 is gone and the point may have tensors that were not drawn.
         point.scratch["drawn"] = dict(zip(point.names, point.norms, strict=True))
-        known = dict(zip(state["names"], state["probabilities"].tolist(), strict=True))
+        known = dict(zip(state["names"], _on_host(state).tolist(), strict=True))
         return _some(point, state, self.draw, [known[n] for n in point.names])
 
     def after_step(self, point: Point, state: State) -> None:
         """Update the probabilities from the first-pass norms and draw the next step's tensors."""
         if not point.scratch.get("climbed"):
             return
-        p = state["probabilities"]
+        p = _on_host(state)
         drawn = point.scratch["drawn"]
         where = [state["names"].index(name) for name in drawn]
         norms = torch.stack(list(drawn.values())).double().cpu()
@@ -119,6 +119,12 @@ class Bandit(Slot):
         weights[where] = p[where] * torch.exp(-self.rate * loss / p[where])
         state["probabilities"] = project(weights, self.share * len(p)).clamp(1e-8, 1.0)
         state["live"] = self.draw(state["probabilities"], point.host_generator)
+
+
+def _on_host(state: State) -> Tensor:
+    """The probabilities, with which the host draws; a loaded state comes on the model's device."""
+    state["probabilities"] = state["probabilities"].cpu()
+    return state["probabilities"]
 
 
 def project(weights: Tensor, total: float) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-Finite = bool | Tensor  # a 0-d tensor on CUDA, where asking would wait for the device
+Finite = bool | Tensor  # a 0-d tensor on an accelerator, where asking would wait for the device
 
 SMALL = 1 << 14  # elements of a tensor whose arithmetic takes less time than calling it
 
@@ -18,8 +18,8 @@ def are_little(tensors: Sequence[Tensor]) -> bool:
 
 
 def is_finite(norm: Tensor) -> Finite:
-    """Whether a norm is finite, asked of the device without waiting on CUDA."""
-    return torch.isfinite(norm) if norm.is_cuda else math.isfinite(norm.item())
+    """Whether a norm is finite, asked of the device without waiting for it."""
+    return math.isfinite(norm.item()) if norm.is_cpu else torch.isfinite(norm)
 
 
 def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
@@ -33,7 +33,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> Finite:
         with contextlib.suppress(RuntimeError):  # a gradient that overlaps itself
             torch._amp_foreach_non_finite_check_and_unscale_(there, bad, torch.ones(()))
             return not bad.item()
-    if there[0].is_cuda:  # the largest entry, whose square cannot overflow
+    if not there[0].is_cpu:  # the largest entry, whose square cannot overflow
         sizes = torch._foreach_norm(there, math.inf)
         return torch.isfinite(torch.stack([n.float().to(sizes[0].device) for n in sizes])).all()
     sizes = torch.stack([n.double() for n in torch._foreach_norm(there, 2.0)])

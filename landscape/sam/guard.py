@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.errors import LandscapeError
 from landscape.sam import replicas
 from landscape.sam.buffers import Buffers
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
-from landscape.sam.passes import rng_state, set_rng_state
 from landscape.sam.shards import Cut, is_cut
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Guard:
             yield
             return
         watch.moved = step.optimizer.weights.differ()
-        watch.rng = rng_state(step.optimizer.device)
+        watch.rng = devices.rng_state(step.optimizer.device)
         watch.buffers.save()
         with _gathered_weights_read(step, watch):
             yield
@@ -170,16 +169,16 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
     """The loss of pass 2 at w, and whether its gradient is that of pass 2 as well."""
     optimizer, passes = step.optimizer, step.passes
     grads = [p.grad for p in step.trained.parameters]
-    now, device = rng_state(optimizer.device), optimizer.device
+    now, device = devices.rng_state(optimizer.device), optimizer.device
     keep_last = dict(passes.last)
     try:
         with Buffers(optimizer.model, optimizer.frozen).kept():
-            set_rng_state(watch.rng, device)
+            devices.set_rng_state(watch.rng, device)
             watch.buffers.restore()
             loss = float(passes.backward(**watch.last))
             found = step.trained.gradients(passes.signs)
     finally:
-        set_rng_state(now, device)
+        devices.set_rng_state(now, device)
         passes.last = keep_last
         for p, g in zip(step.trained.parameters, grads, strict=True):
             p.grad = g

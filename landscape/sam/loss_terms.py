@@ -57,13 +57,14 @@ class PastOutputs(Slot):
         return self.weight * _divergence(past, logits, self.tau)
 
     def _rows(self, batch: Any) -> Tensor:
-        """The examples' numbers, of which the host can see whether the bank has them."""
+        """The examples' numbers, refused where the bank has none of them: waits for a device."""
         rows = part_of(batch, self.indices, "indices", "the examples' numbers")
-        bad = rows[(rows < 0) | (rows >= self.num_examples)] if rows.device.type == "cpu" else ()
-        if len(bad):
+        bad = (rows < 0) | (rows >= self.num_examples)
+        if bool(bad.any()):
             raise LandscapeError(
-                f"the batch names example {int(bad[0])} and num_examples={self.num_examples} were "
-                f"given to saf, numbered from 0 to {self.num_examples - 1}."
+                f"the batch names example {int(rows[bad][0])} and num_examples="
+                f"{self.num_examples} were given to saf, numbered from 0 to "
+                f"{self.num_examples - 1}."
             )
         return rows
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.sam.buffers import Buffers
-from landscape.sam.passes import Passes, rng_state, set_rng_state
+from landscape.sam.passes import Passes
 
 Offsets = Sequence[Tensor | None]
 
@@ -84,14 +85,14 @@ class Nearby:
         moves = {n: x for n, x in pairs if x is not None}
         grads = [p.grad for p in self._trained.parameters]
         device = self._trained.parameters[0].device
-        now = None if self.rng is None else rng_state(device)
+        now = None if self.rng is None else devices.rng_state(device)
         with self._buffers.kept(), self._passes.at(moves, moved_by=True):
             try:
                 if now is not None:
-                    set_rng_state(self.rng, device)
+                    devices.set_rng_state(self.rng, device)
                 yield
             finally:
                 if now is not None:
-                    set_rng_state(now, device)
+                    devices.set_rng_state(now, device)
                 for p, g in zip(self._trained.parameters, grads, strict=True):
                     p.grad = g

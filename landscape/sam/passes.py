@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.sam.batches import Batches, check_one_each
 from landscape.sam.shards import MaybeTensor, is_cut, local
@@ -169,10 +170,10 @@ class Passes:
     def _two_backwards(self, share: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """As `split_backward`, for sharded parameters, which the first backward pass lets go."""
         device = self.parameters[0].device
-        state = rng_state(device)
+        state = devices.rng_state(device)
         self.backward(weights=1 - share)
         rest = self.trained.gradients(self.signs)
-        set_rng_state(state, device)
+        devices.set_rng_state(state, device)
         self.backward(weights=share)
         return self.values.mean(), rest
 
@@ -380,16 +381,3 @@ def _requires_grad_only(
     finally:
         for p in off:
             p.requires_grad_(True)
-
-
-def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The global random state of the CPU and of `device`."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Put back what `rng_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

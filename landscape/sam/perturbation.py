@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import seeds, vectors
+from landscape import devices, seeds, vectors
 from landscape.sam.batches import Batches
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.engine import Ascent, ascend, new_slots
 from landscape.sam.fisher import squared_gradients
 from landscape.sam.nearby import Nearby
-from landscape.sam.passes import Passes, rng_state, set_rng_state
+from landscape.sam.passes import Passes
 from landscape.sam.points import untrained
 from landscape.sam.saved import check_shapes
 from landscape.sam.shards import Shards
@@ -211,7 +211,7 @@ def counterfactual(
         shapes = {n: t.shape for n, t in zip(trained.names, tensors, strict=True)}
         check_shapes(state, shapes)
     grads = [p.grad for p in parameters]
-    rng = rng_state(device)
+    rng = devices.rng_state(device)
     slots = copy.deepcopy(state) if state is not None else new_slots()
     moved, frozen = Weights(model), frozen_beside(model, trained)
     passes = Passes(
@@ -253,7 +253,7 @@ def counterfactual(
             moved.restore()
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
-        set_rng_state(rng, device)
+        devices.set_rng_state(rng, device)
     return Perturbation(
         names=trained.names,
         shapes=tuple(t.shape for t in tensors),

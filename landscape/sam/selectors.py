@@ -40,7 +40,7 @@ def above_quantile(values: Tensor, percentile: float) -> Tensor:
     flat = values.reshape(-1)
     n = flat.numel()
     rank = math.floor(percentile * (n - 1))
-    if flat.is_cuda:  # kthvalue sorts a 1-D tensor in one block there
+    if not flat.is_cpu:  # kthvalue sorts a 1-D tensor in one block there
         threshold = torch.topk(flat, n - rank, sorted=False).values.min()
     else:
         threshold = torch.kthvalue(flat, rank + 1).values

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.sam import points, replicas, schedule
 from landscape.sam.batches import check_one_each
@@ -18,7 +19,7 @@ from landscape.sam.evaluate import SameBatch
 from landscape.sam.finite import Finite, all_finite, both_finite, is_finite
 from landscape.sam.geometry import scale
 from landscape.sam.loss_terms import check_outputs
-from landscape.sam.passes import Passes, rng_state, set_rng_state
+from landscape.sam.passes import Passes
 from landscape.sam.perturbation import Perturbation
 from landscape.sam.trained import Gradients, signed
 from landscape.sam.variant import Point
@@ -91,7 +92,7 @@ class Step:
         """g1 at w; the plain gradient of everything when the gate is known to be closed."""
         optimizer, variant = self.optimizer, self.variant
         again = optimizer.same_rng_both_passes or optimizer.guard.due
-        self.rng = rng_state(optimizer.device) if again else None
+        self.rng = devices.rng_state(optimizer.device) if again else None
         self.point.nearby.rng = self.rng if optimizer.same_rng_both_passes else None
         self.has_first = is_open is False or variant.source.first_pass
         if not self.has_first:
@@ -252,8 +253,8 @@ class Step:
         optimizer, point = self.optimizer, self.point
         after_first = None
         if optimizer.same_rng_both_passes and self.has_first and self.rng is not None:
-            after_first = rng_state(optimizer.device)
-            set_rng_state(self.rng, optimizer.device)
+            after_first = devices.rng_state(optimizer.device)
+            devices.set_rng_state(self.rng, optimizer.device)
         if optimizer.bn == "second" and self.has_first:
             optimizer.buffers_before_first.restore()
         self._begin_sum()
@@ -270,7 +271,7 @@ class Step:
                 )
         finally:
             if after_first is not None:
-                set_rng_state(after_first, optimizer.device)
+                devices.set_rng_state(after_first, optimizer.device)
         self.g2 = self.trained.gradients(self.passes.signs)
         check_dense(self.trained.names, self.g2)
         if self.variant.correction.needs_e:

@@ -138,19 +138,24 @@ class _Probe:
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
-    import torch
+    from landscape import devices
 
     began = time.perf_counter()
     work(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    for device in devices.in_use():
+        devices.synchronize(device)
     return time.perf_counter() - began
 
 
 def _peak_bytes(device: str) -> int:
     import torch
 
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
+    from landscape import devices
+
+    on = torch.device(device)
+    if devices.is_accelerator(on) and hasattr(
+        module := torch.get_device_module(on.type), "max_memory_allocated"
+    ):
+        return module.max_memory_allocated(on)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -350,7 +350,7 @@ def training_objective(done: FinishedRun) -> EmpiricalRisk:
     options = training.TrainingOptions(**done.run.training)
     x, y = done.examples
     if options.augment == "crop_flip":
-        x = crop_and_flip(x, generator=torch.Generator(x.device).manual_seed(done.seed))
+        x = crop_and_flip(x, generator=torch.Generator().manual_seed(done.seed))
     loss = make_loss(done.run, done.job.base)
     if options.label_smoothing:
         loss = torch.nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)

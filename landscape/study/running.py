@@ -189,7 +189,7 @@ def worker_count(options: Options, device: str) -> int:
     """Workers asked for, or one per core; one for a GPU, which does not gain from sharing."""
     if options.workers is not None:
         return options.workers
-    return 1 if device.startswith("cuda") else usable_cores()
+    return usable_cores() if device == "cpu" else 1
 
 
 def usable_cores() -> int:
@@ -203,18 +203,18 @@ def resolve_device(device: str) -> str:
     """The device meant by "auto", "cpu", "cuda" or "cuda:1", if it is there."""
     import torch
 
+    from landscape import devices
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if (kind not in ("cpu", "cuda") and not devices.count(kind)) or (index and not index.isdigit()):
         raise LandscapeError(f"--device {device!r} is unknown; use auto, cpu, cuda or cuda:0.")
-    if kind == "cuda":
-        count = torch.cuda.device_count()
-        if int(index or 0) >= count:
-            raise LandscapeError(
-                f"--device {device!r}: torch {torch.__version__} sees {count} CUDA devices. "
-                f"Use --device cpu."
-            )
+    if int(index or 0) >= (count := devices.count(kind)):
+        raise LandscapeError(
+            f"--device {device!r}: torch {torch.__version__} sees {count} {kind.upper()} devices. "
+            f"Use --device cpu."
+        )
     return device
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from landscape import devices
+
 Arithmetic = dict[str, Any]
 
 
@@ -17,7 +19,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype | None) -> Arithmetic:
     cpu = device.type == "cpu"
     return {
         "threads": torch.get_num_threads(),
-        "device": "cpu" if cpu else f"{device.type} ({torch.cuda.get_device_name(device)})",
+        "device": devices.name(device),
         "dtype": "unknown" if dtype is None else str(dtype).removeprefix("torch."),
         "torch": str(torch.__version__),
         "vectors": torch.backends.cpu.get_cpu_capability() if cpu else "",

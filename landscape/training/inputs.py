@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.problems import DataSplits, Split
 from landscape.risk import IGNORED, BatchLosses
@@ -19,13 +20,14 @@ def check_data(
     data: DataSplits, options: TrainingOptions, device: torch.device, *, correctness: bool = False
 ) -> None:
     """Refuse data or a device that cannot be trained on."""
-    if options.amp != "off" and device.type != "cuda":
+    if options.amp != "off" and not devices.is_accelerator(device):
         raise LandscapeError(
             f"amp={options.amp!r} was asked on {device}; mixed precision needs a CUDA device: use "
             f"amp='off' or another device."
         )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LandscapeError(f"device={device} was asked and no CUDA device is here; use cpu.")
+    if (device.index or 0) >= devices.count(device.type):
+        kind = device.type.upper() if device.type == "cuda" else device.type
+        raise LandscapeError(f"device={device} was asked and no {kind} device is here; use cpu.")
     if len(data.train) < 2:
         raise LandscapeError(
             f"{data.name} has {len(data.train)} training example; give at least 2."

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import storage
+from landscape import devices, storage
 from landscape.errors import LandscapeError
 from landscape.problems import DataSplits, Split
 from landscape.sam import SAM, Variant
@@ -142,7 +142,7 @@ class _Session:
         if dtype is not None and dtype != data.train.x.dtype:
             self.data = cast(self.data, dtype)
         check_output(model, self.data)
-        self.scaler = torch.amp.GradScaler("cuda") if options.amp == "fp16" else None
+        self.scaler = torch.amp.GradScaler(device.type) if options.amp == "fp16" else None
         self.optimizer = self._optimizer(variant)
         if isinstance(variant, OptimizerFactory):  # its passes are seen by `landscape.record` alone
             recorder = replace(recorder, scalars=False, snapshots=0, every=0)
@@ -362,13 +362,12 @@ class _Session:
 @contextmanager
 def _own_randomness(seed: int, device: torch.device):
     """Dropout draws from the global generators: lend them, seeded, and put them back."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    before = devices.rng_state(device)
+    try:
+        devices.seed(seed, device)
         yield
+    finally:
+        devices.set_rng_state(before, device)
 
 
 def _json(value: float) -> float | None:

@@ -305,16 +305,13 @@ def test_an_absent_device_is_named(tmp_path):
         )  # fmt: skip
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["sgd", "sam", "zsharp"])
-def test_cuda(tmp_path, amp, name):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+def test_an_accelerator(tmp_path, amp, name, accelerator):
     options = training.TrainingOptions(epochs=6, batch_size=16, lr=0.1, amp=amp)
     result = training.train(
         small.model(), small.data(), small.variant(name), options, seed=0, folder=tmp_path,
-        device="cuda",
+        device=accelerator,
     )  # fmt: skip
     assert result.finished
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]

@@ -1,6 +1,7 @@
 """Sharpness that knows the scale of the weights, and sharpness of single mini-batches."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from landscape import vectors
 from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.measure.curvature.sharpness import check_rho
-from landscape.measure.measuring import Measuring, generator, normal_draws
+from landscape.measure.measuring import Measuring, generator, normal_draws, numbers
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Objective
 
@@ -65,11 +66,11 @@ def adaptive_sharpness(
     starts = starts[: 1 + restarts]
     scale = theta.abs()
     center = objective.loss(theta)
-    worst, spread, mean, error = [], [], [], []
+    worst, pairs = [], []
     for radius in radii:
-        each = np.array(
+        worst.append(
             [
-                max(
+                _highest(
                     _ascend(objective, rows, theta, scale, radius, norm, ascent_steps, start)
                     for start in starts
                 )
@@ -77,28 +78,33 @@ def adaptive_sharpness(
                 for rows, before in zip(batches, centers, strict=True)
             ]
         )
-        worst.append(each.mean())
-        several = len(each) > 1
-        spread.append(each.std(ddof=1) / len(each) ** 0.5 if several else np.nan)
-        pairs = np.array(
+        pairs.append(
             [
                 0.5 * sum(objective.loss(theta + sign * radius * scale * d) for sign in (1, -1))
                 - center
                 for d in draws
             ]
         )
-        mean.append(pairs.mean())
-        error.append(pairs.std(ddof=1) / num_pairs**0.5)
+    average, highest = numbers(pairs), numbers(worst)
+    several = len(batches) > 1
+    spread = np.array([row.std(ddof=1) / len(row) ** 0.5 if several else np.nan for row in highest])
+    error = np.array([row.std(ddof=1) / num_pairs**0.5 for row in average])
     variables = {
-        "worst_case": Variable("rho", np.array(worst), "nats", "Worst-case adaptive sharpness"),
-        "worst_case_stderr": Variable(
-            "rho", np.array(spread), "nats", "Standard error over batches"
+        "worst_case": Variable(
+            "rho",
+            np.array([row.mean() for row in highest]),
+            "nats",
+            "Worst-case adaptive sharpness",
         ),
-        "gaussian": Variable("rho", np.array(mean), "nats", "Average-case adaptive sharpness"),
-        "gaussian_stderr": Variable(
-            "rho", np.array(error), "nats", "Standard error over antithetic pairs"
+        "worst_case_stderr": Variable("rho", spread, "nats", "Standard error over batches"),
+        "gaussian": Variable(
+            "rho",
+            np.array([row.mean() for row in average]),
+            "nats",
+            "Average-case adaptive sharpness",
         ),
-        "center": Variable((), center, "nats", "Objective at theta"),
+        "gaussian_stderr": Variable("rho", error, "nats", "Standard error over antithetic pairs"),
+        "center": Variable((), float(center), "nats", "Objective at theta"),
     }
     options = {
         "norm": norm,
@@ -145,7 +151,7 @@ def m_sharpness(
     error = np.full_like(mean, np.nan)
     for column, size in enumerate(batch_sizes):
         batches = [rows for rows in order.split(size) if len(rows) == size]
-        each = np.array([_one_step(objective, theta, rows, radii) for rows in batches])
+        each = numbers([_one_step(objective, theta, rows, radii) for rows in batches])
         mean[:, column] = each.mean(0)
         if len(batches) > 1:
             error[:, column] = each.std(0, ddof=1) / len(batches) ** 0.5
@@ -191,33 +197,38 @@ def _ascend(
     norm: str,
     steps: int,
     start: Tensor,
-) -> float:
-    """Best objective of these rows seen on theta + scale * d, ‖d‖ <= radius, from a direction."""
-    best = -float("inf")
+) -> Tensor:
+    """Best objective of these rows seen on theta + scale * d, ‖d‖ <= radius, from a direction.
+
+    Where the objective is flat d stays, without a question to the device.
+    """
+    best = theta.new_full((), -torch.inf, dtype=torch.float64)
     length = start.abs().max() if norm == "linf" else vectors.norm(start)
-    d = start * (radius / length) if bool(length > 0) else torch.zeros_like(theta)
+    d = start * (radius / torch.where(length > 0, length, 1.0))
     for step in range(steps):
         loss, gradient = objective.gradient(theta + scale * d, rows)
-        best = max(best, loss)
+        best = torch.fmax(best, loss)
         gradient = gradient * scale
-        length = vectors.norm(gradient)
-        if not bool(length > 0):
-            break
         if norm == "linf":
             # The first step reaches a corner; later ones shrink, so that a flip can settle.
             stride = radius * (1.0 if step == 0 else 2.0 * 0.8 ** (step - 1))
             d = (d + stride * gradient.sign()).clamp(-radius, radius)
         else:
-            d = d + radius * gradient / length
+            length = vectors.norm(gradient)
+            d = d + radius * gradient / torch.where(length > 0, length, 1.0)
             d = d * (radius / vectors.norm(d).clamp_min(radius))
-    return max(best, objective.loss(theta + scale * d, rows))
+    return torch.fmax(best, objective.loss(theta + scale * d, rows))
+
+
+def _highest(values: Iterable[Tensor]) -> Tensor:
+    """The largest that is a number."""
+    return functools.reduce(torch.fmax, values)
 
 
 def _one_step(
     objective: Objective, theta: Tensor, rows: Tensor, radii: Sequence[float]
-) -> list[float]:
+) -> list[Tensor]:
     loss, gradient = objective.gradient(theta, rows)
     norm = vectors.norm(gradient)
-    if not bool(norm > 0):
-        return [0.0] * len(radii)
-    return [objective.loss(theta + r * gradient / norm, rows) - loss for r in radii]
+    u = gradient / torch.where(norm > 0, norm, 1.0)  # no step where the gradient is 0
+    return [objective.loss(theta + r * u, rows) - loss for r in radii]

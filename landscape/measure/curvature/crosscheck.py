@@ -132,8 +132,9 @@ class PyHessian:
                     self.model,
                     self.criterion,
                     data=(self.inputs, self.targets),
-                    cuda=self.inputs.is_cuda,
+                    cuda=False,  # inputs are where they belong
                 )
+                self._peer.device = self.inputs.device
         except BaseException:
             self.__exit__()
             raise
@@ -191,23 +192,17 @@ class _Torch:
 
     def __init__(self, like: Tensor, seed: int) -> None:
         self._like = like
-        self._generator = generator(seed, like.device)
+        self._generator = generator(seed)  # of the CPU: its early stop is that of every device
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
     def randn(self, size: torch.Size) -> Tensor:
-        like = self._like
-        return torch.randn(size, generator=self._generator, dtype=like.dtype, device=like.device)
+        return torch.randn(size, generator=self._generator, dtype=self._like.dtype).to(self._like)
 
     def randint_like(self, tensor: Tensor, *, high: int, device: str) -> Tensor:  # noqa: ARG002
-        return torch.randint(
-            high,
-            tensor.shape,
-            generator=self._generator,
-            dtype=tensor.dtype,
-            device=tensor.device,
-        )
+        drawn = torch.randint(high, tensor.shape, generator=self._generator, dtype=tensor.dtype)
+        return drawn.to(tensor)
 
     def zeros(self, *size: Any) -> Tensor:
         return torch.zeros(*size, dtype=self._like.dtype, device=self._like.device)

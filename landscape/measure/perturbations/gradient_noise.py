@@ -73,7 +73,7 @@ def gradient_noise(
     g = own.gradient(theta)
     found = _along_batches(own, theta, g, batches, radius=radius, ema=ema, lr=lr, center=center)
     energies, cosine = found["energies"], found["cosine"]
-    mean, whole = np.mean(energies, axis=0), _energies(own, g)
+    mean, whole = np.mean(energies, axis=0), numbers(_energies(own, g))
     signal, noise = _unbiased(whole.sum(), mean.sum(), batch_size, total)
     tensor_signal, tensor_noise = _unbiased(whole, mean, batch_size, total)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,32 +120,33 @@ def _along_batches(
 ) -> dict[str, np.ndarray]:
     """What is measured of one batch after the other, their average going along."""
     objective, u = Objective(own, theta), g / vectors.norm(g)
-    cosine, ema_cosine, stale = np.full((3, len(batches)), np.nan)
-    on_batch, on_all = np.full((2, len(batches), len(PARTS)), np.nan)
+    nothing = g.new_full((), torch.nan, dtype=torch.float64)
+    cosine, ema_cosine, stale, on_batch, on_all = [], [], [], [], []
     energies, average, last = [], g, g
     for i, rows in enumerate(batches):
         loss, g_batch = objective.gradient(theta, rows)
         energies.append(_energies(own, g_batch))
-        cosine[i], full = _cosine(g_batch, u), vectors.dot(g_batch, u) * u
+        cosine.append(vectors.cosine(g_batch, u))
+        full = vectors.dot(g_batch, u) * u
         parts = [g_batch, full, g_batch - full]
         if i:  # the first batch has no past
             there = g_batch if lr == 0 else objective.gradient(theta - lr * last, rows)[1]
-            stale[i] = _cosine(last, there)
+            stale.append(vectors.cosine(last, there))
             parts.append(g_batch - average)
-        for j, part in enumerate(parts):
-            point = theta + radius * part / vectors.norm(part)
-            on_batch[i, j] = objective.loss(point, rows) - loss
-            on_all[i, j] = float(own.loss(point)) - center
+        else:
+            stale.append(nothing)
+        points = [theta + radius * part / vectors.norm(part) for part in parts]
+        missing = [nothing] * (len(PARTS) - len(parts))
+        on_batch.append([objective.loss(point, rows) - loss for point in points] + missing)
+        on_all.append([own.loss(point).double() - center for point in points] + missing)
         average = ema * average + (1 - ema) * g_batch if i else g_batch
-        ema_cosine[i], last = _cosine(average, u), g_batch
+        ema_cosine.append(vectors.cosine(average, u))
+        last = g_batch
     return {
-        "energies": np.array(energies), "cosine": cosine, "ema_cosine": ema_cosine,
-        "batch_cosine": stale, "on_batch": on_batch, "on_all": on_all,
+        "energies": numbers(energies), "cosine": numbers(cosine),
+        "ema_cosine": numbers(ema_cosine), "batch_cosine": numbers(stale),
+        "on_batch": numbers(on_batch), "on_all": numbers(on_all),
     }  # fmt: skip
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(vectors.cosine(a, b))
 
 
 def norms(
@@ -162,7 +163,7 @@ def norms(
     measuring = Measuring("norms", risk, theta)
     theta = measuring.theta
     start = torch.full_like(theta, torch.nan) if initial is None else check_theta(risk, initial)
-    weight, moved = (_energies(risk, v) ** 0.5 for v in (theta, theta - start))
+    weight, moved = (numbers(_energies(risk, v)) ** 0.5 for v in (theta, theta - start))
     variables = {
         "weight_norm": Variable("tensor", weight, "1", "Norm ‖w‖ of the tensor"),
         "distance": Variable("tensor", moved, "1", "Distance from the initial weights"),
@@ -175,9 +176,9 @@ def norms(
     return measuring.result(variables, coords=tensor_coords(risk.layout), options=options)
 
 
-def _energies(risk: EmpiricalRisk, vector: Tensor) -> np.ndarray:
+def _energies(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
     """‖v_l‖² per tensor."""
-    return numbers([vectors.squared_norm(part) for part in split(risk.layout, vector)])
+    return torch.stack([vectors.squared_norm(part) for part in split(risk.layout, vector)])
 
 
 def _unbiased(whole: np.ndarray, batch: np.ndarray, size: int, total: int) -> tuple:

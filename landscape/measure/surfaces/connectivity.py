@@ -15,7 +15,7 @@ from landscape import plane as planes
 from landscape import vectors
 from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_theta, generator
+from landscape.measure.measuring import Measuring, check_theta, generator, numbers
 from landscape.measure.surfaces.grids import loss_plane
 from landscape.measure.surfaces.values import objective
 from landscape.results import Variable
@@ -54,7 +54,7 @@ def barrier_matrix(
     rows, distances, pairs = [], [], list(combinations(range(len(names)), 2))
     for a, b in pairs:
         line = planes.interpolation(thetas[a], thetas[b], labels=(names[a], names[b]))
-        distances.append(float(line.norms[0]))
+        distances.append(line.norms[0])
         between = [_values(own, line.point(alpha)) for alpha in grid[1:-1]]
         rows.append([ends[a], *between, ends[b]])
     variables = _barriers("pair", grid, rows, distances)
@@ -97,12 +97,12 @@ def barrier(
         shas[name] = own.fingerprint(end)
         if torch.equal(end, measuring.theta):
             rows.append([start] * points)
-            distances.append(0.0)
+            distances.append(torch.zeros((), dtype=torch.float64, device=own.device))
             continue
         line = planes.interpolation(measuring.theta, end, labels=("theta", name))
         between = [_values(own, line.point(alpha)) for alpha in grid[1:-1]]
         rows.append([start, *between, _values(own, end)])
-        distances.append(float(line.norms[0]))
+        distances.append(line.norms[0])
     coords = {
         "alpha": Variable("alpha", grid, "1", "Position between the two models"),
         "other": np.array(list(others), dtype=object),
@@ -115,15 +115,15 @@ def barrier(
 
 
 def _barriers(
-    dim: str, grid: np.ndarray, rows: list[list[tuple[float, float]]], distances: list[float]
+    dim: str, grid: np.ndarray, rows: list[list[tuple[Tensor, Tensor]]], distances: list[Tensor]
 ) -> dict[str, Variable]:
-    losses, errors = np.moveaxis(np.array(rows), -1, 0)
+    losses, errors = np.moveaxis(numbers(rows), -1, 0)
     return {
         "loss": Variable((dim, "alpha"), losses, "nats", "Loss"),
         "error_rate": Variable((dim, "alpha"), errors, "1", "Error rate"),
         "barrier": Variable(dim, height(grid, losses), "nats", "Loss barrier"),
         "error_barrier": Variable(dim, height(grid, errors), "1", "Error barrier"),
-        "distance": Variable(dim, np.array(distances), "1", "Distance of the two models"),
+        "distance": Variable(dim, numbers(distances), "1", "Distance of the two models"),
     }
 
 
@@ -178,8 +178,9 @@ def bezier(
     control, history = _trained(own, a, b, how, seed)
     grid = np.arange(points) / (points - 1)
     curve = [curve_point(a, control, b, t) for t in grid]
-    bent = np.array([_values(own, point) for point in curve])
-    straight = np.array([bent[0], *(_values(own, line.point(t)) for t in grid[1:-1]), bent[-1]])
+    bent = numbers([_values(own, point) for point in curve])
+    straight = numbers([_values(own, line.point(t)) for t in grid[1:-1]])
+    straight = np.concatenate([bent[:1], straight, bent[-1:]])
     variables = {
         "loss": Variable("alpha", bent[:, 0], "nats", "Loss on the curve"),
         "error_rate": Variable("alpha", bent[:, 1], "1", "Error rate on the curve"),
@@ -244,7 +245,7 @@ def three_points(
         name="three_points",
         seed=seed,
     )
-    losses = np.array([float(own.loss(theta)) for theta in (a, b, c)])
+    losses = numbers([own.loss(theta) for theta in (a, b, c)])
     placed = {
         "model_alpha": Variable("point", np.array([0.0, 1.0, 0.0]), "1", "α of the model"),
         "model_beta": Variable("point", np.array([0.0, 0.0, 1.0]), "1", "β of the model"),
@@ -295,7 +296,7 @@ def _trained(
             f"The curve's training diverged within {how.steps} steps of lr={how.lr}; lower lr."
         )
     tail = losses[-max(1, how.steps // 10) :]
-    return control, sum(tail) / len(tail)
+    return control, float(sum(tail)) / len(tail)
 
 
 def _comparable(risk: EmpiricalRisk, bn: BNMode) -> EmpiricalRisk:
@@ -307,14 +308,16 @@ def _comparable(risk: EmpiricalRisk, bn: BNMode) -> EmpiricalRisk:
     return risk.with_bn(bn)
 
 
-def _values(risk: EmpiricalRisk, theta: Tensor) -> tuple[float, float]:
+def _values(risk: EmpiricalRisk, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and error rate, NaN where nothing is classified; on the device."""
     found = risk.evaluate(theta)
-    return float(found.loss), math.nan if found.error_rate is None else float(found.error_rate)
+    rate = found.loss.new_full((), torch.nan) if found.error_rate is None else found.error_rate
+    return found.loss, rate
 
 
 def _length(a: Tensor, control: Tensor, b: Tensor) -> float:
     """∫‖phi'(t)‖dt by Gauss-Legendre: phi' is linear in t."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
     u, v = (control - a).double(), (b - control).double()
-    speeds = [2 * float(vectors.norm((1 - t) * u + t * v)) for t in (nodes + 1) / 2]
+    speeds = 2 * numbers([vectors.norm((1 - t) * u + t * v) for t in (nodes + 1) / 2])
     return float(np.dot(weights, speeds) / 2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.risk._data import Batch
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._folding import (
@@ -147,7 +147,7 @@ class Folded:
         engine = risk._engine
         network = engine.network
         if (
-            risk.device.type != "cpu"
+            devices.is_accelerator(risk.device)
             or (risk.bn != "eval" and risk.has_batchnorm)
             or engine.batch_size is not None
             or len(engine.examples.chunks) > 1

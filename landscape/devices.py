@@ -1,0 +1,95 @@
+"""What is asked of a device: the CPU, CUDA, or another that torch has a module for.
+
+Nothing else in this package tells CUDA from other accelerators, unless it is about a library or a
+number format of CUDA's own.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RandomState = tuple[Tensor, Tensor | None]
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Whether the host has to wait for numbers of this device, so that loops had better not ask."""
+    return device.type not in ("cpu", "meta")
+
+
+def count(kind: str) -> int:
+    """Devices of this type ("cpu", "cuda", "mps", ...) that torch can use here."""
+    if kind == "cpu":
+        return 1
+    try:
+        module = torch.get_device_module(kind)
+    except RuntimeError:
+        return 0
+    return module.device_count() if module.is_available() else 0
+
+
+def name(device: torch.device) -> str:
+    """The device's type, and the hardware's name where torch knows it."""
+    module = _module(device)
+    known = getattr(module, "get_device_name", None)
+    return device.type if known is None else f"{device.type} ({known(device)})"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on an accelerator; None where torch cannot say, as of the host."""
+    ask = getattr(_module(device), "mem_get_info", None)
+    return None if ask is None else ask(device)[0]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    module = _module(device)
+    if module is not None:
+        module.synchronize()
+
+
+def rng_state(device: torch.device) -> RandomState:
+    """State of the global generators of the CPU and of `device`."""
+    module = _module(device)
+    return torch.get_rng_state(), None if module is None else module.get_rng_state(*_of(device))
+
+
+def set_rng_state(state: RandomState, device: torch.device) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        _module(device).set_rng_state(state[1], *_of(device))
+
+
+def same_state(a: RandomState, b: RandomState) -> bool:
+    """Whether nothing was drawn between the two."""
+    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def seed(value: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of `device`, and of no other."""
+    torch.default_generator.manual_seed(value)
+    module = _module(device)
+    if module is not None:
+        with contextlib.nullcontext() if device.type == "mps" else module.device(device):
+            module.manual_seed(value)
+
+
+def in_use() -> list[torch.device]:
+    """Accelerators that this process has begun to use."""
+    kind = torch.accelerator.current_accelerator()
+    module = None if kind is None else torch.get_device_module(kind.type)
+    if module is None or not getattr(module, "is_initialized", module.is_available)():
+        return []
+    return [torch.device(kind.type, i) for i in range(module.device_count())]
+
+
+def _module(device: torch.device) -> Any:
+    """The device's module in torch; None for the host."""
+    return None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
+
+
+def _of(device: torch.device) -> tuple[torch.device, ...]:
+    """The argument of functions on one device's generator, of which Apple's has one for all."""
+    return () if device.type == "mps" else (device,)

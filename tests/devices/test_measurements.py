@@ -1,0 +1,44 @@
+"""Measurements on a device that is not the CPU: the CPU's numbers, and few waits for them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from landscape import devices, measure
+from tests.devices import pretend
+from tests.devices.calls import CALLS, WITHOUT_A_DEVICE, risk_on
+
+
+def test_every_measurement_is_called():
+    called = {name.split()[0] for name in CALLS}
+    assert called | WITHOUT_A_DEVICE == set(measure.__all__)
+    assert not called & WITHOUT_A_DEVICE
+
+
+def numbers_of(found):
+    """Values, and all of the provenance that does not name the device."""
+    if isinstance(found, np.ndarray):
+        return {"": found}, {}
+    provenance = json.loads(found.attrs["provenance"])
+    assert provenance.pop("device") in ("cpu", pretend.DEVICE)
+    return {name: found[name].values for name in found.variables}, provenance
+
+
+# The climb is multiplied out on a device and added with its factor on a CPU: a rounding apart.
+ROUNDED = {"perturbation": 1e-12}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_are_those_of_the_cpu(name, monkeypatch):
+    """To the last bit, once the CPU is taken for a device that is not asked between steps."""
+    there, how_there = numbers_of(CALLS[name](risk_on(pretend.DEVICE), 1))
+    monkeypatch.setattr(devices, "is_accelerator", lambda device: True)
+    here, how_here = numbers_of(CALLS[name](risk_on("cpu"), 1))
+    assert how_there == how_here
+    assert there.keys() == here.keys()
+    for variable, values in here.items():
+        if name in ROUNDED and values.dtype.kind == "f":
+            np.testing.assert_allclose(there[variable], values, rtol=ROUNDED[name], atol=1e-15)
+        else:
+            np.testing.assert_array_equal(there[variable], values, err_msg=variable)
