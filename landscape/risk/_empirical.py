@@ -463,9 +463,12 @@ class EmpiricalRisk:
 
     @normal_tensors
     def loss_and_gradient(
-        self, theta: Float[Tensor, "P"]
+        self, theta: Float[Tensor, "P"], *, finite: bool = True
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "P"]]:
-        """L(theta) () and ∇L(theta) (P,) in one pass. Cost 1."""
+        """L(theta) () and ∇L(theta) (P,) in one pass. Cost 1.
+
+        finite: refuse what is not, for which the host waits for a device; False: return it.
+        """
         self._refuse_derivative("gradient")
         theta = self._engine.as_theta(theta)
         engine, total = self._engine, torch.zeros_like(theta)
@@ -475,7 +478,8 @@ class EmpiricalRisk:
         engine.spend(GRADIENT)
         gradient = engine.mean_of(total, theta, self._weight_decay)
         loss = self._mean(sums, theta)
-        _checks.refuse_non_finite(engine, theta, loss, gradient, "gradient")
+        if finite:
+            _checks.refuse_non_finite(engine, theta, loss, gradient, "gradient")
         return loss, gradient
 
     @normal_tensors

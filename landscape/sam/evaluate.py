@@ -202,15 +202,16 @@ class ClassWeighted(Slot):
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         c = self.sharpness * (1 - counts / counts.sum()) ** self.flat_gamma
         like = next(iter(passes.parameters))
-        return c.to(like.device, like.dtype)[y.to(like.device)]
+        return c.to(like.dtype).to(like.device, non_blocking=True)[y.to(like.device)]
 
     def first(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """Two gradients from one forward pass; the ascent one is g1."""
         with torch.enable_grad():
-            loss, clean = passes.split_backward(self.shares(passes))
+            point.scratch["shares"] = shares = self.shares(passes)
+            loss, clean = passes.split_backward(shares)
         point.scratch["clean"] = dict(zip(point.scratch["names"], clean, strict=True))
         return loss
 
     def second(self, passes: Passes, point: Point, state: State, only: list[bool] | None) -> Tensor:  # noqa: ARG002
         """The weighted gradient at w + e; returns the weighted loss."""
-        return passes.backward(weights=self.shares(passes), only=only)
+        return passes.backward(weights=point.scratch["shares"], only=only)

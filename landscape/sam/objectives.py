@@ -1,5 +1,6 @@
 """Ascents along another objective than the loss, and descents through outputs kept from w."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class LowerBound:
         x = outputs - outputs.gather(1, y[:, None])
         if self.surrogate == "tanh":
             return torch.logsumexp(self.mu * torch.tanh(self.alpha * x), 1)
-        shift = torch.log(torch.tensor(torch.e - 1, dtype=x.dtype, device=x.device))
+        shift = math.log(math.e - 1)
         return torch.logsumexp(self.mu * (1 - F.softplus(shift - x)), 1)
 
 

@@ -100,4 +100,5 @@ WITHOUT_A_DEVICE = {
     "sgd_edge",
     "streamed_zscores",
     "symmetric_grid",
+    "zscore_history",
 }  # fmt: skip

@@ -42,3 +42,24 @@ def test_numbers_are_those_of_the_cpu(name, monkeypatch):
             np.testing.assert_allclose(there[variable], values, rtol=ROUNDED[name], atol=1e-15)
         else:
             np.testing.assert_array_equal(there[variable], values, err_msg=variable)
+
+
+# Looped over without a question to the device: radii, batches, steps, draws, probes, nodes,
+# points of lines, models and bins.
+ASKED_ONCE = [
+    "adaptive_sharpness", "adaptive_sharpness steps", "m_sharpness", "m_sharpness batches",
+    "sharpness", "sharpness steps", "gradient_noise", "hessian_diagonal", "hessian_trace",
+    "barrier", "barrier_matrix", "bezier", "calibration", "memorization",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED_ONCE)
+def test_the_host_waits_as_often_for_twice_the_work(name):
+    waits = []
+    for size in (1, 2):
+        risk = risk_on(pretend.DEVICE)
+        risk.probe()
+        with pretend.watch() as seen:
+            CALLS[name](risk, size)
+        waits.append(seen.waits)
+    assert waits[0] == waits[1], seen

@@ -63,14 +63,16 @@ def sharpness(
     curvature = vectors.dot(first, risk.hvp(theta, first)) if has_step else norm * torch.nan
     draws = normal_draws(seed, num_pairs, theta)
 
-    one_step, worst, average, error = [], [], [], []
+    one_step, worst, pairs = [], [], []
     for radius in radii:
         step = risk.loss(theta + radius * first) - center if has_step else center * torch.nan
         one_step.append(step)
         worst.append(_worst_case(risk, theta, center, step, starts, radius, ascent_steps))
-        mean, stderr = _gaussian(risk, theta, center, draws, radius)
-        average.append(mean)
-        error.append(stderr)
+        pairs.append(_gaussian(risk, theta, center, draws, radius))
+    with np.errstate(invalid="ignore"):
+        found = numbers(pairs)
+        average = [row.mean() for row in found]
+        error = [row.std(ddof=1) / num_pairs**0.5 for row in found]
 
     grid = np.array(radii)
     increase = ("rho",)
@@ -115,15 +117,11 @@ def _worst_case(
     for start in starts:
         e = start * (radius / vectors.norm(start))
         for _ in range(steps):
-            try:
-                loss, g = risk.loss_and_gradient(theta + e)
-            except LandscapeError:  # the loss overflows there: as bad as it gets
-                break
+            # Nothing is read: where the loss overflows e is lost, and where it is flat e stays.
+            loss, g = risk.loss_and_gradient(theta + e, finite=False)
             best = torch.fmax(best, loss - center)
             norm = vectors.norm(g)
-            if not bool(norm > 0):
-                break
-            e = e + g * (radius / norm)
+            e = e + g * torch.where(norm > 0, radius / norm, 0.0)
             e = e * (radius / vectors.norm(e).clamp_min(radius))
         best = torch.fmax(best, risk.loss(theta + e) - center)
     return torch.where(torch.isneginf(best), torch.nan, best)
@@ -131,15 +129,13 @@ def _worst_case(
 
 def _gaussian(
     risk: EmpiricalRisk, theta: Tensor, center: Tensor, draws: Tensor, radius: float
-) -> tuple[float, float]:
+) -> list[Tensor]:
+    """The increase of each antithetic pair."""
     sigma = radius / theta.numel() ** 0.5
-    pairs = [
+    return [
         0.5 * (risk.loss(theta + sigma * xi) + risk.loss(theta - sigma * xi)) - center
         for xi in draws
     ]
-    increase = numbers(pairs)
-    with np.errstate(invalid="ignore"):
-        return increase.mean(), increase.std(ddof=1) / len(increase) ** 0.5
 
 
 def check_rho(rho: float | Sequence[float]) -> list[float]:

@@ -1,0 +1,78 @@
+"""SAM on a device that is not the CPU: the CPU's weights, and no waits but those that are said."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from landscape import sam
+from tests import sam_models
+from tests.devices import pretend
+from tests.sam_models import losses_of, sgd, variants, weights
+
+NAMES = sorted(variants())
+# A step of these is decided by values: gates, examples kept by their loss, tensors drawn by norms,
+# labels that have to exist. Waits of a step, at most.
+VALUE_DEPENDENT = {"aesam": 1, "lagnp": 1, "sl_sam": 1, "focal_sam": 1, "saf": 1}
+
+
+def ready_on(device, name, **options):
+    model = sam_models.model_for(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # with None torch's own forward pass reads its counter
+    model.to(device)
+    optimizer = sam.SAM(model, sgd(model), variants()[name], seed=3, **options)
+    optimizer.set_fisher_data(losses_of(model), batch(device))
+    optimizer.begin_epoch(0, total_epochs=4)
+    return model, optimizer
+
+
+def batch(device, i=0):
+    return tuple(part.to(device) for part in sam_models.batch(i))
+
+
+def take(optimizer, b):
+    return optimizer.step(losses_of(optimizer.model, "logits" in optimizer.variant.needs), b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_those_of_the_cpu(name):
+    with pretend.draws_of_the_cpu():
+        there, on_device = ready_on(pretend.DEVICE, name)
+    here, on_host = ready_on("cpu", name)
+    for i in range(4):
+        take(on_device, batch(pretend.DEVICE, i))
+        take(on_host, batch("cpu", i))
+    for a, b in zip(weights(there), weights(here), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_waits_for_the_device_only_where_values_decide(name):
+    _, optimizer = ready_on(pretend.DEVICE, name)
+    batches = [batch(pretend.DEVICE, i) for i in range(8)]
+    for b in batches[:4]:
+        take(optimizer, b)
+    with pretend.watch() as seen:
+        for b in batches[4:]:
+            take(optimizer, b)
+    assert seen.waits <= 4 * VALUE_DEPENDENT.get(name, 0), seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_goes_on_to_the_last_bit(name, tmp_path):
+    """The file is read to the host, as trainings do, and its tensors go where they belong."""
+    model, optimizer = ready_on(pretend.DEVICE, name)
+    take(optimizer, batch(pretend.DEVICE))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "s")
+    state = torch.load(tmp_path / "s", map_location="cpu", weights_only=False)
+    twin, resumed = ready_on(pretend.DEVICE, name)
+    twin.load_state_dict(state["model"])
+    resumed.load_state_dict(copy.deepcopy(state["optimizer"]))
+    for i in (1, 2):
+        take(optimizer, batch(pretend.DEVICE, i))
+        take(resumed, batch(pretend.DEVICE, i))
+    for a, b in zip(weights(model), weights(twin), strict=True):
+        assert torch.equal(a, b)
