@@ -24,3 +24,10 @@ def no_waiting(accelerator):
             module.set_sync_debug_mode("default")
 
     return NoWaiting()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """What uses an accelerator says so: `-m accelerator` is for a machine that has one."""
+    for item in items:
+        if "accelerator" in getattr(item, "fixturenames", ()):
+            item.add_marker("accelerator")
