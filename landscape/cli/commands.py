@@ -393,6 +393,21 @@ def _leave(document: Any, path: Path, as_json: bool) -> None:
 
 
 @app.command(epilog=EPILOG)
+def status(folder: StudyDir, as_json: Json = False) -> None:
+    """How far is a study, and who works on it?
+
+    Planned, done, running, failed and stopped runs, and the work that is left. Reads the folder
+    alone: at any time, from any machine. Exit code 1 where a run failed.
+    """
+    from landscape import study
+
+    found = study.status(folder)
+    print(json.dumps(found.as_dict(), indent=2, default=str) if as_json else found)
+    if found.counts["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=EPILOG)
 def verify(folder: StudyDir, as_json: Json = False) -> None:
     """Compare every file of a study with its digest.
 

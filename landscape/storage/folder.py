@@ -20,8 +20,8 @@ class StudyFolder:
     """Where the parts of a study lie.
 
     STUDY/  study.toml · resolved.json · data.json · runs/<run>/{spec.json, history.jsonl,
-    snapshots/, checkpoints/, results/<measurement>.nc, done.json} · results/<measurement>.nc ·
-    figures/ · report.html · report.md
+    snapshots/, checkpoints/, results/<measurement>.nc, done.json, sessions.jsonl} ·
+    results/<measurement>.nc · figures/ · report.html · report.md
     """
 
     root: Path

@@ -11,11 +11,12 @@ from landscape.study.opened import Results
 from landscape.study.reading import load, parse
 from landscape.study.running import Options, Summary, reopen, run
 from landscape.study.spec import Study
+from landscape.study.status import Status, status
 from landscape.study.verifying import verify
 
 __all__ = [
-    "Options", "Results", "Study", "Summary", "demo_text", "load", "parse", "reopen", "results",
-    "run", "verify",
+    "Options", "Results", "Status", "Study", "Summary", "demo_text", "load", "parse", "reopen",
+    "results", "run", "status", "verify",
 ]  # fmt: skip
 
 results = Results

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import run_folder
+from landscape.study import run_folder, sessions
 from landscape.study.spec import Job, Measurement
 
 Report = Callable[[float, str], None]
@@ -99,8 +99,13 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
 
 def do(job: Job, report: Report) -> Outcome:
     """Train and measure one run."""
-    began = time.monotonic()
     storage.hold(StudyFolder(job.folder.parents[1]).lock)
+    with sessions.session(job.folder):
+        return _do(job, report)
+
+
+def _do(job: Job, report: Report) -> Outcome:
+    began = time.monotonic()
     must_train, todo = run_folder.missing(job)
     run_folder.write_spec(job)
     if must_train:
