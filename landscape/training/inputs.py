@@ -42,10 +42,13 @@ def check_data(
         raise LandscapeError(f"The training inputs of {data.name} are not all finite; clean them.")
 
 
-def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor], Tensor]:
+def per_example(
+    loss: Any, options: TrainingOptions, data: DataSplits | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """criterion(output, y) -> (B,), whose mean is the criterion of the batch as torch takes it.
 
-    Class weights and ignored targets divide as they do there.
+    Class weights and ignored targets divide as they do there. data: all that y will be of, if that
+    is known.
     """
     plain = (
         type(loss) is nn.CrossEntropyLoss
@@ -65,13 +68,20 @@ def per_example(loss: Any, options: TrainingOptions) -> Callable[[Tensor, Tensor
             f"is {type(loss).__name__}; put it into the loss, or set it to 0."
         )
     known = BatchLosses(loss)
+    # Asked of the data once: of every batch a device would have to be waited for.
+    some = data is None or (quick and _any_target_is(loss.ignore_index, data))
 
     def values(output: Tensor, y: Tensor) -> Tensor:
-        if quick and y.ndim == 1 and not bool((y == loss.ignore_index).any()):
+        if quick and y.ndim == 1 and not (some and bool((y == loss.ignore_index).any())):
             return F.cross_entropy(output, y, reduction="none", label_smoothing=smoothing)
         return known(output, y)
 
     return values
+
+
+def _any_target_is(value: int, data: DataSplits) -> bool:
+    parts = [part.y for part in (data.train, data.val, data.test) if part is not None]
+    return any(not y.is_floating_point() and bool((y == value).any()) for y in parts)
 
 
 def logits(output: Any) -> Tensor:

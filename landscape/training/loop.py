@@ -137,7 +137,7 @@ class _Session:
         self.device = device
         self.data = data.to(device)
         model.to(device)
-        self.criterion = per_example(loss, options)
+        self.criterion = per_example(loss, options, self.data)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         if dtype is not None and dtype != data.train.x.dtype:
             self.data = cast(self.data, dtype)

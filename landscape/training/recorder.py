@@ -167,7 +167,7 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     """A row of steps.bin: SCALARS, then PER_TENSOR one after the other, float64 on the device."""
     like = seen.loss_clean
     told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
-    head = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in told])
+    head = torch.stack([_wide(s, like.device) for s in told])
     shares = torch.stack(list(seen.energy_share.values()))
     zero = torch.zeros((), dtype=torch.float64, device=like.device)
     first = [
@@ -176,6 +176,13 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     ]
     wide = [shares, torch.stack(_densities(seen)), norms, torch.stack([f.double() for f in first])]
     return torch.cat([head, *(w.to(torch.float64) for w in wide)])
+
+
+def _wide(value: Tensor | float, device: torch.device) -> Tensor:
+    """In float64 on the device, where a number is filled in and not uploaded."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def _densities(seen: Perturbation) -> list[Tensor]:
