@@ -275,6 +275,16 @@ def _disjoint(o: Options, examples: int) -> None:
         )
 
 
+def has_statistics(o: Options, done: FinishedRun) -> None:
+    """One example has no statistics of a batch."""
+    mode = o.get("batch_bn", o["bn"])
+    if o["batch_size"] == 1 and mode == "batch" and done.risk().has_batchnorm:
+        raise LandscapeError(
+            "batch_size = 1 asked in BatchNorm mode 'batch', and a layer has no statistics of one "
+            "example; raise batch_size, or give the mode 'eval'."
+        )
+
+
 def _has_tensor(o: Options, done: FinishedRun) -> None:
     wide = [name for name, p in done.model.named_parameters() if p.ndim > 1]
     if o["tensor"] and o["tensor"] not in wide:
@@ -309,6 +319,7 @@ RECORDS = (
     Record(gradient_noise, cost=lambda *_: 20, above=("rho",), below={"ema": 1}),
     Record(
         perturbation,
+        fits=has_statistics,
         cost=lambda *_: 2 + 2 * FORWARD,
         default=True,
         choices=_BN,
@@ -316,15 +327,22 @@ RECORDS = (
     ),
     Record(
         perturbation_controls,
+        fits=has_statistics,
         cost=lambda o, _: 2 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
         choices=_BN,
         perturbs=True,
     ),
     Record(
-        perturbation_cosines, cost=_masks, first_seed_only=True, choices=_BN, variants=("variants",)
+        perturbation_cosines,
+        fits=has_statistics,
+        cost=_masks,
+        first_seed_only=True,
+        choices=_BN,
+        variants=("variants",),
     ),
     Record(
         mask_overlap,
+        fits=has_statistics,
         cost=_masks,
         default=True,
         first_seed_only=True,
@@ -333,6 +351,7 @@ RECORDS = (
     ),
     Record(
         batch_overlap,
+        fits=has_statistics,
         cost=lambda o, work: _masks(o, work) * (1 + o["num_batches"]),
         least={"num_batches": 2},
         agree=_disjoint,

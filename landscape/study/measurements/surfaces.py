@@ -15,6 +15,7 @@ from landscape.measure.surfaces.paths import perturbations
 from landscape.risk import BNMode, EmpiricalRisk
 from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements.outcome import SPLITS
+from landscape.study.measurements.perturbations import has_statistics
 from landscape.study.measurements.record import (
     FORWARD,
     PRODUCT,
@@ -352,6 +353,7 @@ RECORDS = (
     ),
     Record(
         perturbation_slice,
+        fits=has_statistics,
         above=("radius",),
         agree=_symmetric,
         cost=lambda o, _: len(o["variants"]) * (2 + o["points"] * FORWARD),
