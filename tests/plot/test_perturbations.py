@@ -12,7 +12,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
 from landscape.plot import figures, interactive, runs, static, style
 from landscape.plot.figures import _shared as shared
-from landscape.plot.figures import zscores
+from landscape.plot.figures.perturbations import zscores
 from landscape.results import Variable
 from landscape.streams import PackedMasks
 from tests.figure_checks import check_figure
