@@ -2,6 +2,7 @@
 
 import io
 import string
+from dataclasses import fields, is_dataclass, replace
 from functools import singledispatch
 from itertools import zip_longest
 from textwrap import fill
@@ -67,10 +68,31 @@ class PaperFigure(Figure):
         return buffer.getvalue()
 
 
+def _literal(value: Any) -> Any:
+    """The same with dollars that are printed: between two of them matplotlib reads formulas."""
+    if isinstance(value, str):
+        return value.replace("$", r"\$")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+        return np.array([_literal(v) for v in value.ravel()], object).reshape(value.shape)
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        changed = {name: _literal(part) for name, part in held.items()}
+        same = all(changed[name] is part for name, part in held.items())
+        return value if same else replace(value, **changed)
+    if type(value) in (tuple, list):
+        parts = [_literal(part) for part in value]
+        same = all(a is b for a, b in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if type(value) is dict:
+        return {_literal(key): _literal(part) for key, part in value.items()}
+    return value
+
+
 def render(
     drawing: Drawing, *, width: str | float = "neurips", letters: bool = False, dpi: int = _DPI
 ) -> Figure:
     """Draw at `width` (a venue's name or inches), ready for `save`; a letter before each panel."""
+    drawing = _literal(drawing)
     venue = style.venue(width)
     inches = venue.width
     rows, columns = drawing.grid(inches)

@@ -39,3 +39,17 @@ def test_a_hostile_label_breaks_neither_tables_nor_pages(tmp_path):
         assert len(cells) == 1, table
     page = (folder.root / "report.html").read_text()
     assert "<img src=x" not in page
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_label_that_begins_a_formula_is_drawn_as_it_is(tmp_path):
+    folder = write_study(tmp_path, noisy=("sgd", "sam"), clean=(), seeds=2)
+    for path in folder.results.glob("*.nc"):
+        ds = results.load(path)
+        if "label" in ds.coords:
+            labels = ds.label.values.astype(object)
+            labels[ds.variant.values == "sam"] = r"$x_{$ % \frac{"
+            results.save(ds.assign_coords(label=("run", labels)), path)
+    choice = report.Choice(only=("headline", "sharpness"), formats=("pdf",), letters=True)
+    assert report.write_figures(storage.StudyFolder(folder.root), choice, out=tmp_path / "out")
+    assert r"$x_{$" not in (tmp_path / "out" / "captions.tex").read_text()
