@@ -24,7 +24,7 @@ LINES = {
     "problem": 'data = "study_problem:splits"\nmodel = "study_problem:make"\n',
     "training": "epochs = 2\nbatch_size = 16\nlr = 0.1\nkeep_every = 1\n",
     "variants.sam": "rho = 0.1\n",
-    "grid": 'variant = ["sam"]\nseed = [0, 1]\n',
+    "grid": 'variant = ["sam"]\nseed = [0, 1, 2]\n',
     "measure": 'examples = 24\nmeasurements = ["norms"]\n',
     "comparisons": 'references = ["sam"]\n',
 }
@@ -102,7 +102,7 @@ def test_an_unknown_name_is_refused_in_one_sentence(table):
 def checked(name, option, value):
     """The option as the reader leaves it; None where it is refused in one sentence."""
     try:
-        return _measurement(name, {**CHEAP[name], option: value}, ["sam"], [0, 1], 24).options
+        return _measurement(name, {**CHEAP[name], option: value}, ["sam"], [0, 1, 2], 24).options
     except LandscapeError as error:
         said = str(error)
     assert said.startswith(f"[measure.{name}]")
