@@ -64,7 +64,9 @@ def set_rng_state(state: RandomState, device: torch.device) -> None:
 
 def same_state(a: RandomState, b: RandomState) -> bool:
     """Whether nothing was drawn between the two."""
-    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(
+        x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b, strict=True)
+    )
 
 
 def seed(value: int, device: torch.device) -> None:
@@ -79,8 +81,10 @@ def seed(value: int, device: torch.device) -> None:
 def in_use() -> list[torch.device]:
     """Accelerators that this process has begun to use."""
     kind = torch.accelerator.current_accelerator()
-    module = None if kind is None else torch.get_device_module(kind.type)
-    if module is None or not getattr(module, "is_initialized", module.is_available)():
+    if kind is None:
+        return []
+    module = torch.get_device_module(kind.type)
+    if not getattr(module, "is_initialized", module.is_available)():
         return []
     return [torch.device(kind.type, i) for i in range(module.device_count())]
 

@@ -98,7 +98,7 @@ def frozen_beside(model: nn.Module, trained: Trained) -> list[Tensor]:
     Those of a model with no more frozen numbers than trained ones; a large backbone under adapters
     or a new head is taken at its word.
     """
-    frozen = [p for p in unwrap(model).parameters() if not p.requires_grad]
+    frozen: list[Tensor] = [p for p in unwrap(model).parameters() if not p.requires_grad]
     few = sum(p.numel() for p in frozen) <= sum(p.numel() for p in trained.parameters)
     return frozen if few and trained.shards is None else []
 

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Worker:
 
 
 @contextmanager
-def session(folder: Path) -> Iterator[None]:
+def session(folder: Path) -> Generator[None]:
     """Say that this process works on a run, as long as the block lasts, and how it ended."""
     path, began = _heartbeat(folder), time.time()
     owner = _owner()

@@ -134,7 +134,7 @@ class PyHessian:
                     data=(self.inputs, self.targets),
                     cuda=False,  # inputs are where they belong
                 )
-                self._peer.device = self.inputs.device
+                self._peer.device = self.inputs.device  # ty: ignore[invalid-assignment]  # as good as its name
         except BaseException:
             self.__exit__()
             raise
