@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from landscape import devices, vectors
 from landscape.errors import LandscapeError
-from landscape.sam import replicas
+from landscape.sam import replicas, units
 from landscape.sam.buffers import Buffers
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
@@ -34,6 +34,7 @@ class Watch:
     tensors: Sequence[Tensor | None] | None  # e / factor, where g2 must tell how much it changes
     factor: float | Tensor
     along_g1: float  # |g1ᵀe|, 0 without g1
+    length: float  # ‖e‖, where the units of the gradient may be asked for
     buffers: Buffers
     moved: bool = False
     rng: Any = None
@@ -48,6 +49,8 @@ class Guard:
     Pass 2 at w + e must differ from the same pass at w: same examples, random state and buffers.
     Pass 1 is that pass where nothing random and no buffer but running statistics came between;
     else pass 2 is run once more at w. Judged where |gᵀe| exceeds a hundred roundings of the loss.
+    Where gᵀe and the rise of the loss are of other orders, three passes find out whether the
+    gradient is that of the loss (`landscape.sam.units`).
     """
 
     def __init__(self) -> None:
@@ -71,8 +74,11 @@ class Guard:
             along = abs(float(point.inner(point.gradients, tensors) * e.factor))
             if evaluate.plain_first and evaluate.whole_batch:
                 tensors = None  # g1 tells enough, and e can go
+        length = 0.0
+        if units.applies(step):
+            length = float(abs(e.factor) * point.inner(e.tensors, e.tensors).sqrt())
         buffers = Buffers(step.optimizer.model, step.optimizer.frozen)
-        return Watch(tensors, e.factor, along, buffers)
+        return Watch(tensors, e.factor, along, length, buffers)
 
     @contextlib.contextmanager
     def watching(self, step: "Step", watch: Watch | None) -> Generator[None]:
@@ -102,6 +108,8 @@ class Guard:
         rounding = _rounding(step, watch.loss)
         expected = max(watch.along_g1, _along_g2(step, watch))
         if agree(loss == 0.0 or expected <= VISIBLE * rounding * abs(loss)):
+            if not agree(not units.is_suspect(step, expected, None)):
+                _check_units(step, watch, rounding)
             self.said = (
                 f"too small to see: e changes the loss {loss:.6g} by about {expected:.1g}, less "
                 f"than {VISIBLE} roundings of it"
@@ -118,6 +126,8 @@ class Guard:
             if not agree(not unchanged):
                 raise LandscapeError(_did_not_move(optimizer, watch, loss, expected))
             clean = at_w
+        if not agree(not units.is_suspect(step, expected, loss - float(clean))):
+            _check_units(step, watch, rounding)
         self.said = (
             f"climb {self.climbs} was seen: loss {float(clean):.6g} at w, {loss:.6g} at w + e"
         )
@@ -167,21 +177,9 @@ def _only_statistics_changed(optimizer: "SAM", now: Buffers) -> bool:
 
 def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
     """The loss of pass 2 at w, and whether its gradient is that of pass 2 as well."""
-    optimizer, passes = step.optimizer, step.passes
-    grads = [p.grad for p in step.trained.parameters]
-    now, device = devices.rng_state(optimizer.device), optimizer.device
-    keep_last = dict(passes.last)
-    try:
-        with Buffers(optimizer.model, optimizer.frozen).kept():
-            devices.set_rng_state(watch.rng, device)
-            watch.buffers.restore()
-            loss = float(passes.backward(**watch.last))
-            found = step.trained.gradients(passes.signs)
-    finally:
-        devices.set_rng_state(now, device)
-        passes.last = keep_last
-        for p, g in zip(step.trained.parameters, grads, strict=True):
-            p.grad = g
+    with units.repeating(step, watch.last, watch.rng, watch.buffers) as again:
+        at_w, found = again()
+    loss = float(at_w)
     if step.perturbed_loss is not watch.loss:  # g2 was made of several passes
         return loss, True
     eps = _rounding(step, watch.loss)
@@ -189,6 +187,11 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
         a is b if a is None or b is None else _agree(a, b, VISIBLE * eps)
         for a, b in zip(step.g2, found, strict=True)
     )
+
+
+def _check_units(step: "Step", watch: Watch, rounding: float) -> None:
+    with units.repeating(step, watch.last, watch.rng, watch.buffers) as again:
+        units.check(step, again, watch.length, VISIBLE * rounding)
 
 
 def _agree(a: Tensor, b: Tensor, slack: float) -> bool:

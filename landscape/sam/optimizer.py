@@ -110,7 +110,9 @@ class SAM(Optimizer):
     e is added to the weights in place and w is restored from a copy, bit for bit. At climbs 1, 9,
     65, 513, ... pass 2 is compared with the same pass at w: loss and gradient must differ, where
     |gᵀe| exceeds a hundred roundings of the loss (`guard.said` tells what was seen; it may run a
-    closure once more where dropout or buffers came between the passes).
+    closure once more where dropout or buffers came between the passes). A closure whose gradient is
+    64 or more times that of the loss it returns is refused there: by a scaler that SAM was not told
+    of, or (1000 * loss).backward(), gd would be as many times too long, though ‖e‖ = rho.
 
     Under DistributedDataParallel, `fully_shard` and tensor parallelism the steps are those of one
     process with all examples, where the loss is their mean and no layer takes statistics of a
@@ -312,6 +314,7 @@ class SAM(Optimizer):
             self.base.step()  # as tools do that want an optimizer to have its state
             return None
         passes = self._passes(closure, batch, micro_batch)
+        passes.steps = True
         check_nothing_left(self.trained)
         check_no_accumulation()
         with torch.no_grad(), self._clearing_on_failure():

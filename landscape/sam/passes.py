@@ -48,6 +48,7 @@ class Passes:
     selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
     unsynced: Callable[[], Any] = contextlib.nullcontext  # replicas keep their own gradient in it
     averaged: Averaging | None = None  # over them
+    steps: bool = False  # the base optimizer steps with gd as it is
     start: Sequence[Tensor | None] | None = None  # what autograd adds the next gradients to
     last: dict[str, Any] = field(default_factory=dict)  # of the last pass, to run it again
     last_loss: Tensor = field(default_factory=lambda: torch.full((), torch.nan))
