@@ -424,7 +424,7 @@ def _left_out(seen: _Seen) -> Finding:
     numbers = _numbers(tensors=len(rows), left_out=len(out))
     if not out:
         return Finding(key, "ok", "every tensor with a gradient was perturbed.", numbers)
-    names = ", ".join(out[:4]) + (f" and {len(out) - 4} more" if len(out) > 4 else "")
+    names = ", ".join(out[:8]) + (f" and {len(out) - 8} more" if len(out) > 8 else "")
     if watch.own is not None:
         said = f"{seen.name_of_own} leaves out {names}."
         return Finding(key, "ok", said, numbers)
@@ -440,8 +440,10 @@ def _left_out(seen: _Seen) -> Finding:
             "loop over all of optimizer.param_groups when e is made, or say it: group['rho'] = 0.",
         )  # fmt: skip
     return Finding(
-        key, "cannot tell", f"never perturbed: {names}. Whether that is meant is not to be seen.",
-        numbers, "give tensors that are meant to stay a group of their own with rho=0.",
+        key, "cannot tell", f"never perturbed, though they have a gradient: {names}. That is right "
+        "for a method that masks tensors, and wrong for SAM, whose e has all of them.", numbers,
+        "make e of all parameters with a gradient; give tensors that are meant to stay a group of "
+        "their own with rho=0.",
     )  # fmt: skip
 
 

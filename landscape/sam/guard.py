@@ -16,6 +16,7 @@ from landscape.sam import replicas, units
 from landscape.sam.buffers import Buffers
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
+from landscape.sam.plain_state import PlainState, told
 from landscape.sam.shards import Cut, is_cut
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Guard:
     def __init__(self) -> None:
         self.climbs = 0
         self.said = "no step has climbed yet"
+        self._plain = PlainState()
 
     @property
     def due(self) -> bool:
@@ -63,9 +65,16 @@ class Guard:
         n = self.climbs
         return n == 0 or (n >= 8 and n & (n - 1) == 0 and n.bit_length() % 3 == 1)
 
+    def before_first(self, model: nn.Module) -> None:
+        """A step begins, that may be the first to climb."""
+        if self.climbs == 0:
+            self._plain.look(model, begin=True)
+
     def begin(self, step: "Step", e: Scaled) -> Watch | None:
         """Count a climb; what is to be compared when it is looked at."""
         due, point = self.due, step.point
+        if self.climbs == 0:
+            self._plain.look(step.optimizer.model)
         self.climbs += 1
         if not due:
             return None
@@ -98,6 +107,10 @@ class Guard:
         """Back at w: refuse a pass 2 that did not see e."""
         if watch is None:
             return
+        if self.climbs == 1:
+            self._plain.look(step.optimizer.model)
+            if names := self._plain.advanced():
+                log.warning("%s", told(names))
         optimizer, loss = step.optimizer, float(watch.loss)
         agree = lambda answer: replicas.agree(optimizer.model, step.trained.shards, answer)  # noqa: E731
         if not agree(_all_finite(step, loss)):

@@ -92,8 +92,8 @@ class SAM(Optimizer):
     statistics, spectral vectors, queues, codebooks, and frozen parameters where there are no more
     of them than are trained (the averaged weights of a teacher). What a forward pass keeps
     elsewhere, in a plain attribute or a counter of Python, both passes change: register it as a
-    buffer. Networks beside the trained one whose buffers
-    count too (a GAN's discriminator while its generator is trained) go into one model with it,
+    buffer (the first climb warns of queues that it sees). Networks beside the trained one whose
+    buffers count too (a GAN's discriminator while its generator is trained) go into one model,
     SAM(nn.ModuleList([generator, discriminator]), SGD(generator.parameters()), ...).
     same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
     clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; a closure
@@ -210,6 +210,8 @@ class SAM(Optimizer):
         self.buffers, self.buffers_nearby = make(), make()
         self.weights, self.weights_nearby = Weights(model), Weights(model)
         self.guard = Guard()
+        if self.scaler is not None:  # a scaler makes its scale when it is first asked
+            self.scaler.scale(torch.ones((), device=self.device))
         self.last: Perturbation | None = None
         self._pending: Point | None = None  # of a gradient that `backward` left in .grad
 
@@ -379,6 +381,19 @@ class SAM(Optimizer):
         with torch.no_grad():
             BaseStep.of_gradient(self, point).take(scaled=False)
         stepped_with(self.trained)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """`GradScaler.step` asks, before it fails for want of gradients (it runs no closure)."""
+        if all(p.grad is None for p in self.trained.parameters):
+            raise LandscapeError(
+                "scaler.step(optimizer) found no gradient in .grad, and a GradScaler runs no "
+                "closure. Make SAM(..., scaler=scaler) and call optimizer.step(closure), where the "
+                "closure runs scaler.scale(loss).backward() and returns loss, then "
+                "scaler.update(). In a loop that steps by itself: optimizer.backward(closure), "
+                "then scaler.step(optimizer)."
+            )
+        return False
 
     def _every_gradient_is_zero(self) -> bool:
         """Whether there are gradients and nothing is in them: a step then needs no ascent."""

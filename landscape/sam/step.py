@@ -97,6 +97,7 @@ class Step:
         self.has_first = is_open is False or variant.source.first_pass
         if not self.has_first:
             return
+        optimizer.guard.before_first(optimizer.model)
         if optimizer.bn == "second":
             optimizer.buffers_before_first.save()
         only = None if is_open is False else self._restricted(is_open)

@@ -333,6 +333,18 @@ def test_the_remedies_for_statistics_and_groups_work():
     assert "rho=0" in found["left out"].sentence
 
 
+def test_tensors_left_out_within_a_group_are_named_as_a_fact():
+    class PartLeftOut(Loop):
+        def climb(self, params):
+            super().climb(params[:-1])
+
+    found = PartLeftOut().diagnose()["left out"]
+    last = [n for n, _ in small.model().named_parameters()][-1]
+    assert found.verdict == "cannot tell"
+    assert f"have a gradient: {last}. That is right for a method that masks" in found.sentence
+    assert "wrong for SAM" in found.sentence
+
+
 @pytest.mark.parametrize("name", ["esam", "wsam", "tsam", "rsam", "randsam", "sagm", "fisher_sam"])
 def test_what_a_recipe_does_by_design_is_no_fault_and_said(name):
     model = small.model()

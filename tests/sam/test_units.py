@@ -155,3 +155,23 @@ def test_losses_of_a_batch_are_scaled_here_and_need_no_look():
 
     sam.SAM(model, sgd(model), sam.sam(0.1), scaler=scaler_of()).step(losses, batch())
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_scaler_that_is_given_the_closure_is_refused_and_the_lines_work(warm):
+    model, scaler = cnn(), scaler_of(1024.0)
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1), scaler=scaler)
+    closure = scaled_by(scaler.scale, model, batch())
+    if warm:
+        optimizer.step(closure)
+        scaler.update()
+        optimizer.zero_grad()
+    with pytest.raises(LandscapeError, match=r"runs no closure.*optimizer\.step\(closure\)"):
+        scaler.step(optimizer, closure)
+    optimizer.step(closure)
+    scaler.update()
+    optimizer.zero_grad()
+    optimizer.backward(closure)
+    scaler.step(optimizer)
+    scaler.update()
+    assert optimizer.step_count == 2 + warm
