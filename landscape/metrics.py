@@ -33,7 +33,7 @@ class Metric:
     training and tuning did not see, without which nothing is said on generalization. margin: the
     change that counts as none, a share of the error or of the quantity (`scale` log_error, log) or
     its own unit (linear); used where a study file declares no other. kinds: of the tensors that are
-    summed over.
+    summed over. lowest: of a share, −1 where it is a difference of two.
     """
 
     key: str
@@ -49,6 +49,7 @@ class Metric:
     margin: float = 0.1
     at: tuple[tuple[str, int], ...] = ()
     kinds: tuple[str, ...] = ()
+    lowest: float = 0.0
 
     def __post_init__(self) -> None:
         if self.better not in (1, -1) or self.scale not in SCALES:
@@ -66,6 +67,11 @@ class Metric:
     def is_share(self) -> bool:
         """Whether values are shares that are written in per cent."""
         return self.units == "share"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """What a share cannot leave; None for other quantities."""
+        return (self.lowest, 1.0) if self.is_share else None
 
     def scaled(self, values: ArrayLike, *, examples: int | None = None) -> np.ndarray:
         """Values on the scale of comparison, larger is better.
@@ -115,11 +121,12 @@ class Metric:
 
 def _outcome(
     key: str, better: int, units: str, name: str, scale: str, held_out: bool = False,
-    margin: float = 0.1,
+    margin: float = 0.1, lowest: float = 0.0,
 ) -> Metric:  # fmt: skip
     high, low = f"higher {name}", f"lower {name}"
     words = (high, low) if better > 0 else (low, high)
-    return Metric(key, "generalization", key, better, units, name, *words, scale, held_out, margin)
+    return Metric(key, "generalization", key, better, units, name, *words, scale, held_out, margin,
+                  lowest=lowest)  # fmt: skip
 
 
 def _flatness(
@@ -136,7 +143,8 @@ _ALL = (
     _outcome("val_loss", -1, "nats", "validation loss", "log", held_out=True),
     _outcome("train_accuracy", 1, "share", "training accuracy", "log_error"),
     _outcome("train_loss", -1, "nats", "training loss", "log"),
-    _outcome("accuracy_gap", -1, "share", "gap in accuracy", "linear", held_out=True, margin=0.01),
+    _outcome("accuracy_gap", -1, "share", "gap in accuracy", "linear", held_out=True, margin=0.01,
+             lowest=-1.0),
     _outcome("loss_gap", -1, "nats", "gap in loss", "linear", held_out=True, margin=0.01),
     _outcome("clean_train_accuracy", 1, "share", "accuracy on true training labels", "log_error"),
     _outcome("mislabelled_fit", -1, "share", "fit of wrong labels", "log_error"),

@@ -147,5 +147,5 @@ def finish_tuning(found: "Tuned", target: Path, *, as_json: bool) -> None:
     for each in found.chosen:
         end = "" if each.inside else ", at the end of its grid"
         say(f"{each.variant}: {found.axis} = {each.value} of {list(each.values)}{end}")
-    say(f"Chosen on validation data with {found.num_trainings} trainings.")
+    say(f"Chosen on validation data; trainings: {found.num_trainings}.")
     print(target)

@@ -65,7 +65,7 @@ def slq(
     except KeyboardInterrupt as stop:
         done = (nodes[:probe], weights[:probe], probe * steps, exact[:probe])
         known = Quadrature(*done) if probe else None
-        raise Interrupted(f"Interrupted after {probe} probes.", known) from stop
+        raise Interrupted(f"Interrupted; probes done: {probe}.", known) from stop
     return Quadrature(nodes, weights, num_probes * steps, exact)
 
 

@@ -61,7 +61,7 @@ def top(
     with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
     product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
 
-    Raises LandscapeError for k outside 1..size-1, k > max_matvecs, an unknown `which`, sampled
+    Raises LandscapeError for k outside 1..size, k > max_matvecs, an unknown `which`, sampled
     without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
     by then, at a KeyboardInterrupt.
     """
@@ -98,10 +98,10 @@ def _check_request(k: int, size: int, which: str, limit: int) -> None:
         raise LandscapeError(f"which={which!r} asked; possible are {', '.join(WHICH)}.")
     if not isinstance(k, Integral) or k < 1:
         raise LandscapeError(f"k={k} eigenpairs asked; ask for a whole number, at least 1.")
-    if k >= size:
+    if k > size:
         raise LandscapeError(
-            f"k={k} eigenpairs asked of an operator of size P={size}; k must be at most "
-            f"{size - 1}. For the whole spectrum build the dense matrix."
+            f"k={k} eigenpairs asked of an operator of size P={size}, and it has "
+            f"{size}; k must be at most {size}."
         )
     if k > limit:
         raise LandscapeError(

@@ -40,7 +40,7 @@ def hutchinson(
             samples.append(vectors.dot(v, matvec(v)))
     except KeyboardInterrupt as stop:
         known = torch.stack(samples) if samples else None
-        raise Interrupted(f"Interrupted after {len(samples)} probes.", known) from stop
+        raise Interrupted(f"Interrupted; probes done: {len(samples)}.", known) from stop
     return torch.stack(samples)
 
 

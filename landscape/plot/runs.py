@@ -1,7 +1,7 @@
 """Picking runs out of results: by setting, by row (a variant and its axes), by seed."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,12 +113,25 @@ def first_seeds(ds: xr.Dataset) -> xr.Dataset:
     return ds.isel(run=keep)
 
 
+def count(n: int, noun: str, plural: str = "") -> str:
+    """1 run, 2 runs."""
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """First letter upper-case, the others as they are; λ stays λ."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
 def seed_count(ds: xr.Dataset) -> str:
     """How many seeds: "5 seeds", "3 to 5 seeds"."""
-    counts = [v.ds.sizes["run"] for v in variants(ds)]
+    return span([v.ds.sizes["run"] for v in variants(ds)], "seed")
+
+
+def span(counts: Collection[int], noun: str) -> str:
+    """One count or the range of several: "5 seeds", "3 to 5 seeds"."""
     low, high = min(counts), max(counts)
-    many = f"{high} seed{'s' if high > 1 else ''}"
-    return many if low == high else f"{low} to {many}"
+    return count(high, noun) if low == high else f"{low} to {count(high, noun)}"
 
 
 def provenance(ds: xr.Dataset, key: str) -> str:

@@ -68,13 +68,16 @@ def _cell(ds: xr.Dataset, q: Metric) -> str:
 
 
 def _note(axis: str, ds: xr.Dataset) -> str:
-    said = "Mean over seeds [95 % interval]; geometric, but for shares, where all are positive."
+    said = (
+        "Mean over seeds [95 % interval, of a share on the logit]; geometric, but for shares, "
+        "where all are positive."
+    )
     if "chosen" not in ds or not np.isfinite(ds.chosen.values).any():
         return f"{said} Without validation data of every seed no value of {axis} can be chosen."
     trainings = int(np.nanmax(ds.num_trainings.values))
     said += (
         f" Chosen: highest mean validation accuracy, ties by lower validation loss. The choice "
-        f"took {trainings} trainings"
+        f"took {words.count(trainings, 'training')}"
     )
     optimism, regret = (float(ds[name].values[0]) for name in ("optimism", "regret"))
     if math.isfinite(optimism):
@@ -86,5 +89,8 @@ def _note(axis: str, ds: xr.Dataset) -> str:
         said += f"; the best value on the test set is {words.points(regret)} points above it"
     edge = np.flatnonzero(ds.chosen.values == 1)
     if edge.size and edge[0] in (0, ds.sizes["variant"] - 1) and ds.value.dtype.kind == "f":
-        said += f". It lies at the end of the grid: values of {axis} beyond it may be better"
+        if ds.sizes["variant"] > 2:
+            said += f". It lies at the end of the grid: values of {axis} beyond it may be better"
+        else:
+            said += ". Of two values each is an end: what lies between or beyond was not tried"
     return said + "."

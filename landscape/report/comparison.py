@@ -64,8 +64,8 @@ def compare(first: Study, second: Study) -> Document:
         ),
     ]
     text = (
-        f"{len(compared)} values of both: {len(equal)} identical, {len(apart)} resolved as "
-        f"different. {words.count(len(made), 'difference')} in how they were made."
+        f"{words.count(len(compared), 'value')} of both: {len(equal)} identical, {len(apart)} "
+        f"resolved as different. {words.count(len(made), 'difference')} in how they were made."
         if compared
         else "The two have no variant in a setting with a quantity in common."
     )

@@ -51,6 +51,6 @@ def _check(v: runs.Variant, title: str) -> Check:
         f"{words.number(100 * abs(theirs - ours) / abs(ours), 2)} %" if ours else words.MISSING,
         f"{words.number(at('landscape_trace'))} ± {words.number(at('landscape_trace_stderr'), 2)}",
         f"{words.number(at('pyhessian_trace'))} ± {words.number(at('pyhessian_trace_stderr'), 2)}"
-        + (f" ({int(probes)} probes)" if np.isfinite(probes) else ""),
+        + (f" ({words.count(int(probes), 'probe')})" if np.isfinite(probes) else ""),
         words.number(sigmas, 2),
     )

@@ -115,10 +115,9 @@ def _known(value: float) -> float:
 def _mean_cells(values: Values | None) -> dict[str, Cell]:
     if values is None:
         return {}
-    share, cells = values.metric.is_share, {}
+    cells, write = {}, words.percent if values.metric.is_share else words.number
     for row in values.raw:
-        ci = stats.mean_ci(values.plain(row))
-        write = words.percent if share else words.number
+        ci = stats.metric_ci(values.metric, values.plain(row))
         note = words.interval(ci, write) + _failed(ci)
         cells[row] = Cell(write(ci.estimate), note.strip())
     return cells
@@ -160,9 +159,8 @@ def _flatness_columns(family: Family, setting: str, columns: _Columns) -> None:
 
 def _flatness_cell(family: Family, setting: str, values: Values, row: str) -> Cell:
     """Mean (geometric where all values have logarithms) and the ratio to the reference."""
-    log = values.metric.scale == "log"
-    ci = (stats.geometric_mean_ci if log else stats.mean_ci)(values.plain(row))
-    lines = [] if log else ["arithmetic mean"]
+    ci = stats.metric_ci(values.metric, values.plain(row))
+    lines = [] if values.metric.scale == "log" else ["arithmetic mean"]
     reference = family.base(setting, values.metric.key)
     partner = family.study.partner(setting, row, reference)
     one = family.get(setting, row, partner, values.metric.key) if partner else None
@@ -224,6 +222,7 @@ def _notes(family: Family, setting: str) -> list[str]:
     elif tested:
         notes.append(_how_decided(family, tested))
         notes.append(study.declared)
+    notes += _means(family, setting, counts)
     if (setting, study.metric) in family.values:
         notes.append(_margin_note(family, setting))
     notes += _outlying(family, setting)
@@ -235,6 +234,25 @@ def _notes(family: Family, setting: str) -> list[str]:
             f"‖Hv − λv‖. All on the same {_examples(study)} training examples."
         )
     return notes
+
+
+def _means(family: Family, setting: str, counts: set[int]) -> list[str]:
+    """On which scale the intervals of the means were made, and what two seeds can say."""
+    shown = [
+        values.metric
+        for key in dict.fromkeys((family.study.metric, "train_loss"))
+        if (values := family.values.get((setting, key))) is not None
+    ]
+    if max(counts) < 2 or not shown:
+        return []
+    said = {
+        f"of {m.name} arithmetic, its interval made on the logit"
+        if m.is_share
+        else f"of {m.name} {'geometric' if m.scale == 'log' else 'arithmetic'}"
+        for m in shown
+    }
+    few = " Two seeds: such an interval is mostly wide, and tells little." if 2 in counts else ""
+    return [f"Means over seeds: {'; '.join(sorted(said))}.{few}"]
 
 
 def _how_decided(family: Family, tested: list[Difference]) -> str:

@@ -125,27 +125,40 @@ def _open(after: _Next, references: Sequence[str]) -> list[Difference]:
 
 
 def _controls(after: _Next) -> str:
-    """A random mask at the radius of SAM, and SGD with a shorter schedule."""
+    """A random mask at the radius of SAM, and SGD with a shorter schedule, where there is none."""
     grids = after.grids()
+    study = after.family.study
+    absent = {
+        name: text
+        for name, recipe, text in (
+            ("control_mask", "random_mask", "a random mask"),
+            ("control_early", "sgd", "SGD stopped early"),
+        )
+        if not study.controls(after.setting, recipe)
+    }
     if grids:
         tables = after.given.setdefault("variants", {})
         radii = [rho for name in tables if math.isfinite(rho := after.rho(name))]
         rho = radii[0] if radii else 0.1
         epochs = int(after.given.get("training", {}).get("epochs", 20))
-        tables["control_mask"] = {
-            "recipe": "random_mask", "label": "Random mask", "rho": rho,
-            "density": CONTROL_DENSITY, "one_d": "none",
+        made = {
+            "control_mask": {
+                "recipe": "random_mask", "label": "Random mask", "rho": rho,
+                "density": CONTROL_DENSITY, "one_d": "none",
+            },
+            "control_early": {
+                "recipe": "sgd", "label": "SGD, stopped early",
+                "training": {"epochs": max(1, round(0.4 * epochs))},
+            },
         }  # fmt: skip
-        tables["control_early"] = {
-            "recipe": "sgd", "label": "SGD, stopped early",
-            "training": {"epochs": max(1, round(0.4 * epochs))},
-        }  # fmt: skip
-        grid: dict[str, Any] = {"variant": ["control_mask", "control_early"]}
+        tables.update({name: made[name] for name in absent})
+        grid: dict[str, Any] = {"variant": list(absent)}
         for key in ("setting", "seed"):
             if key in grids[0]:
                 grid[key] = grids[0][key]
         grids.append(grid)
-    return "a random mask and SGD stopped early, as controls"
+    said = words.listing(list(absent.values()))
+    return f"{said}, as {'controls' if len(absent) > 1 else 'a control'}"
 
 
 def _measure(after: _Next) -> str:

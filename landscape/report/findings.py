@@ -254,7 +254,8 @@ def _one_early(family: Family, setting: str, early: str) -> list[Finding]:
     text = f"{label}, a control: {words.listing(parts)}."
     if losses is not None:
         shown = [
-            f"{study.label(setting, row)} {words.number(stats.mean_ci(losses.plain(row)).estimate)}"
+            f"{study.label(setting, row)} "
+            f"{words.number(stats.metric_ci(losses.metric, losses.plain(row)).estimate)}"
             for row in (early, *(row for row in partners if row))
         ]
         text += f" Training loss: {words.listing(shown)}; this decides only where it is equal."
@@ -295,6 +296,7 @@ def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Fi
         said = [f"{word} ({words.listing(names)})" for word, names in groups.items()]
         lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
     text, claims = _ratios(family, setting)
+    text = text or "No difference in flatness could be tested."
     return [Finding(setting, lead, text, claims)]
 
 

@@ -22,11 +22,14 @@ FINITE = ("gaussian", "worst_case", "one_step")
 
 @dataclass(frozen=True)
 class Share:
-    """How many specifications there are, and in how many dose and response go together."""
+    """How many specifications there are, and in how many dose and response go together.
+
+    given: in how many also given the covariates, None where that could be computed in none.
+    """
 
     total: int
     together: int
-    given: int
+    given: int | None
     over: str
 
 
@@ -36,7 +39,7 @@ def specifications(family: Family, setting: str) -> Share | None:
     doses = list(_doses(family, setting))
     if len(doses) * len(subsets) < 2:
         return None
-    together = given = total = 0
+    together = given = total = known = 0
     for rows in subsets:
         y = _means(family, setting, family.study.metric, rows)
         covariates = [_means(family, setting, name, rows) for name in BOTH]
@@ -47,14 +50,16 @@ def specifications(family: Family, setting: str) -> Share | None:
                 continue
             total += 1
             together += plain > 0
-            given += plain > 0 and stats.partial_correlation(x, y, covariates) > 0
+            partial = stats.partial_correlation(x, y, covariates)
+            known += math.isfinite(partial)
+            given += plain > 0 and partial > 0
     if total < 2:
         return None
     measures = sum((setting, key) in family.values for key in FLATNESS)
     over = f"{words.count(measures, 'measure')}, radii of sharpness"
     if len(subsets) > 1:
         over += f", {len(subsets)} parts of the axes"
-    return Share(total, together, given, over)
+    return Share(total, together, given if known else None, over)
 
 
 def _subsets(family: Family, setting: str) -> Iterator[list[str]]:

@@ -63,9 +63,7 @@ def overview(family: Family, setting: str) -> Drawing | None:
     return Drawing(
         "overview",
         f"Each variant against {other}",
-        f"Mean over {_seeds(family, setting)}, paired by seed, with the simultaneous 95 % "
-        "intervals that the page decides by: one that leaves out the line is resolved; none is "
-        f"drawn where nothing can be decided.{''.join(notes)} From left to right: the outcome, "
+        f"{_seeds(family, setting)}{''.join(notes)} From left to right: the outcome, "
         "flatness, and what flatness may stand for.",
         panels,
         columns=len(panels),
@@ -87,10 +85,14 @@ def _rank(one: Difference) -> float:
 
 
 def _seeds(family: Family, setting: str) -> str:
-    counts = {v.ds.sizes["run"] for v in family.study.variants(setting)}
-    low, high = min(counts), max(counts)
-    words = f"{high} seed{'s' if high > 1 else ''}"
-    return words if low == high else f"{low} to {words}"
+    counts = [v.ds.sizes["run"] for v in family.study.variants(setting)]
+    if max(counts) == 1:
+        return "One seed each, paired: there is no interval, and nothing can be decided."
+    return (
+        f"Mean over {runs.span(counts, 'seed')}, paired by seed, with the simultaneous 95 % "
+        "intervals that the page decides by: one that leaves out the line is resolved; none is "
+        "drawn where nothing can be decided."
+    )
 
 
 def _ends(metric: Metric, one: Difference) -> tuple[float, float, float]:

@@ -99,7 +99,12 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"slug": slug, "spec": _spec, "columns": _columns}
+    environment.filters |= {
+        "slug": slug,
+        "sentence": words.sentence,
+        "spec": _spec,
+        "columns": _columns,
+    }
     script = loader.get_source(environment, "report.js")[0]
     extras = {
         "plotly": Markup(get_plotlyjs()),
@@ -138,7 +143,7 @@ def _trained(study: Study) -> Iterator[tuple[str, str]]:
             yield key.capitalize(), found + more
     trainings = [run.get("training") or {} for run in listed]
     words_of = {
-        "epochs": "{} epochs", "batch_size": "batches of {}", "lr": "learning rate {}",
+        "epochs": "epochs {}", "batch_size": "batches of {}", "lr": "learning rate {}",
         "schedule": "{} schedule", "base": "{}", "momentum": "momentum {}",
         "weight_decay": "weight decay {}",
     }  # fmt: skip

@@ -128,7 +128,7 @@ def _decided(one: Difference) -> str:
 
 def _written(family: Family, one: Difference, how: str) -> tuple[str, ...]:
     values = family.values[one.setting, one.metric.key]
-    means = [stats.mean_ci(values.plain(row)) for row in (one.a, one.b)]
+    means = [stats.metric_ci(values.metric, values.plain(row)) for row in (one.a, one.b)]
     effect = words.effect(one.metric, one.decision)
     p = words.p_value(one.decision.p)
     return (

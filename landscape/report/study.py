@@ -119,7 +119,9 @@ class Study:
 
     def title(self, setting: str) -> str:
         """The words for a setting."""
-        return str(((self.resolved.get("settings") or {}).get(setting) or {}).get("title", setting))
+        return str(
+            ((self.resolved.get("settings") or {}).get(setting) or {}).get("title") or setting
+        )
 
     def has(self, name: str, setting: str) -> bool:
         """Whether a measurement has runs in a setting."""
@@ -159,7 +161,9 @@ class Study:
         lost = here.count("diverged")
         if not lost and have >= len(here):
             return words.count(have, "seed")
-        return f"{have} of {len(here)} seeds" + (f", {lost} diverged" if lost else "")
+        return f"{have} of {words.count(len(here), 'seed')}" + (
+            f", {lost} diverged" if lost else ""
+        )
 
     def diverged(self, setting: str, name: str) -> list[int]:
         """Seeds of a row whose training diverged: they are counted, and are no evidence."""

@@ -142,7 +142,12 @@ def _names(family: Family, one: Weighed, rows: tuple[str, ...]) -> str:
 
 
 def _share_words(share: Share) -> str:
+    also = (
+        "too few variants to ask it given the covariates"
+        if share.given is None
+        else f"in {share.given} also given the covariates"
+    )
     return (
         f"In {share.together} of {words.count(share.total, 'specification')} ({share.over}) r > 0, "
-        f"in {share.given} also given the covariates; a description, without a test."
+        f"{also}; a description, without a test."
     )

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from landscape.metrics import Metric
+from landscape.plot.runs import count as count
+from landscape.plot.runs import sentence as sentence
 from landscape.stats import Decision, Interval
 
 MISSING = "–"
@@ -52,8 +54,11 @@ def p_value(p: float) -> str:
 
 
 def interval(ci: Interval, write: Callable[[float], str] = number) -> str:
-    """[low, high] with the writer of the estimate, or nothing where there is no interval."""
-    return f"[{write(ci.low)}, {write(ci.high)}]" if ci.known else ""
+    """[low, high] with the writer of the estimate, or nothing where there is no interval.
+
+    Neither where all values are equal: as many counts can be, which says nothing on their spread.
+    """
+    return f"[{write(ci.low)}, {write(ci.high)}]" if ci.known and ci.low < ci.high else ""
 
 
 def listing(items: Sequence[str]) -> str:
@@ -62,16 +67,6 @@ def listing(items: Sequence[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def count(n: int, noun: str, plural: str = "") -> str:
-    """One run, 2 runs."""
-    return f"{n} {noun if n == 1 else plural or noun + 's'}"
-
-
-def sentence(text: str) -> str:
-    """First letter upper-case, but λ stays λ."""
-    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def value(metric: Metric, number_: float, decimals: int = 1) -> str:

@@ -11,7 +11,7 @@ import xarray as xr
 from landscape import results
 from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.results import Variable
-from landscape.stats.intervals import Interval, geometric_mean_ci, mean_ci
+from landscape.stats.intervals import metric_ci
 
 # Of the table of metrics, what is followed along an axis; at the middle one of several radii.
 QUANTITIES: tuple[Metric, ...] = tuple(
@@ -168,7 +168,10 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
     asked = _seeds_by_row(whole)
     variables: dict[str, Variable] = {}
     for q in QUANTITIES:
-        found = [_interval(q, tables[q.variable].get((f.setting, row), {})) for f, _, row in rows]
+        found = [
+            metric_ci(q, list(tables[q.variable].get((f.setting, row), {}).values()))
+            for f, _, row in rows
+        ]
         if not any(ci.n for ci in found):
             continue
         columns = (("", "estimate", ""), ("_low", "low", ", lower end of its 95 % interval"),
@@ -223,12 +226,6 @@ def _seeds_by_row(ds: xr.Dataset) -> dict[tuple[str, str], list[int]]:
     ):
         found.setdefault((str(setting), str(row)), []).append(int(seed))
     return found
-
-
-def _interval(q: Metric, by_seed: Mapping[int, float]) -> Interval:
-    values = list(by_seed.values())
-    positive = q.scale == "log" and all(not value <= 0 for value in values)
-    return (geometric_mean_ci if positive else mean_ci)(values)
 
 
 def _choices(

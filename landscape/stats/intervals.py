@@ -9,6 +9,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from landscape.errors import LandscapeError
+from landscape.metrics import Metric
 
 LEVEL = 0.95
 SMALLEST_WILCOXON = 6
@@ -56,10 +57,16 @@ def _quantile(share: float, df: int) -> float:
     return float(scipy.stats.t.ppf(share, df))
 
 
-def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
+def mean_ci(
+    values: ArrayLike, *, bounds: tuple[float, float] | None = None, level: float = LEVEL
+) -> Interval:
     """Mean ± t_{n-1} s / sqrt(n): mean of the finite values with its t-interval over seeds.
 
-    values: any shape, one number per seed. Returns the units of `values`.
+    values: any shape, one number per seed. Returns the units of `values`. bounds: (low, high) that
+    the quantity cannot leave, 0 and 1 of a share. With y = (mean − low) / (high − low) and h half
+    of the t-interval of y, the interval is then that of logit y ± h / (y (1 − y)), turned back (the
+    delta method): equal to the t-interval where h is small, and never beyond the bounds. Values
+    that are beyond them are no shares, and have the plain interval.
     """
     finite, missing = _finite(values)
     n = finite.size
@@ -69,7 +76,35 @@ def mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1, missing, level)
     half = float(_quantile((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
+    if bounds is not None and bounds[0] <= finite.min() and finite.max() <= bounds[1]:
+        low, high = _within(mean, half, *bounds)
+        return Interval(mean, low, high, n, missing, level)
     return Interval(mean, mean - half, mean + half, n, missing, level)
+
+
+def _within(mean: float, half: float, low: float, high: float) -> tuple[float, float]:
+    """Ends of mean ± half on the logit scale between two bounds."""
+    width = high - low
+    y = (mean - low) / width
+    if not 0 < y < 1:  # then all values are equal
+        return mean, mean
+    center, reach = scipy.special.logit(y), half / width / (y * (1 - y))
+    ends = scipy.special.expit(np.array([center - reach, center + reach]))
+    return low + width * float(ends[0]), low + width * float(ends[1])
+
+
+def metric_ci(metric: Metric, values: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """The mean of a quantity over seeds with an interval of values that it can have.
+
+    Shares: the mean, with its interval within their bounds. Quantities on a logarithmic scale, as
+    losses and curvature: the geometric mean, where all values are positive. Others: the mean.
+    """
+    if metric.bounds is not None:
+        return mean_ci(values, bounds=metric.bounds, level=level)
+    finite, _ = _finite(values)
+    if metric.scale == "log" and bool((finite > 0).all()):
+        return geometric_mean_ci(values, level=level)
+    return mean_ci(values, level=level)
 
 
 def geometric_mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:

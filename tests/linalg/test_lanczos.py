@@ -160,10 +160,32 @@ def test_integer_spectra_with_any_multiplicities(values, k, which, seed):
     assert pairs.converged.all()
 
 
+@pytest.mark.parametrize("which", lanczos.WHICH)
+@pytest.mark.parametrize(
+    "values", [[3.0], [-2.0], [0.0], [2.0, -1.0], [1.0, 1.0], [0.0, 0.0], [3.0, 3.0, -1.0]]
+)
+def test_every_eigenvalue_of_a_small_operator_can_be_asked(values, which):
+    A = with_spectrum(values, 3)
+    pairs = lanczos.top(A.mv, len(values), k=len(values), which=which, generator=rng(0))
+    wanted = torch.tensor(sorted(values, reverse=True), dtype=F64)
+    torch.testing.assert_close(pairs.values, wanted, rtol=0, atol=1e-12)
+    assert pairs.converged.all()
+    assert pairs.complete
+    assert pairs.failure_probability == 0
+
+
+def test_the_one_product_of_one_parameter_is_its_eigenvalue():
+    pairs = lanczos.top(lambda v: 5 * v, 1, k=1, generator=rng(0))
+    assert pairs.values.tolist() == [5.0]
+    assert pairs.residual_norms.tolist() == [0.0]
+    with pytest.raises(LandscapeError, match=r"k=2 .* k must be at most 1"):
+        lanczos.top(lambda v: 5 * v, 1, k=2, generator=rng(0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 10}, "k=10 eigenpairs asked of an operator of size P=10; k must be at most 9"),
+        ({"k": 11}, "k=11 eigenpairs asked of an operator of size P=10, .* k must be at most 10"),
         ({"k": 0}, "k=0 eigenpairs asked"),
         ({"k": 2.5}, "k=2.5 eigenpairs asked; ask for a whole number"),
         (

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from landscape import report, results, stats, storage
 from landscape.errors import LandscapeError
 from landscape.metrics import METRICS
-from landscape.report import words
+from landscape.report import axes, words
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
 from landscape.report.family import Family
@@ -421,3 +422,104 @@ def test_gaussian_sharpness_stands_beside_what_curvature_makes_of_it(tmp_path):
     (said,) = [note for note in notes if "½ρ² tr H/P" in note]
     assert "ρ = 0.02: 2.0 [2.0 to 2.0]" in said
     assert "ρ = 0.4: 5.0 [5.0 to 5.0]" in said
+
+
+def _thin(folder, measurement, **keep):
+    """The study as it is where a measurement was asked for little."""
+    path = folder.results / f"{measurement}.nc"
+    whole = results.load(path).load()
+    whole.close()
+    results.save(whole.isel(keep), path)
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """One setting without a title, two seeds far apart, and one of everything that is counted."""
+    story = STORY | {"sam": replace(STORY["sam"], accuracy=0.5)}
+    folder = write_study(
+        tmp_path_factory.mktemp("small"), noisy=("sgd", "sam"), clean=(), seeds=2, story=story
+    )
+    resolved = folder.check()
+    resolved["settings"]["noisy"]["title"] = ""
+    storage.write_json(folder.resolved, resolved)
+    accuracy = results.load(folder.results / "generalization.nc").load()
+    accuracy.close()
+    accuracy = accuracy.drop_vars("test_correct")
+    accuracy["test_accuracy"].values[:] = np.where(accuracy.seed.values == 0, 0.38, 0.61)
+    results.save(accuracy, folder.results / "generalization.nc")
+    _thin(folder, "top_eigenvalues", rank=[0])
+    _thin(folder, "hessian_trace", probe=[0])
+    _thin(folder, "spectral_density", probe=[0])
+    for name in ("loss_slice", "loss_slice_eval"):
+        _thin(folder, name, direction=[0])
+    report.write(folder, formats=())
+    return folder
+
+
+COUNTED = (
+    "seeds", "runs", "variants", "examples", "probes", "directions", "eigenvalues", "trainings",
+    "epochs", "comparisons", "others", "measures", "specifications", "tensors", "rows", "batches",
+    "steps", "results", "values", "largest eigenvalues",
+)  # fmt: skip
+
+
+def reads_well(text):
+    """What no page may say, whatever was measured."""
+    assert not re.findall(r"^#+\s*$", text, flags=re.M)
+    assert not re.findall(rf"(?<![\d.,])1 (?:{'|'.join(COUNTED)})\b.{{0,30}}", text)
+    assert "λ₁ to λ₁" not in text
+    assert "** \n" not in text  # a finding that ends after its lead
+
+
+def test_a_page_of_one_of_everything_reads_well(smallest):
+    text = (smallest.root / "report.md").read_text()
+    page = re.sub(r"<script.*?</script>", "", smallest.report.read_text(), flags=re.S)
+    reads_well(text)
+    reads_well(re.sub(r"<[^>]+>", "", page))
+    assert "### The largest eigenvalue of the Hessian" in text
+    assert "Hutchinson's standard error from 1 probe that" in text
+
+
+def test_pages_of_many_and_of_one_seed_read_well(whole, tmp_path, written):
+    reads_well((written.root / "report.md").read_text())
+    folder = write_study(tmp_path, noisy=FEW, clean=("sgd", "sam"), seeds=1, clean_seeds=1,
+                         without=DRAWN)  # fmt: skip
+    report.write(folder, formats=())
+    text = (folder.root / "report.md").read_text()
+    reads_well(text)
+    assert "One seed each, paired: there is no interval" in text
+    assert "Mean over 1 seed" not in text
+
+
+def test_two_seeds_that_disagree_have_an_interval_of_accuracies(smallest):
+    text = (smallest.root / "report.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| \S+ 2 seeds \|", line)]
+    assert len(rows) == 2
+    for row in rows:
+        low, high = map(float, re.search(r"\[(\S+), (\S+)\]", row.split("|")[2]).groups())
+        assert 0 < low < 49.5 < high < 100
+    assert "Two seeds: such an interval is mostly wide" in text
+
+
+def test_only_the_controls_that_are_missing_are_asked_for(tmp_path):
+    variants = tuple(n for n in STORY if n != "sgd_early")
+    found = told(tmp_path, noisy=variants, **a_story_of_flatness())
+    asked = [v.experiment.what for v in found.verdicts if v.experiment is not None]
+    assert any("SGD stopped early, as a control" in what for what in asked)
+    assert not any("a random mask" in what for what in asked)
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ([0.1, 0.2, 0.4], "lies at the end of the grid: values of rho beyond it may be better"),
+    ([0.1, 0.2], "Of two values each is an end: what lies between or beyond was not tried"),
+])  # fmt: skip
+def test_the_end_of_a_grid_is_spoken_of_where_there_is_a_middle(values, said):
+    n = len(values)
+    ds = xr.Dataset(
+        {"chosen": ("variant", [0.0] * (n - 1) + [1.0]), "num_trainings": ("variant", [1.0] * n),
+         "optimism": ("variant", [np.nan] * n), "regret": ("variant", [np.nan] * n)},
+        coords={"value": ("variant", values)},
+    )  # fmt: skip
+    note = axes._note("rho", ds)
+    assert said in note
+    assert "took 1 training." in note

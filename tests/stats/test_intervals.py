@@ -10,6 +10,7 @@ from scipy import stats as reference
 
 from landscape import stats
 from landscape.errors import LandscapeError
+from landscape.metrics import METRICS
 
 RNG = np.random.default_rng(3)
 
@@ -186,3 +187,33 @@ def test_a_broadened_spectrum_is_a_density_around_its_nodes():
     assert density.shape == (1, 2001)
     assert np.trapezoid(density[0], grid) == pytest.approx(1.0, abs=1e-9)
     assert np.trapezoid(density[0] * grid, grid) == pytest.approx(0.75, abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_an_interval_of_a_share_stays_a_share(values):
+    for key in ("test_accuracy", "mislabelled_fit", "ece"):
+        ci = stats.metric_ci(METRICS[key], values)
+        assert 0 <= ci.low <= ci.estimate + 1e-12
+        assert ci.estimate - 1e-12 <= ci.high <= 1
+    gap = stats.metric_ci(METRICS["accuracy_gap"], [2 * v - 1 for v in values])
+    assert -1 <= gap.low <= gap.high <= 1
+
+
+def test_a_narrow_interval_of_a_share_is_the_t_interval():
+    values = [0.90, 0.901, 0.8995, 0.9005]
+    plain, share = stats.mean_ci(values), stats.metric_ci(METRICS["test_accuracy"], values)
+    assert share.estimate == plain.estimate
+    np.testing.assert_allclose([share.low, share.high], [plain.low, plain.high], atol=1e-5)
+    # By hand: logit ± half / (y (1 - y)) of an interval that is wide.
+    wide = stats.metric_ci(METRICS["test_accuracy"], [0.2, 0.8])
+    half = reference.t.ppf(0.975, 1) * 0.3
+    np.testing.assert_allclose(wide.high, 1 / (1 + np.exp(-half / 0.25)), rtol=1e-12)
+
+
+def test_an_interval_of_a_loss_is_positive_and_of_what_is_no_share_plain():
+    loss = stats.metric_ci(METRICS["train_loss"], [0.01, 1.0])
+    assert loss.low > 0
+    assert loss == stats.geometric_mean_ci([0.01, 1.0])
+    trace = stats.metric_ci(METRICS["trace"], [-1.0, 2.0])
+    assert trace == stats.mean_ci([-1.0, 2.0])
+    assert stats.metric_ci(METRICS["test_accuracy"], [88.0, 90.0]) == stats.mean_ci([88.0, 90.0])

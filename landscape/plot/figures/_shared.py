@@ -81,7 +81,8 @@ def by_layer(ds: xr.Dataset, most: int = MOST) -> tuple[xr.Dataset, str]:
         tensor=[f"{layer} ({kind})" if kind != "other" else layer for layer, kind in groups],
         kind=("tensor", [kind for _, kind in groups]),
     )
-    words = f" The {len(names)} tensors are put together by layer and kind: {len(groups)} rows."
+    words = f" The {len(names)} tensors are put together by layer and kind: "
+    words += f"{runs.count(len(groups), 'row')}."
     return shown, words + rest
 
 

@@ -23,8 +23,8 @@ def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Draw
         "minibatch_eigenvalues",
         "Eigenvalues of single mini-batches",
         f"Dots: {'the largest eigenvalue' if ranks == 1 else f'λ₁ (top) to λ{ranks}'} of the "
-        f"Hessian on each of {ds.sizes['batch']} disjoint batches of "
-        f"{runs.provenance(ds, 'batch_size')} examples, {runs.seed_count(ds)}; hollow: not "
+        f"Hessian on each of {runs.count(ds.sizes['batch'], 'batch', 'disjoint batches')} of "
+        f"size {runs.provenance(ds, 'batch_size')}, {runs.seed_count(ds)}; hollow: not "
         "converged. Bars: the same on all examples, one per seed; batches lie above it "
         "on average, since the largest eigenvalue is convex. Loss "
         f"{runs.provenance(ds, 'loss')}, weight decay {decay:g}; BatchNorm mode "
@@ -249,7 +249,7 @@ def critical_sharpness(
         "Diamonds: critical sharpness 2/η_c, η_c the smallest step along the gradient that raises "
         "the loss; on a quadratic it is gᵀHg/‖g‖², at most λ₁ (circles). Small: one seed each, "
         f"large: geometric mean over {runs.seed_count(ds)} with its 95 % t-interval. "
-        + (f"{lost} runs without a bracket are left out. " if lost else "")
+        + (f"Left out: {runs.count(lost, 'run')} without a bracket. " if lost else "")
         + f"BatchNorm mode {runs.provenance(ds, 'bn')}.",
         (
             Panel(

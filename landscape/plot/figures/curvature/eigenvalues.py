@@ -31,13 +31,15 @@ def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     positive = not bool((ds.eigenvalue <= 0).any())
     bn = runs.provenance(ds, "bn")
     number = runs.provenance(ds, "num_examples")
+    order = f"From top to bottom in each row: λ₁ to λ{_below(ranks)}. " if ranks > 1 else ""
     return Drawing(
         "top_eigenvalues",
-        f"The {ranks} largest eigenvalues of the Hessian",
-        f"From top to bottom in each row: λ₁ to λ{_below(ranks)}. Dots: one seed each "
-        f"({runs.seed_count(ds)}), with a bar that holds an eigenvalue for certain (residual and "
-        "rounding; mostly narrower than the dot); upright bars: geometric mean. Hollow: not "
-        "converged. Hessian of the loss on "
+        f"The {ranks} largest eigenvalues of the Hessian"
+        if ranks > 1
+        else "The largest eigenvalue of the Hessian",
+        f"{order}Dots: one seed each ({runs.seed_count(ds)}), with a bar that holds an "
+        "eigenvalue for certain (residual and rounding; mostly narrower than the dot); "
+        "upright bars: geometric mean. Hollow: not converged. Hessian of the loss on "
         f"{number} examples, BatchNorm mode {bn}.",
         (
             Panel(
@@ -88,8 +90,8 @@ def hessian_trace(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "hessian_trace",
         "Trace of the Hessian",
         "Large: geometric mean over seeds with its 95 % t-interval. Small: one seed each, with "
-        f"Hutchinson's standard error from {ds.sizes.get('probe', 0)} probes that all models "
-        f"share. BatchNorm mode {runs.provenance(ds, 'bn')}.",
+        f"Hutchinson's standard error from {runs.count(ds.sizes.get('probe', 0), 'probe')} that "
+        f"all models share. BatchNorm mode {runs.provenance(ds, 'bn')}.",
         (_scalars(ds, found, "trace", "trace", "nats"),),
         panel_height=0.4 + 0.2 * len(found),
         legend=False,
@@ -108,7 +110,7 @@ def frobenius(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "by the squared parameters, the mean increase for relative changes of the weights, which "
         "rescaled ReLU layers leave alone. Large: "
         "geometric mean over seeds with its 95 % t-interval; small: one seed each, with its "
-        f"standard error over {runs.provenance(ds, 'num_probes')} probes. BatchNorm mode "
+        f"standard error over its probes ({runs.provenance(ds, 'num_probes')}). BatchNorm mode "
         f"{runs.provenance(ds, 'bn')}.",
         (
             _scalars(ds, found, "frobenius_squared", "squared Frobenius norm", "nats²"),

@@ -246,7 +246,11 @@ def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         ("mislabelled_fit_epoch", "wrong labels"),
     ):
         if name in ds and bool(np.isfinite(ds[name]).any()):
-            marks = [m for v in runs.variants(ds) for m in curve(v, 100 * v.ds[name], "epoch")]
+            marks = [
+                m
+                for v in runs.variants(ds)
+                for m in curve(v, 100 * v.ds[name], "epoch", bounds=(0.0, 100.0))
+            ]
             fitted = Axis("predicted as labelled", "%", limits=(-3, 103))
             panels.append(Panel(Axis("epoch"), fitted, tuple(marks), label))
     return Drawing(
@@ -293,7 +297,7 @@ def robustness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         marks: list[Mark] = []
         for v in runs.variants(ds):
             mine = whole.isel(run=np.flatnonzero(ds.variant.values == v.id))
-            marks += curve(v, 100 * mine, "severity")
+            marks += curve(v, 100 * mine, "severity", bounds=(0.0, 100.0))
         panels.append(Panel(Axis("severity"), Axis("accuracy", "%", limits=(-3, 103)), tuple(marks),
                             name))  # fmt: skip
     return Drawing(

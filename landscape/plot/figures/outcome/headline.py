@@ -42,9 +42,10 @@ def headline(
     rows = Axis(limits=(-0.6, len(found) - 0.4), ticks=ticks)
     marks: list[Mark] = []
     for place, v in enumerate(found):
-        ci = stats.mean_ci(factor * v.ds[metric].values)
+        ci = stats.metric_ci(values.metric, v.ds[metric].values)
+        mean, low, high = (factor * end for end in (ci.estimate, ci.low, ci.high))
         marks.append(_seeds(factor * v.ds[metric].values, place, v))
-        marks.append(_estimate(ci.estimate, ci.low, ci.high, place, v))
+        marks.append(_estimate(mean, low, high, place, v))
     units = "%" if row.is_share else row.units
     panels = [Panel(Axis(row.name, units), rows, tuple(marks))]
     decided = _decide(values, found, references) if decided is None else decided
@@ -52,14 +53,16 @@ def headline(
         pairs = {v.id: runs.partner(found, v, reference) for v in found}
         if any(base is not None for base in pairs.values()):
             panels.append(_differences(values.metric, found, pairs, reference, decided, rows))
+    how = " (geometric)" if values.metric.scale == "log" else ""
+    how = " (its interval made on the logit)" if row.is_share else how
     what = "a difference" if row.scale == "linear" else f"a factor of the {row.what}"
     return Drawing(
         "headline",
-        f"{words_first(row.name)} by variant",
-        f"Small: one seed each ({runs.seed_count(ds)}). Large: mean with its 95 % t-interval over "
-        f"seeds. Right: {what}, paired by seed (same initial weights and data order), with "
-        "intervals that are simultaneous over all comparisons: one that leaves out the line is "
-        "resolved. None is drawn where nothing can be decided.",
+        f"{runs.sentence(row.name)} by variant",
+        f"Small: one seed each ({runs.seed_count(ds)}). Large: mean{how} with its 95 % "
+        f"t-interval over seeds. Right: {what}, paired by seed (same initial weights and data "
+        "order), with intervals that are simultaneous over all comparisons: one that leaves "
+        "out the line is resolved. None is drawn where nothing can be decided.",
         tuple(panels),
         columns=len(panels),
         panel_height=0.45 + 0.17 * len(found),
@@ -68,11 +71,6 @@ def headline(
         legend=False,
         widths=(1.25, *[1.0] * (len(panels) - 1)),
     )
-
-
-def words_first(text: str) -> str:
-    """With a capital letter."""
-    return text[:1].upper() + text[1:]
 
 
 def _with_examples(found: Sequence[Variant], metric: str) -> dict[str, xr.Dataset]:
@@ -180,10 +178,10 @@ def flatness_vs_accuracy(
     return Drawing(
         "flatness_vs_accuracy",
         "Is the flatter model the better one?",
-        "Small: one seed each. Large: variant means (geometric on a logarithmic axis) with 95 % "
-        "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
-        "means, a description, above 0 where the flatter variant is the better one; training loss "
-        "is shown because it confounds curvature.",
+        "Small: one seed each. Large: variant means (geometric on a logarithmic axis, but "
+        "of shares) with 95 % t-intervals over seeds, each for itself. τ is Kendall's rank "
+        "correlation over variant means, a description, above 0 where the flatter variant is the "
+        "better one; training loss is shown because it confounds curvature.",
         panels,
         columns=len(panels),
         panel_height=1.9,
@@ -210,8 +208,11 @@ def _against(
     for v in runs.variants(outcome):
         x = np.array([by_run.get(run, np.nan) for run in v.ds.run.values.tolist()])
         y = _compared(row, v.ds[metric].values)
-        a, b = ((stats.geometric_mean_ci if log else stats.mean_ci)(values)
-                for log, values in ((x_log, x), (y_log, y)))  # fmt: skip
+        a = (stats.geometric_mean_ci if x_log else stats.mean_ci)(x)
+        if row.bounds is not None:
+            b = stats.mean_ci(y, bounds=(100 * row.bounds[0], 100.0))
+        else:
+            b = (stats.geometric_mean_ci if y_log else stats.mean_ci)(y)
         if not a.n or not b.n:
             continue
         means[v.label] = (a.estimate, b.estimate, v.color)
@@ -286,7 +287,8 @@ def history(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     ):
         marks: list[Mark] = []
         for v in runs.variants(ds):
-            marks += curve(v, factor * v.ds[name], "epoch", log=name == "train_loss")
+            log = name == "train_loss"
+            marks += curve(v, factor * v.ds[name], "epoch", log=log, bounds=(0.0, 100.0))
         panels.append(Panel(Axis("epoch"), Axis(label, units, log=name == "train_loss"),
                             tuple(marks)))  # fmt: skip
     return Drawing(
@@ -307,15 +309,21 @@ def curve(
     dim: str,
     *,
     log: bool = False,
+    bounds: tuple[float, float] | None = None,
     name: str | None = None,
     color: str | None = None,
     dash: Dash = "solid",
     legend: bool = True,
 ) -> list[Mark]:
-    """Mean over runs along `dim` with the band of its 95 % t-interval (geometric if `log`)."""
-    summary = stats.geometric_mean_ci if log else stats.mean_ci
+    """Mean over runs along `dim` with the band of its 95 % t-interval (geometric if `log`).
+
+    bounds: what the quantity cannot leave, and neither does the band.
+    """
     table = values.transpose("run", dim).values
-    cis = [summary(column) for column in table.T]
+    cis = [
+        stats.geometric_mean_ci(column) if log else stats.mean_ci(column, bounds=bounds)
+        for column in table.T
+    ]
     x = np.asarray(values[dim].values, float)
     keep = np.array([ci.n > 0 for ci in cis])
     estimate, low, high = (

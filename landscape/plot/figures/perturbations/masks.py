@@ -124,7 +124,7 @@ def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     marks: list[Mark] = [Rule("y", 0.0, "chance", "solid", text="chance")]
     masked = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.kappa).any())]
     for v in masked:
-        marks += curve(v, v.ds.kappa, "lag")
+        marks += curve(v, v.ds.kappa, "lag", bounds=(-1.0, 1.0))
         line = marks[-1]
         if isinstance(line, Line):
             marks.append(Points(line.x, line.y, v.label, v.color, v.symbol, size=3,

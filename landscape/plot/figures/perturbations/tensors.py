@@ -61,7 +61,7 @@ def _radius(v: Variant) -> str:
 
 def _perturbed(v: Variant, rows: np.ndarray, low: float) -> list[Mark]:
     energy = v.ds.energy_share.transpose("run", "tensor").values
-    cis = [stats.mean_ci(column) for column in energy.T]
+    cis = [stats.mean_ci(column, bounds=(0.0, 1.0)) for column in energy.T]
     mean = np.array([ci.estimate for ci in cis])
     kinds = np.array(strings(v.ds.kind))
     marks: list[Mark] = []
@@ -99,7 +99,7 @@ def energy_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         for kind in dict.fromkeys(kinds.tolist()):
             share = v.ds.energy_share.isel(tensor=np.flatnonzero(kinds == kind))
             total = 100 * share.sum("tensor", skipna=False)
-            marks += curve(v, total, "epoch", name=kind, color=style.kind(kind))
+            marks += curve(v, total, "epoch", bounds=(0.0, 1.0), name=kind, color=style.kind(kind))
         panels.append(Panel(Axis("epoch"), Axis("energy", "%", limits=(-3, 103)), tuple(marks),
                             v.label))  # fmt: skip
     return Drawing(
@@ -121,15 +121,15 @@ def perturbation_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Dra
     """Effective radius, agreement of both gradients, and loss increase over epochs."""
     ds = runs.in_setting(ds, setting)
     panels = []
-    for name, label, units in (
-        ("radius_ratio", "‖e‖/ρ", "1"),
-        ("cosine", "cos(g₁, g₂)", "1"),
-        ("sharpness_gap", "L(θ + e) − L(θ)", "nats"),
+    for name, label, units, bounds in (
+        ("radius_ratio", "‖e‖/ρ", "1", None),
+        ("cosine", "cos(g₁, g₂)", "1", (-1.0, 1.0)),
+        ("sharpness_gap", "L(θ + e) − L(θ)", "nats", None),
     ):
         if name in ds and bool(np.isfinite(ds[name]).any()):
             marks = tuple(mark for v in runs.variants(ds)
                           if bool(np.isfinite(v.ds[name]).any())
-                          for mark in curve(v, v.ds[name], "epoch"))  # fmt: skip
+                          for mark in curve(v, v.ds[name], "epoch", bounds=bounds))  # fmt: skip
             panels.append(Panel(Axis("epoch"), _wide(Axis(label, units), ds[name]), marks))
     return Drawing(
         "perturbation_over_time",

@@ -71,7 +71,7 @@ def surface_persistence(
     runs.require(ds, variable)
     names: list[str] = []
     marks: list[Mark] = []
-    counts, bounds = [], []
+    counts, bounds, most = [], [], 0
     if ds.sizes["alpha"] * ds.sizes["beta"] > _MOST_CELLS:
         return Drawing("surface_persistence", "Basins of the sampled surfaces", "", ())
     for v in runs.variants(ds):
@@ -83,6 +83,7 @@ def surface_persistence(
         )
         start = len(names)
         counts.append(f"{v.label} {int(found.num_basins)}")
+        most = max(most, int(found.num_basins))
         bounds.append(float(found.interpolation_bound + found.sampling_bound))
         highest = float(found.highest)
         last = np.where(np.isfinite(found.death), found.death, highest)
@@ -101,6 +102,7 @@ def surface_persistence(
             if text
         ]
         names += [v.label, *[""] * (found.sizes["point"] - 1)]
+    beyond = f"; the {_SHOWN} most persistent are shown" if most > _SHOWN else ""
     if not names:
         return Drawing("surface_persistence", "Basins of the sampled surfaces", "", ())
     known = [bound for bound in bounds if np.isfinite(bound)]
@@ -121,8 +123,8 @@ def surface_persistence(
         "Each bar is a local minimum of the sampled plane, from its value to that of the saddle "
         "where it joins a deeper one, or to the highest cell (0-dimensional persistence of "
         "sublevel sets; cells that touch are neighbours). "
-        f"Local minima: {', '.join(counts)}; the {_SHOWN} most persistent are "
-        f"shown. {error} Basins between cells, and outside of this plane, are not seen.{random}",
+        f"Local minima: {', '.join(counts)}{beyond}. {error} Basins between "
+        f"cells, and outside of this plane, are not seen.{random}",
         (
             Panel(
                 Axis(str(ds[variable].attrs.get("long_name", variable)).lower(),

@@ -75,7 +75,7 @@ def loss_plane(
     panels += [_cut(ds, along, variable, log=log) for along in ("alpha", "beta")]
     return Drawing(
         "loss_plane",
-        f"{_named(ds, variable)} on a plane of {_kind(ds)}",
+        f"{runs.sentence(_named(ds, variable))} on a plane of {_kind(ds)}",
         ("Colours: height above the lowest value of the same plane, which the title names. " * rise)
         + _plane_caption(ds, variable, slices, setting),
         tuple(panels),
@@ -235,7 +235,7 @@ def loss_surface(
     )  # fmt: skip
     return Drawing(
         "loss_surface",
-        f"{_named(ds, variable)} over a plane of {_kind(ds)}",
+        f"{runs.sentence(_named(ds, variable))} over a plane of {_kind(ds)}",
         f"{_plane_caption(ds, variable, None, None, surface=True)} All panels share the "
         "linear scale of heights and colours. Drag to rotate; the contours on the floor are those "
         "of the surface."
@@ -272,7 +272,7 @@ def plane_difference(
         x, y = part.alpha.values.astype(float), part.beta.values.astype(float)
         table = part.difference.values
         surely = (part.low.values > 0) | (part.high.values < 0)
-        words = f"{int(part.n.max())} seeds, p = {float(part.p_anywhere):.2g}"
+        words = f"{runs.count(int(part.n.max()), 'seed')}, p = {float(part.p_anywhere):.2g}"
         panels.append(
             Panel(
                 _ALPHA,

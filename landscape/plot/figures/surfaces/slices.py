@@ -49,7 +49,7 @@ def loss_slice(
     along = "random directions" if random_axes(modes[0]) else kind or "given directions"
     return Drawing(
         "loss_slice",
-        f"{ds[variable].attrs.get('long_name', variable)} along {along}",
+        f"{runs.sentence(str(ds[variable].attrs.get('long_name', variable)))} along {along}",
         _caption(modes),
         tuple(panels),
         columns=max(1, len(windows)) * len(modes),
@@ -60,12 +60,14 @@ def loss_slice(
 
 def _caption(modes: list[xr.Dataset]) -> str:
     ds = modes[0]
-    directions = ds.sizes["direction"]
+    directions = runs.count(ds.sizes["direction"], "direction")
     bands = (
-        f"Mean over {directions} directions and {runs.seed_count(ds)}; band: 95 % t-interval "
+        f"Mean over {directions} and {runs.seed_count(ds)}; band: 95 % t-interval "
         "over seeds of the mean over directions"
         if max(v.ds.sizes["run"] for v in runs.variants(ds)) > 1
-        else f"Mean over {directions} directions; band: its 95 % t-interval over directions, which "
+        else f"{directions} of one checkpoint each (one seed): no interval"
+        if ds.sizes["direction"] == 1
+        else f"Mean over {directions}; band: its 95 % t-interval over directions, which "
         "speaks about these checkpoints alone (one seed); a claim about variants needs seeds"
     )
     how = normalization(ds)
