@@ -111,3 +111,20 @@ def test_flatness_stands_beside_the_error_on_a_logarithmic_axis(data):
     tau = stats.kendall([m.x[0] for m in means], [m.y[0] for m in means], seed=0).tau
     # Flatter and better go together: eigenvalue and error rise with each other.
     assert first.title == f"τ = {tau:+.2f}".replace("-", "−")
+
+
+def test_no_error_of_two_seeds_is_drawn_beyond_what_an_error_can_be(data):
+    parts = [data[n] for n in ("generalization", "top_eigenvalues", "sharpness")]
+    far = parts[0].copy(deep=True)
+    far["test_accuracy"].values[:] = np.where(far.seed.values == 0, 0.38, 0.98)
+    for name, place in (("flatness_vs_accuracy", "y"), ("headline", "x")):
+        rest = parts[1:] if name == "flatness_vs_accuracy" else []
+        drawn = check_figure(name, far, *rest, setting="noisy")
+        ends = [
+            getattr(mark, f"{place}_{end}")
+            for mark in drawn.panels[0].marks
+            for end in ("low", "high")
+            if getattr(mark, f"{place}_{end}", None) is not None
+        ]
+        assert ends
+        assert all(((end > 0) & (end <= 100)).all() for end in ends)

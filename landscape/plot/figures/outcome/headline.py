@@ -1,6 +1,7 @@
 """What came out: accuracies with their differences, flatness beside accuracy, training history."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -178,10 +179,10 @@ def flatness_vs_accuracy(
     return Drawing(
         "flatness_vs_accuracy",
         "Is the flatter model the better one?",
-        "Small: one seed each. Large: variant means (geometric on a logarithmic axis, but "
-        "of shares) with 95 % t-intervals over seeds, each for itself. τ is Kendall's rank "
-        "correlation over variant means, a description, above 0 where the flatter variant is the "
-        "better one; training loss is shown because it confounds curvature.",
+        "Small: one seed each. Large: variant means (geometric on a logarithmic axis) with 95 % "
+        "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
+        "means, a description, above 0 where the flatter variant is the better one; training loss "
+        "is shown because it confounds curvature.",
         panels,
         columns=len(panels),
         panel_height=1.9,
@@ -209,10 +210,10 @@ def _against(
         x = np.array([by_run.get(run, np.nan) for run in v.ds.run.values.tolist()])
         y = _compared(row, v.ds[metric].values)
         a = (stats.geometric_mean_ci if x_log else stats.mean_ci)(x)
-        if row.bounds is not None:
-            b = stats.mean_ci(y, bounds=(100 * row.bounds[0], 100.0))
-        else:
-            b = (stats.geometric_mean_ci if y_log else stats.mean_ci)(y)
+        bounds = None if row.bounds is None else (100 * row.bounds[0], 100.0)
+        b = stats.geometric_mean_ci(y) if y_log else stats.mean_ci(y, bounds=bounds)
+        if bounds is not None:  # no error is above 100 %
+            b = replace(b, high=min(b.high, bounds[1]))
         if not a.n or not b.n:
             continue
         means[v.label] = (a.estimate, b.estimate, v.color)
