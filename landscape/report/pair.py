@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from landscape import stats
 from landscape.errors import LandscapeError
 from landscape.metrics import METRICS
@@ -112,7 +114,8 @@ def _differences(family: Family, setting: str, a: str, b: str) -> Iterator[tuple
 
 
 def _both(values: Values | None, a: str, b: str) -> bool:
-    return values is not None and bool(values.raw.get(a)) and bool(values.raw.get(b))
+    """Whether both have a finite value: SGD has no energy of a perturbation to compare."""
+    return values is not None and all(np.isfinite(values.plain(row)).any() for row in (a, b))
 
 
 def _decided(one: Difference) -> str:
