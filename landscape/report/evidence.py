@@ -228,10 +228,13 @@ def _notes(family: Family, setting: str) -> list[str]:
     notes += _outlying(family, setting)
     notes += _kinks(study, setting)
     if study.has("top_eigenvalues", setting):
-        notes.append(
+        means = (
             "λ₁, trace and sharpness: geometric mean over seeds, and below it the ratio to the "
-            "first reference with its adjusted interval; ± after λ₁ is the largest residual "
-            f"‖Hv − λv‖. All on the same {_examples(study)} training examples."
+            "first reference with its adjusted interval; "
+        )
+        notes.append(
+            f"{'' if counts == {1} else means}± after λ₁ is the largest residual ‖Hv − λv‖. "
+            f"λ₁, trace and sharpness are of the same {_examples(study)} training examples."
         )
     return notes
 

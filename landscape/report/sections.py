@@ -1,7 +1,7 @@
 """Which figures the report shows, under which heading, from which measurements."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xarray as xr
@@ -57,7 +57,22 @@ class Entry:
             "metric": study.metric,
             "decided": _decided(family, setting),
         }
-        return make(*found, **{key: keywords[key] for key in keywords if key in accepted})
+        made = make(*found, **{key: keywords[key] for key in keywords if key in accepted})
+        return _of_one_seed(made) if _one_seed(study, setting) else made
+
+
+def _one_seed(study: Study, setting: str) -> bool:
+    return all(v.ds.sizes["run"] == 1 for v in study.variants(setting))
+
+
+def _of_one_seed(drawn: Drawing | None) -> Drawing | None:
+    """The drawing with a caption that promises no interval over seeds where there is one seed."""
+    said = "" if drawn is None else drawn.caption.lower()
+    promised = ("t-interval" in said or "mean over" in said) and "one seed)" not in said
+    if drawn is None or not promised or "first seed only" in said:
+        return drawn
+    more = " Here it is one seed of each variant: a mean is that seed, without an interval."
+    return replace(drawn, caption=drawn.caption + more)
 
 
 def _decided(family: Family, setting: str) -> dict[tuple[str, str], Decision]:

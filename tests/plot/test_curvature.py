@@ -177,7 +177,7 @@ def test_critical_sharpness_stands_beside_the_eigenvalue_where_that_was_measured
     assert len(both.marks) == 2 * len(alone.marks)
     lost = data["critical_sharpness"].copy(deep=True)
     lost["bracketed"].values[0] = False
-    assert "1 runs without a bracket" in figures.critical_sharpness(lost).caption
+    assert "Left out: 1 run without a bracket" in figures.critical_sharpness(lost).caption
 
 
 def test_a_result_of_another_kind_is_refused_by_name(data):
