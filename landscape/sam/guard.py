@@ -57,6 +57,8 @@ class Guard:
     def __init__(self) -> None:
         self.climbs = 0
         self.said = "no step has climbed yet"
+        self.units = ""  # what is wrong with the gradient of `backward`, where it is stepped with
+        self.left = 0.0  # norm of that gradient
         self._plain = PlainState()
 
     @property
@@ -64,6 +66,17 @@ class Guard:
         """Whether the next climb is looked at."""
         n = self.climbs
         return n == 0 or (n >= 8 and n & (n - 1) == 0 and n.bit_length() % 3 == 1)
+
+    def leaves(self, gradients: Sequence[Tensor | None]) -> None:
+        """What `backward` leaves in `.grad`, where its units are not those of the loss."""
+        if self.units:
+            self.left = _norm(gradients)
+
+    def check_left(self, gradients: Sequence[Tensor | None]) -> None:
+        """Refuse to step with a gradient of other units that nobody has unscaled or clipped."""
+        said, self.units = self.units, ""
+        if said and _norm(gradients) > 0.5 * self.left:
+            raise LandscapeError(said)
 
     def before_first(self, model: nn.Module) -> None:
         """A step begins, that may be the first to climb."""
@@ -144,6 +157,10 @@ class Guard:
         self.said = (
             f"climb {self.climbs} was seen: loss {float(clean):.6g} at w, {loss:.6g} at w + e"
         )
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> float:
+    return math.sqrt(sum(float(vectors.norm(g)) ** 2 for g in gradients if g is not None))
 
 
 def _all_finite(step: "Step", loss: float) -> bool:

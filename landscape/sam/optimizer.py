@@ -351,6 +351,7 @@ class SAM(Optimizer):
             taken = Step(self, passes).run()
             self._add_to(earlier, taken)
         self._pending = taken.point
+        self.guard.leaves(self.trained.gradients())
         return taken.loss
 
     def _add_to(self, earlier: Sequence[Tensor | None], taken: Step) -> None:
@@ -378,6 +379,7 @@ class SAM(Optimizer):
                 "instead of optimizer.step()."
             )
         self._pending = None
+        self.guard.check_left(self.trained.gradients())
         with torch.no_grad():
             BaseStep.of_gradient(self, point).take(scaled=False)
         stepped_with(self.trained)

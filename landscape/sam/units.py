@@ -54,12 +54,11 @@ class Factor:
 
 
 def applies(step: "Step") -> bool:
-    """Whether a factor would be an error: a closure differentiates, and gd is stepped with."""
+    """Whether a factor can be told: a closure differentiates, and one loss stands for all."""
     optimizer, passes = step.optimizer, step.passes
     one_sign = passes.signs is None or len(set(passes.signs)) == 1
     return (
         passes.closure is not None
-        and (passes.steps or _scale(step) >= LEAST)
         and type(step.variant.evaluate) is SameBatch
         and one_sign
         and optimizer.local is None
@@ -74,7 +73,7 @@ def is_suspect(step: "Step", expected: float, rise: float | None) -> bool:
     """
     if not applies(step):
         return False
-    if step.passes.steps and rise is not None and expected >= LEAST * abs(rise):
+    if rise is not None and expected >= LEAST * abs(rise):
         return True
     too_small = rise is None or abs(rise) >= LEAST * expected
     return too_small and _scale(step) >= LEAST
@@ -103,9 +102,11 @@ def check(step: "Step", again: Again, length: float, visible: float) -> None:
     if a is None or b is None or max(a.low, b.low) > 2 * min(a.high, b.high):
         return
     both, scale = Factor(min(a.low, b.low), max(a.high, b.high)), _scale(step)
-    if passes.steps and both.low >= LEAST:
-        raise LandscapeError(_too_large(both))
-    if scale >= LEAST and 0.5 < scale * math.sqrt(a.value * b.value) < 2:
+    if both.low >= LEAST:
+        if passes.steps:
+            raise LandscapeError(_too_large(both))
+        step.optimizer.guard.units = _too_large(both)  # others may unscale it before they step
+    elif scale >= LEAST and 0.5 < scale * math.sqrt(a.value * b.value) < 2:
         raise LandscapeError(_not_scaled(scale))
 
 

@@ -93,6 +93,17 @@ def test_a_gradient_that_others_will_unscale_is_theirs():
         assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
 
 
+def test_a_gradient_that_nobody_has_unscaled_is_not_stepped_with():
+    model, scaler = cnn(), scaler_of()
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.1))
+    before = weights(model)
+    for t in range(2):  # adding up
+        optimizer.backward(scaled_by(scaler.scale, model, batch(t)))
+    with pytest.raises(LandscapeError, match=r"about 65536 times .*SAM\(\.\.\., scaler=scaler\)"):
+        optimizer.step()
+    assert same(before, weights(model))
+
+
 @pytest.mark.parametrize("factor", [1 / 256, 1 / 8, 8])
 def test_a_mean_told_in_other_units_is_no_error(factor):
     """(loss / accumulation).backward(), and sums over few parts."""
