@@ -145,7 +145,7 @@ def finish_tuning(found: "Tuned", target: Path, *, as_json: bool) -> None:
         print(json.dumps(said, indent=2))
         return
     for each in found.chosen:
-        end = "" if each.inside else ", at the end of its grid"
+        end = f", {each.place}" if each.place else ""
         say(f"{each.variant}: {found.axis} = {each.value} of {list(each.values)}{end}")
     say(f"Chosen on validation data; trainings: {found.num_trainings}.")
     print(target)

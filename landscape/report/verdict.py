@@ -81,7 +81,7 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
         said = "no effect against a reference can be asked"
         if one.base:
             label = family.study.label(one.setting, one.base)
-            said = f"no variant's effect against {label} is outside the margin"
+            said = f"no variant's effect against {label} is resolved outside the margin"
         reasons.append(said)
     if effects.dose_only:
         reasons.append(

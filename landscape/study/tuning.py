@@ -33,6 +33,15 @@ class Chosen:
     inside: bool
     optimism: float  # validation accuracy above what the rule reaches on seeds held out
 
+    @property
+    def place(self) -> str:
+        """Where it lies among the values, in words; "" between others."""
+        if self.inside:
+            return ""
+        if len(self.values) > 2:
+            return "at the end of the grid"
+        return "the only value" if len(self.values) == 1 else "of two values, each an end"
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -207,7 +216,7 @@ def _written(given: Mapping[str, Any], axis: str, chosen: tuple[Chosen, ...]) ->
         grid.pop(axis, None)
     said = "\n".join(
         f"# {c.variant}: {axis} = {toml.value_text(c.value)} of {list(c.values)}"
-        + ("" if c.inside else " (at the end of the grid)")
+        + (f" ({c.place})" if c.place else "")
         for c in chosen
     )
     rule = (

@@ -99,3 +99,14 @@ def test_what_cannot_be_chosen_is_named(tmp_path):
     alone = TEXT.replace("study_problem:splits", "study_problem:data")
     with pytest.raises(LandscapeError, match="the data have no validation split"):
         tune(parse(alone, base=HERE), tmp_path / "b", HERE_ONLY, seeds=1)
+
+
+@pytest.mark.parametrize(("values", "value", "said"), [
+    ((0.1, 0.2, 0.4), 0.2, ""),
+    ((0.1, 0.2, 0.4), 0.4, "at the end of the grid"),
+    ((0.1, 0.2), 0.2, "of two values, each an end"),
+    ((0.1,), 0.1, "the only value"),
+])  # fmt: skip
+def test_where_a_chosen_value_lies_is_said_where_it_tells_something(values, value, said):
+    chosen = Chosen("sam", value, values, said == "", 0.0)
+    assert chosen.place == said
