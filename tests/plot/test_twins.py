@@ -95,7 +95,7 @@ def test_headline_shows_seeds_and_the_paired_interval(data):
     ds = runs.in_setting(data["generalization"], "noisy")
     accuracy = {v.id: 100 * v.ds.test_accuracy.values for v in runs.variants(ds)}
     points = {m.name: m for m in drawn.panels[0].marks if len(m.x) == 1}
-    ci = stats.mean_ci(accuracy["sam"])
+    ci = stats.mean_ci(accuracy["sam"], bounds=(0, 100))
     assert points["SAM"].x[0] == pytest.approx(ci.estimate)
     assert points["SAM"].x_low[0] == pytest.approx(ci.low)
     shown = next(m for m in drawn.panels[1].marks if m.name == "SAM")
