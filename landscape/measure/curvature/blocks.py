@@ -100,7 +100,7 @@ def _blocks(layout: ParamLayout, by: Any) -> tuple[list[str], Tensor]:
 def _labels(layout: ParamLayout, by: Any) -> list[str]:
     """The name of the block of each tensor."""
     if isinstance(by, Mapping):
-        return _by_patterns(layout, by)
+        return by_patterns(layout, by)
     if isinstance(by, int) and not isinstance(by, bool):
         check_count("by", by, hint=", a depth in the names of modules")
         return [".".join(tensor.module.split(".")[:by]) for tensor in layout.tensors]
@@ -109,7 +109,7 @@ def _labels(layout: ParamLayout, by: Any) -> list[str]:
     return [getattr(tensor, label) for tensor in layout.tensors]
 
 
-def _by_patterns(layout: ParamLayout, by: Mapping[str, str | Sequence[str]]) -> list[str]:
+def by_patterns(layout: ParamLayout, by: Mapping[str, str | Sequence[str]]) -> list[str]:
     """Refused where a pattern matches nothing, or two of them the same tensor."""
     found: dict[str, str] = {}
     for block, patterns in by.items():

@@ -8,8 +8,9 @@ from landscape import measure, results, training
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.measure.curvature.adaptive_sharpness import NORMS
-from landscape.measure.curvature.blocks import BY
+from landscape.measure.curvature.blocks import BY, by_patterns
 from landscape.measure.curvature.operator import MATRICES
+from landscape.params import ParamLayout
 from landscape.study import possible
 from landscape.study.finished_run import Checkpoints, FinishedRun, training_objective
 from landscape.study.measurements.record import (
@@ -284,6 +285,11 @@ def _lanczos(options: Options, _work: Work) -> float:
     return PRODUCT * (options["max_hvps"] or 8 * options["k"]) + 1
 
 
+def _has_blocks(options: Options, done: FinishedRun) -> None:
+    """Patterns name tensors of the model, each of them once."""
+    by_patterns(ParamLayout.of(done.model), {p: p for p in options["patterns"]})
+
+
 def _probes(options: Options, _work: Work) -> float:
     return PRODUCT * options["num_probes"] + 1
 
@@ -328,6 +334,7 @@ RECORDS = (
         block_curvature,
         cost=lambda o, _: PRODUCT * (o["num_probes"] + 15 * BLOCKS[o["by"]]) + 2,
         choices={"by": BY, **_MATRIX},
+        fits=_has_blocks,
     ),
     Record(hessian_diagonal, cost=_probes, first_seed_only=True, drawn=False),
     Record(frobenius, cost=_probes, of=(measure.hessian_diagonal,)),

@@ -330,6 +330,7 @@ RECORDS = (
     Record(
         curvature_map,
         above=("radius", "tolerance"),
+        least={"max_hvps": 2},  # of two eigenvalues a point
         below={"tolerance": 1},
         agree=_symmetric,
         cost=lambda o, _: o["points"] ** 2 * PRODUCT * min(o["max_hvps"], 60),
