@@ -154,10 +154,18 @@ def test_density_weights_sum_to_one_and_give_the_moments():
     assert square == pytest.approx(float((H**2).sum()) / len(SPECTRUM), rel=0.1)
 
 
+def test_all_eigenvalues_of_one_and_of_two_parameters():
+    for spectrum in ([3.0], [1.0, 2.0]):
+        risk, _, _ = quadratic(spectrum)
+        ds = measure.top_eigenvalues(risk, risk.theta, k=len(spectrum), seed=0)
+        np.testing.assert_allclose(ds.eigenvalue, sorted(spectrum, reverse=True), rtol=1e-10)
+        assert ds.converged.all()
+
+
 def test_bad_input_is_refused():
     risk, _, _ = quadratic([1.0, 2.0])
-    with pytest.raises(LandscapeError, match="k=2 eigenpairs asked"):
-        measure.top_eigenvalues(risk, risk.theta, k=2, seed=0)
+    with pytest.raises(LandscapeError, match=r"k=3 eigenpairs asked .* k must be at most 2"):
+        measure.top_eigenvalues(risk, risk.theta, k=3, seed=0)
     with pytest.raises(LandscapeError, match="possible are largest, smallest, both, magnitude"):
         measure.top_eigenvalues(risk, risk.theta, k=1, which="top", seed=0)
     with pytest.raises(LandscapeError, match=r"num_probes=.* give a whole number >= 2"):
