@@ -183,7 +183,7 @@ def _ratios(family: Family, setting: str, text: str) -> Iterator[Claim]:
 
 REASONS = (
     r"\d+ of \d+ effects? outside the margin agrees? \([^)]*\)",
-    r"no variant's effect against .* is outside the margin",
+    r"no variant's effect against .* is resolved outside the margin",
     r"no effect against a reference can be asked",
     r".* the other way round", r".* with an effect and an equal dose \([^)]*\)",
     r".*, with a gain above the margin excluded", r"\d+ variants?: too few for dose and response",
@@ -211,6 +211,7 @@ NOTES = (
     "One seed per variant", "Differences are paired by seed", "Declared before the first",
     "It is not known whether this was declared", "The declaration was changed", "As good as: ",
     "Far from the other runs", "Gaussian sharpness over ½ρ² tr H/P", "λ₁, trace and sharpness: ",
+    "± after λ₁ is the largest residual", "Means over seeds: of ",
 )  # fmt: skip
 
 
