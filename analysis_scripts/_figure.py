@@ -48,11 +48,16 @@ def _draw(name, measurements, compute, draw, study, out) -> str:
         folder.check()
         data = compute(*[results.load(folder.results / f"{m}.nc") for m in measurements])
         for measurement, ds in zip(measurements, data, strict=True):
-            results.save(ds, _file(out, name, measurement))
+            results.save(_within(folder.root, ds), _file(out, name, measurement))
     figure = draw(*data)
     for suffix in (".png", ".pdf"):
         static.save(figure, out / f"{name}{suffix}")
     return f"{out / name}.png and .pdf ({time.perf_counter() - start:.1f} s)"
+
+
+def _within(study: Path, ds: xr.Dataset) -> xr.Dataset:
+    """The data with their files named within the study, wherever it lay."""
+    return ds.assign_attrs(provenance=ds.provenance.replace(f"{study.absolute()}/", ""))
 
 
 def _file(folder: Path, name: str, measurement: str) -> Path:
