@@ -47,7 +47,8 @@ def _usable(device: torch.device | str) -> torch.device:
             f"device={device!r} asked; possible are 'cpu', 'cuda' and 'cuda:0' and so on."
         ) from error
     there = devices.count(place.type)
-    if (place.index or 0) >= there:
+    # A model of the meta device has no values: that is said where the model is read.
+    if place.type != "meta" and (place.index or 0) >= there:
         kind = place.type.upper() if place.type == "cuda" else place.type
         raise LandscapeError(
             f"device={device!s} asked, but torch finds {there} {kind} devices; use 'cpu' or one of "

@@ -183,7 +183,7 @@ def test_an_estimate_says_what_the_trainings_will_record(at, tmp_path):
     (tmp_path / "s.toml").write_text(demo_text(quick=True))
     code, out, said = at("measure", "s.toml", "--estimate")
     assert code == 0, said
-    assert "The trainings record at most 1.8 MB." in out
+    assert "The trainings record at most 2.2 MB." in out
 
 
 def test_data_that_are_not_there_are_bad_input_and_it_says_where_to_get_them(at):

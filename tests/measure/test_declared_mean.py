@@ -109,6 +109,9 @@ def test_a_mean_gives_the_numbers_of_its_twin(name):
         np.testing.assert_array_equal(found, expected)
         return
     for key, values in expected.data_vars.items():
+        if key == "test_losses":  # a loss for each example: a mean has none
+            assert key not in found
+            continue
         ours = found[key].values
         if values.dtype.kind != "f":
             np.testing.assert_array_equal(ours, values.values, err_msg=key)

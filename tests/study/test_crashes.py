@@ -120,7 +120,8 @@ def test_a_report_that_was_stopped_at_any_write_is_whole_when_written_again(whol
             report.write(place, formats=())
         log.write_text("\n".join(disk.log))
 
-    assert in_a_child(counted) == (0, "")
+    for _ in range(2):  # the first also makes the folders
+        assert in_a_child(counted) == (0, "")
     page, total = place.report.read_bytes(), len(log.read_text().splitlines())
     for at in range(1, total + 1) if STRIDE == 1 else (1, total // 2, total):
         assert in_a_child(lambda at=at: counted(at))[0] == KILLED

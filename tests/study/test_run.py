@@ -15,7 +15,7 @@ import xarray as xr
 
 from landscape import results
 from landscape.errors import LandscapeError
-from landscape.storage import StudyFolder, read_json
+from landscape.storage import STUDY_FORMAT, StudyFolder, read_json
 from landscape.study import Options, parse, reopen, run, verify
 from landscape.study.finished_run import stratified
 
@@ -91,7 +91,7 @@ def test_a_study_leaves_every_file_that_the_layout_names(finished):
 
 def test_resolved_json_says_every_choice(finished):
     found = read_json(finished.folder.resolved)
-    assert found["format"] == 2
+    assert found["format"] == STUDY_FORMAT
     assert found["threads"] == 1
     assert found["variants"]["zsharp"]["options"]["norm_scope"] == "global"
     assert [r["run"] for r in found["runs"]] == list(finished.done)
@@ -400,7 +400,8 @@ QUICK_KINDS = ("results/*.nc", "runs/*/history.jsonl", "runs/*/checkpoints/final
 def test_verify_finds_a_changed_bit_in_every_kind_of_file(finished, tmp_path, kind):
     folder = _copy(finished, tmp_path)
     path = sorted(folder.glob(kind))[0]
-    _flip(path, 0.47)
+    # What netCDF leaves unused between its tables belongs to no value: there is nothing to find.
+    _flip(path, 0.8 if kind.endswith(".nc") else 0.47)
     try:
         found = verify(folder).problems
     except LandscapeError as error:
