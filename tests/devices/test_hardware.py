@@ -38,6 +38,7 @@ def test_a_second_device_has_the_numbers_of_the_first():
     )
 
 
+@pytest.mark.slow
 def test_the_tables_are_rehearsed(tmp_path):
     command = [sys.executable, "-m", "benchmarks.accelerator", "--rehearse", "--out", tmp_path]
     done = subprocess.run(

@@ -78,6 +78,7 @@ def test_a_seed_means_the_same_augmentation():
     assert torch.equal(there.cpu(), here)
 
 
+@pytest.mark.slow
 def test_a_study_has_the_numbers_of_the_cpu(tmp_path):
     found = []
     for device in ("cpu", pretend.DEVICE):

@@ -66,6 +66,7 @@ def test_frames_of_the_page_hold_the_numbers_of_their_moment(drawn):
     }
 
 
+@pytest.mark.slow
 def test_a_gif_has_a_picture_per_moment_and_the_same_bytes(study, drawn, tmp_path):
     (path,) = report.write_figures(
         study, report.Choice(only=("trajectory",), setting="noisy", formats=("gif",)), out=tmp_path

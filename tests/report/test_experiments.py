@@ -78,6 +78,7 @@ def test_every_need_makes_a_file_that_is_read(family, monkeypatch):
             assert "perturbation" in given["measure"]["measurements"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("needs", [("controls", "measure:rho_eff"), ("match:rho_eff",)])
 def test_proposed_studies_run_and_are_reported(family, tmp_path, monkeypatch, needs):
     """With one seed, to be quick: trained, measured, and read by the same page."""

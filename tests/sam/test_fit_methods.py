@@ -160,7 +160,7 @@ HELD = ("sam", "vasso", "fisher_sam", "sagm", "ire", "xsam", "lookbehind_sam", "
 # A quick suite needs one recipe of each number of passes; -m slow runs all.
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("sam", "sagm", "bsam") else pytest.param(n, marks=pytest.mark.slow) for n in HELD],
+    [n if n in ("sam", "bsam") else pytest.param(n, marks=pytest.mark.slow) for n in HELD],
 )
 def test_no_more_copies_of_the_weights_live_than_declared(name):
     """Beside the weights, when a forward pass begins."""

@@ -162,6 +162,7 @@ def stale(rank):
         made(flat, flat.parameters(), "sam")
 
 
+@pytest.mark.slow
 @needs_processes
 def test_evaluations_between_steps_saved_state_and_the_class_that_is_refused():
     in_two_processes(stale)

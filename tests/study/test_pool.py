@@ -76,6 +76,7 @@ def test_workers_have_the_threads_they_were_promised_and_the_parent_keeps_its_ow
     assert os.environ.get("OMP_NUM_THREADS") == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "sleeping.py").write_text(

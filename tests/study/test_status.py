@@ -68,6 +68,7 @@ def test_a_failed_run_says_why_and_the_exit_code_is_one(tmp_path, monkeypatch):
     assert json.loads(as_json.output)["counts"]["failed"] == 2
 
 
+@pytest.mark.slow
 def test_who_works_is_seen_and_who_is_not_heard_of_has_stopped(tmp_path, monkeypatch):
     run(study_of(), tmp_path / "s", Options(workers=0, quiet=True))
     folder = tmp_path / "s" / "runs" / status(tmp_path / "s").runs[0].run
