@@ -80,7 +80,7 @@ def seed(value: int, device: torch.device) -> None:
 
 def in_use() -> list[torch.device]:
     """Accelerators that this process has begun to use."""
-    kind = torch.accelerator.current_accelerator()
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
         return []
     module = torch.get_device_module(kind.type)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
 from safetensors.torch import load_file
 from torch import nn
 
@@ -208,9 +207,13 @@ _BLANK = (
 def _harmless() -> list[Any]:
     """What may be named in a file beside tensors: numpy's numbers as they are, the rest blank."""
     numbers: list[tuple[Any, str]] = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
+    # What numpy itself names when it pickles a number and an array, wherever its version keeps it.
+    pickling = {
+        "scalar": np.float64(0).__reduce__()[0],
+        "_reconstruct": np.empty(0).__reduce__()[0],
+    }
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        for name in ("scalar", "_reconstruct"):
-            numbers.append((getattr(multiarray, name), f"{module}.{name}"))
+        numbers += [(function, f"{module}.{name}") for name, function in pickling.items()]
     for kind in vars(np.dtypes).values():
         if isinstance(kind, type) and issubclass(kind, np.dtype):
             numbers += [(kind, f"numpy.dtypes.{kind.__name__}"), (kind, f"numpy.{kind.__name__}")]

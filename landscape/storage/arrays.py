@@ -17,7 +17,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | np.generic]) -> P
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
-            np.savez(handle, allow_pickle=False, **arrays)
+            np.savez(handle, **arrays)  # ty: ignore[invalid-argument-type] -- names are never options
         seal_zip(temporary)
 
     return write_atomically(path, write)
