@@ -21,10 +21,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats as laws
 
-from benchmarks.sentences import printed
-from landscape.report.evidence import table
-from landscape.report.family import Claim, Family
-from landscape.report.findings import answer
+from benchmarks.sentences import asserted
+from landscape.report.family import Claim
 from landscape.report.study import Study
 from landscape.storage import StudyFolder
 
@@ -314,17 +312,7 @@ class Read:
 
 def read_page(study: Study, truth: Truth) -> Read:
     """Everything that the page of a study asserts, held against the truth."""
-    family = Family.of(study)
-    said = answer(family)
-    tables = [table(family, setting) for setting in study.settings]
-    places = {
-        "headline": said.headline_claims,
-        "findings": [claim for one in said.findings for claim in one.claims],
-        "verdicts": [claim for one in said.verdicts for claim in one.claims],
-        "tables": [claim for one in tables for claim in one.claims],
-        "pictures": [claim for one in family.made.values() for claim in one.claims],
-        "sentences": printed(family, said, tables),
-    }
+    said, places = asserted(study)
     false = {place: sum(is_false(c, truth) for c in claims) for place, claims in places.items()}
     return Read(false, {one.key: one.word for one in said.verdicts})
 

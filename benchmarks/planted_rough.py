@@ -25,11 +25,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from benchmarks.sentences import printed
+from benchmarks.sentences import asserted
 from landscape.metrics import FLATNESS
-from landscape.report.evidence import table
-from landscape.report.family import Claim, Family
-from landscape.report.findings import answer
+from landscape.report.family import Claim
 from landscape.report.study import Study
 from landscape.storage import StudyFolder
 
@@ -433,17 +431,7 @@ class Read:
 
 def read_page(study: Study, truth: Truth) -> Read:
     """Everything that the page asserts, by its claims and by its printed sentences."""
-    family = Family.of(study)
-    said = answer(family)
-    tables = [table(family, setting) for setting in study.settings]
-    places = {
-        "headline": said.headline_claims,
-        "findings": [c for one in said.findings for c in one.claims],
-        "verdicts": [c for one in said.verdicts for c in one.claims],
-        "tables": [c for one in tables for c in one.claims],
-        "pictures": [c for one in family.made.values() for c in one.claims],
-        "sentences": printed(family, said, tables),
-    }
+    said, places = asserted(study)
     false: Counter[str] = Counter()
     examples = []
     for place, claims in places.items():

@@ -16,8 +16,9 @@ from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot.drawing import Points, Rule
 from landscape.report.evidence import Table, table
 from landscape.report.family import Claim, Family
-from landscape.report.findings import Answer, Finding
+from landscape.report.findings import Answer, Finding, answer
 from landscape.report.overview import overview
+from landscape.report.study import Study
 from landscape.report.verdict import Verdict
 
 NAME = r"[\w.-]+"
@@ -26,6 +27,21 @@ ENTRY = re.compile(rf"({NAME}) \(([^()]*)\)")
 
 class UnknownSentenceError(Exception):
     """A sentence that the grammar does not know."""
+
+
+def asserted(study: Study) -> tuple[Answer, dict[str, list[Claim]]]:
+    """The answer of a study's page, and everything that the page asserts, by place."""
+    family = Family.of(study)
+    said = answer(family)
+    tables = [table(family, setting) for setting in study.settings]
+    return said, {
+        "headline": list(said.headline_claims),
+        "findings": [claim for one in said.findings for claim in one.claims],
+        "verdicts": [claim for one in said.verdicts for claim in one.claims],
+        "tables": [claim for one in tables for claim in one.claims],
+        "pictures": [claim for one in family.made.values() for claim in one.claims],
+        "sentences": printed(family, said, tables),
+    }
 
 
 def printed(family: Family, said: Answer, tables: Sequence[Table] | None = None) -> list[Claim]:
