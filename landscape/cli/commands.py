@@ -57,6 +57,24 @@ app = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from landscape import __version__
+
+        typer.echo(f"landscape {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _landscape(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Measure and draw the loss landscape of networks trained with SAM and its variants."""
+
+
 @app.command(epilog=EPILOG)
 def demo(
     out: Annotated[

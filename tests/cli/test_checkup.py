@@ -1,9 +1,12 @@
 """`landscape check`: an installation that works says so, one that does not names what fails."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+import landscape
 from landscape.cli import checkup
 from tests.cli.test_commands import call
 
@@ -14,6 +17,12 @@ def test_this_installation_holds(monkeypatch, capsys):
     assert [finding["name"] for finding in found] == list(checkup.CHECKS)
     assert all(finding["holds"] for finding in found), found
     assert code == 0
+
+
+def test_the_version_is_said_by_the_module_too():
+    asked = [sys.executable, "-m", "landscape", "--version"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert said.stdout == f"landscape {landscape.__version__}\n"
 
 
 @pytest.mark.parametrize("fault", ["raises", "differs"])

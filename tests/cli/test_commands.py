@@ -236,7 +236,7 @@ def test_flags_are_a_study_file():
 
 @pytest.mark.slow
 def test_the_quick_demo_ends_in_a_report_and_a_second_call_does_nothing(tmp_path):
-    command = [sys.executable, "-m", "landscape.cli", "demo", "--quick", "--out", tmp_path / "d"]
+    command = [sys.executable, "-m", "landscape", "demo", "--quick", "--out", tmp_path / "d"]
     first = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert len(json.loads(first.stdout)["done"]) == 3

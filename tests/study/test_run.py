@@ -478,7 +478,7 @@ def _driver(folder, out):
 
 
 def _command(folder, out, *more):
-    command = [sys.executable, "-m", "landscape.cli", "run", "study.toml", "--out", str(out), *more]
+    command = [sys.executable, "-m", "landscape", "run", "study.toml", "--out", str(out), *more]
     return _process(folder, command)
 
 

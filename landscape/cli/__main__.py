@@ -1,5 +1,0 @@
-"""`python -m landscape.cli`."""
-
-from landscape.cli import main
-
-main()
