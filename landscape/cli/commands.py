@@ -309,7 +309,8 @@ def figures(
     ] = None,
     letters: Annotated[bool, typer.Option("--letters", help="a, b, c before the panels.")] = False,
     formats: Annotated[
-        str, typer.Option("--format", help="Of pdf, png, svg, pgf, html and gif, comma-separated.")
+        str,
+        typer.Option("--format", help="Of pdf, png, svg, pgf, html, gif, mp4, comma-separated."),
     ] = "pdf,png,html",
     dpi: Annotated[int, typer.Option(help="Of PNG files.")] = 200,
     out: Annotated[Path | None, typer.Option(help="Folder; default STUDY/figures.")] = None,
@@ -519,8 +520,8 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            help="What to write: .csv, .parquet, .nc; .png, .pdf, .svg, .pgf, .html, .gif; .glb, "
-            ".vts."
+            help="What to write: .csv, .parquet, .nc; .png, .pdf, .svg, .pgf, .html, .gif, .mp4; "
+            ".glb, .vts."
         ),
     ],
     figure: Annotated[

@@ -1,10 +1,13 @@
-"""Drawings that have moments as moving pictures: GIF by Pillow, HTML with a slider by plotly.
+"""Drawings that have moments as moving pictures: GIF, MP4, and HTML with a slider by plotly.
 
 A drawing has moments where its marks say `when` each point is there: a training's path over the
 epochs. Every picture has the axes of the whole, and the last one is the figure that stands still.
 """
 
 import io
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +21,81 @@ from landscape.plot._matplotlib import render
 from landscape.plot.drawing import Drawing
 from landscape.storage import write_atomically
 
+SUFFIXES = (".gif", ".mp4")
 SECONDS = 0.35  # a picture; the last one stands longer
 _LAST = 4
+_RATE = 20  # pictures a second of a film, of which players expect some
 
 
-def save_gif(
-    drawing: Drawing, path: Path, *, width: str | float = "neurips", dpi: int = 120
-) -> Path:
-    """Write the moments of a drawing as a GIF that repeats; the same bytes every time."""
+def save(drawing: Drawing, path: Path, *, width: str | float = "neurips", dpi: int = 120) -> Path:
+    """Write the moments of a drawing as .gif, which repeats, or .mp4; the same bytes every time.
+
+    .mp4 (H.264) is encoded by the ffmpeg that `pip install sam-landscape[video]` brings, or else by
+    the one on the PATH.
+    """
     path, moments = Path(path), _moments(drawing)
-    if path.suffix != ".gif":
-        raise LandscapeError(f"{path.name} ends in {path.suffix!r}; moving pictures are .gif.")
+    if path.suffix not in SUFFIXES:
+        raise LandscapeError(
+            f"{path.name} ends in {path.suffix!r}; moving pictures are {', '.join(SUFFIXES)}."
+        )
+    write = _gif if path.suffix == ".gif" else _mp4(path.name)
     pictures = [_picture(drawing.until(moment), width, dpi) for moment in moments]
+    return write_atomically(path, lambda file: write(pictures, file))
+
+
+def _gif(pictures: list[Image.Image], file: Path) -> None:
     # One palette, that of the last picture, which has every colour: no flicker.
     last = pictures[-1].quantize(256, dither=Image.Dither.NONE)
     frames = [p.quantize(palette=last, dither=Image.Dither.NONE) for p in pictures[:-1]] + [last]
     times = [int(1000 * SECONDS)] * (len(frames) - 1) + [int(1000 * _LAST * SECONDS)]
-    return write_atomically(
-        path,
-        lambda file: frames[0].save(
-            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
-        ),
+    frames[0].save(
+        file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
     )
+
+
+def _mp4(name: str) -> Callable[[list[Image.Image], Path], None]:
+    encoder = _ffmpeg(name)
+
+    def write(pictures: list[Image.Image], file: Path) -> None:
+        # Colours are kept for two by two pixels together: both sides are even.
+        wide, high = (2 * (-(-side // 2)) for side in pictures[0].size)
+        even = [Image.new("RGB", (wide, high), "white") for _ in pictures]
+        for whole, picture in zip(even, pictures, strict=True):
+            whole.paste(picture)
+        times = round(SECONDS * _RATE)
+        shown = [p.tobytes() for p in even for _ in range(times)]
+        shown += [even[-1].tobytes()] * (times * (_LAST - 1))
+        # One thread, and no word on the encoder or the day: the same bytes every time.
+        command = [
+            encoder, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
+            "-s", f"{wide}x{high}", "-r", str(_RATE), "-i", "-", "-an", "-c:v", "libx264",
+            "-threads", "1", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart",
+            "-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "mp4", str(file),
+        ]  # fmt: skip
+        done = subprocess.run(command, input=b"".join(shown), capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()[-300:]
+            raise LandscapeError(
+                f"{name}: {encoder} could not encode it ({said}); write .gif instead."
+            )
+
+    return write
+
+
+def _ffmpeg(name: str) -> str:
+    """The encoder, looked for before anything is drawn."""
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # not installed; or it has none for this machine
+        found = shutil.which("ffmpeg")
+    if found is None:
+        raise LandscapeError(
+            f"{name}: .mp4 is encoded by ffmpeg, which is not installed; "
+            f"`pip install sam-landscape[video]`, or write .gif."
+        )
+    return found
 
 
 def _picture(drawing: Drawing, width: str | float, dpi: int) -> Image.Image:

@@ -50,7 +50,7 @@ def convert(
     that variables share (`tables`), a .vts for each variant.
     """
     source, target = Path(source), Path(target)
-    drawn = (*static.SUFFIXES, ".html", ".gif", *meshes.SUFFIXES)
+    drawn = (*static.SUFFIXES, ".html", *animation.SUFFIXES, *meshes.SUFFIXES)
     if target.suffix not in (*TABLES, *drawn):
         raise LandscapeError(
             f"{target.name} ends in {target.suffix!r}; possible: {', '.join((*TABLES, *drawn))}."
@@ -69,8 +69,8 @@ def convert(
         return [results.save(ds, target)]
     if target.suffix in TABLES:
         return _write_tables(ds, target)
-    if target.suffix == ".gif":
-        return [animation.save_gif(_drawn(ds, figures, figure, setting), target)]
+    if target.suffix in animation.SUFFIXES:
+        return [animation.save(_drawn(ds, figures, figure, setting), target)]
     page = interactive if target.suffix == ".html" else static
     return [page.save(_drawn(ds, page, figure, setting), target)]
 

@@ -17,7 +17,8 @@ from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import Study
 from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
 
-FORMATS = ("pdf", "png", "svg", "pgf", "html", "gif")
+_MOVING = ("gif", "mp4")
+FORMATS = ("pdf", "png", "svg", "pgf", "html", *_MOVING)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def write_figures(
 
     Beside them: data/<figure>.csv, every number drawn; captions.tex, a macro for each caption;
     tables.tex, methods.tex and references.bib of the whole study. html: interactive twins, which
-    share one plotly.min.js; with time (trajectory) it moves, as gif does.
+    share one plotly.min.js; with time (trajectory) it moves, as gif and mp4 do.
     """
     study, choice = Study.read(folder), choice or Choice()
     family = Family.of(study)
@@ -155,7 +156,7 @@ def write_figures(
 def save(figure: Selected, place: Path, choice: Choice) -> Iterator[Path]:
     """Write one figure in the formats of the choice."""
     path = place / figure.stem
-    printed = [suffix for suffix in choice.formats if suffix not in ("html", "gif")]
+    printed = [suffix for suffix in choice.formats if suffix not in ("html", *_MOVING)]
     moves = len(figure.drawing.moments) > 1
     if printed:
         drawn = static.render(
@@ -166,8 +167,9 @@ def save(figure: Selected, place: Path, choice: Choice) -> Iterator[Path]:
         render = animation.moving if moves else interactive.render
         page = render(figure.drawing, width=7.2)
         yield interactive.save(page, path.with_suffix(".html"), shared=True)
-    if "gif" in choice.formats and moves:
-        yield animation.save_gif(figure.drawing, path.with_suffix(".gif"), width=choice.width)
+    for suffix in [one for one in choice.formats if one in _MOVING and moves]:
+        film = path.with_suffix(f".{suffix}")
+        yield animation.save(figure.drawing, film, width=choice.width)
 
 
 def write_csv(drawing: Drawing, path: Path) -> Path:

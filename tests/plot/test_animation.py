@@ -1,5 +1,8 @@
 """Moving pictures: the last one is the figure that stands still, and axes do not move."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,8 +77,39 @@ def test_a_gif_has_a_picture_per_moment_and_the_same_bytes(study, drawn, tmp_pat
     assert path.suffix == ".gif"
     with Image.open(path) as moving:
         assert moving.n_frames == len(drawn.moments)
-    again = animation.save_gif(drawn, tmp_path / "again.gif")
-    assert again.read_bytes() == animation.save_gif(drawn, tmp_path / "b.gif").read_bytes()
+    again = animation.save(drawn, tmp_path / "again.gif")
+    assert again.read_bytes() == animation.save(drawn, tmp_path / "b.gif").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_film_shows_the_pictures_of_its_moments_for_as_long_as_the_gif(study, drawn, tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    (path,) = report.write_figures(
+        study, report.Choice(only=("trajectory",), setting="noisy", formats=("mp4",)), out=tmp_path
+    )
+    assert path.suffix == ".mp4"
+    assert path.read_bytes() == animation.save(drawn, tmp_path / "again.mp4").read_bytes()
+
+    stills = [
+        np.asarray(animation._picture(drawn.until(moment), "neurips", 120)).astype(int)
+        for moment in (drawn.moments[0], drawn.moments[-1])
+    ]
+    high, wide = (side + side % 2 for side in stills[0].shape[:2])
+    decode = [ffmpeg, "-loglevel", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    film = subprocess.run(decode, capture_output=True, check=True).stdout
+    shown = np.frombuffer(film, np.uint8).reshape(-1, high, wide, 3)
+    times = len(drawn.moments) + animation._LAST - 1
+    assert len(shown) == times * round(animation.SECONDS * animation._RATE)
+    for picture, still in zip(shown[[0, -1]], stills, strict=True):
+        # Encoding blurs the edges of colours a little; another moment differs by whole marks.
+        assert np.abs(picture[: len(still), : still.shape[1]] - still).mean() < 2
+
+
+def test_without_an_encoder_a_film_is_refused_with_what_to_install(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LandscapeError, match=r"pip install sam-landscape\[video\]"):
+        animation.save(drawn, tmp_path / "path.mp4")
 
 
 def test_what_has_no_moments_does_not_move(drawn, tmp_path):
@@ -84,6 +118,6 @@ def test_what_has_no_moments_does_not_move(drawn, tmp_path):
         "still", "", "", (grammar.Panel(grammar.Axis(), grammar.Axis(), (line,)),)
     )
     with pytest.raises(LandscapeError, match="'still' has 0 moments; a moving picture needs two"):
-        animation.save_gif(still, tmp_path / "x.gif")
-    with pytest.raises(LandscapeError, match=r"ends in '.mp4'; moving pictures are .gif"):
-        animation.save_gif(drawn, tmp_path / "x.mp4")
+        animation.save(still, tmp_path / "x.gif")
+    with pytest.raises(LandscapeError, match=r"ends in '.avi'; moving pictures are .gif, .mp4"):
+        animation.save(drawn, tmp_path / "x.avi")
