@@ -38,6 +38,7 @@ from landscape.storage.seals import (
     unsealed,
 )
 from landscape.storage.writing import (
+    aside,
     free_bytes,
     hold,
     is_temporary,
@@ -50,9 +51,9 @@ from landscape.storage.writing import (
 )
 
 __all__ = [
-    "STUDY_FORMAT", "StudyFolder", "append_line", "check_name", "check_sealed_zip", "check_zip",
-    "declared_sha256", "digest_of", "file_sha256", "final_path", "folder_name", "free_bytes",
-    "hold", "is_plain_name", "is_temporary", "kept_weights", "load_json", "make_room",
+    "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_name", "check_sealed_zip",
+    "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path", "folder_name",
+    "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights", "load_json", "make_room",
     "metadata", "outcome_path", "read_array", "read_arrays", "read_json", "read_lines",
     "reading", "seal", "seal_zip", "sealed_sha256", "slug", "state_path", "sweep",
     "truncate_lines", "unsealed", "unsealed_json", "weights_path", "write_arrays",

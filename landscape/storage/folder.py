@@ -47,6 +47,11 @@ class StudyFolder:
         return self.root / ".lock"
 
     @property
+    def claim(self) -> Path:
+        """Who works in the folder now, with a heartbeat; absent while nobody does."""
+        return self.root / "working.json"
+
+    @property
     def runs(self) -> Path:
         """One folder per run."""
         return self.root / "runs"

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,6 +113,12 @@ def make_room(path: Path) -> None:
                 f"Run the command again to begin anew."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def aside(path: Path) -> Path:
+    """An unused name beside `path`, which `sweep` removes once this process has ended."""
+    name = f"{_TEMPORARY}{os.getpid()}-{_host()}-{uuid.uuid4().hex[:8]}{path.suffix}"
+    return path.with_name(name)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:

@@ -1,6 +1,7 @@
 """A study from file to results on disk: what is missing is made, what is there is kept."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import landscape
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import combining, preflight, run_folder, trainings, worker
+from landscape.study import claims, combining, preflight, run_folder, trainings, worker
 from landscape.study.declared import declaration
 from landscape.study.opened import Results
 from landscape.study.pool import Event, run_jobs
@@ -250,7 +251,7 @@ def _check_folder(place: StudyFolder, study: Study) -> None:
 
 def _only_our_beginnings(place: StudyFolder) -> bool:
     # Killed between study.toml and resolved.json.
-    ours = {place.study_toml.name, place.lock.name}
+    ours = {place.study_toml.name, place.lock.name, place.claim.name}
     return all(p.name in ours or storage.is_temporary(p) for p in place.root.iterdir())
 
 
@@ -261,19 +262,26 @@ def _alone(place: StudyFolder) -> Generator[None]:
         place.root.mkdir(parents=True, exist_ok=True)
         handle = place.lock.open("a+")
     with handle:
-        try:
-            import fcntl
-        except ImportError:  # not on this system; the user is trusted
+        _lock(handle.fileno(), place)
+        # Another machine may not see the lock: file systems differ in that. All see the claim.
+        with claims.claim(place.claim):
             yield
-            return
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LandscapeError(
-                f"{place.root} is being worked on by another landscape process; wait for it or "
-                f"stop it."
-            ) from None
-        yield
+
+
+def _lock(handle: int, place: StudyFolder) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LandscapeError(
+            f"{place.root} is being worked on by another landscape process; wait for it or stop it."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+            raise
 
 
 def stale_runs(study: Study, place: StudyFolder) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import run_folder, sessions
+from landscape.study.claims import Worker
 from landscape.study.spec import Job, Measurement
 
 Report = Callable[[float, str], None]
@@ -100,8 +101,17 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
 def do(job: Job, report: Report) -> Outcome:
     """Train and measure one run."""
     storage.hold(StudyFolder(job.folder.parents[1]).lock)
-    with sessions.session(job.folder):
-        return _do(job, report)
+
+    def wait(other: Worker) -> None:
+        report(0.0, f"waiting for {other.owner}, who works on it")
+
+    with sessions.session(job.folder, wait=wait) as held:
+
+        def heard(fraction: float, note: str) -> None:
+            held.check()
+            report(fraction, note)
+
+        return _do(job, heard)
 
 
 def _do(job: Job, report: Report) -> Outcome:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from landscape import storage
 from landscape.cli import app
 from landscape.errors import LandscapeError
-from landscape.study import Options, parse, run, sessions, status
+from landscape.study import Options, claims, parse, run, sessions, status
 
 HERE = Path(__file__).parents[1]
 TEXT = """
@@ -72,10 +72,10 @@ def test_a_failed_run_says_why_and_the_exit_code_is_one(tmp_path, monkeypatch):
 def test_who_works_is_seen_and_who_is_not_heard_of_has_stopped(tmp_path, monkeypatch):
     run(study_of(), tmp_path / "s", Options(workers=0, quiet=True))
     folder = tmp_path / "s" / "runs" / status(tmp_path / "s").runs[0].run
-    monkeypatch.setattr(sessions, "BEAT", 0.01)
+    monkeypatch.setattr(claims, "BEAT", 0.01)
     with sessions.session(folder):
         path = folder / "working.json"
-        old = time.time() - 3 * sessions.SILENCE
+        old = time.time() - 3 * claims.SILENCE
         os.utime(path, (old, old))
         limit = time.monotonic() + 10
         while not sessions.worker(folder).alive and time.monotonic() < limit:
