@@ -276,8 +276,8 @@ def observe(truth: Truth, rng: np.random.Generator) -> tuple[dict[str, xr.Datase
         # One table has one number of examples.
         for part in parts["generalization"]:
             part.pop("test_correct", None)
-    data = {name: _dataset(name, found, rows) for name, found in parts.items()}
-    return data, _trainings(ended, rows)
+    data = {name: dataset(name, found, rows) for name, found in parts.items()}
+    return data, trainings(ended, rows)
 
 
 def _column(truth: Truth, setting: str, key: str, sign: int) -> np.ndarray:
@@ -309,7 +309,7 @@ DIMS = {
 }  # fmt: skip
 
 
-def _dataset(name: str, parts: list[dict[str, Any]], rows: tuple[Row, ...]) -> xr.Dataset:
+def dataset(name: str, parts: list[dict[str, Any]], rows: tuple[Row, ...]) -> xr.Dataset:
     keys = [part["key"] for part in parts]
     names = [key for key in parts[0] if key != "key"]
     data = {
@@ -325,7 +325,7 @@ def _dataset(name: str, parts: list[dict[str, Any]], rows: tuple[Row, ...]) -> x
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def _trainings(ended: list[tuple[str, str, int, str]], rows: tuple[Row, ...]) -> xr.Dataset:
+def trainings(ended: list[tuple[str, str, int, str]], rows: tuple[Row, ...]) -> xr.Dataset:
     status = np.array([one[-1] for one in ended], dtype=object)
     said = np.array(["lost at step 7" if s == "diverged" else "" for s in status], dtype=object)
     count = np.full(len(ended), 100.0)
@@ -337,13 +337,21 @@ def _trainings(ended: list[tuple[str, str, int, str]], rows: tuple[Row, ...]) ->
 
 def make_study(truth: Truth, rng: np.random.Generator) -> Study:
     """The study as the report reads it."""
+    asks = bool(rng.random() < 0.3)
+    data, trainings = observe(truth, rng)
+    return study_of(truth, data, trainings, asks=asks, both=bool(rng.random() < 0.7))
+
+
+def study_of(
+    truth: Truth, data: dict[str, xr.Dataset], trainings: xr.Dataset, *, asks: bool, both: bool
+) -> Study:
+    """The study that results are of. asks: it asks a question; both: SAM is a reference too."""
     rows = truth.rows
     families = list(dict.fromkeys(row.family for row in rows))
     questions = []
-    if rng.random() < 0.3 and "asam" in families:
+    if asks and "asam" in families:
         questions.append({"asked": "Is asam better than sgd?", "pairs": [["asam", "sgd"]]})
     recipes = {row.family: row.recipe for row in rows} | {row.name: row.recipe for row in rows}
-    data, trainings = observe(truth, rng)
     resolved = {
         "name": "rough",
         "variants": {
@@ -353,7 +361,7 @@ def make_study(truth: Truth, rng: np.random.Generator) -> Study:
         "settings": {s: {"title": s} for s in dict.fromkeys(s for s, _ in truth.values)},
         "comparisons": {
             "metric": truth.metric, "setting": "a", "questions": questions,
-            "references": ["sgd", "sam"] if rng.random() < 0.7 else ["sgd"],
+            "references": ["sgd", "sam"] if both else ["sgd"],
         },
     }  # fmt: skip
     return Study(StudyFolder(Path()), resolved, data, trainings)

@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from landscape import results
 from landscape.plot import interactive, runs
-from landscape.report import words
-from landscape.report.axes import axis_tables
+from landscape.report import multiverse, words
+from landscape.report.axes import AxisTable, axis_tables
 from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
 from landscape.report.family import Family
@@ -55,7 +56,10 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     for shown in (figure for section in sections for figure in section.figures):
         list(save(shown, folder.figures, choice))
         write_csv(shown.drawing, folder.figures / "data" / f"{shown.stem}.csv")
-    said = answer(family)
+    own = [one for s in study.settings for one in multiverse.specifications(study, s)]
+    multiverse.write(own, folder.figures / "data" / "specifications.csv")
+    asked = [*own, *multiverse.scans(folder.scans)]
+    said = _with_specifications(answer(family), own)
     for verdict in said.verdicts:
         if verdict.experiment is not None and verdict.experiment.text:
             path = folder.root / "next" / f"{verdict.experiment.name}.toml"
@@ -77,7 +81,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "files": list(_files(study)),
         "tables": [table(family, setting) for setting in study.settings],
         "rules": RULES,
-        "axes": axis_tables(study),
+        "axes": [*_asked_otherwise(study, asked), *axis_tables(study)],
         "trainings": trainings(study),
         "sections": sections,
         "crosscheck": crosscheck(study),
@@ -115,6 +119,27 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     write_text(folder.root / "report.md", twin.render(**context))
     page = environment.get_template("report.html.j2").render(**context, **extras)
     return write_text(folder.report, page)
+
+
+def _with_specifications(said: Answer, own: Sequence[multiverse.Specification]) -> Answer:
+    """The answer, each verdict on flatness with the share of specifications in which it holds."""
+    told = []
+    for verdict in said.verdicts:
+        here = [one for one in own if one.setting == verdict.setting]
+        flat = verdict.key.startswith("flatter_")
+        held = multiverse.holds(here, verdict.word) if flat else ""
+        told.append(replace(verdict, multiverse=held))
+    return replace(said, verdicts=tuple(told))
+
+
+def _asked_otherwise(
+    study: Study, asked: Sequence[multiverse.Specification]
+) -> Iterator[AxisTable]:
+    """The verdict along the axes of this study and in the scans beside it."""
+    titles = {s: study.title(s) for s in study.settings} if len(study.settings) > 1 else {}
+    found = multiverse.specification_table(asked, titles)
+    if found is not None:
+        yield found
 
 
 def _overviews(family: Family, folder: StudyFolder, choice: Choice) -> Iterator[Selected]:

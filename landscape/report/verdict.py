@@ -3,11 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from landscape.metrics import FLATNESS, METRICS
+from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.experiments import Experiment, deciding
 from landscape.report.family import Claim, Family
-from landscape.report.multiverse import Share, specifications
 from landscape.report.rules import (
     COMPATIBLE,
     CONFOUNDED,
@@ -24,7 +23,10 @@ from landscape.stats import Association
 
 @dataclass(frozen=True)
 class Verdict:
-    """One hypothesis in one setting: its word, why, how robust, and what would decide it."""
+    """One hypothesis in one setting: its word, why, and what would decide it.
+
+    multiverse: in how many ways to ask it the word is the same, where a page has asked them all.
+    """
 
     setting: str
     key: str
@@ -38,8 +40,7 @@ class Verdict:
 
 def verdicts(family: Family, setting: str) -> list[Verdict]:
     """Every hypothesis that the measurements of a setting can speak to."""
-    share = specifications(family, setting)
-    found = [_of_cause(family, one, share) for one in weigh(family, setting)]
+    found = [_of_cause(family, one) for one in weigh(family, setting)]
     return found + [
         Verdict(setting, one.key, one.claim, one.word, one.reasons, one.claims,
                 deciding(family, setting, one.key, one.word, one.needs))
@@ -47,16 +48,14 @@ def verdicts(family: Family, setting: str) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def _of_cause(family: Family, one: Weighed, share: Share | None) -> Verdict:
+def _of_cause(family: Family, one: Weighed) -> Verdict:
     reasons = _reasons(family, one)
     experiment = None
     if one.word not in (SUPPORTED, CONTRADICTED):
         experiment = deciding(family, one.setting, one.hypothesis.key, one.word, _needs(one))
-    if one.hypothesis.quantity not in FLATNESS:
-        share = None
     return Verdict(
         one.setting, one.hypothesis.key, one.hypothesis.claim, one.word, tuple(reasons),
-        one.claims, experiment, "" if share is None else _share_words(share),
+        one.claims, experiment,
     )  # fmt: skip
 
 
@@ -139,15 +138,3 @@ def _signed(r: float) -> str:
 
 def _names(family: Family, one: Weighed, rows: tuple[str, ...]) -> str:
     return words.listing([family.study.label(one.setting, row) for row in rows])
-
-
-def _share_words(share: Share) -> str:
-    also = (
-        "too few variants to ask it given the covariates"
-        if share.given is None
-        else f"in {share.given} also given the covariates"
-    )
-    return (
-        f"In {share.together} of {words.count(share.total, 'specification')} ({share.over}) r > 0, "
-        f"{also}; a description, without a test."
-    )

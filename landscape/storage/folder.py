@@ -21,7 +21,7 @@ class StudyFolder:
 
     STUDY/  study.toml · resolved.json · data.json · runs/<run>/{spec.json, history.jsonl,
     snapshots/, checkpoints/, results/<measurement>.nc, done.json, sessions.jsonl} ·
-    results/<measurement>.nc · figures/ · report.html · report.md
+    results/<measurement>.nc · scans/ · figures/ · report.html · report.md
     """
 
     root: Path
@@ -65,6 +65,11 @@ class StudyFolder:
     def figures(self) -> Path:
         """Static figures and the data behind them."""
         return self.root / "figures"
+
+    @property
+    def scans(self) -> Path:
+        """Tables of other studies of the same question, which the page shows beside its own."""
+        return self.root / "scans"
 
     @property
     def report(self) -> Path:

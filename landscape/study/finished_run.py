@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape import problems, sam, storage, training
 from landscape.errors import LandscapeError
@@ -62,6 +63,13 @@ class FinishedRun:
         if "fixed" not in self._risks:
             self._risks["fixed"] = self._risk(*self.examples, bn=self.job.spec.bn)
         return self._risks["fixed"]
+
+    def risk_of_other_bn(self) -> EmpiricalRisk | None:
+        """The same in the other BatchNorm mode than [measure] bn; None without BatchNorm."""
+        if not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            return None
+        other: BNMode = "full_batch" if self.job.spec.bn == "eval" else "eval"
+        return self._risk(*self.examples, bn=other)
 
     def _risk(
         self, x: Tensor, y: Tensor, *, bn: BNMode, model: nn.Module | None = None

@@ -49,6 +49,7 @@ CHEAP = {
     "hessian_diagonal": {"num_probes": 2},
     "frobenius": {"num_probes": 2},
     "sharpness": {"rho": [0.1], "ascent_steps": 1, "num_pairs": 2},
+    "flatness_other_bn": {"rho": [0.1], "num_probes": 2, "num_pairs": 2},
     "adaptive_sharpness": {"rho": [0.01], "ascent_steps": 1, "num_pairs": 2},
     "m_sharpness": {"rho": [0.1], "batch_sizes": [4, 8]},
     "critical_sharpness": {"tolerance": 0.1},

@@ -137,6 +137,27 @@ def sharpness(
     )
 
 
+def flatness_other_bn(
+    done: FinishedRun, *, rho: tuple[float, ...], num_probes: int = 8, num_pairs: int
+) -> xr.Dataset | None:
+    """λ₁, trace and Gaussian sharpness under the BatchNorm mode that [measure] bn is not.
+
+    None for a model without BatchNorm. The page asks of each mode whether its verdict is the same.
+    """
+    risk = done.risk_of_other_bn()
+    if risk is None:
+        return None
+    top = measure.top_eigenvalues(risk, risk.theta, k=1, seed=done.seed)
+    trace = measure.hessian_trace(risk, risk.theta, num_probes=num_probes, seed=done.seed)
+    finite = measure.sharpness(
+        risk, risk.theta, rho=list(rho), ascent_steps=0, restarts=0, num_pairs=num_pairs,
+        seed=done.seed,
+    )  # fmt: skip
+    kept = top[["eigenvalue", "residual_norm", "converged"]]
+    both = kept.assign(trace=trace.trace, gaussian=finite.gaussian)
+    return both.assign_attrs(measurement="flatness_other_bn")
+
+
 def crosscheck(done: FinishedRun, *, num_probes: int, max_iterations: int) -> xr.Dataset:
     """Eigenvalue and trace by PyHessian beside ours."""
     return measure.crosscheck(
@@ -339,6 +360,14 @@ RECORDS = (
     Record(hessian_diagonal, cost=_probes, first_seed_only=True, drawn=False),
     Record(frobenius, cost=_probes, of=(measure.hessian_diagonal,)),
     Record(sharpness, cost=_sharpness, default=True, least={"ascent_steps": 0, "restarts": 0}),
+    Record(
+        flatness_other_bn,
+        cost=lambda o, _: (
+            PRODUCT * (LANCZOS + o["num_probes"]) + 2 * len(o["rho"]) * o["num_pairs"] * FORWARD
+        ),
+        of=(measure.sharpness,),
+        drawn=False,
+    ),
     Record(
         adaptive_sharpness,
         cost=lambda o, _: (
