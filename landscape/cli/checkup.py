@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "h5netcdf", "matplotlib", "plotly", "pyhessian")
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One check: its name, whether it holds, and what was seen."""
 
     name: str
@@ -24,14 +24,14 @@ class Finding(NamedTuple):
     seen: str
 
 
-def checkup() -> Iterator[Finding]:
+def checkup() -> Iterator[CheckResult]:
     """Each check in turn; what a check raises is its finding."""
     for name, check in CHECKS.items():
         try:
             holds, seen = check()
         except Exception as error:
             holds, seen = False, f"{type(error).__name__}: {error}"
-        yield Finding(name, holds, " ".join(seen.split()))
+        yield CheckResult(name, holds, " ".join(seen.split()))
 
 
 def _versions() -> tuple[bool, str]:
@@ -165,7 +165,7 @@ CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
 }
 
 
-def say(findings: Iterator[Finding]) -> bool:
+def say(findings: Iterator[CheckResult]) -> bool:
     """Print each finding as it comes; whether all hold."""
     every = True
     for finding in findings:

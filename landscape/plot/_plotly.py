@@ -78,7 +78,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
     for index, panel in enumerate(drawing.with_limits(columns)):
         row, column = divmod(index, columns)
         for mark in panel.marks:
-            _draw(mark, _Place(figure, panel, row + 1, column + 1, named))
+            _draw(mark, _PanelPlace(figure, panel, row + 1, column + 1, named))
         last = index + columns >= len(drawing.panels)
         if panel.z is not None:
             _planes.scene_axes(figure, panel, row + 1, column + 1)
@@ -169,7 +169,7 @@ def _rgba(color: str, opacity: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _PanelPlace:
     """One panel of a figure, and the names that its legend has so far."""
 
     figure: go.Figure
@@ -183,12 +183,12 @@ class _Place:
 
 
 @singledispatch
-def _draw(mark: object, at: _Place) -> None:
+def _draw(mark: object, at: _PanelPlace) -> None:
     raise TypeError(f"no way to draw {type(mark).__name__} at {at.row}, {at.col}")
 
 
 @_draw.register
-def _(mark: Points, at: _Place) -> None:
+def _(mark: Points, at: _PanelPlace) -> None:
     hollow = np.zeros(len(mark.x), bool) if mark.hollow is None else np.asarray(mark.hollow)
     symbol = _SYMBOLS[mark.symbol]
     errors = {
@@ -238,7 +238,7 @@ def _(mark: Points, at: _Place) -> None:
 
 
 @_draw.register
-def _(mark: Line, at: _Place) -> None:
+def _(mark: Line, at: _PanelPlace) -> None:
     at.add(
         go.Scatter(
             x=_single(mark.x),
@@ -254,7 +254,7 @@ def _(mark: Line, at: _Place) -> None:
 
 
 @_draw.register
-def _(mark: Band, at: _Place) -> None:
+def _(mark: Band, at: _PanelPlace) -> None:
     x = np.asarray(mark.x)
     keep = np.isfinite(mark.low) & np.isfinite(mark.high)
     around = np.concatenate([x[keep], x[keep][::-1]])
@@ -276,7 +276,7 @@ def _(mark: Band, at: _Place) -> None:
 
 
 @_draw.register
-def _(mark: Bars, at: _Place) -> None:
+def _(mark: Bars, at: _PanelPlace) -> None:
     fill = "rgba(0,0,0,0)" if mark.outline else mark.color
     border = {"color": style.INK if mark.outline else mark.color, "width": 1 if mark.outline else 0}
     at.add(
@@ -295,7 +295,7 @@ def _(mark: Bars, at: _Place) -> None:
 
 
 @_draw.register
-def _(mark: Rule, at: _Place) -> None:
+def _(mark: Rule, at: _PanelPlace) -> None:
     add = at.figure.add_vline if mark.axis == "x" else at.figure.add_hline
     options: dict[str, object] = {mark.axis: mark.value}
     options["line"] = {"color": mark.color, "dash": _DASHES[mark.dash], "width": 1}
@@ -323,7 +323,7 @@ def _(mark: Rule, at: _Place) -> None:
 
 
 @_draw.register
-def _(mark: Matrix, at: _Place) -> None:
+def _(mark: Matrix, at: _PanelPlace) -> None:
     text = [
         [_cell(value, mark.digits) if np.isfinite(value) else "" for value in line]
         for line in mark.values
@@ -360,28 +360,28 @@ def _cell(value: float, digits: int | None) -> str:
 
 
 @_draw.register
-def _(mark: Contours, at: _Place) -> None:
+def _(mark: Contours, at: _PanelPlace) -> None:
     at.add(_planes.contours(mark, scale=mark.name not in at.named))
     at.named.add(mark.name)
 
 
 @_draw.register
-def _(mark: Field, at: _Place) -> None:
+def _(mark: Field, at: _PanelPlace) -> None:
     at.add(_planes.field(mark))
 
 
 @_draw.register
-def _(mark: Gaps, at: _Place) -> None:
+def _(mark: Gaps, at: _PanelPlace) -> None:
     at.add(_planes.gaps(mark))
 
 
 @_draw.register
-def _(mark: Surface, at: _Place) -> None:
+def _(mark: Surface, at: _PanelPlace) -> None:
     at.add(_planes.surface(mark, at.panel))
 
 
 @_draw.register
-def _(mark: Label, at: _Place) -> None:
+def _(mark: Label, at: _PanelPlace) -> None:
     at.figure.add_annotation(
         x=math.log10(mark.x) if at.panel.x.log else mark.x,
         y=math.log10(mark.y) if at.panel.y.log else mark.y,

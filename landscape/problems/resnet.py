@@ -20,7 +20,7 @@ class Shortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, left, self.extra - left))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm, and a shortcut that option "B" projects if needed."""
 
     def __init__(self, before: int, width: int, stride: int, option: str) -> None:
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
             strides = [1 if index == 0 else 2] + [1] * (count - 1)
             stage = []
             for stride in strides:
-                stage.append(Block(before, width, stride, option))
+                stage.append(BasicBlock(before, width, stride, option))
                 before = width
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)

@@ -25,7 +25,7 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(n, tokens, dim))
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Pre-norm attention and a GELU MLP of four times the width."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -65,7 +65,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1, tokens, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.token, std=0.02)

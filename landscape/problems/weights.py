@@ -144,7 +144,7 @@ def load_weights(
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _FileTensor:
     """A tensor of the file: the mapping it lies in, the tokens of its name, those of wrappers."""
 
     where: Place
@@ -159,7 +159,7 @@ class _Set:
     """Entries behind one prefix whose names are the model's."""
 
     prefix: Place
-    named: dict[str, _Entry] = field(default_factory=dict)
+    named: dict[str, _FileTensor] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
@@ -190,7 +190,7 @@ class _Sets:
     def __init__(self, own: Mapping[str, Tensor], file: WeightsFile) -> None:
         self.own, self.file = own, file
         self.entries = [
-            _Entry(
+            _FileTensor(
                 where,
                 (*_tokens(where), *name.split(".")),
                 torch.from_numpy(value) if isinstance(value, np.ndarray) else value,

@@ -160,7 +160,7 @@ def resolved(one: Association) -> bool:
 
 def weigh(family: Family, setting: str) -> list[Weighed]:
     """Weigh every hypothesis whose quantity was measured in a setting."""
-    points = _Points(family, setting)
+    points = _VariantPoints(family, setting)
     known = [h for h in HYPOTHESES if (setting, h.quantity) in family.values]
     if len(points.rows) < 2 or (setting, family.study.metric) not in family.values:
         return []
@@ -211,7 +211,7 @@ def _share_of(study: Study, setting: str) -> float:
     return FIRST_SHARE if setting == enough[0] else rest
 
 
-class _Points:
+class _VariantPoints:
     """Variants of one setting as points: dose and response, means over seeds and own axes."""
 
     def __init__(self, family: Family, setting: str) -> None:
@@ -375,7 +375,7 @@ class _Points:
 
 
 def _weighed(
-    points: _Points, one: Hypothesis, plain: Association, given: Association,
+    points: _VariantPoints, one: Hypothesis, plain: Association, given: Association,
     conditioned: tuple[str, ...],
 ) -> Weighed:  # fmt: skip
     effects = points.effects(one)
@@ -393,8 +393,8 @@ def _weighed(
 
 
 def _failing(
-    points: _Points, one: Hypothesis, effects: Effects, plain: Association, given: Association,
-    conditioned: tuple[str, ...],
+    points: _VariantPoints, one: Hypothesis, effects: Effects, plain: Association,
+    given: Association, conditioned: tuple[str, ...],
 ) -> list[str]:  # fmt: skip
     """Conditions of "supported" that do not hold."""
     reasons = []

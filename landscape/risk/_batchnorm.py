@@ -46,7 +46,7 @@ class BatchNormControl:
         """Frozen running statistics; called after every use."""
         self.mode, self.purpose = "eval", "eval"
         self.statistics: list[tuple[Tensor, Tensor]] = []
-        self.gathered = _Moments()
+        self.gathered = _ChannelMoments()
 
     def give(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
         """Use these statistics, re-estimated elsewhere, site after site."""
@@ -131,7 +131,7 @@ class BatchNormControl:
     def close_site(self) -> None:
         """Turn what was gathered into the statistics of the next site."""
         self.statistics.append(self.gathered.result(unbiased=self.purpose == "recalibrate"))
-        self.gathered = _Moments()
+        self.gathered = _ChannelMoments()
 
     def _too_few(self, module: _BatchNorm) -> LandscapeError:
         return LandscapeError(
@@ -140,7 +140,7 @@ class BatchNormControl:
         )
 
 
-class _Moments:
+class _ChannelMoments:
     """Mean and variance per channel over batches, merged in float64 (Chan et al. 1979)."""
 
     def __init__(self) -> None:

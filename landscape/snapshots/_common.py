@@ -45,7 +45,7 @@ class _Stretch:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _PairRun:
     """Pairs (first + i, second + i) for i < count, at `place` in the order of the runs."""
 
     first: int
@@ -84,19 +84,19 @@ def _cores() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-def _runs(pairs: np.ndarray) -> tuple[np.ndarray, list[_Run]]:
+def _runs(pairs: np.ndarray) -> tuple[np.ndarray, list[_PairRun]]:
     """Pairs in an order in which most follow each other by one, and the stretches that do."""
     order = np.lexsort((pairs[:, 0], pairs[:, 1] - pairs[:, 0]))
     steps = np.diff(pairs[order], axis=0)
     starts = [0, *(np.flatnonzero((steps != 1).any(axis=1)) + 1), len(order)]
     return order, [
-        _Run(int(pairs[order[a], 0]), int(pairs[order[a], 1]), int(b - a), int(a))
+        _PairRun(int(pairs[order[a], 0]), int(pairs[order[a], 1]), int(b - a), int(a))
         for a, b in pairwise(starts)
     ]
 
 
 def _compare(
-    words: np.ndarray, heads: np.ndarray, runs: Sequence[_Run], num_pairs: int
+    words: np.ndarray, heads: np.ndarray, runs: Sequence[_PairRun], num_pairs: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which of the tensors that begin at `heads` these words hold, and the counts of the pairs."""
     width = words.shape[1]

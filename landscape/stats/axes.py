@@ -106,7 +106,7 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 @dataclass(frozen=True)
-class _Family:
+class _VariantRows:
     """Rows of one variant in one setting: their axes, by the name of the row."""
 
     setting: str
@@ -134,14 +134,14 @@ class _Family:
         return {k: sorted(rows, key=order) for k, rows in found.items() if len(rows) > 1}
 
 
-def _curves(ds: xr.Dataset) -> list[_Family]:
+def _curves(ds: xr.Dataset) -> list[_VariantRows]:
     if "axes" not in ds.coords or "family" not in ds.coords:
         return []
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     columns = (ds[name].values.tolist() for name in ("setting", "family", "variant", "axes"))
     for setting, family, row, axes in zip(*columns, strict=True):
         found.setdefault((setting, family), {})[row] = json.loads(axes)
-    return [_Family(setting, family, rows) for (setting, family), rows in found.items()]
+    return [_VariantRows(setting, family, rows) for (setting, family), rows in found.items()]
 
 
 def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
@@ -229,7 +229,7 @@ def _seeds_by_row(ds: xr.Dataset) -> dict[tuple[str, str], list[int]]:
 
 
 def _choices(
-    rows: Sequence[tuple[_Family, str, str]],
+    rows: Sequence[tuple[_VariantRows, str, str]],
     tables: Mapping[str, Mapping[tuple[str, str], Mapping[int, float]]],
     asked: Mapping[tuple[str, str], Sequence[int]],
 ) -> dict[str, Variable]:

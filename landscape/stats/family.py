@@ -114,7 +114,7 @@ def simultaneous(
     nothing = {key: _untested(c, level) for key, c in contrasts.items() if key not in kept}
     if not kept:
         return nothing
-    table = _Table(list(kept.values()))
+    table = _SeedTable(list(kept.values()))
     alpha = (1 - level) * share
     made = _by_flips if table.n.min() >= FLIPS_FROM else _by_student
     p, critical, smallest = made(table, alpha)
@@ -146,7 +146,7 @@ def _untested(c: Contrast, level: float) -> Decision:
     return Decision(ci, 1.0 if same else math.nan, math.nan, math.nan, c.margin, c.failed, "")
 
 
-class _Table:
+class _SeedTable:
     """All contrasts as columns over the union of their seeds, with their standard errors."""
 
     def __init__(self, contrasts: Sequence[Contrast]) -> None:
@@ -211,7 +211,7 @@ def _example_part(c: Contrast) -> tuple[float, np.ndarray | None]:
     return beyond, influence
 
 
-def _by_student(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
+def _by_student(table: _SeedTable, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(table.mean) / table.se
     m = int((table.se > 0).sum())
@@ -221,7 +221,7 @@ def _by_student(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, fl
     return adjusted, scipy.stats.t.isf(each / 2, table.df), 0.0
 
 
-def _by_flips(table: _Table, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
+def _by_flips(table: _SeedTable, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
     rng = np.random.default_rng(20101412)
     seeds = len(table.values)
     signs = _signs(seeds, rng, again=any(influence is not None for influence in table.examples))

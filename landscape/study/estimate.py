@@ -84,7 +84,7 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     known = run_folder.Trainings(study, place)
     todo = [running.job_of(known, run, place, device, options, across=True) for run in study.runs]
     gradients: dict[str, list[float]] = {}
-    probe, recorded = _Probe(todo[0]), 0
+    probe, recorded = _SampleWork(todo[0]), 0
     for job in todo:
         train, missing = run_folder.missing(job)
         if train:
@@ -107,7 +107,7 @@ def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     return Estimate(rows, probe.seconds, probe.num_examples, busy, busy * probe.memory, recorded)
 
 
-class _Probe:
+class _SampleWork:
     """One gradient and one Hessian product on the first run's problem, timed and weighed."""
 
     def __init__(self, job: Job) -> None:

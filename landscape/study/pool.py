@@ -101,7 +101,7 @@ class _Pool:
         self.waiting = deque(range(len(jobs)))
         self.last: dict[int, Event] = {}
         self.size = workers
-        self.workers: list[_Worker] = []
+        self.workers: list[_WorkerProcess] = []
 
     def run(self) -> list[Event]:
         try:
@@ -118,13 +118,13 @@ class _Pool:
     def _fill(self) -> None:
         busy = sum(worker.job is not None for worker in self.workers)
         while self.waiting and len(self.workers) < min(self.size, busy + len(self.waiting)):
-            self.workers.append(_Worker(self.work, self.threads))
+            self.workers.append(_WorkerProcess(self.work, self.threads))
         for worker in self.workers:
             if worker.job is None and self.waiting:
                 worker.start(self.waiting[0], self.jobs[self.waiting[0]])
                 self.waiting.popleft()
 
-    def _hear(self, worker: "_Worker") -> None:
+    def _hear(self, worker: "_WorkerProcess") -> None:
         try:
             event = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -138,7 +138,7 @@ class _Pool:
             worker.job = None
 
 
-class _Worker:
+class _WorkerProcess:
     """One spawned process and our end of its pipe."""
 
     def __init__(self, work: Work, threads: int) -> None:

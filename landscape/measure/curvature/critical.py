@@ -51,7 +51,7 @@ def critical_sharpness(
             "critical_sharpness was asked along a zero direction (theta is stationary, or the "
             "update is zero); give another direction."
         )
-    search = _Search(
+    search = _RateSearch(
         lambda rate: float(risk.loss(theta - rate * d)),
         center,
         max_losses,
@@ -93,7 +93,7 @@ def _direction(direction: Tensor, theta: Tensor) -> Tensor:
     return d
 
 
-class _Search:
+class _RateSearch:
     """Rates that raise the loss and rates that do not; a loss that is NaN or infinite raises it."""
 
     def __init__(

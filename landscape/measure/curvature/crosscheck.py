@@ -219,10 +219,10 @@ def _stderr(samples: np.ndarray) -> float:
 def _at(risk: EmpiricalRisk, theta: Tensor, seed: int) -> PyHessian:
     """PyHessian on all examples of the risk as one batch, at theta."""
     rows = torch.arange(risk.num_examples, device=risk.device)
-    return PyHessian(_Objective(risk, theta), _mean, rows, rows, seed=seed)
+    return PyHessian(_RiskModule(risk, theta), _mean, rows, rows, seed=seed)
 
 
-class _Objective(nn.Module):
+class _RiskModule(nn.Module):
     """Rows of the data -> what the risk averages there, weight decay included."""
 
     def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:

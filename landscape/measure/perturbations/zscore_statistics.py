@@ -27,7 +27,7 @@ EMPTY = ("zero gradient", "zero variance", "one element")
 
 
 @dataclass(frozen=True)
-class Points:
+class CountedValues:
     """Values x (n,) that occur `counts` times, with the sum of squares of those occurrences."""
 
     x: np.ndarray
@@ -39,7 +39,7 @@ class Points:
     histogram: ValueHistogram | None = None
 
     @classmethod
-    def of(cls, values: Any) -> "Points":
+    def of(cls, values: Any) -> "CountedValues":
         """Every value by itself."""
         flat = host(values).reshape(-1)
         x = flat.astype(np.float64)
@@ -47,7 +47,7 @@ class Points:
         return cls(x, np.ones(x.size, np.int64), x * x, Moments.of(x), int((x == 0).sum()), eps)
 
     @classmethod
-    def within(cls, histogram: ValueHistogram) -> "Points":
+    def within(cls, histogram: ValueHistogram) -> "CountedValues":
         """The centres of a histogram's bins."""
         return cls(
             histogram.centres,
@@ -128,7 +128,7 @@ class Ordered:
         return 1.0 - np.interp(self.counts[-1] - counts, ends, sums) / self.squares[-1]
 
 
-def zscore_row(points: Points, percentile: float, grid: Grid) -> dict[str, Any]:
+def zscore_row(points: CountedValues, percentile: float, grid: Grid) -> dict[str, Any]:
     """Every statistic of one row of `gradient_zscores`; NaN where there are no z-scores."""
     row = _nothing(grid)
     row |= {
@@ -173,7 +173,7 @@ def _nothing(grid: Grid) -> dict[str, Any]:
     return empty | dict.fromkeys(SCALARS, math.nan) | {"flag": ""}
 
 
-def _kept(points: Points, percentile: float) -> dict[str, float]:
+def _kept(points: CountedValues, percentile: float) -> dict[str, float]:
     """The z-mask |z| > threshold at one percentile.
 
     The threshold is linear between two order statistics, and what exceeds it is what exceeds the
@@ -194,7 +194,7 @@ def _kept(points: Points, percentile: float) -> dict[str, float]:
     }
 
 
-def _topk_jaccard(points: Points, low: float, kept: int) -> float:
+def _topk_jaccard(points: CountedValues, low: float, kept: int) -> float:
     if kept == 0:
         return math.nan
     # A tie at the edge of the top-k may be broken either way: it is counted for the z-mask.
@@ -213,7 +213,7 @@ def _gini(ordered: Ordered) -> float:
     return 1.0 - float((np.diff(shares) * (sums[1:] + sums[:-1])).sum())
 
 
-def _quantiles(points: Points) -> np.ndarray:
+def _quantiles(points: CountedValues) -> np.ndarray:
     """Quantiles of z, linear between order statistics."""
     if points.histogram is None:
         return np.quantile(points.z, PROBABILITIES)
@@ -221,7 +221,7 @@ def _quantiles(points: Points) -> np.ndarray:
     return np.array([ordered.rank(int(p * (points.num - 1))) for p in PROBABILITIES])
 
 
-def _error(points: Points, percentile: float) -> float:
+def _error(points: CountedValues, percentile: float) -> float:
     """Half of the interval in which the threshold certainly lies."""
     if points.histogram is None:
         return 0.0
@@ -229,7 +229,7 @@ def _error(points: Points, percentile: float) -> float:
     return 0.5 * (high - low) / points.moments.std
 
 
-def _flags(points: Points, percentile: float, ties: float) -> str:
+def _flags(points: CountedValues, percentile: float, ties: float) -> str:
     found = {
         "few elements": points.num * (1 - percentile) < 1,
         "ties": ties > 1,

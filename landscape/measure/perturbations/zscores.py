@@ -16,7 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
 from landscape.measure.perturbations import zscore_statistics
 from landscape.measure.perturbations.counterfactual import Counterfactual
-from landscape.measure.perturbations.zscore_statistics import Points, zscore_row
+from landscape.measure.perturbations.zscore_statistics import CountedValues, zscore_row
 from landscape.params import TensorInfo
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
@@ -105,9 +105,9 @@ def gradient_zscores(
             values = group.of(g)
             _check_finite(group.name, values, number)
             points = (
-                Points.of(values)
+                CountedValues.of(values)
                 if values.numel() <= exact_up_to
-                else Points.within(ValueHistogram.of(values))
+                else CountedValues.within(ValueHistogram.of(values))
             )
             rows.append(zscore_row(points, percentile, grid))
         mean.add(rows)
@@ -156,7 +156,7 @@ def streamed_zscores(
                 f"alone. Stream the steps before the training diverged."
             )
     mean = _Averages()
-    mean.add([zscore_row(Points.within(h), percentile, grid) for h in histograms.values()])
+    mean.add([zscore_row(CountedValues.within(h), percentile, grid) for h in histograms.values()])
     names = list(histograms)
     coords = {
         "tensor": np.array(names, dtype=object),

@@ -32,7 +32,7 @@ Evaluate = Callable[[Sequence[tuple[int, int]]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Surface:
+class FilledGrid:
     """`values` (a, b, names) with the loss first, NaN but for the loss where not `evaluated`.
 
     error (a, b) estimates |L_spline / L - 1| (or, on a linear scale, the error over the range);
@@ -47,7 +47,7 @@ class Surface:
 
 def adaptive(
     evaluate: Evaluate, first: np.ndarray, second: np.ndarray, *, tolerance: float, seed: int
-) -> Surface:
+) -> FilledGrid:
     """Fill the grid first x second so that the loss is within `tolerance` at (nearly) every cell.
 
     evaluate: cells [(i, j), ...] -> values (len, names), the loss first. tolerance: pointwise and
@@ -60,7 +60,7 @@ def adaptive(
             f"tolerance={tolerance} was asked; give a relative error such as 0.01, or None for a "
             f"grid whose every cell is evaluated."
         )
-    work = _Work(evaluate, first, second, tolerance)
+    work = _FillingGrid(evaluate, first, second, tolerance)
     while True:
         while work.refine():
             pass
@@ -74,7 +74,7 @@ def adaptive(
 Block = tuple[int, int, int, int]
 
 
-class _Work:
+class _FillingGrid:
     """The grid as it fills."""
 
     def __init__(
@@ -217,7 +217,7 @@ class _Work:
             or scipy.special.gammaincinv(beyond + 1, 0.95) * len(rest) / size <= 0.01 * cells
         )
 
-    def surface(self) -> Surface:
+    def surface(self) -> FilledGrid:
         values = self._values.copy()
         values[..., 0] = self._spline
         notes = {
@@ -229,7 +229,7 @@ class _Work:
             **self._sample,
         }
         error = np.where(self.evaluated, 0.0, self._decay * self._error)
-        return Surface(values, self.evaluated, error, notes)
+        return FilledGrid(values, self.evaluated, error, notes)
 
 
 def coarsest(axis: np.ndarray) -> np.ndarray:

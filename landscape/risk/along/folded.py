@@ -33,7 +33,7 @@ from landscape.risk._network import numerics
 from landscape.risk.along.first_layer import FirstLayer
 from landscape.risk.along.kernels import fused, fusing_is_possible, linear
 from landscape.risk.along.outcomes import Outcomes
-from landscape.risk.along.traced import Trace
+from landscape.risk.along.traced import LayerTrace
 from landscape.risk.along.unread_tokens import without_unread
 
 _ACTIVATION_BYTES = 2**21
@@ -46,7 +46,7 @@ Coordinates = Sequence[float]
 
 
 @runtime_checkable
-class Points(Protocol):
+class PlanePoints(Protocol):
     """A line or plane: the points origin + sum_i c_i d_i, `directions` (m, P)."""
 
     @property
@@ -65,7 +65,7 @@ class Points(Protocol):
 
 
 @dataclass
-class _Layer:
+class _FoldedLayer:
     """A layer whose weights are prepared for use at every point, with the norm it works for."""
 
     module: nn.Module
@@ -87,7 +87,7 @@ class Direct:
 
     method = "direct"
 
-    def __init__(self, risk: EmpiricalRisk, plane: Points) -> None:
+    def __init__(self, risk: EmpiricalRisk, plane: PlanePoints) -> None:
         self._risk, self._plane = risk, plane
 
     def session(self) -> contextlib.AbstractContextManager[None]:
@@ -103,7 +103,7 @@ class Folded:
     """risk.evaluate for bn="eval", equal up to rounding; `of` gives None where it is not valid."""
 
     def __init__(
-        self, risk: EmpiricalRisk, plane: Points, *, channels_last: bool, fuse: bool
+        self, risk: EmpiricalRisk, plane: PlanePoints, *, channels_last: bool, fuse: bool
     ) -> None:
         self._risk, self._plane, self._engine = risk, plane, risk._engine
         self._model = risk.model_at(plane.origin).requires_grad_(False)
@@ -113,7 +113,7 @@ class Folded:
         for t in risk.layout.tensors:
             owner, _, name = t.name.rpartition(".")
             modules[owner]._parameters[name] = self._buffer[t.start : t.stop].view(t.shape)
-        trace = Trace(risk, self._model, self._buffer)
+        trace = LayerTrace(risk, self._model, self._buffer)
         # Most of a transformer's activations are far smaller than its largest.
         room = _ACTIVATION_BYTES * (2 if trace.tokens else 1)
         self.rows = _even(risk.num_examples, room // max(1, trace.largest))
@@ -141,7 +141,7 @@ class Folded:
 
     @classmethod
     def of(
-        cls, risk: EmpiricalRisk, plane: Points, probes: Sequence[Coordinates]
+        cls, risk: EmpiricalRisk, plane: PlanePoints, probes: Sequence[Coordinates]
     ) -> "Folded | None":
         """An evaluator proved at the probes, or None."""
         engine = risk._engine
@@ -238,7 +238,7 @@ class Folded:
         if self._first is not None and self._combined is not None:
             self._first.put(coordinates, partial(self._along, self._combined))
 
-    def _fold(self, layer: _Layer) -> None:
+    def _fold(self, layer: _FoldedLayer) -> None:
         if layer.norm is None:
             layer.used.copy_(layer.weight)
             return
@@ -246,7 +246,7 @@ class Folded:
         torch.mul(layer.weight, column(scale, layer.weight), out=layer.used)
         store_of(layer.module)["bias"] = shift
 
-    def _prepared(self, trace: Trace) -> list[_Layer]:
+    def _prepared(self, trace: LayerTrace) -> list[_FoldedLayer]:
         """Layers whose weights in use are not the model's own ones."""
         norms = {pair.layer: pair.norm for pair in trace.pairs}
         layers = []
@@ -259,7 +259,7 @@ class Folded:
             used = torch.empty_like(
                 weight, memory_format=torch.channels_last if images else torch.contiguous_format
             )
-            layer = _Layer(module, norms.get(module), weight, bias, used)
+            layer = _FoldedLayer(module, norms.get(module), weight, bias, used)
             if layer.norm is not None and self._is_fixed(layer.norm, bias):
                 layer.fixed = scale_and_shift(layer.norm, bias)
             store["weight"] = used
@@ -281,14 +281,14 @@ class Folded:
 
     def _first_layer(self, constant: Sequence[nn.Module]) -> FirstLayer | None:
         """The layer whose inputs do not depend on theta, ready to be combined."""
-        self._combined: _Layer | None = None
+        self._combined: _FoldedLayer | None = None
         if len(constant) != 1:
             return None
         module = constant[0]
         self._combined = next((each for each in self._layers if each.module is module), None)
         if self._combined is None:
             weight, bias = weight_of(module), store_of(module)["bias"]
-            self._combined = _Layer(module, None, weight, bias, torch.empty_like(weight))
+            self._combined = _FoldedLayer(module, None, weight, bias, torch.empty_like(weight))
         if self._combined.norm is not None and self._combined.fixed is None:
             return None
         inputs, size = self._inputs_of(module)
@@ -318,7 +318,7 @@ class Folded:
         del module.forward
         return inputs, max(sizes)
 
-    def _quicken(self, trace: Trace) -> int:
+    def _quicken(self, trace: LayerTrace) -> int:
         """How many large linear layers run in a kernel that does the GELU behind them as well."""
         count = 0
         for module, outputs in trace.linears.items():
@@ -332,7 +332,7 @@ class Folded:
                 take_over(gelu, _identity)
         return count
 
-    def _along(self, layer: _Layer, index: int) -> tuple[Tensor, Tensor | None]:
+    def _along(self, layer: _FoldedLayer, index: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the combined layer at the origin (0) or along a direction."""
         vector = self._plane.origin if index == 0 else self._plane.directions[index - 1]
         weight = self._part(vector, layer.weight, frozen=index == 0)
@@ -365,7 +365,7 @@ class Folded:
 
 
 def evaluator(
-    risk: EmpiricalRisk, plane: Points, *, probes: Sequence[Coordinates], points: int
+    risk: EmpiricalRisk, plane: PlanePoints, *, probes: Sequence[Coordinates], points: int
 ) -> Direct | Folded:
     """The quickest evaluation of so many points that is valid, proved at the probes."""
     # A subclass may mean something else by `evaluate`.

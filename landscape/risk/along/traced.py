@@ -12,7 +12,7 @@ from landscape.risk._folding import beside, hooked, owns_weight, pairs_of
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-class Trace:
+class LayerTrace:
     """Pairs, layers with constant inputs, and bytes a row of the largest output.
 
     `constant` layers read the same at two very different thetas; `buffer` holds theta's values.

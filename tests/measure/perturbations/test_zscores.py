@@ -23,7 +23,7 @@ from landscape.measure.perturbations.zscore_statistics import (
     PERCENTILES,
     PROBABILITIES,
     SHARES,
-    Points,
+    CountedValues,
     captured,
 )
 from landscape.streams import Grid, Moments, ValueHistogram
@@ -33,7 +33,7 @@ GRID = Grid(bins=241)
 
 
 def tensor_zscores(g, percentile, grid=GRID):
-    return zscore_statistics.zscore_row(Points.of(g), percentile, grid)
+    return zscore_statistics.zscore_row(CountedValues.of(g), percentile, grid)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def within(row, exact):
 def test_a_streamed_tensor_agrees_with_the_exact_one(dtype):
     x = np.random.default_rng(0).standard_t(3, 200_000)
     g = (1e-5 * x + 2e-6).astype(dtype)
-    row = zscore_statistics.zscore_row(Points.within(ValueHistogram.of(g)), 0.95, GRID)
+    row = zscore_statistics.zscore_row(CountedValues.within(ValueHistogram.of(g)), 0.95, GRID)
     exact = tensor_zscores(g, 0.95)
     assert within(row, exact)
     assert 0 < row["threshold_error"] < 0.01
@@ -265,7 +265,7 @@ def test_streams_are_flagged_like_tensors():
         (torch.cat([torch.zeros(98), torch.tensor([1.0, 2.0])]), "ties; exact zeros"),
         (torch.cat([torch.zeros(98), torch.tensor([1.0, -1.0])]), "ties; exact zeros"),
     ):
-        row = zscore_statistics.zscore_row(Points.within(ValueHistogram.of(g)), 0.95, GRID)
+        row = zscore_statistics.zscore_row(CountedValues.within(ValueHistogram.of(g)), 0.95, GRID)
         assert row["flag"] == tensor_zscores(g, 0.95)["flag"] == flag
         assert np.isnan(row["threshold"]) == (flag.startswith(("zero", "one")))
 

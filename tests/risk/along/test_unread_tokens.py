@@ -8,7 +8,7 @@ from torch import nn
 from landscape import EmpiricalRisk, plane
 from landscape.problems.vit import ViT
 from landscape.risk.along.folded import Folded
-from landscape.risk.along.traced import Trace
+from landscape.risk.along.traced import LayerTrace
 
 PROBES = ((0.0, 0.0), (1.0, 1.0), (-1.0, 1.0))
 
@@ -123,6 +123,6 @@ def test_the_gelu_behind_a_linear_layer_is_found():
         module = model.get_submodule(owner)
         del module._parameters[name]
         module._parameters[name] = part
-    trace = Trace(risk, model, buffer)
+    trace = LayerTrace(risk, model, buffer)
     assert trace.gelus == {model.up: model.gelu}
     assert trace.tokens
