@@ -1,6 +1,5 @@
 """The page: figures, words and tables put together as HTML, with a Markdown twin."""
 
-import datetime
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -93,7 +92,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
             (v.get("label", key), v.get("recipe", ""), _options(v.get("options") or {}))
             for key, v in (study.resolved.get("variants") or {}).items()
         ],
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "worked": study.worked,
     }
     loader = PackageLoader("landscape.report", "templates")
     environment = Environment(

@@ -1,5 +1,6 @@
 """A study as the report reads it: what was asked, run, measured, and what is missing."""
 
+import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import runs
 from landscape.plot.figures.outcome.headline import middle, pair_by_seed
 from landscape.report import words
-from landscape.storage import StudyFolder
+from landscape.storage import StudyFolder, read_lines, sessions_path
 
 # Coordinates along `run` that say which run it is, beside its name and seed.
 _NAMES = ("variant", "label", "setting", "family", "axes", "place", "train_seconds")
@@ -223,6 +224,23 @@ class Study:
             f"{now[:12]}): metric, margin, comparisons, seeds or predicted directions are not as "
             f"they were fixed before, and all of this is exploratory."
         )
+
+    @cached_property
+    def worked(self) -> str:
+        """When the last of the runs was worked on, by their own records; "" where none says.
+
+        Not the time of now: the same files give the same page.
+        """
+        runs_of = (self.folder.run(str(run["run"])) for run in self.resolved.get("runs", []))
+        ends = [
+            float(line["began"]) + float(line["seconds"])
+            for folder in runs_of
+            for line in read_lines(sessions_path(folder), on_error="skip")[0]
+        ]
+        if not ends:
+            return ""
+        last = datetime.datetime.fromtimestamp(max(ends), datetime.UTC)
+        return last.strftime("%Y-%m-%d %H:%M UTC")
 
     @property
     def margin(self) -> float | None:

@@ -11,6 +11,7 @@ from landscape.storage.checkpoints import (
     final_path,
     kept_weights,
     outcome_path,
+    sessions_path,
     state_path,
     weights_path,
 )
@@ -55,7 +56,7 @@ __all__ = [
     "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path", "folder_name",
     "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights", "load_json", "make_room",
     "metadata", "outcome_path", "read_array", "read_arrays", "read_json", "read_lines",
-    "reading", "seal", "seal_zip", "sealed_sha256", "slug", "state_path", "sweep",
-    "truncate_lines", "unsealed", "unsealed_json", "weights_path", "write_arrays",
+    "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path", "slug", "state_path",
+    "sweep", "truncate_lines", "unsealed", "unsealed_json", "weights_path", "write_arrays",
     "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

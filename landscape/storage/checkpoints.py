@@ -1,4 +1,4 @@
-"""Where the folder of a training keeps its weights, and how it ended."""
+"""Where the folder of a training keeps its weights, how it ended, and who worked on it."""
 
 from pathlib import Path
 
@@ -21,6 +21,11 @@ def outcome_path(folder: Path) -> Path:
 def state_path(folder: Path) -> Path:
     """What the next step of an unfinished training depends on."""
     return _checkpoints(folder) / "last.pt"
+
+
+def sessions_path(folder: Path) -> Path:
+    """Who worked on a run, from when for how long, and how that ended: a line each."""
+    return Path(folder) / "sessions.jsonl"
 
 
 def kept_weights(folder: Path) -> dict[int, Path]:

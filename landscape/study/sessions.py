@@ -30,9 +30,10 @@ def session(folder: Path, *, wait: Callable[[Worker], None] | None = None) -> Ge
             ended = "stopped"
             raise
         finally:
-            line = {"owner": claims.owner(), "began": began, "seconds": time.time() - began}
+            said = {"owner": claims.owner(), "began": began, "seconds": time.time() - began}
+            said |= {"ended": ended, "note": note}
             with suppress(LandscapeError, OSError):
-                storage.append_line(_log(folder), line | {"ended": ended, "note": note})
+                storage.append_line(storage.sessions_path(folder), said)
 
 
 def worker(folder: Path) -> Worker | None:
@@ -42,14 +43,8 @@ def worker(folder: Path) -> Worker | None:
 
 def ended(folder: Path) -> list[dict[str, Any]]:
     """The sessions of a run that said how they ended, in time; torn lines are left out."""
-    if not _log(folder).exists():
-        return []
-    return storage.read_lines(_log(folder), on_error="skip")[0]
+    return storage.read_lines(storage.sessions_path(folder), on_error="skip")[0]
 
 
 def _heartbeat(folder: Path) -> Path:
     return folder / "working.json"
-
-
-def _log(folder: Path) -> Path:
-    return folder / "sessions.jsonl"
