@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch
-from landscape.risk._reading import TARGET_KEYS, Form, inputs_of
+from landscape.risk._plain import TARGET_KEYS
+from landscape.risk._reading import Form, inputs_of
 from landscape.risk._torch_losses import TorchLoss
 
 IGNORED = -100

@@ -85,7 +85,8 @@ class Examples:
 
     apart: whether rows may be taken apart; if not, the batches of `units` rows are what can be
     evaluated. weights: what each row adds to the denominator of the mean, (N,) in float64, or None
-    where only a pass can tell.
+    where only a pass can tell. chosen: (rows given, rows of the dataset) where a loader leaves some
+    out.
     """
 
     chunks: list[Batch]
@@ -96,6 +97,7 @@ class Examples:
     apart: bool = True
     given: bool = True
     weights: Tensor | None = None
+    chosen: tuple[int, int] | None = None
     _cuts: dict[int, list[Batch]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -216,15 +218,16 @@ def collect(
     dtype: torch.dtype,
     form: Form = "outputs",
     whole_batches: bool = False,
+    distributed: bool = False,
 ) -> Examples:
     """Read `data` once, copy it, and give every row its place; RNG states are left as they were.
 
-    whole_batches: batches need not be made of rows.
+    whole_batches: batches need not be made of rows. distributed: other processes have the rest.
     """
     with kept_rng(data):
-        raw, given = read(data, forward, form)
+        given = read(data, forward, form, distributed=distributed)
     chunks, start, rows = [], 0, True
-    for number, tree in enumerate(raw):
+    for number, tree in enumerate(given.parts):
         tree = pytree.tree_map(functools.partial(_tensor, dtype=dtype, objects=whole_batches), tree)
         count, made_of_rows = _count_rows(tree, number, whole_batches)
         rows &= made_of_rows
@@ -233,8 +236,8 @@ def collect(
             start += count
     if start == 0:
         raise LandscapeError(
-            f"The data are empty ({len(raw)} batches, 0 examples); a risk needs at least one "
-            f"example. Give {FORMS}."
+            f"The data are empty ({len(given.parts)} batches, 0 examples); a risk needs at least "
+            f"one example. Give {FORMS}."
         )
     units = tuple(chunk.count for chunk in chunks)
     chunks = _joined(chunks, start) if rows else chunks
@@ -243,7 +246,9 @@ def collect(
     resident = free is None or size <= free // 2
     if resident:
         chunks = [chunk.mapped(lambda leaf: leaf.to(device)) for chunk in chunks]
-    return Examples(chunks, start, device, resident, units, apart=rows, given=given)
+    return Examples(
+        chunks, start, device, resident, units, apart=rows, given=given.own, chosen=given.chosen
+    )
 
 
 @contextlib.contextmanager

@@ -48,6 +48,9 @@ class EmpiricalRisk:
 
     data: a DataLoader, a Dataset, one batch, or a list of batches of any sizes; a batch is
     (inputs, targets) or a dict with the targets under "labels", "label", "targets", "target", "y".
+    Of a loader the rows of one epoch count, each once: one that draws other rows each time, gives
+    rows twice (a DistributedSampler's padding) or the share of one process is refused by name, and
+    rows that it leaves out for good (a subset, `drop_last` in order) are counted in the provenance.
     loss: any criterion, torch's own as a module, a function or a functools.partial of it. Its mean
     over the whole set is taken as torch takes it over one batch: Σ_i w[y_i]·loss_i / Σ_i w[y_i]
     over the targets that are not ignored (tokens and pixels too), all elements where targets are no
@@ -102,7 +105,7 @@ class EmpiricalRisk:
         whole = criterion.form == "batch" or reduction in ("mean", "whole")
         examples = collect(
             data, network.model.forward, device=place, dtype=dtype, form=criterion.form,
-            whole_batches=whole,
+            whole_batches=whole, distributed=distributed,
         )  # fmt: skip
         self._engine = Engine(
             network=network,

@@ -1,9 +1,8 @@
 """The door for data: whatever people hold, read once, as (args, kwargs, targets) of each batch."""
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from inspect import Parameter, signature
 from typing import Any, Literal
 
@@ -14,30 +13,51 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from landscape.errors import LandscapeError
-from landscape.risk._sparse import bytes_of, content_of, equal
+from landscape.risk._plain import TARGET_KEYS, length, mark, plain
+from landscape.risk._rereading import (
+    refuse_other_reading,
+    refuse_random_collate,
+    refuse_random_items,
+    watched,
+)
+from landscape.risk._samplers import rows_chosen
+from landscape.risk._sparse import bytes_of
 
 # Who takes a batch apart: we for loss(output, target), nobody for loss(model, batch).
 Form = Literal["outputs", "batch", "causal_lm"]
-TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 FORMS = "a DataLoader, a Dataset, one batch (inputs, targets) or dict, or a list of batches"
 _MOST_BATCHES, _MOST_BYTES = 100_000, 2**32
 _IGNORED = -100
-# Items that are read twice: 0.81^48 is the chance to miss an augmentation of every tenth. Items of
-# which the first that cannot be read is looked for.
-_ITEMS, _MOST_ITEMS = 48, 1000
+_OF_WORKER = f"{LandscapeError.__module__}.{LandscapeError.__name__}: "
+_MOST_ITEMS = 1000  # of which the first that cannot be read is looked for
 
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 
-def read(data: Any, forward: Callable[..., Any], form: Form) -> tuple[list[Parts], bool]:
-    """(args, kwargs, targets) of every batch, and whether the batches are the caller's own."""
+@dataclass(frozen=True)
+class Given:
+    """What data were found to be.
+
+    parts: (args, kwargs, targets) of every batch; own: whether the batches are the caller's own;
+    chosen: (rows given, rows of the dataset) where a loader leaves some out.
+    """
+
+    parts: list[Parts]
+    own: bool
+    chosen: tuple[int, int] | None
+
+
+def read(data: Any, forward: Callable[..., Any], form: Form, *, distributed: bool = False) -> Given:
+    """All batches of the data, refused by name where they are no fixed set of examples."""
+    chosen = rows_chosen(data, distributed=distributed) if isinstance(data, DataLoader) else None
     named = form != "batch"
     raw = [plain(given, named=named) for given in _ended(_batches_of(data, form), data)]
     split = {"outputs": _split, "batch": _whole, "causal_lm": _shifted}[form]
     parts = [split(given, forward, number) for number, given in enumerate(raw)]
     if form != "batch":
         _refuse_other_structure(parts)
-    return parts, not (isinstance(data, Dataset) and not isinstance(data, list))
+    own = not (isinstance(data, Dataset) and not isinstance(data, list))
+    return Given(parts, own, chosen)
 
 
 def columns(data: Any, name: str) -> tuple[Any, ...]:
@@ -88,31 +108,10 @@ def _pair_of(batch: Any) -> tuple[Any, ...]:
     return batch[inputs[0]], batch[target]
 
 
-def plain(tree: Any, *, named: bool = True) -> Any:
-    """Every Mapping (transformers' BatchEncoding) as a dict, at any depth.
-
-    named: so also dataclasses, and named tuples with targets in more or fewer than two parts.
-    """
-    if named and is_dataclass(tree) and not isinstance(tree, type | Mapping):
-        tree = {each.name: getattr(tree, each.name) for each in fields(tree)}
-    if named and isinstance(tree, tuple) and len(tree) != 2 and set(TARGET_KEYS) & {*_names(tree)}:
-        tree = dict(zip(_names(tree), tree, strict=True))
-    if isinstance(tree, Mapping):
-        return {key: plain(value, named=named) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(plain(value, named=named) for value in tree)
-    return tree
-
-
-def _names(named: tuple[Any, ...]) -> tuple[str, ...]:
-    return getattr(named, "_fields", ())
-
-
 def _batches_of(data: Any, form: Form) -> Iterable[Any]:
     if isinstance(data, DataLoader):
         refuse_random_items(data.dataset)
-        _refuse_random_collate(data)
-        _refuse_random_choice(data)
+        refuse_random_collate(data)
         return data
     if isinstance(data, TensorDataset):
         return [data.tensors]
@@ -139,102 +138,40 @@ def _batches_of(data: Any, form: Form) -> Iterable[Any]:
 
 def _ended(batches: Iterable[Any], data: Any) -> list[Any]:
     """All batches of what ends; a loader without an end, or that fails, is named."""
-    name = type(data).__name__
-    length = _length(batches)
-    found: list[Any] = []
-    seen: list[int] = []
-    size = 0
+    with watched(batches):
+        found = list(_drawn(batches, data))
+    refuse_other_reading(batches, found, data)
+    return found
+
+
+def _drawn(batches: Iterable[Any], data: Any) -> Iterator[Any]:
+    name, known = type(data).__name__, length(batches)
     source = iter(batches)
+    seen: list[int] = []
+    size = count = 0
     while True:
         try:
             batch = next(source)
         except StopIteration:
-            _refuse_other_reading(batches, found, data)
-            return found
-        except LandscapeError:
-            raise
+            return
+        except LandscapeError as error:  # of a worker with its traceback
+            said = str(error).removesuffix("\\n").rpartition(_OF_WORKER)[2]
+            raise LandscapeError(said) from error
         except Exception as error:
-            raise _unread(data, len(found), error) from error
-        found.append(batch)
-        if length is not None:
-            if len(found) > length + (1 if isinstance(batches, DataLoader) else 0):
-                raise _endless(name, f"len() says {length} batches, and there are more")
+            raise _unread(data, count, error) from error
+        yield batch
+        count += 1
+        if known is not None:
+            if count > known + (1 if isinstance(batches, DataLoader) else 0):
+                raise _endless(name, f"len() says {known} batches, and there are more")
             continue
         size += _bytes(batch)
-        seen.append(_mark(batch))
-        half, odd = divmod(len(seen), 2)
+        seen.append(mark(batch))
+        half, odd = divmod(count, 2)
         if not odd and half > 1 and seen[half] == seen[0] and seen[:half] == seen[half:]:
             raise _endless(name, f"its first {half} batches come again after them")
-        if len(found) > _MOST_BATCHES or size > _MOST_BYTES:
-            raise _endless(name, f"{len(found)} batches ({size / 2**30:.2g} GiB) were read")
-
-
-def _refuse_other_reading(batches: Iterable[Any], found: list[Any], data: Any) -> None:
-    """What is iterated and has no items that could be read twice is read a second time.
-
-    Another order is the same set; what is used up (a generator) cannot be tried.
-    """
-    stream = isinstance(data, DataLoader) and isinstance(data.dataset, IterableDataset)
-    stream |= isinstance(data, IterableDataset)
-    if isinstance(data, list | Mapping | tuple | Dataset | DataLoader) and not stream:
-        return
-    source = iter(batches)
-    if source is batches:
-        return
-    try:
-        again = list(itertools.islice(source, len(found) + 1))
-    except Exception:
-        return
-    if len(again) != len(found) or list(map(_mark, again)) == list(map(_mark, found)):
-        return
-    if Counter(_row_marks(again)) != Counter(_row_marks(found)):
-        raise LandscapeError(
-            f"The data ({type(data).__name__}) hold other examples at a second reading (random "
-            f"augmentation, masking or choice?). A risk is over a fixed set of examples; give the "
-            f"data without it, or one fixed draw: list(data)."
-        )
-
-
-def _row_marks(batches: list[Any]) -> Iterator[int]:
-    """A mark of every row of all batches, whatever their order."""
-    for batch in batches:
-        leaves, _ = pytree.tree_flatten(plain(batch))
-        sizes = {len(leaf) for leaf in leaves if hasattr(leaf, "__len__")}
-        if len(sizes) != 1 or any(isinstance(leaf, str) for leaf in leaves):
-            yield _mark(batch)
-            continue
-        for row in range(sizes.pop()):
-            yield _mark([leaf[row] if hasattr(leaf, "__len__") else leaf for leaf in leaves])
-
-
-def _refuse_random_choice(loader: DataLoader) -> None:
-    """Refuse a sampler that chooses other examples each time: with replacement, or a part."""
-    batches = getattr(loader, "batch_sampler", None)
-    if isinstance(loader.dataset, IterableDataset) or batches is None or _length(batches) is None:
-        return
-
-    def chosen() -> Counter[Any]:
-        return Counter(itertools.chain.from_iterable(itertools.islice(batches, _MOST_BATCHES)))
-
-    try:
-        differs = chosen() != chosen()
-    except Exception:
-        return  # said where the batches are read
-    if differs:
-        kind = type(loader.sampler).__name__
-        drops = " that drops the last, incomplete batch" * bool(loader.drop_last)
-        raise LandscapeError(
-            f"The DataLoader chooses other examples at each reading ({kind}{drops}), so that its "
-            f"loss is no fixed number; give its dataset (.dataset), a loader without random "
-            f"choice, or one fixed draw: list(loader)."
-        )
-
-
-def _length(batches: object) -> int | None:
-    try:
-        return len(batches) if isinstance(batches, Sized) else None
-    except (TypeError, NotImplementedError):
-        return None
+        if count > _MOST_BATCHES or size > _MOST_BYTES:
+            raise _endless(name, f"{count} batches ({size / 2**30:.2g} GiB) were read")
 
 
 def _bytes(batch: Any) -> int:
@@ -242,14 +179,6 @@ def _bytes(batch: Any) -> int:
         bytes_of(leaf) if isinstance(leaf, Tensor) else getattr(leaf, "nbytes", 64)
         for leaf in pytree.tree_leaves(plain(batch))
     )
-
-
-def _mark(batch: Any) -> int:
-    leaves = [
-        tuple(content_of(leaf)) if isinstance(leaf, Tensor) else repr(leaf)
-        for leaf in pytree.tree_leaves(plain(batch))
-    ]
-    return hash(tuple(leaves))
 
 
 def _endless(name: str, seen: str) -> LandscapeError:
@@ -267,7 +196,7 @@ def _unread(data: Any, number: int, error: Exception) -> LandscapeError:
     reason = f"{type(error).__name__}: {first[-1][:300]}" if first else type(error).__name__
     item, held = None, ""
     if hasattr(dataset, "__getitem__") and not isinstance(dataset, Tensor):
-        for index in range(min(_MOST_ITEMS, _length(dataset) or 1)):
+        for index in range(min(_MOST_ITEMS, length(dataset) or 1)):
             try:
                 each = dataset[index]
                 item = each if index == 0 else item
@@ -303,58 +232,6 @@ def _kind(leaf: Any) -> str:
     if isinstance(leaf, Tensor | np.ndarray):
         return f"{type(leaf).__name__} {tuple(leaf.shape)}"
     return type(leaf).__name__
-
-
-def refuse_random_items(dataset: Any) -> None:
-    """Augmentation would make the risk another function at every pass."""
-    if isinstance(dataset, IterableDataset | TensorDataset) or not hasattr(dataset, "__len__"):
-        return
-    size = len(dataset)
-    spread = {round(i * (size - 1) / (_ITEMS - 1)) for i in range(_ITEMS)} if size else ()
-    for index in sorted(spread):
-        try:
-            first, second = (pytree.tree_leaves(plain(dataset[index])) for _ in range(2))
-        except Exception as error:
-            raise LandscapeError(
-                f"Item {index} of the data ({type(dataset).__name__}) cannot be read: "
-                f"{type(error).__name__}: {str(error)[:300]}."
-            ) from error
-        if len(first) != len(second) or not all(map(_same, first, second)):
-            raise LandscapeError(
-                f"{type(dataset).__name__}[{index}] differs from one reading to the next (random "
-                f"augmentation?); give the data without augmentation, or one fixed draw of them."
-            )
-
-
-def _refuse_random_collate(loader: DataLoader) -> None:
-    dataset = loader.dataset
-    if isinstance(dataset, IterableDataset) or loader.collate_fn is None:
-        return
-    items = [dataset[i] for i in range(min(4, _length(dataset) or 0))]
-    try:
-        first, second = (pytree.tree_leaves(plain(loader.collate_fn(items))) for _ in range(2))
-    except Exception:
-        return  # said where the batches are read
-    if len(first) != len(second) or not all(map(_same, first, second)):
-        name = getattr(loader.collate_fn, "__qualname__", type(loader.collate_fn).__name__)
-        raise LandscapeError(
-            f"The DataLoader's collate_fn ({name}) makes other batches of the same items each time "
-            f"(random augmentation, mixing or masking?); give the data without it, or one fixed "
-            f"draw: a list of batches."
-        )
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and equal(a, b)
-    if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b))
-    if hasattr(a, "tobytes") and hasattr(b, "tobytes"):
-        return a.tobytes() == b.tobytes()
-    try:
-        return bool(a == b) or type(a).__eq__ is object.__eq__
-    except (RuntimeError, ValueError, TypeError):
-        return True
 
 
 def _refuse_other_structure(parts: list[Parts]) -> None:

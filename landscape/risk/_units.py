@@ -260,10 +260,13 @@ def units_or_refusal(engine: Engine, seen: str) -> Examples:
 
 def described(examples: Examples) -> dict[str, Any]:
     """What is summed over, as JSON types."""
-    if examples.apart:
-        return {}
-    sizes = sorted(set(examples.units))
-    return {"units": {"batches": len(examples.units), "examples": sizes[:8]}}
+    found: dict[str, Any] = {}
+    if examples.chosen is not None:
+        found["rows_of_dataset"] = list(examples.chosen)
+    if not examples.apart:
+        sizes = sorted(set(examples.units))
+        found["units"] = {"batches": len(examples.units), "examples": sizes[:8]}
+    return found
 
 
 def one_unit(engine: Engine) -> Examples:
