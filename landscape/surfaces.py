@@ -214,11 +214,12 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
 
     Reads xcoordinates, ycoordinates, train_loss, train_acc and, if there, test_loss, test_acc:
     loss(alpha, beta) and error_rate = 1 - accuracy / 100, test_loss and test_error_rate. A line
-    (no ycoordinates) gives loss(direction, alpha). Cells with -1 were not computed there and are
-    NaN here. That program fills its table with x running fastest, whatever shape it states, so that
-    its rows are y; here they are alpha = x. bn is "eval", which is what that program does; model,
-    data and directions are not in the file and so not in the provenance, which names the file of
-    directions.
+    (no ycoordinates) gives loss(direction, alpha). A file of test_loss alone gives that as loss,
+    with split "test" in the provenance. Cells with -1 in loss and accuracy were not computed there
+    and are NaN here. That program fills its table with x running fastest, whatever shape it states,
+    so that its rows are y; here they are alpha = x. bn is "eval", which is what that program does;
+    model, data and directions are not in the file and so not in the provenance, which names the
+    file of directions.
     """
     path = Path(path)
     if not path.exists():
@@ -232,18 +233,22 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
         raise LandscapeError(
             f"{path} is not a whole HDF5 file ({error}); copy it again from where it was made."
         ) from None
-    if "xcoordinates" not in found or "train_loss" not in found:
+    split = next((s for s in ("train", "test") if f"{s}_loss" in found), None)
+    if "xcoordinates" not in found or split is None:
         raise LandscapeError(
             f"{path} holds {', '.join(found) or 'nothing'}; a surface needs xcoordinates and "
-            f"train_loss. Give the surface file, not the file of directions."
+            f"train_loss or test_loss. Give the surface file, not that of directions or of a "
+            f"trajectory."
         )
     x = _numbers(path, "xcoordinates", found)
     y = _numbers(path, "ycoordinates", found) if "ycoordinates" in found else None
     axes = (x,) if y is None else (x, y)
     variables = {}
+    skipped = _skipped(path, found)
     for key, (label, units, long_name) in _GOLDSTEIN.items():
         if key in found:
-            values = _laid_out(path, key, _numbers(path, key, found), axes)
+            label = label.removeprefix(f"{split}_")
+            values = _laid_out(path, key, _numbers(path, key, found), skipped, axes)
             if key.endswith("_acc"):
                 values = 1 - values / 100
             dims = ("alpha", "beta") if y is not None else ("direction", "alpha")
@@ -257,6 +262,8 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
     else:
         coords["beta"] = Variable("beta", y, "‖d₂‖", "β")
     provenance = {"imported_from": path.name, "program": "loss-landscape", "bn": "eval"}
+    if split == "test":
+        provenance["split"] = split
     if "dir_file" in found:
         provenance["directions_file"] = Path(_word(found["dir_file"])).name
     return results.make(name, variables, coords=coords, provenance=provenance)
@@ -283,10 +290,27 @@ def _numbers(path: Path, key: str, found: dict[str, np.ndarray]) -> np.ndarray:
     return found[key].astype(float)
 
 
-def _laid_out(path: Path, key: str, values: np.ndarray, axes: tuple[np.ndarray, ...]) -> np.ndarray:
-    values = np.where(values == -1, np.nan, values)
+def _skipped(path: Path, found: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    """Of each split the cells that were not computed: a loss may be -1, an accuracy cannot."""
+    skipped: dict[str, np.ndarray | None] = {}
+    for split in ("train", "test"):
+        held = [_numbers(path, k, found) for k in (f"{split}_loss", f"{split}_acc") if k in found]
+        alike = held and all(values.shape == held[0].shape for values in held)
+        skipped[split] = np.all([values == -1 for values in held], axis=0) if alike else None
+    return skipped
+
+
+def _laid_out(
+    path: Path,
+    key: str,
+    values: np.ndarray,
+    skipped: dict[str, np.ndarray | None],
+    axes: tuple[np.ndarray, ...],
+) -> np.ndarray:
     sizes = tuple(len(axis) for axis in axes)
     if values.size == np.prod(sizes):
+        missing = skipped[key.split("_")[0]]
+        values = np.where(values == -1 if missing is None else missing, np.nan, values)
         return values.reshape(sizes[::-1]).T
     raise LandscapeError(
         f"{path}: {key} has shape {values.shape} where the coordinates have {sizes}; the file was "

@@ -53,7 +53,7 @@ class Meshes:
 def of(ds: xr.Dataset, *, setting: str | None = None, variable: str = "loss") -> Meshes:
     """Surfaces of a loss_plane: the first seed of each variant, all on one scale."""
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, variable, "alpha", "beta")
+    runs.require_plane(ds, variable)
     kept = list(runs.variants(ds))
     x, y = ds.alpha.values.astype(float), ds.beta.values.astype(float)
     tables = [

@@ -156,6 +156,19 @@ def require(ds: xr.Dataset, *names: str) -> None:
         )
 
 
+def require_plane(ds: xr.Dataset, variable: str) -> None:
+    """Say what a figure of a plane is asked of: another result, or a grid with one row."""
+    require(ds, variable)
+    sizes = {axis: ds[variable].sizes.get(axis, 0) for axis in ("alpha", "beta")}
+    if min(sizes.values()) < 2:
+        axes = ", ".join(f"{name} {size}" for name, size in ds[variable].sizes.items())
+        raise LandscapeError(
+            f"This figure needs {variable} over a plane, at least 2 × 2 points of alpha and beta; "
+            f"the result is {ds.attrs.get('measurement', 'unknown')} with {axes}. A line is drawn "
+            f"by loss_slice."
+        )
+
+
 def order_by(items: Sequence[Variant], values: Sequence[float]) -> list[Variant]:
     """Variants from the smallest value to the largest, NaN first."""
     keyed = [(-np.inf if np.isnan(value) else value) for value in values]

@@ -410,6 +410,49 @@ def test_imported_surfaces_are_drawn_like_our_own(tmp_path):
     check_figure("loss_surface", ds)
 
 
+def _goldstein(path, **held):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, values in held.items():
+            file[name] = values
+    return surfaces.read_goldstein(path)
+
+
+def test_a_loss_of_minus_one_is_a_loss_where_the_accuracy_says_so(tmp_path):
+    x = np.linspace(-1, 1, 3)
+    loss, accuracy = np.arange(-1.0, 8.0).reshape(3, 3), np.full((3, 3), 50.0)
+    loss[2, 2] = accuracy[2, 2] = -1  # not computed
+    grid = {"xcoordinates": x, "ycoordinates": x}
+    both = _goldstein(tmp_path / "a.h5", **grid, train_loss=loss, train_acc=accuracy)
+    assert float(both.loss[0, 0]) == -1
+    assert int(both.loss.isnull().sum()) == int(both.error_rate.isnull().sum()) == 1
+    alone = _goldstein(tmp_path / "b.h5", **grid, train_loss=loss)
+    assert int(alone.loss.isnull().sum()) == 2
+
+
+def test_a_surface_of_test_data_alone_is_read_and_says_so(tmp_path):
+    x, loss = np.linspace(-1, 1, 3), np.arange(9.0).reshape(3, 3)
+    grid = {"xcoordinates": x, "ycoordinates": x}
+    ds = _goldstein(tmp_path / "t.h5", **grid, test_loss=loss, test_acc=100 - loss)
+    np.testing.assert_array_equal(ds.loss.values, loss.T)
+    np.testing.assert_allclose(ds.error_rate.values, loss.T / 100)
+    assert results.provenance(ds)["split"] == "test"
+    check_figure("loss_plane", ds)
+
+
+@pytest.mark.parametrize("figure", ["loss_plane", "loss_surface", "surface_persistence"])
+def test_what_is_no_plane_is_refused_by_figures_of_planes(figure, tmp_path):
+    x = np.linspace(-1, 1, 5)
+    line = _goldstein(tmp_path / "line.h5", xcoordinates=x, train_loss=x**2)
+    strip = _goldstein(
+        tmp_path / "strip.h5", xcoordinates=x, ycoordinates=x[:1], train_loss=(x**2)[:, None]
+    )
+    for ds in (line, strip):
+        with pytest.raises(LandscapeError, match=r"over a plane, at least 2 × 2.*loss_slice"):
+            getattr(figures, figure)(ds)
+
+
 def test_planes_of_eigenvectors_are_not_called_random():
     risk, _, _ = quadratic([3.0, 1.0, 0.2])
     axes = plane.eigenvectors(risk.theta, torch.eye(3, dtype=torch.float64)[:2])

@@ -208,7 +208,7 @@ def test_goldsteins_surfaces_come_in_with_their_axes_right(tmp_path, y):
 def test_goldsteins_lines_and_unfinished_files(tmp_path):
     path = goldstein(tmp_path / "line.h5", ALPHA)
     with h5py.File(path, "a") as file:
-        file["train_loss"][2] = -1
+        file["train_loss"][2] = file["train_acc"][2] = -1
         file["test_loss"] = np.array([1.0, 2.0, 3.0])
     ds = surfaces.read_goldstein(path)
     assert ds.attrs["measurement"] == "loss_slice"

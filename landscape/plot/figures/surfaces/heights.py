@@ -68,7 +68,7 @@ def surface_persistence(
     are more than 200 000.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, variable)
+    runs.require_plane(ds, variable)
     names: list[str] = []
     marks: list[Mark] = []
     counts, bounds, most = [], [], 0

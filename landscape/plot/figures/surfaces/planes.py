@@ -51,7 +51,7 @@ def loss_plane(
     another one of the result over the plane (error_rate; test_loss, test_error_rate of `also`).
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, variable)
+    runs.require_plane(ds, variable)
     values = [one.ds[variable].isel(run=0).values for one in runs.variants(ds)]
     _, log = shared_levels(values, levels)
     lowest = [_lowest(table) if rise else 0.0 for table in values]
@@ -210,7 +210,7 @@ def loss_surface(
     `loss_plane`.
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
-    runs.require(ds, variable)
+    runs.require_plane(ds, variable)
     height, units = _lower(ds, variable), runs.units(ds, variable)
     every = list(runs.variants(ds))
     found = sorted(every, key=lambda v: v.family not in references and v.id not in references)[
