@@ -17,7 +17,7 @@ from matplotlib import colormaps
 
 from landscape.errors import LandscapeError
 from landscape.plot import runs, style
-from landscape.storage import slug, write_atomically
+from landscape.storage import folder_name, write_atomically
 
 SUFFIXES = (".glb", ".vts")
 _HIGH = 0.75  # height of the tallest surface, in widths of the plane
@@ -80,7 +80,7 @@ def save(meshes: Meshes, path: Path) -> list[Path]:
     many = len(meshes.meshes) > 1
     return [
         write_atomically(
-            path.with_name(f"{path.stem}.{slug(mesh.name)}{path.suffix}") if many else path,
+            path.with_name(f"{path.stem}.{folder_name(mesh.name)}{path.suffix}") if many else path,
             lambda file, mesh=mesh: file.write_bytes(_vts(meshes, mesh)),
         )
         for mesh in meshes.meshes

@@ -11,7 +11,7 @@ from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.family import Difference, Family
 from landscape.report.study import Study
-from landscape.storage import slug
+from landscape.storage import folder_name, slug
 
 # More seeds than this are not proposed: the effect is then too small for this problem.
 MOST_SEEDS = 40
@@ -65,7 +65,7 @@ def deciding(
     for need in needs:
         kind, _, name = need.partition(":")
         said.append(_CHANGES[kind](_Next(family, setting, name, given)))
-    name = f"{slug(setting)}-{slug(key)}"
+    name = f"{folder_name(setting)}-{slug(key)}"
     given["name"] = f"{study.resolved.get('name', 'study')}-{name}"
     given["question"] = f"{key.replace('_', ' ')}: {word}. What would decide it?"
     head = f"# {'; '.join(said)}.\n#\n"

@@ -22,13 +22,13 @@ from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
 from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import Choice, Selected, save, select, write_csv
+from landscape.report.paper import Choice, Selected, save, select
 from landscape.report.rules import RULES
 from landscape.report.sources import claims_of, row_anchor, sources
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings
 from landscape.report.verdict import Verdict
-from landscape.storage import StudyFolder, slug, write_text
+from landscape.storage import StudyFolder, folder_name, slug, write_text
 
 
 def _spec(figure: Selected) -> Markup:
@@ -52,9 +52,9 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     family = Family.of(study)
     choice = Choice(formats=formats)
     sections = list(select(study, choice, family))
-    for shown in (figure for section in sections for figure in section.figures):
-        list(save(shown, folder.figures, choice))
-        write_csv(shown.drawing, folder.figures / "data" / f"{shown.stem}.csv")
+    overviews = list(_overviews(family))
+    shown = [figure for section in sections for figure in section.figures]
+    save([*overviews, *shown], folder.figures, choice)
     own = [one for s in study.settings for one in multiverse.specifications(study, s)]
     multiverse.write(own, folder.figures / "data" / "specifications.csv")
     asked = [*own, *multiverse.scans(folder.scans)]
@@ -69,7 +69,7 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "name": study.resolved.get("name") or folder.root.name,
         "question": study.resolved.get("question") or "What do these models do differently?",
         "answer": said,
-        "overview": list(_overviews(family, folder, choice)),
+        "overview": overviews,
         "trained": list(_trained(study)),
         "how": {name: measured(study, name) for name in study.data},
         "rests_on": partial(sources, study, sections),
@@ -141,18 +141,15 @@ def _asked_otherwise(
         yield found
 
 
-def _overviews(family: Family, folder: StudyFolder, choice: Choice) -> Iterator[Selected]:
-    """The first picture of each setting, saved like every other figure."""
+def _overviews(family: Family) -> Iterator[Selected]:
+    """The first picture of each setting."""
     study = family.study
     for setting in study.settings:
         drawing = overview(family, setting)
         if drawing is not None:
             alone = len(study.settings) == 1
-            stem = "overview" if alone else f"overview-{slug(setting)}"
-            shown = Selected(drawing, setting, stem, ("generalization",))
-            list(save(shown, folder.figures, choice))
-            write_csv(drawing, folder.figures / "data" / f"{stem}.csv")
-            yield shown
+            stem = "overview" if alone else f"overview-{folder_name(setting)}"
+            yield Selected(drawing, setting, stem, ("generalization",))
 
 
 def _trained(study: Study) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.plot import animation, interactive, static, style
+from landscape.plot import animation, interactive, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
+from landscape.plot.printing import Print, save_all
 from landscape.report.family import Family
 from landscape.report.latex import escape
 from landscape.report.methods import measured, methods, references, tables
@@ -143,9 +144,7 @@ def write_figures(
         raise LandscapeError(
             f"{folder.root} has no results for {asked}; it has {', '.join(study.data)}."
         )
-    paths = [path for figure in shown for path in save(figure, place, choice)]
-    for figure in shown:
-        write_csv(figure.drawing, place / "data" / f"{figure.stem}.csv")
+    paths = save(shown, place, choice)
     write_text(place / "captions.tex", "".join(map(lambda f: _caption(study, f), shown)))
     write_text(place / "tables.tex", tables(study, family))
     write_text(place / "methods.tex", methods(study))
@@ -153,16 +152,23 @@ def write_figures(
     return paths
 
 
-def save(figure: Selected, place: Path, choice: Choice) -> Iterator[Path]:
-    """Write one figure in the formats of the choice."""
-    path = place / figure.stem
-    printed = [suffix for suffix in choice.formats if suffix not in ("html", *_MOVING)]
+def save(shown: Sequence[Selected], place: Path, choice: Choice) -> list[Path]:
+    """Write figures in the formats of the choice, and data/<figure>.csv; paths of the figures."""
+    printed = tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
+    prints = [
+        Print(one.drawing, place / one.stem, printed, choice.width, choice.letters, choice.dpi)
+        for one in shown
+    ]
+    paths = save_all(prints) if printed else [[] for _ in shown]
+    for one, written in zip(shown, paths, strict=True):
+        written += _save_moving(one, place / one.stem, choice)
+        write_csv(one.drawing, place / "data" / f"{one.stem}.csv")
+    return [path for written in paths for path in written]
+
+
+def _save_moving(figure: Selected, path: Path, choice: Choice) -> Iterator[Path]:
+    """The interactive twin and the animation, as far as they are wanted."""
     moves = len(figure.drawing.moments) > 1
-    if printed:
-        drawn = static.render(
-            figure.drawing, width=choice.width, letters=choice.letters, dpi=choice.dpi
-        )
-        yield from (static.save(drawn, path.with_suffix(f".{suffix}")) for suffix in printed)
     if "html" in choice.formats:
         render = animation.moving if moves else interactive.render
         page = render(figure.drawing, width=7.2)

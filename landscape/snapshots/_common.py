@@ -1,6 +1,5 @@
 """Coordinates that masks on the disk have in common, counted while the next bytes are read."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from landscape.cores import usable_cores
 from landscape.errors import LandscapeError
 
 _BLOCK = 1 << 26  # bytes of all snapshots together that are read at once
@@ -65,7 +65,7 @@ def common(members: Sequence[Member], sizes: Sequence[int], pairs: np.ndarray) -
     order, runs = _runs(pairs)
     # Long runs take few columns of many masks at a time, which together fit the cache.
     width = int(np.clip(_CALL * len(runs) // len(pairs) // _SUM, 1, _CALL // _SUM // 2)) * _SUM
-    with ThreadPoolExecutor(_cores()) as comparing:
+    with ThreadPoolExecutor(usable_cores()) as comparing:
         for words, stretch in _read_ahead(members, sizes):
             heads = stretch.heads
 
@@ -77,11 +77,6 @@ def common(members: Sequence[Member], sizes: Sequence[int], pairs: np.ndarray) -
                 counts[:, np.array(stretch.owners)[place]] += found
     counts[order] = counts.copy()
     return counts
-
-
-def _cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _runs(pairs: np.ndarray) -> tuple[np.ndarray, list[_PairRun]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import landscape
 from landscape import storage
+from landscape.cores import usable_cores
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import claims, combining, preflight, run_folder, trainings, worker
@@ -191,13 +191,6 @@ def worker_count(options: Options, device: str) -> int:
     if options.workers is not None:
         return options.workers
     return usable_cores() if device == "cpu" else 1
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def resolve_device(device: str) -> str:

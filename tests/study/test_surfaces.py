@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from landscape import measure, results
+from landscape.cores import usable_cores
 from landscape.errors import LandscapeError
 from landscape.plot import runs
 from landscape.study import Options, parse, run
@@ -16,7 +17,7 @@ from landscape.study.finished_run import FinishedRun
 from landscape.study.measurements import measure_run
 from landscape.study.measurements.connections import _half
 from landscape.study.run_folder import Trainings
-from landscape.study.running import job_of, usable_cores, worker_count
+from landscape.study.running import job_of, worker_count
 
 HERE = Path(__file__).parents[1]
 TEXT = """

@@ -1,0 +1,71 @@
+"""Figures drawn by several processes are those of one, whatever becomes of the others."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from landscape.errors import LandscapeError
+from landscape.plot import printing
+from landscape.plot.drawing import Axis, Drawing, Line, Panel
+from landscape.plot.printing import Print, save_all
+
+
+def prints(place, count=4):
+    x = np.linspace(0, 1, 5)
+    panels = [
+        Panel(marks=(Line(x, x**k, "a", "#123456"),), x=Axis("x"), y=Axis("y"))
+        for k in range(count)
+    ]
+    drawings = [
+        Drawing(name=f"d{i}", title="t", caption="", panels=(p,)) for i, p in enumerate(panels)
+    ]
+    return [Print(d, place / d.name, (".pdf", ".png")) for d in drawings]
+
+
+def contents(paths):
+    return [path.read_bytes() for written in paths for path in written]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(printing, "usable_cores", lambda: 1)
+        patch.setattr(printing, "_start", lambda _: pytest.fail("a helper for one core"))
+        return contents(save_all(prints(tmp_path_factory.mktemp("one"))))
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(printing, "usable_cores", lambda: 2)
+    monkeypatch.setattr(printing, "_WORTH", 1)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_two_processes_write_the_bytes_of_one(one, tmp_path, monkeypatch):
+    own = []
+    monkeypatch.setattr(printing, "_save", own.append)  # what this process draws is not drawn
+    two = prints(tmp_path / "two")
+    save_all(two)
+    assert [[p.path.name for p in share] for share in own] == [["d0", "d2"]]
+    apart = [contents([[p.path.with_suffix(s) for s in p.suffixes]]) for p in two[1::2]]
+    assert [*apart[0], *apart[1]] == [*one[2:4], *one[6:8]]
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("why", ["cannot start", "dies", "no pickle"])
+def test_what_a_helper_does_not_draw_is_drawn_here(why, one, tmp_path, monkeypatch):
+    if why == "cannot start":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    elif why == "dies":
+        monkeypatch.setattr(printing, "_HELPER", "import os; os.kill(os.getpid(), 9)")
+    else:
+        monkeypatch.setattr(printing, "_settings", lambda: lambda: None)
+    assert contents(save_all(prints(tmp_path / "here"))) == one
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_figure_that_cannot_be_written_is_said_as_in_one_process(tmp_path):
+    (tmp_path / "d").write_text("a file where a folder should be")
+    with pytest.raises(LandscapeError, match="cannot be made there"):
+        save_all(prints(tmp_path / "d"))
