@@ -19,6 +19,7 @@ from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 from landscape.stats import LEVEL
+from landscape.storage import open_hdf5
 
 _SCALES = ("loss", "log_loss")
 _SHARED = (
@@ -225,7 +226,7 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
     if not path.exists():
         raise LandscapeError(f"{path} does not exist; give a surface file (.h5).")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             found = {
                 key: np.asarray(file[key]) for key in file if isinstance(file[key], h5py.Dataset)
             }

@@ -5,11 +5,11 @@ A measurement is an `xarray.Dataset`. Measurements of several runs are combined 
 cube would be mostly padding).
 """
 
-from landscape.results.combining import combine
+from landscape.results.combining import are_alike, combine, recombine
 from landscape.results.files import Stored, digest, load, read, save
 from landscape.results.schema import DIMENSIONS, SCHEMA, Variable, make, provenance, validate
 
 __all__ = [
-    "DIMENSIONS", "SCHEMA", "Stored", "Variable", "combine", "digest", "load", "make",
-    "provenance", "read", "save", "validate",
+    "DIMENSIONS", "SCHEMA", "Stored", "Variable", "are_alike", "combine", "digest", "load", "make",
+    "provenance", "read", "recombine", "save", "validate",
 ]  # fmt: skip

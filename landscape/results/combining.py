@@ -29,7 +29,7 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
             f"Results of {names.pop()} in BatchNorm modes {sorted(modes)} cannot share an axis; "
             f"measure all runs in one mode."
         )
-    each = [_whole_names(ds.drop_attrs(deep=False)) for _, ds in parts]
+    each = [_bare(ds) for _, ds in parts]
     stacked = (
         _stacked(each)
         if _alike(each)
@@ -43,18 +43,73 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
             combine_attrs="override",
         )
     )
-    keys = list(dict.fromkeys(key for labels, _ in parts for key in labels))
+    told = [provenance(ds) for _, ds in parts]
+    return _labelled(stacked, [labels for labels, _ in parts], names.pop(), told)
+
+
+def are_alike(parts: Sequence[xr.Dataset]) -> bool:
+    """Whether all have the same variables on the same coordinates, so that nothing is joined."""
+    return _alike([_bare(ds) for ds in parts])
+
+
+def recombine(
+    old: xr.Dataset, parts: Sequence[tuple[Mapping[str, Any], xr.Dataset | int]]
+) -> xr.Dataset | None:
+    """What `combine` gives, where most of it was combined before.
+
+    A part is a result, or the number of its row in `old`, the combination of results that were
+    alike (`are_alike`). None where the new ones are not like those: then all have to be read.
+    """
+    kept = {
+        name: xr.Variable(v.dims[1:], v.values[0], v.attrs) for name, v in old.data_vars.items()
+    }
+    coords = {name: old.variables[name] for name in old.coords if "run" not in old[name].dims}
+    row = _whole_names(xr.Dataset(kept, coords=coords))
+    fresh = [part for _, part in parts if not isinstance(part, int)]
+    names = {ds.attrs["measurement"] for ds in (old, *fresh)}
+    before = provenance(old)["runs"]
+    told = [before[p] if isinstance(p, int) else provenance(p) for _, p in parts]
+    each = [row, *map(_bare, fresh)]
+    if len(names) > 1 or len({str(one.get("bn")) for one in told}) > 1 or not _alike(each):
+        return None
+    numbers = iter(range(old.sizes["run"], old.sizes["run"] + len(fresh)))
+    order = [part if isinstance(part, int) else next(numbers) for _, part in parts]
+    data = {
+        name: (
+            ("run", *variable.dims),
+            np.concatenate([old[name].values, *(ds[name].values[None] for ds in each[1:])])[order],
+            variable.attrs,
+        )
+        for name, variable in row.data_vars.items()
+    }
+    stacked = xr.Dataset(data, coords={name: row.variables[name] for name in row.coords})
+    return _labelled(stacked, [labels for labels, _ in parts], names.pop(), told)
+
+
+def _labelled(
+    stacked: xr.Dataset,
+    labels: Sequence[Mapping[str, Any]],
+    name: str,
+    told: Sequence[Mapping[str, Any]],
+) -> xr.Dataset:
+    """With the labels of each run as coordinates, and the provenance of all."""
+    keys = list(dict.fromkeys(key for each in labels for key in each))
     taken = {str(name) for name in (*stacked.variables, *stacked.dims)} - {"run"}
-    for key in keys:
-        values = [labels.get(key) for labels, _ in parts]
-        name = f"run_{key}" if key in taken else key
-        stacked = stacked.assign_coords({name: ("run", _column(values))})
+    columns = {
+        f"run_{key}" if key in taken else key: ("run", _column([each.get(key) for each in labels]))
+        for key in keys
+    }
+    stacked = stacked.assign_coords(columns)
     stacked.attrs = {
-        "measurement": names.pop(),
+        "measurement": name,
         "landscape_schema": SCHEMA,
-        "provenance": json.dumps({"runs": [provenance(ds) for _, ds in parts]}),
+        "provenance": json.dumps({"runs": list(told)}),
     }
     return validate(stacked)
+
+
+def _bare(ds: xr.Dataset) -> xr.Dataset:
+    return _whole_names(ds.drop_attrs(deep=False))
 
 
 def _alike(each: Sequence[xr.Dataset]) -> bool:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 from landscape.results.schema import SCHEMA, validate
-from landscape.storage import write_atomically
+from landscape.storage import open_hdf5, write_atomically
 
 SEAL = "landscape_sha256"
 _STRUCTURE = frozenset({
@@ -129,7 +129,8 @@ def _content(values: np.ndarray) -> tuple[str, bytes]:
 
 def _open(path: Path) -> xr.Dataset:
     """The dataset in memory: read directly where the file is as `save` writes it."""
-    ds = _read_plain(path)
+    with open_hdf5(path) as file:
+        ds = _read_plain(file)
     if ds is not None:
         return ds
     with xr.open_dataset(path, engine="h5netcdf") as opened:
@@ -137,29 +138,28 @@ def _open(path: Path) -> xr.Dataset:
     return ds.drop_encoding()
 
 
-def _read_plain(path: Path) -> xr.Dataset | None:
+def _read_plain(file: h5py.File) -> xr.Dataset | None:
     """Read with h5py alone, a fifth of the time; None where anything is unusual."""
-    with h5py.File(path, "r") as file:
-        variables, coords = {}, set()
-        for name, found in file.items():
-            if not isinstance(found, h5py.Dataset):
-                return None
-            there = list(found.attrs)
-            if not set(there) <= _STRUCTURE | _PLAIN:
-                return None
-            # One by one: what HDF5 notes of its own takes half of the time. In the order of the
-            # file: written again it has the same bytes.
-            attrs = {key: found.attrs[key] for key in there if key in _READ}
-            if bytes(attrs.get("NAME", b"")).startswith(_NO_VARIABLE):
-                continue
-            dims = _dims(file, name, found, attrs)
-            values = _values(found, attrs)
-            if dims is None or values is None:
-                return None
-            coords |= {*dims, *str(attrs.get("coordinates", "")).split()}
-            plain = {key: attrs[key] for key in attrs if key in _PLAIN}
-            variables[name] = xr.Variable(dims, values, plain)
-        attrs = {key: _scalar(value) for key, value in file.attrs.items() if key[:1] != "_"}
+    variables, coords = {}, set()
+    for name, found in file.items():
+        if not isinstance(found, h5py.Dataset):
+            return None
+        there = list(found.attrs)
+        if not set(there) <= _STRUCTURE | _PLAIN:
+            return None
+        # One by one: what HDF5 notes of its own takes half of the time. In the order of the
+        # file: written again it has the same bytes.
+        attrs = {key: found.attrs[key] for key in there if key in _READ}
+        if bytes(attrs.get("NAME", b"")).startswith(_NO_VARIABLE):
+            continue
+        dims = _dims(file, name, found, attrs)
+        values = _values(found, attrs)
+        if dims is None or values is None:
+            return None
+        coords |= {*dims, *str(attrs.get("coordinates", "")).split()}
+        plain = {key: attrs[key] for key in attrs if key in _PLAIN}
+        variables[name] = xr.Variable(dims, values, plain)
+    attrs = {key: _scalar(value) for key, value in file.attrs.items() if key[:1] != "_"}
     coords |= set(str(attrs.pop("coordinates", "")).split())
     ds = xr.Dataset(variables, attrs=attrs)
     return ds.set_coords([name for name in variables if name in coords])

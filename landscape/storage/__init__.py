@@ -26,6 +26,7 @@ from landscape.storage.documents import (
     write_json,
 )
 from landscape.storage.folder import STUDY_FORMAT, StudyFolder
+from landscape.storage.hdf5 import open_hdf5
 from landscape.storage.names import check_name, folder_name, is_plain_name, slug
 from landscape.storage.seals import (
     check_sealed_zip,
@@ -55,7 +56,7 @@ __all__ = [
     "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_name", "check_sealed_zip",
     "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path", "folder_name",
     "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights", "load_json", "make_room",
-    "metadata", "outcome_path", "read_array", "read_arrays", "read_json", "read_lines",
+    "metadata", "open_hdf5", "outcome_path", "read_array", "read_arrays", "read_json", "read_lines",
     "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path", "slug", "state_path",
     "sweep", "truncate_lines", "unsealed", "unsealed_json", "weights_path", "write_arrays",
     "write_atomically", "write_json", "write_text", "writing",

@@ -1,6 +1,7 @@
 """Results of all runs, one file per measurement, remade only when a part has changed."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import axes, run_folder, trainings
 from landscape.study.run_folder import Trainings
-from landscape.study.spec import Run, Study, fingerprint
+from landscape.study.spec import Run, fingerprint
 
 
 def combine_all(known: Trainings, place: StudyFolder) -> list[str]:
@@ -17,23 +18,25 @@ def combine_all(known: Trainings, place: StudyFolder) -> list[str]:
 
     The file of a measurement that is no longer asked for is removed; its parts stay in the runs.
     """
-    written, study = [], known.study
+    written = []
     index_path = place.results / "index.json"
     index = _index(place)
-    measured = {measurement.name for measurement in study.measure.measurements}
+    measured = {measurement.name for measurement in known.study.measure.measurements}
     parts_of = _parts(known, place)
+    seconds = {run.run_id: train_seconds(run, place) for run in known.study.runs}
     for name in sorted(measured):
         parts = parts_of.get(name, [])
         path = place.results / f"{name}.nc"
-        mark = fingerprint([_mark(study, place, run, name) for run in parts], length=16)
+        mark = fingerprint([part.mark for part in parts], length=16)
         if not parts:
             path.unlink(missing_ok=True)
-        elif index.get(name) != [mark, _sha256(path)]:
-            _combine(study, place, name, parts)
+            index[name] = [mark, None, []]
+        elif index.get(name, [])[:2] != [mark, _sha256(path)]:
+            rows = _combine(place, name, parts, seconds, index.get(name))
             written.append(name)
-        index[name] = [mark, _sha256(path)]
+            index[name] = [mark, _sha256(path), rows]
     told = _of_trainings(known, place, index.get(trainings.NAME))
-    index[trainings.NAME] = [told, _sha256(place.results / f"{trainings.NAME}.nc")]
+    index[trainings.NAME] = [told, _sha256(place.results / f"{trainings.NAME}.nc"), []]
     along = _along_axes(place, measured, index, changed=bool(written))
     wanted = {*measured, trainings.NAME, *along}
     for path in place.results.glob("*.nc"):
@@ -51,7 +54,7 @@ def _of_trainings(known: Trainings, place: StudyFolder, told: list[Any] | None) 
     ended = [(axes.labels(study, run), known.outcomes[run.run_id]) for run in study.runs]
     mark = fingerprint([ended, known.refused], length=16)
     path = place.results / f"{trainings.NAME}.nc"
-    if told != [mark, _sha256(path)]:
+    if (told or [])[:2] != [mark, _sha256(path)]:
         results.save(trainings.trainings(known), path)
     return mark
 
@@ -60,7 +63,7 @@ def _along_axes(
     place: StudyFolder, measured: set[str], index: dict[str, Any], *, changed: bool
 ) -> set[str]:
     """Write along_<axis>.nc of every axis; the stems of their files."""
-    there = {path.stem: ["", _sha256(path)] for path in place.results.glob("along_*.nc")}
+    there = {path.stem: ["", _sha256(path), []] for path in place.results.glob("along_*.nc")}
     if not changed and there == {k: v for k, v in index.items() if k.startswith("along_")}:
         return set(there)
     known = {q.measurement for q in stats.QUANTITIES} & measured
@@ -71,18 +74,23 @@ def _along_axes(
         ds = stats.along_axis(data, axis)
         if ds is not None:
             path = results.save(ds, place.results / f"along_{axis}.nc")
-            index[path.stem] = ["", _sha256(path)]
+            index[path.stem] = ["", _sha256(path), []]
             found.add(f"along_{axis}")
     return found
 
 
 def _index(place: StudyFolder) -> dict[str, Any]:
-    """What each combined file was made of, and its SHA-256; nothing where that was changed."""
+    """What each combined file was made of; nothing where that was changed.
+
+    [fingerprint of all parts, SHA-256 of the file, (run, fingerprint) of each row where all are
+    alike, so that those that did not change since can be taken from the file].
+    """
     path = place.results / "index.json"
     try:
-        return storage.read_json(path) if path.exists() else {}
+        found = storage.read_json(path) if path.exists() else {}
     except LandscapeError:
         return {}
+    return {name: entry for name, entry in found.items() if len(entry) == 3}  # as of now
 
 
 def _sha256(path: Path) -> str | None:
@@ -94,37 +102,60 @@ def changed(place: StudyFolder) -> list[str]:
     return [
         f"{path} was changed after it was written; it is combined again from the runs."
         for name, known in _index(place).items()
-        if (path := place.results / f"{name}.nc").is_file() and known[1:] != [_sha256(path)]
+        if (path := place.results / f"{name}.nc").is_file() and known[1] != _sha256(path)
     ]
 
 
-def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[Run]]:
+@dataclass(frozen=True)
+class _Part:
+    """A run's result, its labels, and a fingerprint of both."""
+
+    run: Run
+    labels: dict[str, Any]
+    mark: str
+
+
+def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[_Part]]:
     """For each measurement the runs with a result of the options that the study asks for now."""
-    parts: dict[str, list[Run]] = {}
+    parts: dict[str, list[_Part]] = {}
     for run in known.study.runs:
         if run.run_id in known.refused:
             continue
-        folder = place.run(run.run_id)
-        made = run_folder.measured_keys(folder)
+        labels = axes.labels(known.study, run)
+        made = run_folder.whole_results(place.run(run.run_id))
         for measurement, key in known.keyed(run):
-            name = measurement.name
-            if made.get(name) == key and run_folder.result_path(folder, name).exists():
-                parts.setdefault(name, []).append(run)
+            record = made.get(measurement.name, {})
+            if record.get("key") == key and not record.get("empty"):
+                mark = fingerprint([labels, record["sha256"]], length=12)
+                parts.setdefault(measurement.name, []).append(_Part(run, labels, mark))
     return parts
 
 
-def _mark(study: Study, place: StudyFolder, run: Run, name: str) -> list[object]:
-    stat = run_folder.result_path(place.run(run.run_id), name).stat()
-    return [axes.labels(study, run), stat.st_size, stat.st_mtime_ns]
+def _combine(
+    place: StudyFolder,
+    name: str,
+    parts: list[_Part],
+    seconds: dict[str, float],
+    known: list[Any] | None,
+) -> list[tuple[str, str]]:
+    """Write a combined file; (run, fingerprint) of its rows, empty where they are not alike."""
+    path = place.results / f"{name}.nc"
+    labels = [{**part.labels, "train_seconds": seconds[part.run.run_id]} for part in parts]
+    rows = [(part.run.run_id, part.mark) for part in parts]
 
+    def read(part: _Part) -> Any:
+        return results.load(run_folder.result_path(place.run(part.run.run_id), name))
 
-def _combine(study: Study, place: StudyFolder, name: str, runs: list[Run]) -> None:
-    parts = []
-    for run in runs:
-        folder = place.run(run.run_id)
-        labels = {**axes.labels(study, run), "train_seconds": train_seconds(run, place)}
-        parts.append((labels, results.load(run_folder.result_path(folder, name))))
-    results.save(results.combine(parts), place.results / f"{name}.nc")
+    if known and known[2] and known[1] == _sha256(path):
+        before = {tuple(row): number for number, row in enumerate(known[2])}
+        found = [before[row] if row in before else read(p) for p, row in zip(parts, rows)]
+        again = results.recombine(results.load(path), list(zip(labels, found)))
+        if again is not None:
+            results.save(again, path)
+            return rows
+    each = [read(part) for part in parts]
+    results.save(results.combine(list(zip(labels, each))), path)
+    return rows if results.are_alike(each) else []
 
 
 def train_seconds(run: Run, place: StudyFolder) -> float:

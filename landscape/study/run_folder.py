@@ -90,10 +90,10 @@ def training_cost(run: Run) -> float:
 
 def measured_keys(folder: Path) -> dict[str, str]:
     """The key of each measurement whose result is as it was written, of the weights as they are."""
-    return {name: str(record["key"]) for name, record in _whole(folder).items()}
+    return {name: str(record["key"]) for name, record in whole_results(folder).items()}
 
 
-def _whole(folder: Path) -> dict[str, dict[str, Any]]:
+def whole_results(folder: Path) -> dict[str, dict[str, Any]]:
     """The last record of each measurement whose result is as it was written."""
     records, _ = storage.read_lines(folder / "measured.jsonl", on_error="skip")
     last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}

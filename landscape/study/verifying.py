@@ -127,10 +127,11 @@ def _run(run: Path) -> Iterator[Check]:
         yield lambda: _whole(snapshots.read_masks(run))
         yield lambda: _whole(snapshots.read_zscores(run))
         yield lambda: _whole(snapshots.read_correctness(run))
+    written: dict[str, str] = {}
     if (run / "measured.jsonl").exists():
-        yield lambda: _measured(run)
+        yield lambda: _measured(run, written)
     for path in sorted((run / "results").glob("[!.]*.nc")):
-        yield lambda path=path: path if results.read(path).sha256 is None else None
+        yield lambda path=path: _result(path, written)
 
 
 def _named(path: Path, run: str) -> None:
@@ -159,11 +160,22 @@ def _state(run: Path) -> None:
         checkpoint.check_identity(run, state["identity"], checkpoint.identity_of(ended))
 
 
-def _measured(run: Path) -> None:
-    """Refuse results that are not those that were measured, or not of the weights that lie here."""
+def _result(path: Path, written: dict[str, str]) -> Path | None:
+    """A result of which no digest is known; one whose bytes are as they were written is whole."""
+    if written.get(path.stem) == storage.file_sha256(path):
+        return None
+    return path if results.read(path).sha256 is None else None
+
+
+def _measured(run: Path, written: dict[str, str]) -> None:
+    """Refuse results that are not those that were measured, or not of the weights that lie here.
+
+    written: is told the SHA-256 that each was written with.
+    """
     records, _ = storage.read_lines(run / "measured.jsonl")
     last = {str(record.get("name")): record for record in records if record.get("key")}
     weights = storage.declared_sha256(checkpoint.final_path(run))
+    written.update({name: str(record.get("sha256")) for name, record in last.items()})
     for name, record in last.items():
         path = run / "results" / f"{name}.nc"
         if not record.get("empty") and storage.file_sha256(path) != record.get("sha256"):
