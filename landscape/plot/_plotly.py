@@ -100,7 +100,12 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
         dragmode="zoom",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#b5b5b5", "activecolor": style.INK},
         barmode="overlay",
-        meta={"name": drawing.name, "title": drawing.title, "caption": drawing.caption},
+        meta={
+            "name": drawing.name,
+            "title": drawing.title,
+            "caption": drawing.caption,
+            "columns": columns,
+        },
     )
     _planes.arrange_bars(figure)
     figure.update_xaxes(automargin=True)
@@ -179,6 +184,8 @@ class _PanelPlace:
     named: set[str]
 
     def add(self, trace: BasePlotlyType) -> None:
+        # The page can tell whose panel a trace is on where its own name is that of a quantity.
+        trace.update(meta=self.panel.title.split("\n")[0] or None)
         self.figure.add_trace(trace, row=self.row, col=self.col)
 
 

@@ -4,14 +4,13 @@
 configuration to show them with: nothing is sent anywhere.
 """
 
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from landscape.errors import LandscapeError
-from landscape.plot import figures
+from landscape.plot import figures, pages
 from landscape.plot._plotly import CONFIG, render
 from landscape.plot._twins import twins
 from landscape.storage import write_text
@@ -29,12 +28,7 @@ def save(figure: go.Figure, path: Path, *, shared: bool = False) -> Path:
         raise LandscapeError(f"{path.name} ends in {path.suffix!r}; a page is written as .html.")
     if shared and not (path.parent / "plotly.min.js").exists():
         write_text(path.parent / "plotly.min.js", get_plotlyjs())
-    source = "directory" if shared else True
-    # An identity of its own would be random, and the same data shall give the same bytes.
-    html = figure.to_html(config=CONFIG, include_plotlyjs=source, div_id="figure", auto_play=False)
-    title = escape(figure.layout.meta["title"] if figure.layout.meta else path.stem)
-    html = html.replace("<html>", '<html lang="en">', 1)
-    return write_text(path, html.replace("<head>", f"<head>\n    <title>{title}</title>", 1))
+    return write_text(path, pages.single(figure, path.stem, shared=shared))
 
 
 __getattr__ = twins(__name__, render)

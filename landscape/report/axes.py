@@ -18,6 +18,7 @@ class AxisTable:
     """One variant along one axis in one setting: rows are values of the axis."""
 
     title: str
+    label: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
@@ -50,9 +51,10 @@ def _table(
         cells = [_cell(ds.isel(variant=i), q) for q in shown]
         rows.append((f"{name} (chosen by validation)" if chosen else name, *cells))
     where = study.title(setting) if len(study.settings) > 1 else ""
-    title = ", ".join(part for part in (study.label(setting, family), line, where) if part)
+    label = study.label(setting, family)
+    title = ", ".join(part for part in (label, line, where) if part)
     head = (axis, *(f"{q.title} ({unit})" if (unit := _unit(q)) else q.title for q in shown))
-    return AxisTable(f"{title}: against {axis}", head, tuple(rows), _note(axis, ds))
+    return AxisTable(f"{title}: against {axis}", label, head, tuple(rows), _note(axis, ds))
 
 
 def _unit(q: Metric) -> str:

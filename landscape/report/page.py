@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from landscape import results
-from landscape.plot import interactive, runs
+from landscape.plot import interactive, pages, runs
 from landscape.report import multiverse, words
 from landscape.report.axes import AxisTable, axis_tables
 from landscape.report.crosscheck import crosscheck
@@ -24,7 +24,7 @@ from landscape.report.methods import measured
 from landscape.report.overview import overview
 from landscape.report.paper import Choice, Selected, save, select
 from landscape.report.rules import RULES
-from landscape.report.sources import claims_of, row_anchor, sources
+from landscape.report.sources import claims_of, row_anchor, sources, spoken_of
 from landscape.report.study import Study
 from landscape.report.trainings import arithmetic, trainings
 from landscape.report.verdict import Verdict
@@ -32,14 +32,31 @@ from landscape.storage import StudyFolder, folder_name, slug, write_text
 
 
 def _spec(figure: Selected) -> Markup:
-    """The plotly figure as JSON that is safe inside a script element."""
-    text = interactive.render(figure.drawing, width=7.2).to_json()
-    return Markup(text.replace("<", "\\u003c"))
+    return pages.spec(interactive.render(figure.drawing, width=7.2))
 
 
 def _columns(figure: Selected) -> int:
     """Columns of panels at the width of a page."""
     return figure.drawing.grid(7.2)[1]
+
+
+# Symbols of variants as in the figures, in a box from -1 to 1.
+_OUTLINES = {
+    "circle": "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
+    "square": "M-.9-.9H.9V.9H-.9z",
+    "diamond": "M0-1.2L1.2 0L0 1.2L-1.2 0z",
+    "triangle": "M0-1.1L1.1 .9H-1.1z",
+    "cross": "M-.35-1.1H.35V-.35H1.1V.35H.35V1.1H-.35V.35H-1.1V-.35H-.35z",
+    "x": "M-1-.6L-.6-1L0-.4L.6-1L1-.6L.4 0L1 .6L.6 1L0 .4L-.6 1L-1 .6L-.4 0z",
+    "bar": "M-.2-1.2H.2V1.2H-.2z",
+}
+
+
+def _symbol(v: runs.Variant) -> Markup:
+    """The mark of a variant in the page's legend."""
+    return Markup(
+        '<svg viewBox="-1 -1 2 2" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
+    ).format(_OUTLINES[v.symbol], v.color)
 
 
 def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> Path:
@@ -76,7 +93,8 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "claims_of": claims_of,
         "row_anchor": row_anchor,
         "next": list(_next(said)),
-        "variants": list(dict.fromkeys(v.label for s in study.settings for v in study.variants(s))),
+        "keys": list({v.label: v for s in study.settings for v in study.variants(s)}.values()),
+        "spoken_of": partial(spoken_of, study),
         "files": list(_files(study)),
         "tables": [table(family, setting) for setting in study.settings],
         "rules": RULES,
@@ -107,11 +125,13 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "sentence": words.sentence,
         "spec": _spec,
         "columns": _columns,
+        "symbol": _symbol,
     }
     script = loader.get_source(environment, "report.js")[0]
     extras = {
         "plotly": Markup(get_plotlyjs()),
         "config": Markup(json.dumps(interactive.CONFIG)),
+        "look": Markup(pages.script()),
         "script": Markup(script),
     }
     twin = environment.overlay(finalize=markdown).get_template("report.md.j2")

@@ -63,6 +63,15 @@ def sources(
     return found
 
 
+def spoken_of(study: Study, claims: Iterable[Claim]) -> list[str]:
+    """Labels of the variants that claims are about; none where they are about all."""
+    found: dict[str, None] = {}
+    for claim in claims:
+        known = {v.id: v.label for v in study.variants(claim.setting)}
+        found |= dict.fromkeys(known[row] for row in (claim.subject, claim.other) if row in known)
+    return list(found)
+
+
 def claims_of(verdict: Verdict) -> tuple[Claim, ...]:
     """What a verdict asserts, or, where it asserts nothing, what it was weighed by."""
     quantity = {h.key: h.quantity for h in HYPOTHESES}.get(verdict.key, "")

@@ -1,12 +1,16 @@
-"""The report in a real browser: draws, asks nothing of a network, fits a phone, prints."""
+"""The pages in a real browser: they draw, ask no network, fit a phone, print, can be read out."""
 
+import json
 import os
 import shutil
 
 import pytest
 
 from landscape import report
+from landscape.report import comparison, pair
+from landscape.report.study import Study
 from tests.fixtures_results import write_study
+from tests.fixtures_surfaces import write_surfaces
 
 pytestmark = pytest.mark.browser
 
@@ -37,10 +41,16 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def page_path(tmp_path_factory):
+def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     folder = write_study(root, noisy=("sgd", "sam", "zsharp"), clean=("sgd", "sam"), seeds=2)
-    return report.write(folder, formats=())
+    write_surfaces(folder.root)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_path(study):
+    return report.write(study, formats=())
 
 
 class Visit:
@@ -153,28 +163,106 @@ def opacities(visit, figure):
     )
 
 
+def pick(visit, *names):
+    for name in names:
+        visit.page.click(f".key[data-variant='{name}']")
+
+
 def test_choosing_two_variants_pales_the_others_everywhere_and_stays_in_the_address(
     browser, page_path
 ):
     visit = Visit(browser, page_path, LAPTOP)
     visit.open_everything()
     visit.scroll()
-    visit.page.select_option("#choose-variant", "SAM")
-    visit.page.select_option("#choose-against", "SGD")
-    for figure in ("overview-noisy", "history-noisy"):
-        seen = opacities(visit, figure)
-        assert {v for name, v in seen if name == "SAM"} - {0.14, 0.3} <= {1, 0.6, 0.45, 0.75}
-        assert all(v <= 0.12 for name, v in seen if name == "ZSharp"), figure
+    before = {f: opacities(visit, f) for f in ("overview-noisy", "history-noisy")}
+    pick(visit, "SAM", "SGD")
+    for figure, own in before.items():
+        for (name, now), (_, whole) in zip(opacities(visit, figure), own, strict=True):
+            assert now == pytest.approx(0.12 * whole if name == "ZSharp" else whole), figure
     rows = "[...document.querySelectorAll('.evidence tr.pale')].map(r => r.dataset.variants)"
     assert "ZSharp" in visit.page.evaluate(rows)
     assert "SAM" not in visit.page.evaluate(rows)
     assert "variant=SAM&against=SGD" in visit.page.url
     again = Visit(browser, f"{page_path}?variant=SAM&against=SGD", LAPTOP)
-    assert again.page.input_value("#choose-variant") == "SAM"
+    pressed = (
+        "[...document.querySelectorAll('.key[aria-pressed=true]')].map(k => k.dataset.variant)"
+    )
+    assert sorted(again.page.evaluate(pressed)) == ["SAM", "SGD"]
+    # A third takes the place of the second.
+    pick(visit, "ZSharp")
+    assert sorted(visit.page.evaluate(pressed)) == ["SAM", "ZSharp"]
     visit.page.click("#choose-none")
     assert visit.page.evaluate("document.querySelectorAll('.pale').length") == 0
+    assert {f: opacities(visit, f) for f in before} == before
     visit.context.close()
     again.context.close()
+
+
+def test_panels_sentences_and_tables_of_others_are_pale_too(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.open_everything()
+    visit.scroll()
+    pick(visit, "SAM")
+    # A plane belongs to the variant that its panel is called after.
+    planes = visit.page.evaluate(
+        "document.querySelector('#loss_plane-noisy .figure').data"
+        ".filter(t => t.type === 'contour')"
+        ".map(t => [t.meta, t.opacity === undefined ? 1 : t.opacity])"
+    )
+    assert {name for name, _ in planes} >= {"SAM", "ZSharp"}
+    assert all(v == (1 if name == "SAM" else 0.12) for name, v in planes)
+    said = visit.page.evaluate(
+        "[...document.querySelectorAll('#answer [data-variants]')]"
+        ".map(e => [e.dataset.variants.split('|'), e.classList.contains('pale')])"
+    )
+    assert all(pale == ("SAM" not in names) for names, pale in said)
+    tables = visit.page.evaluate(
+        "[...document.querySelectorAll('table [data-variants]')]"
+        ".map(e => [e.dataset.variants, e.classList.contains('pale')])"
+    )
+    assert all(pale == ("SAM" not in names.split("|")) for names, pale in tables)
+    # Rows of a figure that bear a variant's name are as pale as its marks.
+    ticks = visit.page.evaluate(
+        "document.querySelector('#headline-noisy .figure').layout.yaxis.ticktext"
+    )
+    assert [t for t in ticks if "opacity" not in t] == ["SAM"]
+    visit.context.close()
+
+
+def test_the_page_has_one_legend_of_variants_and_paper_has_them_in_each_figure(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.open_everything()
+    visit.scroll()
+    known = visit.page.evaluate(
+        "[...document.querySelectorAll('.key')].map(k => k.dataset.variant)"
+    )
+    assert known == ["SGD", "SAM", "ZSharp"]
+    entries = (
+        "[...document.querySelectorAll('.figure')].flatMap("
+        "f => f.data.filter(t => t.showlegend === true).map(t => t.name))"
+    )
+    assert not set(visit.page.evaluate(entries)) & set(known)
+    visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    visit.page.wait_for_timeout(500)
+    assert set(visit.page.evaluate(entries)) >= set(known)
+    visit.context.close()
+
+
+def test_surfaces_turn_together(browser, page_path):
+    visit = Visit(browser, page_path, LAPTOP)
+    visit.page.evaluate("document.getElementById('loss_surface-noisy').scrollIntoView()")
+    box = "document.querySelector('#loss_surface-noisy .figure')"
+    visit.page.wait_for_function(f"{box}.querySelectorAll('canvas').length > 2")
+    eye = {"eye": {"x": 0.5, "y": 2.0, "z": 0.8}}
+    visit.page.evaluate(f"Plotly.relayout({box}, {{'scene.camera': {json.dumps(eye)}}})")
+    visit.page.wait_for_timeout(300)
+    eyes = visit.page.evaluate(
+        f"Object.keys({box}.layout).filter(k => /^scene/.test(k))"
+        f".map(k => {box}.layout[k].camera.eye)"
+    )
+    assert len(eyes) == 3
+    assert eyes == [eye["eye"]] * 3
+    visit.context.close()
 
 
 def test_tables_sort_by_their_numbers_both_ways(browser, page_path):
@@ -210,3 +298,68 @@ def test_every_figure_is_one_stop_of_the_tabulator_and_has_a_name(browser, page_
     inside = "[...document.querySelectorAll('figure .plot *')].filter(e => e.tabIndex >= 0)"
     assert visit.page.evaluate(f"{inside}.filter(e => !(e instanceof SVGElement)).length") == 0
     visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def axe():
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        _missing("axe-playwright-python is not installed (pip install axe-playwright-python)")
+    return Axe()
+
+
+def violations(axe, visit):
+    found = axe.run(visit.page).response["violations"]
+    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+
+
+LOOKS = [("light", LAPTOP), ("dark", LAPTOP), ("light", PHONE), ("dark", PHONE)]
+looks = pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [
+        pytest.param(*look, id=f"{look[0]}-{look[1]['width']}", marks=[pytest.mark.slow][:at])
+        for at, look in enumerate(LOOKS)
+    ],
+)
+
+
+@looks
+def test_axe_finds_nothing_in_the_report(browser, page_path, axe, scheme, viewport):
+    visit = Visit(browser, page_path, viewport, color_scheme=scheme)
+    visit.open_everything()
+    visit.scroll()
+    assert violations(axe, visit) == []
+    pick(visit, "SAM")
+    # What is pale is there to be passed over: it is not held to the contrast of text.
+    assert [v for v in violations(axe, visit) if not v.startswith("color-contrast")] == []
+    visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def other_pages(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pages")
+    choice = report.Choice(
+        only=("headline", "loss_surface", "trajectory"), setting="noisy", formats=("html",)
+    )
+    figures = report.write_figures(study, choice, out=out)
+    read = Study.read(study)
+    pair.diagnose(read, "zsharp", "sam").write(out / "diagnose")
+    comparison.compare(read, read).write(out / "compare")
+    return [*figures, out / "diagnose.html", out / "compare.html"]
+
+
+@looks
+def test_axe_finds_nothing_in_figures_compare_and_diagnose(
+    browser, other_pages, axe, scheme, viewport
+):
+    assert len(other_pages) == 5
+    for path in other_pages:
+        visit = Visit(browser, path, viewport, color_scheme=scheme)
+        visit.page.wait_for_timeout(300)
+        assert violations(axe, visit) == [], path.name
+        assert visit.said == [], path.name
+        assert visit.page.title()
+        width = visit.page.viewport_size["width"]
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+        visit.context.close()

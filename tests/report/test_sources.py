@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from landscape.plot import files
 from landscape.report.family import Family
 from landscape.report.findings import answer
 from landscape.report.paper import Choice, select
-from landscape.report.sources import claims_of, sources
+from landscape.report.sources import claims_of, sources, spoken_of
 from landscape.report.study import Study
 from tests.fixtures_results import write_study
 
@@ -51,6 +52,20 @@ def test_every_claim_has_a_file_with_its_digest_and_rows_of_what_it_names(folder
         for source in found:
             assert (folder.root / source.path).exists()
             assert source.sha256 == study.digests[source.path.split("/")[1][:-3]]
+
+
+def test_a_sentence_carries_the_variants_that_it_is_about(folder, page):
+    """Choosing variants on the page pales the sentences about others."""
+    study = Study.read(folder)
+    said = answer(Family.of(study))
+    about = [spoken_of(study, one.claims) for one in (*said.findings, *said.verdicts)]
+    assert any(about)
+    for names in filter(None, about):
+        assert set(names) <= {"SGD", "SAM", "ZSharp", "Random mask"}
+        assert f' data-variants="{"|".join(names)}"' in page
+    (claim,) = [c for one in said.findings for c in one.claims if c.subject == "sam"][:1]
+    assert spoken_of(study, [claim])[0] == "SAM"
+    assert spoken_of(study, [replace(claim, subject="", other="")]) == []
 
 
 def test_the_command_beside_a_claim_prints_its_numbers(folder, tmp_path, monkeypatch):
