@@ -15,13 +15,16 @@ from landscape.stats import Interval
 
 @dataclass(frozen=True)
 class AxisTable:
-    """One variant along one axis in one setting: rows are values of the axis."""
+    """One variant along one axis in one setting: rows are values of the axis.
+
+    label: of the variant that all rows are about, "" where they are about none.
+    """
 
     title: str
-    label: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+    label: str = ""
 
 
 def axis_tables(study: Study) -> list[AxisTable]:
@@ -54,7 +57,7 @@ def _table(
     label = study.label(setting, family)
     title = ", ".join(part for part in (label, line, where) if part)
     head = (axis, *(f"{q.title} ({unit})" if (unit := _unit(q)) else q.title for q in shown))
-    return AxisTable(f"{title}: against {axis}", label, head, tuple(rows), _note(axis, ds))
+    return AxisTable(f"{title}: against {axis}", head, tuple(rows), _note(axis, ds), label)
 
 
 def _unit(q: Metric) -> str:
