@@ -137,14 +137,15 @@ def _identical(tables: Tables, _: np.random.Generator) -> Tables:
 
 
 def _twins(tables: Tables, _: np.random.Generator) -> Tables:
-    """Three variants are one model: asam and gsam have the numbers of sam, seed by seed."""
+    """Three variants are one model: asam and gsam have the numbers of sgd, seed by seed."""
     known = {(name, part["key"]): part for name, parts in tables.items() for part in parts}
 
     def change(name: str, part: dict[str, Any]) -> dict[str, Any]:
         row, setting, seed = part["key"]
-        if row not in ("asam", "gsam"):
+        # SGD has no radius to copy.
+        if row not in ("asam", "gsam") or name == "perturbation":
             return part
-        return known[name, ("sam", setting, seed)] | {"key": part["key"]}
+        return known[name, ("sgd", setting, seed)] | {"key": part["key"]}
 
     return _each(tables, change)
 
@@ -349,12 +350,9 @@ def _as_seen(truth: rough.Truth, defect: str) -> rough.Truth:
     """What is true of variants that are one model: they are equal."""
     values = {}
     for place, column in truth.values.items():
-        same = column if defect == "identical" else ("asam", "gsam")
-        values[place] = {
-            name: column["sgd" if defect == "identical" else "sam"] if name in same and
-            ("sam" in column or defect == "identical") else value
-            for name, value in column.items()
-        }  # fmt: skip
+        same = tuple(column) if defect == "identical" else ("asam", "gsam")
+        same = () if defect == "twins" and place[1] == "rho_eff" else same
+        values[place] = {name: column["sgd" if name in same else name] for name in column}
     return replace(truth, values=values)
 
 

@@ -209,6 +209,7 @@ REASONS = (
     r"against .*", r".* is matched within \d+ % for \d+ of \d+",
     r".* (does|do) not perturb and (is|are) left out .*",
     r"over axes within variants r = .*",
+    r".*, far from the others, left out of dose and response",
 )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ quantities that must not explain the same (they are conditioned on), and the con
 do as well without it. The rule reads differences from the family and associations over variants:
 
 supported      effects lie outside the margin; dose goes with response over variants (one at several
-               values of an axis, rho among them, is one point: its mean), and also over the axis
-               within variants; it still does given training loss and effective radius, in whatever
-               form these enter; and no control does better than its own dose predicts, while
-               variants of more dose do better than the control.
+               values of an axis, rho among them, is one point: its mean over runs but for
+               outlying ones), and also over the axis within variants; it still does given training
+               loss and effective radius, in whatever form these enter; and no control does better
+               than its own dose predicts, while variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
 contradicted   most resolved effects run against the prediction, and so do the variants among
                each other; or there are no effects, and for most variants of more dose a gain above
@@ -79,9 +79,10 @@ def _flatter(key: str) -> Hypothesis:
 
 RULES = (
     "Supported: an effect lies outside the margin, dose goes with response over variants (and over "
-    "an axis, such as rho, within them; a variant counts once), it still does given training loss "
-    "and effective radius in every form that was tried, and controls do no better than their own "
-    "dose predicts. Confounded: not given these, and one of them goes with both and explains more. "
+    "an axis, such as rho, within them; a variant counts once, by its runs but for outlying ones), "
+    "it still does given training loss and effective radius in every form that was tried, and "
+    "controls do no better than their own dose predicts. Confounded: not given these, and one of "
+    "them goes with both and explains more. "
     "Contradicted: most effects run the other way and so do variants among each other, or the dose "
     "is there and a gain above the margin is excluded. Compatible: most effects agree, and a "
     "condition of “supported” fails. Not resolved: none of these. Controls are not counted as "
@@ -140,6 +141,7 @@ class Weighed:
     failing: tuple[str, ...]  # conditions of "supported" that do not hold, in words
     base: str  # the reference of the effects: the first that has the quantity, "" without one
     left_out: tuple[str, ...]  # rows that do not perturb, where the effective radius is asked
+    far: tuple[tuple[str, int], ...]  # outlying runs (row, seed), no part of dose and response
     within: float  # correlation of dose and response over axes within variants, NaN without axes
 
     @property
@@ -228,10 +230,28 @@ class _VariantPoints:
         return math.nan if values is None else values.mean(row)
 
     def means(self, key: str) -> np.ndarray:
-        """Mean of a quantity on its scale by variant."""
-        return np.array([
-            np.mean([self.mean(key, row) for row in rows]) for rows in self.variants.values()
-        ])  # fmt: skip
+        """Mean of a quantity on its scale by variant, without runs that are outlying in it.
+
+        One run, sharp and bad at once, would make a correlation of its own.
+        """
+        values = self.family.values.get((self.setting, key))
+        if values is None:
+            return np.full(len(self.variants), math.nan)
+        far = self.far(key)
+
+        def mean(row: str) -> float:
+            scaled = values.scaled.get(row, {})
+            kept = [value for seed, value in scaled.items() if (row, seed) not in far]
+            return float(np.mean(kept)) if kept else math.nan
+
+        return np.array([np.mean([mean(row) for row in rows]) for rows in self.variants.values()])
+
+    def far(self, *keys: str) -> tuple[tuple[str, int], ...]:
+        """(row, seed) of runs of variants that are far from the others in one of the quantities."""
+        known = [self.family.values[self.setting, key] for key in keys
+                 if (self.setting, key) in self.family.values]  # fmt: skip
+        found = [(row, seed) for values in known for row, seed, _ in values.outlying()]
+        return tuple(dict.fromkeys(pair for pair in found if pair[0] in self.rows))
 
     def response(self) -> np.ndarray:
         """The metric by variant, larger is better."""
@@ -388,7 +408,8 @@ def _weighed(
     return Weighed(
         points.setting, one, word, effects, plain, given, conditioned, confounder, tuple(failing),
         points.family.base(points.setting, one.quantity),
-        points.left_out((one.quantity, *conditioned)), within,
+        points.left_out((one.quantity, *conditioned)),
+        points.far(one.quantity, points.study.metric), within,
     )  # fmt: skip
 
 
@@ -435,7 +456,7 @@ def _word(
 def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:
     """Upper end of the 95 % prediction interval of a line through (x, y), at one more x."""
     n = x.size
-    if n < 4 or np.ptp(x) == 0:
+    if n < 4 or np.ptp(x) <= 1e-9 * np.abs(x).max():
         return math.inf
     slope, intercept = np.polyfit(x, y, 1)
     left = y - slope * x - intercept

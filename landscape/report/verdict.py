@@ -94,6 +94,11 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
             f"{names} {verb} not perturb and {'is' if verb == 'does' else 'are'} left out where "
             f"the effective radius is asked"
         )
+    if one.far:
+        label = family.study.label
+        runs = [f"{label(one.setting, row)} seed {seed}" for row, seed in one.far]
+        shown = words.listing(runs) if len(runs) < 4 else words.count(len(runs), "run")
+        reasons.append(f"{shown}, far from the others, left out of dose and response")
     reasons.append(association_words(one.plain))
     if math.isfinite(one.within):
         reasons.append(f"over axes within variants r = {_signed(one.within)}")

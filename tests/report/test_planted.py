@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from scipy import stats as laws
 
+from benchmarks import planted_hard as hard
 from benchmarks import planted_rough as rough
 from benchmarks import sentences as sentences_module
 from benchmarks.planted import WORLDS, Read, make_study, plant, read_page, simulate
@@ -265,3 +266,19 @@ def test_differences_carry_the_choice_of_test_examples(key):
         simultaneous({0: v.contrast("a", "b", key)})[0].interval for v in (with_them, without)
     )
     assert wide.high - wide.low > narrow.high - narrow.low
+
+
+@pytest.mark.parametrize("defect", list(hard.DEFECTS))
+def test_a_page_of_a_study_with_a_defect_is_written_and_true(defect):
+    """Every kind of defect, in each world: each sentence is known, and rarely false."""
+    for world in hard.WORLDS:
+        shares = hard.simulate(defect, world, 2)
+        assert shares["false anywhere"] <= 0.5
+        if world != "flatness":
+            assert shares.get("flatness supported", 0.0) == 0.0
+
+
+def test_one_outlying_run_makes_no_association_of_variants():
+    """A run that is sharp and bad at once: without the rule 15 % of such pages are wrong."""
+    shares = hard.simulate("outlier_seed_three", "null", 25)
+    assert shares["false anywhere"] <= at_most(25)

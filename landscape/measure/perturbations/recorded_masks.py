@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,13 +110,12 @@ def mask_selection(
     variance of the selection frequency over that of independent masks of the same densities, sum_t
     d_t (1 - d_t) / T² (1 at chance, NaN where all or nothing is always selected); frequency_std:
     its square root before division. effective_support(tensor): exp(entropy of the selections)/n, 1
-    where all coordinates are selected equally often. Snapshots close together count a mask that
-    lives through them several times: those of the recorder come in bursts (a start and 1, 2, 4, ...
-    steps after it), so that over_dispersion above 1 is persistence, preference for a coordinate, or
-    both; at starts alone, or snapshots further apart than a mask lives (`mask_persistence`), it is
-    preference. kinds: kind of each tensor by name, as in
-    `ParamLayout`.
+    where all coordinates are selected equally often. T counts the snapshots that `spread_out`
+    keeps: the recorder's come in bursts, in which one mask would be counted many times. Where masks
+    live longer than these are apart (`mask_persistence`), over_dispersion above 1 is persistence
+    too, and not preference alone. kinds: kind of each tensor by name, as in `ParamLayout`.
     """
+    recorded = len(snapshots)
     first, times, density = _times(snapshots)
     total = len(density)
     rows = [_selection(count, density[:, i], total) for i, count in enumerate(times)]
@@ -140,7 +139,7 @@ def mask_selection(
         "mask_selection",
         variables,
         coords=coords,
-        provenance={"num_snapshots": total, **(provenance or {})},
+        provenance={"num_snapshots": total, "num_recorded": recorded, **(provenance or {})},
     )
 
 
@@ -153,6 +152,7 @@ def mask_filters(
 ) -> xr.Dataset:
     """Which filters of one layer are selected: share of the snapshots, by output and input channel.
 
+    Of the snapshots, those that `spread_out` keeps.
     frequency(channel, input): mean over snapshots and positions of the kernel;
     channel_frequency(channel): over the whole filter; expected: the tensor's mean density, which
     independent masks have everywhere; over_dispersion: variance of channel_frequency over that of
@@ -185,6 +185,7 @@ def mask_filters(
     }
     coords = {"channel": np.arange(shape[0]), "input": np.arange(shape[1])}
     said = {"tensor": tensor, "shape": list(shape), "num_snapshots": total}
+    said |= {"num_recorded": len(snapshots)}
     return results.make(
         "mask_filters", variables, coords=coords, provenance={**said, **(provenance or {})}
     )
@@ -198,14 +199,42 @@ def _check(snapshots: Snapshots) -> None:
         )
 
 
+def spread_out(steps: Sequence[int]) -> list[int]:
+    """Of recorded steps, those that stand for equally long parts of the training.
+
+    A recorder keeps bursts: a step and 1, 2, 4, ... steps after it, for overlaps over short times.
+    A mean over all of these counts what was seen at the start of a burst many times. Kept are steps
+    at least g apart, with the smallest power of two g for which no gap is longer than 4 g: of steps
+    at equal distances all of them. Of what is left of bursts a power of two is kept, so that runs
+    of one length, whose steps are drawn, have equally many.
+    """
+    at = sorted(set(steps))
+    gap = 1
+    while True:
+        kept = at[:1]
+        for step in at[1:]:
+            if step - kept[-1] >= gap:
+                kept.append(step)
+        if len(kept) < 3 or max(b - a for a, b in itertools.pairwise(kept)) <= 4 * gap:
+            break
+        gap *= 2
+    if len(kept) == len(at):
+        return kept
+    places = np.linspace(0, len(kept) - 1, 1 << (len(kept).bit_length() - 1))
+    return [kept[round(place)] for place in places]
+
+
 def _times(snapshots: Snapshots) -> tuple[PackedMasks, list[np.ndarray], np.ndarray]:
-    """Names and sizes, times each coordinate is selected per tensor, densities (T, tensors)."""
+    """Names and sizes, times each coordinate is selected per tensor, densities (T, tensors).
+
+    Over the snapshots that `spread_out` keeps.
+    """
     _check(snapshots)
     if len(snapshots) < 2:
         raise LandscapeError(
             f"{len(snapshots)} mask snapshot was given; selection frequencies need two or more."
         )
-    each = (masks for _, masks in snapshots)
+    each = _spread_masks(snapshots)
     first = next(each)
     times, densities = [np.zeros(size, np.uint32) for size in first.sizes], []
     for masks in itertools.chain([first], each):
@@ -214,6 +243,16 @@ def _times(snapshots: Snapshots) -> tuple[PackedMasks, list[np.ndarray], np.ndar
         for count, mask in zip(times, masks.unpacked(), strict=True):
             count += mask
     return first, times, np.array(densities)
+
+
+def _spread_masks(snapshots: Snapshots) -> Iterator[PackedMasks]:
+    """Masks of the snapshots that `spread_out` keeps; one that is left out is not read."""
+    if isinstance(snapshots, MaskSeries):
+        steps = snapshots.steps.tolist()
+        kept = set(spread_out(steps))
+        return (snapshots[place] for place, step in enumerate(steps) if step in kept)
+    kept = set(spread_out([step for step, _ in snapshots]))
+    return (masks for step, masks in snapshots if step in kept)
 
 
 def _selection(times: np.ndarray, density: np.ndarray, total: int) -> dict[str, Any]:

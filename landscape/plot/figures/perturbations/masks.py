@@ -183,7 +183,8 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             continue
         weights = v.ds["size"].where(partly)
         found, chance = (
-            (v.ds[name] * weights).sum("tensor") / weights.sum("tensor")
+            (v.ds[name] * weights).where(partly, 0.0).sum("tensor", skipna=False)
+            / weights.sum("tensor")
             for name in ("share", "expected_share")
         )
         marks: list[Mark] = []
@@ -211,8 +212,9 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"over the tensors that are selected in part, mean over {runs.seed_count(ds)}. Dashed: the "
         "binomial law of independent masks of the same density. Dispersion: variance of the "
         "selection frequency over that of independent masks, 1 at chance; support: effective share "
-        "of coordinates that are ever selected (medians over tensors). Snapshots may stand in "
-        "groups a few steps apart, where masks that are kept for some steps look persistent.",
+        "of coordinates that are ever selected (medians over tensors). Of the snapshots, those "
+        "that stand for equally long parts of the training: a mask that is kept for longer than "
+        "they are apart still counts as dispersion.",
         tuple(panels),
         columns=3,
         panel_height=1.5,
