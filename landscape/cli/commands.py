@@ -16,10 +16,14 @@ from landscape.cli.flags import (
     DataDir,
     Device,
     Dtype,
+    Engine,
+    Hours,
     Json,
     Loss,
     Model,
+    On,
     Out,
+    Partition,
     Rho,
     Seed,
     Set,
@@ -125,17 +129,24 @@ def run(
     dtype: Dtype = None,
     workers: Workers = None,
     threads: Threads = 1,
+    on: On = "here",
+    partition: Partition = None,
+    hours: Hours = None,
+    engine: Engine = None,
     changes: Set = None,
     as_json: Json = False,
 ) -> None:
     """Train, measure and report a study. What is there already is kept.
 
     `landscape demo --print-study` prints a study file to start from.
+
+    landscape run study.toml --on slurm --partition gpu --hours 8 --engine gpus_per_node=1
     """
     from landscape import study
 
     plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
-    options = study.Options(device=device, workers=workers, threads=threads)
+    where = plans.engine(on, partition, hours, workers, engine)
+    options = study.Options(device=device, workers=workers, threads=threads, on=where)
     plans.finish(study.run(plan, folder, options), as_json=as_json)
 
 

@@ -25,6 +25,28 @@ Threads = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(help="here, slurm (submitit) or ray.", rich_help_panel=RUNNING),
+]
+Partition = Annotated[str | None, typer.Option(help="Of --on slurm.", rich_help_panel=RUNNING)]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        help="Time limit of each job of --on slurm; 4. One that reaches it goes on in the next.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Engine = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME=VALUE",
+        help="Of submitit (account, qos, mem_gb, gpus_per_node, ...) or of Ray (address, num_gpus, "
+        "...). May be repeated.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
-    from landscape.study import Options, Study, Summary
+    from landscape.study import Options, Ray, Slurm, Study, Summary
     from landscape.study.flags import Flags
     from landscape.study.tuning import Tuned
 
@@ -73,6 +73,21 @@ def from_flags(
         study_text(flags), base=Path.cwd(), overrides=tuple(changes or ()), dtype=dtype
     )
     return plan, out or Path("studies") / folder_name(default_name(flags))
+
+
+def engine(
+    on: str,
+    partition: str | None,
+    hours: float | None,
+    workers: int | None,
+    settings: list[str] | None,
+) -> "Slurm | Ray | None":
+    """The engine that flags mean; None: processes of this machine."""
+    from landscape.study import engines
+
+    return engines.named(
+        on, partition=partition, hours=hours, workers=workers, settings=settings or ()
+    )
 
 
 def finish(summary: "Summary", *, as_json: bool, open_report: bool = False) -> None:

@@ -20,8 +20,8 @@ class StudyFolder:
     """Where the parts of a study lie.
 
     STUDY/  study.toml · resolved.json · data.json · runs/<run>/{spec.json, history.jsonl,
-    snapshots/, checkpoints/, results/<measurement>.nc, done.json, sessions.jsonl} ·
-    results/<measurement>.nc · scans/ · figures/ · report.html · report.md
+    snapshots/, checkpoints/, results/<measurement>.nc, done.json, sessions.jsonl, log.txt} ·
+    results/<measurement>.nc · jobs/ · scans/ · figures/ · report.html · report.md
     """
 
     root: Path
@@ -50,6 +50,11 @@ class StudyFolder:
     def claim(self) -> Path:
         """Who works in the folder now, with a heartbeat; absent while nobody does."""
         return self.root / "working.json"
+
+    @property
+    def jobs(self) -> Path:
+        """What a batch system was given, and what its jobs printed."""
+        return self.root / "jobs"
 
     @property
     def runs(self) -> Path:

@@ -7,6 +7,7 @@ study.results("studies/mine")["generalization"]     # xarray; .frame(name, varia
 """
 
 from landscape.study.demo import demo_text
+from landscape.study.engines import Ray, Slurm
 from landscape.study.opened import Results
 from landscape.study.reading import load, parse
 from landscape.study.running import Options, Summary, reopen, run
@@ -15,8 +16,8 @@ from landscape.study.status import Status, status
 from landscape.study.verifying import verify
 
 __all__ = [
-    "Options", "Results", "Status", "Study", "Summary", "demo_text", "load", "parse", "reopen",
-    "results", "run", "status", "verify",
+    "Options", "Ray", "Results", "Slurm", "Status", "Study", "Summary", "demo_text", "load",
+    "parse", "reopen", "results", "run", "status", "verify",
 ]  # fmt: skip
 
 results = Results

@@ -78,7 +78,7 @@ class Estimate:
 
 def estimate(study: Study, folder: Path, options: running.Options) -> Estimate:
     """Cost of everything that is still missing in `folder`, without doing any of it."""
-    device = running.resolve_device(options.device)
+    device = running.device_of(options)
     place = StudyFolder(Path(folder).absolute())
     workers = running.worker_count(options, device)
     known = run_folder.Trainings(study, place)

@@ -67,14 +67,15 @@ def _run_here(
             def report(fraction: float, note: str, index: int = index) -> None:
                 listen(Event("progress", index, fraction, note))
 
-            last.append(_attempt(work, index, job, report))
+            last.append(attempt(work, index, job, report))
             listen(last[-1])
     finally:
         torch.set_num_threads(before)
     return last
 
 
-def _attempt(work: Work, index: int, job: Any, report: Report) -> Event:
+def attempt(work: Work, index: int, job: Any, report: Report) -> Event:
+    """Do one job; what it raises is an event that says so."""
     try:
         return Event("done", index, 1.0, value=work(job, report))
     except LandscapeError as error:
@@ -145,7 +146,7 @@ class _WorkerProcess:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
-        with _one_thread(threads):
+        with one_thread(threads):
             self.process.start()
         theirs.close()  # otherwise its death would never reach our end as end-of-file
         self.job: int | None = None
@@ -185,7 +186,7 @@ class _WorkerProcess:
             self.process.join()
 
 
-class _one_thread:  # noqa: N801
+class one_thread:  # noqa: N801
     """Environment of a child: BLAS and OpenMP read their thread count when they are loaded."""
 
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -220,7 +221,7 @@ def _serve(pipe: connection.Connection, work: Work, threads: int) -> None:
             def report(fraction: float, note: str, index: int = index) -> None:
                 pipe.send(Event("progress", index, fraction, note))
 
-            pipe.send(_attempt(work, index, job, report))
+            pipe.send(attempt(work, index, job, report))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)
 

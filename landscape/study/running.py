@@ -12,11 +12,22 @@ from landscape import storage
 from landscape.cores import usable_cores
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import claims, combining, preflight, run_folder, trainings, worker
+from landscape.study import (
+    claims,
+    combining,
+    engines,
+    logs,
+    preflight,
+    run_folder,
+    trainings,
+    worker,
+)
 from landscape.study.declared import declaration
+from landscape.study.engines import Executor, Ray, Slurm
 from landscape.study.opened import Results
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
+from landscape.study.queue import Queue
 from landscape.study.reading import parse
 from landscape.study.resolved import finite, resolved
 from landscape.study.spec import Job, Run, Study
@@ -28,6 +39,7 @@ class Options:
 
     workers: processes, None for one per CPU core (one per study on a GPU), 0 for this process.
     threads: of torch in each worker. train, measure: which halves are wanted.
+    on: another engine than processes of this machine, see `landscape.study.engines`.
     """
 
     device: str = "auto"
@@ -36,6 +48,7 @@ class Options:
     train: bool = True
     measure: bool = True
     quiet: bool = False
+    on: Slurm | Ray | Executor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +108,9 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     place = StudyFolder(Path(folder).absolute())
     _check_folder(place, study)
     _check_counts(options)
-    device = resolve_device(options.device)
+    device = device_of(options)
     workers = worker_count(options, device)
-    with _alone(place):
+    with _alone(place), _engine(options, place) as engine:
         storage.hold(place.lock)
         storage.sweep(place.root)
         storage.write_text(place.study_toml, study.text)
@@ -115,9 +128,9 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             plan = [job_of(known, run, place, device, options, across=across) for run in named]
             todo = [job for job in plan if _has_work(job)]
             if not across:
-                preflight.begin(place, todo, keep=workers == 0)
+                preflight.begin(place, todo, keep=workers == 0 and engine is None)
             names = [job.run.run_id for job in todo]
-            events = _work(todo, workers, options, said=_ACROSS if across else "")
+            events = _work(todo, workers, options, place, engine, said=_ACROSS if across else "")
             worked |= set(names)
             notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
@@ -145,7 +158,32 @@ def _has_work(job: Job) -> bool:
     return train or bool(todo)
 
 
-def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list[Event]:
+def _engine(
+    options: Options, place: StudyFolder
+) -> contextlib.AbstractContextManager[Executor | None]:
+    if options.on is None:
+        return contextlib.nullcontext()
+    return engines.started(options.on, place, options.threads)
+
+
+def device_of(options: Options) -> str:
+    """The device of each run; that of another machine is looked for there."""
+    if options.on is None:
+        return resolve_device(options.device)
+    if options.device != "auto":
+        return options.device
+    return getattr(options.on, "device", "cpu")
+
+
+def _work(
+    todo: list[Job],
+    workers: int,
+    options: Options,
+    place: StudyFolder,
+    engine: Executor | None,
+    *,
+    said: str,
+) -> list[Event]:
     """said: before all else, beside what the trainings record."""
     if not todo:
         return []
@@ -155,6 +193,14 @@ def _work(todo: list[Job], workers: int, options: Options, *, said: str) -> list
         if not options.quiet:
             for line in filter(None, (said, worker.announced(todo, keep=workers == 0))):
                 progress.say(line)
+        if engine is not None:
+            queue = Queue(place)
+            return engines.run_on(
+                engine, worker.do, todo, threads=options.threads, listen=progress.hear,
+                far=lambda job: logs.far(job.folder),
+                told=lambda index, future: queue.submitted(names[index], future),
+                earlier=queue.earlier(engine, names),
+            )  # fmt: skip
         return run_jobs(
             worker.do, todo, workers=workers, threads=options.threads, listen=progress.hear
         )
@@ -244,7 +290,7 @@ def _check_folder(place: StudyFolder, study: Study) -> None:
 
 def _only_our_beginnings(place: StudyFolder) -> bool:
     # Killed between study.toml and resolved.json.
-    ours = {place.study_toml.name, place.lock.name, place.claim.name}
+    ours = {place.study_toml.name, place.lock.name, place.claim.name, place.jobs.name}
     return all(p.name in ours or storage.is_temporary(p) for p in place.root.iterdir())
 
 

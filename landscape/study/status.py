@@ -1,5 +1,6 @@
 """How far a study is, read from its folder alone: at any time, by anybody, from any machine."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
 from landscape.study import sessions
 from landscape.study.progress import duration
+from landscape.study.queue import Queue, Submitted
 from landscape.study.run_folder import measured_keys
 
-STATES = ("done", "running", "failed", "stopped", "waiting")
+STATES = ("done", "running", "queued", "failed", "stopped", "waiting")
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,17 @@ def status(folder: Path) -> Status:
 
     done: every measurement is there whole. running: heard of within a minute.
     failed: its last session said so, or its training diverged. stopped: somebody worked on it, and
-    it is not whole. What a study file that was changed afterwards asks for is not looked at:
-    `landscape run --estimate` compares.
+    it is not whole. queued: given to a batch system, and not begun. What a study file that was
+    changed afterwards asks for is not looked at: `landscape run --estimate` compares.
     """
     place = StudyFolder(Path(folder).absolute())
     found = place.check()
-    return Status(place.root, tuple(_of(place.run(run["run"]), run) for run in found["runs"]))
+    queued = Queue(place).last()
+    rows = (_of(place.run(run["run"]), run, queued.get(run["run"])) for run in found["runs"])
+    return Status(place.root, tuple(rows))
 
 
-def _of(folder: Path, planned: dict[str, Any]) -> RunStatus:
+def _of(folder: Path, planned: dict[str, Any], queued: Submitted | None) -> RunStatus:
     name, epochs = planned["run"], (planned["training"] or {}).get("epochs", 0)
     spent, outcome = sessions.ended(folder), _read(storage.outcome_path(folder))
     seconds = sum(float(each.get("seconds", 0)) for each in spent)
@@ -125,6 +129,9 @@ def _of(folder: Path, planned: dict[str, Any]) -> RunStatus:
         return row("stopped", f"{far}, {worker.owner} not heard of for {duration(worker.heard)}")
     if spent and spent[-1].get("ended") == "failed":
         return row("failed", str(spent[-1].get("note", "")))
+    if queued is not None and (not spent or queued.at > spent[-1].get("began", 0.0)):
+        ago = duration(max(0.0, time.time() - queued.at))
+        return row("queued", f"{far}, job {queued.job} submitted {ago} ago, logs {queued.logs}")
     return row("stopped" if spent else "waiting", far)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import run_folder, sessions
+from landscape.study import logs, run_folder, sessions
 from landscape.study.claims import Worker
 from landscape.study.spec import Job, Measurement
 
@@ -100,16 +100,19 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
 
 def do(job: Job, report: Report) -> Outcome:
     """Train and measure one run."""
+    from landscape.study.running import resolve_device
+
+    resolve_device(job.device)  # of this machine, which may not be the one that was asked
     storage.hold(StudyFolder(job.folder.parents[1]).lock)
 
     def wait(other: Worker) -> None:
         report(0.0, f"waiting for {other.owner}, who works on it")
 
-    with sessions.session(job.folder, wait=wait) as held:
+    with sessions.session(job.folder, wait=wait) as held, logs.logged(job.folder, report) as say:
 
         def heard(fraction: float, note: str) -> None:
             held.check()
-            report(fraction, note)
+            say(fraction, note)
 
         return _do(job, heard)
 

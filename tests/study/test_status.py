@@ -39,7 +39,7 @@ def study_of(text=TEXT):
 def test_a_study_that_is_whole(tmp_path):
     run(study_of(), tmp_path / "s", Options(workers=0, quiet=True))
     found = status(tmp_path / "s")
-    assert found.counts == {"done": 2, "running": 0, "failed": 0, "stopped": 0, "waiting": 0}
+    assert {state: n for state, n in found.counts.items() if n} == {"done": 2}
     assert found.left == 0.0
     assert all(each.seconds > 0 and each.share == 1.0 for each in found.runs)
     assert "2 runs planned; 2 done." in str(found)
