@@ -125,13 +125,13 @@ def _of(folder: Path, planned: dict[str, Any], queued: Submitted | None) -> RunS
         return row("failed", str(outcome.get("message", "diverged")))
     if whole:
         return row("done", "")
+    if queued is not None and (not spent or queued.at > spent[-1].get("began", 0.0)):
+        ago = duration(max(0.0, time.time() - queued.at))
+        return row("queued", f"{far}, job {queued.job} submitted {ago} ago, logs {queued.logs}")
     if worker is not None:
         return row("stopped", f"{far}, {worker.owner} not heard of for {duration(worker.heard)}")
     if spent and spent[-1].get("ended") == "failed":
         return row("failed", str(spent[-1].get("note", "")))
-    if queued is not None and (not spent or queued.at > spent[-1].get("began", 0.0)):
-        ago = duration(max(0.0, time.time() - queued.at))
-        return row("queued", f"{far}, job {queued.job} submitted {ago} ago, logs {queued.logs}")
     return row("stopped" if spent else "waiting", far)
 
 
