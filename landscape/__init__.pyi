@@ -2,6 +2,7 @@ from . import (
     diagnosis,
     linalg,
     measure,
+    monitoring,
     params,
     plane,
     plot,
@@ -17,6 +18,7 @@ from . import (
     training,
 )
 from .errors import LandscapeError
+from .monitoring import monitor
 from .params import ParamLayout
 from .recording import record
 from .risk import EmpiricalRisk
@@ -31,6 +33,8 @@ __all__ = [
     "diagnosis",
     "linalg",
     "measure",
+    "monitor",
+    "monitoring",
     "params",
     "plane",
     "plot",

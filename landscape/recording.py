@@ -275,7 +275,7 @@ class Recording:
                     f"the module that the loop calls."
                 )
             return
-        self.step(rho=_rho_of(optimizer))
+        self.step(rho=rho_of(optimizer))
 
     def step(self, *, rho: float | None = None) -> None:
         """End the step: what was seen since the last one is recorded."""
@@ -441,7 +441,7 @@ def _nothing(seen: Perturbation, norms: Tensor) -> Tensor:
     return torch.cat([torch.tensor(head, dtype=torch.float64, device=norms.device), *parts])
 
 
-def _rho_of(optimizer: Optimizer) -> float | None:
+def rho_of(optimizer: Optimizer) -> float | None:
     """The radius that the parameter groups name, if they agree (Adadelta's rho is a decay)."""
     found = {float(group.get("rho", math.nan)) for group in optimizer.param_groups}
     return found.pop() if len(found) == 1 and not isinstance(optimizer, Adadelta) else None
