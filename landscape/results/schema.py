@@ -25,7 +25,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 
-SCHEMA = 2  # 1: without a digest
+SCHEMA = 2  # 1: without a digest; the rules are in docs/explanation/formats.md
 
 DIMENSIONS: Mapping[str, str] = {
     "run": "one training: setting x variant x axes x seed",
@@ -123,7 +123,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     if ds.attrs.get("landscape_schema") != SCHEMA:
         raise LandscapeError(
             f"Result schema {ds.attrs.get('landscape_schema')} found where {SCHEMA} is read; "
-            f"measure again with this version."
+            f"measure again with this version (`landscape measure STUDY`)."
         )
     unknown = sorted(str(dim) for dim in ds.dims if dim not in DIMENSIONS)
     if unknown:

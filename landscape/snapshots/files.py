@@ -184,6 +184,7 @@ def each_snapshot(
     found, skipped = [], []
     for path in sorted((Path(folder) / "snapshots").glob("[0-9]*.npz")):
         try:
+            storage.check_file(path)
             content = read(path, tensors)
         except LandscapeError:
             raise  # whole, and of another model: no damage to be skipped

@@ -52,7 +52,8 @@ class RowFile:
         check_choice("on_error", on_error, ON_ERROR)
         if not self.path.exists():
             return np.empty(0, self.dtype), ()
-        payload, width = self.path.read_bytes(), self.dtype.itemsize
+        with storage.reading(self.path):
+            payload, width = self.path.read_bytes(), self.dtype.itemsize
         count, rest = divmod(len(payload), width)
         rows = np.frombuffer(payload, self.dtype, count)
         said = [f"{self.path.name}: the last row is half-written"] if rest else []
@@ -179,7 +180,10 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
     check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
     path = Path(folder) / "snapshots" / "correct.bin"
-    head = path.read_bytes()[8:16] if path.exists() else b""
+    head = b""
+    if path.exists():
+        with storage.reading(path), path.open("rb") as handle:
+            head = handle.read(16)[8:]
     nothing = Correctness(np.empty(0, np.int64), np.empty((0, 0), bool))
     if len(head) < 8:  # not recorded, or the first row is being written
         return nothing

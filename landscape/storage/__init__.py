@@ -41,6 +41,7 @@ from landscape.storage.seals import (
 )
 from landscape.storage.writing import (
     aside,
+    check_file,
     free_bytes,
     hold,
     is_temporary,
@@ -53,11 +54,11 @@ from landscape.storage.writing import (
 )
 
 __all__ = [
-    "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_name", "check_sealed_zip",
-    "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path", "folder_name",
-    "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights", "load_json", "make_room",
-    "metadata", "open_hdf5", "outcome_path", "read_array", "read_arrays", "read_json", "read_lines",
-    "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path", "slug", "state_path",
-    "sweep", "truncate_lines", "unsealed", "unsealed_json", "weights_path", "write_arrays",
-    "write_atomically", "write_json", "write_text", "writing",
+    "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_file", "check_name",
+    "check_sealed_zip", "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path",
+    "folder_name", "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights",
+    "load_json", "make_room", "metadata", "open_hdf5", "outcome_path", "read_array", "read_arrays",
+    "read_json", "read_lines", "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path",
+    "slug", "state_path", "sweep", "truncate_lines", "unsealed", "unsealed_json", "weights_path",
+    "write_arrays", "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.storage.writing import reading
+from landscape.storage.writing import check_file, reading
 
 SEAL = "landscape_sha256"
 _EMPTY = "0" * 64
@@ -27,6 +27,7 @@ def file_sha256(path: Path) -> str:
 
 def check_zip(path: Path) -> list[str]:
     """Names of an archive's members once names, sizes and CRC-32 of all are found to be right."""
+    check_file(path)
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         names = [info.filename for info in infos]
@@ -55,6 +56,7 @@ def seal_zip(path: Path) -> None:
 
 def check_sealed_zip(path: Path) -> None:
     """ValueError for an archive whose bytes are not those that `seal_zip` saw."""
+    check_file(path)
     found, size = hashlib.sha256(), Path(path).stat().st_size - 64
     with Path(path).open("rb") as handle:
         tail = b""
@@ -125,6 +127,7 @@ def declared_sha256(path: Path) -> str | None:
 
 def _header(path: Path) -> tuple[bytes, int]:
     """The JSON header of a safetensors file, and where in it the digest stands."""
+    check_file(path)
     with Path(path).open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         if size > 100 << 20:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -49,11 +50,19 @@ def writing(path: Path) -> Generator[None]:
 def reading(path: Path) -> Generator[None]:
     """Turn a file that cannot be read into one sentence that names it."""
     try:
+        check_file(path)
         yield
     except FileNotFoundError:
         raise LandscapeError(f"{path} does not exist.") from None
     except OSError as error:
         raise LandscapeError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def check_file(path: Path) -> None:
+    """OSError for a pipe, a socket or a device: reading one may wait for ever, or never end."""
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
 
 
 def _errno(error: BaseException) -> int | None:

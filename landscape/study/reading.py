@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from landscape import toml
+from landscape import storage, toml
 from landscape.checks import MOST
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
@@ -67,9 +67,12 @@ def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None)
             f"start from."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with storage.reading(path):
+            text = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a mark
     except UnicodeDecodeError as error:
-        raise LandscapeError(f"{path} is not a text file ({error.reason}).") from None
+        raise LandscapeError(
+            f"{path} is not a text file in UTF-8 ({error.reason}); save it as UTF-8."
+        ) from None
     try:
         return parse(text, base=path.parent.absolute(), overrides=overrides, dtype=dtype)
     except LandscapeError as error:

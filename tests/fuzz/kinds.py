@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from landscape import problems, results, snapshots, storage, surfaces
+from landscape.errors import LandscapeError
 from landscape.problems.weights import save_tensors
 from landscape.results import Variable
 from landscape.snapshots import Tensors
 from landscape.storage import StudyFolder
-from landscape.study import parse
+from landscape.study import load
 from landscape.training import checkpoint
 from landscape.training.history import read_history
 from tests.fuzz import editors
@@ -123,6 +124,8 @@ def _outcome(path):
 
 def _state(path):
     state = checkpoint.read_state(path.parents[1])
+    if state is None:
+        raise LandscapeError("There is none: the training begins anew.")
     return {k: v for k, v in state.items() if k != "optimizer"}, _bytes(
         {"m": state["optimizer"]["m"]}
     )
@@ -265,11 +268,7 @@ def _study(folder):
 
 
 def _parsed(path):
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None
-    return [run.run_id for run in parse(text, base=path.parent).runs]
+    return [run.run_id for run in load(path).runs]
 
 
 KINDS = (
