@@ -1,6 +1,7 @@
 """What a forward pass changes in a model besides gradients, saved and put back."""
 
 import contextlib
+import operator
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -22,34 +23,33 @@ class Buffers:
 
     def __init__(self, model: nn.Module, frozen: Sequence[Tensor] = ()) -> None:
         self._model, self._frozen = model, frozen
+        self._modules: list[nn.Module] = []
         self._where: list[tuple[Any, str, Tensor]] = []
-        self._found: list[Tensor] = []
         self._now: list[Tensor] = []  # their local parts
         self._saved: list[Tensor] = []
-        self._seen: list[Tensor] = []  # all buffers, with those that are weights
-        self._weights: set[int] = set()  # ids of these
+        self._seen: list[Tensor | None] = []  # all buffers, with those that are weights
 
     @torch.no_grad()
-    def save(self) -> None:
-        """Remember all buffers."""
-        self._where = [
-            (m, name, b)
-            for m in _modules(self._model)
-            for name, b in m._buffers.items()
-            if b is not None
-        ]
-        buffers = [b for _, _, b in self._where]
-        if len(buffers) != len(self._seen) or any(a is not b for a, b in zip(buffers, self._seen)):
-            self._seen, self._weights = buffers, _in_memory_of_weights(self._model, buffers)
-        if self._weights:
-            self._where = [found for found in self._where if id(found[2]) not in self._weights]
-        self._where += [(self._model, "", p) for p in self._frozen]
-        found = [b for _, _, b in self._where]
-        if len(found) != len(self._found) or any(a is not b for a, b in zip(found, self._found)):
-            self._found, self._now = found, list(map(local, found))
-            self._saved = [torch.empty_like(b) for b in self._now]
-        if found:
+    def save(self, beside: "Buffers | None" = None) -> None:
+        """Remember all buffers; beside: saved before in the same step, of the same modules."""
+        self._modules = _modules(self._model) if beside is None else beside._modules
+        seen: list[Tensor | None] = [b for m in self._modules for b in m._buffers.values()]
+        seen += self._frozen
+        if len(seen) != len(self._seen) or not all(map(operator.is_, seen, self._seen)):
+            self._seen = seen
+            self._find()
+        if self._now:
             torch._foreach_copy_(self._saved, self._now)
+
+    def _find(self) -> None:
+        found = [
+            (m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None
+        ]
+        weights = _in_memory_of_weights(self._model, [b for _, _, b in found])
+        self._where = [place for place in found if id(place[2]) not in weights]
+        self._where += [(self._model, "", p) for p in self._frozen]
+        self._now = [local(b) for _, _, b in self._where]
+        self._saved = [torch.empty_like(b) for b in self._now]
 
     @torch.no_grad()
     def restore(self, unless: Tensor | None = None) -> None:
@@ -81,10 +81,10 @@ class Buffers:
         return [m for (m, _, b), s, (_, _, c), t in pairs if b is not c or not torch.equal(s, t)]
 
     @contextlib.contextmanager
-    def kept(self, active: bool = True) -> Generator[None]:
+    def kept(self, active: bool = True, beside: "Buffers | None" = None) -> Generator[None]:
         """Undo what the block does to them."""
         if active:
-            self.save()
+            self.save(beside)
         try:
             yield
         finally:
@@ -111,12 +111,11 @@ def _in_memory_of_weights(model: nn.Module, buffers: Sequence[Tensor]) -> set[in
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
-    """Those that have buffers; as `model.modules()`, which spends its time on names."""
+    """As `model.modules()`, which spends its time on names."""
     found, seen, rest = [], {id(model)}, [model]
     while rest:
         module = rest.pop()
-        if len(module._buffers):
-            found.append(module)
+        found.append(module)
         for child in module._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))

@@ -1,16 +1,15 @@
 """Gradients that a step left in `.grad`, told from those that somebody has put there since."""
 
 import sys
-import weakref
 
-from torch import nn
+from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.shards import local
 from landscape.sam.trained import Trained
 
-# By the id of a parameter: itself, its gradient when some SAM stepped with it, and that's version.
-_STEPPED: dict[int, tuple[weakref.ref, int, weakref.ref]] = {}
+# On a gradient that some SAM has stepped with: its version then. Written to since, it is new.
+_USED = "_landscape_version_used"
 
 
 def stepped_with(trained: Trained) -> None:
@@ -18,22 +17,16 @@ def stepped_with(trained: Trained) -> None:
     for p in trained.parameters:
         g = p.grad
         if g is not None:
-            known = _STEPPED.get(id(p))
-            owner = _forgotten_with(id(p), p) if known is None else known[0]
-            _STEPPED[id(p)] = (owner, g._version, weakref.ref(g))
+            setattr(g, _USED, g._version)
 
 
-def _is_new(p: nn.Parameter) -> bool:
-    known, g = _STEPPED.get(id(p)), p.grad
-    if known is None or g is None:
-        return known is None
-    _, version, gradient = known
-    return gradient() is not g or g._version != version
+def _is_new(g: Tensor) -> bool:
+    return getattr(g, _USED, None) != g._version
 
 
 def all_stepped_with(trained: Trained) -> bool:
     """Whether there are gradients, and all have been used and not altered since."""
-    found = [p for p in trained.parameters if p.grad is not None]
+    found = [p.grad for p in trained.parameters if p.grad is not None]
     return bool(found) and not any(map(_is_new, found))
 
 
@@ -42,7 +35,7 @@ def check_nothing_left(trained: Trained) -> None:
     named = zip(trained.names, trained.parameters, strict=True)
     new = [
         n for n, p in named
-        if p.grad is not None and _is_new(p) and bool(local(p.grad).any())
+        if p.grad is not None and _is_new(p.grad) and bool(local(p.grad).any())
     ]  # fmt: skip
     if new:
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
@@ -67,7 +60,3 @@ def check_no_accumulation() -> None:
             "accelerator.accumulate(model), call optimizer.backward(closure) on this SAM for each, "
             "then step() and zero_grad() on the prepared optimizer."
         )
-
-
-def _forgotten_with(key: int, p: nn.Parameter) -> weakref.ref:
-    return weakref.ref(p, lambda _: _STEPPED.pop(key, None))

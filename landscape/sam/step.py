@@ -265,8 +265,13 @@ class Step:
             only = [i in climbed for i in range(len(self.g1))]
         # A variant without a first pass has this one alone to update running statistics.
         keep = optimizer.bn == "first" and self.has_first
+        # Where a climb is looked at, so are modules that the first forward pass has made.
+        beside = optimizer.buffers_at_start if self.watch is None else None
         try:
-            with optimizer.buffers.kept(keep), optimizer.guard.watching(self, self.watch):
+            with (
+                optimizer.buffers.kept(keep, beside),
+                optimizer.guard.watching(self, self.watch),
+            ):
                 self.perturbed_loss = self.variant.evaluate.second(
                     self.passes, point, self.slots["evaluate"], only
                 )
