@@ -36,7 +36,7 @@ from landscape.snapshots import GRID, Tensors
 from landscape.training import RecorderOptions, TrainingOptions, estimate_bytes
 from landscape.training.recorder import Recorder
 
-BATCH, EVERY = 128, 50
+BATCH, SMALL, EVERY = 128, 16, 50
 GUARDS = {"scalars": 0.03, "masks": 0.15}
 SIZES = (64 * 3 * 9, *(512,) * 40, *(2_359_296,) * 15, 512_000)  # 35.9 M, 57 tensors
 SNAPSHOTS = 200
@@ -51,19 +51,19 @@ class Clock:
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            cpu, wall = time.process_time(), time.perf_counter()
+            cpu, wall = time.thread_time(), time.perf_counter()  # of hundreds of calls: cheap
             try:
                 return call(*arguments, **options)
             finally:
-                self.cpu += time.process_time() - cpu
+                self.cpu += time.thread_time() - cpu
                 self.wall += time.perf_counter() - wall
 
         return timed
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def batch(size: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    return torch.randn(BATCH, 3, 32, 32, generator=g), torch.randint(0, 10, (BATCH,), generator=g)
+    return torch.randn(size, 3, 32, 32, generator=g), torch.randint(0, 10, (size,), generator=g)
 
 
 def resnet() -> nn.Module:
@@ -128,21 +128,24 @@ class TwoSteps(torch.optim.Optimizer):
 
 
 class Foreign:
-    """Another optimizer, with `landscape.record` around it or not."""
+    """Another optimizer; `watch` puts `landscape.record` around it."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.model, self.data = resnet(), batch()
+    def __init__(self, size: int = BATCH) -> None:
+        self.model, self.data = resnet(), batch(size)
         self.optimizer, self.clock = TwoSteps(self.model), Clock()
-        if folder is None:
-            return
-        recording = landscape.record(
-            self.model, folder=folder, steps_per_epoch=EVERY, snapshot_every=EVERY
-        )
+
+    def watch(self, folder: Path | None = None) -> "Foreign":
+        """With every step kept in a folder, or without one for `recording.diagnosis()` alone."""
+        kept = {} if folder is None else {"steps_per_epoch": EVERY, "snapshot_every": EVERY}
+        recording = landscape.record(self.model, folder=folder, **kept)
         around, listener = self.clock.around, recording.seen.listener
-        recording._before_forward = around(recording._before_forward)
-        recording.step = around(recording.step)
+        for name in ("_before_forward", "_after_forward", "step"):
+            setattr(recording, name, around(getattr(recording, name)))
+        for name in ("before_step", "differentiated"):
+            setattr(recording.watch, name, around(getattr(recording.watch, name)))
         recording.seen.listener = lambda i: around(listener(i))
         recording.__enter__()
+        return self
 
     def step(self) -> None:
         for end in (self.optimizer.first_step, self.optimizer.second_step):
@@ -156,10 +159,10 @@ def folders(*names: str) -> Iterator[list[Path]]:
         yield [Path(place) / name for name in names]
 
 
-def inside(made: Any, steps: int) -> dict[str, Any]:
+def inside(made: Any, steps: int, before: int = 3) -> dict[str, Any]:
     """Median share of a step spent in the recorder, without snapshots; one snapshot's share."""
     cpu, wall, taken = [], [], []
-    for _ in range(3):
+    for _ in range(before):
         made.step()
     for _ in range(steps):
         clock = made.clock
@@ -191,19 +194,22 @@ def spread(values: list[float]) -> dict[str, float]:
 def step_costs(steps: int, rounds: int) -> dict[str, Any]:
     off, scalars = RecorderOptions(scalars=False, snapshots=0), RecorderOptions(snapshots=0)
     masks = RecorderOptions(snapshots=0, every=EVERY)
-    with folders("a", "b", "c", "d", "e", "f", "g") as (a, b, c, d, e, f, g):
+    with folders(*"abcdefgh") as (a, b, c, d, e, f, g, h):
         found: dict[str, Any] = {
             "scalars": inside(Own(c, scalars, 10**6), steps),
             # From step 3 on: one snapshot in each 50 steps.
             "masks": inside(Own(d, masks, 10**6), -(-steps // EVERY) * EVERY),
-            "record": inside(Foreign(e), -(-steps // EVERY) * EVERY),
+            "record": inside(Foreign().watch(e), -(-steps // EVERY) * EVERY),
+            "record, batch 16": inside(Foreign(SMALL).watch(h), EVERY),
+            # After the steps that are all looked at, one period of those that are.
+            "diagnosis, batch 16": inside(Foreign(SMALL).watch(), 61, before=16),
         }
         runs = {
             "off": Own(a, off, 10**6).step,
             "off_again": Own(b, off, 10**6).step,
             "scalars": Own(f, scalars, 10**6).step,
-            "foreign": Foreign(None).step,
-            "record": Foreign(g).step,
+            "foreign": Foreign().step,
+            "record": Foreign().watch(g).step,
         }
         samples = interleaved.in_turn(runs, rounds=rounds, seconds=0.0)
     pairs = (("off_again", "off"), ("scalars", "off"), ("record", "foreign"))

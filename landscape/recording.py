@@ -26,6 +26,7 @@ from landscape.params import ParamLayout
 from landscape.sam import Perturbation
 from landscape.sam.engine import Ascent
 from landscape.sam.trained import Trained, unwrap
+from landscape.sam.variant import widened
 from landscape.snapshots import SCALARS
 from landscape.training.recorder import Log, tensors_of, weight_norms
 
@@ -83,8 +84,9 @@ def record(
     one).
 
     `recording.diagnosis()` says whether the steps were those of sharpness-aware minimization, from
-    the first 16 steps and every 16th after them; a folder keeps it for `landscape doctor`. Without
-    a folder nothing else is kept. scaler: the loop's `torch.amp.GradScaler`, for that answer alone.
+    the first 16 steps and every 61st after them; a folder keeps it for `landscape doctor`. Without
+    a folder nothing else is kept, and of the other steps only whether they climbed is seen, by the
+    sums of the weights. scaler: the loop's `torch.amp.GradScaler`, for that answer alone.
 
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
@@ -157,7 +159,7 @@ class Recording:
             )
             self.written = _continue(folder, self.log, first_step)
         self.watch = Watch(model, self.trained, scaler)
-        self.seen = _Seen(self.trained.parameters)
+        self.seen = _UnderWay(self.trained.parameters)
         self.blind = 0
         self.handles: list[Any] = []
         self.losses = contextlib.ExitStack()
@@ -245,6 +247,11 @@ class Recording:
 
     # ------------------------------------------------------------------------------ what is seen
 
+    @property
+    def _whole(self) -> bool:
+        """Whether e and the gradients of the step under way are asked for."""
+        return self.log is not None or self.watch.looking
+
     def _counts(self) -> bool:
         return unwrap(self.model).training and torch.is_grad_enabled()
 
@@ -256,9 +263,12 @@ class Recording:
         if not self._counts():
             return
         self.blind = 0
-        before = self.seen.passes if self.seen.begun else -1
-        passes = self.seen.look()
-        self.watch.before_forward(self.seen.moved, passes != before, (inputs, options))
+        if self._whole:
+            before = self.seen.passes if self.seen.begun else -1
+            passes = self.seen.look()
+            self.watch.before_forward(self.seen.moved, passes != before, (inputs, options))
+        else:
+            passes = self.seen.glance()
         if passes > _PASSES:
             raise LandscapeError(
                 f"The model ran at {_PASSES} different weights and no step of a torch optimizer "
@@ -281,10 +291,10 @@ class Recording:
         """End the step: what was seen since the last one is recorded."""
         if not self.seen.begun:
             return
-        seen, norms = self.seen.perturbation(self.trained, self._rho(rho)), self.seen.norms
         self.watch.end(self.seen, self._rho(rho))
         if self.log is not None:
-            self._write(self.log, seen, norms)
+            seen = self.seen.perturbation(self.trained, self._rho(rho))
+            self._write(self.log, seen, self.seen.norms)
         else:
             self.num_steps += 1
         self.seen.forget()
@@ -333,17 +343,19 @@ class Recording:
         )
 
 
-class _Seen:
+class _UnderWay:
     """The passes of the step under way: weights at the first, e of the last, gradients of both."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
         self.anchor: list[Tensor] = []
+        self.glances = torch.empty(0)
         self.forget()
 
     def forget(self) -> None:
         """Begin a new step."""
         self.begun, self.moved, self.passes = False, False, 0
+        self.climbed, self.whole = False, True
         self.e: tuple[Tensor, ...] | None = None
         self.norms: Tensor = torch.empty(0)
         none: list[Tensor | None] = [None] * len(self.parameters)
@@ -363,7 +375,18 @@ class _Seen:
         self.moved = self._differ(e)
         if self.moved and (self.e is None or self._differ(torch._foreach_sub(e, self.e))):
             self.passes += 1
-            self.e, self.g2 = e, [None] * len(now)
+            self.climbed, self.e, self.g2 = True, e, [None] * len(now)
+        return self.passes
+
+    @torch.no_grad()
+    def glance(self) -> int:
+        """As `look`, by the sums of the weights alone; nothing of the pass is kept."""
+        sums = [p.detach().sum(dtype=widened(p)) for p in self.parameters]
+        now = torch.stack([s.to(sums[0].device, sums[0].dtype) for s in sums])
+        if self.begun and not torch.equal(now, self.glances):
+            self.passes += 1
+            self.climbed = True
+        self.begun, self.whole, self.glances = True, False, now
         return self.passes
 
     def _differ(self, differences: Sequence[Tensor]) -> bool:
@@ -377,7 +400,7 @@ class _Seen:
         """A hook that adds up a parameter's gradients of the current pass."""
 
         def hear(gradient: Tensor) -> None:
-            if self.begun:
+            if self.begun and self.whole:
                 found = self.g2 if self.moved else self.g1
                 gradient = gradient.detach()
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient

@@ -51,9 +51,7 @@ def lengths(tensors: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
     squares may leave float32's range is taken by `norm`. Anything else than dense float32 on the
     CPU is too.
     """
-    if not tensors or not all(
-        x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided for x in tensors
-    ):
+    if not tensors or not all(map(_is_narrow, tensors)):
         return norms(tensors)
     short = [x if x.numel() <= _NARROW else _run_norms(x) for x in tensors]
     found = torch.stack(torch._foreach_norm(short)).double()
@@ -62,6 +60,11 @@ def lengths(tensors: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
         if not 1e-10 < size < 1e18:
             each[i] = norm(tensors[i])
     return each
+
+
+def _is_narrow(x: Tensor) -> bool:
+    """Whether it is dense float32 on the CPU."""
+    return x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided
 
 
 def _run_norms(x: Tensor) -> Tensor:
@@ -113,19 +116,27 @@ def dot(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
 
 def dots(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
     """⟨x_i, y_i⟩ of each pair, to 1e-6 of ‖x_i‖ ‖y_i‖, float64: the companion of `lengths`."""
-    return [_narrow_dot(x, y) for x, y in zip(xs, ys, strict=True)]
+    pairs = list(zip(xs, ys, strict=True))
+    if not pairs or not all(
+        t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided
+        for p in pairs
+        for t in p
+    ):
+        return [dot(x, y) for x, y in pairs]
+    found = torch.stack([_narrow_dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs])
+    each = list(found.unbind())
+    for i, size in enumerate(found.tolist()):
+        if not 1e-20 < abs(size) < 1e30:  # squares beyond float32
+            each[i] = dot(*pairs[i])
+    return each
 
 
-def _narrow_dot(x: Tensor, y: Tensor) -> Float[Tensor, ""]:
-    if not all(t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in (x, y)):
-        return dot(x, y)
-    x, y = x.reshape(-1), y.reshape(-1)
-    if x.numel() <= _NARROW:
-        found = torch.dot(x, y).double()
-    else:
-        slabs = zip(x.split(_NARROW), y.split(_NARROW), strict=True)
-        found = torch.stack([torch.dot(a, b) for a, b in slabs]).sum(dtype=torch.float64)
-    return found if 1e-20 < abs(float(found)) < 1e30 else dot(x, y)  # squares beyond float32
+def _narrow_dot(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x, y⟩ with sums of at most 2^14 terms in their own precision."""
+    if len(x) <= _NARROW:
+        return torch.dot(x, y).double()
+    slabs = zip(x.split(_NARROW), y.split(_NARROW), strict=True)
+    return torch.stack([torch.dot(a, b) for a, b in slabs]).sum(dtype=torch.float64)
 
 
 def cosine(a: Tensor, b: Tensor) -> Float[Tensor, ""]:

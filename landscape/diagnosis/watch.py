@@ -19,7 +19,8 @@ from landscape.sam.trained import Trained
 # Rows of the Gram matrix of a step: e, both gradients, the gradient that the optimizer got, the
 # weights, what they differ by when it steps, e / |w| (arXiv:2102.11600, Eq. 5), g1 where e is.
 ROWS = ("e", "g1", "g2", "d", "w", "r", "adaptive", "selected")
-_CLOSE, _EVERY = 16, 16  # the first steps are looked at, then one of so many
+# The first steps are looked at, then one of so many: a prime, which no period of a gate divides.
+_CLOSE, _EVERY = 16, 61
 _CHUNK = 1 << 18  # entries whose rows fit a cache
 
 
@@ -159,6 +160,8 @@ class Watch:
         """An optimizer is about to step: with which gradient, at which weights."""
         if isinstance(optimizer, SAM):
             self.own = optimizer
+        if not self.looking:
+            return
         name = {id(p): n for n, p in zip(self.names, self.parameters, strict=True)}
         self.groups = [
             (
@@ -167,7 +170,7 @@ class Watch:
             )
             for g in optimizer.param_groups
         ]
-        if self.looking and seen.begun:
+        if seen.begun:
             self.matrix = self._grams(seen, stepping=True)
             self.seen_passes = sum(len(p.states) for p in self.passes)
 
@@ -176,7 +179,7 @@ class Watch:
     @torch.no_grad()
     def end(self, seen: Any, rho: float) -> None:
         """The step has ended."""
-        self.num_climbed += seen.e is not None
+        self.num_climbed += seen.climbed
         if self.looking and self.passes:
             now = self.seen_passes == sum(len(p.states) for p in self.passes)
             stepped = self.matrix if now else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from landscape import devices, vectors
 from landscape.errors import LandscapeError
-from landscape.sam import replicas, units
+from landscape.sam import beside, replicas, units
 from landscape.sam.buffers import Buffers
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
@@ -29,7 +29,7 @@ log = logging.getLogger("landscape.sam")
 
 
 @dataclass
-class Watch:
+class Climb:
     """What is known of one climb that is looked at."""
 
     tensors: Sequence[Tensor | None] | None  # e / factor, where g2 must tell how much it changes
@@ -42,6 +42,7 @@ class Watch:
     last: dict[str, Any] = field(default_factory=dict)
     loss: Tensor = field(default_factory=lambda: torch.full((), torch.nan))
     unread: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # buffers of other networks that pass 2 changed
 
 
 class Guard:
@@ -83,7 +84,7 @@ class Guard:
         if self.climbs == 0:
             self._plain.look(model, begin=True)
 
-    def begin(self, step: "Step", e: Scaled) -> Watch | None:
+    def begin(self, step: "Step", e: Scaled) -> Climb | None:
         """Count a climb; what is to be compared when it is looked at."""
         due, point = self.due, step.point
         if self.climbs == 0:
@@ -100,10 +101,10 @@ class Guard:
         if units.applies(step):
             length = float(abs(e.factor) * point.inner(e.tensors, e.tensors).sqrt())
         buffers = Buffers(step.optimizer.model, step.optimizer.frozen)
-        return Watch(tensors, e.factor, along, length, buffers)
+        return Climb(tensors, e.factor, along, length, buffers)
 
     @contextlib.contextmanager
-    def watching(self, step: "Step", watch: Watch | None) -> Generator[None]:
+    def watching(self, step: "Step", watch: Climb | None) -> Generator[None]:
         """Around pass 2: what it starts from, and which weights it reads."""
         if watch is None:
             yield
@@ -111,12 +112,15 @@ class Guard:
         watch.moved = step.optimizer.weights.differ()
         watch.rng = devices.rng_state(step.optimizer.device)
         watch.buffers.save()
-        with _gathered_weights_read(step, watch):
+        with (
+            _gathered_weights_read(step, watch),
+            beside.changes(step.optimizer.model) as watch.beside,
+        ):
             yield
         passes = step.passes
         watch.last, watch.loss = dict(passes.last), passes.last_loss
 
-    def judge(self, step: "Step", watch: Watch | None) -> None:
+    def judge(self, step: "Step", watch: Climb | None) -> None:
         """Back at w: refuse a pass 2 that did not see e."""
         if watch is None:
             return
@@ -131,6 +135,9 @@ class Guard:
             return
         if not agree(not watch.unread):
             raise LandscapeError(_read_others(watch.unread))
+        counts = step.has_first and optimizer.bn != "both"
+        if counts and not agree(not watch.beside):
+            raise LandscapeError(beside.told(watch.beside))
         rounding = _rounding(step, watch.loss)
         expected = max(watch.along_g1, _along_g2(step, watch))
         if agree(loss == 0.0 or expected <= VISIBLE * rounding * abs(loss)):
@@ -174,7 +181,7 @@ def _rounding(step: "Step", loss: Tensor) -> float:
     return max(torch.finfo(t).eps for t in types if t.is_floating_point)
 
 
-def _along_g2(step: "Step", watch: Watch) -> float:
+def _along_g2(step: "Step", watch: Climb) -> float:
     """|g2ᵀe|, where it is needed."""
     if watch.tensors is None:
         return 0.0
@@ -182,7 +189,7 @@ def _along_g2(step: "Step", watch: Watch) -> float:
     return abs(float(step.point.inner(g2, watch.tensors) * watch.factor))
 
 
-def _pass_1_is_comparable(step: "Step", watch: Watch) -> bool:
+def _pass_1_is_comparable(step: "Step", watch: Climb) -> bool:
     """Whether pass 1 is pass 2 at w: nothing random was drawn and no buffer changed that counts."""
     return (
         step.has_first
@@ -205,7 +212,7 @@ def _only_statistics_changed(optimizer: "SAM", now: Buffers) -> bool:
     )
 
 
-def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
+def _again_at_w(step: "Step", watch: Climb) -> tuple[float, bool]:
     """The loss of pass 2 at w, and whether its gradient is that of pass 2 as well."""
     with units.repeating(step, watch.last, watch.rng, watch.buffers) as again:
         at_w, found = again()
@@ -219,7 +226,7 @@ def _again_at_w(step: "Step", watch: Watch) -> tuple[float, bool]:
     )
 
 
-def _check_units(step: "Step", watch: Watch, rounding: float) -> None:
+def _check_units(step: "Step", watch: Climb, rounding: float) -> None:
     with units.repeating(step, watch.last, watch.rng, watch.buffers) as again:
         units.check(step, again, watch.length, VISIBLE * rounding)
 
@@ -230,7 +237,7 @@ def _agree(a: Tensor, b: Tensor, slack: float) -> bool:
 
 
 @contextlib.contextmanager
-def _gathered_weights_read(step: "Step", watch: Watch) -> Generator[None]:
+def _gathered_weights_read(step: "Step", watch: Climb) -> Generator[None]:
     """Compare with w + e the whole weights that modules of `fully_shard` hold in their forward."""
     trained, handles = step.trained, []
     if trained.shards is not None:
@@ -247,7 +254,7 @@ def _gathered_weights_read(step: "Step", watch: Watch) -> Generator[None]:
             handle.remove()
 
 
-def _reader(watch: Watch, name: str, own: Tensor, cut: Cut) -> Any:
+def _reader(watch: Climb, name: str, own: Tensor, cut: Cut) -> Any:
     def look(module: nn.Module, _: Any) -> None:
         held = module._parameters.get(name.rsplit(".", 1)[-1])
         if held is None or is_cut(held) or held.shape != cut.shape or held.dtype != own.dtype:
@@ -271,7 +278,7 @@ def _read_others(names: list[str]) -> str:
     )
 
 
-def _did_not_move(optimizer: "SAM", watch: Watch, loss: float, expected: float) -> str:
+def _did_not_move(optimizer: "SAM", watch: Climb, loss: float, expected: float) -> str:
     begin = (
         f"the second pass did not see w + e: e changes the loss {loss:.6g} by about {expected:.3g} "
         "to first order, and loss and gradient are the same at w"

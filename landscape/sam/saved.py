@@ -40,7 +40,16 @@ def state_dict(optimizer: "SAM") -> dict[str, Any]:
     }
     if optimizer.host_generator is not optimizer.generator:
         own["host_generator"] = optimizer.host_generator.get_state()
-    return {**optimizer.base.state_dict(), KEY: own}
+    try:
+        return {**optimizer.base.state_dict(), KEY: own}
+    except RuntimeError as error:
+        if "consolidate" not in str(error):
+            raise
+        raise LandscapeError(
+            f"the state of {type(optimizer.base).__name__} lies in parts in all processes; call "
+            "optimizer.base.consolidate_state_dict(to=0) in all of them, then "
+            "optimizer.state_dict() in process 0, which saves it."
+        ) from error
 
 
 def load_state_dict(optimizer: "SAM", state: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def tensors_of(
 def weight_norms(parameters: Sequence[Tensor]) -> Tensor:
     """‖w_l‖ per tensor, (tensors,)."""
     with torch.no_grad():
-        norms = vectors.norms([p.detach() for p in parameters])
+        norms = vectors.lengths([p.detach() for p in parameters])
         return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
@@ -169,13 +169,22 @@ def scalars(seen: Perturbation, norms: Tensor) -> Tensor:
     told = [seen.loss_clean, seen.loss_perturbed, seen.norm, seen.rho, seen.cosine, seen.climbed]
     head = torch.stack([_wide(s, like.device) for s in told])
     shares = torch.stack(list(seen.energy_share.values()))
-    zero = torch.zeros((), dtype=torch.float64, device=like.device)
-    first = [
-        zero if g is None or e is None else vectors.dots([g], [e])[0]
-        for g, e in zip(seen.g1, seen.perturbed, strict=True)
-    ]
-    wide = [shares, torch.stack(_densities(seen)), norms, torch.stack([f.double() for f in first])]
+    wide = [shares, torch.stack(_densities(seen)), norms, _first_order(seen)]
     return torch.cat([head, *(w.to(torch.float64) for w in wide)])
+
+
+def _first_order(seen: Perturbation) -> Tensor:
+    """<g1_l, e_l> of every tensor, 0 where one of the two is missing."""
+    both = [
+        (i, g, e) for i, (g, e) in enumerate(zip(seen.g1, seen.perturbed, strict=True))
+        if g is not None and e is not None
+    ]  # fmt: skip
+    out = torch.zeros(len(seen.names), dtype=torch.float64, device=seen.loss_clean.device)
+    if both:
+        found = vectors.dots([g for _, g, _ in both], [e for _, _, e in both])
+        where = torch.tensor([i for i, _, _ in both], device=out.device)
+        out[where] = torch.stack([f.to(out.device) for f in found]).to(out.dtype)
+    return out
 
 
 def _wide(value: Tensor | float, device: torch.device) -> Tensor:

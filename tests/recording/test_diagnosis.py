@@ -10,6 +10,9 @@ from landscape import diagnosis, sam
 from landscape.errors import LandscapeError
 from tests import training_problems as small
 from tests.cli.test_commands import call
+from tests.sam_models import REQUIRED, cnn, reset, variants
+from tests.sam_models import batch as examples
+from tests.sam_models import losses_of as losses_with
 
 RHO = 0.05
 
@@ -482,6 +485,29 @@ def test_no_false_alarm_on_our_own_steps(name, options, dropout):
         assert found["restored"].verdict == "ok", str(found)
 
 
+BY_DESIGN = {
+    "sgd": {"gate"},  # the base optimizer alone
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in variants() if n != "flat_lora"])
+def test_no_false_alarm_on_any_recipe(name):
+    model = reset(cnn())
+    base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    variant = sam.make(name, REQUIRED.get(name, {}))
+    optimizer = sam.SAM(model, base, variant, same_rng_both_passes=True)
+    losses = losses_with(model, with_logits="logits" in variant.needs)
+    optimizer.set_fisher_data(losses_with(model), examples())
+    with landscape.record(model) as seen:
+        for t in range(8):
+            if t % 4 == 0:
+                optimizer.begin_epoch(t // 4, 2)
+            optimizer.step(losses, examples(t))
+    found = seen.diagnosis()
+    assert {f.key for f in found.wrong} == BY_DESIGN.get(name, set()), str(found)
+
+
 def losses_of(model):
     def losses(batch):
         return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
@@ -522,3 +548,26 @@ def test_a_folder_wants_the_steps_of_an_epoch_and_findings_are_listed(tmp_path):
         landscape.record(small.model(), folder=tmp_path)
     with pytest.raises(LandscapeError, match="choose one of gate, second pass, length"):
         Loop().diagnose()["nothing"]
+
+
+def test_steps_that_are_not_looked_at_still_tell_whether_they_climbed():
+    """Only the sums of the weights are read then: no e, no gradient is kept."""
+
+    class Every(Loop):
+        """Climbs in each third step."""
+
+        count = 0
+
+        def e(self, gradients):
+            self.count += 1
+            shown = 1.0 if self.count % 3 == 0 else 0.0
+            return [shown * e for e in super().e(gradients)]
+
+    loop = Every()
+    with landscape.record(loop.model) as seen:
+        for i in range(30):
+            loop.step(*batches()[i % 4])
+            assert all(g is None for g in seen.seen.g1)
+    found = seen.diagnosis()
+    assert found["gate"].numbers == {"steps": 30, "steps with a second pass": 10}
+    assert found.num_looked_at == 16

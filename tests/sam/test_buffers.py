@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from landscape import sam
+from landscape.errors import LandscapeError
 from tests.sam_models import batch, closure_of, losses_of, reset, same, weights
 
 
@@ -193,3 +194,41 @@ def test_a_buffer_that_holds_the_weights_is_left_to_the_step(bn):
         if views:
             assert torch.equal(model.flat[:24].view(4, 6), model.weight)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_statistics_of_a_network_beside_the_model_are_refused_and_the_advice_works():
+    bce = nn.functional.binary_cross_entropy_with_logits
+    z = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def nets():
+        g = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2)).double()
+        d = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)).double()
+        reset(nn.ModuleList([g, d]))
+
+        def closure():
+            loss = bce(d(g(z)), torch.ones(16, 1, dtype=torch.float64))
+            loss.backward()
+            return loss
+
+        return g, d, closure
+
+    def base(g):
+        return torch.optim.SGD(g.parameters(), lr=0.1)
+
+    g, d, closure = nets()
+    with pytest.raises(LandscapeError, match=r"BatchNorm1d.running_mean and 2 more, .* beside the"):
+        sam.SAM(g, base(g), sam.sam(0.5)).step(closure)
+    ends = []
+    g, d, closure = nets()
+    sam.SAM(nn.ModuleList([g, d]), base(g), sam.sam(0.5)).step(closure)
+    assert int(d[1].num_batches_tracked) == 1
+    ends.append(weights(g))
+    g, d, closure = nets()
+    sam.SAM(g, base(g), sam.sam(0.5), bn="both").step(closure)
+    assert int(d[1].num_batches_tracked) == 2
+    ends.append(weights(g))
+    assert same(*ends)
+    g, d, closure = nets()
+    d.eval()
+    sam.SAM(g, base(g), sam.sam(0.5)).step(closure)
+    assert int(d[1].num_batches_tracked) == 0

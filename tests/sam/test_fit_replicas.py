@@ -1,5 +1,7 @@
 """DistributedDataParallel in two gloo processes: replicas stay equal, bit for bit."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -139,7 +141,33 @@ def weighted(rank):
     assert torch.allclose(theta(ours), theta(alone), rtol=1e-9, atol=1e-12)
 
 
+def zero(rank):
+    """ZeroRedundancyOptimizer: each process keeps its tensors' state until they are joined."""
+    with warnings.catch_warnings():  # torch compiles other optimizers of its own there
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    ours, alone = smooth(), smooth()
+    model = DistributedDataParallel(ours)
+    base = ZeroRedundancyOptimizer(ours.parameters(), optimizer_class=torch.optim.Adam, lr=0.05)
+    a = sam.SAM(model, base, sam.sam(0.1))
+    b = sam.SAM(alone, torch.optim.Adam(alone.parameters(), lr=0.05), sam.sam(0.1))
+    for i in range(3):
+        a.step(closure_of(model, half(batch(i), rank)))
+        b.step(losses_of(alone), batch(i))
+    assert torch.allclose(theta(ours), theta(alone), rtol=0, atol=1e-12)
+    with pytest.raises(LandscapeError, match=r"call optimizer.base.consolidate_state_dict\(to=0\)"):
+        a.state_dict()
+    a.base.consolidate_state_dict(to=0)
+    if rank == 0:
+        kept = a.state_dict()["state"]
+        whole = b.base.state_dict()["state"]
+        assert all(
+            torch.allclose(kept[i]["exp_avg"], whole[i]["exp_avg"], atol=1e-12) for i in whole
+        )
+
+
 def everything(rank):
+    zero(rank)
     synchronized(rank, False)
     synchronized(rank, True)
     local(rank)

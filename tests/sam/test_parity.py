@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import landscape
 from tests.parity.__main__ import DATA, main
-from tests.parity.problem import MODELS
-from tests.parity.runner import run_file
+from tests.parity.cases import variant_of
+from tests.parity.problem import MODELS, Problem
+from tests.parity.runner import run_file, trajectory
 
 CASES = sorted(p.stem for p in DATA.glob("*__*.npz"))
 
@@ -18,6 +20,21 @@ CASES = sorted(p.stem for p in DATA.glob("*__*.npz"))
 def test_published_trajectory(case):
     outcome, detail = run_file(DATA / f"{case}.npz")
     assert outcome == "passed", detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_diagnosis_of_a_published_trajectory_raises_no_false_alarm(case):
+    """What is told of some is true: their classes update running statistics in both passes."""
+    with np.load(DATA / f"{case}.npz") as stored:
+        arrays = {k: stored[k] for k in stored.files}
+    meta = json.loads(str(arrays.pop("meta")))
+    problem = Problem.load(DATA, "mlp")
+    variant = variant_of(meta, arrays, problem)
+    with landscape.record(problem.model) as seen:
+        trajectory(meta, arrays, problem, variant)
+    twice = case != "sgd_baseline__mlp" and "pass1" not in meta.get("bn", "pass1")
+    assert {f.key for f in seen.diagnosis().wrong} == ({"statistics"} if twice else set())
 
 
 def test_the_33_cases_of_the_foundation_are_all_here():
