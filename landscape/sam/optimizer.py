@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 from landscape import seeds
 from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
-from landscape.sam import points, replicas, saved
+from landscape.sam import points, replicas
+from landscape.sam.around import AroundBase
 from landscape.sam.base_step import BaseStep
 from landscape.sam.bases import parameters_of, together
 from landscape.sam.batches import Batches
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.checks import (
-    OTHER_CLASSES,
-    LandscapeAttributeError,
     check_arguments,
     check_belongs,
     check_micro_batch,
@@ -49,30 +48,9 @@ from landscape.sam.weights import Weights
 
 BN_POLICIES = ("first", "second", "both")
 _CLOSURE_FORM = object()
-_COPIED = frozenset(
-    [
-        "model",
-        "base",
-        "variant",
-        "bn",
-        "same_rng_both_passes",
-        "clip_norm",
-        "scaler",
-        "sync_perturbation",
-        "keep_perturbation",
-        "wait_for_device",
-        "batches",
-        "slots",
-        "step_count",
-        "epoch",
-        "total_epochs",
-        "epoch_begun",
-        "skipped",
-    ]
-)
 
 
-class SAM(Optimizer):
+class SAM(AroundBase):
     """A base optimizer that descends with gd(w, e) instead of the gradient at w.
 
     One step: g1 at w → e → g2 at w + e → w restored, bit for bit → gd → base.step().
@@ -235,27 +213,6 @@ class SAM(Optimizer):
         for p in parameters:
             p.grad = p.grad if p.requires_grad else None
 
-    # The base optimizer's own, also after its load_state_dict has replaced them.
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's parameter groups."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        if self._made:
-            self.base.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The base optimizer's state per parameter."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        if self._made:
-            self.base.state = value
-
     # ---------------------------------------------------------------- what a training loop calls
 
     def begin_epoch(self, epoch: int, total_epochs: int | None = None) -> None:
@@ -277,20 +234,6 @@ class SAM(Optimizer):
         generator, or taken from the front with shuffle=False.
         """
         self.fisher_data = (losses, data, shuffle)
-
-    def train(self, mode: bool = True) -> None:
-        """Tell a base optimizer that has modes (a schedule-free one) that training goes on."""
-        self._tell("train" if mode else "eval")
-
-    def eval(self) -> None:
-        """Tell a base optimizer that has modes to put its averaged weights in place."""
-        self._tell("eval")
-
-    def _tell(self, mode: str) -> None:
-        for base in getattr(self.base, "optimizers", (self.base,)):
-            change = getattr(base, mode, None)
-            if callable(change):
-                change()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients."""
@@ -520,96 +463,6 @@ class SAM(Optimizer):
             signs=self._signs(),
             batches=self.batches,
         )
-
-    # ----------------------------------------------------------------------- state, copies, groups
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state_dict, and under "sam" slots, generators and counters.
-
-        Slots hold masks and averages by tensor name. A plain optimizer loads it and ignores "sam".
-        Tools that keep "state" and "param_groups" alone (`torch.distributed.checkpoint.state_dict`)
-        leave ours out: save `state_dict()["sam"]` beside them; loading without it is logged.
-        """
-        return self._with_hooks("state_dict", lambda: saved.state_dict(self))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict()` was taken, bit for bit at equal thread count."""
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = hook(self, dict(state_dict)) or state_dict
-        saved.load_state_dict(self, state_dict)
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
-
-    def take_over(self, state_dict: dict[str, Any]) -> list[str]:
-        """Take from another SAM's `state_dict()` what its tensors of equal name and shape have.
-
-        For a model whose head was replaced, a new set of parameter groups, another variant: slots
-        of the same kind, the base optimizer's state, counters and generators. Returns the names.
-        """
-        return saved.take_over(self, state_dict)
-
-    def _with_hooks(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        for hook in getattr(self, f"_optimizer_{what}_pre_hooks").values():
-            hook(self)
-        made = make()
-        for hook in getattr(self, f"_optimizer_{what}_post_hooks").values():
-            made = hook(self, made) or made
-        return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: all but what a process makes for itself.
-
-        The examples of `set_fisher_data` are left out too, since their losses run the old model.
-        """
-        self._check_not_moved()
-        own = {k: v for k, v in self.__dict__.items() if k in _COPIED}
-        return own | {
-            "generator": self.generator.get_state(),
-            "host_generator": self.host_generator.get_state(),
-            "defaults": self.defaults,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy; or torch's {"state": ..., "param_groups": ...}, for the base optimizer."""
-        if "model" not in state:
-            self.base.__setstate__(state)
-            return
-        generators = state.pop("generator"), state.pop("host_generator")
-        self.__dict__.update(state)
-        self._made = True
-        self.fisher_data = None
-        self._join_parameters()
-        self._prepare()
-        self.generator = torch.Generator(device=self.device)
-        self.generator.set_state(generators[0])
-        self.host_generator = self.generator
-        if self.device.type != "cpu":
-            self.host_generator = torch.Generator()
-            self.host_generator.set_state(generators[1])
-        super().__setstate__({})
-
-    def _check_not_moved(self) -> None:
-        if self.weights.moved:
-            raise LandscapeError(
-                "the optimizer was copied within a step, when its weights are at w + e; copy it "
-                "between steps."
-            )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add tensors to the base optimizer; they take part from the next step on."""
-        if self._made:
-            self.base.add_param_group(param_group)
-            self._join_parameters()
-
-    def __repr__(self) -> str:
-        return f"SAM({self.variant.name}, {self.base!r})"
-
-    def __getattr__(self, name: str) -> Any:
-        """Tell who comes from another SAM class which line works here."""
-        line = OTHER_CLASSES.get(name)
-        if line is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise LandscapeAttributeError(f"SAM has no {name}; {line}.")
 
 
 def _local_or_none(g: Tensor | None) -> Tensor | None:
