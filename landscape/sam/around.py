@@ -119,7 +119,7 @@ class AroundBase(Optimizer):
 
         The examples of `set_fisher_data` are left out too, since their losses run the old model.
         """
-        self._check_not_moved()
+        self._check_not_moved("copied")
         own = {k: v for k, v in self.__dict__.items() if k in _COPIED}
         return own | {
             "generator": self._sam.generator.get_state(),
@@ -145,11 +145,11 @@ class AroundBase(Optimizer):
             own.host_generator.set_state(generators[1])
         super().__setstate__({})
 
-    def _check_not_moved(self) -> None:
-        if self._sam.weights.moved:
+    def _check_not_moved(self, what: str) -> None:
+        if self._sam.stepping:
             raise LandscapeError(
-                "the optimizer was copied within a step, when its weights are at w + e; copy it "
-                "between steps."
+                f"the optimizer was {what} within a step of its own, when its weights may be at "
+                "w + e and its averages half made; do it between steps."
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -201,31 +201,35 @@ def check_trainable(trainable: Sequence[bool]) -> None:
         )
 
 
-def check_still_there(
+def without_gradient(
     model: nn.Module,
     trained: Trained,
     gradients: Sequence[Tensor | None],
     asked: Sequence[bool] | None,
     known: list[int],
 ) -> list[int]:
-    """A tensor without a gradient may be unused, or its layer may have been replaced.
+    """Where tensors have no gradient: they may be unused, or their layer may have been replaced.
 
-    Returns where tensors have none; `known` of them have been looked at.
+    `known` of them have been looked at.
     """
     missing = [
         i for i, g in enumerate(gradients) if g is None and (asked is None or asked[i])
     ]  # fmt: skip
-    if not missing or missing == known:
-        return known
+    if missing and missing != known:
+        check_still_there(model, trained)
+    return missing or known
+
+
+def check_still_there(model: nn.Module, trained: Trained) -> None:
+    """Refuse tensors that are no parameters of the model any more."""
     own = {id(p) for p in unwrap(model).parameters()}
-    gone = [trained.names[i] for i in missing if id(trained.parameters[i]) not in own]
+    gone = [n for n, p in zip(trained.names, trained.parameters, strict=True) if id(p) not in own]
     if gone:
         raise LandscapeError(
             f"the parameter set changed between steps: {gone[0]!r} of the base optimizer is no "
-            f"longer in the model ({len(gone)} such tensors), a layer was replaced; make the base "
-            "optimizer and SAM anew from model.parameters()."
+            f"longer in the model ({len(gone)} such tensors), a layer was replaced or weights were "
+            "loaded with assign=True; make the base optimizer and SAM anew from model.parameters()."
         )
-    return missing
 
 
 def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epochs: bool) -> None:

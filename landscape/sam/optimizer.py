@@ -27,6 +27,7 @@ from landscape.sam.checks import (
     check_options,
     check_own_memory,
     check_signs,
+    check_still_there,
     check_trainable,
 )
 from landscape.sam.engine import new_slots
@@ -190,6 +191,7 @@ class SAM(AroundBase):
         self.guard = Guard()
         if self.scaler is not None:  # a scaler makes its scale when it is first asked
             self.scaler.scale(torch.ones((), device=self.device))
+        self.stepping = False  # passes are under way
         self.last: Perturbation | None = None
         self._pending: Point | None = None  # of a gradient that `backward` left in .grad
 
@@ -263,8 +265,9 @@ class SAM(AroundBase):
         check_nothing_left(self.trained)
         check_no_accumulation()
         with torch.no_grad(), self._clearing_on_failure():
-            self.buffers_at_start.save()
-            taken = Step(self, passes).run()
+            with self._passes_under_way():
+                self.buffers_at_start.save()
+                taken = Step(self, passes).run()
             BaseStep(self, taken.point, taken.finite).take(scaled=True)
         stepped_with(self.trained)
         return taken.loss
@@ -290,8 +293,9 @@ class SAM(AroundBase):
                 p.grad = None
         earlier = [p.grad for p in parameters]
         with torch.no_grad():
-            self.buffers_at_start.save()
-            taken = Step(self, passes).run()
+            with self._passes_under_way():
+                self.buffers_at_start.save()
+                taken = Step(self, passes).run()
             self._add_to(earlier, taken)
         self._pending = taken.point
         self.guard.leaves(self.trained.gradients())
@@ -346,6 +350,14 @@ class SAM(AroundBase):
         return bool(found) and not any(bool(g.any()) for g in found)
 
     @contextlib.contextmanager
+    def _passes_under_way(self) -> Generator[None]:
+        self.stepping = True
+        try:
+            yield
+        finally:
+            self.stepping = False
+
+    @contextlib.contextmanager
     def _clearing_on_failure(self) -> Generator[None]:
         """What a pass that failed left in `.grad` is nobody's gradient."""
         try:
@@ -364,6 +376,11 @@ class SAM(AroundBase):
                 "that runs forward and backward and returns the loss, or step(losses, batch). "
                 "Where a loop of others steps by itself (Trainer, Lightning, an engine), put "
                 "optimizer.backward(closure) in the place of loss.backward(), as help(SAM) shows."
+            )
+        if self.stepping:
+            raise LandscapeError(
+                "the closure of a step called this optimizer's step or backward again; let it run "
+                "forward and backward alone, and step once around it."
             )
         if torch.is_inference_mode_enabled():
             raise LandscapeError(
@@ -390,6 +407,7 @@ class SAM(AroundBase):
             signs=self._signs(),
             scaler=self.scaler,
             micro_batch=micro_batch,
+            check_model=partial(check_still_there, model, self.trained),
             selective=not self._all_at_once,
             unsynced=partial(replicas.unsynced, model) if self.averaged else contextlib.nullcontext,
             averaged=self.averaged,
@@ -424,7 +442,8 @@ class SAM(AroundBase):
         """E of the last step per tensor, its mask, norm, energy share and losses."""
         if self.last is None:
             why = (
-                "no step has been taken yet"
+                "no step has been taken yet, or the closure wrote the gradient of its second pass "
+                "into the memory of the first"
                 if self.keep_perturbation
                 else "this optimizer was made with keep_perturbation=False"
             )

@@ -43,6 +43,7 @@ class Passes:
     batches: Batches = field(default_factory=Batches)
     signs: Sequence[int] | None = None
     scaler: Any = None
+    check_model: Callable[[], None] = lambda: None  # refuses parameters that are not its own now
     extra_loss: Callable[[Any, Any], Tensor] | None = None
     micro_batch: int | None = None  # examples per forward and backward pass; None: all at once
     selective: bool = True  # False: autograd computes every gradient, unwanted ones are dropped
@@ -119,6 +120,7 @@ class Passes:
                 p.grad = p.grad if o else None
         restricted = only is not None and not all(only)
         if all(p.grad is None for p in self.parameters) and not restricted:
+            self.check_model()
             raise LandscapeError(
                 "no parameter has a gradient after the pass; the closure must run loss.backward() "
                 "(and must not set gradients to None after it), and the loss must depend on the "

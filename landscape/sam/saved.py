@@ -23,6 +23,7 @@ log = logging.getLogger("landscape.sam")
 
 def state_dict(optimizer: "SAM") -> dict[str, Any]:
     """The base optimizer's, and all else under "sam"; tensors are references, as in torch."""
+    optimizer._check_not_moved("saved")
     names = {id(p): n for n, p in unwrap(optimizer.model).named_parameters()}
     parameters = [p for group in optimizer.base.param_groups for p in group["params"]]
     own = {
@@ -54,12 +55,22 @@ def state_dict(optimizer: "SAM") -> dict[str, Any]:
 
 def load_state_dict(optimizer: "SAM", state: dict[str, Any]) -> None:
     """Put everything back, or raise before anything is changed."""
+    optimizer._check_not_moved("loaded")
     base, own = _parts(state)
     if own is not None:
         _check(optimizer, own)
     else:
         _check_other_class(optimizer, base)
-    optimizer.base.load_state_dict(base)
+    try:
+        optimizer.base.load_state_dict(base)
+    except ValueError as error:
+        here = [len(g["params"]) for g in optimizer.base.param_groups]
+        there = [len(g["params"]) for g in base["param_groups"]]
+        raise LandscapeError(
+            f"the state was saved with groups of {there} tensors and the base optimizer has groups "
+            f"of {here} ({error}); make it with the saved groups, or call take_over(state) for the "
+            "tensors that match by name."
+        ) from error
     optimizer.last = optimizer._pending = None
     if own is None:
         log.warning(
@@ -110,8 +121,15 @@ def _check(optimizer: "SAM", own: Mapping[str, Any]) -> None:
             f"{optimizer.variant.name!r}; make the optimizer with the saved variant, or load its "
             "state into optimizer.base alone."
         )
-    named = unwrap(optimizer.model).named_parameters()
-    check_shapes(own["slots"], {n: local(p).shape for n, p in named})
+    shapes = {n: local(p).shape for n, p in unwrap(optimizer.model).named_parameters()}
+    for name, shape in own.get("shapes", {}).items():
+        if name in shapes and tuple(shapes[name]) != tuple(shape):
+            raise LandscapeError(
+                f"the state is of {name!r} of shape {tuple(shape)} and this model has shape "
+                f"{tuple(shapes[name])}: it is of another model; call take_over(state) for the "
+                "tensors that match."
+            )
+    check_shapes(own["slots"], shapes)
 
 
 def _check_other_class(optimizer: "SAM", base: Mapping[str, Any]) -> None:

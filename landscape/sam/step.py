@@ -12,7 +12,7 @@ from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.sam import points, replicas, schedule
 from landscape.sam.batches import check_one_each
-from landscape.sam.checks import check_dense, check_still_there
+from landscape.sam.checks import check_dense, without_gradient
 from landscape.sam.corrections import Blend
 from landscape.sam.engine import Ascent, ascend
 from landscape.sam.evaluate import SameBatch
@@ -54,6 +54,7 @@ class Step:
         self.ascended: Ascent | None = None
         self.perturbed_loss = self.point.loss
         self._summed: Blend | None = None
+        self._overwritten = False  # g1, by pass 2
 
     @property
     def loss(self) -> Tensor:
@@ -123,7 +124,7 @@ class Step:
         check_dense(trained.names, self.g1)
         live = [i for i, g in enumerate(self.g1) if g is not None]
         if len(live) < len(self.g1):
-            optimizer.known_unused = check_still_there(
+            optimizer.known_unused = without_gradient(
                 optimizer.model, trained, self.g1, only, optimizer.known_unused
             )
             self.live, self.point = live, self.point.only(live)
@@ -238,10 +239,13 @@ class Step:
 
     def _only_g2_matters(self) -> bool:
         """Whether g1 can go before pass 2, whose activations need the memory."""
+        return not (self.optimizer.keep_perturbation or self._g1_is_read())
+
+    def _g1_is_read(self) -> bool:
+        """Whether some slot reads g1 once pass 2 has begun."""
         variant, selector = self.variant, self.variant.selector
-        return not (
-            self.optimizer.keep_perturbation
-            or variant.correction.needs_g1
+        return (
+            variant.correction.needs_g1
             or variant.evaluate.needs_g1
             or ((selector.has("after_step") or selector.has("after_ascent")) and selector.needs_g1)
             or variant.loss_term is not None
@@ -280,12 +284,29 @@ class Step:
                 devices.set_rng_state(after_first, optimizer.device)
         self.g2 = self.trained.gradients(self.passes.signs)
         check_dense(self.trained.names, self.g2)
+        self._check_memory()
         if self.variant.correction.needs_e:
             point.scratch["perturbed_loss"] = self.passes.of_all(self.perturbed_loss)
         self._pair(only)
         self.variant.correction.before_restore(
             self.pair, self.pair.gradients, self.taken, self.slots["correction"]
         )
+
+    def _check_memory(self) -> None:
+        """A closure may write both gradients into one tensor of its own, and g1 is g2 then."""
+        if not any(
+            a is not None and b is not None and a.numel() and a.data_ptr() == b.data_ptr()
+            for a, b in zip(self.g1, self.g2, strict=True)
+        ):
+            return
+        if self._g1_is_read():
+            raise LandscapeError(
+                "the second pass wrote its gradient into the memory of the first one's, which "
+                f"{self.variant.name!r} still reads: the closure lets .grad be tensors that it "
+                "keeps. Let each pass make its own: leave .grad None, or set a clone."
+            )
+        self.ascended = Ascent([], None, self.ascended.rho) if self.ascended else None
+        self._overwritten = True
 
     def _pair(self, only: Sequence[bool] | None) -> None:
         """The tensors with a gradient in a pass, the point over them, and their g2."""
@@ -395,7 +416,7 @@ class Step:
 
     def _remember(self) -> None:
         """Keep e, g1 and g2 for `SAM.perturbation`."""
-        if not self.optimizer.keep_perturbation:
+        if not self.optimizer.keep_perturbation or self._overwritten:
             return
         climbed, clean = self.ascended, self.point.loss
         self.optimizer.last = Perturbation(

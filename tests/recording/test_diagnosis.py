@@ -485,11 +485,6 @@ def test_no_false_alarm_on_our_own_steps(name, options, dropout):
         assert found["restored"].verdict == "ok", str(found)
 
 
-BY_DESIGN = {
-    "sgd": {"gate"},  # the base optimizer alone
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in variants() if n != "flat_lora"])
 def test_no_false_alarm_on_any_recipe(name):
@@ -505,7 +500,7 @@ def test_no_false_alarm_on_any_recipe(name):
                 optimizer.begin_epoch(t // 4, 2)
             optimizer.step(losses, examples(t))
     found = seen.diagnosis()
-    assert {f.key for f in found.wrong} == BY_DESIGN.get(name, set()), str(found)
+    assert not found.wrong, str(found)
 
 
 def losses_of(model):

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import pickle
 
 import pytest
 import torch
@@ -318,3 +319,93 @@ def test_the_radius_is_rho_in_whatever_units_the_loss_is(scale):
     optimizer.step(closure)
     assert optimizer.num_skipped == 0
     assert float(optimizer.perturbation.norm) == pytest.approx(0.05, rel=2e-3)
+
+
+# ------------------------------------------------------------------- what a step must not meet
+
+
+@pytest.mark.parametrize(
+    "meets",
+    [
+        lambda o, again: copy.deepcopy(o),
+        lambda o, again: pickle.dumps(o),
+        lambda o, again: o.state_dict(),
+        lambda o, again: o.load_state_dict({"state": {}, "param_groups": []}),
+        lambda o, again: o.step(again),
+        lambda o, again: o.backward(again),
+    ],
+)
+def test_within_its_own_passes_an_optimizer_is_neither_copied_nor_stepped(meets):
+    """In either pass; afterwards it goes on as if nothing had been tried."""
+    model, optimizer = trained(sam.sam(0.1))
+    twin, other = copy.deepcopy((model, optimizer))
+    for which in (1, 2):
+        calls = []
+
+        def closure(calls=calls, which=which):
+            calls.append(1)
+            if len(calls) == which:
+                meets(optimizer, closure_of(model, batch()))
+            return closure_of(model, batch())()
+
+        with pytest.raises(LandscapeError, match=r"within a step of its own|step once around it"):
+            optimizer.step(closure)
+    optimizer.step(closure_of(model, batch(1)))
+    other.step(closure_of(twin, batch(1)))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+
+
+def writes_into_its_own(model, b):
+    """As loops that keep the memory of their gradients, and set .grad to it in each pass."""
+    kept = [torch.zeros_like(p) for p in model.parameters()]
+
+    def closure():
+        for p, g in zip(model.parameters(), kept, strict=True):
+            p.grad = g.zero_()
+        return closure_of(model, b)()
+
+    return closure
+
+
+def test_gradients_of_both_passes_in_one_memory():
+    model, optimizer = trained(sam.sam(0.1))
+    twin, other = copy.deepcopy((model, optimizer))
+    optimizer.step(writes_into_its_own(model, batch()))
+    other.step(closure_of(twin, batch()))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+    with pytest.raises(LandscapeError, match="into the memory of the first"):
+        _ = optimizer.perturbation
+    for variant in (sam.gsam(0.1), sam.gnp(0.1)):
+        model = cnn()
+        optimizer = sam.SAM(model, sgd(model), variant)
+        with pytest.raises(LandscapeError, match=r"which 'g\w+' still reads"):
+            optimizer.step(writes_into_its_own(model, batch()))
+
+
+def test_a_state_of_other_shapes_or_groups_is_refused_before_anything_is_loaded():
+    def made(width, groups=1):
+        model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)).double()
+        parts = [{"params": [p]} for p in model.parameters()]
+        base = torch.optim.SGD(parts if groups > 1 else model.parameters(), lr=0.1, momentum=0.9)
+        return model, sam.SAM(model, base, sam.sam(0.1))
+
+    model, optimizer = made(4)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    optimizer.step(lambda b: model(b).square().sum(1), x)
+    state = optimizer.state_dict()
+    _, wider = made(5)
+    with pytest.raises(LandscapeError, match=r"'0.weight' of shape \(4, 3\) .* \(5, 3\)"):
+        wider.load_state_dict(state)
+    assert not wider.base.state
+    assert wider.take_over(state) == ["1.bias"]
+    _, grouped = made(4, groups=4)
+    with pytest.raises(LandscapeError, match=r"groups of \[4\] tensors .* \[1, 1, 1, 1\]"):
+        grouped.load_state_dict(state)
+    assert len(grouped.take_over(state)) == 4
+
+
+def test_weights_loaded_in_other_tensors_are_told():
+    model, optimizer = trained(sam.sam(0.1))
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(LandscapeError, match="loaded with assign=True"):
+        optimizer.step(closure_of(model, batch()))
