@@ -185,10 +185,42 @@ A point also offers `value_and_gradient_at(offsets)`, `gradient_at(offsets, obje
 another objective of the outputs, `hessian_product(v, offsets)`, `noise()`, and by `untrained()` and
 `also` the weights that are frozen and what is added to them at w + e.
 
-CSAM, DAS, SAMAR, DGSAM, δ-SAM, LORENZA, Lookahead-SAM and the X-SAM of arXiv:2601.10251 are not
-among the recipes: their equations could not be read to the end (of X-SAM's, as far as it could be
-read, the descent depends on the sign of an eigenvector, which has none). Their authors would write
-them as above.
+The X-SAM of arXiv:2601.10251 is no recipe: its descent ĝ2 - α sign<g2, v> <g2, v> v, v the leading
+eigenvector of the Hessian, changes with the sign of v, and an eigenvector has none. Who fixes one
+(here <g1, v> ≥ 0, our reading) writes:
+
+```python
+@dataclasses.dataclass(frozen=True)
+class AwayFromEigenvector(sam.Slot):
+    """gd = g2/‖g2‖ - alpha |<g2, v>| v, v anew every so many steps by power iterations."""
+
+    alpha: float = 0.2
+    every: int = 100
+    num_iterations: int = 5
+    remembers = True
+
+    def __call__(self, point, g1, g2, state):
+        age = state["age"] = state.get("age", -1) + 1
+        if age % self.every == 0:
+            v = point.noise()
+            for _ in range(self.num_iterations):
+                v = point.hessian_product(v)
+                v = [x / point.norm_of(v) for x in v]
+            state["v"] = dict(zip(point.names, v))
+        v = [state["v"].get(n, torch.zeros_like(g)) for n, g in zip(point.names, g2)]
+        along = self.alpha * point.inner(g2, v).abs() * torch.sign(point.inner(g1, v))
+        return [g / point.norm_of(g2) - along * x for g, x in zip(g2, v)]
+
+
+away = dataclasses.replace(
+    sam.sam(0.1),
+    correction=AwayFromEigenvector(),
+    needs=frozenset({"per_example_losses"}),
+)
+```
+
+CSAM, DAS, SAMAR, DGSAM, δ-SAM, LORENZA and Lookahead-SAM are not among the recipes: their equations
+could not be read to the end. Their authors would write them as above.
 '''
 
 

@@ -116,6 +116,27 @@ def test_the_written_corrections_descend_as_they_say(example):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_the_written_x_sam_on_a_quadratic():
+    """L = wᵀ diag(h) w/2: v is the axis of the largest h, whatever sign it came with."""
+    names = {"torch": torch, "dataclasses": dataclasses, "sam": sam}
+    exec("\n".join(part.split("```")[0] for part in OWN_SLOTS.split("```python\n")[1:]), names)
+    h, w, rho = (torch.tensor(x, dtype=torch.float64) for x in ([9.0, 2.0, 1.0], [-1, 2, 3], 0.1))
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    model.weight.data.copy_(w)
+
+    def losses(x):
+        return (h * model.weight[0].square()).sum() / 2 + 0 * x
+
+    slot = dataclasses.replace(names["away"].correction, num_iterations=60)
+    variant = dataclasses.replace(names["away"], correction=slot)
+    optimizer = ready(model, variant, torch.optim.SGD(model.parameters(), lr=1.0))
+    optimizer.step(losses, torch.zeros(2, dtype=torch.float64))
+    g2 = h * (w + rho * h * w / (h * w).norm())
+    v = torch.tensor([-1.0, 0, 0], dtype=torch.float64)  # <g1, v> > 0
+    expected = w - (g2 / g2.norm() - 0.2 * (g2 @ v).abs() * v)
+    torch.testing.assert_close(model.weight[0].detach(), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_zeroth_order_source_climbs():
     """The two-loss slope along z times z has a positive inner product with the gradient."""
     names = {"torch": torch}
