@@ -114,9 +114,9 @@ class Perturbation:
         """cos(g1, g2) over the tensors that have both; NaN when there was no second pass."""
         pairs = list(zip(self.g1, self.g2, strict=True))
         both = [(None, None) if x is None or y is None else (x, y) for x, y in pairs]
-        dots = self._summed(
-            [None if x is None or y is None else vectors.dots([x], [y])[0] for x, y in both]
-        )
+        live = [(x, y) for x, y in both if x is not None and y is not None]
+        found = iter(vectors.dots([x for x, _ in live], [y for _, y in live]))
+        dots = self._summed([None if x is None else next(found) for x, _ in both])
         there = [x for x in dots if x is not None]
         if not there:
             return torch.full((), torch.nan)
