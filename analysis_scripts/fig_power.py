@@ -8,12 +8,14 @@ data.
 
 import _figure
 import numpy as np
+from scipy.stats import binomtest
 
 from landscape import results
 from landscape.plot import static
-from landscape.plot.drawing import Axis, Drawing, Line, Panel, Rule
+from landscape.plot.drawing import Axis, Drawing, Line, Panel, Points, Rule
 
 COLORS = {4: "#8c8c8c", 8: "#0072b2", 12: "#d55e00"}
+SHIFT = {4: 0.97, 8: 1.0, 12: 1.03}
 
 
 def compute(planted_power):
@@ -24,23 +26,32 @@ def compute(planted_power):
 def draw(planted_power):
     """Power over seeds, a line per number of variants, a panel per simulator."""
     ds, panels = planted_power, []
+    number = results.provenance(planted_power)["studies"]
     ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
     for simulator in dict.fromkeys(ds.simulator.values):
         marks = [Rule("y", 60, "three studies in five", "dash")]
         for count, color in COLORS.items():
             here = (ds.simulator.values == simulator) & (ds.variants.values == count)
             seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
-            marks.append(Line(seeds, 100 * shares, f"{count} variants", color, symbol="circle"))
+            found = [binomtest(round(number * share), number) for share in shares]
+            ends = [one.proportion_ci(method="wilson") for one in found]
+            low, high = (100 * np.array([getattr(e, k) for e in ends]) for k in ("low", "high"))
+            # Moved apart by three per cent each, or the intervals would lie on one another.
+            x, name = seeds * SHIFT[count], f"{count} variants"
+            marks += [
+                Line(x, 100 * shares, name, color, legend=False),
+                Points(x, 100 * shares, name, color, y_low=low, y_high=high, true_x=seeds),
+            ]
         x = Axis("seeds", log=True, ticks=ticks)
         y = Axis("studies that support flatness", "%", limits=(-3, 103))
         panels.append(Panel(x, y, tuple(marks), f"{simulator} simulator"))
-    number = results.provenance(planted_power)["studies"]
     worst = 100 * float(planted_power["false"].max())
     drawing = Drawing(
         "power",
         "Is flatness found where it is the cause?",
-        f"{number} simulated studies per point, in which flatness makes four fifths of the "
-        f"variance between variants. Controls are not counted. At most {worst:.0f} % of the "
+        f"{number} simulated studies per point, with Wilson's 95 % interval of a share, in which "
+        "flatness makes four fifths of the variance between variants. "
+        f"Controls are not counted. At most {worst:.0f} % of the "
         "studies of any point have anything false on their page.",
         tuple(panels),
         columns=2,

@@ -1,19 +1,18 @@
 """Drawings to matplotlib figures, without pyplot and without changing global settings."""
 
 import io
+import re
 import string
 from dataclasses import fields, is_dataclass, replace
-from functools import singledispatch
 from itertools import zip_longest
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib import colormaps, rc_context, rcParams
+from matplotlib import rc_context, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import LightSource, ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -21,42 +20,24 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from landscape.plot import style
+from landscape.plot._matplotlib_marks import draw
 from landscape.plot.drawing import (
     WHOLE,
     Axis,
-    Band,
-    Bars,
     Contours,
     Drawing,
     Field,
-    Gaps,
-    Label,
     Line,
     Matrix,
     Panel,
-    Points,
-    Rule,
     Surface,
-    fixed,
-    log_ticks,
-    short,
 )
+from landscape.plot.ticks import log_ticks, short
 
 if TYPE_CHECKING:
-    from mpl_toolkits.mplot3d import Axes3D
+    pass
 
-_SYMBOLS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle": "^",
-    "cross": "P",
-    "x": "X",
-    "bar": "|",
-    "none": "",
-}
 _DPI = 200
-_DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
 
 
 class PaperFigure(Figure):
@@ -210,6 +191,12 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
             ax.tick_params(labelleft=False)
 
 
+def _wrapped(text: str, width: int) -> str:
+    """Lines of a width; a number stays with its unit and its equals sign."""
+    together = re.sub(r" (?=[%=×])|(?<=[=×]) ", "\u00a0", text)
+    return fill(together, width, break_on_hyphens=False).replace("\u00a0", " ")
+
+
 _Coloured = Matrix | Contours | Field | Surface
 _Mappable = AxesImage | QuadContourSet | QuadMesh
 
@@ -222,10 +209,10 @@ def _panel(
     _axis(panel.y, ax, "y", wrap)
     if panel.z is not None:
         _axis(panel.z, ax, "z", wrap)
-    lines = [fill(line, wrap, break_on_hyphens=False) for line in panel.title.splitlines()]
+    lines = [_wrapped(line, wrap) for line in panel.title.splitlines()]
     title = "\n".join(lines)
     ax.set_title(rf"$\bf{{{letter}}}$  {title}" if letter else title)
-    drawn = [(mark, _draw(mark, ax)) for mark in panel.marks]
+    drawn = [(mark, draw(mark, ax)) for mark in panel.marks]
     coloured = [
         (mark, shown)
         for mark, shown in drawn
@@ -261,7 +248,7 @@ def _colorbar(mark: _Coloured, mappable: _Mappable, axes: list[Axes], figure: Fi
 
 
 def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
-    title = fill(axis.title, wrap, break_on_hyphens=False) if which == "x" else axis.title
+    title = _wrapped(axis.title, wrap) if which == "x" else axis.title
     ax.set(**{f"{which}label": title})
     most = max(2, min(6, wrap // 4)) if which == "x" else 6
     target = getattr(ax, f"{which}axis")
@@ -288,190 +275,3 @@ def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
         target.set_major_locator(
             MaxNLocator(2 if axis.few else 5 if which == "y" else min(4, most), integer=whole)
         )
-
-
-@singledispatch
-def _draw(mark: object, ax: Axes) -> object:
-    raise TypeError(f"no way to draw {type(mark).__name__} on {ax}")
-
-
-@_draw.register
-def _(mark: Points, ax: Axes) -> None:
-    hollow = np.zeros(len(mark.x), bool) if mark.hollow is None else np.asarray(mark.hollow)
-    for draw, across, low, high in (
-        (ax.hlines, mark.y, mark.x_low, mark.x_high),
-        (ax.vlines, mark.x, mark.y_low, mark.y_high),
-    ):
-        if low is not None and high is not None:
-            draw(across, low, high, color=mark.color, lw=0.9, alpha=mark.opacity, zorder=2.5)
-    label = mark.name if mark.legend else None
-    for chosen, face in ((~hollow, mark.color), (hollow, "white")):
-        if not chosen.any() and (face == "white" or hollow.any()):
-            continue
-        ax.plot(
-            np.where(chosen, mark.x, np.nan),
-            np.where(chosen, mark.y, np.nan),
-            linestyle="none",
-            marker=_SYMBOLS[mark.symbol],
-            markersize=mark.size,
-            markerfacecolor=face,
-            markeredgecolor=mark.color if face == "white" or mark.symbol == "bar" else "white",
-            markeredgewidth=0.8 if face == "white" or mark.symbol == "bar" else 0.4,
-            alpha=mark.opacity,
-            label=label,
-            zorder=3 if mark.size > 3.5 else 2.8,
-        )
-        label = None
-
-
-@_draw.register
-def _(mark: Line, ax: Axes) -> None:
-    label = mark.name if mark.legend else None
-    ax.plot(
-        mark.x, mark.y, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=mark.width,
-        alpha=mark.opacity, label=label, marker=_SYMBOLS[mark.symbol], markersize=3.2,
-        markeredgecolor="white", markeredgewidth=0.3, markevery=max(1, len(mark.x) // 5),
-    )  # fmt: skip
-
-
-@_draw.register
-def _(mark: Band, ax: Axes) -> None:
-    ax.fill_between(mark.x, mark.low, mark.high, color=mark.color, alpha=mark.opacity, linewidth=0)
-
-
-@_draw.register
-def _(mark: Bars, ax: Axes) -> None:
-    look: dict[str, Any] = (
-        {"facecolor": "none", "edgecolor": style.INK, "linewidth": 0.6}
-        if mark.outline
-        else {"color": mark.color, "linewidth": 0, "alpha": mark.opacity}
-    )
-    ax.barh(
-        mark.y, np.asarray(mark.x) - mark.base, height=mark.thickness, left=mark.base,
-        label=mark.name if mark.legend else None, **look,
-    )  # fmt: skip
-
-
-@_draw.register
-def _(mark: Rule, ax: Axes) -> None:
-    line = ax.axvline if mark.axis == "x" else ax.axhline
-    line(mark.value, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=0.8, zorder=1.5)
-    if mark.text:
-        place: dict[str, Any] = (
-            {"xy": (mark.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -1),
-             "va": "top", "ha": "left"}
-            if mark.axis == "x"
-            else {"xy": (0, mark.value), "xycoords": ("axes fraction", "data"), "xytext": (2, 1),
-                  "va": "bottom", "ha": "left"}
-        )  # fmt: skip
-        ax.annotate(
-            mark.text, textcoords="offset points", fontsize=_small(), color=mark.color, **place
-        )
-
-
-@_draw.register
-def _(mark: Matrix, ax: Axes) -> AxesImage:
-    cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
-    low, high = mark.limits
-    norm = LogNorm(low, high) if mark.log else Normalize(low, high)
-    shown = (
-        np.ma.masked_invalid(np.where(mark.values > 0, mark.values, np.nan))
-        if mark.log
-        else mark.values
-    )
-    image = ax.imshow(shown, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
-    ax.spines[:].set_visible(False)
-    for (row, column), value in np.ndenumerate(mark.values):
-        if mark.digits is not None and np.isfinite(value):
-            # The diverging map is dark at both ends, the sequential one at its lower end.
-            share = (value - low) / (high - low)
-            dark = abs(share - 0.5) > 0.33 if mark.diverging else share < 0.5
-            ax.text(
-                column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=_small(),
-                color="white" if dark else style.INK,
-            )  # fmt: skip
-    return image
-
-
-@_draw.register
-def _(mark: Contours, ax: Axes) -> QuadContourSet:
-    low, high = mark.levels[0], mark.levels[-1]
-    known = np.ma.masked_invalid(mark.values.T)
-    values = np.clip(known, low, high)
-    norm = LogNorm(low, high) if mark.log else PowerNorm(0.5 if mark.root else 1, low, high)
-    filled = ax.contourf(
-        mark.x, mark.y, values, levels=mark.levels, norm=norm, cmap=style.SEQUENTIAL
-    )
-    ax.contour(
-        mark.x, mark.y, values, levels=mark.levels, colors="white", linewidths=0.3, alpha=0.6
-    )
-    if mark.equal:
-        ax.set_aspect("equal")
-    return filled
-
-
-@_draw.register
-def _(mark: Field, ax: Axes) -> QuadMesh:
-    low, high = mark.limits
-    values = np.ma.masked_invalid(mark.values.T)
-    norm = (LogNorm if mark.log else Normalize)(low, high)
-    cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
-    mesh = ax.pcolormesh(mark.x, mark.y, values, norm=norm, cmap=cmap, shading="nearest")
-    ax.set_aspect("equal")
-    return mesh
-
-
-@_draw.register
-def _(mark: Gaps, ax: Axes) -> None:
-    cells = np.ma.masked_where(np.isfinite(mark.values.T), np.zeros(mark.values.T.shape))
-    colors = ListedColormap([style.GRID])
-    ax.pcolor(
-        mark.x, mark.y, cells, cmap=colors, shading="nearest", hatch="/////", zorder=1.2,
-        edgecolor=style.MUTED, linewidth=0,
-    )  # fmt: skip
-
-
-@_draw.register(Surface)
-def _(mark: Surface, ax: "Axes3D") -> None:
-    bottom, top = mark.heights(np.array(mark.limits))
-    floor = bottom - 0.35 * (top - bottom)
-    x, y = np.meshgrid(mark.x, mark.y, indexing="ij")
-    heights = np.clip(mark.heights(), bottom, top)
-    options: dict[str, Any] = {"cmap": colormaps[style.SEQUENTIAL], "vmin": bottom, "vmax": top}
-    lit = LightSource(azdeg=225, altdeg=55).shade(
-        np.where(np.isfinite(heights), heights, bottom), vert_exag=0.6, blend_mode="soft",
-        dx=(x[-1, 0] - x[0, 0]) / len(x) / (top - bottom), **options,
-    )  # fmt: skip
-    # No face has a corner that is not finite.
-    ax.plot_surface(x, y, heights, rstride=1, cstride=1, facecolors=lit, shade=False,
-                    linewidth=0, antialiased=True)  # fmt: skip
-    levels = np.linspace(bottom, top, 12)
-    below = np.ma.masked_invalid(heights)
-    ax.contour(x, y, below, levels=levels, zdir="z", offset=floor, linewidths=0.5, **options)
-    ax.set_zlim(floor, top)
-    ax.view_init(elev=28, azim=-60)
-    # Labels stand outside of the box, which is cut at the edge of the axes.
-    ax.set_box_aspect((1, 1, 0.8), zoom=0.8)
-    ax.tick_params(pad=-3)
-    for which in (ax.xaxis, ax.yaxis):
-        which.set_major_locator(MaxNLocator(3, symmetric=True))
-    ax.zaxis.set_major_locator(MaxNLocator(4))
-    # matplotlib types the first two as axes of a plane.
-    axes: tuple[Any, ...] = (ax.xaxis, ax.yaxis, ax.zaxis)
-    for axis in axes:
-        axis.labelpad = -7
-        axis.set_pane_color((1, 1, 1, 0))
-        axis._axinfo["grid"].update(color=style.GRID, linewidth=0.4)
-    if mark.log:
-        ticks = log_ticks(*mark.limits)
-        ax.zaxis.set_major_locator(FixedLocator(list(np.log10(ticks))))
-        ax.zaxis.set_major_formatter(FuncFormatter(lambda value, _: short(10**value)))
-
-
-@_draw.register
-def _(mark: Label, ax: Axes) -> None:
-    shift = {"left": 5, "right": -5, "center": 0}[mark.anchor]
-    ax.annotate(
-        mark.text, (mark.x, mark.y), xytext=(shift, 0), textcoords="offset points",
-        ha=mark.anchor, va="center", fontsize=_small(), color=mark.color,
-    )  # fmt: skip

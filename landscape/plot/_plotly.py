@@ -28,10 +28,8 @@ from landscape.plot.drawing import (
     Points,
     Rule,
     Surface,
-    fixed,
-    log_ticks,
-    short,
 )
+from landscape.plot.ticks import fixed, log_ticks, short
 
 # plotly 7 offers an upload of the figure unless it is told not to.
 CONFIG: dict[str, object] = {

@@ -16,9 +16,8 @@ from landscape.plot.drawing import (
     Matrix,
     Panel,
     Surface,
-    log_ticks,
-    short,
 )
+from landscape.plot.ticks import log_ticks, short
 
 _COLOURED = Matrix | Contours | Field | Surface
 _GAP = "#c9c9c9"

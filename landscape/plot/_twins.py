@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from landscape.errors import LandscapeError
-from landscape.plot import figures
+from landscape.plot import derived, figures
 from landscape.plot.drawing import Drawing
 
 
@@ -71,4 +71,4 @@ def highlighted(drawing: Drawing, chosen: Sequence[str], *data: Any) -> Drawing:
             f"To highlight {', '.join(map(repr, unknown))} was asked; the variants here are "
             f"{', '.join(labels) or 'none'}."
         )
-    return drawing.highlighting([labels.get(n, n) for n in chosen], list(labels.values()))
+    return derived.highlighting(drawing, [labels.get(n, n) for n in chosen], list(labels.values()))

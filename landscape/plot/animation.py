@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from PIL import Image
 
 from landscape.errors import LandscapeError
-from landscape.plot import _plotly, style
+from landscape.plot import _plotly, derived, style
 from landscape.plot._matplotlib import render
 from landscape.plot.drawing import Drawing
 from landscape.storage import write_atomically
@@ -39,7 +39,7 @@ def save(drawing: Drawing, path: Path, *, width: str | float = "neurips", dpi: i
             f"{path.name} ends in {path.suffix!r}; moving pictures are {', '.join(SUFFIXES)}."
         )
     write = _gif if path.suffix == ".gif" else _mp4(path.name)
-    pictures = [_picture(drawing.until(moment), width, dpi) for moment in moments]
+    pictures = [_picture(derived.until(drawing, moment), width, dpi) for moment in moments]
     return write_atomically(path, lambda file: write(pictures, file))
 
 
@@ -108,7 +108,7 @@ def _picture(drawing: Drawing, width: str | float, dpi: int) -> Image.Image:
 
 
 def _moments(drawing: Drawing) -> list[float]:
-    moments = drawing.moments
+    moments = derived.moments(drawing)
     if len(moments) < 2:
         raise LandscapeError(
             f"The figure {drawing.name!r} has {len(moments)} moments; a moving picture needs two: "
@@ -120,10 +120,10 @@ def _moments(drawing: Drawing) -> list[float]:
 def moving(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
     """The plotly figure with its moments as frames, a slider and a button."""
     moments = _moments(drawing)
-    whole = drawing.until(moments[-1])
+    whole = derived.until(drawing, moments[-1])
     figure = _plotly.render(whole, width=width)
     for moment in moments:
-        now = _plotly.render(drawing.until(moment), width=width)
+        now = _plotly.render(derived.until(drawing, moment), width=width)
         changed = [
             (index, go.Scatter(x=trace.x, y=trace.y))
             for index, trace in enumerate(now.data)

@@ -66,13 +66,15 @@ class Values:
 
     def outlying(self) -> Iterator[tuple[str, int, float]]:
         """(row, seed, value) of runs far from what their row and their seed have in common."""
-        rows = {row: values for row, values in self.scaled.items() if len(values) > 2}
-        center = {row: float(np.nanmedian(list(v.values()))) for row, v in rows.items()}
+        known = {
+            row: {seed: value for seed, value in values.items() if math.isfinite(value)}
+            for row, values in self.scaled.items()
+            if len(values) > 2
+        }
         left = {
-            (row, seed): value - center[row]
-            for row, values in rows.items()
+            (row, seed): value - float(np.median(list(values.values())))
+            for row, values in known.items()
             for seed, value in values.items()
-            if math.isfinite(value)
         }
         common = {
             seed: float(np.median([v for (_, s), v in left.items() if s == seed]))

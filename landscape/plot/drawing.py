@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from landscape.errors import LandscapeError
-from landscape.plot.style import PALE
 
 # Axes that count something: no ticks between whole numbers.
 WHOLE = ("epoch", "severity")
@@ -273,29 +272,6 @@ class Drawing:
         """Whether the panels are three-dimensional (all of them, or none)."""
         return bool(self.panels) and self.panels[0].z is not None
 
-    def highlighting(self, chosen: Sequence[str], among: Sequence[str]) -> "Drawing":
-        """The drawing with the marks named `chosen` as they are and the others of `among` pale.
-
-        Pale ones lie behind, have one common entry in the legend, and bands of theirs go.
-        """
-        pale = [name for name in among if name not in chosen]
-        if not pale:
-            return self
-        kept = replace(self, panels=tuple(_highlighted(p, chosen, pale) for p in self.panels))
-        shown = {m.name for p in self.panels for m in p.marks if getattr(m, "name", "") in pale}
-        words = f" Pale: {', '.join(name for name in pale if name in shown)}." if shown else ""
-        return replace(kept, caption=self.caption + words)
-
-    @property
-    def moments(self) -> list[float]:
-        """When something of it appears, in order; none in a drawing without time."""
-        found = [when for p in self.panels for m in p.marks if (when := _when(m)) is not None]
-        return np.unique(np.concatenate(found)).tolist() if found else []
-
-    def until(self, moment: float) -> "Drawing":
-        """What is there at a moment, on the axes of the whole."""
-        return replace(self, panels=tuple(_until(panel, moment) for panel in self.panels))
-
     def grid(self, width: float) -> tuple[int, int]:
         """Rows and columns at `width` inches: fewer columns where panels would be too narrow."""
         if not self.panels:
@@ -347,62 +323,11 @@ def _rows(mark: Mark, panel: Panel) -> Iterator[dict[str, Cell]]:
             yield {**head, **row, **said}
 
 
-def _highlighted(panel: Panel, chosen: Sequence[str], pale: Sequence[str]) -> Panel:
-    behind: list[Mark] = []
-    front: list[Mark] = []
-    others = f"others ({len(pale)})"
-    for mark in panel.marks:
-        if getattr(mark, "name", "") not in pale or not isinstance(mark, Line | Points | Band):
-            named = isinstance(mark, Line) and mark.name in chosen and mark.legend
-            front.append(replace(mark, width=1.6 * mark.width, ends=True) if named else mark)
-        elif isinstance(mark, Line):
-            behind.append(replace(mark, color=PALE, width=0.7 * mark.width, symbol="none",
-                                  name=others))  # fmt: skip
-        elif isinstance(mark, Points):
-            behind.append(replace(mark, color=PALE, name=others, x_low=None, x_high=None,
-                                  y_low=None, y_high=None))  # fmt: skip
-    return replace(panel, marks=(*behind, *front))
-
-
-def _when(mark: Mark) -> np.ndarray | None:
-    return mark.when if isinstance(mark, Line | Points) else None
-
-
-def _until(panel: Panel, moment: float) -> Panel:
-    if all(_when(mark) is None for mark in panel.marks):
-        return panel
-    marks = []
-    for mark in panel.marks:
-        if isinstance(mark, Line | Points) and mark.when is not None:
-            y = np.where(np.asarray(mark.when) <= moment, np.asarray(mark.y, float), np.nan)
-            mark = replace(mark, y=y)
-        marks.append(mark)
-    axes = {which: _held(panel, which) for which in ("x", "y")}
-    return replace(panel, marks=tuple(marks), **axes)
-
-
-def _held(panel: Panel, which: str) -> Axis:
-    """The axis with the limits of all that the panel shows, so that it does not move."""
-    axis = getattr(panel, which)
-    found = [np.ravel(v) for mark in panel.marks for v in _extent(mark, which)]
-    values = np.concatenate(found) if found else np.array([])
-    values = values[np.isfinite(values) & ((values > 0) | (not axis.log))]
-    plane = any(isinstance(mark, Contours | Field) for mark in panel.marks)
-    if axis.limits is not None or plane or not values.size:
-        return axis
-    low, high = float(values.min()), float(values.max())
-    if axis.log:
-        pad = (high / low) ** 0.06 if high > 1.001 * low else 1.5
-        return replace(axis, limits=(low / pad, high * pad))
-    pad = 0.04 * (high - low) or 0.5
-    return replace(axis, limits=(low - pad, high + pad))
-
-
 def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[int]) -> None:
     axes = [getattr(panel, which) for panel in group]
     if not axes[0].log or axes[0].limits is not None:
         return
-    values = [v for panel in group for mark in panel.marks for v in _extent(mark, which)]
+    values = [v for panel in group for mark in panel.marks for v in extent(mark, which)]
     found = np.concatenate([np.ravel(v) for v in values]) if values else np.array([])
     found = found[np.isfinite(found) & (found > 0)]
     if found.size:
@@ -414,7 +339,8 @@ def _limit(group: list[Panel], which: str, panels: list[Panel], members: list[in
             panels[index] = replace(panels[index], **{which: axis})
 
 
-def _extent(mark: Mark, which: str) -> list[np.ndarray]:
+def extent(mark: Mark, which: str) -> list[np.ndarray]:
+    """Every position that a mark has along x or y."""
     names = (
         ("x", "x_low", "x_high", "base")
         if which == "x"
@@ -425,49 +351,8 @@ def _extent(mark: Mark, which: str) -> list[np.ndarray]:
     return [np.asarray(v, float) for v in found if v is not None]
 
 
-def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Decades within the limits; 1-3 or 1-2-5 in short ranges, even steps in very short ones."""
-    if high < 4 * low:
-        even = _even_ticks(low, high)
-        return even[:: -(-len(even) // most)]
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    span = np.log10(high / low)
-    steps = (
-        (1, 2, 3, 5) if span < 0.9 else (1, 2, 5) if span < 1.3 else (1, 3) if span < 2.5 else (1,)
-    )
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-    stride = -(-len(inside) // most)
-    return inside[::stride] if inside else [low, high]
-
-
 def even_columns(count: int, most: int) -> int:
     """Columns, about `most`, that leave fewest places empty; the larger number of equals."""
     if count <= most:
         return max(count, 1)
     return min(range(most, max(most - 2, 1), -1), key=lambda columns: -count % columns)
-
-
-def fixed(value: float, digits: int) -> str:
-    """A number with fixed decimals and a real minus sign; what rounds to zero has none."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def _even_ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 4
-    decade = 10.0 ** np.floor(np.log10(rough))
-    step = decade * next(s for s in (1, 2, 2.5, 5, 10) if s * decade >= rough * 0.999)
-    first = np.ceil(low / step - 1e-6)
-    count = int(np.floor(high / step + 1e-6) - first) + 1
-    return [float(step * (first + index)) for index in range(count)]
-
-
-def short(value: float) -> str:
-    """A tick label with three significant digits at most: 0.001, 30, 2e4."""
-    if value == 0 or not np.isfinite(value):
-        return "0" if value == 0 else ""
-    if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"

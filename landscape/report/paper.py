@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from landscape.errors import LandscapeError
-from landscape.plot import animation, interactive, style
+from landscape.plot import animation, derived, interactive, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
 from landscape.plot.printing import Print, save_all
@@ -168,7 +168,7 @@ def save(shown: Sequence[Selected], place: Path, choice: Choice) -> list[Path]:
 
 def _save_moving(figure: Selected, path: Path, choice: Choice) -> Iterator[Path]:
     """The interactive twin and the animation, as far as they are wanted."""
-    moves = len(figure.drawing.moments) > 1
+    moves = len(derived.moments(figure.drawing)) > 1
     if "html" in choice.formats:
         render = animation.moving if moves else interactive.render
         page = render(figure.drawing, width=7.2)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from landscape import LandscapeError, report, results
-from landscape.plot import animation, figures, interactive, static
+from landscape.plot import animation, derived, figures, interactive, static
 from landscape.plot import drawing as grammar
 from tests.fixtures_results import write_study
 from tests.fixtures_surfaces import write_surfaces
@@ -32,10 +32,10 @@ def timed(panel):
 
 
 def test_what_is_there_at_a_moment_is_what_came_before_it(drawn):
-    moments = drawn.moments
+    moments = derived.moments(drawn)
     assert moments == sorted(set(moments))
     for moment in (moments[0], moments[-1]):
-        now = drawn.until(moment)
+        now = derived.until(drawn, moment)
         for panel, whole in zip(now.panels, drawn.panels, strict=True):
             for mark, before in zip(timed(panel), timed(whole), strict=True):
                 there = before.when <= moment
@@ -47,19 +47,19 @@ def test_axes_are_those_of_the_whole_at_every_moment(drawn):
     limits = [
         [
             (ax.get_xlim(), ax.get_ylim())
-            for ax in static.render(drawn.until(m)).axes
+            for ax in static.render(derived.until(drawn, m)).axes
             if ax.get_label() != "<colorbar>"
         ]
-        for m in (drawn.moments[0], drawn.moments[-1])
+        for m in (derived.moments(drawn)[0], derived.moments(drawn)[-1])
     ]
     assert limits[0] == limits[1]
 
 
 def test_frames_of_the_page_hold_the_numbers_of_their_moment(drawn):
     page = animation.moving(drawn, width=7.2)
-    assert [float(frame.name) for frame in page.frames] == drawn.moments
-    for frame, moment in zip(page.frames, drawn.moments, strict=True):
-        still = interactive.render(drawn.until(moment), width=7.2)
+    assert [float(frame.name) for frame in page.frames] == derived.moments(drawn)
+    for frame, moment in zip(page.frames, derived.moments(drawn), strict=True):
+        still = interactive.render(derived.until(drawn, moment), width=7.2)
         for index, trace in zip(frame.traces, frame.data, strict=True):
             np.testing.assert_array_equal(
                 np.asarray(trace.y, float), np.asarray(still.data[index].y, float)
@@ -76,7 +76,7 @@ def test_a_gif_has_a_picture_per_moment_and_the_same_bytes(study, drawn, tmp_pat
     )
     assert path.suffix == ".gif"
     with Image.open(path) as moving:
-        assert moving.n_frames == len(drawn.moments)
+        assert moving.n_frames == len(derived.moments(drawn))
     again = animation.save(drawn, tmp_path / "again.gif")
     assert again.read_bytes() == animation.save(drawn, tmp_path / "b.gif").read_bytes()
 
@@ -91,14 +91,14 @@ def test_a_film_shows_the_pictures_of_its_moments_for_as_long_as_the_gif(study, 
     assert path.read_bytes() == animation.save(drawn, tmp_path / "again.mp4").read_bytes()
 
     stills = [
-        np.asarray(animation._picture(drawn.until(moment), "neurips", 120)).astype(int)
-        for moment in (drawn.moments[0], drawn.moments[-1])
+        np.asarray(animation._picture(derived.until(drawn, moment), "neurips", 120)).astype(int)
+        for moment in (derived.moments(drawn)[0], derived.moments(drawn)[-1])
     ]
     high, wide = (side + side % 2 for side in stills[0].shape[:2])
     decode = [ffmpeg, "-loglevel", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     film = subprocess.run(decode, capture_output=True, check=True).stdout
     shown = np.frombuffer(film, np.uint8).reshape(-1, high, wide, 3)
-    times = len(drawn.moments) + animation._LAST - 1
+    times = len(derived.moments(drawn)) + animation._LAST - 1
     assert len(shown) == times * round(animation.SECONDS * animation._RATE)
     for picture, still in zip(shown[[0, -1]], stills, strict=True):
         # Encoding blurs the edges of colours a little; another moment differs by whole marks.

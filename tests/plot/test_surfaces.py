@@ -8,7 +8,7 @@ import xarray as xr
 
 from landscape import LandscapeError, measure, plane, results, surfaces
 from landscape.plot import drawing as grammar
-from landscape.plot import figures, interactive, static
+from landscape.plot import figures, interactive, static, ticks
 from tests.figure_checks import check_figure
 from tests.measure_problems import cnn_risk, quadratic
 
@@ -53,7 +53,7 @@ def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
     assert all(np.array_equal(mark.levels, found[0].levels) for mark in found)
     first = planes.loss.isel(run=0)
     np.testing.assert_array_equal(found[0].values, first - first.min())
-    assert f"lowest {grammar.short(float(first.min()))}" in drawn.panels[0].title
+    assert f"lowest {ticks.short(float(first.min()))}" in drawn.panels[0].title
     np.testing.assert_allclose(np.diff(np.sqrt(found[0].levels), 2), 0, atol=1e-12)
     whole = marks(figures.loss_plane(planes, rise=False), grammar.Contours)
     np.testing.assert_array_equal(whole[0].values, first)

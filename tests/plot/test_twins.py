@@ -11,7 +11,7 @@ import pytest
 from landscape import plot, results
 from landscape.errors import LandscapeError
 from landscape.plot import drawing as grammar
-from landscape.plot import figures, interactive, runs, static, style
+from landscape.plot import figures, interactive, runs, static, style, ticks
 from tests.figure_checks import check_figure, check_signatures
 from tests.fixtures_results import write_study
 
@@ -215,12 +215,12 @@ def test_nothing_is_sent_to_a_cloud_and_arrays_are_single_precision(data):
 
 
 def test_log_ticks_are_decades_or_one_two_five():
-    assert grammar.log_ticks(0.9, 11) == [1, 2, 5, 10]
-    assert grammar.log_ticks(25, 130) == [30, 50, 100]
-    assert grammar.log_ticks(1.0, 1.45) == pytest.approx([1.0, 1.2, 1.4])
-    assert grammar.fixed(-0.001, 2) == "0.00"
-    assert grammar.log_ticks(1e-4, 1.2) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
-    assert [grammar.short(v) for v in (0, 0.001, 30, 2e4, 1e-5)] == [
+    assert ticks.log_ticks(0.9, 11) == [1, 2, 5, 10]
+    assert ticks.log_ticks(25, 130) == [30, 50, 100]
+    assert ticks.log_ticks(1.0, 1.45) == pytest.approx([1.0, 1.2, 1.4])
+    assert ticks.fixed(-0.001, 2) == "0.00"
+    assert ticks.log_ticks(1e-4, 1.2) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert [ticks.short(v) for v in (0, 0.001, 30, 2e4, 1e-5)] == [
         "0",
         "0.001",
         "30",

@@ -36,10 +36,20 @@ def test_what_is_cited_is_listed_and_nothing_else(study):
 
 
 def test_a_paper_whose_authors_are_not_known_here_is_given_by_its_number_alone():
-    entry = methods._entry("2003.02139")
+    entry = methods._entry("2601.16979")
     assert "author" not in entry
-    assert "title = {{arXiv:2003.02139}}" in entry
-    assert "url = {https://arxiv.org/abs/2003.02139}" in entry
+    assert "title = {{arXiv:2601.16979}}" in entry
+    assert "url = {https://arxiv.org/abs/2601.16979}" in entry
+
+
+def test_every_paper_known_here_has_authors_in_the_form_of_bibtex():
+    for number, (authors, title) in methods._KNOWN["papers"].items():
+        assert re.fullmatch(r"\d{4}\.\d{4,5}", number)
+        for author in authors.split(" and "):
+            assert re.fullmatch(r"[^,]+, [^,]+|{.+}", author), author
+        entry = methods._entry(number)
+        assert title in entry
+        assert entry.count("{") == entry.count("}")
 
 
 def test_every_variant_has_its_equation_and_its_options(study):

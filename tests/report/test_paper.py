@@ -8,7 +8,7 @@ import pytest
 
 from landscape import report
 from landscape.errors import LandscapeError
-from landscape.plot import figures, static, style
+from landscape.plot import derived, figures, static, style
 from landscape.report import paper
 from landscape.report.latex import escape
 from landscape.report.study import Study
@@ -105,7 +105,7 @@ def test_highlighted_variants_keep_their_look_and_the_others_are_pale_and_named(
     data = Study.read(folder).data["history"]
     plain = figures.history(data, setting="noisy")
     page = static.history(data, setting="noisy", highlight=["sam"])
-    pale = plain.highlighting(["SAM"], ["SGD", "SAM", "ZSharp", "Random mask"])
+    pale = derived.highlighting(plain, ["SAM"], ["SGD", "SAM", "ZSharp", "Random mask"])
     for panel, before in zip(pale.panels, plain.panels, strict=True):
         lines = [m for m in panel.marks if hasattr(m, "dash")]
         kept = [m for m in lines if m.name == "SAM"]

@@ -6,15 +6,20 @@
 
   // ---- drawing, once, when it comes near the window ------------------------------------------
   function options() { return { pale: chosen().length ? pale : null, known: known, printing: printing }; }
+  var near = new Set();
   function draw(box) {
-    if (box.dataset.drawn) return;
+    if (box.dataset.drawn) { if (box.dataset.stale) again(box); return; }
     Look.draw(box, config, options()).then(function () { link(box); });
   }
-  function again(box) { Look.draw(box, config, options()); }
-  function each(change) {
-    boxes.forEach(function (box) { if (box.dataset.drawn && box.data) change(box); });
+  function again(box) { delete box.dataset.stale; Look.draw(box, config, options()); }
+  function changed() {
+    // Far figures wait until they come near: a choice is answered at once on a page of sixty.
+    boxes.forEach(function (box) {
+      if (!box.dataset.drawn) return;
+      if (near.has(box)) again(box); else box.dataset.stale = "1";
+    });
   }
-  Look.dark.addEventListener("change", function () { each(again); });
+  Look.dark.addEventListener("change", changed);
 
   // ---- one legend for the page: two variants, everywhere --------------------------------------
   var keys = Array.prototype.slice.call(document.querySelectorAll(".key"));
@@ -23,7 +28,7 @@
   function chosen() { return picked; }
   function pale(name) { return known.indexOf(name) >= 0 && picked.indexOf(name) < 0; }
   function follow() {
-    each(again);
+    changed();
     keys.forEach(function (key) {
       key.setAttribute("aria-pressed", String(picked.indexOf(key.dataset.variant) >= 0));
     });
@@ -113,21 +118,21 @@
     printing = true;
     folded = Array.prototype.filter.call(document.querySelectorAll("details"), function (d) { return !d.open; });
     folded.forEach(function (part) { part.open = true; });
-    each(again);
-    boxes.forEach(draw);
+    boxes.forEach(function (box) { if (box.dataset.drawn) box.dataset.stale = "1"; draw(box); });
   });
   window.addEventListener("afterprint", function () {
     printing = false;
     folded.forEach(function (part) { part.open = false; });
-    each(again);
+    changed();
   });
 
   boxes.forEach(function (box) { box.style.minHeight = Look.spec(box).layout.height + "px"; });
   follow();
-  if (!("IntersectionObserver" in window)) { boxes.forEach(draw); return; }
   var watch = new IntersectionObserver(function (entries) {
     entries.forEach(function (entry) {
-      if (entry.isIntersecting) { watch.unobserve(entry.target); draw(entry.target); }
+      if (!entry.isIntersecting) { near.delete(entry.target); return; }
+      near.add(entry.target);
+      draw(entry.target);
     });
   }, { rootMargin: "600px" });
   boxes.forEach(function (box) { watch.observe(box); });

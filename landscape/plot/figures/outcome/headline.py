@@ -9,7 +9,18 @@ import xarray as xr
 from landscape import metrics, stats
 from landscape.plot import runs
 from landscape.plot.compared import PER_EXAMPLE, Values, compared
-from landscape.plot.drawing import Axis, Band, Dash, Drawing, Label, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import (
+    Axis,
+    Band,
+    Dash,
+    Drawing,
+    Label,
+    Line,
+    Mark,
+    Panel,
+    Points,
+    Rule,
+)
 from landscape.plot.runs import Variant
 from landscape.stats import Decision
 
@@ -175,20 +186,26 @@ def flatness_vs_accuracy(
         values = ds.gaussian.sel(rho=radius, method="nearest")
         columns.append((f"Gaussian sharpness at ρ = {float(values.rho):.3g}", "nats", values))
     columns.append(("training loss", "nats", outcome.train_loss))
-    panels = tuple(_against(outcome, metric, *column) for column in columns)
+    whole = [_against(outcome, metric, *column) for column in columns]
+    far, near = _apart([means for _, means in whole])
+    panels = [panel for panel, _ in whole] + [_within(panel, near) for panel, _ in whole if near]
+    close = f" Below: without {', '.join(far)}, which lie{'s' * (len(far) == 1)} far off."
     return Drawing(
         "flatness_vs_accuracy",
         "Is the flatter model the better one?",
         "Small: one seed each. Large: variant means (geometric on a logarithmic axis) with 95 % "
         "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
         "means, a description, above 0 where the flatter variant is the better one; training loss "
-        "is shown because it confounds curvature.",
-        panels,
-        columns=len(panels),
-        panel_height=1.9,
+        "is shown because it confounds curvature." + (close if near else ""),
+        tuple(panels),
+        columns=len(whole),
+        panel_height=1.6 if near else 1.9,
         narrowest=1.5,
         share_y="grid",
     )
+
+
+_Means = Mapping[str, tuple[float, float, str]]  # by label: both means, and the colour
 
 
 def middle(values: np.ndarray) -> float:
@@ -199,7 +216,7 @@ def middle(values: np.ndarray) -> float:
 
 def _against(
     outcome: xr.Dataset, metric: str, label: str, units: str, flatness: xr.DataArray
-) -> Panel:
+) -> tuple[Panel, _Means]:
     row = metrics.metric(metric)
     by_run = dict(zip(flatness.run.values.tolist(), flatness.values.tolist(), strict=True))
     x_log = all(not value <= 0 for value in by_run.values())
@@ -237,12 +254,37 @@ def _against(
         tau = stats.kendall(*zip(*pairs, strict=True), seed=0)
         title = f"τ = {tau.tau:+.2f}".replace("-", "−")
     name = row.name.replace("accuracy", "error") if _is_error(row) else row.name
-    return Panel(
+    panel = Panel(
         Axis(label, units, log=x_log),
         Axis(name, "%" if row.is_share else row.units, log=y_log),
         (*marks, *_named(means, x_log=x_log, y_log=y_log)),
         title,
     )
+    return panel, means
+
+
+def _apart(found: Sequence[_Means]) -> tuple[list[str], list[str]]:
+    """Variants far from the others up the panels, and the others; none where all are seen well.
+
+    Far: beyond the median by more than five times the median distance from it, of the logarithm.
+    Their panels have room for the others only where those take less than a third of it.
+    """
+    heights = {name: mean[1] for means in found for name, mean in means.items()}
+    if len(heights) < 5 or min(heights.values()) <= 0:
+        return [], []
+    up = np.log(list(heights.values()))
+    away = np.abs(up - np.median(up))
+    near = away <= 5 * np.median(away)
+    if near.all() or near.sum() < 3 or np.ptp(up[near]) > np.ptp(up) / 3:
+        return [], []
+    names = np.array(list(heights))
+    return names[~near].tolist(), names[near].tolist()
+
+
+def _within(panel: Panel, near: Sequence[str]) -> Panel:
+    """The panel again, on axes that hold the variants `near` and their intervals."""
+    marks = [mark for mark in panel.marks if isinstance(mark, Points) and mark.name in near]
+    return replace(panel, marks=tuple(replace(m, legend=False) for m in marks), title="")
 
 
 def _is_error(row: metrics.Metric) -> bool:
@@ -256,9 +298,7 @@ def _compared(row: metrics.Metric, values: np.ndarray) -> np.ndarray:
     return 100 * values if row.is_share else values
 
 
-def _named(
-    means: Mapping[str, tuple[float, float, str]], *, x_log: bool, y_log: bool
-) -> list[Mark]:
+def _named(means: _Means, *, x_log: bool, y_log: bool) -> list[Mark]:
     """Short names beside the means that stand apart from all others: the legend has the rest."""
     if len(means) < 2:
         return []

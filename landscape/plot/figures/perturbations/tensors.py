@@ -7,10 +7,19 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Drawing, Mark, Matrix, Panel, Points, even_columns, short
+from landscape.plot.drawing import (
+    Axis,
+    Drawing,
+    Mark,
+    Matrix,
+    Panel,
+    Points,
+    even_columns,
+)
 from landscape.plot.figures._shared import by_layer, height, kind_strip, row_axis, strings
 from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import Variant
+from landscape.plot.ticks import short
 
 
 def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:

@@ -6,7 +6,18 @@ import numpy as np
 import xarray as xr
 
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Band, Dash, Drawing, Label, Line, Mark, Panel, Points, Rule
+from landscape.plot.drawing import (
+    Axis,
+    Band,
+    Dash,
+    Drawing,
+    Label,
+    Line,
+    Mark,
+    Panel,
+    Points,
+    Rule,
+)
 from landscape.plot.figures._shared import MANY, chosen, kind_key, strings
 from landscape.plot.runs import Variant
 

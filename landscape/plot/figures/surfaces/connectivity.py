@@ -14,9 +14,8 @@ from landscape.plot.drawing import (
     Panel,
     Points,
     Rule,
-    fixed,
-    short,
 )
+from landscape.plot.ticks import fixed, short
 
 _MANY = 12  # runs from which on a matrix has no room for numbers
 

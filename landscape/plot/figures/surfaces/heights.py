@@ -9,10 +9,11 @@ import xarray as xr
 from landscape import persistence
 from landscape.errors import LandscapeError
 from landscape.plot import runs
-from landscape.plot.drawing import Axis, Bars, Drawing, Label, Mark, Panel, short
+from landscape.plot.drawing import Axis, Bars, Drawing, Label, Mark, Panel
 from landscape.plot.figures._shared import row_axis
 from landscape.plot.figures.surfaces._planes import random_axes
 from landscape.plot.figures.surfaces.planes import loss_surface
+from landscape.plot.ticks import short
 
 _SHOWN = 5  # basins of a variant
 _MOST_CELLS = 200_000  # of a plane: a merge tree of more takes minutes

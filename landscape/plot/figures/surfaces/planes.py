@@ -16,7 +16,6 @@ from landscape.plot.drawing import (
     Panel,
     Points,
     Surface,
-    short,
 )
 from landscape.plot.figures.surfaces._planes import (
     centre,
@@ -29,6 +28,7 @@ from landscape.plot.figures.surfaces._planes import (
     random_axes,
     shared_levels,
 )
+from landscape.plot.ticks import short
 
 _ALPHA, _BETA = Axis("α", "‖d₁‖"), Axis("β", "‖d₂‖")
 

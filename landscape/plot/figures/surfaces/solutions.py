@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Dash, Drawing, Label, Line, Panel, Points, short
+from landscape.plot.drawing import Axis, Dash, Drawing, Label, Line, Panel, Points
 from landscape.plot.figures.surfaces._planes import centre, contours, holes, mode, shared_levels
 from landscape.plot.runs import Variant
+from landscape.plot.ticks import short
 
 
 def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
