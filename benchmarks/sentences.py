@@ -101,7 +101,7 @@ def _finding(family: Family, finding: Finding) -> Iterator[Claim]:
     against = re.search(r"than ([\w.-]+?)(?:,|\.$|\.| \()", lead) or re.search(
         r"told from a random mask(?: \(([\w.-]+)\))?\.", lead
     )
-    if lead.startswith("Not every training"):
+    if lead.startswith(("Not every training", "Training loss at the end is not equal")):
         return
     if lead.startswith("“Better because flatter”"):
         yield from _ratios(family, setting, text)

@@ -219,6 +219,22 @@ def test_without_held_out_data_nothing_is_said_on_generalization(study):
     assert said.verdicts == ()
 
 
+def test_unequal_fits_are_told_with_their_numbers(study):
+    """From the lowest to the highest mean training loss, and how many end where SGD does."""
+    family = Family.of(study)
+    losses = family.values["default", "train_loss"]
+    ends = {row: np.exp(np.mean(np.log(losses.plain(row)))) for row in losses.raw
+            if row not in ("random_mask", "sgd_early")}  # fmt: skip
+    (told,) = [f for f in answer(family).findings if f.lead.startswith("Training loss at the end")]
+    low, high = min(ends, key=ends.get), max(ends, key=ends.get)
+    assert f"({low})" in told.lead
+    assert f"({high}) nats." in told.lead
+    near = [r for r in ends if r != "sgd"
+            and abs(ends[r] - ends["sgd"]) <= 0.15 * max(ends[r], ends["sgd"])]  # fmt: skip
+    assert told.text.startswith(f"{len(near)} of {len(ends) - 1} variants end within 15 % of sgd's")
+    assert told.claims == ()
+
+
 def test_controls_are_not_variants(study):
     said = answer(Family.of(study))
     counted = {c.subject for c in said.headline_claims}
