@@ -103,7 +103,7 @@ def demo(
     On handwritten digits: about five minutes on two CPU cores, no download. Run it again and it
     resumes.
     """
-    from landscape.study.demo import demo_text
+    from landscape.study.demo import demo_text, write_scans
 
     text = demo_text(quick=quick)
     if print_study:
@@ -114,7 +114,10 @@ def demo(
     folder = out or Path("studies") / ("demo-quick" if quick else "demo")
     plan = study.parse(text, base=folder.absolute())
     options = study.Options(device=device, workers=workers, threads=threads)
-    plans.finish(study.run(plan, folder, options), as_json=as_json, open_report=open_report)
+    summary = study.run(plan, folder, options)
+    if not quick:
+        write_scans(folder)
+    plans.finish(summary, as_json=as_json, open_report=open_report)
 
 
 @app.command(epilog=EPILOG)

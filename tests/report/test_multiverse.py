@@ -14,6 +14,7 @@ from landscape.report import multiverse
 from landscape.report.rules import WORDS
 from landscape.report.study import Study
 from landscape.study import Options, parse, run
+from landscape.study.demo import write_scans
 from tests.fixtures_results import write_study
 
 
@@ -138,3 +139,18 @@ def test_a_scan_that_is_none_is_refused_by_name(tmp_path):
     (tmp_path / "bad.csv").write_text("study,word\na,b\n", encoding="utf-8")
     with pytest.raises(LandscapeError, match=r"bad\.csv is no table of specifications"):
         multiverse.scans(tmp_path)
+
+
+def test_the_demo_comes_with_scans_over_epochs_and_radii(tmp_path):
+    """Committed results of analysis_scripts/scan_*.toml, which the page of the demo shows."""
+    write_scans(tmp_path)
+    found = multiverse.scans(tmp_path / "scans")
+    parts = {one.part for one in found}
+    assert {f"epochs = {n}" for n in (20, 40, 80)} <= parts
+    assert {f"rho: value {n} of 3" for n in (1, 2, 3)} <= parts
+    assert {one.study for one in found} == {"scan-epochs", "scan-rho"}
+    assert {one.measure for one in found} == set(FLATNESS)
+    assert all(one.word in WORDS for one in found)
+    shown = multiverse.specification_table(found, {})
+    assert shown is not None
+    assert len(shown.rows) == len({(one.study, one.part, one.bn) for one in found})
