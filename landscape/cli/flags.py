@@ -66,15 +66,21 @@ Out = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Where CIFAR's archives lie.", rich_help_panel=RUNNING),
+    typer.Option(help="Where archives or folders of images lie.", rich_help_panel=RUNNING),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, mnist1d, cifar10, cifar100, or yours.", rich_help_panel=OWN),
+    typer.Option(
+        help="digits, mnist1d, cifar10, cifar100, svhn, tiny_imagenet, imagenet, or yours.",
+        rich_help_panel=OWN,
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="cnn, cnn1d, mlp, resnet18, resnet20, vit, or yours.", rich_help_panel=OWN),
+    typer.Option(
+        help="cnn, cnn1d, mlp, resnet18/20/50/56, wrn28_10, vgg16_bn, vit, vit_s, or yours.",
+        rich_help_panel=OWN,
+    ),
 ]
 Loss = Annotated[
     str | None, typer.Option(help="cross_entropy, mse, or yours.", rich_help_panel=OWN)

@@ -12,16 +12,20 @@ import torch
 
 from landscape.errors import LandscapeError
 from landscape.problems.cifar import read_cifar
+from landscape.problems.images import Images, check_memory, read_folders, read_svhn
 from landscape.problems.noise import CIFAR10_PAIRS, flip_labels
 from landscape.problems.own import call_with_accepted, import_object
 from landscape.problems.splits import DataSplits, Split, as_splits
 
-DATA = ("digits", "mnist1d", "cifar10", "cifar100")
+DATA = ("digits", "mnist1d", "cifar10", "cifar100", "svhn", "tiny_imagenet", "imagenet")
 SPLITS = {
     "digits": (1000, 297, 500),
     "mnist1d": (3500, 500, 1000),
     "cifar10": (45000, 5000, 10000),
     "cifar100": (45000, 5000, 10000),
+    "svhn": (65931, 7326, 26032),
+    "tiny_imagenet": (90000, 10000, 10000),
+    "imagenet": (1231167, 50000, 50000),
 }
 
 
@@ -38,7 +42,8 @@ def load_data(
     """Train, validation and test data, standardized by the training inputs' mean and sd.
 
     name: "digits" (1 797 scans, 1x8x8, of scikit-learn), "mnist1d" (arXiv:2011.14439, 1x40,
-    generated with its published seed), "cifar10", "cifar100" (3x32x32, from data_dir), or
+    generated with its published seed), "cifar10", "cifar100", "svhn" (3x32x32), "tiny_imagenet"
+    (3x64x64), "imagenet" (3x224x224; splits that fit the memory), these from data_dir, or
     "package.module:callable" of yours, called with those of data_dir, label_noise, noise_kind, seed
     and splits that it accepts; it returns what `as_splits` reads, its label noise made by itself.
     label_noise: share of training and validation labels replaced (see `flip_labels`); test labels
@@ -58,16 +63,19 @@ def load_data(
     sizes = SPLITS[name] if splits is None else tuple(splits)
     x, y, num_test, classes, origin = _raw(name, data_dir, verify)
     chosen = _choose(name, y, num_test, sizes, seed)
+    if isinstance(x, Images):
+        check_memory(name, x.shape, sizes)
     labels = [_noisy(name, y[i], label_noise, noise_kind, classes, (seed, part), part == 2)
               for part, i in enumerate(chosen)]  # fmt: skip
-    mean, std = _moments(x[chosen[0]])
+    inputs = [x[i] for i in chosen]
+    mean, std = _moments(inputs[0])
     parts = [
         Split(
-            torch.from_numpy(((x[i] - mean) / std).astype(np.float32)),
+            torch.from_numpy(((part - mean) / std).astype(np.float32)),
             torch.from_numpy(noisy.astype(np.int64)),
             torch.from_numpy(y[i].astype(np.int64)),
         )
-        for i, noisy in zip(chosen, labels, strict=True)
+        for i, part, noisy in zip(chosen, inputs, labels, strict=True)
     ]
     said = {
         "data": name, "splits": list(sizes), "label_noise": label_noise, "noise_kind": noise_kind,
@@ -79,7 +87,7 @@ def load_data(
 
 def _raw(
     name: str, data_dir: str | Path | None, verify: bool
-) -> tuple[np.ndarray, np.ndarray, int, int, dict[str, Any]]:
+) -> tuple[np.ndarray | Images, np.ndarray, int, int, dict[str, Any]]:
     """Inputs, labels, number of test examples at the end (0: none set apart), classes, origin."""
     if name == "digits":
         from sklearn.datasets import load_digits
@@ -90,6 +98,10 @@ def _raw(
     if name == "mnist1d":
         x, y, num_test = _mnist1d()
         return x, y, num_test, 10, {"source": "mnist1d.data.make_dataset, seed 42"}
+    if name == "svhn":
+        return read_svhn(data_dir, verify=verify)
+    if name in ("tiny_imagenet", "imagenet"):
+        return read_folders(name, data_dir)
     return read_cifar(name, data_dir, verify=verify)
 
 

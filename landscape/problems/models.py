@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.problems.own import call_with_accepted, import_object
-from landscape.problems.resnet import resnet18, resnet20
-from landscape.problems.vit import vit_tiny
+from landscape.problems.published import resnet50, vgg16_bn, wrn28_10
+from landscape.problems.resnet import resnet18, resnet20, resnet56
+from landscape.problems.vit import vit_small, vit_tiny
 
 
 def cnn(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -89,9 +90,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "resnet18": resnet18,
     "resnet20": resnet20,
+    "resnet50": resnet50,
+    "resnet56": resnet56,
+    "vgg16_bn": vgg16_bn,
     "vit": vit_tiny,
+    "vit_s": vit_small,
+    "wrn28_10": wrn28_10,
 }
-_IMAGES = ("resnet18", "resnet20", "vit")
+_IMAGES = tuple(name for name in MODELS if name not in ("cnn", "cnn1d", "mlp"))
 
 
 def make_model(

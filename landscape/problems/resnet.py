@@ -94,3 +94,10 @@ def resnet20(*, num_classes: int, input_shape: tuple[int, ...], option: str = "A
     return ResNet(
         (3, 3, 3), (16, 32, 64), num_classes=num_classes, channels=input_shape[0], option=option
     )
+
+
+def resnet56(*, num_classes: int, input_shape: tuple[int, ...], option: str = "A") -> nn.Module:
+    """ResNet-56 of §4.2: 853 018 parameters for 3 channels and 10 classes (0.85 M, Table 6)."""
+    return ResNet(
+        (9, 9, 9), (16, 32, 64), num_classes=num_classes, channels=input_shape[0], option=option
+    )

@@ -13,6 +13,7 @@ measurement. Its job is submitted again and continues there, with the same bits.
 import contextlib
 import importlib
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -272,25 +273,15 @@ class Ray:
                     f"--head` begins one; without --engine address=... one is started here."
                 ) from None
         # Modules are looked up where this process looks them up: the folder is shared anyway.
-        path = os.pathsep.join(dict.fromkeys(filter(None, map(os.path.abspath, _search_path()))))
+        path = os.pathsep.join(dict.fromkeys(map(os.path.abspath, sys.path)))
         variables = {name: str(threads) for name in one_thread.names} | {"PYTHONPATH": path}
         options = {"num_cpus": threads, "max_retries": 0, "max_calls": 1} | dict(self.settings)
         try:
-            remote = ray.remote(_call).options(**_options(options, variables))
+            remote = ray.remote(**options, runtime_env={"env_vars": variables})(_call)
             yield _Tasks(ray, remote)
         finally:
             if ours:
                 ray.shutdown()
-
-
-def _search_path() -> list[str]:
-    import sys
-
-    return list(sys.path)
-
-
-def _options(options: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
-    return options | {"runtime_env": {"env_vars": variables}}
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -12,8 +12,12 @@ from landscape.problems.vit import ViT
 DIGITS, SIGNAL, CIFAR = (1, 8, 8), (1, 40), (3, 32, 32)
 SHAPES = {
     "cnn": DIGITS, "cnn1d": SIGNAL, "mlp": SIGNAL, "resnet18": CIFAR, "resnet20": CIFAR,
-    "vit": CIFAR,
+    "vit": CIFAR, "resnet50": (3, 224, 224), "resnet56": CIFAR, "vgg16_bn": CIFAR, "vit_s": CIFAR,
+    "wrn28_10": CIFAR,
 }  # fmt: skip
+
+
+LARGE = ("resnet50", "vgg16_bn", "vit_s", "wrn28_10")  # seconds each; see tests/test_papers.py
 
 
 def count(model):
@@ -33,11 +37,30 @@ def make(name, seed=0, **options):
         ("mlp", 15_210),  # arXiv:2011.14439
         ("resnet18", 11_173_962),
         ("resnet20", 269_722),  # arXiv:1512.03385 Table 6: 0.27 M, option A
+        ("resnet56", 853_018),  # arXiv:1512.03385 Table 6: 0.85 M, option A
+        ("vgg16_bn", 14_728_266),
         ("vit", 5_362_762),
+        ("vit_s", 21_342_346),
+        ("wrn28_10", 36_479_194),  # arXiv:1605.07146: 36.5 M
     ],
 )
 def test_parameter_counts(name, parameters):
     assert count(make(name)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "parameters"),
+    [
+        ("wrn28_10", 100, CIFAR, 36_536_884),
+        ("resnet50", 1000, (3, 224, 224), 25_557_032),  # torchvision's documentation
+        ("vit", 1000, (3, 224, 224), 5_717_416),  # DeiT-Ti, arXiv:2012.12877: 5.7 M
+        ("vit_s", 1000, (3, 224, 224), 22_050_664),  # DeiT-S, arXiv:2012.12877: 22 M
+    ],
+)
+def test_parameter_counts_of_other_data(name, classes, shape, parameters):
+    with torch.device("meta"):
+        made = problems.models.MODELS[name](num_classes=classes, input_shape=shape)
+    assert count(made) == parameters
 
 
 def test_resnet20_with_projections():
@@ -85,7 +108,7 @@ def test_vit_attention_is_softmax_of_scaled_products():
     assert torch.allclose(attention(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in LARGE])
 def test_outputs_have_one_column_a_class(name):
     model = make(name, num_classes=7)
     x = torch.randn(2, *SHAPES[name], generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,65 @@
+"""The study files of the papers' own settings are read, and train on data of their true shape."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from landscape import problems
+from landscape.study import Options, load, run
+from tests.problems.test_cifar import FILES, FOLDERS, images, python3_batch
+from tests.problems.test_images import imagenet, svhn, tiny
+
+PAPERS = sorted((Path(__file__).parents[1] / "analysis_scripts" / "papers").glob("*.toml"))
+SETTINGS = [(path, setting.name) for path in PAPERS for setting in load(path).settings]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_a_study_file_is_read_and_names_its_source(path):
+    found = load(path)
+    assert len({run.seed for run in found.runs}) == 3
+    assert "arXiv:" in path.read_text().partition("\nname = ")[0]
+    for each in found.settings:
+        assert each.problem.data in problems.DATA
+        assert each.problem.model in problems.MODELS
+
+
+def test_zsharps_step_schedule_is_that_of_thirty_epochs_after_the_warmup():
+    from landscape.training import TrainingOptions
+
+    path = next(p for p in PAPERS if p.stem == "zsharp")
+    options = TrainingOptions(**load(path).runs[0].training)
+    rates = [options.learning_rate(epoch * 10, 2000, 10) for epoch in (0, 4, 5, 34, 35, 64, 65)]
+    expected = [1e-3 / 50, 1e-3 * 41 / 50, 1e-3, 1e-3, 0.75e-3, 0.75e-3, 0.75**2 * 1e-3]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "setting"), SETTINGS, ids=lambda each: getattr(each, "stem", each)
+)
+def test_an_epoch_over_images_of_true_shape(path, setting, tmp_path):
+    """64 images of each data set in its published format, every variant of the file, one seed."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, key, classes in (("cifar10", b"labels", 10), ("cifar100", b"fine_labels", 100)):
+        folder = data / FOLDERS[name]
+        folder.mkdir()
+        for file in FILES[name]:
+            labels = [i % classes for i in range(90)]
+            (folder / file).write_bytes(python3_batch(images(90, 0), labels, key))
+    svhn(data, counts=(90, 20))
+    tiny(data, each=30)
+    imagenet(data, each=30)
+    seed = load(path).runs[0].seed
+    overrides = (
+        f'grid.setting=["{setting}"]', f"grid.seed=[{seed}]", "training.epochs=1",
+        "training.warmup=0", "training.batch_size=32", "problem.splits=[64, 10, 10]",
+        "problem.verify=false", f"problem.data_dir='{data}'", "measure.examples=10",
+        'measure.measurements=["generalization"]', f'comparisons.setting="{setting}"',
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    plan = load(path, overrides=overrides)
+    summary = run(plan, tmp_path / "study", Options(device="cpu", workers=0, quiet=True))
+    assert summary.failed == {}
