@@ -1,6 +1,7 @@
 """The commands: thin; the work is imported inside them, so that --help is quick."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,6 +137,13 @@ def run(
     partition: Partition = None,
     hours: Hours = None,
     engine: Engine = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print what it would cost; run nothing.")
+    ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="With --estimate: of each worker elsewhere, 10¹² operations a second."),
+    ] = None,
     changes: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -148,8 +156,13 @@ def run(
     from landscape import study
 
     plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
+    if tflops is not None and not estimate:
+        raise LandscapeError(f"--tflops {tflops:g} is of --estimate.")
     where = plans.engine(on, partition, hours, workers, engine)
     options = study.Options(device=device, workers=workers, threads=threads, on=where)
+    if estimate:
+        plans.say_estimate(plan, folder, replace(options, device="cpu", on=None), as_json, tflops)
+        return
     plans.finish(study.run(plan, folder, options), as_json=as_json)
 
 

@@ -136,11 +136,13 @@ def leave(summary: "Summary", as_json: bool, more: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def say_estimate(plan: "Study", folder: Path, options: "Options", as_json: bool) -> None:
-    """Print what a study would cost."""
+def say_estimate(
+    plan: "Study", folder: Path, options: "Options", as_json: bool, tflops: float | None = None
+) -> None:
+    """Print what a study would cost, here or where each worker keeps up so many TFLOP/s."""
     from landscape.study.estimate import estimate
 
-    found = estimate(plan, folder, options)
+    found = estimate(plan, folder, options, tflops=tflops)
     print(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
 
 

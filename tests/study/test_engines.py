@@ -177,7 +177,7 @@ def test_a_study_on_an_executor_of_another_library_leaves_what_one_process_leave
 
 def kill_one_that_trains(folder, how=signal.SIGKILL, epochs=1):
     """Kill a process that works on a run, once it has trained some epochs; its number."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for path in (folder / "runs").glob("*/working.json"):
             history = path.with_name("history.jsonl")
@@ -259,7 +259,7 @@ def test_a_cluster_of_ray_that_loses_a_node(tmp_path, monkeypatch):
         options = Options(on=Ray(address=cluster.address), **QUIET)
 
         def lose_the_second():
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while time.monotonic() < deadline:
                 at_work = list((tmp_path / "s" / "runs").glob("*/history.jsonl"))
                 if len(at_work) == 2:
