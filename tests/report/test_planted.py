@@ -295,6 +295,6 @@ def test_a_page_of_a_study_with_a_defect_is_written_and_true(defect):
 
 
 def test_one_outlying_run_makes_no_association_of_variants():
-    """A run that is sharp and bad at once: without the rule 15 % of such pages are wrong."""
+    """A run that is sharp and bad at once: without the rule 6 of 40 such pages are wrong."""
     shares = hard.simulate("outlier_seed_three", "null", 25)
     assert shares["false anywhere"] <= at_most(25)
