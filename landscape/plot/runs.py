@@ -11,6 +11,7 @@ import xarray as xr
 from landscape import results
 from landscape.errors import LandscapeError
 from landscape.plot import style
+from landscape.storage import visible
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,31 @@ class Variant:
     axes: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LONGEST = 60  # characters of a label that is drawn whole
+
+
 def as_runs(ds: xr.Dataset) -> xr.Dataset:
     """Return `ds` with a `run` dimension; a single result becomes one run without a name."""
     if "run" in ds.dims:
-        return ds
+        words = [] if "label" not in ds.coords else [str(word) for word in ds.label.values]
+        if "".join(words).isprintable() and max(map(len, words), default=0) <= _LONGEST:
+            return ds
+        return ds.assign_coords(label=("run", _drawable(words)))
     single = ds.expand_dims("run", create_index_for_new_dim=False)
     labels = {"run": "", "variant": "this model", "label": "This model", "setting": "", "seed": 0}
     return single.assign_coords({key: ("run", [value]) for key, value in labels.items()})
+
+
+def _drawable(words: list[str]) -> list[str]:
+    """Labels that leave room for the data and hold nothing unseen; those that differ still do."""
+    found: dict[str, str] = {}
+    for word in dict.fromkeys(words):
+        short = visible(word)
+        if len(short) > _LONGEST:
+            short = f"{short[: _LONGEST - 16]}…{short[-12:]}"
+        again = sum(short == other.partition(" (#")[0] for other in found.values())
+        found[word] = f"{short} (#{again + 1})" if again else short
+    return [found[word] for word in words]
 
 
 def labelled(ds: xr.Dataset) -> xr.Dataset:

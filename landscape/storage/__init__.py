@@ -27,7 +27,7 @@ from landscape.storage.documents import (
 )
 from landscape.storage.folder import STUDY_FORMAT, StudyFolder
 from landscape.storage.hdf5 import open_hdf5
-from landscape.storage.names import check_name, folder_name, is_plain_name, slug
+from landscape.storage.names import check_name, folder_name, is_plain_name, slug, visible
 from landscape.storage.seals import (
     check_sealed_zip,
     check_zip,
@@ -59,6 +59,6 @@ __all__ = [
     "folder_name", "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights",
     "load_json", "make_room", "metadata", "open_hdf5", "outcome_path", "read_array", "read_arrays",
     "read_json", "read_lines", "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path",
-    "slug", "state_path", "sweep", "truncate_lines", "unsealed", "unsealed_json", "weights_path",
-    "write_arrays", "write_atomically", "write_json", "write_text", "writing",
+    "slug", "state_path", "sweep", "truncate_lines", "unsealed", "unsealed_json", "visible",
+    "weights_path", "write_arrays", "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

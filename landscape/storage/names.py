@@ -49,6 +49,17 @@ def check_name(what: str, text: Any) -> str:
     return text
 
 
+def visible(text: str) -> str:
+    """The text with a mark for each character that cannot be seen, or that turns the others round.
+
+    For names from files of others: XML and LaTeX refuse control characters, and a reader is misled
+    by the others. `check_name` refuses them in names of our own.
+    """
+    if text.isprintable():
+        return text
+    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in text)
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` is one file of a folder: no path, no way out of it."""
     return bool(name) and not set(name) & set("/\\\0") and name not in (".", "..")

@@ -1,10 +1,14 @@
 """Names of people in the report's formats: printed as they are, never as markup."""
 
+import csv
 import re
+from xml.etree import ElementTree
 
 import pytest
+import xarray as xr
 
 from landscape import report, results, storage
+from landscape.plot import runs
 from landscape.report.markup import markdown
 from tests.fixtures_results import write_study
 
@@ -53,3 +57,53 @@ def test_a_label_that_begins_a_formula_is_drawn_as_it_is(tmp_path):
     choice = report.Choice(only=("headline", "sharpness"), formats=("pdf",), letters=True)
     assert report.write_figures(storage.StudyFolder(folder.root), choice, out=tmp_path / "out")
     assert r"$x_{$" not in (tmp_path / "out" / "captions.tex").read_text()
+
+
+ODD = {
+    "sgd": "=1+1|`x` \\",
+    "sam": r"$x_{$ % \frac{ \input{/etc/passwd} ^~#&_",
+    "zsharp": "<script>alert(1)</script>[x](http://y) \"'&amp;",
+    "random_mask": "\u202eabc \N{PARTY POPPER} u\u0308 \x07 " + "long " * 60,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_odd_labels_of_other_peoples_results_go_through_every_writer(tmp_path):
+    """Pages, Markdown, SVG, LaTeX, CSV, diagnose: what is seen is text, files are well-formed."""
+    folder = write_study(tmp_path / "a", noisy=tuple(ODD), clean=(), seeds=2)
+    for path in folder.results.glob("*.nc"):
+        ds = results.load(path)
+        if "label" in ds.coords:
+            labels = [ODD[name] for name in ds.variant.values.tolist()]
+            results.save(ds.assign_coords(label=("run", labels)), path)
+    report.write(folder, formats=())
+    out = tmp_path / "out"
+    choice = report.Choice(only=("headline",), formats=("svg", "html"))
+    report.write_figures(folder, choice, out=out)
+    report.diagnose(report.Study.read(folder), "zsharp", "sgd").write(tmp_path / "diagnosed")
+    for path in tmp_path.rglob("*"):
+        if path.suffix not in (".html", ".md", ".svg", ".tex", ".csv", ".json"):
+            continue
+        text = path.read_text()
+        assert not {"\u202e", "\x07"} & set(text), path
+        if path.suffix in (".html", ".md", ".svg"):
+            assert "<script>alert" not in text, path
+        if path.suffix == ".md":
+            assert "](http://y)" not in text, path
+        if path.suffix == ".svg":
+            ElementTree.fromstring(text)
+        if path.suffix == ".tex":
+            assert not re.search(r"\\(input|frac)\b", text), path
+        if path.suffix == ".csv":
+            cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+            assert not [cell for cell in cells if cell[:1] in ("=", "+", "@")], path
+
+
+def test_labels_that_are_cut_for_a_figure_still_differ():
+    long = ["x" * 300, "x" * 299, "a\x07b", "a\x08b", "short"]
+    ds = xr.Dataset(coords={"run": list("abcde"), "label": ("run", long)})
+    shown = runs.as_runs(ds).label.values.tolist()
+    assert len(set(shown)) == 5
+    assert max(map(len, shown)) <= 66
+    assert shown[-1] == "short"
+    assert all(word.isprintable() for word in shown)

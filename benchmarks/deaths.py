@@ -1,0 +1,215 @@
+"""How many deaths of a study end with the same bits: at every write, and at any time.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.deaths --writes kill torn full --minutes 30
+    OMP_NUM_THREADS=1 python -m benchmarks.deaths --kills 200
+    OMP_NUM_THREADS=1 python -m benchmarks.deaths --kills 50 --workers 2
+
+The study is that of `tests/study/test_crashes.py`: two trainings, measuring, combining. `--writes`
+ends it (kill), ends it with half of an unsynced line left (torn), or fills the disk (full) at each
+of its changes of the disk, in a random order, so that a part of them is a sample. `--kills` sends
+SIGKILL after a random time to the process that works (`--workers 0`), or, in turn, to the parent
+and to one of its workers. Then the study is run once more and must end with the bits of an
+undisturbed one, with every digest right and nothing temporary left. What was tried is added to
+`results/deaths.json` after each trial; what failed is printed and kept in words.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from landscape.study import Options, parse, run, verify
+from tests.crashing import KILLED, Disk, in_a_child
+from tests.study.test_crashes import HERE, TEXT, left
+
+RESULTS = Path(__file__).parent / "results" / "deaths.json"
+Trial = tuple[Path, str, int | None, Callable[[], str]]
+
+_REST = 15.0  # seconds that are waited for the workers of a parent that was killed
+
+
+def work(folder: Path, workers: int) -> None:
+    """The study, to its end."""
+    summary = run(
+        parse(TEXT, base=HERE), folder, Options(device="cpu", workers=workers, quiet=True)
+    )
+    if summary.failed:
+        raise RuntimeError(" ".join(summary.failed.values()))
+
+
+def whole(place: Path, workers: int) -> tuple[dict[str, Any], list[str], float]:
+    """What an undisturbed study leaves, its changes of the disk, and its seconds."""
+    folder, log = place / "whole", place / "log"
+
+    def counted() -> None:
+        with Disk(folder, 1 << 30, "kill") as disk:
+            work(folder, workers)
+        log.write_text("\n".join(disk.log))
+
+    for _ in range(2):  # the first also starts the server that the others are forked from
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
+        if (said := in_a_child(counted)) != (0, ""):
+            raise SystemExit(f"The undisturbed study failed: {said[1]}")
+    return left(folder), log.read_text().splitlines(), time.monotonic() - began
+
+
+def after(folder: Path, workers: int, expected: dict[str, Any]) -> str:
+    """Run the study once more; what is wrong with it then, in words."""
+    code, said = in_a_child(lambda: work(folder, workers))
+    if code:
+        return f"run again it ended with {code}: {said}"
+    found = left(folder)
+    if found != expected:
+        odd = [k for k in {*found, *expected} if found.get(k) != expected.get(k)]
+        return f"other bits in {', '.join(sorted(odd))}"
+    if problems := verify(folder).problems:
+        return f"verify: {problems}"
+    temporary = [str(path) for path in folder.rglob(".landscape-*")]
+    return f"left behind: {temporary}" if temporary else ""
+
+
+def at_write(folder: Path, how: str, at: int) -> str:
+    """Stop the study at a change of the disk; what is wrong with how it ended."""
+
+    def stopped() -> None:
+        with Disk(folder, at, how):
+            work(folder, 0)
+
+    code, said = in_a_child(stopped)
+    if how != "full":
+        return "" if code == KILLED else f"it was not killed, but ended with {code}: {said}"
+    right = code == 1 and "The disk is full" in said and "Traceback" not in said
+    return "" if right else f"it ended with {code}: {said}"
+
+
+def at_time(folder: Path, workers: int, seconds: float, *, child: bool) -> str:
+    """SIGKILL to the study after some seconds, or to one of its workers; whom it met."""
+    context = get_context("forkserver")
+    process = context.Process(
+        target=_told, args=(cloudpickle.dumps(lambda: work(folder, workers)),)
+    )
+    process.start()
+    pid = process.pid or 0
+    process.join(seconds)
+    met = "nobody"
+    if process.is_alive():
+        spawned = _children(pid)
+        victim = random.choice(spawned) if child and spawned else pid
+        met = "worker" if victim != pid else "parent"
+        os.kill(victim, signal.SIGKILL)
+        process.join(_REST if met == "parent" else None)
+        until = time.monotonic() + _REST
+        while any(map(_lives, spawned)) and time.monotonic() < until:
+            time.sleep(0.05)
+        if any(map(_lives, spawned)):
+            met = "orphan"
+    process.join()
+    return met
+
+
+def _told(work_: bytes) -> None:
+    # What a killed worker makes of this call is said by the call, and the next one goes on.
+    try:
+        cloudpickle.loads(work_)()
+    except RuntimeError:
+        os._exit(1)
+    os._exit(0)
+
+
+def _children(pid: int) -> list[int]:
+    """The spawned workers of a process (its resource tracker is none)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(stat[1]) == pid and b"spawn_main" in words:
+                found.append(int(entry.name))
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def count(key: str, at: int | None, fault: str) -> None:
+    """Add a trial to the results."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    row = found.setdefault(key, {"tried": 0, "faults": []})
+    row["tried"] += 1
+    if at is not None:
+        row["places"] = sorted({*row.get("places", []), at})
+    if fault:
+        print(f"{key}: {fault}", flush=True)
+        row["faults"].append(fault)
+    RESULTS.write_text(json.dumps(found, indent=None, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Parse, try, count."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--writes", nargs="+", choices=("kill", "torn", "full"), default=())
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    asked = parser.parse_args()
+    random.seed(asked.seed)
+    until = time.monotonic() + 60 * asked.minutes
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        expected, log, seconds = whole(place, asked.workers)
+        print(f"{len(log)} changes of the disk, {seconds:.1f} s", flush=True)
+        for folder, key, at, stop in trials(asked, place, log, seconds):
+            if time.monotonic() > until:
+                break
+            met = stop()
+            again = after(folder, asked.workers, expected)
+            named = f"at change {at} of {len(log)}, {log[at - 1]}: " if at else ""
+            fault = "; ".join(filter(None, (met if at or met == "orphan" else "", again)))
+            count(key if at else f"SIGKILL to {met}", at, f"{named}{fault}" if fault else "")
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def trials(
+    asked: argparse.Namespace, place: Path, log: list[str], seconds: float
+) -> Iterator[Trial]:
+    """(folder, what is counted, the change, how it is stopped) of each trial."""
+    pairs = [(how, at) for how in asked.writes for at in range(1, len(log) + 1)]
+    tried = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    pairs = [(how, at) for how, at in pairs if at not in tried.get(how, {}).get("places", ())]
+    random.shuffle(pairs)
+    for how, at in pairs:
+        folder = place / f"{how}-{at}"
+        yield folder, how, at, _bound(at_write, folder, how, at)
+    for number in range(asked.kills):
+        folder, child = place / f"kill-{number}", bool(asked.workers) and number % 2 == 1
+        when = random.uniform(0.05, 1.05 * seconds)
+        yield folder, "", None, _bound(at_time, folder, asked.workers, when, child=child)
+
+
+def _bound(function: Callable[..., str], *args: Any, **options: Any) -> Callable[[], str]:
+    return lambda: function(*args, **options)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))  # the study's data lie in tests/
+    main()
