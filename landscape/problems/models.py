@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,17 +127,20 @@ def make_model(
     return model.train()
 
 
-LOSSES: dict[str, Callable[[], nn.Module]] = {
+LOSSES: dict[str, Callable[[], Any]] = {
     "cross_entropy": nn.CrossEntropyLoss,
     "mse": nn.MSELoss,
+    "model": lambda: "model",
+    "causal_lm": lambda: "causal_lm",
 }
 
 
-def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def make_loss(name: str) -> Any:
     """The criterion loss(output, target), a mean: one of `LOSSES`, or your own.
 
-    "package.module:callable" names either the criterion itself or a class or factory without
-    arguments that makes one.
+    "model" and "causal_lm" stay names, as `EmpiricalRisk` takes them: the output's own loss, and
+    the next token's. "package.module:callable" names either the criterion itself, a function of
+    (model, batch), or a class or factory without arguments that makes one.
     """
     if name in LOSSES:
         return LOSSES[name]()

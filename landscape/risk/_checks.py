@@ -23,8 +23,9 @@ from landscape.risk._units import units_or_refusal
 _ROWS, _FEW, _MANY = 32, 2, 64
 # What an example's loss may change by in other company, or with a graph.
 _SLACK = {torch.float64: 1e-8, torch.float32: 1e-3}
-# How torch words that a derivative was asked where no graph is made.
+# How torch words that a derivative, or a hook on one, was asked where no graph is made.
 _NO_GRAPH = "does not require grad"
+_NO_GRAPHS = (_NO_GRAPH, "doesn't require gradient")
 # How torch words that what is differentiated is not part of the graph.
 _INNER = ("not have been used in the graph", _NO_GRAPH)
 # How torch words that an operation has no second derivative.
@@ -104,7 +105,7 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
         except LandscapeError:
             raise
         except Exception as error:
-            if habits.differentiates or _NO_GRAPH not in str(error):
+            if habits.differentiates or not any(said in str(error) for said in _NO_GRAPHS):
                 raise
             habits.differentiates = True
 

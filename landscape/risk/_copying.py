@@ -169,3 +169,13 @@ def real_or_complex(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     if tensor.is_complex():
         return dtype.to_complex()
     return dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def with_gradient_hooks(model: nn.Module) -> list[str]:
+    """Trainable parameters with hooks on their gradient: a copy has none, as the loss has none."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and any(getattr(parameter, kind, None) for kind in kinds)
+    ]

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch
 from landscape.risk._plain import TARGET_KEYS
-from landscape.risk._reading import Form, inputs_of
+from landscape.risk._reading import Form, inputs_of, parts_of
 from landscape.risk._torch_losses import TorchLoss
 
 IGNORED = -100
@@ -312,16 +313,52 @@ def logits_of(output: Any) -> Any:
 class BatchLosses:
     """(output, target) of one batch -> losses (B,) whose mean is the criterion of this batch."""
 
-    def __init__(self, loss: Callable[..., Any]) -> None:
+    def __init__(self, loss: Callable[..., Any] | str) -> None:
         self._loss = loss
         self._known: dict[tuple[torch.device, torch.dtype], Criterion] = {}
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        like = logits_of(output)
+        like = _tensor_in(output)
+        return self.criterion(like).of_batch(output, target, len(like))
+
+    def criterion(self, like: Tensor) -> Criterion:
+        """The criterion where this tensor is."""
         place = (like.device, like.dtype)
         if place not in self._known:
             self._known[place] = Criterion(self._loss, None, device=place[0], dtype=place[1])
-        return self._known[place].of_batch(output, target, len(like))
+        return self._known[place]
+
+
+class ModelLosses:
+    """(model, batch as given) -> output and losses whose mean is the criterion of this batch.
+
+    Losses are one per row, or their mean () where the loss tells no more. output: None where the
+    loss calls the model itself.
+    """
+
+    def __init__(self, loss: Callable[..., Any] | str) -> None:
+        self._losses = BatchLosses(loss)
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+        like = next(p for p in model.parameters() if p.is_floating_point())
+        criterion = self._losses.criterion(like)
+        args, kwargs, targets = parts_of(batch, model.forward, criterion.form)
+        if criterion.form == "batch":
+            _, value, denominator = criterion.of_rows(model, Batch((), {}, targets, 0, 1))
+            if denominator is not None:
+                return None, value.sum() / denominator.sum()
+            several = value.numel() > 1
+            return None, value.reshape(len(value), -1).mean(1) if several else value.reshape(())
+        output = model(*args, **kwargs)
+        return output, self._losses(output, targets)
+
+
+def _tensor_in(output: Any) -> Tensor:
+    """The logits, or the first tensor with rows of an output of several."""
+    like = logits_of(output)
+    if isinstance(like, Tensor):
+        return like
+    return next(t for t in pytree.tree_leaves(like) if isinstance(t, Tensor) and t.ndim)
 
 
 def errors_of(output: Any, target: Any, ignore_index: int = IGNORED) -> Tensor | None:
@@ -412,6 +449,14 @@ def _takes_model(loss: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return len(names) > 1 and names[0] in _MODEL_NAMES
+
+
+def takes_batch(loss: Any) -> bool:
+    """Whether a loss calls the model with the batch itself: loss(model, batch), or a name of ours.
+
+    Those have no outputs and targets that a measurement of predictions could read.
+    """
+    return isinstance(loss, str) or _takes_model(loss)
 
 
 def _own_reduction(loss: Callable[..., Any]) -> str | None:

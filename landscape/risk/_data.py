@@ -215,7 +215,7 @@ def collect(
     forward: Callable[..., Any],
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     form: Form = "outputs",
     whole_batches: bool = False,
     distributed: bool = False,
@@ -251,6 +251,17 @@ def collect(
     )
 
 
+def gathered(data: Any) -> Examples:
+    """Data of any form, read once and copied: the batches as they were given are the `targets`.
+
+    Rows of one table where they fit one, in their own dtypes, on the CPU. Raises LandscapeError for
+    data that are no fixed set, or cannot be read.
+    """
+    return collect(
+        data, gathered, device=torch.device("cpu"), dtype=None, form="batch", whole_batches=True
+    )
+
+
 @contextlib.contextmanager
 def kept_rng(data: Any = None) -> Generator[None]:
     """Restore the global generators of torch, numpy and Python, and those of a DataLoader."""
@@ -277,7 +288,7 @@ def kept_rng(data: Any = None) -> Generator[None]:
             generator.set_state(state)
 
 
-def _tensor(leaf: Any, *, dtype: torch.dtype, objects: bool) -> Any:
+def _tensor(leaf: Any, *, dtype: torch.dtype | None, objects: bool) -> Any:
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc":
         leaf = torch.as_tensor(leaf)
     if isinstance(leaf, int | float | bool) and not objects:
@@ -286,8 +297,8 @@ def _tensor(leaf: Any, *, dtype: torch.dtype, objects: bool) -> Any:
     return cast(leaf) if isinstance(leaf, Tensor) else _of_leaf(cast, leaf) if objects else leaf
 
 
-def _own(leaf: Tensor, dtype: torch.dtype) -> Tensor:
-    return leaf.detach().to(dtype if leaf.is_floating_point() else leaf.dtype, copy=True)
+def _own(leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return leaf.detach().to((leaf.is_floating_point() and dtype) or leaf.dtype, copy=True)
 
 
 def _count_rows(tree: Any, number: int, whole: bool) -> tuple[int, bool]:

@@ -16,7 +16,7 @@ from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
-from landscape.risk._copying import refuse_odd
+from landscape.risk._copying import refuse_odd, with_gradient_hooks
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng, sha256_of
 from landscape.risk._engine import GRADIENT, PRODUCT, BNMode, Engine, Notes, Statistics
@@ -116,7 +116,7 @@ class EmpiricalRisk:
             memory=_fitting.default(place) if memory is None else memory,
             batch_size=batch_size,
             bn=bn,
-            notes=Notes(),
+            notes=Notes(hooked=with_gradient_hooks(inner)),
             spread=Spread(examples.num_examples, network.theta) if distributed else None,
         )
         if reduction == "whole":
@@ -147,7 +147,8 @@ class EmpiricalRisk:
         foreign, caller = values(inner), State(inner)
         network = Network(inner, device=self.device, dtype=self.dtype, borrow=borrow)
         twin = copy.copy(self)
-        twin._engine = dataclasses.replace(self._engine, network=network, notes=Notes())
+        notes = Notes(hooked=with_gradient_hooks(inner))
+        twin._engine = dataclasses.replace(self._engine, network=network, notes=notes)
         twin._check(foreign, caller)
         twin._probes = Probes(twin._engine)
         return twin

@@ -37,6 +37,8 @@ class Notes:
     influence_unknown: str = ""
     # Modules that compute in half precision whatever the dtype asked (autocast within).
     narrow: list[str] = field(default_factory=list)
+    # Parameters with hooks that change or read their gradient, which are no part of the loss.
+    hooked: list[str] = field(default_factory=list)
     modes_twice: set[str] = field(default_factory=set)
     graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
 
@@ -49,6 +51,8 @@ class Notes:
             found["influence_unknown"] = self.influence_unknown
         if self.narrow:
             found["half_precision"] = self.narrow[:20]
+        if self.hooked:
+            found["gradient_hooks_left_out"] = self.hooked[:20]
         return found
 
 

@@ -60,54 +60,6 @@ def read(data: Any, forward: Callable[..., Any], form: Form, *, distributed: boo
     return Given(parts, own, chosen)
 
 
-def columns(data: Any, name: str) -> tuple[Any, ...]:
-    """All of a DataLoader or a Dataset as whole columns: (inputs, targets) or one more.
-
-    Of items that are dicts the inputs are the one entry beside the targets. Raises LandscapeError,
-    with `name`, for items that are random, cannot be read, or do not fit one table.
-    """
-    try:
-        batches = [
-            _pair_of(plain(batch, named=is_dataclass(batch)))
-            for batch in _ended(_batches_of(data, "outputs"), data)
-        ]
-        if len({len(batch) for batch in batches}) != 1:
-            raise LandscapeError("Its batches have different numbers of parts, or there are none.")
-        joined = [
-            [torch.as_tensor(part) for part in column] for column in zip(*batches, strict=True)
-        ]
-        shapes = {tuple(part.shape[1:]) for part in joined[0]}
-        if len(shapes) != 1:
-            raise LandscapeError(
-                f"Its inputs have shapes {sorted(shapes)[:4]}; a study trains on one table, so "
-                f"give all examples one shape (pad them)."
-            )
-        return tuple(torch.cat(column) for column in joined)
-    except LandscapeError as error:
-        raise LandscapeError(f"{name}: {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LandscapeError(
-            f"{name} is a {type(data).__name__} whose batches are no tensors ({error}); give pairs "
-            f"(x, y) of tensors."
-        ) from error
-
-
-def _pair_of(batch: Any) -> tuple[Any, ...]:
-    if not isinstance(batch, Mapping):
-        if isinstance(batch, tuple | list) and len(batch) in (2, 3):
-            return tuple(batch)
-        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise LandscapeError(f"Its items have {found}; give pairs (x, y), or (x, y, y_clean).")
-    target = next((key for key in TARGET_KEYS if key in batch), None)
-    inputs = [key for key in batch if key != target]
-    if target is None or len(inputs) != 1:
-        raise LandscapeError(
-            f"Its items have the keys {', '.join(map(repr, batch))}; a study needs one input and "
-            f"the targets under one of {', '.join(TARGET_KEYS)}. Give pairs (x, y)."
-        )
-    return batch[inputs[0]], batch[target]
-
-
 def _batches_of(data: Any, form: Form) -> Iterable[Any]:
     if isinstance(data, DataLoader):
         refuse_random_items(data.dataset)
@@ -280,6 +232,27 @@ def _split_dict(given: dict[str, Any], forward: Callable[..., Any], number: int)
     targets = given.pop(key)
     args, kwargs = inputs_of(given, forward, number)
     return args, kwargs, targets
+
+
+def targets_of(batch: Any) -> tuple[Any, Tensor | None]:
+    """Inputs and targets of (inputs, targets), or of a dict that names them; None: there are none.
+
+    Of a dict the inputs are what stands beside the targets.
+    """
+    inputs, found = batch, None
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGET_KEYS if key in batch), None)
+        inputs = {name: value for name, value in batch.items() if name != key}
+        found = None if key is None else batch[key]
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, found = batch
+    return inputs, found if isinstance(found, Tensor) and found.ndim else None
+
+
+def parts_of(given: Any, forward: Callable[..., Any], form: Form) -> Parts:
+    """(args, kwargs, targets) of one batch."""
+    split = {"outputs": _split, "batch": _whole, "causal_lm": _shifted}[form]
+    return split(plain(given, named=form != "batch"), forward, 0)
 
 
 def inputs_of(

@@ -14,10 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landscape import problems, sam, storage, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
-from landscape.risk import BNMode, EmpiricalRisk
+from landscape.risk import BNMode, EmpiricalRisk, takes_batch
 from landscape.study.problem import DTYPES, make_loss, make_model, make_recipe, read_data
 from landscape.study.spec import Job, Run
 from landscape.training.batches import crop_and_flip
+
+_OF_ROWS = {"fisher_data", "per_example_losses"}
 
 
 class FinishedRun:
@@ -47,7 +49,7 @@ class FinishedRun:
         return self.risk().theta
 
     @cached_property
-    def examples(self) -> tuple[Tensor, Tensor]:
+    def examples(self) -> problems.Split | problems.Batches:
         """The fixed examples: a stratified subset of the split, the same for every run."""
         split = getattr(self.data, self.job.spec.split)
         if split is None:
@@ -55,13 +57,12 @@ class FinishedRun:
                 f"[measure] split = {self.job.spec.split!r}: the data {self.run.problem.data!r} "
                 f"have no such split."
             )
-        rows = stratified(split.y, self.job.spec.examples, seed=self.seed)
-        return split.x[rows], split.y[rows]
+        return split.some(self.job.spec.examples, seed=self.seed)
 
     def risk(self) -> EmpiricalRisk:
         """Mean loss over the fixed examples, made once."""
         if "fixed" not in self._risks:
-            self._risks["fixed"] = self._risk(*self.examples, bn=self.job.spec.bn)
+            self._risks["fixed"] = self._risk(self.examples, bn=self.job.spec.bn)
         return self._risks["fixed"]
 
     def risk_of_other_bn(self) -> EmpiricalRisk | None:
@@ -69,16 +70,21 @@ class FinishedRun:
         if not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
             return None
         other: BNMode = "full_batch" if self.job.spec.bn == "eval" else "eval"
-        return self._risk(*self.examples, bn=other)
+        return self._risk(self.examples, bn=other)
 
     def _risk(
-        self, x: Tensor, y: Tensor, *, bn: BNMode, model: nn.Module | None = None
+        self,
+        part: problems.Split | problems.Batches,
+        *,
+        bn: BNMode,
+        model: nn.Module | None = None,
     ) -> EmpiricalRisk:
         return EmpiricalRisk(
             self.model if model is None else model,
             make_loss(self.run, self.job.base),
-            (x, y),
+            part.data,
             bn=bn,
+            reduction=None if isinstance(part, problems.Split) else part.reduction,
             device=torch.device(self.job.device),
             dtype=DTYPES[self.run.dtype],
         )
@@ -150,7 +156,7 @@ class FinishedRun:
         for epoch, path in sorted(kept.items()):
             model = make_model(self.run, self.data, self.job.base)
             self.load(model, path)
-            yield epoch, self._risk(data.x, data.y, bn="eval", model=model)
+            yield epoch, self._risk(data, bn="eval", model=model)
 
     def initial_theta(self) -> Tensor:
         """Parameters before the first step, (P,)."""
@@ -158,24 +164,21 @@ class FinishedRun:
         named = dict(model.named_parameters())
         return self.risk().layout.flatten(named).detach().to(self.theta)
 
-    def batch_risk(self, rows: Tensor) -> EmpiricalRisk:
-        """Mean loss over some of the fixed examples."""
-        x, y = self.examples
-        return self._risk(x[rows], y[rows], bn=self.job.spec.bn)
-
     def split_risks(self) -> dict[str, EmpiricalRisk]:
         """One risk per split that the data have, over all of its examples."""
         splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
         return {
-            name: self._risk(split.x, split.y, bn="eval")
+            name: self._risk(split, bn="eval")
             for name, split in splits.items()
-            if split is not None and len(split.y)
+            if split is not None and len(split)
         }
 
     @property
     def has_classes(self) -> bool:
         """Whether every example has one class as its target."""
         y = self.data.train.y
+        if takes_batch(make_loss(self.run, self.job.base)) or y is None:
+            return False  # what is predicted is between the model and its loss
         return y.ndim == 1 and not y.is_floating_point()
 
     def clean_targets(self) -> Tensor | None:
@@ -191,8 +194,14 @@ class FinishedRun:
         return made if isinstance(made, sam.Variant) else None
 
     def counterfactuals(self, names: Sequence[str]) -> Mapping[str, sam.Variant]:
-        """Variants of the study, or recipes with their defaults, by name."""
-        return {name: self._variant_called(name) for name in names}
+        """Variants of the study, or recipes with their defaults, by name.
+
+        Where the loss couples the rows of a batch, those that read single examples are left out.
+        """
+        found = {name: self._variant_called(name) for name in names}
+        if "units" not in self.risk().provenance():
+            return found
+        return {name: v for name, v in found.items() if not _OF_ROWS & set(v.needs)} or found
 
     def _variant_called(self, name: str) -> sam.Variant:
         """A row, or of a variant with several rows the one most like this run's."""
@@ -245,7 +254,7 @@ class FinishedRun:
 
     def at_most(self, batch_size: int) -> int:
         """A batch size that the fixed examples allow."""
-        return min(batch_size, len(self.examples[1]))
+        return min(batch_size, self.examples.num_rows)
 
     def history(self, name: str) -> xr.Dataset | None:
         """What the training recorded, as one result; None for weights from elsewhere."""
@@ -268,27 +277,6 @@ def _load(model: nn.Module, run: Run, folder: Path) -> problems.WeightsReport:
     ended = training.checkpoint.own_outcome(folder, run.run_id)
     training.checkpoint.check_own(folder, path, ended)
     return problems.load_weights(model, path)
-
-
-def stratified(y: Tensor, count: int, *, seed: int) -> Tensor:
-    """Rows of `count` examples with the classes in proportion (largest remainders), in data order.
-
-    Targets that are not classes are drawn uniformly. All rows when count >= N.
-    """
-    total = len(y)
-    if count >= total:
-        return torch.arange(total)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    if y.is_floating_point() or y.ndim != 1:
-        return order[:count].sort().values
-    classes, sizes = torch.unique(y, return_counts=True)
-    exact = sizes.double() * count / total
-    take = exact.floor().long()
-    rest = (exact - take).argsort(descending=True, stable=True)[: count - int(take.sum())]
-    take[rest] += 1
-    shuffled = y[order]
-    rows = [order[shuffled == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]
-    return torch.cat(rows).sort().values
 
 
 class Checkpoints(Sequence[EmpiricalRisk]):
@@ -334,14 +322,7 @@ class Checkpoints(Sequence[EmpiricalRisk]):
         path = self._paths[number]
         if path is not None:
             done.load(model, path)
-        return EmpiricalRisk(
-            model,
-            make_loss(done.run, done.job.base),
-            done.examples,
-            bn=done.job.spec.bn,
-            device=torch.device(done.job.device),
-            dtype=DTYPES[done.run.dtype],
-        )
+        return done._risk(done.examples, bn=done.job.spec.bn, model=model)
 
 
 def training_objective(done: FinishedRun) -> EmpiricalRisk:
@@ -356,17 +337,19 @@ def training_objective(done: FinishedRun) -> EmpiricalRisk:
             f"use objective = 'data'."
         )
     options = training.TrainingOptions(**done.run.training)
-    x, y = done.examples
-    if options.augment == "crop_flip":
-        x = crop_and_flip(x, generator=torch.Generator().manual_seed(done.seed))
+    part = done.examples
+    if options.augment == "crop_flip" and isinstance(part, problems.Split):
+        random = torch.Generator().manual_seed(done.seed)
+        part = replace(part, x=crop_and_flip(part.x, generator=random))
     loss = make_loss(done.run, done.job.base)
     if options.label_smoothing:
         loss = torch.nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
     return EmpiricalRisk(
         done.model,
         loss,
-        (x, y),
+        part.data,
         bn=done.job.spec.bn,
+        reduction=None if isinstance(part, problems.Split) else part.reduction,
         weight_decay=0.0 if options.base == "adamw" else options.weight_decay,
         device=torch.device(done.job.device),
         dtype=DTYPES[done.run.dtype],

@@ -15,6 +15,7 @@ def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
     """
     from landscape.study import problem
     from landscape.study.finished_run import try_weights
+    from landscape.training import TrainingOptions, check_form
 
     for job in {problem.data_key(job.run): job for job in todo}.values():
         known = problem.known_data(place)
@@ -23,6 +24,9 @@ def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
             entry = {"problem": problem.of_data(job.run), "sha256": data.sha256}
             storage.write_json(place.data, {**known, problem.data_key(job.run): entry})
         problem.refuse_other_data(place, job.run, data)
+    for job in {repr((job.run.problem, job.run.training)): job for job in todo}.values():
+        if job.run.weights is None:
+            check_form(problem.read_data(job), TrainingOptions(**job.run.training))
     for job in todo:
         if job.run.weights is not None:
             try_weights(job)
@@ -38,7 +42,7 @@ def _try_options(job: Job) -> None:
     from landscape.study.finished_run import FinishedRun
 
     before = FinishedRun(job, trained=False)
-    count = len(before.examples[1])
+    count = before.examples.num_rows
     for measurement, _ in job.measurements:
         record = measurements.RECORDS[measurement.name]
         measurements.agreed(record, measurement.options, count)

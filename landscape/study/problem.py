@@ -46,10 +46,7 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
                 f"argument splits; cut the data in that callable."
             )
         made = make(**{key: value for key, value in options.items() if key in accepts})
-    one = isinstance(made, torch.utils.data.DataLoader | torch.utils.data.Dataset)
-    if one or (isinstance(made, tuple | list) and len(made) in (2, 3) and not _is_part(made[0])):
-        made = {"train": made}  # one (inputs, targets) pair, loader or dataset
-    return problems.as_splits(made, name=problem.data)
+    return problems.as_splits(made if _are_parts(made) else {"train": made}, name=problem.data)
 
 
 def read_data(job: Job) -> problems.DataSplits:
@@ -59,11 +56,14 @@ def read_data(job: Job) -> problems.DataSplits:
     return data
 
 
-def _is_part(value: Any) -> bool:
-    """Whether `value` is a split rather than an array of inputs."""
-    if isinstance(value, torch.utils.data.DataLoader | torch.utils.data.Dataset):
-        return True
-    return isinstance(value, (tuple, list)) or not hasattr(value, "shape")
+def _are_parts(made: Any) -> bool:
+    """Whether it is several splits rather than the training data alone: a pair, loader, batches."""
+    if isinstance(made, Mapping):
+        return "train" in made
+    if isinstance(made, tuple | list) and len(made) in (2, 3):
+        # An array is inputs or targets, and no part of a problem.
+        return not any(hasattr(each, "shape") for each in made)
+    return isinstance(made, problems.DataSplits)
 
 
 def make_model(run: Run, data: problems.DataSplits, base: Path) -> nn.Module:

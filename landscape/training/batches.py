@@ -1,13 +1,14 @@
 """Batches of an epoch: their order and augmentation are functions of (seed, epoch) alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.problems import Split
+from landscape.problems import Batches, Split
 from landscape.training.options import TrainingOptions
 
 _ORDER, _AUGMENT, NOISE = 1, 2, 3
@@ -21,15 +22,23 @@ def derived_seed(seed: int, epoch: int, purpose: int) -> int:
 
 
 def batches(
-    train: Split, options: TrainingOptions, *, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(x, y, indices) of each step of an epoch, on the data's device."""
+    train: Split | Batches, options: TrainingOptions, *, seed: int, epoch: int
+) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """(x, y, indices) of each step of an epoch, on the data's device.
+
+    Of batches of another form (batch, indices, indices).
+    """
     order_source = torch.Generator().manual_seed(derived_seed(seed, epoch, _ORDER))
-    order = torch.randperm(len(train), generator=order_source).to(train.x.device)
+    order = torch.randperm(len(train), generator=order_source)
     random = torch.Generator().manual_seed(derived_seed(seed, epoch, _AUGMENT))
     size = options.batch_size
+    if isinstance(train, Split):
+        order = order.to(train.x.device)
     for step in range(options.steps_per_epoch(len(train))):
         indices = order[step * size : (step + 1) * size]
+        if isinstance(train, Batches):
+            yield train.batch(indices), indices, indices
+            continue
         x = train.x.index_select(0, indices)
         if options.augment == "crop_flip":
             x = crop_and_flip(x, generator=random)

@@ -10,7 +10,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from landscape.problems import DataSplits
 from landscape.sam import Variant
@@ -37,7 +37,7 @@ def identify(
         "seed": seed,
         "data": data.name,
         "num_examples": len(data.train),
-        "targets_sha256": _digest(data.train.y),
+        "targets_sha256": _digest(data),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         **plain(options),
     }
@@ -51,8 +51,9 @@ def _words(value: Any) -> str:
     return _ADDRESS.sub("", repr(value))
 
 
-def _digest(y: Tensor) -> str:
+def _digest(data: DataSplits) -> str:
     """Of classes; other targets are rounded by whoever standardizes them, and told by `run`."""
-    if y.is_floating_point():
+    y = data.train.y
+    if y is None or y.is_floating_point():
         return ""
     return hashlib.sha256(y.detach().cpu().numpy().tobytes()).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from landscape import devices
 from landscape.errors import LandscapeError
-from landscape.problems import DataSplits, Split
-from landscape.risk import IGNORED, BatchLosses
+from landscape.problems import Batches, DataSplits
+from landscape.risk import IGNORED, BatchLosses, ModelLosses
 from landscape.training.options import TrainingOptions
 
 
@@ -32,14 +31,49 @@ def check_data(
         raise LandscapeError(
             f"{data.name} has {len(data.train)} training example; give at least 2."
         )
-    x, y = data.train.x, data.train.y
-    if correctness and (y.is_floating_point() or y.ndim > 1):
+    train = data.train
+    y = None if isinstance(train, Batches) else train.y
+    if correctness and (y is None or y.is_floating_point() or y.ndim > 1):
         raise LandscapeError(
             f"correctness=True was asked of the recorder and the targets of {data.name} are not "
             f"classes; leave it False."
         )
-    if x.is_floating_point() and not bool(x.isfinite().all()):
+    inputs = train.examples.leaves() if isinstance(train, Batches) else [train.x]
+    if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in inputs):
         raise LandscapeError(f"The training inputs of {data.name} are not all finite; clean them.")
+    check_form(data, options)
+
+
+def check_form(data: DataSplits, options: TrainingOptions) -> None:
+    """Refuse options that batches of this form cannot have."""
+    train = data.train
+    if not isinstance(train, Batches):
+        return
+    if options.augment != "none":
+        raise LandscapeError(
+            f"augment={options.augment!r} changes images (n, channels, height, width), and the "
+            f"data of {data.name} are {train!r}; use augment='none'."
+        )
+    if not train.made_of_rows and options.batch_size != 1:
+        raise LandscapeError(
+            f"batch_size={options.batch_size} was asked of {data.name}, whose examples are whole "
+            f"batches ({train!r}), of which no two are joined; set [training] batch_size = 1."
+        )
+
+
+def whole_losses(
+    loss: Any, options: TrainingOptions
+) -> Callable[[nn.Module, Any], tuple[Any, Tensor]]:
+    """(model, batch) -> its output, where that is known, and losses (B,) or their mean ()."""
+    if options.label_smoothing and type(loss) not in (nn.CrossEntropyLoss, type(None)):
+        name = loss if isinstance(loss, str) else type(loss).__name__
+        raise LandscapeError(
+            f"label_smoothing={options.label_smoothing} belongs to the cross-entropy and the loss "
+            f"is {name}; put it into the loss, or set it to 0."
+        )
+    if loss is None or options.label_smoothing:
+        loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+    return ModelLosses(loss)
 
 
 def per_example(
@@ -81,7 +115,8 @@ def per_example(
 
 def _any_target_is(value: int, data: DataSplits) -> bool:
     parts = [part.y for part in (data.train, data.val, data.test) if part is not None]
-    return any(not y.is_floating_point() and bool((y == value).any()) for y in parts)
+    known = [y for y in parts if y is not None and not y.is_floating_point()]
+    return any(bool((y == value).any()) for y in known)
 
 
 def logits(output: Any) -> Tensor:
@@ -93,25 +128,40 @@ def logits(output: Any) -> Tensor:
 
 def cast(data: DataSplits, dtype: torch.dtype) -> DataSplits:
     """Data with floating-point numbers of another precision."""
+    return data.mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
 
-    def of(values: Tensor) -> Tensor:
-        return values.to(dtype) if values.is_floating_point() else values
 
-    def part(held: Split) -> Split:
-        return Split(of(held.x), of(held.y), of(held.y_clean))
-
-    return replace(
-        data,
-        train=part(data.train),
-        val=None if data.val is None else part(data.val),
-        test=None if data.test is None else part(data.test),
-    )
+@torch.no_grad()
+def check_losses(
+    model: nn.Module, data: DataSplits, losses: Callable[[Any], Any], batch: tuple[Any, ...]
+) -> None:
+    """One evaluation of a batch in eval mode: what cannot be trained on is named before it is."""
+    model.eval()
+    try:
+        value = losses(batch)
+    except LandscapeError:
+        raise
+    except Exception as error:
+        raise LandscapeError(
+            f"{type(model).__name__} or its loss fails on a batch of {data.name} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); choose "
+            f"a model and a loss for such data."
+        ) from error
+    finally:
+        model.train()
+    value = value[0] if isinstance(value, tuple) else value
+    if not bool(value.isfinite().all()):
+        raise LandscapeError(
+            f"The loss of {type(model).__name__} on {data.name} is not finite at its initial "
+            f"weights; check them."
+        )
 
 
 @torch.no_grad()
 def check_output(model: nn.Module, data: DataSplits) -> None:
     """One forward pass in eval mode: a wrong model or label is named before training."""
-    x, y = data.train.x[:2], data.train.y
+    train: Any = data.train
+    x, y = train.x[:2], train.y
     model.eval()
     try:
         output = logits(model(x))

@@ -4,7 +4,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from landscape import devices, storage
 from landscape.errors import LandscapeError
-from landscape.problems import DataSplits, Split
+from landscape.problems import Batches, DataSplits, Split
+from landscape.risk import errors_of, takes_batch, targets_of
 from landscape.sam import SAM, Variant
 from landscape.training import checkpoint
 from landscape.training.arithmetic import Arithmetic, arithmetic, changed
@@ -23,7 +24,15 @@ from landscape.training.batches import NOISE, batches, derived_seed
 from landscape.training.foreign import Foreign, OptimizerFactory
 from landscape.training.history import read_history
 from landscape.training.identity import identify
-from landscape.training.inputs import cast, check_data, check_output, logits, per_example
+from landscape.training.inputs import (
+    cast,
+    check_data,
+    check_losses,
+    check_output,
+    logits,
+    per_example,
+    whole_losses,
+)
 from landscape.training.options import RecorderOptions, TrainingOptions
 from landscape.training.recorder import Recorder
 
@@ -72,7 +81,7 @@ def train(
     seed: int,
     folder: Path,
     recorder: RecorderOptions = RecorderOptions(),  # noqa: B008 - frozen
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[..., Any] | str | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Record], None] | None = None,
     run: str = "",
@@ -83,9 +92,11 @@ def train(
     Batches, augmentation and dropout are functions of (seed, epoch): variants of one seed meet the
     same data in the same order, and a resumed training ends with the same numbers, bit for bit on
     the CPU at equal thread count. loss(output, target): cross-entropy by default; another has a
-    `reduction` attribute or returns one loss per example. progress is called with each epoch's
-    record: epoch (from 1), train_loss (mean of the first passes), val_loss, val_accuracy, lr (of
-    the epoch's last step), seconds, num_skipped (steps so far without a finite gradient). A
+    `reduction` attribute or returns one loss per example; or "model", "causal_lm", or a function of
+    (model, batch) with a mean or losses of rows, as `EmpiricalRisk` takes them. progress is called
+    with each epoch's record: epoch (from 1), train_loss (mean of the first passes), val_loss,
+    val_accuracy, lr (of the epoch's last step), seconds, num_skipped (steps so far without a finite
+    gradient). A
     training that goes on with other threads, device, precision or torch warns and keeps both. run:
     a name for what the arguments do not show (a loss, a dataset); each file says of which training
     it is, and those of another one, by variant, options, seed, data, model or `run`, are refused.
@@ -137,19 +148,29 @@ class _Session:
         self.device = device
         self.data = data.to(device)
         model.to(device)
-        self.criterion = per_example(loss, options, self.data)
+        # Whether batches go whole to the loss with the model, in whatever form they are.
+        self.whole = isinstance(data.train, Batches) or takes_batch(loss)
+        self.criterion: Any = (
+            whole_losses(loss, options) if self.whole else per_example(loss, options, self.data)
+        )
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        if dtype is not None and dtype != data.train.x.dtype:
+        if dtype is not None:
             self.data = cast(self.data, dtype)
-        check_output(model, self.data)
         self.scaler = torch.amp.GradScaler(device.type) if options.amp == "fp16" else None
         self.optimizer = self._optimizer(variant)
         if isinstance(variant, OptimizerFactory):  # its passes are seen by `landscape.record` alone
             recorder = replace(recorder, scalars=False, snapshots=0, every=0)
         self.wants_logits = "logits" in variant.needs
+        rows = {"per_example_losses", "logits", "fisher_data"} & set(variant.needs)
+        self.reads_rows = variant.name if rows else ""
         train = self.data.train
+        if self.whole:
+            first = next(batches(train, options, seed=seed, epoch=0))
+            check_losses(model, self.data, self.losses, first)
+        else:
+            check_output(model, self.data)
         if "fisher_data" in variant.needs:
-            self.optimizer.set_fisher_data(self.losses, (train.x, train.y))
+            self.optimizer.set_fisher_data(self.losses, self._all_rows(variant.name))
         self.per_epoch = options.steps_per_epoch(len(train))
         self.steps = options.epochs * self.per_epoch
         self.identity, self.mark = identity, checkpoint.mark_of(identity)
@@ -176,13 +197,47 @@ class _Session:
             scaler=self.scaler,
         )
 
+    def _all_rows(self, name: str) -> tuple[Any, Tensor]:
+        train = self.data.train
+        if not isinstance(train, Batches):
+            return train.x, train.y
+        if not train.made_of_rows:
+            raise LandscapeError(
+                f"{name} takes single examples of the training data, and those of "
+                f"{self.data.name} are whole batches ({train!r}); use a variant that does not."
+            )
+        everything = torch.arange(len(train))
+        return train.batch(everything), everything
+
     def losses(self, batch: Any) -> Any:
-        """Per-example losses (B,) of a batch, with the outputs where the variant reads them."""
-        x, y = batch[0], batch[1]
+        """Per-example losses (B,) of a batch, with the outputs where the variant reads them.
+
+        Their mean B times where the loss tells no more, or where a batch is not made of rows.
+        """
         with self._autocast():
-            output = logits(self.model(x))
-            values = self.criterion(output, y)
-        return (values, output) if self.wants_logits else values
+            if self.whole:
+                output, values = self.criterion(self.model, self._given(batch))
+                values = self._of_rows(values, len(batch[1]), output)
+            else:
+                output = logits(self.model(batch[0]))
+                values = self.criterion(output, batch[1])
+        return (values, logits(output)) if self.wants_logits else values
+
+    def _of_rows(self, values: Tensor, count: int, output: Any) -> Tensor:
+        if values.ndim and len(values) == count and (output is not None or not self.wants_logits):
+            return values
+        if self.reads_rows:
+            raise LandscapeError(
+                f"{self.reads_rows} reads the losses or outputs of single examples, and the loss "
+                f"tells the mean of a batch alone; return one loss per example from a loss(output, "
+                f"target), or use a variant that does not."
+            )
+        return values.mean().expand(count)
+
+    def _given(self, batch: Any) -> Any:
+        """The batch as it was given, of what a step takes."""
+        train = self.data.train
+        return batch[0] if isinstance(train, Batches) else train.given(batch[0], batch[1])
 
     def _autocast(self):
         if self.options.amp == "off":
@@ -309,21 +364,36 @@ class _Session:
         return value
 
     @torch.no_grad()
-    def _evaluate(self, split: Split | None) -> tuple[float, float]:
+    def _evaluate(self, split: Split | Batches | None) -> tuple[float, float]:
         """Mean loss and accuracy in eval mode; NaN without data, or without classes."""
         if split is None:
             return math.nan, math.nan
         self.model.eval()
         loss, right = 0.0, 0.0
-        for x, y in zip(split.x.split(_CHUNK), split.y.split(_CHUNK), strict=True):
-            output = logits(self.model(x))
+        for batch in self._chunks(split):
+            if self.whole:
+                given = self._given(batch)
+                output, values = self.criterion(self.model, given)
+                wrong = None if output is None else errors_of(output, targets_of(given)[1])
+                right += math.nan if wrong is None else len(batch[1]) - float(wrong.sum())
+                loss += float(values.double().mean()) * len(batch[1])
+                continue
+            output, y = logits(self.model(batch[0])), batch[1]
             loss += float(self.criterion(output, y).double().sum())
             right += math.nan if y.is_floating_point() else int((output.argmax(1) == y).sum())
         self.model.train()
         return loss / len(split), right / len(split)
 
+    def _chunks(self, split: Split | Batches) -> Iterator[tuple[Any, Tensor]]:
+        """All of a split in parts that fit."""
+        if not isinstance(split, Batches):
+            yield from zip(split.x.split(_CHUNK), split.y.split(_CHUNK), strict=True)
+            return
+        for rows in torch.arange(len(split)).split(_CHUNK if split.made_of_rows else 1):
+            yield split.batch(rows), rows
+
     @torch.no_grad()
-    def _correct(self, split: Split) -> Tensor:
+    def _correct(self, split: Any) -> Tensor:
         """Whether the largest output is the label, (N,), in eval mode."""
         self.model.eval()
         parts = [logits(self.model(x)).argmax(1) for x in split.x.split(_CHUNK)]

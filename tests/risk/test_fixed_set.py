@@ -19,8 +19,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from landscape import problems
 from landscape.errors import LandscapeError
-from landscape.risk import EmpiricalRisk, columns
+from landscape.risk import EmpiricalRisk
 from tests.risk_problems import randn, settled
 
 N = 23
@@ -202,7 +203,7 @@ def test_an_augmentation_that_acts_once_in_a_hundred_readings_is_refused(kind, w
     assert before[1:] == after[1:]
     assert data is given or given.dataset is data
     with pytest.raises(LandscapeError, match=r"mine: Items.* differs from one reading to the next"):
-        columns(given, "mine")
+        problems.as_splits({"train": given}, name="mine")
 
 
 def seeded_by_index(x, index):

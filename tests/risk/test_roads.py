@@ -822,3 +822,32 @@ def test_parameters_of_a_subclass_of_tensor_give_a_plain_theta():
     expected = CE(model(X), Y).detach().as_subclass(torch.Tensor)
     torch.testing.assert_close(risk.loss(risk.theta), expected)
     assert type(risk.gradient(risk.theta + 0.1)) is torch.Tensor
+
+
+class ClampedInside(Base):
+    """Hooks the gradient of what it passes on, whether there is one or not."""
+
+    def forward(self, x):
+        hidden = self.a(x)
+        hidden.register_hook(lambda g: g)
+        return self.b(torch.tanh(hidden))
+
+
+def test_a_forward_that_hooks_its_gradients_has_them():
+    model = settled(ClampedInside())
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    expected = hessian_of_model(model, lambda m: CE(m(X), Y))
+    eye = torch.eye(len(risk.theta), dtype=torch.float64)
+    torch.testing.assert_close(risk.hvp(risk.theta, eye), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+def test_hooks_on_gradients_of_parameters_are_left_out_and_said(borrow):
+    model = settled(Base())
+    model.a.weight.register_hook(lambda g: 0.5 * g)
+    model.b.bias.register_post_accumulate_grad_hook(lambda p: None)
+    risk = EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+    plain = EmpiricalRisk(settled(Base()), CE, (X, Y))
+    torch.testing.assert_close(risk.gradient(risk.theta), plain.gradient(risk.theta))
+    assert risk.provenance()["gradient_hooks_left_out"] == ["a.weight", "b.bias"]
+    assert "gradient_hooks_left_out" not in plain.provenance()

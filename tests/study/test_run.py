@@ -15,9 +15,9 @@ import xarray as xr
 
 from landscape import results
 from landscape.errors import LandscapeError
+from landscape.problems.splits import stratified
 from landscape.storage import STUDY_FORMAT, StudyFolder, read_json
 from landscape.study import Options, parse, reopen, run, verify
-from landscape.study.finished_run import stratified
 
 HERE = Path(__file__).parents[1]
 TEXT = """

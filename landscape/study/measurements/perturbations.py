@@ -252,7 +252,7 @@ def gradient_noise(
     return measure.gradient_noise(
         done.risk(),
         done.theta,
-        batch_size=min(batch_size, len(done.examples[1]) // 2),
+        batch_size=min(batch_size, done.examples.num_rows // 2),
         rho=rho,
         ema=ema,
         lr=lr,
