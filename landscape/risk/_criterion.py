@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -155,6 +156,13 @@ class Criterion:
                 f"number of outputs, {_shape(output)}."
             ) from error
         except (AttributeError, TypeError) as error:
+            if self.torch is not None and not isinstance(logits_of(output), Tensor):
+                raise LandscapeError(
+                    f"{self.name} takes a tensor, and the model returns a "
+                    f"{type(output).__name__}; give a loss(output, target) that takes out what is "
+                    f"meant, such as lambda output, target: torch.nn.functional.cross_entropy("
+                    f"output[0], target, reduction='none')."
+                ) from error
             if self.torch is not None or logits_of(output) is output:
                 raise
             raise LandscapeError(
@@ -177,12 +185,29 @@ class Criterion:
         )
 
     def _pair(self, returned: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        if len(returned) != 2 or not isinstance(returned[0], Tensor):
+        kinds = ", ".join(type(each).__name__ for each in returned)
+        number = Tensor | np.ndarray | np.number | int | float
+        if (
+            len(returned) != 2
+            or not isinstance(returned[0], Tensor)
+            or not isinstance(returned[1], number)
+        ):
             raise LandscapeError(
-                f"{self.name} returned {len(returned)} values; possible are a tensor of losses, "
-                f"their mean, or (numerator, denominator)."
+                f"{self.name} returned {len(returned)} values ({kinds}); possible are a tensor of "
+                f"losses, their mean, or (numerator, denominator). Return the loss alone."
             )
-        return returned[0], torch.as_tensor(returned[1]).detach()
+        denominator = torch.as_tensor(returned[1])
+        if denominator.requires_grad:
+            raise self.no_denominator("depends on the weights")
+        return returned[0], denominator
+
+    def no_denominator(self, why: str) -> LandscapeError:
+        """What to say of a pair whose second value cannot divide the first."""
+        return LandscapeError(
+            f"{self.name} returned two values, which are read as (numerator, denominator): sums "
+            f"over the rows of a batch, the second of targets or weights of examples alone. This "
+            f"second value {why}. Return the loss alone, or both sums."
+        )
 
     def _sums(self, returned: Any, target: Any, count: int) -> Tensor:
         if self.returns == "ratio":
@@ -200,7 +225,9 @@ class Criterion:
         losses = losses.reshape(())
         if self.returns == "sum":
             return losses
-        return losses * self.weights(target, count, 1).sum().to(losses)
+        weight = self.weights(target, count, 1).sum()
+        # A mean over no label is 0/0, and adds nothing.
+        return losses * weight.to(losses) if float(weight) else (losses * 0).nan_to_num()
 
     def of_batch(self, output: Any, target: Any, count: int) -> Tensor:
         """Losses (count,) whose mean is the criterion of this batch."""

@@ -74,6 +74,7 @@ def _returning(engine: Engine, look: _Look) -> Criterion:
     """The criterion with what it returns: rows, their mean or sum, or a ratio."""
     criterion, count, value = engine.criterion, look.batch.count, look.value
     if look.denominator is not None:
+        _refuse_no_denominator(engine, look)
         return criterion.fitted("ratio")
     if value.ndim and value.shape[0] == count:
         return _checked_reduction(engine, criterion.fitted("rows"), look)
@@ -91,6 +92,30 @@ def _returning(engine: Engine, look: _Look) -> Criterion:
         f"{criterion.name} is declared reduction={criterion.declared!r} but returned shape "
         f"{tuple(value.shape)} for {count} examples; return one number, or one loss per example."
     )
+
+
+def _refuse_no_denominator(engine: Engine, look: _Look) -> None:
+    """What divides belongs to the targets: it is the same at other weights, and adds up."""
+    batch, found = look.batch, look.denominator
+    if found is None:
+        return
+    for theta in (*_thetas(engine), -engine.network.theta):
+        other = _look(engine, batch, theta).denominator
+        if other is None or not torch.equal(other.double(), found.double()):
+            raise engine.criterion.no_denominator("is another one at other weights")
+    if not engine.examples.apart or batch.count < 2:
+        return
+    half = batch.count // 2
+    try:
+        parts = (batch.rows(0, half), batch.rows(half, batch.count - half))
+        looks = [_look(engine, part, engine.network.theta).denominator for part in parts]
+    except Exception:
+        return  # rows that need company
+    apart = sum(float(part.double().sum()) for part in looks if part is not None)
+    whole = float(found.double().sum())
+    if abs(apart - whole) > 1e-6 * max(1.0, abs(whole)):
+        why = f"is {whole:.6g} for {batch.count} rows and sums to {apart:.6g} in two halves"
+        raise engine.criterion.no_denominator(why)
 
 
 def _checked_reduction(engine: Engine, criterion: Criterion, look: _Look) -> Criterion:

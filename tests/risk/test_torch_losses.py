@@ -341,3 +341,97 @@ def test_a_users_criterion_divides_as_it_says_itself(reduction, over_all):
     risk = EmpiricalRisk(model, loss, (x, y), batch_size=3)
     truth = loss(model(x), y).detach()
     torch.testing.assert_close(risk.loss(risk.theta), truth, rtol=1e-12, atol=0)
+
+
+# Losses of (model, batch) that return two values --------------------------------------------------
+
+
+def _ratio(model, batch):
+    losses = F.cross_entropy(model(batch["x"]), batch["y"], reduction="none") * batch["w"]
+    return losses.sum(), batch["w"].sum()
+
+
+def _pairs():
+    def outputs(model, batch):
+        logits = model(batch["x"])
+        return F.cross_entropy(logits, batch["y"]), logits
+
+    def detached(model, batch):
+        logits = model(batch["x"])
+        return F.cross_entropy(logits, batch["y"]), logits.detach()
+
+    def auxiliary(model, batch):
+        logits = model(batch["x"])
+        return F.cross_entropy(logits, batch["y"]), logits.square().mean()
+
+    def logged(model, batch):
+        loss = F.cross_entropy(model(batch["x"]), batch["y"])
+        return loss, loss.item()
+
+    def accuracy(model, batch):
+        logits = model(batch["x"])
+        return F.cross_entropy(logits, batch["y"]), (logits.argmax(1) == batch["y"]).double().mean()
+
+    def correct(model, batch):
+        logits = model(batch["x"])
+        return F.cross_entropy(logits, batch["y"]), (logits.argmax(1) == batch["y"]).sum()
+
+    def log(model, batch):
+        return F.cross_entropy(model(batch["x"]), batch["y"]), {"epoch": 1}
+
+    def learning_rate(model, batch):
+        return F.cross_entropy(model(batch["x"]), batch["y"]), 0.1
+
+    return [outputs, detached, auxiliary, logged, accuracy, correct, log, learning_rate]
+
+
+@pytest.mark.parametrize("loss", _pairs(), ids=lambda f: f.__name__)
+def test_a_second_value_that_is_no_denominator_is_refused_and_the_loss_alone_is_right(loss):
+    source = rng(3)
+    x, y = torch.randn(20, 4, generator=source, dtype=F64), torch.arange(20) % 3
+    model, batch = settled(nn.Linear(4, 3)), {"x": x, "y": y}
+    with pytest.raises(
+        LandscapeError, match=r"two values|returned 2 values.*Return the loss alone"
+    ):
+        EmpiricalRisk(model, loss, batch)
+    risk = EmpiricalRisk(model, lambda model, batch: loss(model, batch)[0], batch)
+    torch.testing.assert_close(risk.loss(risk.theta), F.cross_entropy(model(x), y).detach())
+
+
+def test_sums_and_their_weights_stay_a_ratio_however_they_are_cut():
+    source = rng(3)
+    x, y = torch.randn(20, 4, generator=source, dtype=F64), torch.arange(20) % 3
+    w = torch.rand(20, generator=source, dtype=F64)
+    model, batch = settled(nn.Linear(4, 3)), {"x": x, "y": y, "w": w}
+    cut = [{k: v[a:b] for k, v in batch.items()} for a, b in ((0, 3), (3, 20))]
+    sums = _ratio(model, batch)
+    for data in (batch, cut):
+        risk = EmpiricalRisk(model, _ratio, data)
+        torch.testing.assert_close(risk.loss(risk.theta), (sums[0] / sums[1]).detach())
+
+
+@pytest.mark.parametrize("cut", [(20,), (7, 13), (1, 1, 18)])
+def test_a_declared_mean_over_labels_survives_rows_and_batches_that_are_all_ignored(cut):
+    source = rng(3)
+    x, y = torch.randn(20, 4, generator=source, dtype=F64), torch.arange(20) % 3
+    y[::2] = -100
+    model = settled(nn.Linear(4, 3))
+    batches = list(zip(x.split(cut), y.split(cut), strict=True))
+    risk = EmpiricalRisk(
+        model, lambda o, t: F.cross_entropy(o, t), batches, reduction="mean", batch_size=1
+    )
+    torch.testing.assert_close(risk.loss(risk.theta), F.cross_entropy(model(x), y).detach())
+    plain = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+    v = torch.randn(len(risk.theta), generator=source, dtype=F64)
+    torch.testing.assert_close(risk.gradient(risk.theta), plain.gradient(risk.theta))
+    torch.testing.assert_close(risk.hvp(risk.theta, v), plain.hvp(risk.theta, v))
+
+
+def test_a_criterion_of_tensors_says_what_to_do_with_a_tuple():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    x, y = torch.randn(8, 4, dtype=F64), torch.arange(8) % 3
+    with pytest.raises(LandscapeError, match=r"returns a tuple; give a loss.*output\[0\]"):
+        EmpiricalRisk(settled(Pair(4, 3)), nn.CrossEntropyLoss(), (x, y))
