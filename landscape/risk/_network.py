@@ -20,6 +20,7 @@ from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
 from landscape.risk._promoting import Promoting
 from landscape.risk._second_derivatives import TwiceControl, release
+from landscape.risk._sparse import equal
 from landscape.risk._state import Place, State
 
 
@@ -166,7 +167,7 @@ class Network:
     def rewritten(self) -> list[str]:
         """Weights that a pass at theta has left with other values."""
         pairs = zip(self.layout.names, self._memory, self.pieces(self.theta), strict=True)
-        return [name for name, found, put in pairs if not torch.equal(found, put)]
+        return [name for name, found, put in pairs if not equal(found, put)]
 
     def restore(self) -> None:
         """Put back what passes write."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
 from tests.risk_problems import F64, mlp_bn, problem, randn, rng, settled
@@ -328,3 +329,12 @@ def test_outputs_that_are_no_tensor_are_refused():
     risk = EmpiricalRisk(Plus(lambda x: {"a": x}), lambda o, t: o["a"].sum(1), (X, Y))
     with pytest.raises(LandscapeError, match="The model returns a dict"):
         risk.outputs(risk.theta)
+
+
+def test_weights_that_are_nan_give_a_loss_that_is_nan_and_no_blame():
+    model = settled(nn.Linear(4, 3))
+    model.weight.data[0, 0] = float("nan")
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (torch.ones(5, 4), torch.arange(5) % 3))
+    assert bool(risk.loss(risk.theta).isnan())
+    with pytest.raises(LandscapeError, match="finite"):
+        measure.top_eigenvalues(risk, risk.theta, k=1, seed=0)
