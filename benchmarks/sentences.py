@@ -75,7 +75,7 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
         r"(All (?P<all>\d+) variants have|(?P<n>\d+) of \d+ variants? (?:has|have)|The variant has|"
         r"No variant is resolved to have) a [\w ]+? than [\w.-]+(?: in \w+)?(?: \([^)]*\))?"
         r"(?:, \d+ a [\w ]+?)?(?: \([^)]*\))?(?:, but [^;]*)?\.?(?: Nothing is said.*)?|"
-        r"\d+ variants? measured.*|One seed per variant cannot say.*|"
+        r"\d+ variants?(?: \([^)]*\))? measured.*|One seed per variant cannot say.*|"
         r"No difference to [\w.-]+(?: in \w+)? can be tested\.",
         head,
     )
@@ -123,11 +123,11 @@ def _groups(setting: str, metric: Metric, other: str, text: str) -> Iterator[Cla
     """“Higher test accuracy: a (...), b (...). Not resolved: c (...).”"""
     titles = {
         metric.comparative: "better", metric.opposite: "worse", "not resolved": "",
-        "seen, and not to be told from chance": "", "controls, not counted": "",
+        "seen, and not to be told from chance": "",
     }  # fmt: skip
     rest = re.sub(r"\([^()]*\)", lambda m: m.group().replace(". ", "; "), text)
     for sentence in re.split(r"(?<=\))\.\s*|\.\s+(?=[A-Z])", rest):
-        title, _, listed = sentence.replace("Controls, not counted: ", "").partition(": ")
+        title, _, listed = sentence.replace("Controls, not counted, ", "").partition(": ")
         key = title[:1].lower() + title[1:]
         within = re.fullmatch(r"equal within ([\d.]+) .*", key)
         if not sentence.strip() or key in ("seen, and not to be told from chance",):

@@ -108,8 +108,10 @@ def _sorted(differences: Iterable[Difference]) -> list[Difference]:
     return sorted(differences, key=lambda one: (size(one), one.a))
 
 
-def _grouped(family: Family, metric: Metric, differences: Sequence[Difference]) -> str:
-    """Better, worse, as good and not resolved, each with its numbers."""
+def _grouped(
+    family: Family, metric: Metric, differences: Sequence[Difference], *, of: str = ""
+) -> str:
+    """Better, worse, as good and not resolved, each with its numbers. of: whose they are."""
     groups: dict[str, list[str]] = {}
     for one in _sorted(differences):
         if one.sign:
@@ -121,7 +123,7 @@ def _grouped(family: Family, metric: Metric, differences: Sequence[Difference]) 
         open_ = title == "not resolved"
         groups.setdefault(title, []).append(_told(family, one, seen=open_))
     return " ".join(
-        f"{words.sentence(title)}: {words.listing(told)}." for title, told in groups.items()
+        f"{words.sentence(of + title)}: {words.listing(told)}." for title, told in groups.items()
     )
 
 
@@ -153,7 +155,7 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Fin
     controls = [one for one in against if one not in counted]
     text = _grouped(family, metric, counted)
     if controls:
-        text += f" Controls, not counted: {_grouped(family, metric, controls)}"
+        text += f" {_grouped(family, metric, controls, of='controls, not counted, ')}"
     return [Finding(setting, lead, text, _claims(against))]
 
 
@@ -373,11 +375,13 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
     references = study.references(setting)
     against = family.to(setting, references[0]) if references else []
     if not against:
-        total = len(study.rows(setting))
+        rows = study.rows(setting)
+        total = len(study.by_variant(setting, rows))
         measured = (setting, study.metric) in family.values
         what = "there is nothing to compare it with" if total == 1 else "nothing could be compared"
         what = what if measured or total == 1 else "no accuracy was measured"
-        return f"{words.count(total, 'variant')} measured{where}: {what}.", ()
+        each = f" ({words.count(len(rows), 'row')} along its axes)" if total < len(rows) else ""
+        return f"{words.count(total, 'variant')}{each} measured{where}: {what}.", ()
     metric, name = _metric(family, setting), study.label(setting, references[0])
     counted = family.counted(against) or against
     if not any(one.decision.tested for one in counted):

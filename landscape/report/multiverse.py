@@ -170,11 +170,9 @@ def holds(found: Sequence[Specification], word: str) -> str:
     same = sum(one.word == word for one in found)
     plain = [one for one in found if math.isfinite(one.r)]
     given = [one for one in found if math.isfinite(one.given_r)]
-    ways = [
-        words.count(len({one.measure for one in found}), "measure"),
-        words.count(len({one.radius for one in found if math.isfinite(one.radius)}), "radius",
-                    "radii") + " of sharpness",
-    ]  # fmt: skip
+    ways = [words.count(len({one.measure for one in found}), "measure")]
+    if radii := {one.radius for one in found if math.isfinite(one.radius)}:
+        ways.append(words.count(len(radii), "radius", "radii") + " of sharpness")
     if len(modes := {one.bn for one in found}) > 1:
         ways.append(f"{len(modes)} BatchNorm modes")
     if len(cuts := {(one.study, one.part) for one in found}) > 1:

@@ -39,8 +39,11 @@ def _training(study: Study, v: runs.Variant, setting: str) -> Training:
     skipped, steps = v.ds.num_skipped.values, v.ds.num_steps.values
     share = ""
     if np.nansum(skipped) > 0:
-        worst = np.nanmax(skipped / np.where(steps > 0, steps, np.nan))
-        share = f"{int(np.nansum(skipped))} in all, {words.percent(worst)} % of a run at most"
+        share = f"{int(np.nansum(skipped))} in all"
+        # A run that was lost does not know how many steps it took.
+        shares = skipped / np.where(steps > 0, steps, np.nan)
+        if np.isfinite(shares).any():
+            share += f", {words.percent(np.nanmax(shares))} % of a run at most"
     ended = zip(v.ds.status.values, v.ds.message.values, strict=True)
     why = [str(message) for word, message in ended if word == "diverged"]
     seeds = study.seeds(setting, v.id, status["trained"] + status["elsewhere"])

@@ -64,10 +64,10 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
     reasons = []
     if effects.total:
         agree = len(effects.agree)
+        verb = "agrees" if 1 in (agree, effects.total) else "agree"
         reasons.append(
-            f"{agree} of {words.count(effects.total, 'effect')} outside the margin "
-            f"{'agrees' if agree == 1 else 'agree'} ({hypothesis.agrees} and better, or the "
-            f"reverse)"
+            f"{agree} of {words.count(effects.total, 'effect')} outside the margin {verb} "
+            f"({hypothesis.agrees} and better, or the reverse)"
         )
         if effects.oppose:
             reasons.append(f"{_names(family, one, effects.oppose)} the other way round")

@@ -4,33 +4,22 @@ Paths and "package.module:callable" names are looked up relative to the study fi
 without a table of its own is the recipe of that name, with the options of axes or entry.
 """
 
-import glob
 import inspect
 import itertools
-import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from landscape import storage, toml
-from landscape.checks import MOST
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
 from landscape.study import axes, possible, user_code
-from landscape.study.spec import (
-    METRICS,
-    Comparisons,
-    Measurement,
-    MeasureSpec,
-    Problem,
-    Question,
-    Run,
-    Setting,
-    Study,
-    VariantSpec,
-)
+from landscape.study.comparisons_table import comparisons
+from landscape.study.measure_table import check_checkpoints, measure_spec
+from landscape.study.spec import Problem, Run, Setting, Study, VariantSpec
+from landscape.study.weights_pattern import weights_files
 
 DTYPES = ("float32", "float64")
 TOP_KEYS = (
@@ -50,10 +39,7 @@ RUN_KEYS = (
     "loss",
     "training",
 )
-MEASURE_KEYS = ("measurements", "examples", "split", "bn", "seed")
 AXIS_KEYS = tuple(key for key in PROBLEM_KEYS if key != "data_dir")  # a grid may vary them
-COMPARISON_KEYS = ("metric", "setting", "references", "questions", "margin")
-SPLITS = ("train", "val", "test")
 
 
 def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> Study:
@@ -99,8 +85,8 @@ def parse(
     runs = reader.runs()
     trained = {run.family for run in runs}
     known = [*reader.known(runs), *possible.recipe_names()]
-    measure = _measure(given.get("measure", {}), known, sorted({run.seed for run in runs}))
-    _check_checkpoints(measure, runs)
+    measure = measure_spec(given.get("measure", {}), known, sorted({run.seed for run in runs}))
+    check_checkpoints(measure, runs)
     return Study(
         name=str(given["name"]),
         question=possible.text("question", given.get("question", "")),
@@ -112,7 +98,7 @@ def parse(
         controls=tuple(v for v in reader.variants.values() if v.name not in trained),
         runs=runs,
         measure=measure,
-        comparisons=reader.comparisons(runs),
+        comparisons=comparisons(given.get("comparisons"), runs, reader.setting),
         dtype=dtype,
     )
 
@@ -340,7 +326,7 @@ class _Reader:
         if weights is not None:
             fields = {**asdict(setting.problem), **merged, **chosen, "variant": variant.name}
             fields |= {"setting": setting.name, "seed": seed}
-            path, trail = self._weights_files(where, weights, fields)
+            path, trail = weights_files(where, weights, fields, self.base)
         elif variant.recipe == possible.NO_RECIPE:
             raise LandscapeError(
                 f'{where} variant {variant.name!r} has recipe = "none", which trains nothing; '
@@ -369,199 +355,10 @@ class _Reader:
             trail=trail,
         )
 
-    def _weights_files(
-        self, where: str, given: Any, fields: Mapping[str, Any]
-    ) -> tuple[str, dict[int, str]]:
-        """The weights of a run, and with {step} in the pattern those of all its steps."""
-        if not isinstance(given, str) or "{" not in given:
-            return self._weights_file(where, given), {}
-        pattern = re.sub(r"\{step(:[^}]*)?\}", "{step}", given)
-        try:
-            named = pattern.format(**{**fields, "step": "{step}"})
-        except (KeyError, IndexError, ValueError) as error:
-            raise LandscapeError(
-                f"{where} weights = {given!r} cannot be filled in ({type(error).__name__}: "
-                f"{error}). Possible: {{variant}}, {{seed}}, {{setting}}, {{step}} and any axis, "
-                f"as {{rho}}; a brace of the name itself is doubled."
-            ) from None
-        if "{step}" not in named:
-            return self._weights_file(where, named), {}
-        before, _, after = named.partition("{step}")
-        found, start = {}, str(self.base / before)
-        if before.endswith("/"):
-            start += "/"
-        for path in map(Path, glob.glob(glob.escape(start) + "*" + glob.escape(after))):
-            step = str(path)[len(start) :].removesuffix(after)
-            if step.isdigit():
-                found[int(step)] = str(path.absolute())
-        if not found:
-            raise LandscapeError(
-                f"{where} weights = {given!r}: no file is called {named!r} with a whole number for "
-                f"{{step}} ({self.base})."
-            )
-        trail = dict(sorted(found.items()))
-        return list(trail.values())[-1], trail
-
-    def _weights_file(self, where: str, given: Any) -> str:
-        """The whole path of a weights file, an index of shards or a folder with one."""
-        path = self.base / given if isinstance(given, str) and given and "\0" not in given else None
-        if path is None or not path.exists():
-            raise LandscapeError(f"{where} weights file {given!r} does not exist ({path}).")
-        return str(path.absolute())
-
-    def comparisons(self, runs: Collection[Run]) -> Comparisons | None:
-        """The declared comparisons, checked against the runs that the study has."""
-        table = self.given.get("comparisons")
-        if table is None:
-            return None
-        possible.table("[comparisons]", table, COMPARISON_KEYS)
-        metric = table.get("metric", "test_accuracy")
-        possible.choice("[comparisons] metric", metric, METRICS)
-        setting = self.setting("[comparisons]", table.get("setting"))
-        here = [run for run in runs if run.setting == setting.name]
-        # A variant of the file stands for all of its rows.
-        present = list(dict.fromkeys([*(r.family for r in here), *(r.variant for r in here)]))
-        references = table.get("references", ["sgd"])
-        references = references if isinstance(references, list) else [references]
-        if not references:
-            raise LandscapeError(
-                "[comparisons] references = [] is empty; name what is compared to."
-            )
-        for name in references:
-            possible.choice("[comparisons] reference", name, present)
-        questions = table.get("questions", [])
-        if not isinstance(questions, list):
-            raise LandscapeError(
-                "[[comparisons.questions]] is a list of tables, in double brackets."
-            )
-        asked = tuple(_question(given, present) for given in questions)
-        return Comparisons(
-            metric, setting.name, tuple(references), asked, _margin(table.get("margin"))
-        )
-
-
-def _margin(given: Any) -> float | None:
-    """The declared margin, a share between 0 and 1."""
-    if given is None:
-        return None
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not number or not 0 < given < 1:
-        raise LandscapeError(
-            f"[comparisons] margin = {given!r} is not a number between 0 and 1; 0.1 is a tenth of "
-            f"the error (of the loss, of a gap's unit), and less counts as no difference."
-        )
-    return float(given)
-
-
-def _question(given: Any, present: Collection[str]) -> Question:
-    where = "[[comparisons.questions]]"
-    table = possible.table(where, given, ("asked", "pairs"))
-    pairs = table.get("pairs", [])
-    right = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)
-    if not right or not pairs or not table.get("asked"):
-        raise LandscapeError(
-            f"{where} has asked = {table.get('asked')!r} and pairs = {pairs!r}; give the question "
-            f'and its pairs of variants, as in asked = "Does SAM help?", pairs = [["sam", "sgd"]].'
-        )
-    for name in (name for pair in pairs for name in pair):
-        possible.choice(f"{where} variant", name, present)
-    for a, b in pairs:
-        if a == b:
-            raise LandscapeError(f"{where} compares {a!r} with itself; give two variants.")
-    return Question(str(table["asked"]), tuple((a, b) for a, b in pairs))
-
 
 def _training(where: str, table: Any) -> dict[str, Any]:
     name = where if where == "[training]" else f"{where} training"
     return dict(possible.table(name, table, tuple(possible.training_defaults())))
-
-
-def _measure(
-    table: Mapping[str, Any], variants: Sequence[str], seeds: Collection[int]
-) -> MeasureSpec:
-    """variants, seeds: what an option of a measurement may name."""
-    from landscape.study import measurements
-
-    if not isinstance(table, Mapping):
-        raise LandscapeError(f"[measure] must be a table, not {table!r}.")
-    options = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    common = {key: value for key, value in table.items() if key not in options}
-    possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.RECORDS))
-    known = tuple(measurements.RECORDS)
-    for name in options:
-        if name not in known:
-            raise LandscapeError(possible.unknown("[measure] has no measurement", name, known))
-    names = common.get("measurements", (*measurements.DEFAULT, *options))
-    if not isinstance(names, (list, tuple)):
-        raise LandscapeError(f"[measure] measurements must be a list, not {names!r}.")
-    for name in names:
-        possible.choice("[measure] measurement", name, known)
-    names = tuple(dict.fromkeys(names))
-    unused = [name for name in options if name not in names]
-    if unused:
-        raise LandscapeError(
-            f"[measure.{unused[0]}] has options, but {unused[0]!r} is not in `measurements`; "
-            f"add it there or remove the table."
-        )
-    examples = common.get("examples", 256)
-    if type(examples) is not int or not 1 <= examples <= MOST:
-        raise LandscapeError(
-            f"[measure] examples = {examples!r} is not a whole number from 1 to {MOST}."
-        )
-    seed = possible.check_seed("[measure] seed", common.get("seed", 0))
-    possible.choice("[measure] split", common.get("split", "train"), SPLITS)
-    possible.choice("[measure] bn", common.get("bn", "eval"), ("eval", "full_batch"))
-    return MeasureSpec(
-        examples=examples,
-        split=common.get("split", "train"),
-        bn=common.get("bn", "eval"),
-        seed=seed,
-        measurements=tuple(
-            _measurement(name, options.get(name, {}), variants, seeds, examples) for name in names
-        ),
-    )
-
-
-def _check_checkpoints(measure: MeasureSpec, runs: Sequence[Run]) -> None:
-    """Refuse what follows a training where none of its checkpoints would be kept."""
-    from landscape.study import measurements
-
-    for name in (
-        m.name for m in measure.measurements if measurements.RECORDS[m.name].along_training
-    ):
-        none = [r for r in runs if r.weights is None and not r.training["keep_every"]]
-        if not none and all(r.weights is not None and len(r.trail) < 2 for r in runs):
-            raise LandscapeError(
-                f"[measure.{name}] needs weights of several steps of a training; give them by "
-                f'pattern, as in weights = "ckpt/{{variant}}_{{seed}}_{{step}}.pt".'
-            )
-        if none:
-            raise LandscapeError(
-                f"[measure.{name}] needs checkpoints of the training, and {none[0].variant!r} "
-                f"keeps none; set [training] keep_every = 1 (epochs between two of them)."
-            )
-
-
-def _measurement(
-    name: str,
-    table: Mapping[str, Any],
-    known: Sequence[str],
-    seeds: Collection[int],
-    examples: int,
-) -> Measurement:
-    from landscape.study import measurements
-
-    record, where = measurements.RECORDS[name], f"[measure.{name}]"
-    possible.check_keys(where, table, record.options, extra=("first_seed_only",))
-    given = {key: value for key, value in table.items() if key != "first_seed_only"}
-    first = table.get("first_seed_only", record.first_seed_only)
-    if not isinstance(first, bool):
-        raise LandscapeError(f"{where} first_seed_only = {first!r} is not true or false.")
-    options = record.options | record.check(where, given)
-    if given:  # our own defaults may name what a study has not
-        measurements.names_checked(record, given, known, seeds)
-    measurements.agreed(record, options, examples)
-    return Measurement(name, options, first, record.across_runs, record.perturbs)
 
 
 def _override(given: dict[str, Any], line: str) -> None:

@@ -10,8 +10,8 @@ from landscape import toml
 from landscape.errors import LandscapeError
 from landscape.study import Options, parse, possible, run
 from landscape.study.finished_run import FinishedRun
+from landscape.study.measure_table import measurement
 from landscape.study.measurements import RECORDS, measure_run
-from landscape.study.reading import _measurement
 from landscape.study.run_folder import Trainings
 from landscape.study.running import job_of
 from landscape.study.spec import Problem
@@ -102,7 +102,7 @@ def test_an_unknown_name_is_refused_in_one_sentence(table):
 def checked(name, option, value):
     """The option as the reader leaves it; None where it is refused in one sentence."""
     try:
-        return _measurement(name, {**CHEAP[name], option: value}, ["sam"], [0, 1, 2], 24).options
+        return measurement(name, {**CHEAP[name], option: value}, ["sam"], [0, 1, 2], 24).options
     except LandscapeError as error:
         said = str(error)
     assert said.startswith(f"[measure.{name}]")
