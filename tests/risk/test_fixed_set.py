@@ -202,7 +202,7 @@ def test_an_augmentation_that_acts_once_in_a_hundred_readings_is_refused(kind, w
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     assert data is given or given.dataset is data
-    with pytest.raises(LandscapeError, match=r"mine: Items.* differs from one reading to the next"):
+    with pytest.raises(LandscapeError, match=r"^mine \(train\): Items.* differs from one"):
         problems.as_splits({"train": given}, name="mine")
 
 
