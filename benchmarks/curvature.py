@@ -1,6 +1,8 @@
 """Hessian products, top eigenvalues, traces and densities: cost beside three other packages.
 
-    python -m venv peers && peers/bin/pip install . pyhessian==0.1 hessian-eigenthings==1.0.0a5 \
+    python -m venv peers
+    peers/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    peers/bin/pip install -c constraints.txt . pyhessian==0.1 hessian-eigenthings==1.0.0a5 \
         curvlinops-for-pytorch==3.0.1
     OMP_NUM_THREADS=1 peers/bin/python -m benchmarks.curvature --case cnn --part top
 

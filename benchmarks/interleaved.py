@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -86,3 +87,13 @@ def versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def commit_of(folder: str | Path, *options: str) -> str:
+    """The commit of a clone; "unknown" without git or a repository: no result is lost by that."""
+    call = ["git", "-C", str(folder), "rev-parse", *options, "HEAD"]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import importlib
 import io
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from benchmarks import interleaved
 
 OPTIONS = {"lr": 1e-5, "momentum": 0.9}
 
@@ -67,9 +68,7 @@ def load(peer: Peer, clones: dict[str, Path]) -> tuple[Callable[..., Any] | None
     if peer.name not in clones:
         return None, f"no --peer {peer.name}=PATH"
     folder = clones[peer.name]
-    commit = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = interleaved.commit_of(folder)
     found = class_in(folder / peer.file, peer.classes[0], peer.contains)
 
     def make(parameters: list[torch.Tensor], **base: Any) -> Any:

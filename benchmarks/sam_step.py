@@ -13,7 +13,6 @@ group; ratios are medians of paired ratios with 95 % bootstrap intervals. See be
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -295,8 +294,7 @@ def guards(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def commit() -> str:
     """The commit that is measured, asked before anything is."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return interleaved.commit_of(Path(__file__).parent, "--short")
 
 
 def measure(

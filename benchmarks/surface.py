@@ -17,7 +17,6 @@ grid, and the share of all its cells that keep it (--full evaluates that grid tw
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import networks
-from benchmarks.interleaved import cpu_seconds, hardware, milliseconds, paired_ratio, versions
+from benchmarks.interleaved import (
+    commit_of,
+    cpu_seconds,
+    hardware,
+    milliseconds,
+    paired_ratio,
+    versions,
+)
 from benchmarks.surface_peers import PEERS, goldstein, worst_difference
 from landscape import EmpiricalRisk, measure, plane, problems, results
 
@@ -138,7 +144,7 @@ def grids(
             samples[name].append(round(seconds(lambda run=runs[name]: _quiet(run)), 5))
         longest = max(longest, time.monotonic() - began)
     return {
-        "commit": _commit(Path(__file__).parent),
+        "commit": commit_of(Path(__file__).parent),
         "examples": len(x),
         "points": points**2,
         "evaluation": results.provenance(few)["evaluation"],
@@ -299,11 +305,6 @@ def _interval(found: dict[str, float]) -> str:
     return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def _commit(path: str | Path) -> str:
-    call = ["git", "-C", str(path), "rev-parse", "HEAD"]
-    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES)
@@ -344,7 +345,7 @@ def main() -> None:
     found.setdefault("cases", {}).setdefault(options.case, {}).update(made)
     found["hardware"] = hardware()
     found.setdefault("versions", {}).update(versions(*PACKAGES))
-    found["versions"] |= {name: _commit(path) for name, path in clones.items()}
+    found["versions"] |= {name: commit_of(path) for name, path in clones.items()}
     if options.device == "cuda":
         found["hardware"]["gpu"] = torch.cuda.get_device_name()
     path.parent.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscape.errors import LandscapeError
+from landscape.sharding import Space, joined
 
 KINDS = ("conv", "linear", "norm", "bias", "embedding", "other")
 
@@ -105,9 +106,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Order of the trainable tensors of a model in theta (P,)."""
+    """Order of the trainable tensors of a model in theta (P,).
+
+    space: of a sharded model, whose flat vectors are cut over processes as its tensors are.
+    """
 
     tensors: tuple[TensorInfo, ...]
+    space: Space | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParamLayout":
@@ -159,6 +164,8 @@ class ParamLayout:
                 f"theta is made of {len(self.tensors)} tensors; {', '.join(missing[:5])} "
                 f"{'is' if len(missing) == 1 else 'are'} missing among the {len(given)} given."
             )
+        if self.space is not None:
+            return joined(self.space, [given[name] for name in self.names])
         for info in self.tensors:
             if tuple(given[info.name].shape) != info.shape:
                 raise LandscapeError(

@@ -5,13 +5,18 @@ A float32 accumulator loses what is small beside it, always in the same directio
 read in slabs, each widened to float64 while it is in the cache, so that neither digits nor memory
 for a wide copy are lost. Results are 0-d or small float64 tensors on the vectors' device, and
 nothing waits for it. Complex numbers count as pairs of real ones: ‖x‖² = Σ|x_i|², ⟨a, b⟩ = Re aᴴb.
+Of vectors that are cut over processes each one reads its own part, and only the results travel.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from landscape.sharding import ShardedVector, Space, operands, own, whole
 
 # Elements widened at once: what stays in a core's cache; on a device, what keeps launches few.
 _SLAB_ON_CPU, _SLAB = 2**17, 2**24
@@ -22,8 +27,39 @@ _NARROW = 2**14  # float32 elements whose squares are added up in float32 to 2e-
 _WITHOUT_FLOAT64 = ("mps",)
 
 
+def _over_processes(join: Callable[[Space, Tensor, float], Tensor]) -> Callable[..., Any]:
+    """Of sharded vectors: the function of what lies in this process, joined over all."""
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **options: Any) -> Tensor:
+            # A tensor in its own shape has its rows in several processes.
+            shaped = any(isinstance(x, ShardedVector) and not x.flat for x in args)
+            space, here = operands(*map(whole, args) if shaped else args)
+            if space is None:
+                return function(*args, **options)
+            here = [space.counted(x) if isinstance(x, Tensor) else x for x in here]
+            p = next((x for x in here if isinstance(x, float)), options.get("p", 2.0))
+            return join(space, function(*here, **options), p)
+
+        return wrapped
+
+    return of
+
+
+def _added(space: Space, found: Tensor, _p: float) -> Tensor:
+    return space.sum(found)
+
+
+def _length_of(space: Space, found: Tensor, p: float) -> Tensor:
+    return torch.linalg.vector_norm(space.every(found), p, dim=0)
+
+
+@_over_processes(_length_of)
 def norm(x: Tensor, p: float = 2.0) -> Float[Tensor, ""]:
     """‖x‖_p over all elements, in float64; p > 0."""
+    if not x.numel():
+        return x.new_zeros((), dtype=torch.float64)
     if not _may_be_cut(x):
         wide = torch.complex128 if x.is_complex() else torch.float64
         return torch.linalg.vector_norm(x, p, dtype=wide)
@@ -62,11 +98,6 @@ def lengths(tensors: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
     return each
 
 
-def _is_narrow(x: Tensor) -> bool:
-    """Whether it is dense float32 on the CPU."""
-    return x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided
-
-
 def _run_norms(x: Tensor) -> Tensor:
     """Norms of runs of at most 2^14 elements of a long vector, in its own precision."""
     flat = x.reshape(-1)
@@ -93,6 +124,7 @@ def squared_norm(x: Tensor) -> Float[Tensor, ""]:
     return dot(x, x)
 
 
+@_over_processes(_length_of)
 def row_norms(rows: Tensor) -> Float[Tensor, "k"]:
     """‖row‖ of each row of (k, …), in float64."""
     if not len(rows):
@@ -104,6 +136,7 @@ def row_norms(rows: Tensor) -> Float[Tensor, "k"]:
     return torch.cat([torch.linalg.vector_norm(_wide(x), dim=1) for x in flat.split(at_once)])
 
 
+@_over_processes(_added)
 def dot(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
     """⟨a, b⟩ over all elements, in float64."""
     a, b = _flat(a), _flat(b)
@@ -117,11 +150,7 @@ def dot(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
 def dots(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
     """⟨x_i, y_i⟩ of each pair, to 1e-6 of ‖x_i‖ ‖y_i‖, float64: the companion of `lengths`."""
     pairs = list(zip(xs, ys, strict=True))
-    if not pairs or not all(
-        t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided
-        for p in pairs
-        for t in p
-    ):
+    if not pairs or not all(_is_narrow(t) for pair in pairs for t in pair):
         return [dot(x, y) for x, y in pairs]
     found = torch.stack([_narrow_dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs])
     each = list(found.unbind())
@@ -144,6 +173,7 @@ def cosine(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
     return dot(a, b) / (norm(a) * norm(b))
 
 
+@_over_processes(_added)
 def gram(A: Float[Tensor, "m P"], B: Float[Tensor, "n P"] | None = None) -> Float[Tensor, "m n"]:
     """A Bᵀ, or A Aᵀ without B, in float64."""
     if A.dtype == torch.float64 and (B is None or B.dtype == torch.float64):
@@ -155,6 +185,7 @@ def gram(A: Float[Tensor, "m P"], B: Float[Tensor, "n P"] | None = None) -> Floa
     return total
 
 
+@_over_processes(_added)
 def project(
     Q: Float[Tensor, "k P"], w: Float[Tensor, "P"], *, small: bool = False
 ) -> Float[Tensor, "k"]:
@@ -177,6 +208,8 @@ def project(
 
 def without(w: Float[Tensor, "P"], Q: Float[Tensor, "k P"], c: Tensor) -> Float[Tensor, "P"]:
     """W - Qᵀ c, in w's own precision: sums over k terms only, whatever the length."""
+    if isinstance(w, ShardedVector):
+        return ShardedVector(without(w.here, own(Q), c), w.space)
     return torch.addmv(w, Q.T, c.to(w), alpha=-1)
 
 
@@ -187,11 +220,23 @@ def combine(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, "
 
 def combine_(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, "m P"]:
     """C Q in the first m <= k rows of Q, in slabs, so that nothing is doubled."""
+    if isinstance(Q, ShardedVector):
+        return ShardedVector(combine_(C, Q.here), Q.space)
     C = C.to(Q)
     for start in range(0, Q.shape[1], 2**20):
         slab = slice(start, start + 2**20)
         Q[: len(C), slab] = C @ Q[:, slab]
     return Q[: len(C)]
+
+
+def drawn(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
+    """draw(P) of a stream of numbers, as a vector like `like`; (P,) are its last axis.
+
+    A sharded one takes the numbers that the whole has, each process its own of them.
+    """
+    if isinstance(like, ShardedVector):
+        return ShardedVector(like.space.drawn(draw, like.here), like.space)
+    return draw(like.shape[-1]).to(like, non_blocking=True)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -203,6 +248,12 @@ def unit_rows(rows: Tensor) -> Tensor:
     """Rows (k, …) divided by their norms, in their own precision; nan for a zero row."""
     lengths = row_norms(rows).to(rows.dtype)
     return rows / lengths.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _is_narrow(x: Tensor) -> bool:
+    """Whether x is an ordinary float32 tensor of the CPU."""
+    plain = x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided
+    return plain and not isinstance(x, ShardedVector)
 
 
 def _may_be_cut(x: Tensor) -> bool:
@@ -219,7 +270,7 @@ def _is_one_of_many(x: Tensor) -> bool:
 
     On a device the fused norm reads in one precision and accumulates in the other.
     """
-    if x.is_complex() or x.device.type in _WITHOUT_FLOAT64:
+    if x.is_complex() or x.device.type in _WITHOUT_FLOAT64 or isinstance(x, ShardedVector):
         return False
     return x.device.type != "cpu" or x.numel() <= _SLAB_ON_CPU
 

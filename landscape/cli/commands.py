@@ -296,6 +296,9 @@ def measure(
     --variant sam --rho 0.05
 
     make() returns the nn.Module, data() a (inputs, targets) pair or train, val and test splits.
+
+    A model too large for one device: torchrun --nproc-per-node 4 -m landscape measure ... cuts its
+    weights over the processes, which measure together.
     """
     from landscape import study
 
@@ -315,7 +318,7 @@ def measure(
         plans.say_estimate(plan, folder, options, as_json)
         return
     options = study.Options(device=device, workers=workers, threads=threads, train=False)
-    plans.finish(study.run(plan, folder, options), as_json=as_json)
+    plans.measured(plan, folder, options, as_json=as_json)
 
 
 @app.command(epilog=EPILOG)

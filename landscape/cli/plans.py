@@ -166,3 +166,17 @@ def finish_tuning(found: "Tuned", target: Path, *, as_json: bool) -> None:
         say(f"{each.variant}: {found.axis} = {each.value} of {list(each.values)}{end}")
     say(f"Chosen on validation data; trainings: {found.num_trainings}.")
     print(target)
+
+
+def measured(plan: "Study", folder: Path, options: "Options", *, as_json: bool) -> None:
+    """Measure, in this process and its workers, or together with all processes of torchrun."""
+    from landscape import study
+    from landscape.study import together
+
+    if not together.asked():
+        finish(study.run(plan, folder, options), as_json=as_json)
+        return
+    with together.processes(folder, options) as (own, chosen, first):
+        summary = study.run(plan, own, chosen)
+    if first:
+        finish(summary, as_json=as_json)

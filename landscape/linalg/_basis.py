@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape import vectors
+from landscape.sharding import own
 
 _ROWS = 16  # of a block; what is allocated and not yet used
 _SLAB = 2**20
@@ -70,10 +71,12 @@ class Basis:
 
     def turn(self, C: Tensor, first: int) -> None:
         """C Q in place of the first rows of Q, in slabs, so that nothing is doubled."""
-        for start in range(0, self.size, _SLAB):
+        rows = list(map(own, self.parts(first, first + C.shape[1])))
+        turning = list(map(own, self.parts(first, first + len(C))))
+        for start in range(0, rows[0].shape[1], _SLAB):
             slab = slice(start, start + _SLAB)
-            Q = torch.cat([part[:, slab] for part in self.parts(first, first + C.shape[1])])
+            Q = torch.cat([part[:, slab] for part in rows])
             turned, at = vectors.combine(C, Q), 0
-            for part in self.parts(first, first + len(C)):
+            for part in turning:
                 part[:, slab] = turned[at : at + len(part)]
                 at += len(part)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -96,8 +97,10 @@ class Krylov:
         return w / left
 
     def fresh(self) -> Tensor:
-        drawn = torch.randn(self.size, generator=self.generator, device=self.generator.device,
-                            dtype=self.dtype)  # fmt: skip
+        draw = partial(
+            torch.randn, generator=self.generator, device=self.generator.device, dtype=self.dtype
+        )
+        drawn = vectors.drawn(draw, self.basis.like)
         return self.orthogonal(self.orthogonal(drawn))
 
     def step(self) -> None:

@@ -77,12 +77,13 @@ class Search:
     certificate: Callable[[Tensor], Tensor] | None
     sampled: bool
     max_basis: int | None
+    like: Tensor
 
     def run(self, start: Tensor | None) -> EigenPairs:
         self.used, self.scale = 0, 0.0
         self.restarts, self.risk = 0, math.nan
         self.values = torch.empty(0, dtype=torch.float64)
-        self.vectors = torch.empty((0, self.size), dtype=self.dtype, device=self.device)
+        self.vectors = self.like.new_empty((0, self.size))
         self.estimates, self.images, self.first = self.values, self.vectors, 0
         space = self.krylov(start)
         try:
@@ -251,7 +252,7 @@ class Search:
         chosen = _wanted(merged, self.k, self.which)
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]
         old = chosen < len(self.values)
-        kept = torch.empty((len(chosen), self.size), dtype=self.dtype, device=self.device)
+        kept = self.like.new_empty((len(chosen), self.size))
         there, fresh = (_rows(mask, self.device) for mask in (old, ~old))
         taken, new = _rows(chosen[old], self.device), chosen[~old] - len(self.values)
         kept[there] = self.vectors[taken]

@@ -36,6 +36,7 @@ def slq(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    like: Tensor | None = None,
 ) -> Quadrature:
     """Gauss quadrature of the spectral density from num_steps Lanczos steps per Rademacher probe.
 
@@ -55,7 +56,7 @@ def slq(
     probe = 0
     try:
         for probe in range(num_probes):
-            start = rademacher((size,), generator=generator, dtype=dtype, device=device)
+            start = rademacher((size,), generator=generator, dtype=dtype, device=device, like=like)
             ritz = _space(matvec, start, steps, generator)
             count = len(ritz.values)
             nodes[probe, :count] = ritz.values

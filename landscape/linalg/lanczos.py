@@ -32,6 +32,7 @@ def top(
     start: Float[Tensor, "P"] | None = None,
     certificate: Callable[[Tensor], Tensor] | None = None,
     sampled: bool = False,
+    like: Tensor | None = None,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
@@ -61,6 +62,8 @@ def top(
     with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
     product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
 
+    like: a vector of the space, where it is no ordinary tensor (`landscape.sharding`).
+
     Raises LandscapeError for k outside 1..size, k > max_matvecs, an unknown `which`, sampled
     without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
     by then, at a KeyboardInterrupt.
@@ -89,6 +92,7 @@ def top(
         certificate=certificate,
         sampled=sampled,
         max_basis=max_basis,
+        like=torch.empty(0, dtype=dtype, device=device) if like is None else like.to(dtype),
     )
     return search.run(start)
 

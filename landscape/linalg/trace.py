@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.errors import Interrupted, LandscapeError
+from landscape.sharding import ShardedVector
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -22,6 +23,7 @@ def hutchinson(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    like: Tensor | None = None,
 ) -> Float[Tensor, "num_probes"]:
     """Samples vᵀHv with Rademacher v; their mean estimates tr H without bias.
 
@@ -36,7 +38,7 @@ def hutchinson(
     samples: list[Tensor] = []
     try:
         for _ in range(num_probes):
-            v = rademacher((size,), generator=generator, dtype=dtype, device=device)
+            v = rademacher((size,), generator=generator, dtype=dtype, device=device, like=like)
             samples.append(vectors.dot(v, matvec(v)))
     except KeyboardInterrupt as stop:
         known = torch.stack(samples) if samples else None
@@ -50,10 +52,18 @@ def rademacher(
     generator: torch.Generator,
     dtype: torch.dtype,
     device: torch.device | str,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """Independent ±1, drawn on the generator's device so that a seed means the same everywhere."""
-    bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
-    return (bits * 2 - 1).to(dtype).to(device, non_blocking=True)
+    """Independent ±1, drawn on the generator's device so that a seed means the same everywhere.
+
+    like: a vector that they are to be like, where that is no ordinary tensor.
+    """
+
+    def draw(*shape: int) -> Tensor:
+        bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+        return (bits * 2 - 1).to(dtype)
+
+    return draw(*shape).to(device, non_blocking=True) if like is None else vectors.drawn(draw, like)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ def hutchpp(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    like: Tensor | None = None,
 ) -> Trace:
     """Hutch++: tr H = tr QᵀHQ + tr (I-QQᵀ)H(I-QQᵀ), the first exact, the second by Hutchinson.
 
@@ -90,7 +101,7 @@ def hutchpp(
             f"num_matvecs={num_matvecs} asked; Hutch++ needs at least 6 (2 for the sketch, 2 for "
             f"its exact part, 2 for an error)."
         )
-    draw = partial(rademacher, (size,), generator=generator, dtype=dtype, device=device)
+    draw = partial(rademacher, (size,), generator=generator, dtype=dtype, device=device, like=like)
     rank = min(num_matvecs // 3, size)
     sketch = torch.stack([matvec(draw()) for _ in range(rank)])
     Q = _orthonormal(sketch.to(dtype))
@@ -108,8 +119,13 @@ def hutchpp(
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of their span: reflections, then a Cholesky step for long rows.
 
-    Reflections of long float32 rows are orthonormal only to what float32 accumulates.
+    Reflections of long float32 rows are orthonormal only to what float32 accumulates. Of sharded
+    rows two Cholesky steps.
     """
-    Q = torch.linalg.qr(rows.T).Q.T
+    if isinstance(rows, ShardedVector):
+        turn = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(rows)))
+        Q = vectors.combine(turn, rows)
+    else:
+        Q = torch.linalg.qr(rows.T).Q.T
     turn = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(Q)))
     return vectors.combine_(turn, Q.contiguous())

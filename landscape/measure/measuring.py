@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import results, seeds
+from landscape import results, seeds, vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.results import Variable
@@ -109,10 +110,9 @@ def normal_draws(
 ) -> Float[Tensor, "num P"]:
     """Standard normal rows, the same for every dtype and device: drawn in float64 on the CPU."""
     source = generator(seed + 1_000_003 * offset)
-    rows = torch.empty(num, like.numel(), dtype=like.dtype, device=like.device)
+    rows = like.new_empty((num, like.numel()))
     for row in rows:
-        drawn = torch.randn(like.numel(), generator=source, dtype=torch.float64)
-        row.copy_(drawn, non_blocking=True)
+        row.copy_(vectors.drawn(partial(torch.randn, generator=source, dtype=torch.float64), like))
     return rows
 
 

@@ -6,6 +6,7 @@ variants can be compared (arXiv:1712.09913, section 4).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from landscape.params import ParamLayout
 from landscape.plane.base import Plane, load, save
 from landscape.plane.filters import Filters, is_one_d
 from landscape.risk import EmpiricalRisk
-from landscape.vectors import combine, dot, gram, norm, project, row_norms, unit
+from landscape.vectors import combine, dot, drawn, gram, norm, project, row_norms, unit
 
 __all__ = [
     "Filters",
@@ -79,10 +80,11 @@ def random(
             f"give weights of the same architecture."
         )
     generator = seeds.generator(seed, purpose="directions")
-    rows = torch.empty(num_directions, theta.numel(), dtype=theta.dtype, device=theta.device)
+    rows = theta.new_empty((num_directions, theta.numel()))
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     for row in rows:
-        draw = torch.randn(theta.numel(), generator=generator, dtype=torch.float64)
-        row.copy_(rule.normalized(draw.to(theta), weights, normalize=normalize, one_d=one_d))
+        draw = drawn(normal, theta)
+        row.copy_(rule.normalized(draw, weights, normalize=normalize, one_d=one_d))
     if one_d == "zero" and all(is_one_d(tensor) for tensor in rule.layout.tensors):
         raise LandscapeError(
             f"one_d='zero' leaves nothing of the {len(rule.layout.tensors)} trainable tensors, "
@@ -302,7 +304,7 @@ def _principal(rows: Tensor, largest: float) -> tuple[Tensor, tuple[str, ...]]:
         if own := float(norm(row)) > 1e-7 * largest:
             labels.append(f"principal {i + 1}")
         else:
-            row = torch.randn(row.shape, generator=source, dtype=torch.float64).to(row)
+            row = drawn(partial(torch.randn, generator=source, dtype=torch.float64), row)
             labels.append(f"random {i + 1} (the checkpoints span {i})")
         for _ in range(1 if own else 2):
             for other in units:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from landscape.errors import LandscapeError
+from landscape.risk._sharded import refuse_flattened
 from landscape.risk._sparse import is_sparse
 from landscape.risk._tracing import address, storages, values
+from landscape.sharding import is_cut
 
 
 def refuse_odd(model: nn.Module) -> None:
     """Refuse scripted and quantized modules and tensors without values or rows, by name."""
+    refuse_flattened(model)
     for name, module in model.named_modules():
         place = f"{name!r} of the model" if name else "The model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -46,13 +49,6 @@ def refuse_odd(model: nn.Module) -> None:
                 f"{name!r} is on the meta device and has no values; load the weights first "
                 f"(model.to_empty(device='cpu'), then load_state_dict)."
             )
-        if type(tensor).__name__ == "DTensor" or hasattr(tensor, "device_mesh"):
-            raise LandscapeError(
-                f"{name!r} is sharded over processes (DTensor); gather the weights into an "
-                f"ordinary model first: get_model_state_dict of "
-                f"torch.distributed.checkpoint.state_dict with full_state_dict=True, then "
-                f"load_state_dict."
-            )
         if tensor.is_quantized:
             raise LandscapeError(
                 f"{name!r} is quantized ({tensor.dtype}); measure the model before it is quantized."
@@ -66,7 +62,7 @@ def _refuse_shared(model: nn.Module) -> None:
         (address(weight), first, first + _extent(weight), name)
         for name, weight in model.named_parameters()
         for first in [weight.storage_offset() * weight.itemsize]
-        if weight.requires_grad and weight.numel() and address(weight)
+        if weight.requires_grad and weight.numel() and not is_cut(weight) and address(weight)
     )
     for (memory, _, stop, name), (other, start, _, second) in itertools.pairwise(spans):
         if memory == other and start < stop:

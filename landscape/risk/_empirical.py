@@ -28,6 +28,7 @@ from landscape.risk._spread import Spread
 from landscape.risk._state import State
 from landscape.risk._tracing import values
 from landscape.risk._units import described, fitted, one_unit
+from landscape.sharding import wholes
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class EmpiricalRisk:
     distributed: each process of torch.distributed's default group gives its own share of the data
     (of any size) and gets the numbers of all of them; every process must ask for the same things.
     Values of single examples stay apart, and BatchNorm statistics of all examples cannot be had.
+    A model that is sharded over processes (`fully_shard`, tensor parallel) is measured as it is:
+    every process gives the same examples and asks for the same things; theta and the gradient are
+    cut like the weights (`landscape.sharding`), and so are products of vectors that are; each layer
+    is gathered while it computes, and the numbers are those of one process. Wrappers that flatten
+    the weights (FSDP1, DeepSpeed) are refused.
     borrow: measure on the caller's own modules, for models that no copy can stand for (hooks,
     lambdas and patched forwards that keep pointing at them). Within a call they read tensors of the
     risk's; afterwards they are bit for bit as before, whatever was raised. Graphs are then not kept
@@ -101,6 +107,12 @@ class EmpiricalRisk:
         refuse_odd(inner)
         foreign, caller = values(inner), State(inner)
         network = Network(inner, device=place, dtype=dtype, borrow=borrow)
+        if distributed and network.space is not None:
+            raise LandscapeError(
+                "distributed=True asked of a sharded model, whose processes gather each layer "
+                "together and so have to make the same passes; give all examples in every process "
+                "and leave distributed out."
+            )
         criterion = Criterion(loss, reduction, device=place, dtype=dtype)
         whole = criterion.form == "batch" or reduction in ("mean", "whole")
         examples = collect(
@@ -113,12 +125,16 @@ class EmpiricalRisk:
             examples=examples,
             device=place,
             dtype=dtype,
-            memory=_fitting.default(place) if memory is None else memory,
+            memory=int(network.agreed(_fitting.default(place) if memory is None else memory)),
             batch_size=batch_size,
             bn=bn,
             notes=Notes(hooked=with_gradient_hooks(inner)),
             spread=Spread(examples.num_examples, network.theta) if distributed else None,
         )
+        if network.space is not None:
+            network.space.refuse_other(
+                sha256_of(examples.leaves()), "examples", "give all of them the same ones"
+            )
         if reduction == "whole":
             self._engine = dataclasses.replace(self._engine, examples=one_unit(self._engine))
         self._weight_decay = float(weight_decay)
@@ -300,11 +316,14 @@ class EmpiricalRisk:
 
     def fingerprint(self, theta: Float[Tensor, "P"]) -> str:
         """SHA-256 of theta's bytes in the risk's dtype."""
-        values = self._engine.as_theta(theta).to("cpu").contiguous()
-        return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        found = hashlib.sha256()
+        for part in wholes(self._engine.as_theta(theta)):
+            found.update(part.to("cpu").contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def provenance(self) -> dict[str, Any]:
         """What must be known to read a number of this risk, as JSON types."""
+        space = self._engine.network.space
         return {
             "bn": self._engine.bn,
             "num_examples": self.num_examples,
@@ -319,6 +338,7 @@ class EmpiricalRisk:
             "torch": str(torch.__version__),
             **self._engine.notes.provenance(),
             **({"borrowed": True} if self._engine.network.borrowed else {}),
+            **({"sharded_over": space.num_processes} if space is not None else {}),
         }
 
     # Values -----------------------------------------------------------------------------------
@@ -509,7 +529,7 @@ class EmpiricalRisk:
         product = engine.mean_of(total, rows, self._weight_decay)
         mean = self._mean(sums, theta)
         _checks.refuse_non_finite(engine, theta, mean, product, "Hessian product")
-        return product.reshape(V.shape)
+        return engine.like(V, product)
 
     @normal_tensors
     def linearized_hvp(self, theta: Float[Tensor, "P"]) -> LinearizedHVP:

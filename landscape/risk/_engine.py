@@ -17,6 +17,7 @@ from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
+from landscape.sharding import ShardedVector, whole
 
 Statistics = list[tuple[Tensor, Tensor]]
 BNMode = Literal["eval", "full_batch", "recalibrate"]
@@ -112,6 +113,8 @@ class Engine:
 
     def over_all(self, sums: Tensor) -> Tensor:
         """Sums of the own examples, made those of all processes."""
+        if self.network.space is not None and not isinstance(sums, ShardedVector):
+            return self.network.space.agreed(sums)
         return sums if self.spread is None else self.spread.sum(sums)
 
     @functools.cached_property
@@ -238,7 +241,12 @@ class Engine:
         weights again.
         """
         twice = self.network.twice
-        with self._scope(second=order > 1), torch.enable_grad(), self._at(theta):
+        with (
+            self._scope(second=order > 1),
+            torch.enable_grad(),
+            self._at(theta),
+            self.network.graphs(),
+        ):
             twice.active, twice.absorbed = order > 1, order > 1 and self.bn == "eval"
             try:
                 yield
@@ -375,8 +383,22 @@ class Engine:
                 f"theta of {found} given; this model has P={size} trainable parameters, so theta "
                 f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
             )
-        theta = theta.clone() if theta.is_inference() else theta
+        theta = self._in_space(theta.clone() if theta.is_inference() else theta)
         return theta.detach().to(device=self.device, dtype=self.dtype)
+
+    def _in_space(self, vectors: Tensor) -> Tensor:
+        """Vectors that every process has whole, cut as the weights are."""
+        space = self.network.space
+        if space is None:
+            return whole(vectors)
+        if isinstance(vectors, ShardedVector):
+            return vectors
+        return ShardedVector(space.own(vectors.detach().to(self.device)), space)
+
+    def like(self, V: Tensor, products: Tensor) -> Tensor:
+        """Products in the shape of the vectors that were asked, and whole where these were."""
+        products = products.reshape(V.shape)
+        return products if isinstance(V, ShardedVector) else whole(products)
 
     def as_vectors(self, V: Tensor) -> Tensor:
         """Vectors V (P,) or (k, P) as rows (k, P) on the device, in the dtype."""
@@ -386,7 +408,7 @@ class Engine:
             raise LandscapeError(
                 f"V of shape {found} given; a Hessian product takes ({size},) or (k, {size})."
             )
-        V = V.clone() if V.is_inference() else V
+        V = self._in_space(V.clone() if V.is_inference() else V)
         return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
 
 

@@ -151,21 +151,27 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
         # A unit is one piece, and what it holds may grow faster than its rows.
         unit = max(engine.examples.cut(0), key=lambda unit: unit.count)
         most = max(engine.memory, default(engine.device))
-        cache[key] = (0.0, _saved_bytes(engine, unit, order, most) / unit.count)
+        each = engine.network.agreed(_saved_bytes(engine, unit, order, most) / unit.count)
+        cache[key] = (0.0, each)
     if key not in cache:
         chunk = engine.examples.chunks[0]
         few, more = min(2, chunk.count), min(4, chunk.count)
         small = _saved_bytes(engine, chunk.rows(0, few), order)
         large = small if more == few else _saved_bytes(engine, chunk.rows(0, more), order)
         each = (large - small) / (more - few) if more > few else large / max(1, few)
-        cache[key] = (max(0.0, small - each * few), each)
+        fixed = max(0.0, small - each * few)
+        cache[key] = engine.network.agreed(fixed), engine.network.agreed(each)
     return cache[key]
 
 
 def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("inf")) -> float:
     held: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    network = engine.network
+
+    def pack(tensor: Tensor) -> Any:
+        if (known := network.packed(tensor)) is not tensor:
+            return known
         with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
@@ -177,19 +183,18 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
             )
         return tensor
 
-    def graph() -> object:
-        with engine.differentiating(order, engine.network.theta):
+    def graph(hooks: contextlib.AbstractContextManager[Any]) -> object:
+        with engine.differentiating(order, network.theta), hooks:
             return engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
 
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            graph()
+        graph(torch.autograd.graph.saved_tensors_hooks(pack, network.unpacked))
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
         # torch.func within the model allows no hooks: everything made is counted, which is more.
         with _Made() as made:
-            graph()
+            graph(contextlib.nullcontext())
         return made.bytes
     return float(sum(held.values()))
 

@@ -7,6 +7,7 @@ W' = scale W, scale = gamma / sqrt(var + eps), b' = scale (b - mean) + beta.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -142,7 +143,7 @@ def hooked(module: nn.Module) -> bool:
 def beside(theta: Tensor) -> Tensor:
     """A second point for proofs, a tenth of ‖theta‖ away."""
     source = torch.Generator().manual_seed(0)
-    shift = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
+    shift = vectors.drawn(partial(torch.randn, generator=source, dtype=torch.float64), theta)
     return theta + shift * (0.1 * vectors.norm(theta) / vectors.norm(shift))
 
 

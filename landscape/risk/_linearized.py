@@ -35,6 +35,8 @@ class LinearizedHVP:
         gradients = [g.detach().sum() for graph in self._kept for g in graph.gradients
                      if g is not None]  # fmt: skip
         known = engine.over_all(torch.stack(gradients or [theta.sum() * 0]).sum())
+        if engine.network.space is not None:  # each process knows its own part
+            known = engine.network.space.sum(torch.stack(gradients or [known * 0]).sum())
         mean = engine.mean(sums, theta, weight_decay)
         _checks.refuse_non_finite(engine, theta, mean, known, "gradient")
 
@@ -50,7 +52,7 @@ class LinearizedHVP:
             for batch in self._rebuilt:
                 engine.add_products(total, engine.gradient_graph(batch), rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.mean_of(total, rows, self._weight_decay).reshape(V.shape)
+        return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
 
 
 class LinearizedGGN:
@@ -85,7 +87,7 @@ class LinearizedGGN:
             for batch in self._rebuilt:
                 _Graph(engine, batch).add_products(total, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.mean_of(total, rows, self._weight_decay).reshape(V.shape)
+        return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
 
 
 class _Graph:

@@ -20,8 +20,10 @@ from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
 from landscape.risk._promoting import Promoting
 from landscape.risk._second_derivatives import TwiceControl, release
+from landscape.risk._sharded import Weights, is_sharded, resharded, unsharded
 from landscape.risk._sparse import equal
 from landscape.risk._state import Place, State
+from landscape.sharding import ShardedVector, Space, own
 
 
 @dataclass
@@ -41,14 +43,27 @@ class Network:
 
     A copy, whose parameters are written in place. borrow: the caller's own modules, which within
     `at` read tensors and have forwards of ours, and outside of it are as they were.
+    Of a sharded model the parameters are what lies in this process, and so are `pieces`; theta is a
+    vector of `space`, which is None of any other model.
     """
 
     def __init__(
         self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
     ) -> None:
-        self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
+        self.space: Space | None = None
+        self._gathering: Weights | None = None
+        if is_sharded(model):
+            if borrow:
+                raise LandscapeError(
+                    "borrow=True asked of a sharded model, whose own forward gathers its weights "
+                    "by hooks; leave borrow out: the risk's copy gathers them itself."
+                )
+            self.model, self.layout, self._gathering = unsharded(model)
+            self.space, self.stale = self.layout.space, {}
+        else:
+            self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
+            self.layout = ParamLayout.of(self.model)
         self._loan = Loan(model, device=device, dtype=dtype) if borrow else None
-        self.layout = ParamLayout.of(self.model)
         if self._loan is None:
             self.model._apply(lambda t: t.to(device=device, dtype=real_or_complex(t, dtype)))
             self._dress()
@@ -65,7 +80,7 @@ class Network:
         self.model.eval()
         named = dict(self.model.named_parameters())
         self.weights = [named[name] for name in self.layout.names]
-        self.theta = self.layout.flatten(named).detach().as_subclass(Tensor).clone()
+        self.theta = self._flat()
         trainable = set(map(id, self.weights))
         for parameter in named.values():
             parameter.requires_grad_(id(parameter) in trainable)
@@ -76,6 +91,10 @@ class Network:
         self.twice = TwiceControl(self.model)
         self.batchnorm = BatchNormControl(self.model, self.twice.takes)
         self._state = State(self.model)
+
+    def _flat(self) -> Tensor:
+        flat = torch.cat([w.detach().as_subclass(Tensor).reshape(-1) for w in self.weights])
+        return flat if self.space is None else ShardedVector(flat, self.space)
 
     @property
     def tied(self) -> bool:
@@ -119,7 +138,29 @@ class Network:
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector (P,), one per weight."""
-        return list(self.layout.unflatten(vector).values())
+        if self.space is None:
+            return list(self.layout.unflatten(vector).values())
+        parts = zip(self.space.split(own(vector)), self.space.pieces, strict=True)
+        return [part.view(piece.here) for part, piece in parts]
+
+    def graphs(self) -> contextlib.AbstractContextManager[None]:
+        """Within it graphs hold no gathered weights."""
+        return contextlib.nullcontext() if self._gathering is None else self._gathering.frugal()
+
+    def packed(self, tensor: Tensor) -> Any:
+        """What a graph holds of a tensor that autograd saves; the tensor but for gathered ones."""
+        return tensor if self._gathering is None else self._gathering.packed(tensor)
+
+    def unpacked(self, held: Any) -> Tensor:
+        """The tensor again."""
+        return held if self._gathering is None else self._gathering.unpacked(held)
+
+    def agreed(self, number: float) -> float:
+        """The first process's number, where all of them have to act alike."""
+        if self.space is None:
+            return number
+        told = torch.tensor(number, dtype=torch.float64, device=self.theta.device)
+        return float(self.space.agreed(told))
 
     def cotangents(self, vector: Tensor) -> list[Tensor]:
         """The pieces as tensors to be pulled back: complex views begin at even places."""
@@ -146,7 +187,11 @@ class Network:
     def in_dtype(self, dtype: torch.dtype) -> "Network":
         """A network of its own with the same weights and buffers in another dtype."""
         device = self.theta.device
-        if self._loan is None:
+        if self.space is not None:
+            self.put(self.theta)
+            self.restore()
+            other = Network(self.model, device=device, dtype=dtype)
+        elif self._loan is None:
             other = Network(self.released(self.theta), device=device, dtype=dtype)
         else:
             with self.at(self.theta):
@@ -174,7 +219,10 @@ class Network:
         self._state.restore(self.habits.volatile)
 
     def released(self, theta: Tensor) -> nn.Module:
-        """An ordinary module of its own with weights theta, in evaluation mode."""
+        """An ordinary module of its own with weights theta, in evaluation mode.
+
+        Of a sharded model with DTensors as parameters, gathered where they are read.
+        """
         if self._loan is not None:
             raise LandscapeError(
                 f"A module of its own asked of {type(self.model).__name__}, which was given with "
@@ -183,7 +231,7 @@ class Network:
             )
         self.put(theta)
         self.restore()
-        return release(copied(self.model)[0])
+        return release(copied(self.model)[0] if self.space is None else resharded(self.model))
 
     def ready(self, batch: Batch) -> tuple[nn.Module, Batch]:
         """The model, and the batch as it may be given to it."""

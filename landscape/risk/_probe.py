@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,8 +128,8 @@ class _Probing:
         sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
 
         def draw() -> Tensor:
-            drawn = torch.randn(len(sizes), generator=source, dtype=torch.float64)
-            return drawn.to(sizes).mul_(sizes)
+            normal = partial(torch.randn, generator=source, dtype=torch.float64)
+            return vectors.drawn(normal, sizes).mul_(sizes)
 
         self.theta.add_(draw(), alpha=1e-3)
         self.u, self.v = draw(), draw()

@@ -14,6 +14,7 @@ from landscape.risk._criterion import errors_of, logits_of
 from landscape.risk._data import Batch
 from landscape.risk._empirical import EmpiricalRisk, Evaluation
 from landscape.risk._engine import FORWARD, GRADIENT
+from landscape.sharding import write
 
 Transform = Callable[[Tensor], Tensor]
 _ROWS = 512  # of one pass
@@ -189,7 +190,7 @@ class Objective:
         self._risk.spend(cost * len(rows) / len(self._all))
         with torch.no_grad():
             for name, value in self._risk.layout.unflatten(theta).items():
-                self._named[name].copy_(value)
+                write(self._named[name], value)
         return rows
 
 

@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ def _thetas(engine: Engine) -> Iterator[Tensor]:
     theta = engine.network.theta
     yield theta
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
+    draw = vectors.drawn(partial(torch.randn, generator=generator, dtype=torch.float64), theta)
     scale = (
         torch.nan_to_num(vectors.norm(theta) / max(1, len(theta)) ** 0.5).clamp_min(1e-2).to(theta)
     )

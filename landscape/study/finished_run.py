@@ -15,6 +15,7 @@ from landscape import problems, sam, storage, training
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import BNMode, EmpiricalRisk, takes_batch
+from landscape.study import together
 from landscape.study.problem import DTYPES, make_loss, make_model, make_recipe, read_data
 from landscape.study.spec import Job, Run
 from landscape.training.batches import crop_and_flip
@@ -41,7 +42,8 @@ class FinishedRun:
         model = make_model(self.run, self.data, self.job.base)
         if self.trained:
             self.weights = _load(model, self.run, self.job.folder)
-        return model.to(self.job.device)
+        # Where processes measure together, devices hold parts of it alone.
+        return model if together.measuring() else model.to(self.job.device)
 
     @property
     def theta(self) -> Tensor:
@@ -79,13 +81,14 @@ class FinishedRun:
         bn: BNMode,
         model: nn.Module | None = None,
     ) -> EmpiricalRisk:
+        device = torch.device(self.job.device)
         return EmpiricalRisk(
-            self.model if model is None else model,
+            together.cut(self.model if model is None else model, device),
             make_loss(self.run, self.job.base),
             part.data,
             bn=bn,
             reduction=None if isinstance(part, problems.Split) else part.reduction,
-            device=torch.device(self.job.device),
+            device=device,
             dtype=DTYPES[self.run.dtype],
         )
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import sam_memory, sam_step
+from benchmarks import interleaved, sam_memory, sam_step
 from benchmarks.sam_peers import PEERS, load
 from landscape import sam
 
@@ -85,3 +85,11 @@ def test_during_pass_2_a_variant_holds_no_more_than_its_definition(name, few_obj
         bound = sam_memory.perturbed_share(variant) if bound is None else bound
         held = sam_memory.measure(variant, keep=False)["in_pass_2"]
     assert held <= bound + 0.06  # activations of the network and vectors beside the matrices
+
+
+def test_without_git_or_a_repository_the_commit_is_unknown_and_nothing_is_lost(
+    monkeypatch, tmp_path
+):
+    assert interleaved.commit_of(tmp_path) == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert interleaved.commit_of(tmp_path) == "unknown"

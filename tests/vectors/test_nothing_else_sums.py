@@ -31,6 +31,7 @@ PERMITTED = {
     ("measure/perturbations/recorded_masks.py", "_selection"): "shares per tensor, in numpy",
     ("measure/perturbations/zscore_statistics.py", ""): "histograms, in numpy's float64",
     ("risk/_checks.py", "_fails_twice"): "whether derivatives exist, not their values",
+    ("sharding/operations.py", ""): "torch's own operations of a part, as of a whole vector",
     ("sam/finite.py", "all_finite"): "whether it is finite, not how long it is",
     ("sam/objectives.py", "__call__"): "the classes of one example",
     ("sam/passes.py", "split_backward"): "the examples of one batch",

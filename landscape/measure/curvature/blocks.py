@@ -155,7 +155,7 @@ def _largest(
 
 def _within(exact: Callable[[Tensor], Tensor], block: Operator) -> Callable[[Tensor], Tensor]:
     """The rows and columns of a block."""
-    return lambda V: exact(block.embed(V))[..., block.index]
+    return lambda V: block.chosen(exact(block.embed(V)))
 
 
 def _row(pairs: lanczos.EigenPairs, proof: certificates.Certificate) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.linalg.lanczos import EigenPairs
-from landscape.measure.curvature.operator import Operator
+from landscape.measure.curvature.operator import Operator, Spans
 from landscape.risk import EmpiricalRisk
 
 CERTIFY = ("float64", "working", "none")
@@ -32,7 +32,7 @@ def float64_products(
     theta: Float[Tensor, "P"],
     *,
     matrix: str = "hessian",
-    index: Int[Tensor, "n"] | None = None,
+    index: Int[Tensor, "n"] | Spans | None = None,
     keep: bool = False,
 ) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]] | None:
     """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's.

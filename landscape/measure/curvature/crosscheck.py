@@ -227,6 +227,11 @@ class _RiskModule(nn.Module):
 
     def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
         super().__init__()
+        if risk.layout.space is not None:
+            raise LandscapeError(
+                "crosscheck asked of a sharded model, which PyHessian cannot differentiate twice; "
+                "check a smaller model of the same kind that fits one process."
+            )
         self.model = risk.model_at(theta)
         self._losses = RowLosses(risk, self.model, weight_decay=True)
 

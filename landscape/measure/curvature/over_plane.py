@@ -78,6 +78,7 @@ def curvature_map(
             generator=generator(seed),
             dtype=own.dtype,
             device=own.device,
+            like=point,
         )
         pairs = certificates.sound(pairs, own)
         values[i, j, :4] = [*numbers(pairs.values), *numbers(pairs.residual_norms)]

@@ -93,6 +93,7 @@ def spectral_density(
             generator=generator(seed),
             dtype=theta.dtype,
             device=theta.device,
+            like=operator.like(theta),
         )
     except Interrupted as stop:
         known = stop.partial

@@ -165,7 +165,7 @@ def _warm(start: Tensor | None, product: Operator) -> Tensor | None:
         return None
     whole = start.sum(0) if start.ndim == 2 else start
     chosen = product.index is not None and len(whole) == product.num_parameters
-    return whole[product.index] if chosen else whole
+    return product.chosen(whole) if chosen else whole
 
 
 def eigenpairs(
@@ -205,6 +205,7 @@ def eigenpairs(
         start=start,
         certificate=exact,
         sampled=sampled,
+        like=product.like(theta),
     )
     return certificates.sound(pairs, risk, matrix)
 
@@ -249,8 +250,9 @@ def hessian_trace(
     loss, theta = measuring.finite_loss(), measuring.theta
     operator = Operator.of(risk, theta, matrix=matrix, select=select)
     hutchinson = partial(
-        trace.hutchinson, operator, operator.size, dtype=theta.dtype, device=theta.device
-    )
+        trace.hutchinson, operator, operator.size, dtype=theta.dtype, device=theta.device,
+        like=operator.like(theta),
+    )  # fmt: skip
     if target_stderr is not None:
         num_probes = _enough_probes(hutchinson, target_stderr, max_probes, method, seed)
     options = {
@@ -274,7 +276,7 @@ def hessian_trace(
     if method == "hutch++":
         found = trace.hutchpp(
             operator, operator.size, num_matvecs=num_probes, generator=generator(seed),
-            dtype=theta.dtype, device=theta.device,
+            dtype=theta.dtype, device=theta.device, like=operator.like(theta),
         )  # fmt: skip
         return result(numbers(found.samples), options)
     try:

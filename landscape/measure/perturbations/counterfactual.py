@@ -15,6 +15,7 @@ from landscape.measure.measuring import generator
 from landscape.risk import EmpiricalRisk, RowLosses
 from landscape.sam.engine import new_slots
 from landscape.sam.sources import Friendly
+from landscape.sharding import local, own, write
 
 BATCH_BN = ("batch", "eval")
 
@@ -89,8 +90,9 @@ class Counterfactual:
         note = None
         whole = len(rows) == self.risk.num_examples
         if state is None and isinstance(variant.source, Friendly) and not whole:
+            means = self.risk.layout.unflatten(self.mean_gradient)
             state = new_slots() | {
-                "source": {"ema": self.risk.layout.unflatten(self.mean_gradient)}
+                "source": {"ema": {name: own(mean) for name, mean in means.items()}}
             }
             note = "no state: the average is the mean gradient over all batches"
         draws = self.seed if seed is None else seed
@@ -137,7 +139,7 @@ class Counterfactual:
                 for name, g in zip(trained, found, strict=True):
                     total[name].addcmul_(g, g)
         self.risk.spend(some * len(rows) / self.risk.num_examples)
-        return {name: t / some for name, t in total.items()}
+        return {name: local(t) / some for name, t in total.items()}
 
     def batches(self, count: int) -> list[Tensor]:
         """Rows of `count` disjoint batches of the seeded order; the first is that of `perturb`."""
@@ -170,7 +172,7 @@ class Counterfactual:
         try:
             with torch.no_grad():
                 for name, value in self.risk.layout.unflatten(theta).items():
-                    named[name].copy_(value)
+                    write(named[name], value)
                 return float(self.losses(self.rows).mean())
         finally:
             with torch.no_grad():

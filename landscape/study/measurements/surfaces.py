@@ -233,6 +233,7 @@ def _directions(done: FinishedRun, kind: str, variants: Sequence[str]) -> plane.
             generator=torch.Generator().manual_seed(done.seed),
             dtype=risk.dtype,
             device=risk.device,
+            like=theta,
         )
         return plane.eigenvectors(theta, pairs.vectors, gradient=risk.gradient(theta))
     if kind == "gradient":
