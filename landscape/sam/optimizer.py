@@ -66,7 +66,9 @@ class SAM(AroundBase):
     tensors from perturbation and norm; `sam_rho` over Adadelta, whose own option is named rho).
 
     base: a torch optimizer, or several over different tensors ([Muon(...), AdamW(...)]); one with
-    maximize=True climbs where its objective is worse.
+    maximize=True climbs where its objective is worse. It steps with gd in `.grad`, and one that
+    wants more is refused by name: LBFGS evaluates the loss itself, AdaHessian differentiates
+    `.grad` again, whose graph is that of w + e (`sam.sassha` estimates its Hessian there itself).
     bn: the pass that updates the model's buffers, "first" (default), "second" or "both": running
     statistics, spectral vectors, queues, codebooks, and frozen parameters where there are no more
     of them than are trained (the averaged weights of a teacher). What a forward pass keeps
