@@ -1,8 +1,8 @@
 """One step, read from top to bottom: first pass, ascent, second pass, descent."""
 
 import contextlib
+import itertools
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -294,10 +294,11 @@ class Step:
 
     def _check_memory(self) -> None:
         """A closure may write both gradients into one tensor of its own, and g1 is g2 then."""
-        if not any(
-            a is not None and b is not None and a.numel() and a.data_ptr() == b.data_ptr()
-            for a, b in zip(self.g1, self.g2, strict=True)
-        ):
+        both = zip(self.g1, self.g2, strict=True)
+        pairs = ((a, b) for a, b in both if a is not None and b is not None and a.numel())
+        if self.watch is None:  # all or none: one tells
+            pairs = itertools.islice(pairs, 1)
+        if not any(a.data_ptr() == b.data_ptr() for a, b in pairs):
             return
         if self._g1_is_read():
             raise LandscapeError(
@@ -456,7 +457,7 @@ class Step:
         loss = torch.zeros((), device=self.optimizer.device)
         finite: Finite = True
         point = self.point
-        for a, b in pairwise(bounds):
+        for a, b in itertools.pairwise(bounds):
             passes.batch = passes.batches.select(batch, slice(a, b))
             part = Step(self.optimizer, passes)
             part._run()
