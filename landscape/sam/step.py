@@ -225,21 +225,26 @@ class Step:
         if variant.correction.needs_e:
             point.scratch["e"] = dict(zip(point.names, ascended.e, strict=True))
             point.scratch["rho"] = ascended.rho
-        if self._only_g2_matters():
-            self.g1 = [None] * len(self.g1)
-            point.forget_gradients()
-            for p in self.trained.parameters:
-                p.grad = None
+        late = variant.selector.has("after_ascent")  # reads g1 once more
+        if not late:
+            self._let_g1_go()
         optimizer.weights.move([tensors[i] for i in self.climbed], directions, factor)
         untrained = point.untrained() if point.also else {}
         optimizer.weights.move([untrained[n] for n in point.also], list(point.also.values()), 1.0)
         variant.selector.after_ascent(point, self.slots["selector"])
+        if late:
+            self._let_g1_go()
         if not optimizer.keep_perturbation:
             self.ascended = Ascent([], None, ascended.rho)
 
-    def _only_g2_matters(self) -> bool:
-        """Whether g1 can go before pass 2, whose activations need the memory."""
-        return not (self.optimizer.keep_perturbation or self._g1_is_read())
+    def _let_g1_go(self) -> None:
+        """Free g1 before pass 2, whose activations need the memory, where nobody reads it."""
+        if self.optimizer.keep_perturbation or self._g1_is_read():
+            return
+        self.g1 = [None] * len(self.g1)
+        self.point.forget_gradients()
+        for p in self.trained.parameters:
+            p.grad = None
 
     def _g1_is_read(self) -> bool:
         """Whether some slot reads g1 once pass 2 has begun."""
@@ -247,7 +252,7 @@ class Step:
         return (
             variant.correction.needs_g1
             or variant.evaluate.needs_g1
-            or ((selector.has("after_step") or selector.has("after_ascent")) and selector.needs_g1)
+            or (selector.has("after_step") and selector.needs_g1)
             or variant.loss_term is not None
         )
 
