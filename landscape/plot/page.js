@@ -101,7 +101,7 @@ var Look = (function () {
     if (o.printing) {
       // As wide as A4 or Letter is between margins, whatever the window was.
       one.layout.width = WIDTH;
-      one.layout.height = Math.round(0.85 * one.layout.height);
+      one.layout.height = Math.round(0.75 * one.layout.height);
     }
     return one;
   }
