@@ -205,6 +205,14 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                 title,
             )
         )
+    # Results from before this was kept count every snapshot, those of a burst too.
+    snapshots = (
+        "Of the snapshots, those that stand for equally long parts of the training: a mask that is "
+        "kept for longer than they are apart still counts as dispersion."
+        if runs.provenance(ds, "num_recorded")
+        else "Snapshots may stand in groups a few steps apart, where masks that are kept for some "
+        "steps look persistent."
+    )
     return Drawing(
         "mask_selection",
         "Are the same coordinates selected again and again?",
@@ -212,9 +220,7 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"over the tensors that are selected in part, mean over {runs.seed_count(ds)}. Dashed: the "
         "binomial law of independent masks of the same density. Dispersion: variance of the "
         "selection frequency over that of independent masks, 1 at chance; support: effective share "
-        "of coordinates that are ever selected (medians over tensors). Of the snapshots, those "
-        "that stand for equally long parts of the training: a mask that is kept for longer than "
-        "they are apart still counts as dispersion.",
+        f"of coordinates that are ever selected (medians over tensors). {snapshots}",
         tuple(panels),
         columns=3,
         panel_height=1.5,
