@@ -43,6 +43,7 @@ fuzz: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	@$(PIP) install -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/pages.py docs/_build/html
 	@echo docs/_build/html/index.html
 
 lint: $(VENV)/.installed-dev

@@ -11,6 +11,17 @@ from typing import Any
 
 from landscape.errors import LandscapeError
 
+__all__ = [
+    "LARGEST_SEED",
+    "MOST",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_fraction",
+    "check_number",
+    "check_rho",
+]
+
 MOST = 10**9  # of anything that is counted one by one
 LARGEST_SEED = 2**63 - 1  # what a generator takes
 

@@ -10,6 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = [
+    "RandomState",
+    "count",
+    "free_memory",
+    "in_use",
+    "is_accelerator",
+    "name",
+    "rng_state",
+    "same_state",
+    "seed",
+    "set_rng_state",
+    "synchronize",
+]
+
 RandomState = tuple[Tensor, Tensor | None]
 
 

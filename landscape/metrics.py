@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 
 from landscape.errors import LandscapeError
 
+__all__ = ["FLATNESS", "METRICS", "OUTCOMES", "SCALES", "Metric", "metric"]
+
 SCALES = ("log_error", "log", "linear")
 
 

@@ -14,6 +14,18 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from landscape.errors import LandscapeError
 from landscape.sharding import Space, joined
 
+__all__ = [
+    "KINDS",
+    "LAYERS",
+    "NORM_MODULES",
+    "Layer",
+    "ParamLayout",
+    "Select",
+    "TensorInfo",
+    "is_norm",
+    "layer_of",
+]
+
 KINDS = ("conv", "linear", "norm", "bias", "embedding", "other")
 
 NORM_MODULES: tuple[type[nn.Module], ...] = (
@@ -37,6 +49,11 @@ class Layer:
 
     kind: one of KINDS. outputs: the axes of the weight that run over output units; what belongs to
     one unit is a filter. Of torch's layers, and of what is not listed, it is axis 0.
+
+    Example:
+        >>> own = params.Layer("linear", outputs=(1,))  # y = x W + b: a column is an output unit
+        >>> own.outputs
+        (1,)
     """
 
     kind: str = "linear"
@@ -58,7 +75,12 @@ LAYERS: dict[type[nn.Module] | str, Layer] = {
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """The entry of LAYERS for a module, of its own class or the nearest above it."""
+    """The entry of LAYERS for a module, of its own class or the nearest above it.
+
+    Example:
+        >>> params.layer_of(nn.Linear(2, 3)) is None  # torch's own layers need no entry
+        True
+    """
     for kind in type(module).__mro__:
         found = LAYERS.get(kind, LAYERS.get(f"{kind.__module__}.{kind.__qualname__}"))
         if found is not None:
@@ -73,6 +95,10 @@ def is_norm(module: nn.Module) -> bool:
     """Whether `module` normalizes activations: Batch-, Instance-, Layer-, Group- or RMSNorm.
 
     Classes of other libraries count by name (`LlamaRMSNorm`, `LayerNorm2d`).
+
+    Example:
+        >>> params.is_norm(nn.LayerNorm(3)), params.is_norm(nn.Linear(3, 3))
+        (True, False)
     """
     name = type(module).__name__
     return isinstance(module, NORM_MODULES) or name.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d"))
@@ -83,6 +109,12 @@ class TensorInfo:
     """One trainable tensor: `theta[start:stop].view(shape)` is `name`, owned by `module`.
 
     outputs: axes that run over output units, where LAYERS says so of its layer.
+    kind: one of KINDS. numel: its number of elements. start: its first coordinate in theta.
+
+    Example:
+        >>> first = ParamLayout.of(model).tensors[0]
+        >>> first.name, first.kind, first.shape, first.stop
+        ('0.weight', 'linear', (8, 4), 32)
     """
 
     name: str
@@ -109,6 +141,13 @@ class ParamLayout:
     """Order of the trainable tensors of a model in theta (P,).
 
     space: of a sharded model, whose flat vectors are cut over processes as its tensors are.
+
+    Example:
+        >>> layout = ParamLayout.of(model)
+        >>> layout.names[:2], layout.num_parameters
+        (('0.weight', '0.bias'), 83)
+        >>> tuple(layout.unflatten(theta)["0.weight"].shape)
+        (8, 4)
     """
 
     tensors: tuple[TensorInfo, ...]

@@ -14,6 +14,8 @@ from landscape import results
 from landscape.errors import LandscapeError
 from landscape.results import Variable
 
+__all__ = ["LEVEL", "Basins", "merge_tree", "persistence"]
+
 LEVEL = 0.95
 
 

@@ -30,6 +30,8 @@ from landscape.sam.variant import widened
 from landscape.snapshots import SCALARS
 from landscape.training.recorder import Log, tensors_of, weight_norms
 
+__all__ = ["STEP_ENDS", "UNSEEN", "Recording", "record"]
+
 STEP_ENDS = ("optimizer", "call")
 _FLUSH = 100  # steps kept in memory at most
 _PASSES = 64  # different weights within one step before it is called endless
@@ -93,6 +95,17 @@ def record(
     tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the
     body and a killed process up to the last 100 steps. Cost: one pass over the weights per forward
     pass, and a wait for the device.
+    model: the module that the loop calls, wrapped or not.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = sam.SAM(model, base, sam.sam(0.05))
+        >>> with record(model, rho=0.05) as seen:
+        ...     for _ in range(3):
+        ...         loss = optimizer.step(losses, data)
+        >>> answer = seen.diagnosis()
+        >>> answer["second pass"].verdict, answer["length"].verdict, answer.wrong
+        ('ok', 'ok', ())
     """
     if not isinstance(model, nn.Module):
         raise LandscapeError(

@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import torch
 
+__all__ = ["generator"]
+
 
 def generator(
     seed: int, *, purpose: str, device: torch.device | str = "cpu"

@@ -21,6 +21,8 @@ from landscape.results import Variable
 from landscape.stats import LEVEL
 from landscape.storage import open_hdf5
 
+__all__ = ["difference", "read_goldstein", "write_csv"]
+
 _SCALES = ("loss", "log_loss")
 _SHARED = (
     "bn", "kind", "plane", "normalize", "one_d", "plane_seed", "reference", "orthogonalized",

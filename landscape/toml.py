@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+__all__ = ["dumps", "value_text"]
+
 
 def dumps(table: Mapping[str, Any]) -> str:
     """TOML text of nested tables; `tomllib.loads(dumps(t)) == t`."""

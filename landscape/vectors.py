@@ -18,6 +18,26 @@ from torch import Tensor
 
 from landscape.sharding import ShardedVector, Space, operands, own, whole
 
+__all__ = [
+    "combine",
+    "combine_",
+    "cosine",
+    "dot",
+    "dots",
+    "drawn",
+    "gram",
+    "lengths",
+    "norm",
+    "norms",
+    "project",
+    "row_norms",
+    "squared_norm",
+    "total_norm",
+    "unit",
+    "unit_rows",
+    "without",
+]
+
 # Elements widened at once: what stays in a core's cache; on a device, what keeps launches few.
 _SLAB_ON_CPU, _SLAB = 2**17, 2**24
 _BLOCK_ON_CPU, _BLOCK = 2**19, 2**26

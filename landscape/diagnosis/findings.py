@@ -14,7 +14,17 @@ _FILE = "diagnosis.json"
 
 @dataclass(frozen=True)
 class Finding:
-    """One question about the steps: its answer in a sentence, with the numbers behind it."""
+    """One question about the steps: its answer in a sentence, with the numbers behind it.
+
+    key: the question in a word or two, as "second pass". verdict: "ok", "wrong" or "cannot tell".
+    remedy: what mends it, empty where nothing is wrong.
+
+    Example:
+        >>> finding = diagnosis.Finding("length", "ok", "e has the length asked.", {"norm": 0.05})
+        >>> print(finding)
+        ok          length: e has the length asked.
+                    norm 0.05
+    """
 
     key: str
     verdict: Verdict
@@ -35,7 +45,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the steps of a recording showed. `diagnosis["length"]` is one finding of it."""
+    """What the steps of a recording showed. `diagnosis["length"]` is one finding of it.
+
+    num_steps: steps seen. num_looked_at: those of which passes, weights and gradients were
+    compared. findings: one `Finding` for each question.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with record(model, rho=0.05) as seen:
+        ...     _ = sam.SAM(model, base, sam.sam(0.05)).step(losses, data)
+        >>> seen.diagnosis().num_steps, seen.diagnosis()["length"].verdict
+        (1, 'ok')
+    """
 
     num_steps: int
     num_looked_at: int
@@ -80,12 +101,31 @@ class Diagnosis:
 
 
 def write(folder: Path, diagnosis: Diagnosis) -> None:
-    """Leave the diagnosis in the folder of a recording."""
+    """Leave the diagnosis in the folder of a recording.
+
+    Example:
+        >>> answer = diagnosis.Diagnosis(1, 1, (diagnosis.Finding("length", "ok", "As asked."),))
+        >>> Path("mine").mkdir(exist_ok=True)
+        >>> diagnosis.write(Path("mine"), answer)
+        >>> diagnosis.read(Path("mine")) == answer
+        True
+    """
     storage.write_json(Path(folder) / _FILE, diagnosis.as_dict())
 
 
 def read(folder: Path) -> Diagnosis:
-    """The diagnosis that a recording left in its folder."""
+    """The diagnosis that a recording left in its folder.
+
+    folder: that of a `landscape.record(model, folder=...)` which has ended. Raises LandscapeError
+    where it holds no diagnosis.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.0)
+        >>> with record(model, folder="seen", rho=0.05, steps_per_epoch=1) as seen:
+        ...     _ = sam.SAM(model, base, sam.sam(0.05)).step(losses, data)
+        >>> diagnosis.read(Path("seen")).num_steps
+        1
+    """
     path = Path(folder) / _FILE
     if not path.exists():
         raise LandscapeError(

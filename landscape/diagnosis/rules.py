@@ -34,7 +34,17 @@ class _Seen(NamedTuple):
 
 
 def judge(watch: Watch) -> Diagnosis:
-    """The findings on all steps so far."""
+    """The findings on all steps so far.
+
+    watch: the `Watch` of a recording.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.0)
+        >>> with record(model, rho=0.05) as seen:
+        ...     _ = sam.SAM(model, base, sam.sam(0.05)).step(losses, data)
+        >>> diagnosis.judge(seen.watch).wrong
+        ()
+    """
     climbs = [look for look in watch.looks if look.climbed]
     clear = [look for look in climbs if not look.returned]
     seen = _Seen(watch, watch.looks, climbs, clear)

@@ -97,7 +97,18 @@ class Look:
 
 
 class Watch:
-    """Follows the steps of a recording; a `Look` for some, counts for all."""
+    """Follows the steps of a recording; a `Look` for some, counts for all.
+
+    model: the module that the loop calls. trained: its trained tensors, where they lie. scaler: the
+    loop's `torch.amp.GradScaler`, or None. `landscape.record` makes one: `recording.watch`.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.0)
+        >>> with record(model, rho=0.05) as seen:
+        ...     _ = sam.SAM(model, base, sam.sam(0.05)).step(losses, data)
+        >>> diagnosis.judge(seen.watch).num_steps
+        1
+    """
 
     def __init__(self, model: nn.Module, trained: Trained, scaler: Any) -> None:
         self.model, self.scaler = model, scaler

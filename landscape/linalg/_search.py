@@ -30,6 +30,14 @@ class EigenPairs:
     of the products, see the certificates of `top`. `interrupted`: what was known when the
     search was broken off; the residuals are then estimates of the recurrence, and nothing is
     claimed.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([5.0, 3.0, 1.0, -2.0], dtype=torch.float64))
+        >>> pairs = linalg.lanczos.top(
+        ...     lambda v: H @ v, 4, k=1, generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> tuple(pairs.vectors.shape), bool((pairs.residual_norms < 1e-9).all())
+        ((1, 4), True)
     """
 
     values: Float[Tensor, "k"]

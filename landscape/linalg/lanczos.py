@@ -1,4 +1,8 @@
-"""Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization."""
+"""Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization.
+
+`matvec` maps a vector (size,) to a vector (size,), linearly and symmetrically, in `dtype` and on
+`device`; `generator` makes every random vector.
+"""
 
 from collections.abc import Callable
 from numbers import Integral
@@ -10,6 +14,8 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.linalg._search import EigenPairs, Search
+
+__all__ = ["TOLERANCE", "WHICH", "Which", "top"]
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH: tuple[Which, ...] = get_args(Which)
@@ -67,6 +73,15 @@ def top(
     Raises LandscapeError for k outside 1..size, k > max_matvecs, an unknown `which`, sampled
     without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
     by then, at a KeyboardInterrupt.
+    Returns `EigenPairs`, vectors (k, size) of norm 1.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([5.0, 3.0, 1.0, -2.0], dtype=torch.float64))
+        >>> pairs = linalg.lanczos.top(
+        ...     lambda v: H @ v, 4, k=2, generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> pairs.values.round(decimals=6).tolist(), pairs.converged.tolist()
+        ([5.0, 3.0], [True, True])
     """
     limit = max(300, 30 * k) if max_matvecs is None else max_matvecs
     tolerance = TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance

@@ -1,4 +1,8 @@
-"""Stochastic trace of an operator, with the samples kept so that an error can be stated."""
+"""Stochastic trace of an operator, with the samples kept so that an error can be stated.
+
+`matvec` maps a vector (size,) to a vector (size,), linearly, in `dtype` and on `device`;
+`generator` makes every random vector.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +15,8 @@ from torch import Tensor
 from landscape import vectors
 from landscape.errors import Interrupted, LandscapeError
 from landscape.sharding import ShardedVector
+
+__all__ = ["Matvec", "Trace", "hutchinson", "hutchpp", "rademacher"]
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -30,6 +36,15 @@ def hutchinson(
     Var(vᵀHv) = 2·Σ_{i≠j} H_ij² for symmetric H, so the mean's standard error is
     std(samples) / √num_probes. Cost: num_probes products. Hutchinson 1989,
     doi:10.1080/03610918908812806. Raises Interrupted with the samples so far.
+    Returns the samples (num_probes,), in units of the operator.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
+        >>> samples = linalg.trace.hutchinson(
+        ...     lambda v: H @ v, 3, num_probes=2, generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> samples.tolist()
+        [4.0, 4.0]
     """
     if num_probes < 1:
         raise LandscapeError(
@@ -56,7 +71,15 @@ def rademacher(
 ) -> Tensor:
     """Independent ±1, drawn on the generator's device so that a seed means the same everywhere.
 
+    shape: of the draw, by definition of the law (Hutchinson's probes).
     like: a vector that they are to be like, where that is no ordinary tensor.
+
+    Example:
+        >>> v = linalg.trace.rademacher(
+        ...     (5,), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+        ... )
+        >>> v.abs().tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
     def draw(*shape: int) -> Tensor:
@@ -71,6 +94,15 @@ class Trace:
     """Estimate of a trace, its standard error over the probes of the remainder, and the cost.
 
     `value` is the mean of `samples`, each of them an estimate from one probe of the remainder.
+    stderr: () of the mean. num_matvecs: products made.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([4.0, 2.0, 1.0] + [0.0] * 6, dtype=torch.float64))
+        >>> found = linalg.trace.hutchpp(
+        ...     lambda v: H @ v, 9, num_matvecs=9, generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> round(float(found.value), 6), found.num_matvecs
+        (7.0, 9)
     """
 
     value: Float[Tensor, ""]
@@ -95,6 +127,15 @@ def hutchpp(
     semidefinite H; Hutchinson's falls as its square root. Below some 30 products plain Hutchinson
     is better. `stderr` is that of the remainder's samples, given Q. Meyer, Musco, Musco & Woodruff
     2021, arXiv:2010.09649, Algorithm 1.
+    num_matvecs: products in all. Returns a `Trace`.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([4.0, 2.0, 1.0] + [0.0] * 6, dtype=torch.float64))
+        >>> found = linalg.trace.hutchpp(
+        ...     lambda v: H @ v, 9, num_matvecs=9, generator=torch.Generator().manual_seed(0)
+        ... )
+        >>> round(float(found.value), 6), bool(found.stderr < 1e-9)
+        (7.0, True)
     """
     if num_matvecs < 6:
         raise LandscapeError(

@@ -61,6 +61,19 @@ def monitor(
     take more than `share` of the time; `notes` says so.
     The training itself keeps its bits: weights, gradients, buffers, modes and random states are as
     without a monitor. Cost between looks: one call per step.
+    model, optimizer: of the loop, any optimizer of torch or of `landscape.sam`. sinks: called with
+    each record. bn: the BatchNorm mode of the measurements. scaler: the loop's
+    `torch.amp.GradScaler`. seed: of lambda_1's starting vector.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = sam.SAM(model, base, sam.sam(0.05))
+        >>> criterion = nn.CrossEntropyLoss()
+        >>> with monitoring.monitor(model, optimizer, criterion, data, every=2, sinks=[]) as seen:
+        ...     for _ in range(4):
+        ...         loss = optimizer.step(losses, data)
+        >>> [record["step"] for record in seen.records], seen.records[0]["alarms"]
+        ([2, 4], [])
     """
     if not isinstance(optimizer, Optimizer):
         raise LandscapeError(
@@ -102,7 +115,18 @@ class _Look(Recording):
 
 
 class Monitor:
-    """A monitor at work; made by `monitor`."""
+    """A monitor at work; made by `monitor`.
+
+    Its arguments are those of `monitor`: data, every, share, measures, sinks, bn, rho, scaler,
+    seed. `records`: what was seen, a dict for each look.
+
+    Example:
+        >>> optimizer = sam.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), sam.sam(0.05))
+        >>> with monitoring.monitor(model, optimizer, every=1, sinks=[]) as seen:
+        ...     loss = optimizer.step(losses, data)
+        >>> round(float(seen.records[0]["perturbation_norm"]), 4)
+        0.05
+    """
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, loss: Any, data: Any, *, every: int | None,

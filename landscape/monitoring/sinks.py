@@ -16,7 +16,13 @@ _SHOWN = (
 
 
 def terminal(record: Mapping[str, Any]) -> None:
-    """One line on stderr, and one for each alarm."""
+    """One line on stderr, and one for each alarm.
+
+    record: one of `Monitor.records`.
+
+    Example:
+        >>> monitoring.terminal({"step": 3, "risk": 0.5, "alarms": []})  # to stderr
+    """
     said = [
         f"{label} {record[name]:.4g}"
         for name, label in _SHOWN
@@ -28,7 +34,16 @@ def terminal(record: Mapping[str, Any]) -> None:
 
 
 class JsonLines:
-    """A line of JSON per record, appended and synced; a number that is not finite is null."""
+    """A line of JSON per record, appended and synced; a number that is not finite is null.
+
+    path: the file, which is made with its first line.
+
+    Example:
+        >>> lines = monitoring.JsonLines("lines.jsonl")
+        >>> lines({"step": 3, "lambda_1": float("nan")})
+        >>> print(Path("lines.jsonl").read_text().strip())
+        {"step": 3, "lambda_1": null, "crc32": "7204b7a7"}
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -42,6 +57,13 @@ class TensorBoard:
     """Scalars under `tag`, at the step of the record; alarms as text.
 
     writer: a `torch.utils.tensorboard.SummaryWriter`, or the folder of a new one.
+
+    Example:
+        >>> class Writer:  # in place of torch.utils.tensorboard.SummaryWriter("logs")
+        ...     def add_scalar(self, tag, value, step): print(tag, value, step)
+        ...     def flush(self): pass
+        >>> monitoring.TensorBoard(Writer())({"step": 3, "risk": 0.5, "alarms": []})
+        landscape/risk 0.5 3
     """
 
     def __init__(self, writer: Any, *, tag: str = "landscape") -> None:
@@ -79,6 +101,13 @@ class WandB:
 
     run: what `wandb.init` returned; the metrics get an axis of their own, so that other logging
     keeps its steps.
+
+    Example:
+        >>> class Run:  # in place of wandb.init()
+        ...     def define_metric(self, *names, **options): pass
+        ...     def log(self, values, **options): print(values)
+        >>> monitoring.WandB(Run())({"step": 3, "risk": 0.5, "alarms": []})
+        {'landscape/risk': 0.5, 'landscape/step': 3}
     """
 
     def __init__(self, run: Any, *, prefix: str = "landscape") -> None:

@@ -63,6 +63,13 @@ def random(
     reference: normalize against these weights instead of theta (one radius for all models).
     Draw i depends on `seed` and i alone; it is made in float64 on the CPU for every dtype and
     device. model: a risk or a module; a bare layout cannot tell transposed convolutions.
+    num_directions: m. Returns a `Plane` at theta.
+
+    Example:
+        >>> axes = plane.random(risk, theta, num_directions=2, seed=0)
+        >>> weight = slice(0, 32)
+        >>> bool(torch.allclose(axes.directions[0, weight].norm(), theta[weight].norm()))
+        True
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("one_d", one_d, ONE_D)
@@ -115,6 +122,14 @@ def shared(
     Filters are only rescaled, so that the directions that `random` made for one model give, at
     another one, what `random` makes there from the same seed; 0 stays 0. reference: normalize
     against these weights instead (one radius for all models).
+    normalize, one_d: as for `random`. Directions of arXiv:1712.09913.
+
+    Example:
+        >>> here = plane.random(risk, theta, num_directions=2, seed=0)
+        >>> there = plane.shared(here, risk, other)
+        >>> again = plane.random(risk, other, num_directions=2, seed=0)
+        >>> bool(torch.allclose(there.directions, again.directions))
+        True
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("one_d", one_d, ONE_D)
@@ -146,6 +161,12 @@ def orthogonalized(plane: Plane) -> Plane:
     A choice to be stated: random directions are nearly orthogonal without (`Plane.cosines`), and
     what is taken from the later ones moves the norms of their filters away from those of the
     weights. "orthogonalized" stands in the provenance of what is measured.
+    By Gram and Schmidt's definition.
+
+    Example:
+        >>> axes = plane.random(risk, theta, num_directions=2, seed=0)
+        >>> abs(plane.orthogonalized(axes).largest_cosine) < 1e-12
+        True
     """
     rows: list[Tensor] = []
     for label, d in zip(plane.labels, plane.directions, strict=True):
@@ -181,7 +202,15 @@ def through(
     *,
     labels: tuple[str, str, str] = ("a", "b", "c"),
 ) -> Plane:
-    """The plane with a at (0, 0), b at (1, 0) and c at (0, 1); its axes are oblique in general."""
+    """The plane with a at (0, 0), b at (1, 0) and c at (0, 1); its axes are oblique in general.
+
+    a, b, c: weights (P,); labels: their names. arXiv:1802.10026, Fig. 1.
+
+    Example:
+        >>> axes = plane.through(theta, other, (theta + other) * 2)
+        >>> bool(torch.allclose(axes.point(1.0, 0.0), other))
+        True
+    """
     _same_size(dict(zip(labels, (a, b, c), strict=True)))
     directions = torch.stack([b - a, c - a])
     names = tuple(f"{labels[0]} to {label}" for label in labels[1:])
@@ -198,7 +227,15 @@ def through(
 def interpolation(
     a: Float[Tensor, "P"], b: Float[Tensor, "P"], *, labels: tuple[str, str] = ("a", "b")
 ) -> Plane:
-    """The line with a at 0 and b at 1."""
+    """The line with a at 0 and b at 1.
+
+    a, b: weights (P,); labels: their names. By definition, the line (1 - c) a + c b.
+
+    Example:
+        >>> line = plane.interpolation(theta, other)
+        >>> bool(torch.allclose(line.point(1.0), other))
+        True
+    """
     _same_size(dict(zip(labels, (a, b), strict=True)))
     details = {"points": list(labels)}
     return Plane(a, (b - a)[None], "interpolation", (f"{labels[0]} to {labels[1]}",), details)
@@ -213,6 +250,14 @@ def eigenvectors(
     """Unit eigenvectors as axes, so that coordinates are distances.
 
     An eigenvector has no sign: with `gradient`, each is turned so that gᵀv >= 0.
+    theta: the origin. vectors (m, P), as `measure.top_eigenvalues(..., return_vectors=True)` gives
+    them. By definition.
+
+    Example:
+        >>> top = measure.top_eigenvalues(risk, theta, k=2, return_vectors=True, seed=0)
+        >>> axes = plane.eigenvectors(theta, torch.as_tensor(top.eigenvector.values))
+        >>> tuple(axes.directions.shape), abs(axes.largest_cosine) < 1e-6
+        ((2, 83), True)
     """
     if vectors.ndim != 2:
         raise LandscapeError(
@@ -226,7 +271,15 @@ def eigenvectors(
 
 
 def gradient(theta: Float[Tensor, "P"], direction: Float[Tensor, "P"]) -> Plane:
-    """The line along the normalized gradient; its coordinate is a distance."""
+    """The line along the normalized gradient; its coordinate is a distance.
+
+    theta: the origin. direction (P,): the gradient, of any length. By definition.
+
+    Example:
+        >>> line = plane.gradient(theta, risk.gradient(theta))
+        >>> round(float(line.norms[0]), 6)
+        1.0
+    """
     return Plane(theta, _units(direction[None]), "gradient", ("gradient",))
 
 
@@ -241,6 +294,13 @@ def perturbations(
 
     unit: coordinates are distances; False keeps each e as it is, so that theta + e is at 1.
     orthogonalize: Gram-Schmidt in the order given, for a plane of two of them with square axes.
+    named: variant -> e (P,). By definition of each variant.
+
+    Example:
+        >>> e = torch.as_tensor(risk.gradient(theta))
+        >>> line = plane.perturbations(theta, {"sam": 0.1 * e / e.norm()}, unit=False)
+        >>> round(float(line.norms[0]), 6), line.labels
+        (0.1, ('sam',))
     """
     if orthogonalize and not unit:
         raise LandscapeError("orthogonalize=True gives unit directions; leave unit=True with it.")
@@ -262,6 +322,14 @@ def trajectory(checkpoints: Sequence[Float[Tensor, "P"]], *, num_directions: int
     explained_share per direction, coordinates (T, m) and the residual distance of every checkpoint.
     Checkpoints that span fewer dimensions (one line: explained_share 1, 0) leave directions that
     are random, orthogonal to the others, and named so.
+    num_directions: m. The projection is that of arXiv:1712.09913, section 7.
+
+    Example:
+        >>> axes = plane.trajectory([other, (other + theta) / 2, theta], num_directions=1)
+        >>> bool(torch.equal(axes.origin, theta))
+        True
+        >>> round(float(axes.details["explained_share"][0]), 6)
+        1.0
     """
     if num_directions < 1 or len(checkpoints) < num_directions + 1:
         raise LandscapeError(

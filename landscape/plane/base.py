@@ -24,6 +24,13 @@ class Plane:
 
     Coordinates c are in units of the directions as they are (a direction of norm 3 has a unit of
     3).
+    origin (P,). kind: what sort of directions, as "random"; labels: a name for each of the m
+    directions.
+
+    Example:
+        >>> line = plane.interpolation(theta, other)
+        >>> bool(torch.equal(line.point(0.0), theta)), line.labels
+        (True, ('a to b',))
     """
 
     origin: Float[Tensor, "P"]
@@ -99,7 +106,14 @@ class Plane:
 
 
 def save(plane: Plane, path: Path) -> Path:
-    """Write a plane as .safetensors, whole or not at all; `load` gives the same bits."""
+    """Write a plane as .safetensors, whole or not at all; `load` gives the same bits.
+
+    path: a name that ends in .safetensors, which is returned.
+
+    Example:
+        >>> plane.save(plane.interpolation(theta, other), Path("line.safetensors")).name
+        'line.safetensors'
+    """
     tensors = {"origin": plane.origin, "directions": plane.directions}
     words = {"kind": plane.kind, "labels": list(plane.labels), "details": plane.details}
     kept = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
@@ -108,7 +122,15 @@ def save(plane: Plane, path: Path) -> Path:
 
 
 def load(path: Path) -> Plane:
-    """Read a plane that `save` wrote; a damaged or foreign file is named."""
+    """Read a plane that `save` wrote; a damaged or foreign file is named.
+
+    path: the .safetensors file.
+
+    Example:
+        >>> path = plane.save(plane.interpolation(theta, other), Path("line.safetensors"))
+        >>> bool(torch.equal(plane.load(path).directions[0], other - theta))
+        True
+    """
     path = Path(path)
     if not path.exists():
         raise LandscapeError(f"{path} does not exist; give a file that plane.save wrote.")

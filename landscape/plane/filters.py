@@ -24,6 +24,13 @@ class Filters:
     libraries: one output unit, as `landscape.params.LAYERS` says of them. Other tensors: index 0
     after leading axes of length 1 are dropped, so that a positional embedding (1, n, d) has n
     filters. 1-D tensors: one filter.
+    Filters of convolutions: arXiv:1712.09913, section 4; the other layers by analogy.
+
+    Example:
+        >>> rule = plane.Filters.of(model)
+        >>> first = rule.layout.tensors[0]
+        >>> first.name, tuple(rule.rows(first, theta[: first.stop]).shape)
+        ('0.weight', (8, 4))
     """
 
     layout: ParamLayout
@@ -105,7 +112,14 @@ def _first(tensor: TensorInfo) -> tuple[int, ...]:
 
 
 def is_one_d(tensor: TensorInfo) -> bool:
-    """Whether a tensor has one axis (bias, norm, class token) and is left alone by default."""
+    """Whether a tensor has one axis (bias, norm, class token) and is left alone by default.
+
+    As in the figures of arXiv:1712.09913 (ignore='biasbn' of its code).
+
+    Example:
+        >>> {t.name: plane.is_one_d(t) for t in ParamLayout.of(model).tensors[:2]}
+        {'0.weight': False, '0.bias': True}
+    """
     return len(_squeezed(tensor)) <= 1
 
 

@@ -72,7 +72,16 @@ def _literal(value: Any) -> Any:
 def render(
     drawing: Drawing, *, width: str | float = "neurips", letters: bool = False, dpi: int = _DPI
 ) -> Figure:
-    """Draw at `width` (a venue's name or inches), ready for `save`; a letter before each panel."""
+    """Draw at `width` (a venue's name or inches), ready for `save`; a letter before each panel.
+
+    drawing: of `plot.figures`. letters: (a), (b), … before the panels. dpi: of pictures inside of a
+    PDF, and of PNG.
+
+    Example:
+        >>> figure = static.render(figures.margins(runs["margins"]), width="icml-column")
+        >>> round(float(figure.get_figwidth()), 2)
+        3.25
+    """
     drawing = _literal(drawing)
     venue = style.venue(width)
     inches = venue.width

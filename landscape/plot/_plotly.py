@@ -55,7 +55,15 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 
 def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
-    """Draw with the columns that `width` allows; the page decides on the pixels across."""
+    """Draw with the columns that `width` allows; the page decides on the pixels across.
+
+    drawing: of `plot.figures`.
+
+    Example:
+        >>> page = interactive.render(figures.margins(runs["margins"]))
+        >>> len(page.data) > 0
+        True
+    """
     rows, columns = drawing.grid(style.venue(width).width)
     whole = columns == drawing.columns and drawing.widths
     top, bottom = 34, 56 + _legend_pixels(drawing)

@@ -21,6 +21,8 @@ from landscape.plot._matplotlib import render
 from landscape.plot.drawing import Drawing
 from landscape.storage import write_atomically
 
+__all__ = ["SECONDS", "SUFFIXES", "moving", "save"]
+
 SUFFIXES = (".gif", ".mp4")
 SECONDS = 0.35  # a picture; the last one stands longer
 _LAST = 4

@@ -10,6 +10,8 @@ import xarray as xr
 from landscape.metrics import Metric
 from landscape.stats import Contrast
 
+__all__ = ["OUTLYING", "PER_EXAMPLE", "Values", "compared"]
+
 # What each test example adds to a metric: the variable of `generalization` that holds it.
 PER_EXAMPLE = {"test_accuracy": "test_correct", "test_loss": "test_losses"}
 # Further from its row and its seed than this many (scaled) median deviations is an outlying run.

@@ -2,6 +2,11 @@
 
 A `Drawing` is data. `static.render` and `interactive.render` turn it into matplotlib and plotly.
 Positions are data coordinates; categories are integers with tick labels.
+
+What marks share: `name` is the entry in the legend and `legend` whether there is one; marks of one
+`group` are shown and hidden together. `color` is hexadecimal, `opacity` from 0 to 1, `units` as on
+an axis. `when`: the moment at which each point appears, in animations. `true_x`: what hovering says
+where x was moved to be seen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +16,28 @@ from typing import Literal
 import numpy as np
 
 from landscape.errors import LandscapeError
+
+__all__ = [
+    "SYMBOLS",
+    "WHOLE",
+    "Axis",
+    "Band",
+    "Bars",
+    "Cell",
+    "Contours",
+    "Dash",
+    "Drawing",
+    "Field",
+    "Gaps",
+    "Label",
+    "Line",
+    "Mark",
+    "Matrix",
+    "Panel",
+    "Points",
+    "Rule",
+    "Surface",
+]
 
 # Axes that count something: no ticks between whole numbers.
 WHOLE = ("epoch", "severity")
@@ -24,6 +51,12 @@ class Axis:
     """A labelled axis; units "1" are not written. `ticks` names positions (categories).
 
     few: three ticks or so, for small panels.
+    label: the quantity in words. log: a logarithmic scale. limits: (low, high), else those of the
+    data.
+
+    Example:
+        >>> plot.drawing.Axis("loss", "nats").title
+        'loss (nats)'
     """
 
     label: str = ""
@@ -41,7 +74,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Points:
-    """Markers with optional intervals [x_low, x_high] and [y_low, y_high]; hollow ones are open."""
+    """Markers with optional intervals [x_low, x_high] and [y_low, y_high]; hollow ones are open.
+
+    x, y (n,). hollow (n,): which are open. symbol: "circle", "square", ...; size: in points; hover:
+    a text for each point.
+
+    Example:
+        >>> points = plot.drawing.Points(np.zeros(2), np.ones(2), "SAM", "#0072b2")
+        >>> points.symbol
+        'circle'
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -64,7 +106,16 @@ class Points:
 
 @dataclass(frozen=True)
 class Line:
-    """A polyline."""
+    """A polyline.
+
+    x, y (n,). dash: "solid", "dash" or "dot"; width in points. symbol: on a few of the
+    points, "none" for no; ends: whether it is named at its right end instead of in the legend.
+
+    Example:
+        >>> line = plot.drawing.Line(np.arange(3.0), np.arange(3.0) ** 2, "SAM", "#0072b2")
+        >>> line.dash
+        'solid'
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -82,7 +133,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """The region low <= y <= high."""
+    """The region low <= y <= high.
+
+    x, low, high (n,).
+
+    Example:
+        >>> x = np.arange(3.0)
+        >>> plot.drawing.Band(x, x - 1, x + 1, "95 %", "#0072b2").opacity
+        0.18
+    """
 
     x: np.ndarray
     low: np.ndarray
@@ -95,7 +154,15 @@ class Band:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars that end at x in rows y, starting at `base`; outlined ones are not filled."""
+    """Horizontal bars that end at x in rows y, starting at `base`; outlined ones are not filled.
+
+    x, y, base (n,). thickness: of a row's height; outline: drawn without a filling.
+
+    Example:
+        >>> bars = plot.drawing.Bars(np.array([0.3, 0.7]), np.array([0.0, 1.0]), "share", "#0072b2")
+        >>> bars.base
+        0.0
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -111,7 +178,14 @@ class Bars:
 
 @dataclass(frozen=True)
 class Rule:
-    """A straight line across the panel at x (vertical) or y (horizontal) = value."""
+    """A straight line across the panel at x (vertical) or y (horizontal) = value.
+
+    axis: "x" or "y"; text: what stands beside it; dash: as of a `Line`.
+
+    Example:
+        >>> plot.drawing.Rule("y", 1.0, text="chance").dash
+        'dash'
+    """
 
     axis: Literal["x", "y"]
     value: float
@@ -127,6 +201,11 @@ class Matrix:
 
     digits: of the number in each cell, None writes none. log: logarithmic colours; what has no
     logarithm is left blank, as NaN is.
+    limits: values at the ends of the colours.
+
+    Example:
+        >>> plot.drawing.Matrix(np.eye(2), ("a", "b"), ("a", "b"), "κ", "1", (-1.0, 1.0)).digits
+        2
     """
 
     values: np.ndarray
@@ -146,6 +225,14 @@ class Contours:
 
     root: levels and colours are even in the square root, which shows the ground of a bowl.
     Around values that are not finite there is no contour; `Gaps` shows them.
+    log: levels and colours are even in the logarithm. equal: both axes have one scale.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 3)
+        >>> bowl = x[:, None] ** 2 + x**2 + 1
+        >>> contours = plot.drawing.Contours(x, x, bowl, np.array([1.0, 2.0]), "loss", "nats")
+        >>> contours.scaled(bowl).shape
+        (3, 3)
     """
 
     x: np.ndarray
@@ -169,7 +256,15 @@ class Contours:
 
 @dataclass(frozen=True)
 class Field:
-    """A cell per value (x, y), coloured from limits[0] to limits[1]; diverging around 0."""
+    """A cell per value (x, y), coloured from limits[0] to limits[1]; diverging around 0.
+
+    values (len(x), len(y)). log: logarithmic colours.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 3)
+        >>> plot.drawing.Field(x, x, x[:, None] * x, "curvature", "nats", (-1.0, 1.0)).diverging
+        False
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -183,7 +278,15 @@ class Field:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Hatched cells (x, y) where `values` is not finite: nothing is drawn in their place."""
+    """Hatched cells (x, y) where `values` is not finite: nothing is drawn in their place.
+
+    name: its entry in the legend.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 3)
+        >>> plot.drawing.Gaps(x, x, np.full((3, 3), np.nan)).name
+        'not finite'
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -193,7 +296,18 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Surface:
-    """Values (x, y) as heights over a plane, with their contours on its floor; a 3-D panel."""
+    """Values (x, y) as heights over a plane, with their contours on its floor; a 3-D panel.
+
+    values (len(x), len(y)). limits: heights at the ends of the colours. log: heights are logarithms
+    to base 10.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 3)
+        >>> bowl = x[:, None] ** 2 + x**2
+        >>> surface = plot.drawing.Surface(x, x, bowl, (0.0, 2.0), "loss", "nats", log=False)
+        >>> float(surface.heights().max())
+        2.0
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -213,7 +327,14 @@ class Surface:
 
 @dataclass(frozen=True)
 class Label:
-    """Text at a point of the data."""
+    """Text at a point of the data.
+
+    x, y: where, in units of the axes; anchor: which end of the text lies there.
+
+    Example:
+        >>> plot.drawing.Label(0.0, 1.0, "SAM").anchor
+        'left'
+    """
 
     x: float
     y: float
@@ -229,7 +350,18 @@ Mark = Points | Line | Band | Bars | Rule | Matrix | Contours | Field | Gaps | S
 
 @dataclass(frozen=True)
 class Panel:
-    """Marks on one pair of axes; a panel whose mark is a `Surface` has a third one, z."""
+    """Marks on one pair of axes; a panel whose mark is a `Surface` has a third one, z.
+
+    x, y: the axes. title: above the panel.
+
+    Example:
+        >>> line = plot.drawing.Line(np.arange(3.0), np.arange(3.0), "SAM", "#0072b2")
+        >>> x, y = plot.drawing.Axis("epoch"), plot.drawing.Axis("loss", "nats")
+        >>> panel = plot.drawing.Panel(x, y, (line,))
+        >>> figure = plot.drawing.Drawing("mine", "My figure", "A caption.", (panel,))
+        >>> len(list(figure.rows()))
+        3
+    """
 
     x: Axis
     y: Axis
@@ -244,6 +376,14 @@ class Drawing:
 
     `panel_height` is in inches at print size; `share_x`/`share_y` give all panels ("all") or the
     panels of one column/row ("grid") the same axis and label it once.
+    name: of the figure's function. title, caption: words for readers; the caption states seeds,
+    BatchNorm mode and interval. narrowest: inches below which a panel is not made; widths: of the
+    columns, relative to each other; legend: whether there is one.
+
+    Example:
+        >>> drawing = figures.margins(runs["margins"])
+        >>> drawing.name, len(drawing.panels) > 0
+        ('margins', True)
     """
 
     name: str

@@ -14,6 +14,8 @@ from landscape.errors import LandscapeError
 from landscape.plot import animation, figures, interactive, meshes, runs, static
 from landscape.storage import write_atomically
 
+__all__ = ["SOURCES", "TABLES", "convert", "read", "tables"]
+
 TABLES = (".csv", ".parquet", ".nc")
 SOURCES = (".nc", ".h5", ".hdf5")
 # Measurements whose figure is not called like them.

@@ -22,6 +22,12 @@ def save(figure: go.Figure, path: Path, *, shared: bool = False) -> Path:
     """Write a page of one figure that opens without a network (.html).
 
     It holds plotly.js (5 MB); `shared` puts that beside it once, as plotly.min.js, for many pages.
+    path: the file, ending in .html; it is returned.
+
+    Example:
+        >>> page = interactive.margins(runs["margins"])
+        >>> interactive.save(page, "margins.html", shared=True).name
+        'margins.html'
     """
     path = Path(path)
     if path.suffix != ".html":

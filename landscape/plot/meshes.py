@@ -19,6 +19,8 @@ from landscape.errors import LandscapeError
 from landscape.plot import runs, style
 from landscape.storage import folder_name, write_atomically
 
+__all__ = ["SUFFIXES", "Mesh", "Meshes", "of", "save"]
+
 SUFFIXES = (".glb", ".vts")
 _HIGH = 0.75  # height of the tallest surface, in widths of the plane
 _GAP = 0.2  # between surfaces that stand side by side, in widths

@@ -13,6 +13,27 @@ from landscape.errors import LandscapeError
 from landscape.plot import style
 from landscape.storage import visible
 
+__all__ = [
+    "Variant",
+    "as_runs",
+    "comparable",
+    "count",
+    "first_seeds",
+    "in_setting",
+    "labelled",
+    "order_by",
+    "partner",
+    "provenance",
+    "reference_label",
+    "require",
+    "seed_count",
+    "sentence",
+    "settings",
+    "span",
+    "units",
+    "variants",
+]
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -31,6 +31,12 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure as the suffix says, atomically, fonts embedded; the same bytes every time.
 
     .pdf, .png, .svg, or .pgf for LaTeX (which needs a TeX installation to measure its text).
+    path: the file, whose suffix chooses the format; it is returned.
+
+    Example:
+        >>> path = static.save(static.margins(runs["margins"]), "margins.pdf")
+        >>> path.stat().st_size > 1000
+        True
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

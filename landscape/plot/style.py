@@ -12,6 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError
 
+__all__ = [
+    "DIVERGING",
+    "GRID",
+    "INK",
+    "KINDS",
+    "LABELS",
+    "MUTED",
+    "PALE",
+    "RC",
+    "RECIPES",
+    "SEQUENTIAL",
+    "VARIANTS",
+    "VENUES",
+    "Venue",
+    "kind",
+    "rc",
+    "variant",
+    "venue",
+]
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -65,6 +85,10 @@ class Venue:
     """Room for a figure: width and height of the text block in inches, size of labels in points.
 
     `small` is the size of tick labels, legends and notes: never below 7 points.
+
+    Example:
+        >>> plot.style.VENUES["icml-column"].width
+        3.25
     """
 
     width: float
@@ -125,7 +149,12 @@ RC: "dict[RcKeyType, Any]" = {
 
 
 def rc(venue: Venue) -> "dict[RcKeyType, Any]":
-    """Settings of matplotlib at a venue: the common look with its sizes of text."""
+    """Settings of matplotlib at a venue: the common look with its sizes of text.
+
+    Example:
+        >>> plot.style.rc(plot.style.venue("neurips"))["font.size"]
+        8.0
+    """
     return RC | {
         "font.size": venue.text,
         "axes.titlesize": venue.text,
@@ -137,19 +166,38 @@ def rc(venue: Venue) -> "dict[RcKeyType, Any]":
 
 
 def variant(name: str, position: int = 0) -> tuple[str, str]:
-    """Colour and symbol of a variant: its own if it is a known recipe, else by position."""
+    """Colour and symbol of a variant: its own if it is a known recipe, else by position.
+
+    name: the id of a variant. position: its place in the study, for those that are no recipe.
+
+    Example:
+        >>> plot.style.variant("sam") == plot.style.variant("sam", position=3)
+        True
+    """
     if name in VARIANTS:
         return VARIANTS[name]
     return _OTHERS[position % len(_OTHERS)]
 
 
 def kind(name: str) -> str:
-    """Colour of a kind of tensor."""
+    """Colour of a kind of tensor.
+
+    name: one of `params.KINDS`.
+
+    Example:
+        >>> plot.style.kind("conv") != plot.style.kind("norm")
+        True
+    """
     return KINDS.get(name, KINDS["other"])
 
 
 def venue(width: str | float) -> Venue:
-    """The room that `width` means: a venue's name, or a number of inches with the usual text."""
+    """The room that `width` means: a venue's name, or a number of inches with the usual text.
+
+    Example:
+        >>> plot.style.venue("neurips").width, plot.style.venue(4).width
+        (5.5, 4.0)
+    """
     if isinstance(width, int | float):
         if not 1 <= width <= 40:
             raise LandscapeError(f"width={width} inches; give 1 to 40, or one of {_names()}.")

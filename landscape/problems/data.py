@@ -50,6 +50,11 @@ def load_data(
     are clean. seed: of the stratified split and of the noise, so that all trainings share the
     data. splits: numbers of training, validation and test examples. verify=False reads CIFAR files
     whose checksum is not the published one. No global random state is altered.
+
+    Example:
+        >>> digits = problems.load_data("digits", label_noise=0.2)
+        >>> tuple(digits.train.x.shape), digits.num_classes
+        ((1000, 1, 8, 8), 10)
     """
     if ":" in name:
         options = {"data_dir": data_dir, "label_noise": label_noise, "noise_kind": noise_kind}

@@ -108,6 +108,11 @@ def make_model(
 
     name: one of `MODELS`, or "package.module:callable", called with those of num_classes,
     input_shape and seed that it accepts. The global random state is as before afterwards.
+
+    Example:
+        >>> net = problems.make_model("mlp", num_classes=10, input_shape=(1, 8, 8), seed=0)
+        >>> tuple(net(torch.zeros(2, 1, 8, 8)).shape)
+        (2, 10)
     """
     if ":" not in name and name not in MODELS:
         raise LandscapeError(
@@ -141,6 +146,11 @@ def make_loss(name: str) -> Any:
     "model" and "causal_lm" stay names, as `EmpiricalRisk` takes them: the output's own loss, and
     the next token's. "package.module:callable" names either the criterion itself, a function of
     (model, batch), or a class or factory without arguments that makes one.
+
+    Example:
+        >>> loss = problems.make_loss("cross_entropy")(torch.zeros(1, 2), torch.tensor([0]))
+        >>> round(float(loss), 4)
+        0.6931
     """
     if name in LOSSES:
         return LOSSES[name]()

@@ -24,6 +24,14 @@ def flip_labels(
     symmetric: m = n, the new class is uniform over the num_classes - 1 others. asymmetric: class c
     becomes pairs[c], by default (c + 1) mod num_classes, and m counts the examples of classes that
     are in `pairs`. Which labels are replaced is drawn without replacement.
+    kind: "symmetric" or "asymmetric". generator: a `numpy.random.Generator`.
+
+    Example:
+        >>> labels = np.arange(10) % 2
+        >>> rng = np.random.default_rng(0)
+        >>> noisy = problems.flip_labels(labels, 0.3, num_classes=2, generator=rng)
+        >>> int((noisy != labels).sum())
+        3
     """
     if kind not in NOISE_KINDS:
         raise LandscapeError(

@@ -20,6 +20,12 @@ class Split:
     """Inputs x (n, ...), targets y (n,) as seen, and y_clean, the same without label noise.
 
     keys: of inputs and targets where batches are dicts.
+
+    Example:
+        >>> x, y = data
+        >>> part = problems.Split(x, y, y_clean=torch.arange(48) % 3)
+        >>> int((part.y != part.y_clean).sum())
+        6
     """
 
     x: Tensor
@@ -79,6 +85,12 @@ class DataSplits:
 
     val and test may be None. num_classes: classes of integer targets, columns of others, 0 where
     targets are not known.
+    train, val, test: a `Split` each.
+
+    Example:
+        >>> splits = problems.as_splits(make_splits(), name="mine")
+        >>> splits.num_classes, len(splits.train.x), len(splits.test.x)
+        (3, 48, 24)
     """
 
     train: Split | Batches
@@ -131,6 +143,11 @@ def as_splits(value: Any, *, name: str) -> DataSplits:
     class numbers from 0; -100 is ignored. Anything else that `EmpiricalRisk` takes is a part too
     (`Batches`): ((x1, x2), y), a dict with targets or without, objects, lists of such batches, and
     loaders and datasets of them.
+
+    Example:
+        >>> splits = problems.as_splits({"train": data, "test": make_data(24, 2)}, name="mine")
+        >>> splits.val is None, tuple(splits.train.x.shape)
+        (True, (48, 4))
     """
     if isinstance(value, DataSplits):
         return value

@@ -45,6 +45,13 @@ class WeightsReport:
     holds; absent: batch counters it lacks; tied: names that share another's tensor and were left
     out by the file; converted: precisions that changed; sha256 of the file's bytes; checksum: what
     the file says of its own bytes ("sha256", "crc32"), None where nothing does.
+    path: the file. num_tensors: how many were copied.
+
+    Example:
+        >>> torch.save({"state_dict": model.state_dict()}, "weights.pt")
+        >>> said = problems.load_weights(make_model(seed=1), "weights.pt")
+        >>> said.num_tensors, said.chosen
+        (9, 'state_dict')
     """
 
     path: str
@@ -111,6 +118,15 @@ def load_weights(
     for real weights raise one LandscapeError that lists them. Only BatchNorm's batch counters and
     names tied to one that is there may be missing. sha256: that of the file, where it is known.
     trust_pickle: SHA-256 of a file whose Python objects may be made (`weights_file.read`).
+    path: the file or folder.
+
+    Example:
+        >>> torch.save(model.state_dict(), "weights.pt")
+        >>> fresh = make_model(seed=1)
+        >>> problems.load_weights(fresh, "weights.pt").num_tensors
+        9
+        >>> bool(torch.equal(fresh[0].weight, model[0].weight))
+        True
     """
     file = read(path, trust_pickle=trust_pickle)
     if sha256 is not None and sha256.lower() != file.sha256:

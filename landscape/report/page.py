@@ -64,6 +64,15 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
 
     The page is self-contained: it opens from disk without a network. `formats`: static figures
     beside it (png is what the Markdown twin shows).
+    folder: that of a study with results, `storage.StudyFolder(path)`.
+
+    Example:
+        >>> small = storage.StudyFolder(Path("small"))
+        >>> few = results.load(finished.results / "calibration.nc")
+        >>> _ = results.save(few, small.results / "calibration.nc")
+        >>> _ = storage.write_json(small.resolved, storage.read_json(finished.resolved))
+        >>> report.write(small).name
+        'report.html'
     """
     study = Study.read(folder)
     family = Family.of(study)

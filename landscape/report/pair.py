@@ -24,6 +24,12 @@ def diagnose(study: Study, variant: str, against: str, setting: str | None = Non
 
     Where the page decided a difference, its decision is shown. What it did not is decided here,
     together, as one family of its own that was asked after the numbers were there: exploratory.
+    variant, against: ids of two variants of the study.
+
+    Example:
+        >>> document = report.diagnose(report.Study.read(finished), "zsharp", "sam")
+        >>> document.title, len(document.parts)
+        ('zsharp against sam', 2)
     """
     setting = study.settings[0] if setting is None else setting
     if setting not in study.settings:

@@ -48,6 +48,11 @@ class Choice:
     only: names of figures (default all). variants: ids; others are left out, and the caption says
     so. highlight: ids that stand out, the others pale. setting: one of the study's (default all).
     width: a venue (`style.VENUES`) or inches. letters: a, b, c before the panels. dpi: of PNG.
+    formats: "png", "pdf", "svg", "pgf", "html", and "gif" for what has time.
+
+    Example:
+        >>> report.Choice(only=("headline",), width="icml-column", formats=("pdf",)).width
+        'icml-column'
     """
 
     only: tuple[str, ...] = ()
@@ -134,6 +139,13 @@ def write_figures(
     Beside them: data/<figure>.csv, every number drawn; captions.tex, a macro for each caption;
     tables.tex, methods.tex and references.bib of the whole study. html: interactive twins, which
     share one plotly.min.js; with time (trajectory) it moves, as gif and mp4 do.
+    choice: a `Choice` of what is drawn (default: all). out: the folder they are written to.
+
+    Example:
+        >>> choice = report.Choice(only=("margins",), formats=("pdf",))
+        >>> written = report.write_figures(finished, choice, out=Path("paper"))
+        >>> sorted(path.name for path in written)
+        ['margins.pdf']
     """
     study, choice = Study.read(folder), choice or Choice()
     family = Family.of(study)

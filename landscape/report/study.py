@@ -23,7 +23,16 @@ _NAMES = ("variant", "label", "setting", "family", "axes", "place", "train_secon
 
 @dataclass(frozen=True)
 class Study:
-    """resolved.json and every combined result of a study folder."""
+    """resolved.json and every combined result of a study folder.
+
+    data: combined results by measurement. trainings: one row per run of how its training ended.
+    digests: those that the files of the results carry.
+
+    Example:
+        >>> loaded = report.Study.read(finished)
+        >>> loaded.settings, sorted(loaded.data)[:2]
+        (['default'], ['adaptive_sharpness', 'alignment'])
+    """
 
     folder: StudyFolder
     resolved: dict[str, Any]

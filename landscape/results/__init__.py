@@ -3,6 +3,8 @@
 A measurement is an `xarray.Dataset`. Measurements of several runs are combined along `run`, with
 `variant`, `seed` and `setting` as coordinates of it (studies are ragged: a dense variant x seed
 cube would be mostly padding).
+
+`ds` is such a Dataset, `path` the .nc file that holds it.
 """
 
 from landscape.results.combining import are_alike, combine, recombine

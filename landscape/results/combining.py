@@ -17,6 +17,14 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
     The labels (those named at the head of `results.schema`) become coordinates along `run`; one
     whose name the result itself uses (the rho grid of a sharpness curve, lr over epochs) is called
     `run_<name>`. Other coordinates are joined by name; what a run does not have is NaN.
+    parts: (labels, result) of each run, as ({"variant": "sam", "seed": 0, ...}, ds).
+
+    Example:
+        >>> parts = [({"run": f"{n}", "variant": n}, measure.norms(risk, w))
+        ...          for n, w in {"sgd": theta, "sam": other}.items()]
+        >>> both = results.combine(parts)
+        >>> both.theta_norm.dims, both.variant.values.tolist()
+        (('run',), ['sgd', 'sam'])
     """
     if not parts:
         raise LandscapeError("No results to combine: no run has this measurement yet.")
@@ -48,7 +56,15 @@ def combine(parts: Sequence[tuple[Mapping[str, Any], xr.Dataset]]) -> xr.Dataset
 
 
 def are_alike(parts: Sequence[xr.Dataset]) -> bool:
-    """Whether all have the same variables on the same coordinates, so that nothing is joined."""
+    """Whether all have the same variables on the same coordinates, so that nothing is joined.
+
+    parts: results of one measurement.
+
+    Example:
+        >>> a, b = measure.norms(risk, theta), measure.norms(risk, other)
+        >>> results.are_alike([a, b]), results.are_alike([a, measure.margins(risk, theta)])
+        (True, False)
+    """
     return _alike([_bare(ds) for ds in parts])
 
 
@@ -59,6 +75,15 @@ def recombine(
 
     A part is a result, or the number of its row in `old`, the combination of results that were
     alike (`are_alike`). None where the new ones are not like those: then all have to be read.
+    parts: (labels, result or number of a row), as for `combine`. Returns the same names, dims and
+    units.
+
+    Example:
+        >>> labels = {"run": "a", "variant": "sgd"}, {"run": "b", "variant": "sam"}
+        >>> old = results.combine([(labels[0], measure.norms(risk, theta))])
+        >>> both = results.recombine(old, [(labels[0], 0), (labels[1], measure.norms(risk, other))])
+        >>> both.variant.values.tolist()
+        ['sgd', 'sam']
     """
     kept = {
         name: xr.Variable(v.dims[1:], v.values[0], v.attrs) for name, v in old.data_vars.items()

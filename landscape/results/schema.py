@@ -71,7 +71,15 @@ DIMENSIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Variable:
-    """Values with the words a figure needs: dimensions, units ("1" if none), and a long name."""
+    """Values with the words a figure needs: dimensions, units ("1" if none), and a long name.
+
+    dims: a name or several. values: an array with an axis for each. units: in words, as "nats".
+    long_name: as it stands on an axis.
+
+    Example:
+        >>> results.Variable("seed", [0.91, 0.93], units="1", long_name="test accuracy").units
+        '1'
+    """
 
     dims: tuple[str, ...] | str
     values: Any
@@ -91,7 +99,19 @@ def make(
     coords: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Build a result; coordinates may be arrays, (dims, array) pairs, or `Variable`s."""
+    """Build a result; coordinates may be arrays, (dims, array) pairs, or `Variable`s.
+
+    variables: name -> `Variable`. coords: of the dimensions.
+
+    Example:
+        >>> ds = results.make(
+        ...     "my_norm",
+        ...     {"my_norm": results.Variable((), 3.0, "1", "norm of mine")},
+        ...     provenance={"seed": 0},
+        ... )
+        >>> float(ds.my_norm), ds.my_norm.attrs["long_name"]
+        (3.0, 'norm of mine')
+    """
     data = {name: variable.as_xarray() for name, variable in variables.items()}
     labels = {
         name: value.as_xarray() if isinstance(value, Variable) else value
@@ -114,12 +134,26 @@ def _jsonable(value: Any) -> Any:
 
 
 def provenance(ds: xr.Dataset) -> dict[str, Any]:
-    """Provenance of a result; for a combined one, a list under "runs"."""
+    """Provenance of a result; for a combined one, a list under "runs".
+
+    Example:
+        >>> how = results.provenance(measure.norms(risk, theta))
+        >>> how["bn"], how["num_examples"], how["dtype"]
+        ('eval', 48, 'float64')
+    """
     return json.loads(ds.attrs["provenance"])
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:
-    """Return `ds` or say which rule of the schema it breaks."""
+    """Return `ds` or say which rule of the schema it breaks.
+
+    The rules are those at the head of `landscape.results.schema`: dimensions with known names,
+    units and long_name for every variable, provenance.
+
+    Example:
+        >>> results.validate(measure.norms(risk, theta)).attrs["measurement"]
+        'norms'
+    """
     if ds.attrs.get("landscape_schema") != SCHEMA:
         raise LandscapeError(
             f"Result schema {ds.attrs.get('landscape_schema')} found where {SCHEMA} is read; "

@@ -338,7 +338,18 @@ def logits_of(output: Any) -> Any:
 
 
 class BatchLosses:
-    """(output, target) of one batch -> losses (B,) whose mean is the criterion of this batch."""
+    """(output, target) of one batch -> losses (B,) whose mean is the criterion of this batch.
+
+    loss: a criterion of torch, or a function of (output, target).
+
+    Example:
+        >>> from landscape.risk import BatchLosses
+        >>> x, y = data
+        >>> each = BatchLosses(nn.CrossEntropyLoss())(model(x), y)
+        >>> mean = nn.CrossEntropyLoss()(model(x), y)
+        >>> tuple(each.shape), bool(torch.isclose(each.mean(), mean))
+        ((48,), True)
+    """
 
     def __init__(self, loss: Callable[..., Any] | str) -> None:
         self._loss = loss

@@ -386,7 +386,16 @@ def _joined(chunks: list[Batch], num_examples: int) -> list[Batch]:
 
 
 def sha256_of(tensors: Iterable[Tensor], names: str = "") -> str:
-    """SHA-256 of the bytes, dtypes and shapes of tensors."""
+    """SHA-256 of the bytes, dtypes and shapes of tensors.
+
+    names: hashed too, where tensors of other names shall count as others.
+
+    Example:
+        >>> from landscape.risk import sha256_of
+        >>> a, b = sha256_of([torch.zeros(3)]), sha256_of([torch.ones(3)])
+        >>> len(a), a == b
+        (64, False)
+    """
     digest = hashlib.sha256(names.encode())
     for leaf in tensors:
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())

@@ -33,7 +33,15 @@ from landscape.sharding import wholes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass: mean loss (), share of wrong predictions () or None, data losses (N,) or None."""
+    """One pass: mean loss (), share of wrong predictions () or None, data losses (N,) or None.
+
+    error_rate is None where outputs are not those of a classifier.
+
+    Example:
+        >>> found = risk.evaluate(theta)
+        >>> found.loss.shape, 0 <= float(found.error_rate) <= 1
+        (torch.Size([]), True)
+    """
 
     loss: Float[Tensor, ""]
     error_rate: Float[Tensor, ""] | None
@@ -82,6 +90,18 @@ class EmpiricalRisk:
     `cost` counts gradient-equivalents: a pass over all examples is 1/3, a gradient 1, a Hessian
     product 2 with its graph kept and 3 when rebuilt; statistics of a set too large for one pass add
     1/3 for each BatchNorm layer.
+    device: where the copies live (default: where the model's parameters are).
+
+    Example:
+        >>> risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, dtype=torch.float64)
+        >>> theta = risk.theta
+        >>> tuple(theta.shape), risk.num_examples
+        ((83,), 48)
+        >>> with torch.no_grad():
+        ...     plain = nn.CrossEntropyLoss()(model.double().eval()(data[0].double()), data[1])
+        >>> _ = model.float().train()
+        >>> bool(torch.isclose(risk.loss(theta), plain)), tuple(risk.hvp(theta, theta).shape)
+        (True, (83,))
     """
 
     @normal_tensors

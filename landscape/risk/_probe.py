@@ -40,6 +40,12 @@ class Probe:
     sees it. false_gradient, asymmetric, false_product: what is wrong and where, or None. promoted:
     the model casts to float32 or makes it, which follows its weights where these are float64.
     failure: why there is no probe, or none in float64.
+    rows: how many examples. dtype: the precision of the model in it.
+
+    Example:
+        >>> seen = risk.probe()
+        >>> seen.false_gradient is None, seen.asymmetric is None, seen.asymmetry < 1e-6
+        (True, True, True)
     """
 
     rows: int

@@ -28,6 +28,12 @@ class RowLosses:
     makes. transform: of the logits before the loss; inputs: of the first input before the model.
     weight_decay: add the risk's ½·weight_decay·‖theta‖², of the model's trainable parameters.
     Rows are given in any order, and the losses come in that order.
+
+    Example:
+        >>> from landscape.risk import RowLosses
+        >>> each = RowLosses(risk, risk.model_at(theta))(torch.arange(4))
+        >>> tuple(each.shape)
+        (4,)
     """
 
     def __init__(
@@ -119,6 +125,13 @@ class Objective:
     takes the statistics of the rows of a call, which are then one pass, as in training; otherwise
     its running statistics, and the rows go through in passes. It works on a model of its own; the
     cost is the risk's.
+    transform: of the outputs (logits); inputs: of the inputs.
+
+    Example:
+        >>> from landscape.risk import Objective
+        >>> objective = Objective(risk, theta)
+        >>> bool(torch.isclose(objective.loss(theta), risk.loss(theta)))
+        True
     """
 
     def __init__(

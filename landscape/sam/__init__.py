@@ -31,12 +31,23 @@ from landscape.sam.variant import Point, Variant
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every recipe by name."""
+    """Every recipe by name.
+
+    Example:
+        >>> known = sam.recipes()
+        >>> known["sam"].declaration.label, len(known) > 40
+        ('SAM', True)
+    """
     return declared()
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Variant:
-    """The variant of recipe `name` with keyword `options`; unknown names list all that exist."""
+    """The variant of recipe `name` with keyword `options`; unknown names list all that exist.
+
+    Example:
+        >>> sam.make("sam", {"rho": 0.1}).name
+        'sam'
+    """
     known = recipes()
     if name not in known:
         raise LandscapeError(f"recipe {name!r} is unknown; choose one of {', '.join(known)}.")

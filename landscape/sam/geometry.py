@@ -46,6 +46,13 @@ class Geometry(Slot):
     their own norm ("same"). An empty mask of a tensor falls back to the raw form, as released.
     match: "radius", or "loss_increase": rescaled so that g1·e = rho ‖g1‖, SAM's own first-order
     increase.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> elementwise = sam.Geometry(metric="elementwise", eta=0.01)
+        >>> variant = replace(sam.sam(0.5), geometry=elementwise)
+        >>> variant.geometry.metric
+        'elementwise'
     """
 
     metric: str | Callable[[Point], Sequence[Tensor | None]] = "identity"

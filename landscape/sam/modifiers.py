@@ -12,33 +12,64 @@ from landscape.sam.variant import Point, State, Variant
 
 
 def late(variant: Variant, start: int) -> Variant:
-    """`variant` from epoch `start` on, the base optimizer before (arXiv:2410.10373)."""
+    """`variant` from epoch `start` on, the base optimizer before (arXiv:2410.10373).
+
+    Example:
+        >>> sam.late(sam.sam(0.05), start=10).name
+        'sam'
+    """
     return window(variant, start)
 
 
 def window(
     variant: Variant, start: int = 0, end: int | None = None, *, unit: str = "epoch"
 ) -> Variant:
-    """`variant` while start <= epoch < end (or step, with unit="step"), the base outside."""
+    """`variant` while start <= epoch < end (or step, with unit="step"), the base outside.
+
+    Example:
+        >>> sam.window(sam.sam(0.05), start=10, end=20).name
+        'sam'
+    """
     gate = schedule.Window(start, end, unit)
     needs = variant.needs | {"epochs"} if unit == "epoch" else variant.needs
     return replace(variant, gate=gate, needs=needs)
 
 
 def every(variant: Variant, k: int) -> Variant:
-    """`variant` at steps 0, k, 2k, …, the base optimizer between."""
+    """`variant` at steps 0, k, 2k, …, the base optimizer between.
+
+    Example:
+        >>> sam.every(sam.sam(0.05), k=5).name
+        'sam'
+    """
     return replace(variant, gate=schedule.Every(k))
 
 
 def adaptive(
     variant: Variant, *, decay: float = 0.9, low: float = -1.0, high: float = 1.0
 ) -> Variant:
-    """`variant` when ‖g1‖² is large among its recent values (AE-SAM; `schedule.Adaptive`)."""
+    """`variant` when ‖g1‖² is large among its recent values (AE-SAM; `schedule.Adaptive`).
+
+    decay: of the running mean and variance of ‖g1‖²; low, high: the variant's step is taken where
+    ‖g1‖² is at least mean + c · sd, c rising from low to high over the epochs where their number is
+    known (arXiv:2304.14647).
+
+    Example:
+        >>> sam.adaptive(sam.sam(0.05)).name
+        'sam'
+    """
     return replace(variant, gate=schedule.Adaptive(decay, low, high))
 
 
 def with_radius(variant: Variant, radius: Callable[[Point, State], float | Tensor]) -> Variant:
-    """`variant` with another radius: a `sam.schedule` class or any function (point, state)."""
+    """`variant` with another radius: a `sam.schedule` class or any function (point, state).
+
+    Example:
+        >>> variant = sam.with_radius(sam.sam(), lambda point, state: 0.1 / (1 + point.epoch))
+        >>> seen = sam.perturb(variant, model, losses, data, epoch=1, seed=0)
+        >>> round(float(seen.norm), 6)
+        0.05
+    """
     return replace(variant, radius=radius)
 
 
@@ -47,6 +78,11 @@ def micro_batched(variant: Variant, parts: int) -> Variant:
 
     For variants that keep nothing between steps: an average, a cached gradient or the previous
     batch would be of one part.
+    variant: the one that is asked of each part (arXiv:2010.01412, section 4.1).
+
+    Example:
+        >>> sam.micro_batched(sam.sam(0.05), parts=4).name
+        'sam'
     """
     evaluate = variant.evaluate
     if (

@@ -131,6 +131,13 @@ class SAM(AroundBase):
 
     Every variant that refreshes something per epoch needs `begin_epoch`. No global random state is
     used: masks come from generators seeded with `seed`, which `state_dict()` carries.
+
+    Example:
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = sam.SAM(model, base, sam.sam(rho=0.05), seed=0)
+        >>> loss = optimizer.step(losses, data)
+        >>> round(float(optimizer.perturbation.norm), 6)
+        0.05
     """
 
     def __init__(

@@ -34,6 +34,11 @@ class Perturbation:
     radius asked of the step. note: how state was found for a counterfactual. shards: of tensors
     that are cut over processes, whose parts stand here; norm, shares, density and cosine are those
     of the whole, and asked in every process.
+
+    Example:
+        >>> seen = sam.perturb(sam.sam(0.05), model, losses, data, seed=0)
+        >>> seen.climbed, round(float(sum(seen.energy_share.values())), 6)
+        (True, 1.0)
     """
 
     names: tuple[str, ...]
@@ -172,6 +177,12 @@ def perturb(
     that Fisher information, whose examples pass alone and by default in eval mode. The model, its
     buffers, `.grad`, mode and random state are bit-identical afterwards, whatever is raised. Cost:
     2 gradients, plus the Fisher examples.
+    By definition of the variant's slots. epoch, total_epochs: what schedules are told.
+
+    Example:
+        >>> seen = sam.perturb(sam.sam(0.05), model, losses, data, seed=0)
+        >>> round(float(seen.norm), 6), tuple(seen.e["0.weight"].shape)
+        (0.05, (8, 4))
     """
     trained = Trained.of(model)
     return counterfactual(

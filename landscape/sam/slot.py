@@ -32,6 +32,18 @@ class Slot:
     The call is that of its place in `landscape.sam.variant.Variant`. `state` is the slot's own
     dict, saved by `SAM.state_dict()`; point and passes are described at `variant.Point` and
     `passes.Passes`. Below, each flag and hook names the places that are asked for it.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class HalvedEachEpoch(sam.Slot):
+        ...     rho: float = 0.05
+        ...     def __call__(self, point, state):
+        ...         return self.rho * 0.5**point.epoch
+        >>> variant = sam.with_radius(sam.sam(), HalvedEachEpoch())
+        >>> seen = sam.perturb(variant, model, losses, data, epoch=1, seed=0)
+        >>> round(float(seen.norm), 6)
+        0.025
     """
 
     if TYPE_CHECKING:  # an evaluate slot is not called

@@ -51,6 +51,16 @@ class Point:
     coordinates are asked of the point (`norms_of`, `norm_of`, `inner`), and what needs a whole
     tensor takes `whole(i, part)` and gives back `own(i, whole)`; random draws are `rand` and
     `randn`. Then every process has the answer of one that has everything.
+    shards: how tensors are cut over processes, None where they are not.
+
+    Example:
+        >>> def sign_of_gradient(point, state):
+        ...     return [g.sign() for g in point.gradients]
+        >>> from dataclasses import replace
+        >>> variant = replace(sam.sam(0.05), source=sign_of_gradient)
+        >>> e = sam.perturb(variant, model, losses, data, seed=0).e["0.weight"]
+        >>> len(e.abs().round(decimals=7).unique())
+        1
     """
 
     names: tuple[str, ...]
@@ -326,6 +336,12 @@ class Variant:
     where every flag and hook is described; functions are wrapped into one. `state` is one dict per
     slot, saved by `SAM.state_dict()`.
     needs: what a call of `SAM.step` must offer, a subset of `NEEDS`.
+    name: of the recipe, which results and figures know it by; label: for readers.
+
+    Example:
+        >>> variant = sam.zsharp(0.05)
+        >>> variant.name, sorted(variant.needs)
+        ('zsharp', [])
     """
 
     name: str

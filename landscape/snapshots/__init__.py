@@ -4,6 +4,9 @@ In a run's `snapshots/`: `tensors.json` names the tensors and what could not be 
 and `correct.bin` hold rows of fixed size, each with a checksum, appended: whoever reads while they
 grow, or after a crash, gets every whole row. `<step>.npz` (masks, z-score counts) are whole or
 absent, uncompressed, so that many can be compared without holding one in memory. Numpy only.
+
+`folder` is that of a run, as `studies/demo/runs/<run>` or the one given to `landscape.record`.
+`on_error`: "raise" names a damaged file, "skip" leaves it out; `skipped` then says which and why.
 """
 
 from landscape.snapshots.files import (

@@ -24,7 +24,15 @@ ON_ERROR = ("raise", "skip")
 
 @dataclass(frozen=True)
 class Tensors:
-    """The recorded tensors in model order, and why a column is NaN (`unseen`, by column)."""
+    """The recorded tensors in model order, and why a column is NaN (`unseen`, by column).
+
+    names, kinds, sizes, ndims: of each tensor, in the order of the model.
+
+    Example:
+        >>> tensors = snapshots.Tensors(names=("w",), kinds=("linear",), sizes=(4,), ndims=(2,))
+        >>> tensors.unseen, tensors.snapshot_bytes > 0
+        ({}, True)
+    """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -56,7 +64,14 @@ class Tensors:
 
 
 def write_tensors(folder: Path, tensors: Tensors) -> None:
-    """Say what the files of `folder` (a run's `snapshots`) are about; refuse another model's."""
+    """Say what the files of `folder` (a run's `snapshots`) are about; refuse another model's.
+
+    Example:
+        >>> tensors = snapshots.Tensors(names=("w",), kinds=("linear",), sizes=(4,), ndims=(2,))
+        >>> snapshots.write_tensors(Path("written"), tensors)
+        >>> snapshots.read_tensors(Path("written").parent) is None
+        True
+    """
     path = Path(folder) / "tensors.json"
     if path.exists():
         check_same(tensors_at(path), tensors.identity, str(path))
@@ -69,7 +84,14 @@ _FIELDS = ("names", "kinds", "sizes", "ndims")
 
 
 def read_tensors(folder: Path) -> Tensors | None:
-    """The recorded tensors of a run; None where nothing was recorded."""
+    """The recorded tensors of a run; None where nothing was recorded.
+
+    Returns names, kinds, sizes and ndims (n,) of the tensors.
+
+    Example:
+        >>> snapshots.read_tensors(folder).names[:2]
+        ('0.weight', '0.bias')
+    """
     folder = Path(folder)
     path = folder / "snapshots" / "tensors.json"
     if path.exists():
@@ -113,7 +135,12 @@ def tensors_at(path: Path) -> Tensors:
 
 
 def check_same(tensors: Tensors, identity: str, what: str) -> None:
-    """Refuse an identity that is not the recorded tensors', naming what differs."""
+    """Refuse an identity that is not the recorded tensors', naming what differs.
+
+    Example:
+        >>> tensors = snapshots.read_tensors(folder)
+        >>> snapshots.check_same(tensors, tensors.identity, "the recording")  # no word: the same
+    """
     known = dict(zip(tensors.names, tensors.sizes, strict=True))
     other = dict(zip(*json.loads(identity), strict=True))
     if known == other:
@@ -132,7 +159,12 @@ def check_same(tensors: Tensors, identity: str, what: str) -> None:
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
-    """Snapshot of one step in a run's `snapshots` folder."""
+    """Snapshot of one step in a run's `snapshots` folder.
+
+    Example:
+        >>> snapshots.snapshot_path(Path("snapshots"), 7).suffix
+        '.npz'
+    """
     return Path(folder) / f"{step:08d}.npz"
 
 
@@ -144,7 +176,20 @@ def write_snapshot(
     zscore_counts: np.ndarray,
     mask_bits: np.ndarray | None = None,
 ) -> None:
-    """Write masks (bytes as in PackedMasks) and z-score counts (tensors, bins + 3) of one step."""
+    """Write masks (bytes as in PackedMasks) and z-score counts (tensors, bins + 3) of one step.
+
+    folder: a run's `snapshots` folder. zscore_counts (tensors, bins + 3). mask_bits: None where
+    nothing is masked.
+
+    Example:
+        >>> where = Path("written")
+        >>> tensors = snapshots.Tensors(names=("w",), kinds=("linear",), sizes=(4,), ndims=(2,))
+        >>> snapshots.write_tensors(where, tensors)
+        >>> counts = np.zeros((1, snapshots.GRID.bins + 3), np.int64)
+        >>> snapshots.write_snapshot(where, 0, tensors, zscore_counts=counts)
+        >>> snapshots.snapshot_path(where, 0).exists()
+        True
+    """
     content: dict[str, np.ndarray | np.generic] = {
         "tensors": np.frombuffer(tensors.identity.encode(), np.uint8),
         "step": np.int64(step),

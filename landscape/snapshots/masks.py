@@ -52,6 +52,11 @@ def read_masks(folder: Path, *, on_error: str = "raise") -> "MaskSeries":
 
     A damaged or cut snapshot raises, or is left out and named in `skipped` with on_error="skip".
     Tensors that were added or removed between snapshots raise, named.
+
+    Example:
+        >>> masks = training.read_masks(folder)
+        >>> masks.names[:2], len(masks) == len(masks.steps)
+        (('0.weight', '0.bias'), True)
     """
     check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
@@ -64,7 +69,15 @@ def read_masks(folder: Path, *, on_error: str = "raise") -> "MaskSeries":
 
 @dataclass(frozen=True)
 class MaskSeries:
-    """Masks of many steps on the disk: `series[i]` reads one, `overlap` streams through all."""
+    """Masks of many steps on the disk: `series[i]` reads one, `overlap` streams through all.
+
+    members: where each snapshot's masks lie.
+
+    Example:
+        >>> masks = snapshots.read_masks(folder)
+        >>> masks.names[0], masks[0].sizes[0]
+        ('0.weight', 32)
+    """
 
     tensors: Tensors
     steps: np.ndarray
@@ -163,6 +176,11 @@ class ZScores:
     """Z-scores of the first pass's gradient at the snapshots: counts (S, tensors, bins + 3).
 
     The last three columns count what lies below and above the grid, and NaN (no spread).
+
+    Example:
+        >>> seen = snapshots.read_zscores(folder)
+        >>> seen.counts.shape[1:], seen.histogram(0, 0).total
+        ((6, 244), 32)
     """
 
     tensors: Tensors
@@ -188,7 +206,13 @@ def _counts(path: Path, tensors: Tensors) -> np.ndarray:
 
 
 def read_zscores(folder: Path, *, on_error: str = "raise") -> ZScores:
-    """Z-score counts of all snapshots of a run, damaged ones as in `read_masks`."""
+    """Z-score counts of all snapshots of a run, damaged ones as in `read_masks`.
+
+    Example:
+        >>> seen = training.read_zscores(folder)
+        >>> seen.counts.ndim, len(seen.tensors.names)
+        (3, 6)
+    """
     check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder) or Tensors((), (), (), ())
     found, skipped = each_snapshot(folder, tensors, on_error, _counts)

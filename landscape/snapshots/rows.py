@@ -19,6 +19,13 @@ class RowFile:
 
     run: of which training they are; its CRC-32 begins that of each row, so that rows of another one
     are none of these.
+    path: the file, which is made at the first append.
+
+    Example:
+        >>> file = snapshots.steps_file(folder / "snapshots", snapshots.read_tensors(folder))
+        >>> rows, skipped = file.read()
+        >>> len(rows), skipped
+        (6, ())
     """
 
     def __init__(self, path: Path, dtype: np.dtype, run: str = "") -> None:
@@ -83,7 +90,13 @@ class RowFile:
 
 @dataclass(frozen=True)
 class Steps:
-    """Rows of all steps so far: `steps["rho"]` is (n,), `steps["density"]` is (n, tensors)."""
+    """Rows of all steps so far: `steps["rho"]` is (n,), `steps["density"]` is (n, tensors).
+
+    Example:
+        >>> steps = snapshots.read_steps(folder)
+        >>> steps.step.tolist(), steps["density"].shape
+        ([0, 1, 2, 3, 4, 5], (6, 6))
+    """
 
     tensors: Tensors
     rows: np.ndarray
@@ -112,19 +125,41 @@ class Steps:
 
 
 def steps_file(folder: Path, tensors: Tensors) -> RowFile:
-    """steps.bin of a run's `snapshots` folder."""
+    """steps.bin of a run's `snapshots` folder.
+
+    Example:
+        >>> snapshots.steps_file(Path("mine"), snapshots.read_tensors(folder)).path.name
+        'steps.bin'
+    """
     return RowFile(Path(folder) / "steps.bin", tensors.row, tensors.run)
 
 
 def correctness_file(folder: Path, num_examples: int, run: str = "") -> RowFile:
-    """correct.bin of a run's `snapshots` folder; `count_again` is ~count."""
+    """correct.bin of a run's `snapshots` folder; `count_again` is ~count.
+
+    num_examples: N.
+
+    Example:
+        >>> file = snapshots.correctness_file(Path("mine"), num_examples=3)
+        >>> file.path.name
+        'correct.bin'
+    """
     bits = (num_examples + 7) // 8
     head = [("checksum", "<u4"), ("epoch", "<u4"), ("count", "<u4"), ("count_again", "<u4")]
     return RowFile(Path(folder) / "correct.bin", np.dtype([*head, ("bits", "u1", (bits,))]), run)
 
 
 def correctness_row(file: RowFile, epoch: int, correct: np.ndarray) -> np.ndarray:
-    """A row of correct.bin: which examples (N,) are right after an epoch (from 1)."""
+    """A row of correct.bin: which examples (N,) are right after an epoch (from 1).
+
+    file: the one that it is for.
+
+    Example:
+        >>> file = snapshots.correctness_file(Path("mine"), num_examples=3)
+        >>> row = snapshots.correctness_row(file, 1, np.array([True, False, True]))
+        >>> len(row)
+        1
+    """
     row = np.zeros(1, file.dtype)
     row["epoch"], row["count"], row["bits"] = epoch, len(correct), np.packbits(correct)
     row["count_again"] = ~row["count"]
@@ -136,6 +171,11 @@ def read_steps(folder: Path, *, on_error: str = "raise") -> Steps:
 
     A half-written last row is left out and said in `skipped`; a damaged one raises, or is left out
     and said with on_error="skip".
+
+    Example:
+        >>> steps = training.read_steps(folder)
+        >>> steps["rho"].shape == steps.step.shape, steps["density"].shape[1]
+        (True, 6)
     """
     check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
@@ -162,7 +202,13 @@ def _check_order(path: Path, counted: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Correctness:
-    """Which training examples were right after which epoch: epochs (E,), correct (E, N) bool."""
+    """Which training examples were right after which epoch: epochs (E,), correct (E, N) bool.
+
+    Example:
+        >>> seen = snapshots.read_correctness(folder)
+        >>> seen.epochs.shape[0] == seen.correct.shape[0]
+        True
+    """
 
     epochs: np.ndarray
     correct: np.ndarray
@@ -176,6 +222,10 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
     statistics: not the outputs of the training passes, whose batch statistics, augmentation and
     dropout differ. (0, 0) when RecorderOptions.correctness was off. A forgetting event
     (arXiv:1812.05159, §3, on such outputs) is correct[k - 1] and not correct[k].
+
+    Example:
+        >>> training.read_correctness(folder).correct.shape
+        (0, 0)
     """
     check_choice("on_error", on_error, ON_ERROR)
     tensors = read_tensors(folder)
@@ -205,7 +255,17 @@ def read_correctness(folder: Path, *, on_error: str = "raise") -> Correctness:
 
 
 def forget_after(folder: Path, *, epoch: int, step: int) -> None:
-    """Remove what was written of steps >= `step`, which belong to epochs > `epoch`."""
+    """Remove what was written of steps >= `step`, which belong to epochs > `epoch`.
+
+    folder: a run's `snapshots` folder.
+
+    Example:
+        >>> import shutil
+        >>> copied = Path(shutil.copytree(folder, "copied", dirs_exist_ok=True))
+        >>> snapshots.forget_after(copied / "snapshots", epoch=1, step=3)
+        >>> snapshots.read_steps(copied).step.tolist()
+        [0, 1, 2]
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return

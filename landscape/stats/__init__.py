@@ -2,6 +2,8 @@
 
 Everything takes plain arrays. Values that are not finite (a diverged run) are left out and counted
 in `missing`; an estimate from one value has no interval (`low` and `high` are NaN).
+
+`level` is the probability with which an interval covers, `seed` that of every random draw.
 """
 
 from landscape.stats.axes import QUANTITIES, Choice, along_axis, axes_of, choose

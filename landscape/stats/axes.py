@@ -41,6 +41,13 @@ class Choice:
     minus that of the chosen one: what a look at the test set would have seemed to gain. optimism:
     validation accuracy of the chosen value, minus what the rule reaches on seeds that it did not
     see (each seed's value is chosen on the others): how much too good the best of a grid looks.
+
+    Example:
+        >>> val = np.array([[0.90, 0.92], [0.95, 0.93]])
+        >>> test = np.array([[0.91, 0.93], [0.94, 0.94]])
+        >>> chosen = stats.choose(val, 1 - val, test_accuracy=test)
+        >>> chosen.index, chosen.regret
+        (1, 0.0)
     """
 
     index: int
@@ -55,6 +62,12 @@ def choose(
 
     val_accuracy, val_loss, test_accuracy: (values, seeds), NaN where a run failed. A value of which
     a seed failed is not chosen. None where no value has all of its seeds.
+    The rule is the definition of validation: test accuracy has no say in it.
+
+    Example:
+        >>> val = np.array([[0.90, 0.92], [0.95, 0.93]])
+        >>> stats.choose(val, 1 - val).index
+        1
     """
     index = best(val_accuracy, val_loss)
     if index is None:
@@ -90,7 +103,14 @@ def _optimism(accuracy: np.ndarray, loss: np.ndarray, index: int) -> float:
 
 
 def axes_of(data: Mapping[str, xr.Dataset]) -> dict[str, list[Any]]:
-    """Axes along which some variant has several values within a setting, with these values."""
+    """Axes along which some variant has several values within a setting, with these values.
+
+    data: combined results by measurement. By definition.
+
+    Example:
+        >>> stats.axes_of({"generalization": runs["generalization"]})
+        {}
+    """
     found: dict[str, list[Any]] = {}
     for ds in data.values():
         for curve in _curves(ds):
@@ -153,6 +173,11 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
     means where it spans scales); chosen: whether validation chooses this row of its line (`choose`,
     NaN where there are no validation data); regret and optimism of that choice, num_trainings that
     it took. None where no variant varies along the axis.
+    Means and intervals have the units of the quantities; by definition.
+
+    Example:
+        >>> stats.along_axis({"generalization": runs["generalization"]}, "rho") is None
+        True
     """
     # From the result that knows most runs: one of the first seeds alone would lose rows.
     whole = max(data.values(), key=lambda ds: ds.sizes.get("run", 0))

@@ -21,6 +21,12 @@ class Association:
     """Partial correlation r of dose and response over n variants, df = n − 2 − covariates left.
 
     p: one-sided, for r > 0, adjusted for all doses that were asked together.
+
+    Example:
+        >>> flatter, better = np.array([[1.0, 2, 3, 4, 5, 6]]), [1.0, 2, 3, 4, 5, 7]
+        >>> [found] = stats.dose_response(flatter, better)
+        >>> found.n, found.df, found.r > 0.9
+        (6, 4, True)
     """
 
     r: float
@@ -40,6 +46,14 @@ def dose_response(
     p: share of permutations of the response's residuals in which any dose of the set has as large a
     correlation. The answer does not depend on the order of variants. Below 3 degrees of freedom
     there is no p.
+    r between -1 and 1. The permutations are those of Freedman & Lane (1983), the family is that of
+    the largest r (Westfall & Young 1993).
+
+    Example:
+        >>> doses = np.array([[1.0, 2, 3, 4, 5, 6], [2.0, 1, 4, 3, 6, 5]])
+        >>> found = stats.dose_response(doses, [1.0, 2, 3, 4, 5, 7])
+        >>> [one.n for one in found], found[0].r > found[1].r
+        ([6, 6], True)
     """
     x = np.atleast_2d(np.asarray(doses, float))
     y = np.asarray(response, float).ravel()
@@ -63,7 +77,16 @@ def dose_response(
 
 
 def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
-    """Correlation of what covariates leave of x and y; NaN with too few complete variants."""
+    """Correlation of what covariates leave of x and y; NaN with too few complete variants.
+
+    given: covariates (k, n). Returns r, between -1 and 1; by definition, the correlation of the
+    residuals of two least-squares fits.
+
+    Example:
+        >>> x, z = np.array([1.0, 2, 3, 4, 5]), np.array([1.0, -1, 1, -1, 1])
+        >>> round(float(stats.partial_correlation(x, 2 * x + z, given=[z])), 6)
+        1.0
+    """
     z = np.zeros((0, np.size(y))) if given is None else np.atleast_2d(np.asarray(given, float))
     table = np.vstack([np.asarray(x, float), np.asarray(y, float), z])
     a, b, *rest = table[:, np.isfinite(table).all(0)]

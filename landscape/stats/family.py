@@ -38,6 +38,11 @@ class Contrast:
     difference is one of N examples; then the choice of the examples is part of the error, crossed
     with the seeds. quantity: differences with the same one inform each other's variance. margin: a
     smaller difference counts as none. failed: seeds of either side without a finite value.
+
+    Example:
+        >>> contrast = stats.Contrast(seeds=[0, 1, 2], differences=np.array([0.01, 0.02, 0.03]))
+        >>> round(float(contrast.differences.mean()), 6)
+        0.02
     """
 
     seeds: Sequence[int]
@@ -55,6 +60,13 @@ class Decision:
     interval: simultaneous over the family. p: adjusted. smallest_p: no difference can have a
     smaller one with these seeds. detectable: the true difference that is resolved with probability
     0.8. method: "sign flips", "Student" or "" where nothing could be tested.
+    margin, failed: as of the `Contrast`.
+
+    Example:
+        >>> apart = np.linspace(0.9, 1.1, 8)
+        >>> decision = stats.simultaneous({"sam": stats.Contrast(range(8), apart)})["sam"]
+        >>> decision.method, decision.sign, decision.p < 0.05
+        ('sign flips', 1, True)
     """
 
     interval: Interval
@@ -105,6 +117,13 @@ def simultaneous(
     page; p is divided by it. Sign flips are used where every contrast has 8 seeds or more. The
     resampling of signs is by seed and by test example, from a fixed stream; the names of seeds do
     not matter. A contrast with failed runs is not tested: the runs that are left went well.
+    Max-t of Westfall & Young (1993); below eight seeds the bound of Šidák (1967).
+
+    Example:
+        >>> apart = {"sam": np.linspace(0.9, 1.1, 8), "mine": np.linspace(-1, 1, 8)}
+        >>> found = stats.simultaneous({k: stats.Contrast(range(8), d) for k, d in apart.items()})
+        >>> {name: decision.sign for name, decision in found.items()}
+        {'sam': 1, 'mine': 0}
     """
     kept = {
         key: c

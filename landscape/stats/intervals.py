@@ -17,7 +17,13 @@ SMALLEST_WILCOXON = 6
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the two-sided interval [low, high] from n values; NaN ends where n < 2."""
+    """An estimate with the two-sided interval [low, high] from n values; NaN ends where n < 2.
+
+    Example:
+        >>> interval = stats.mean_ci([1.0, 2.0, 3.0])
+        >>> interval.estimate, interval.n, interval.low < 2 < interval.high
+        (2.0, 3, True)
+    """
 
     estimate: float
     low: float
@@ -38,7 +44,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of a - b over pairs, with the t statistic and the two-sided p of a paired t-test."""
+    """Mean of a - b over pairs, with the t statistic and the two-sided p of a paired t-test.
+
+    difference: an `Interval`, of the mean difference.
+
+    Example:
+        >>> found = stats.paired([0.92, 0.93, 0.95], [0.90, 0.91, 0.92])
+        >>> round(found.difference.estimate, 4), found.p < 0.05
+        (0.0233, True)
+    """
 
     difference: Interval
     t: float
@@ -67,6 +81,12 @@ def mean_ci(
     of the t-interval of y, the interval is then that of logit y ± h / (y (1 − y)), turned back (the
     delta method): equal to the t-interval where h is small, and never beyond the bounds. Values
     that are beyond them are no shares, and have the plain interval.
+    Student (1908).
+
+    Example:
+        >>> found = stats.mean_ci([0.97, 0.98, 0.99, 1.0], bounds=(0, 1))
+        >>> round(found.estimate, 4), found.high < 1
+        (0.985, True)
     """
     finite, missing = _finite(values)
     n = finite.size
@@ -98,6 +118,14 @@ def metric_ci(metric: Metric, values: ArrayLike, *, level: float = LEVEL) -> Int
 
     Shares: the mean, with its interval within their bounds. Quantities on a logarithmic scale, as
     losses and curvature: the geometric mean, where all values are positive. Others: the mean.
+    metric: what is known of the quantity (`landscape.metrics.metric(name)`): its scale and bounds.
+    By definition, as `mean_ci` and `geometric_mean_ci`.
+
+    Example:
+        >>> from landscape.metrics import metric
+        >>> found = stats.metric_ci(metric("test_accuracy"), [97.0, 98.0, 99.0])
+        >>> found.estimate, found.high < 100
+        (98.0, False)
     """
     if metric.bounds is not None:
         return mean_ci(values, bounds=metric.bounds, level=level)
@@ -111,6 +139,13 @@ def geometric_mean_ci(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     """Exp of the mean logarithm with its t-interval, for positive quantities of any scale.
 
     Values that are not positive have no logarithm; they count as missing.
+    values: any shape. By definition of the geometric mean; the interval is Student's (1908) of the
+    logarithms.
+
+    Example:
+        >>> found = stats.geometric_mean_ci([1.0, 10.0, 100.0])
+        >>> round(found.estimate, 6), found.n
+        (10.0, 3)
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -130,6 +165,12 @@ def paired(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Paired:
     a, b: (n,), the same seeds in the same order. One pair has no interval and no p. Pairs that all
     differ by the same amount (possible when accuracies are counts) carry no information on the
     spread: t, p and interval are NaN, unless all differences are 0, where p = 1.
+    Student (1908). The difference has the units of a.
+
+    Example:
+        >>> found = stats.paired([3.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+        >>> round(found.difference.estimate, 4), found.difference.n
+        (2.3333, 3)
     """
     left, right = _pairs(a, b)
     difference = left - right
@@ -161,6 +202,11 @@ def geometric_ratio(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Inte
     """Exp of the mean of log(a_i / b_i) over pairs with its t-interval: a ratio, 1 = equal.
 
     a, b: (n,) positive, paired by seed. Pairs without a logarithm count as missing.
+    By definition; the interval is Student's (1908) of the logarithms.
+
+    Example:
+        >>> round(stats.geometric_ratio([2.0, 4.0], [1.0, 2.0]).estimate, 6)
+        2.0
     """
     left, right = _pairs(a, b)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -172,6 +218,11 @@ def wilcoxon(differences: ArrayLike) -> float:
     """Two-sided p of the Wilcoxon signed-rank test on paired differences; zeros are dropped.
 
     Fewer than 6 differences cannot reach p < 0.05 whatever their values, so they are refused.
+    differences (n,): one per pair. Wilcoxon (1945), Individual comparisons by ranking methods.
+
+    Example:
+        >>> round(stats.wilcoxon([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 5)
+        0.03125
     """
     finite, _ = _finite(differences)
     if finite.size < SMALLEST_WILCOXON:
@@ -185,7 +236,14 @@ def wilcoxon(differences: ArrayLike) -> float:
 
 
 def sampling_error(accuracy: float, num_examples: int) -> float:
-    """sqrt(p (1 - p) / N): the standard error of an accuracy p that comes from N test examples."""
+    """sqrt(p (1 - p) / N): the standard error of an accuracy p that comes from N test examples.
+
+    num_examples: N. Returns a share, as p is. Binomial, by definition.
+
+    Example:
+        >>> round(stats.sampling_error(0.9, 1000), 6)
+        0.009487
+    """
     if num_examples < 1:
         raise LandscapeError(f"num_examples={num_examples} test examples; at least 1 is needed.")
     return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / num_examples)

@@ -12,7 +12,13 @@ from landscape.streams._host import CHUNK, host
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal bins on [low, high): an odd number on a symmetric range has a bin centred at 0."""
+    """Equal bins on [low, high): an odd number on a symmetric range has a bin centred at 0.
+
+    Example:
+        >>> grid = streams.Grid(low=-1.0, high=1.0, bins=5)
+        >>> grid.width, grid.centres.round(6).tolist()
+        (0.4, [-0.8, -0.4, 0.0, 0.4, 0.8])
+    """
 
     low: float = -12.0
     high: float = 12.0
@@ -36,7 +42,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts on a fixed grid, with what fell below, above and on NaN counted and never dropped."""
+    """Counts on a fixed grid, with what fell below, above and on NaN counted and never dropped.
+
+    counts (bins,): what fell into each bin; nan: how many were NaN.
+
+    Example:
+        >>> found = streams.Histogram.of([0.0, 0.1, 5.0], streams.Grid(-1.0, 1.0, 5))
+        >>> found.counts.tolist(), found.above, found.total
+        ([0, 0, 2, 0, 0], 1, 3)
+    """
 
     grid: Grid
     counts: np.ndarray

@@ -18,6 +18,11 @@ class PackedMasks:
     """Boolean masks of named tensors, one bit a coordinate; each tensor starts on a byte.
 
     `names` and `sizes` are aligned; `bits` (uint8) holds ceil(size / 8) bytes per tensor in order.
+
+    Example:
+        >>> masks = streams.PackedMasks.of({"w": np.array([[True, False], [True, True]])})
+        >>> masks.sizes, masks.counts().tolist(), masks.unpack()["w"].tolist()
+        ((4,), [3], [True, False, True, True])
     """
 
     names: tuple[str, ...]

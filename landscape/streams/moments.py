@@ -15,6 +15,12 @@ class Moments:
 
     Merged by the pairwise formulas of Chan, Golub & LeVeque (1979) for M2 and of Pebay
     (SAND2008-6212, 2008) for M3 and M4: no cancellation of raw power sums.
+    count: of the numbers; m2, m3, m4: M_2, M_3 and M_4.
+
+    Example:
+        >>> whole = streams.Moments.of([1.0, 2.0]).merge(streams.Moments.of([3.0, 6.0]))
+        >>> whole.count, whole.mean, round(whole.variance, 6)
+        (4, 3.0, 4.666667)
     """
 
     count: int = 0
@@ -81,7 +87,14 @@ class Moments:
 
 
 def spread_of_rounding(values: np.ndarray, eps: float) -> float:
-    """Standard deviation that equal values of relative error eps may have: less is no signal."""
+    """Standard deviation that equal values of relative error eps may have: less is no signal.
+
+    values: of any shape. Returns it in units of the values.
+
+    Example:
+        >>> bool(streams.spread_of_rounding(np.array([1.0, 1.0]), 1e-7) < 1e-5)
+        True
+    """
     return 10 * eps * float(np.abs(values).max(initial=0.0))
 
 

@@ -18,6 +18,12 @@ class Overlap:
     tensors the null is stratified (`pooled`): expectation and variance are sums over tensors, since
     densities differ between them. Coordinates of one filter are correlated, so that z overstates
     significance and grows with N; kappa is the effect size.
+    size: N; first: K; second: M; common: o.
+
+    Example:
+        >>> one = streams.Overlap(*(np.array([n]) for n in (10, 4, 5, 2)))
+        >>> one.jaccard.round(4).tolist(), one.expected_common.tolist(), one.kappa.tolist()
+        ([0.2857], [2.0], [0.0])
     """
 
     size: np.ndarray
@@ -89,6 +95,12 @@ class PooledOverlap:
     """Overlap summed over tensors. Expectation and variance are stratified.
 
     `selected` = K + M and `smaller` = min(K, M), of all tensors together.
+    common: o; expected_common and variance: of o under the null.
+
+    Example:
+        >>> two = streams.Overlap(*(np.array(n) for n in ([10, 10], [5, 2], [5, 2], [5, 0])))
+        >>> round(float(two.pooled().jaccard), 4)
+        0.5556
     """
 
     selected: np.ndarray
@@ -129,7 +141,15 @@ class PooledOverlap:
 
 
 def stacked(overlaps: Sequence[Overlap]) -> Overlap:
-    """Overlaps of one shape along a new first axis."""
+    """Overlaps of one shape along a new first axis.
+
+    overlaps: two or more of one shape.
+
+    Example:
+        >>> one = streams.Overlap(*(np.array([n]) for n in (10, 4, 5, 2)))
+        >>> streams.stacked([one, one]).common.shape
+        (2, 1)
+    """
     names = [field.name for field in fields(Overlap)]
     return Overlap(*(np.stack([getattr(each, name) for each in overlaps]) for name in names))
 
@@ -139,6 +159,11 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
     p_values: (m,), the whole declared family. A NaN (a comparison that could not be made) stays NaN
     but still counts in m, so that a gap in a study never makes the other comparisons easier.
+    Holm (1979), A simple sequentially rejective multiple test procedure.
+
+    Example:
+        >>> streams.holm([0.01, 0.04, 0.5]).round(4).tolist()
+        [0.03, 0.08, 0.5]
     """
     p = np.asarray(p_values, dtype=np.float64).ravel()
     adjusted = np.full(p.shape, np.nan)

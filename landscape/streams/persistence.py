@@ -16,6 +16,12 @@ def persistence(
 
     snapshots: (step, masks) in any order. Returns the lags found (L,) and per lag an `Overlap` with
     axes (pairs, tensors), to be pooled by the caller.
+
+    Example:
+        >>> masks = [streams.PackedMasks.of({"w": np.arange(4) < n}) for n in (1, 2, 3)]
+        >>> lags, found = streams.persistence(list(enumerate(masks)), [1, 2])
+        >>> lags.tolist(), [one.common.ravel().tolist() for one in found]
+        ([1, 2], [[1, 2], [1]])
     """
     by_step = dict(snapshots)
     found, overlaps = [], []
@@ -33,6 +39,10 @@ def half_life(lags: ArrayLike, kappa: ArrayLike) -> np.ndarray:
 
     kappa: (L, ...). Below the first lag masks were not compared: a smaller value says "sooner".
     inf where kappa stays above 1/2 up to the last lag, NaN where kappa is not known.
+
+    Example:
+        >>> streams.half_life([1, 2, 4], np.array([0.9, 0.7, 0.3])).tolist()
+        3.0
     """
     x = np.concatenate([[0.0], np.asarray(lags, np.float64)])
     y = np.asarray(kappa, np.float64)

@@ -18,6 +18,11 @@ def student(
     sample standard deviation s; high: that of each probe is known to lie between `low` and `high`
     only (the same by default). NaN for one probe. It covers where means of n probes are about
     normal: see `measure.hessian_trace` for how far that is true of vᵀHv.
+
+    Example:
+        >>> low, high = streams.student(np.array([1.0, 2.0, 3.0]))
+        >>> float(low) < 2 < float(high), round(float(low + high), 6)
+        (True, 4.0)
     """
     below = np.asarray(low, dtype=np.float64)
     above = below if high is None else np.asarray(high, dtype=np.float64)
@@ -45,6 +50,11 @@ def quadrature_bracket(
     with rise(θ₀) = 0 and rise(θ_{n+1}) = 1.
     A share below x is 1 - ∫ 1{λ >= x} dμ. Proved for exact nodes; theirs are exact to the rounding
     of the products. rise may return further trailing axes, which the bounds (..., *) keep.
+
+    Example:
+        >>> low, high = streams.quadrature_bracket([0.0, 1.0], [0.5, 0.5], lambda x: x > 0.5)
+        >>> float(low), float(high)
+        (0.0, 1.0)
     """
     nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
     order = np.argsort(nodes, axis=-1, kind="stable")

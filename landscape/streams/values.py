@@ -21,6 +21,12 @@ class ValueHistogram:
     knowledge of the scale, so that one pass serves where z-scores would need two, the first for
     mean and deviation. `moments` are exact. codes (k,), counts (k,) and squares (k,) hold the
     occupied bins; at most 2^17 exist (3 MB). Merging is exact for any split.
+    zeros: exact zeros; not_finite: NaN and infinite values, in no bin.
+
+    Example:
+        >>> whole = streams.ValueHistogram.of([1.0, 2.0]).merge(streams.ValueHistogram.of([0.0]))
+        >>> whole.moments.mean, whole.zeros
+        (1.0, 1)
     """
 
     codes: np.ndarray

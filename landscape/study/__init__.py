@@ -4,6 +4,9 @@ from landscape import study
 plan = study.load(Path("study.toml"))
 summary = study.run(plan, Path("studies/mine"), study.Options(workers=2))
 study.results("studies/mine")["generalization"]     # xarray; .frame(name, variable) for pandas
+
+`path` is a study file, `folder` that of a study. `overrides` are lines such as "training.epochs=5"
+that win over the file, `dtype` one for its precision, "float32" or "float64".
 """
 
 from landscape.study.demo import demo_text

@@ -7,7 +7,14 @@ from landscape.storage import StudyFolder, write_text
 
 
 def demo_text(*, quick: bool = False) -> str:
-    """Text of the study that `landscape demo` runs."""
+    """Text of the study that `landscape demo` runs.
+
+    quick: the one of less than a minute.
+
+    Example:
+        >>> study.demo_text(quick=True).splitlines()[0][:27]
+        '# `landscape demo --quick`:'
+    """
     name = "demo_quick.toml" if quick else "demo.toml"
     return files("landscape.study").joinpath(name).read_text(encoding="utf-8")
 

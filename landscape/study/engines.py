@@ -179,6 +179,10 @@ class Slurm:
     continues. at_once: how many of the array run at a time. cluster: "slurm", or "local" to try the
     same path on this machine. settings: of submitit, e.g. account, qos, mem_gb, gpus_per_node,
     constraint. The logs of Slurm lie in STUDY/jobs.
+
+    Example:
+        >>> study.Slurm(partition="gpu", hours=8.0, settings={"gpus_per_node": 1}).hours
+        8.0
     """
 
     partition: str | None = None
@@ -249,6 +253,10 @@ class Ray:
 
     address: of a cluster ("auto": the one that this machine belongs to); None starts one here.
     settings: of a task, e.g. num_gpus, memory, resources.
+
+    Example:
+        >>> study.Ray(settings={"num_gpus": 1}).settings["num_gpus"]
+        1
     """
 
     address: str | None = None

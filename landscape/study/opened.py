@@ -16,6 +16,15 @@ class Results(Mapping[str, xr.Dataset]):
 
     study.results("studies/demo")["top_eigenvalues"]                   an xarray.Dataset over `run`
     study.results("studies/demo").frame("top_eigenvalues", "eigenvalue")      a pandas.DataFrame
+    folder: that of the study.
+
+    Example:
+        >>> found = study.results(finished.root)
+        >>> found["top_eigenvalues"].variant.values.tolist()
+        ['sam', 'zsharp']
+        >>> table = found.frame("top_eigenvalues", "eigenvalue")
+        >>> table[["variant", "seed", "rank"]].values.tolist()
+        [['sam', 0, 0], ['zsharp', 0, 0]]
     """
 
     def __init__(self, folder: Path | str | StudyFolder) -> None:

@@ -43,7 +43,14 @@ AXIS_KEYS = tuple(key for key in PROBLEM_KEYS if key != "data_dir")  # a grid ma
 
 
 def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> Study:
-    """Read a study file; `overrides` are "training.epochs=5"-like lines that win over the file."""
+    """Read a study file; `overrides` are "training.epochs=5"-like lines that win over the file.
+
+    Example:
+        >>> _ = Path("mine.toml").write_text(study.demo_text(quick=True))
+        >>> plan = study.load(Path("mine.toml"), overrides=["training.epochs=2"])
+        >>> plan.runs[0].training["epochs"]
+        2
+    """
     path = Path(path)
     if path.is_dir():
         raise LandscapeError(f"{path} is a folder; give the study file, a .toml.")
@@ -68,7 +75,15 @@ def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None)
 def parse(
     text: str, *, base: Path, overrides: Sequence[str] = (), dtype: str | None = None
 ) -> Study:
-    """Turn the text of a study file into a checked `Study`."""
+    """Turn the text of a study file into a checked `Study`.
+
+    base: the folder that paths and modules of the text are looked up in.
+
+    Example:
+        >>> plan = study.parse(study.demo_text(quick=True), base=Path.cwd())
+        >>> len(plan.runs), len(plan.settings)
+        (3, 1)
+    """
     try:
         given = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is no TOML error

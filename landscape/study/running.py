@@ -40,6 +40,12 @@ class Options:
     workers: processes, None for one per CPU core (one per study on a GPU), 0 for this process.
     threads: of torch in each worker. train, measure: which halves are wanted.
     on: another engine than processes of this machine, see `landscape.study.engines`.
+    device: "auto" (an accelerator where there is one), "cpu", "cuda", ... quiet: no progress is
+    shown.
+
+    Example:
+        >>> study.Options(device="cpu", workers=0, quiet=True).threads
+        1
     """
 
     device: str = "auto"
@@ -53,7 +59,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What happened: runs by name; `failed` with the reason of each."""
+    """What happened: runs by name; `failed` with the reason of each.
+
+    folder: of the study. done: runs of this call; kept: those that were there; stale: runs of an
+    earlier study file, left where they are. combined: measurements whose results were written.
+    notes: what was found in weights files.
+
+    Example:
+        >>> quiet = study.Options(device="cpu", workers=0, quiet=True)
+        >>> summary = study.run(study.reopen(finished.root), finished.root, quiet)
+        >>> summary.failed, len(summary.kept)
+        ({}, 2)
+    """
 
     folder: StudyFolder
     done: tuple[str, ...]
@@ -104,6 +121,14 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
 
     A failed run is reported and the others go on. Raises KeyboardInterrupt after the workers have
     stopped; calling again resumes.
+    options: `Options`, which say how and not what.
+
+    Example:
+        >>> plan = study.reopen(finished.root)
+        >>> quiet = study.Options(device="cpu", workers=0, quiet=True)
+        >>> summary = study.run(plan, finished.root, quiet)  # all is there: nothing is done again
+        >>> len(summary.kept), summary.done
+        (2, ())
     """
     place = StudyFolder(Path(folder).absolute())
     _check_folder(place, study)
@@ -343,7 +368,14 @@ def _write_resolved(study: Study, place: StudyFolder, device: str, options: Opti
 
 
 def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None = None) -> Study:
-    """The study of an existing folder, read from its own study.toml."""
+    """The study of an existing folder, read from its own study.toml.
+
+    Raises LandscapeError where the folder is no study.
+
+    Example:
+        >>> study.reopen(finished.root).name
+        'everything'
+    """
     place = StudyFolder(Path(folder).absolute())
     found = place.check()
     if not place.study_toml.exists():

@@ -215,7 +215,18 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read and checked."""
+    """A study file, read and checked.
+
+    name, question: as in the file. base: where paths and modules of the file are looked up. text:
+    the file. settings, variants, runs: what is trained; families: the variants as the file has
+    them, controls: those that are only compared with. measure, comparisons: what is asked of the
+    runs. dtype: "float32" or "float64".
+
+    Example:
+        >>> plan = study.parse(study.demo_text(quick=True), base=Path.cwd())
+        >>> plan.name, len(plan.variants), len(plan.runs)
+        ('digits-quick', 3, 3)
+    """
 
     name: str
     question: str

@@ -39,6 +39,11 @@ class Status:
 
     left: seconds of work that remain, from the mean of the runs that are done; None before one is.
     busy: how many are worked on now, by which `left` is divided where a time is told.
+
+    Example:
+        >>> state = study.status(finished.root)
+        >>> [run.state for run in state.runs], state.left
+        (['done', 'done'], 0.0)
     """
 
     folder: Path
@@ -96,6 +101,11 @@ def status(folder: Path) -> Status:
     failed: its last session said so, or its training diverged. stopped: somebody worked on it, and
     it is not whole. queued: given to a batch system, and not begun. What a study file that was
     changed afterwards asks for is not looked at: `landscape run --estimate` compares.
+    folder: that of the study.
+
+    Example:
+        >>> len(study.status(finished.root).runs)
+        2
     """
     place = StudyFolder(Path(folder).absolute())
     found = place.check()

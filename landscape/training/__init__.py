@@ -1,4 +1,7 @@
-"""SAM-aware training that can be killed, and a recorder of what each step perturbed."""
+"""SAM-aware training that can be killed, and a recorder of what each step perturbed.
+
+`folder` is that of a run. `on_error`: "raise" names a damaged file, "skip" leaves it out.
+"""
 
 from landscape.snapshots import read_correctness, read_masks, read_steps, read_zscores
 from landscape.training.checkpoint import optimizer_slots

@@ -124,7 +124,12 @@ def check_own(folder: Path, path: Path, outcome: dict[str, Any]) -> None:
 
 
 def optimizer_slots(folder: Path) -> dict[str, Any] | None:
-    """Masks and averages of the variant after its last saved epoch; None without a checkpoint."""
+    """Masks and averages of the variant after its last saved epoch; None without a checkpoint.
+
+    Example:
+        >>> "selector" in training.optimizer_slots(folder)
+        True
+    """
     state = read_state(folder)
     return None if state is None else saved.slots_of(state["optimizer"])
 

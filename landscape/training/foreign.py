@@ -23,6 +23,12 @@ class OptimizerFactory:
     It also gets lr, momentum, nesterov, betas, eps and weight_decay of the training where its
     signature has them. What it perturbs is not known to the recorder: `landscape.record` sees it
     from outside.
+    name: for figures and errors. needs: what its steps must be given, as of `sam.Variant`.
+
+    Example:
+        >>> factory = training.OptimizerFactory(torch.optim.RMSprop, {"alpha": 0.9}, name="RMSprop")
+        >>> factory.name, dict(factory.options)
+        ('RMSprop', {'alpha': 0.9})
     """
 
     make: Callable[..., torch.optim.Optimizer]

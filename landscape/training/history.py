@@ -23,6 +23,11 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     norm_ratio ‖e_l‖/‖w_l‖, first_order g1_l·e_l, perturbation_norm, radius_ratio ‖e‖/rho, cosine
     cos(g1, g2), sharpness_gap L(w+e) - L(w); NaN steps are left out (`landscape.record`).
     mask_persistence (lag): `measure.mask_persistence`; only for variants with masks.
+
+    Example:
+        >>> found = training.consolidate(folder)
+        >>> sorted(found)
+        ['history', 'mask_persistence', 'perturbation_history']
     """
     folder = Path(folder)
     records, torn = read_history(folder)
@@ -55,6 +60,11 @@ def read_history(folder: Path, *, training: str | None = None) -> tuple[list[dic
 
     training: the mark of the one that they must be of; by default that which the folder's
     `final.json` tells of, where there is one.
+
+    Example:
+        >>> records, torn = training.read_history(folder)
+        >>> len(records), torn, "train_loss" in records[0]
+        (2, 0, True)
     """
     path = Path(folder) / "history.jsonl"
     records, torn = storage.read_lines(path)
@@ -85,7 +95,11 @@ def read_history(folder: Path, *, training: str | None = None) -> tuple[list[dic
 
 
 def check_snapshots(folder: Path) -> None:
-    """Refuse snapshots of another training than the one that ended in this folder."""
+    """Refuse snapshots of another training than the one that ended in this folder.
+
+    Example:
+        >>> training.check_snapshots(folder)  # says nothing where all is of one training
+    """
     tensors, ended = snapshots.read_tensors(folder), _outcome(folder)
     mark = checkpoint.mark_of(checkpoint.identity_of(ended)) if ended else None
     if tensors is not None and mark not in (None, tensors.run):

@@ -53,6 +53,16 @@ class TrainingResult:
     epoch; seconds (CPU seconds on a CPU) of training steps alone, over all sessions of a resumed
     training; num_skipped: steps without a finite gradient; arithmetic: threads, device, dtype,
     torch and vector instructions, one entry for each stretch (`first_epoch`) that differs.
+    epochs, steps: done in all. folder: that of the run.
+
+    Example:
+        >>> splits = problems.as_splits(make_splits(), name="mine")
+        >>> options = training.TrainingOptions(epochs=1, batch_size=16)
+        >>> done = training.train(
+        ...     make_model(), splits, sam.sam(0.05), options, seed=0, folder=Path("one")
+        ... )
+        >>> done.status, done.steps
+        ('finished', 3)
     """
 
     status: str
@@ -101,6 +111,15 @@ def train(
     a name for what the arguments do not show (a loss, a dataset); each file says of which training
     it is, and those of another one, by variant, options, seed, data, model or `run`, are refused.
     Written: history.jsonl, snapshots/, checkpoints/ (see `Recorder`, `checkpoint`).
+
+    Example:
+        >>> splits = problems.as_splits(make_splits(), name="mine")
+        >>> options = training.TrainingOptions(epochs=1, batch_size=16)
+        >>> done = training.train(
+        ...     make_model(), splits, sam.zsharp(0.05), options, seed=0, folder=Path("two")
+        ... )
+        >>> done.status, [record["epoch"] for record in done.history]
+        ('finished', [1])
     """
     folder, device = Path(folder), torch.device(device)
     check_data(data, options, device, correctness=recorder.correctness)

@@ -41,6 +41,11 @@ class TrainingOptions:
     whose batch updates BatchNorm's running statistics. amp: autocast on CUDA, "bf16" or "fp16"
     (with loss scaling). clip_norm: largest ‖g‖ given to the base optimizer, 0 for none.
     keep_every: keep the weights of every so many epochs (0: the last ones alone).
+
+    Example:
+        >>> options = training.TrainingOptions(epochs=2, batch_size=16, lr=0.05)
+        >>> options.schedule, options.momentum
+        ('cosine', 0.9)
     """
 
     epochs: int = 20
@@ -139,6 +144,10 @@ class RecorderOptions:
     many steps (0: no more), a number that should share no factor with a period of the variant.
     correctness: at each epoch's end, whether the network gets each training example right (one
     forward pass over the training data; see `snapshots.read_correctness`).
+
+    Example:
+        >>> training.RecorderOptions(every=7, correctness=True).every
+        7
     """
 
     scalars: bool = True

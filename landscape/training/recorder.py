@@ -25,7 +25,16 @@ _FLUSH = 200  # steps kept in memory at most
 def estimate_bytes(
     layout: ParamLayout, options: TrainingOptions, recorder: RecorderOptions, *, num_examples: int
 ) -> int:
-    """Bytes that a recorder writes at most, file headers included; counted before training."""
+    """Bytes that a recorder writes at most, file headers included; counted before training.
+
+    layout: of the model; options, recorder: of the training; num_examples: of the training set.
+
+    Example:
+        >>> options = training.TrainingOptions(epochs=2, batch_size=16)
+        >>> layout, kept = ParamLayout.of(model), training.RecorderOptions(snapshots=1)
+        >>> training.estimate_bytes(layout, options, kept, num_examples=48) > 0
+        True
+    """
     steps = options.epochs * options.steps_per_epoch(num_examples)
     tensors = tensors_of(layout)
     rows = steps * tensors.row.itemsize if recorder.scalars else 0

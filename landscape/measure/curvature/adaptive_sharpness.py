@@ -48,6 +48,13 @@ def adaptive_sharpness(
     f‖ per example instead of f, so that the output's scale does not count either; its values depend
     on the number of classes. BatchNorm in eval mode. Cost: about R ((1 + restarts) ascent_steps +
     num_pairs).
+
+    Example:
+        >>> found = measure.adaptive_sharpness(risk, theta, rho=[0.01, 0.03], seed=0)
+        >>> found.worst_case.dims, found.worst_case.attrs["units"]
+        (('rho',), 'nats')
+        >>> bool((found.worst_case.diff("rho") > 0).all())
+        True
     """
     check_choice("norm", norm, NORMS)
     check_count("ascent_steps", ascent_steps, 1)
@@ -130,10 +137,16 @@ def m_sharpness(
 ) -> xr.Dataset:
     """Mean over disjoint batches B of m examples of L_B(theta + rho g_B/‖g_B‖) - L_B(theta).
 
-    m_sharpness(rho, batch) in nats with m along `batch` (arXiv:2010.01412, section 3.1;
+    m_sharpness(rho, batch) in nats with m along `batch` (arXiv:2010.01412, section 4.1;
     arXiv:2206.06232), m_sharpness_stderr over batches. The batches are a seeded partition, the same
     for every model; examples left over by a size are not used. A size above N is refused. BatchNorm
     in eval mode. Cost: 1 + R/3 gradients for every m.
+    batch_sizes: the values of m.
+
+    Example:
+        >>> found = measure.m_sharpness(risk, theta, rho=0.1, batch_sizes=[4, 16], seed=0)
+        >>> found.m_sharpness.dims, found.batch.values.tolist()
+        (('rho', 'batch'), [4, 16])
     """
     radii, own = check_rho(rho), risk.with_bn("eval")
     measuring = Measuring("m_sharpness", own, theta)

@@ -23,6 +23,13 @@ def sgd_edge(lr: float, *, momentum: float = 0.0) -> float:
     """2 (1 + beta) / eta: above it gradient descent with heavy-ball momentum beta diverges.
 
     On a quadratic, of full batches (arXiv:2103.00065, section 2 and appendix B).
+    lr: eta. Returns the edge, in nats / parameter².
+
+    Example:
+        >>> measure.sgd_edge(lr=0.1)
+        20.0
+        >>> round(measure.sgd_edge(lr=0.1, momentum=0.9), 6)
+        38.0
     """
     return 2 * (1 + momentum) / lr if lr > 0 else math.inf
 
@@ -33,6 +40,15 @@ def sam_edge(gradient_norm: float, *, lr: float, rho: float, momentum: float = 0
     It solves eta lambda (1 + rho lambda / ‖g‖) = 2 (1 + beta) and tends to the edge of gradient
     descent for rho -> 0 and to 0 at a minimum (arXiv:2309.12488, Eq. 3 for beta = 0). Momentum by
     the same replacement of 2 by 2 (1 + beta) as there.
+    gradient_norm: ‖g‖; lr: eta; rho: the radius; momentum: beta. Returns lambda*, in nats /
+    parameter².
+
+    Example:
+        >>> plain = measure.sgd_edge(lr=0.1)
+        >>> measure.sam_edge(1.0, lr=0.1, rho=0.05) < plain
+        True
+        >>> round(measure.sam_edge(1.0, lr=0.1, rho=1e-9) / plain, 6)
+        1.0
     """
     edge = sgd_edge(lr, momentum=momentum)
     if rho == 0 or not math.isfinite(edge):
@@ -68,6 +84,14 @@ def training_curvature(
     eigenvectors of the checkpoint before, and is complete by fresh random vectors all the same.
     loss(epoch), gradient_norm(epoch), residual_norm (in float64 unless certify="none"), converged
     beside. Cost: per checkpoint some 30 products and a gradient.
+    The edges: arXiv:2103.00065 and arXiv:2309.12488. momentum: beta; epochs: those of the
+    checkpoints, 0, 1, ... by default; k, tolerance, failure_probability: of each search, as in
+    `top_eigenvalues`.
+
+    Example:
+        >>> found = measure.training_curvature(risk, [other, theta], lr=0.1, rho=0.05, seed=0)
+        >>> found.eigenvalue.dims, found.sgd_edge.values.tolist()
+        (('epoch', 'rank'), [20.0, 20.0])
     """
     count = len(checkpoints)
     if not count:

@@ -35,6 +35,13 @@ def critical_sharpness(
     may be passed over. Where no rate raises the loss within max_losses or where d is no direction
     of descent, critical_sharpness is 0 or inf and `bracketed` false.
     Cost: one gradient without a direction, num_losses forward passes of 1/3.
+
+    Example:
+        >>> found = measure.critical_sharpness(risk, theta)
+        >>> bool(found.bracketed)
+        True
+        >>> bool(found.rate_lower <= found.critical_rate <= found.rate_upper)
+        True
     """
     measuring = Measuring("critical_sharpness", risk, theta)
     theta = measuring.theta

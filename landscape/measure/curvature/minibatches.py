@@ -50,6 +50,12 @@ def minibatch_eigenvalues(
     is inclusion alone: nothing is searched for unless failure_probability says so.
     Cost: about 15 products per batch, each of batch_size / N of a product on all examples, and 15
     on all.
+    k, which, matrix, tolerance, max_hvps: of each search, as in `top_eigenvalues`.
+
+    Example:
+        >>> found = measure.minibatch_eigenvalues(risk, theta, batch_size=16, seed=0)
+        >>> found.eigenvalue.sizes["batch"], bool(found.converged.all())
+        (3, True)
     """
     measuring = Measuring("minibatch_eigenvalues", risk, theta)
     theta, total = measuring.theta, risk.num_examples
@@ -145,6 +151,13 @@ def data_bracket(
     The examples must be independent draws; both bounds hold in expectation. Only bn "eval", where
     the Hessian is a mean over examples. Residuals in float64 unless certify="none".
     Cost: num_folds + 1 searches of 20 products, and num_subsets searches on n of N examples.
+    The bounds are Jensen's inequality and the variational definition of lambda_1; their use here is
+    our own.
+
+    Example:
+        >>> found = measure.data_bracket(risk, theta, num_folds=2, sizes=[12], seed=0)
+        >>> bool(found.lower <= found.upper), found.fold_lower.sizes["fold"]
+        (True, 2)
     """
     measuring = Measuring("data_bracket", risk, theta)
     theta, total = measuring.theta, risk.num_examples

@@ -47,6 +47,15 @@ def curvature_map(
     alpha_norm and beta_norm: as for `loss_plane`.
     bn: "eval" or "full_batch" (statistics re-estimated outside of the graph have no Hessian).
     Cost: points² times up to max_hvps Hessian products.
+    directions: a `Plane` of two directions at theta; else random ones of `seed`, `normalize`d as in
+    `plane.random`. radius, points: the grid of both axes.
+
+    Example:
+        >>> found = measure.curvature_map(risk, theta, points=3, seed=0)
+        >>> found.eigenvalue_max.dims, bool(found.converged.all())
+        (('alpha', 'beta'), True)
+        >>> bool((found.eigenvalue_max >= found.eigenvalue_min).all())
+        True
     """
     check_choice("bn", bn, ("eval", "full_batch"))
     own = risk.with_bn(bn)

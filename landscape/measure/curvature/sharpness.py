@@ -46,6 +46,13 @@ def sharpness(
     examples.
     NaN where the gradient is zero and no first step exists; a loss that overflows stays inf or NaN.
     Cost: about 2 + R (1 + (1 + restarts) * 2.5 ascent_steps / 2 + num_pairs) gradients for R radii.
+
+    Example:
+        >>> found = measure.sharpness(risk, theta, rho=[0.05, 0.1], restarts=1, seed=0)
+        >>> found.one_step.dims, found.one_step.attrs["units"]
+        (('rho',), 'nats')
+        >>> bool((found.worst_case >= found.one_step).all())
+        True
     """
     radii = check_rho(rho)
     check_count("ascent_steps", ascent_steps, 0)

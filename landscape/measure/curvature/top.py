@@ -71,6 +71,13 @@ def top_eigenvalues(
     max_basis the vectors (of P numbers) held at once, at the price of more products.
     Ctrl-C raises errors.Interrupted, whose `partial` is this result as far as it is known, with
     interrupted=True among its attributes, nothing converged and no bounds.
+
+    Example:
+        >>> found = measure.top_eigenvalues(risk, theta, k=3, seed=0)
+        >>> found.eigenvalue.dims, found.eigenvalue.attrs["units"]
+        (('rank',), 'nats / parameter²')
+        >>> found.converged.values.tolist(), bool((found.bound < 1e-6).all())
+        ([True, True, True], True)
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
     check_choice("certify", certify, certificates.CERTIFY)
@@ -243,6 +250,13 @@ def hessian_trace(
     Cost: num_probes Hessian products (10 more for a target). Ctrl-C raises errors.Interrupted:
     `partial` is the result of the probes so far, interrupted=True among its attributes (None for
     hutch++, and of less than two probes).
+
+    Example:
+        >>> found = measure.hessian_trace(risk, theta, num_probes=4, seed=0)
+        >>> found.trace_sample.sizes["probe"], found.trace.attrs["units"]
+        (4, 'nats / parameter²')
+        >>> bool(found.trace_low < found.trace < found.trace_high)
+        True
     """
     measuring = Measuring("hessian_trace", risk, theta)
     check_count("num_probes", num_probes, 2)

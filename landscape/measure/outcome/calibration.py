@@ -24,6 +24,11 @@ def calibration(
     is the mean of confidence - accuracy: negative where the model is under-confident, which ece
     hides. nll: mean -log p_y; brier: mean ‖p - onehot(y)‖²; entropy: mean predictive entropy, nats.
     ece is biased upwards for few examples. Cost: one forward pass.
+
+    Example:
+        >>> found = measure.calibration(risk, theta, num_bins=5)
+        >>> int(found["count"].sum()), 0 <= float(found.ece) <= 1
+        (48, True)
     """
     check_count("num_bins", num_bins, 1)
     measuring = Measuring("calibration", risk, theta)

@@ -52,6 +52,13 @@ def features(
     block) are seen in the output of the block around them. BatchNorm and dropout in eval mode.
     Exact, by the Gram matrix of the N examples, which are passed at once: memory is that of one
     forward pass. Cost: 1/3 N/N_data.
+
+    Example:
+        >>> found = measure.features(risk, theta, num_examples=24, seed=0)
+        >>> found.module.values.tolist()
+        ['0', '1', '2', '3']
+        >>> bool((found.components >= found.stable_rank - 1e-9).all())
+        True
     """
     if not 0 < share <= 1:
         raise LandscapeError(f"share={share} was asked; it is a share of variance in (0, 1].")

@@ -42,6 +42,13 @@ def generalization(
     test_losses(example), whose mean is test_loss (left out where a loss is no mean over examples):
     for differences that carry the choice of test examples. Cost: two forward passes per split,
     three over the test data (the provenance counts those over the training data).
+
+    Example:
+        >>> test = EmpiricalRisk(model, nn.CrossEntropyLoss(), make_data(24, 2))
+        >>> train = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+        >>> found = measure.generalization({"train": train, "test": test}, train.theta)
+        >>> bool(np.isclose(found.loss_gap, found.test_loss - found.train_loss))
+        True
     """
     _check_splits(risks)
     check_count("num_bins", num_bins, 1)

@@ -24,6 +24,13 @@ def margins(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> xr.Dataset:
     product of spectral norms of all weight matrices (output channels x rest), log10_spectral_norm,
     by which spectrally normalized bounds divide the margin (arXiv:1706.08498), has a meaning only
     without normalization layers. Cost: one forward pass, one SVD per tensor of two axes or more.
+
+    Example:
+        >>> found = measure.margins(risk, theta)
+        >>> found.margin.sizes["example"]
+        48
+        >>> bool(((found.margin > 0) == measure.correct_examples(risk, theta)).all())
+        True
     """
     measuring = Measuring("margins", risk, theta)
     outputs, targets = risk.outputs(measuring.theta), risk.targets

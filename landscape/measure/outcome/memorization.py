@@ -38,6 +38,11 @@ def memorization(
     never_forgotten_mislabelled: share that was learned and never forgotten. Epochs that were not
     recorded hide events: compare runs at equal epochs. now_correct(example), mislabelled(example):
     which is which. Cost: one forward pass.
+
+    Example:
+        >>> found = measure.memorization(risk, theta, clean_targets=torch.arange(48) % 3)
+        >>> int(found.mislabelled.sum()), 0 <= float(found.clean_fit) <= 1
+        (6, True)
     """
     measuring = Measuring("memorization", risk, theta)
     probabilities, labels = predictions(risk, measuring.theta)
@@ -94,7 +99,16 @@ def memorization(
 
 
 def correct_examples(risk: EmpiricalRisk, theta: Float[Tensor, "P"]) -> Bool[np.ndarray, "N"]:
-    """Whether each example is predicted as labelled. Cost: one forward pass."""
+    """Whether each example is predicted as labelled. Cost: one forward pass.
+
+    Returns (N,), in the order of the risk's examples; right is, by definition, an example whose
+    largest output is that of its label.
+
+    Example:
+        >>> right = measure.correct_examples(risk, theta)
+        >>> right.shape, right.dtype
+        ((48,), dtype('bool'))
+    """
     probabilities, labels = predictions(risk, theta)
     return (probabilities.argmax(1) == labels).cpu().numpy()
 

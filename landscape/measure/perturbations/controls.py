@@ -65,6 +65,15 @@ def perturbation_controls(
     ‖m g‖²/‖g‖², one_d_energy: (control, support); energy_share(control, support, tensor).
     loss_increase_std, loss_increase_full_std: SD over draws, 0 where nothing is drawn. Cost: 2
     gradients of the batch, about 20 losses of the risk. A variant that perturbs nothing is refused.
+    Controls of our own definition.
+
+    Example:
+        >>> variant = sam.zsharp(0.05, percentile=0.5)
+        >>> found = measure.perturbation_controls(
+        ...     risk, theta, variant=variant, num_draws=2, batch_size=16, seed=0
+        ... )
+        >>> found.radius.dims, len(found.control)
+        (('control', 'support'), 5)
     """
     check_count("num_draws", num_draws, 2)
     measuring = Measuring("perturbation_controls", risk, theta)

@@ -66,6 +66,14 @@ def mask_overlap(
     kappa as the effect, p as a gate: p falls with the size of a tensor, kappa does not.
     density(direction, tensor): share selected by each variant. Cost: 2 gradients of the batch per
     variant.
+    kappa is Cohen's, doi:10.1177/001316446002000104; bn: "batch", the statistics of that batch, or
+    "eval".
+
+    Example:
+        >>> variants = {"zsharp": sam.zsharp(percentile=0.5), "top": sam.topk_gradient(density=0.5)}
+        >>> found = measure.mask_overlap(risk, theta, variants=variants, batch_size=16, seed=0)
+        >>> found.kappa.dims, bool((found.jaccard_all <= 1).all())
+        (('pair', 'tensor'), True)
     """
     check_variants("mask_overlap", variants)
     if len(variants) < 2:
@@ -130,6 +138,16 @@ def batch_overlap(
     Pairs share batches and are not independent: z_score is that of one pair, and does not grow with
     their number. A variant without a mask is NaN. Cost: 2 gradients per variant and batch, and of
     all examples.
+    bn: "batch", the statistics of each batch, or "eval". kappa is Cohen's,
+    doi:10.1177/001316446002000104.
+
+    Example:
+        >>> variants = {"zsharp": sam.zsharp(0.05, percentile=0.5)}
+        >>> found = measure.batch_overlap(
+        ...     risk, theta, variants=variants, batch_size=16, num_batches=2, seed=0
+        ... )
+        >>> found.kappa_all.dims, found.comparison.values.tolist()
+        (('direction', 'comparison'), ['two batches', 'batch and all data'])
     """
     check_variants("batch_overlap", variants)
     if not variants:
@@ -187,6 +205,14 @@ def saved_mask_overlap(
     and `second` name the runs. Runs from different initial weights share no meaning of a
     coordinate: kappa is then expected at 0, and what is above it lies in the position, not in the
     filter. kinds: kind of each tensor by name. Masks of different models are refused, by name.
+    kappa is Cohen's, doi:10.1177/001316446002000104.
+
+    Example:
+        >>> one = streams.PackedMasks.of({"w": np.array([True, True, False, False])})
+        >>> two = streams.PackedMasks.of({"w": np.array([True, False, True, False])})
+        >>> found = measure.saved_mask_overlap({"seed 0": one, "seed 1": two})
+        >>> round(float(found.jaccard_all[0]), 4), round(float(found.kappa_all[0]), 4)
+        (0.3333, 0.0)
     """
     if len(masks) < 2:
         raise LandscapeError(

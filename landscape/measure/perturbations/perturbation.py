@@ -38,6 +38,12 @@ def perturbation(
     state: slot state of a live optimizer (averages, masks); without it F-SAM's average is the mean
     gradient over all batches of the data, and masks are drawn here (`note` in the provenance).
     Cost: 2 gradients of the batch, 2 losses of the risk.
+    By definition of each variant (`sam.perturb`). batch_size: examples of that batch.
+
+    Example:
+        >>> found = measure.perturbation(risk, theta, variant=sam.sam(0.05), batch_size=16, seed=0)
+        >>> round(float(found.rho_eff), 6), round(float(found.energy_share.sum()), 6)
+        (0.05, 1.0)
     """
     measuring = Measuring("perturbation", risk, theta)
     theta = measuring.theta
@@ -102,6 +108,13 @@ def perturbation_cosines(
     alone. expected(tensor) = 1/n_l, the mean square for independent directions. cosine_all(pair),
     cosine_squared_all, expected_all = 1/P: over all tensors. Cost: 2 gradients of the batch per
     variant.
+    By definition of the cosine. bn: "batch" or "eval", the BatchNorm mode of the batch.
+
+    Example:
+        >>> both = {"sam": sam.sam(), "zsharp": sam.zsharp(percentile=0.5)}
+        >>> found = measure.perturbation_cosines(risk, theta, variants=both, batch_size=16, seed=0)
+        >>> bool((abs(found.cosine_all) <= 1).all())
+        True
     """
     check_variants("perturbation_cosines", variants)
     if len(variants) < 2:

@@ -44,6 +44,12 @@ def mask_persistence(
     in steps: the lag at which kappa is 1/2, linear from kappa(0) = 1; inf where it stays above up
     to the last lag; what is below the first lag was not observed but interpolated. kinds: kind of
     each tensor by name.
+    kappa is Cohen's, doi:10.1177/001316446002000104; the half life is our own definition.
+
+    Example:
+        >>> found = measure.mask_persistence(snapshots.read_masks(folder))
+        >>> found.kappa.dims, bool((found.kappa <= 1).all())
+        (('lag',), True)
     """
     _check(snapshots)
     series = isinstance(snapshots, MaskSeries)
@@ -114,6 +120,12 @@ def mask_selection(
     keeps: the recorder's come in bursts, in which one mask would be counted many times. Where masks
     live longer than these are apart (`mask_persistence`), over_dispersion above 1 is persistence
     too, and not preference alone. kinds: kind of each tensor by name, as in `ParamLayout`.
+    Over-dispersion and effective support are definitions of our own.
+
+    Example:
+        >>> found = measure.mask_selection(snapshots.read_masks(folder))
+        >>> found.share.dims, bool(np.allclose(found.share.sum("bin"), 1))
+        (('tensor', 'bin'), True)
     """
     recorded = len(snapshots)
     first, times, density = _times(snapshots)
@@ -158,6 +170,13 @@ def mask_filters(
     independent masks have everywhere; over_dispersion: variance of channel_frequency over that of
     independent coordinates, d (1 - d)/(T m) with m coordinates a filter. shape: of the tensor, with
     output channels on axis 0 and input channels on axis 1.
+    Definition of our own.
+
+    Example:
+        >>> masks = snapshots.read_masks(folder)
+        >>> found = measure.mask_filters(masks, tensor="0.weight", shape=(8, 4))
+        >>> found.frequency.shape, found.channel_frequency.shape
+        ((8, 4), (8,))
     """
     _check(snapshots)
     shape = tuple(shape)

@@ -29,6 +29,11 @@ def zscore_history(
     (arXiv:2505.02369), linear inside a bin of the histogram, inf beyond the grid; overflow(step,
     tensor): share of coordinates beyond the grid. NaN where a gradient has no spread. At most
     `most` steps, evenly from the first recorded one to the last. Cost: none, files are read.
+
+    Example:
+        >>> found = measure.zscore_history(snapshots.read_zscores(folder), percentile=0.5, most=2)
+        >>> found.density.dims, found.threshold.sizes["step"]
+        (('step', 'tensor', 'bin'), 2)
     """
     check_fraction("percentile", percentile)
     check_count("most", most, 2)

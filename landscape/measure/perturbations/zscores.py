@@ -93,6 +93,12 @@ def gradient_zscores(
     NaN), "few elements" (n < 1/(1-percentile)), "ties" at the threshold, "exact zeros". Raises
     LandscapeError for NaN or infinite gradients, with the tensor's name. Cost: one gradient, or
     num_batches of a batch.
+    grid: the bins of z. batch_size: examples of such a mini-batch.
+
+    Example:
+        >>> found = measure.gradient_zscores(risk, theta, percentile=0.5, num_batches=1, seed=0)
+        >>> found.tensor.values.tolist()[:2], found.threshold.dims
+        (['0.weight', '0.bias'], ('tensor',))
     """
     _check(percentile, source, grouping, grid)
     measuring = Measuring("gradient_zscores", risk, theta)
@@ -140,6 +146,16 @@ def streamed_zscores(
     merged values, exact; thresholds and shares are within the histogram's bins
     (threshold_error(tensor), certain). kinds: kind of each tensor by name. Raises LandscapeError
     where a histogram has seen NaN or infinite values, or nothing.
+    histograms: tensor name -> `ValueHistogram`. percentile: the level of the threshold on |z|
+    (arXiv:2505.02369). grid: the bins of z that densities are given on.
+
+    Example:
+        >>> gradient = np.random.default_rng(0).normal(size=10_000)
+        >>> seen = {"w": streams.ValueHistogram.of(gradient[:5000])}
+        >>> seen["w"] = seen["w"].merge(streams.ValueHistogram.of(gradient[5000:]))
+        >>> found = measure.streamed_zscores(seen, percentile=0.95)
+        >>> round(float(found.kept_share[0]), 2)
+        0.05
     """
     _check(percentile, "full", "tensor", grid)
     if not histograms or not all(isinstance(h, ValueHistogram) for h in histograms.values()):

@@ -56,7 +56,15 @@ def axis_variables(plane: Plane) -> dict[str, Variable]:
 
 
 def symmetric_grid(axis: str, radius: float, points: int) -> np.ndarray:
-    """An odd number of points in [-radius, radius] with 0 exactly in the middle."""
+    """An odd number of points in [-radius, radius] with 0 exactly in the middle.
+
+    axis: the name that an error gives it. Returns (points,), by definition; an even number of
+    points is refused.
+
+    Example:
+        >>> measure.symmetric_grid("alpha", 1.0, 5).tolist()
+        [-1.0, -0.5, 0.0, 0.5, 1.0]
+    """
     check_count("points", points, 3)
     if points % 2 == 0:
         raise LandscapeError(

@@ -39,6 +39,12 @@ def barrier_matrix(
     units are far apart here though their functions agree (arXiv:2209.04836).
     Cost: one pass over the data per model and points - 2 per pair; recalibration as for
     `loss_slice`.
+    bn: "full_batch" or "recalibrate".
+
+    Example:
+        >>> found = measure.barrier_matrix(risk, {"seed 0": theta, "seed 1": other}, points=5)
+        >>> found.loss.dims, found.first.values.tolist(), found.second.values.tolist()
+        (('pair', 'alpha'), ['seed 0'], ['seed 1'])
     """
     check_count("points", points, 3)
     if len(models) < 2:
@@ -82,6 +88,12 @@ def barrier(
     error_barrier(other), distance(other). A model is at distance 0 of itself, without a barrier.
     Cost: one pass over the data for theta and points - 1 for every other model; recalibration
     as for `loss_slice`.
+    Definition: arXiv:1912.05671.
+
+    Example:
+        >>> found = measure.barrier(risk, theta, others={"seed 1": other}, points=5)
+        >>> found.barrier.dims, bool((found.barrier >= 0).all())
+        (('other',), True)
     """
     check_count("points", points, 3)
     if not others:
@@ -129,7 +141,19 @@ def _barriers(
 
 @dataclass(frozen=True)
 class CurveTraining:
-    """How the bend of a Bezier curve is trained: SGD with Nesterov momentum, cosine to 0."""
+    """How the bend of a Bezier curve is trained: SGD with Nesterov momentum, cosine to 0.
+
+    steps: of SGD, one mini-batch of `batch_size` examples each. lr: the rate at the start.
+    momentum: Nesterov's. The method is that of arXiv:1802.10026.
+
+    Example:
+        >>> quick = measure.CurveTraining(steps=20, batch_size=16)
+        >>> quick.steps, quick.lr
+        (20, 0.05)
+        >>> curve = measure.bezier(risk, theta, end=other, training=quick, points=3, seed=0)
+        >>> curve.loss.sizes["alpha"]
+        3
+    """
 
     steps: int = 400
     lr: float = 0.05
@@ -167,6 +191,12 @@ def bezier(
     is c. training_loss: mean over the last tenth of the steps. A low curve shows that the two are
     connected; a barrier on it shows only that this training found no better one.
     Cost: 2 points passes (recalibration: see `loss_slice`), and steps * batch_size / N gradients.
+
+    Example:
+        >>> quick = measure.CurveTraining(steps=20, batch_size=16)
+        >>> found = measure.bezier(risk, theta, end=other, training=quick, points=5, seed=0)
+        >>> found.loss.dims, bool(found.detour >= 1)
+        (('alpha',), True)
     """
     check_count("points", points, 3)
     how = training or CurveTraining()
@@ -221,6 +251,14 @@ def three_points(
     model_loss(point) is the loss of each, which the grid hits to rounding. BatchNorm statistics are
     re-estimated at every point, since those of one model belong to no other.
     Cost: (cells (1 + 2 margin) + 1)² forward passes; recalibration as for `loss_slice`.
+    The plane is that of arXiv:1802.10026, Fig. 1.
+
+    Example:
+        >>> third = EmpiricalRisk(make_model(seed=2), nn.CrossEntropyLoss(), data).theta.double()
+        >>> models = {"seed 0": theta, "seed 1": other, "seed 2": third}
+        >>> found = measure.three_points(risk, models, cells=2)
+        >>> found.model_alpha.values.tolist(), found.model_beta.values.tolist()
+        ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
     """
     check_count("cells", cells, 1)
     if len(models) != 3:

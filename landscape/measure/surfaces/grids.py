@@ -63,6 +63,13 @@ def loss_slice(
     tiles: a folder that keeps one file per direction, as for `loss_plane`.
     Cost: num_directions * (points - 1) + 1 forward passes over the data. Recalibration adds none
     where the examples are one batch; in several it adds a pass per BatchNorm layer, up to there.
+
+    Example:
+        >>> found = measure.loss_slice(risk, theta, num_directions=2, points=5, bn="eval", seed=0)
+        >>> found.loss.shape, found.alpha.values.tolist()
+        ((2, 5), [-1.0, -0.5, 0.0, 0.5, 1.0])
+        >>> bool(np.allclose(found.loss.sel(alpha=0), risk.loss(theta)))
+        True
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)
@@ -136,6 +143,15 @@ def loss_plane(
     goes on from there and gives the same arrays to the last bit. A damaged file is named in a
     warning and computed again; tiles of another grid are refused.
     Cost: points² forward passes over the data; recalibration as for `loss_slice`.
+    The figure is that of arXiv:1712.09913, section 4.
+
+    Example:
+        >>> found = measure.loss_plane(risk, theta, radius=0.5, points=5, bn="eval", seed=0)
+        >>> found.loss.dims, found.loss.attrs["units"]
+        (('alpha', 'beta'), 'nats')
+        >>> center = found.loss.sel(alpha=0, beta=0)
+        >>> bool(np.isclose(center, risk.loss(theta)))
+        True
     """
     own = risk.with_bn(bn)
     measuring = Measuring(name, own, theta)

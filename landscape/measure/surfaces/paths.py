@@ -37,6 +37,11 @@ def interpolation(
     theta‖. bn="recalibrate" gives every point its own BatchNorm statistics: with those of one end
     the barrier is an artefact. Networks with permuted units are far apart here though their
     functions agree. Cost: points forward passes; recalibration as for `loss_slice`.
+
+    Example:
+        >>> found = measure.interpolation(risk, theta, end=other, points=5)
+        >>> found.alpha.values.tolist(), bool(found.barrier >= 0)
+        ([0.0, 0.25, 0.5, 0.75, 1.0], True)
     """
     check_count("points", points, 3)
     own = risk.with_bn(bn)
@@ -85,12 +90,18 @@ def trajectory(
     (arXiv:1806.08805 shows that these shares are large too). residual(epoch) = distance of the
     checkpoint from the plane; loss(epoch) at the checkpoint beside surface_loss(epoch) at its
     projection: where they differ, the drawn surface is not what the training saw. largest_cosine
-    between two of the directions is 0 up to rounding. `epoch` is that
-    of each checkpoint, or counts them from 0. grid: cells from the last checkpoint to the far end
-    of each axis; the plane is then drawn as well, plane_loss(alpha, beta), `margin` beyond. alpha
-    and beta are in units of alpha_unit, beta_unit, the largest |coordinate| along each direction,
-    so that trainings of different lengths share them. Cost: two forward passes per checkpoint and
-    about 2 (grid (1 + margin))² for the plane; recalibration as for `loss_slice`.
+    between two of the directions is 0 up to rounding. epochs: those of the checkpoints along
+    `epoch`, counted from 0 by default. grid: cells from the last checkpoint to the far end of each
+    axis; the plane is then drawn as well, plane_loss(alpha, beta), `margin` beyond. alpha and beta
+    are in units of alpha_unit, beta_unit, the largest |coordinate| along each direction, so that
+    trainings of different lengths share them. Cost: two forward passes per checkpoint and about 2
+    (grid (1 + margin))² for the plane; recalibration as for `loss_slice`. checkpoints: weights (P,)
+    in the order of training. num_directions: of the projection.
+
+    Example:
+        >>> found = measure.trajectory(risk, [other, (other + theta) / 2, theta], num_directions=1)
+        >>> bool(np.isclose(found.explained_share[0], 1))
+        True
     """
     own = risk.with_bn(bn)
     points = [check_theta(own, w, name=f"checkpoint {i}") for i, w in enumerate(checkpoints)]
@@ -191,6 +202,16 @@ def perturbation_slice(
     `direction` names the variants. batch_bn: statistics that the ascent step uses, see
     `perturbation`. Variants that perturb nothing (SGD) are refused.
     Cost: two gradients of the batch per variant, and those of `loss_slice`.
+    By definition of the line. bn: the mode in which the risk is evaluated; radius, points: the grid
+    of alpha, from -radius to radius.
+
+    Example:
+        >>> variants = {"sam": sam.sam(0.1), "adaptive": sam.asam(0.5)}
+        >>> found = measure.perturbation_slice(
+        ...     risk, theta, variants=variants, batch_size=16, points=5, seed=0
+        ... )
+        >>> found.loss.dims, found.direction.values.tolist()
+        (('direction', 'alpha'), ['sam', 'adaptive'])
     """
     own = risk.with_bn(bn)
     theta = check_theta(own, theta)

@@ -1,4 +1,13 @@
-"""One function per figure: Datasets in, a `Drawing` out."""
+"""One function per figure: Datasets in, a `Drawing` out.
+
+What figures share: `ds` is the result of the measurement that a figure is named after, of one
+model or combined over runs (`generalization` where that is its name), and further results
+(`eigenvalues`: top_eigenvalues, `trace`: hessian_trace, `sharpness`, ...) are of the same runs or
+None. `setting`: which of the study's
+settings, to be named where there are several. `reference`, `references`: ids of the variants that
+others are compared with. `variants`, `tensors`: which are shown. `variable`: which variable of the
+result. `levels`: number of contour levels. `rho`: which of the measured radii.
+"""
 
 from landscape.plot.figures.curvature.data import (
     critical_sharpness,

@@ -60,6 +60,7 @@ def aesam(
     AE-SAM, in our reading: c goes linearly from lambda_2 to lambda_1 over the epochs when their
     number is known, so that with the defaults SAM acts ever more often; else c = lambda_2. As a
     gate for other variants: `sam.adaptive`.
+    decay: of the running moments.
     """
     check_number("lambda_1", lambda_1, least=-math.inf)
     check_number("lambda_2", lambda_2, least=-math.inf)

@@ -23,6 +23,7 @@ def sgd() -> Variant:
     """The base optimizer alone: gd = g1. One forward and one backward pass.
 
     The same row serves Adam and others; the name is that of the usual base.
+    By definition.
     """
     return row("sgd", 0.0, gate=schedule.never)
 

@@ -79,6 +79,7 @@ def sassha(
     `every` steps by num_samples probes; both without bias. Over plain SGD, whose weight_decay then
     is the method's own, decoupled. Needs step(losses, batch) and a loss that can be differentiated
     twice.
+    beta_1, beta_2: decays of the averages of gradient and curvature.
     """
     check_fraction("beta_1", beta_1, one=False)
     check_fraction("beta_2", beta_2, one=False)

@@ -60,6 +60,18 @@ class Declaration:
         lines = [f"{key}: {value.rstrip('.')}." for key, value in facts.items() if value]
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines)
 
+    def example(self, name: str) -> str:
+        """How the recipe `name` is made and used, as a doctest."""
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return (
+            "Example:\n"
+            f"    >>> variant = sam.{name}({options})\n"
+            "    >>> base = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+            "    >>> optimizer = sam.SAM(model, base, variant, seed=0)\n"
+            "    >>> optimizer.variant.name\n"
+            f"    {name!r}\n"
+        )
+
 
 @runtime_checkable
 class Recipe(Protocol[Options]):
@@ -78,8 +90,9 @@ def recipe(label: str, **facts: Any) -> Callable[[Callable[Options, Variant]], R
     declaration = Declaration(label, **facts)
 
     def declare(function: Callable[Options, Variant]) -> Recipe[Options]:
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{declaration.text()}\n"
         declared = cast("Recipe[Options]", function)
+        words = (inspect.cleandoc(function.__doc__ or ""), declaration.text())
+        function.__doc__ = "\n\n".join((*words, declaration.example(declared.__name__)))
         declared.declaration = declaration
         return declared
 

@@ -70,6 +70,7 @@ def mesa(
 
     The averaged model is an exponential average of the weights (decay), run on the same batch with
     the model's own mode; running statistics are left alone. losses(batch) returns (losses, logits).
+    start_epoch, end_epoch: the term is added from the first to before the second.
     """
     check_fraction("decay", decay)
     check_number("weight", weight, least=0)

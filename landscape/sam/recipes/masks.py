@@ -43,6 +43,7 @@ def ssam_f(
     `begin_epoch`. Released code starts with an empty mask (one step without perturbation), keeps
     train mode and adds the last batch's gradient to the first example's: official_quirks=True does
     so too; our default is a clean Fisher in eval mode.
+    fisher_mode: "eval" or "train", the mode of the model while the Fisher information is estimated.
     """
     check_fraction("sparsity", sparsity)
     check_choice("mask_init", mask_init, ("zeros", "ones"))
@@ -85,6 +86,8 @@ def ssam_d(
     Released code caps growth by the number of masked coordinates but not dropping, so that with its
     own defaults (sparsity 0.2, drop_rate 0.5) the live share falls from 0.8 to 0.6:
     official_quirks=True; our default keeps it constant.
+    drop_strategy, growth_strategy: the scores by which coordinates leave and enter the mask; a
+    wrong word lists the possible ones.
     """
     strategies = ("gradient", "weight", "random")
     check_fraction("sparsity", sparsity)

@@ -135,6 +135,7 @@ def bsam(
     averaged from √s |g| + decay + damping; m averages g2 + decay w. num_examples: N of the training
     set; decay None: 25/N. Over plain SGD, without momentum or weight decay of its own, of learning
     rate 1 and less. The loss returned is that at the sample.
+    beta_1, beta_2: decays of the two averages.
     """
     check_count("num_examples", num_examples)
     check_fraction("beta_1", beta_1, one=False)

@@ -60,6 +60,7 @@ def obf_sam(
     The perturbation ascends (1 - a) CE(p, y) - CE(p, uniform): outputs are pushed towards uniform
     ones, the more a = gamma max(0, (1 - lmbda/p_y)/(1 - lmbda)) the surer the model is of the label
     (a counts as a constant). lmbda None: 1/C. With `sam.micro_batched` as published (m = 64).
+    targets: where the labels are in a batch.
     """
     objective = OutputBias(gamma, lmbda, prediction, targets)
     return row("obf_sam", rho, evaluate=Ascending(objective), needs=("logits",))

@@ -12,7 +12,13 @@ from landscape.plot.runs import Variant
 
 
 def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Largest eigenvalues of single mini-batches, those of all examples marked."""
+    """Largest eigenvalues of single mini-batches, those of all examples marked.
+
+    Example:
+        >>> drawing = figures.minibatch_eigenvalues(runs["minibatch_eigenvalues"])
+        >>> drawing.title
+        'Eigenvalues of single mini-batches'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "eigenvalue", "whole_eigenvalue", "converged")
     found, ranks = list(runs.variants(ds)), ds.sizes["rank"]
@@ -71,7 +77,13 @@ def _batches(v: Variant, row: int, ranks: int) -> list[Mark]:
 
 
 def data_bracket(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """λ₁ of subsets against their size, and the curvature that they promise the other examples."""
+    """λ₁ of subsets against their size, and the curvature that they promise the other examples.
+
+    Example:
+        >>> drawing = figures.data_bracket(runs["data_bracket"])
+        >>> drawing.title
+        'How much of λ₁ is the sample?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "sized_eigenvalue", "sized_held_out", "upper", "lower", "lower_spread")
     total = int(runs.provenance(ds, "num_examples"))
@@ -139,7 +151,13 @@ def _bracket(v: Variant, total: int) -> list[Mark]:
 
 
 def training_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """λ₁ at the checkpoints of a training, beside the edges of stability of its steps."""
+    """λ₁ at the checkpoints of a training, beside the edges of stability of its steps.
+
+    Example:
+        >>> drawing = figures.training_curvature(runs["training_curvature"])
+        >>> drawing.title
+        'Curvature along training'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "eigenvalue", "plain_edge", "sgd_edge", "sam_edge", "converged")
     top = ds.eigenvalue.isel(rank=0)
@@ -225,6 +243,13 @@ def critical_sharpness(
     """2 over the smallest rate that raises the loss, beside λ₁ of the same runs.
 
     eigenvalues: top_eigenvalues, if it was measured.
+
+    Example:
+        >>> drawing = figures.critical_sharpness(
+        ...     runs["critical_sharpness"], runs["top_eigenvalues"]
+        ... )
+        >>> drawing.title
+        'Curvature from losses alone'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "critical_sharpness", "rate_lower", "rate_upper", "bracketed")

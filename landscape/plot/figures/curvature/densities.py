@@ -23,6 +23,11 @@ def spectral_density(
     """Density of Hessian eigenvalues by stochastic Lanczos quadrature, one panel per variant.
 
     All variants stand on one grid; the band is two standard errors over the probes.
+
+    Example:
+        >>> drawing = figures.spectral_density(runs["spectral_density"])
+        >>> drawing.title
+        'Spectral density of the Hessian'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "ritz_value", "weight")
@@ -59,6 +64,11 @@ def spectral_views(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     Linear and logarithmic view on one grid, effective dimension sum λ⁺ / (λ⁺ + z) against z where
     it was measured, and the share of eigenvalues below -z. Bands of the densities: two standard
     errors over probes; of the two sums: 95 % intervals over probes of what their nodes prove.
+
+    Example:
+        >>> drawing = figures.spectral_views(runs["spectral_density"])
+        >>> drawing.title
+        'Spectra of the Hessian on one grid'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "ritz_value", "weight")

@@ -14,6 +14,11 @@ def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """Leading Hessian eigenvalues of each variant: seeds with residual bars, geometric means.
 
     Values that are not converged are hollow.
+
+    Example:
+        >>> drawing = figures.top_eigenvalues(runs["top_eigenvalues"])
+        >>> drawing.title
+        'The largest eigenvalue of the Hessian'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "eigenvalue", "residual_norm", "converged")
@@ -82,7 +87,13 @@ def _eigenvalue(v: Variant, rank: int, y: float) -> list[Mark]:
 
 
 def hessian_trace(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Trace of the Hessian per variant: seeds with Hutchinson's standard error, mean with CI."""
+    """Trace of the Hessian per variant: seeds with Hutchinson's standard error, mean with CI.
+
+    Example:
+        >>> drawing = figures.hessian_trace(runs["hessian_trace"])
+        >>> drawing.title
+        'Trace of the Hessian'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "trace", "trace_stderr")
     found = _descending(ds, "trace")
@@ -99,7 +110,13 @@ def hessian_trace(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def frobenius(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Frobenius norm of the Hessian and its trace weighted by the squared parameters."""
+    """Frobenius norm of the Hessian and its trace weighted by the squared parameters.
+
+    Example:
+        >>> drawing = figures.frobenius(runs["frobenius"])
+        >>> drawing.title
+        'Norm of the Hessian, and curvature that rescaling leaves alone'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "frobenius_squared", "weighted_trace", "weighted_trace_stderr")
     found = _descending(ds, "weighted_trace")
@@ -162,6 +179,13 @@ def gauss_newton_eigenvalues(
     """Eigenvalues of the Hessian over those of the Gauss-Newton matrix, rank by rank.
 
     ggn: gauss_newton_eigenvalues, hessian: top_eigenvalues of the same runs.
+
+    Example:
+        >>> drawing = figures.gauss_newton_eigenvalues(
+        ...     runs["gauss_newton_eigenvalues"], runs["top_eigenvalues"]
+        ... )
+        >>> drawing.title
+        'Is the curvature that of the loss, or of the network?'
     """
     ggn, hessian = (runs.in_setting(ds, setting) for ds in (ggn, hessian))
     runs.require(ggn, "eigenvalue", "converged")
@@ -200,7 +224,13 @@ def gauss_newton_eigenvalues(
 
 
 def block_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Per block: share of the trace, share of the parameters, and the largest eigenvalue."""
+    """Per block: share of the trace, share of the parameters, and the largest eigenvalue.
+
+    Example:
+        >>> drawing = figures.block_curvature(runs["block_curvature"])
+        >>> drawing.title
+        'Which tensors curve?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "eigenvalue", "trace", "parameter_share")
     names = strings(ds["block"])
@@ -273,7 +303,13 @@ def _block(v: Variant, low: float) -> list[Mark]:
 
 
 def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Energy of gradient and perturbations in the top eigenspace, against two kinds of chance."""
+    """Energy of gradient and perturbations in the top eigenspace, against two kinds of chance.
+
+    Example:
+        >>> drawing = figures.alignment(runs["alignment"])
+        >>> drawing.title
+        'Do perturbations point where the loss curves?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "captured", "expected_isotropic", "expected_matched")
     known, panels = labels(ds), []

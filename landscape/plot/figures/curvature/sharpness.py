@@ -21,7 +21,13 @@ _ADAPTIVE = {"worst_case": "worst case found", "gaussian": "Gaussian average"}
 
 
 def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd") -> Drawing:
-    """Loss increase against radius, and its ratio to the reference variant, for three measures."""
+    """Loss increase against radius, and its ratio to the reference variant, for three measures.
+
+    Example:
+        >>> drawing = figures.sharpness(runs["sharpness"])
+        >>> drawing.title
+        'Sharpness at a finite radius'
+    """
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _SHARPNESS, reference, "radius ρ")
@@ -42,7 +48,13 @@ def sharpness(ds: xr.Dataset, *, setting: str | None = None, reference: str = "s
 
 
 def sharpness_terms(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """The ascent step taken apart into its first- and second-order terms, against the radius."""
+    """The ascent step taken apart into its first- and second-order terms, against the radius.
+
+    Example:
+        >>> drawing = figures.sharpness_terms(runs["sharpness"])
+        >>> drawing.title
+        'Is the ascent step slope or curvature?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "one_step_first_order", "one_step_second_order")
     return Drawing(
@@ -62,7 +74,13 @@ def sharpness_terms(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 def adaptive_sharpness(
     ds: xr.Dataset, *, setting: str | None = None, reference: str = "sgd"
 ) -> Drawing:
-    """Loss increase where every weight moves by at most a share of itself, and its ratios."""
+    """Loss increase where every weight moves by at most a share of itself, and its ratios.
+
+    Example:
+        >>> drawing = figures.adaptive_sharpness(runs["adaptive_sharpness"])
+        >>> drawing.title
+        'Sharpness relative to the size of the weights'
+    """
     ds = runs.in_setting(ds, setting)
     found = list(runs.variants(ds))
     panels, columns = _against_radius(ds, found, _ADAPTIVE, reference, "relative radius ρ")
@@ -85,7 +103,13 @@ def adaptive_sharpness(
 
 
 def m_sharpness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Mean one-step sharpness of batches of m examples against m, one panel per radius."""
+    """Mean one-step sharpness of batches of m examples against m, one panel per radius.
+
+    Example:
+        >>> drawing = figures.m_sharpness(runs["m_sharpness"])
+        >>> drawing.title
+        'Sharpness of single mini-batches'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "m_sharpness")
     found = list(runs.variants(ds))

@@ -36,7 +36,13 @@ def _by_variant(
 
 
 def gradient_noise(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Agreement of a batch's gradient with the full one, and the loss change along its parts."""
+    """Agreement of a batch's gradient with the full one, and the loss change along its parts.
+
+    Example:
+        >>> drawing = figures.gradient_noise(runs["gradient_noise"])
+        >>> drawing.title
+        'What does a mini-batch add to the full gradient?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "cosine", "loss_increase_batch", "loss_increase_full", "noise_scale")
     ds = ds.assign(cosine=ds.cosine.mean("batch"))
@@ -89,7 +95,13 @@ def _hidden(ds: xr.Dataset) -> str:
 
 
 def calibration(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Reliability diagram, expected calibration error, and confidence minus accuracy."""
+    """Reliability diagram, expected calibration error, and confidence minus accuracy.
+
+    Example:
+        >>> drawing = figures.calibration(runs["calibration"])
+        >>> drawing.title
+        'Do the probabilities mean what they say?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "confidence", "accuracy", "ece", "confidence_gap")
     found = list(runs.variants(ds))
@@ -127,7 +139,13 @@ def calibration(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def norms(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Norm of each tensor and its distance from the initial weights, one symbol per variant."""
+    """Norm of each tensor and its distance from the initial weights, one symbol per variant.
+
+    Example:
+        >>> drawing = figures.norms(runs["norms"])
+        >>> drawing.title
+        'How large are the weights, and how far have they moved?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "weight_norm", "distance")
     names = strings(ds.tensor)
@@ -145,7 +163,13 @@ def norms(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def features(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Components for 99 % of the variance, stable rank and dead units per module, in depth."""
+    """Components for 99 % of the variance, stable rank and dead units per module, in depth.
+
+    Example:
+        >>> drawing = figures.features(runs["features"])
+        >>> drawing.title
+        'How many directions do the features use?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "components", "stable_rank", "dead_share")
     return _rows(
@@ -199,7 +223,13 @@ def _rows(
 
 
 def margins(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Quantiles of the margin over the examples, plain and over the spectral product."""
+    """Quantiles of the margin over the examples, plain and over the spectral product.
+
+    Example:
+        >>> drawing = figures.margins(runs["margins"])
+        >>> drawing.title
+        'How far are the examples from the decision boundary?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "margin_quantile", "normalized_quantile")
     panels = []
@@ -225,7 +255,13 @@ def margins(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def memorization(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Fit of clean and of mislabelled training examples, over epochs, and forgetting events."""
+    """Fit of clean and of mislabelled training examples, over epochs, and forgetting events.
+
+    Example:
+        >>> drawing = figures.memorization(runs["memorization"])
+        >>> drawing.title
+        'What became of the wrong labels?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "clean_fit", "mislabelled_fit", "mislabelled_recovered")
     shares = ("clean_fit", "mislabelled_fit", "mislabelled_recovered")
@@ -282,7 +318,13 @@ def _memorized(ds: xr.Dataset) -> str:
 
 
 def robustness(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Accuracy against the severity of noise on the weights, rounding, and corrupted inputs."""
+    """Accuracy against the severity of noise on the weights, rounding, and corrupted inputs.
+
+    Example:
+        >>> drawing = figures.robustness(runs["robustness"])
+        >>> drawing.title
+        'What is left of the accuracy when weights or inputs are disturbed?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "accuracy", "clean_accuracy", "corruption", "severity")
     severity = np.append(0.0, np.asarray(ds.severity.values, float))

@@ -42,6 +42,11 @@ def headline(
     on the metric's scale (a factor of the error, of the loss), with simultaneous 95 % intervals.
     decided: (variant, reference) -> decision of a larger family, as the report makes it; without,
     the differences shown here are the family.
+
+    Example:
+        >>> drawing = figures.headline(runs["generalization"])
+        >>> drawing.title
+        'Test accuracy by variant'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, metric)
@@ -174,6 +179,13 @@ def flatness_vs_accuracy(
     axis. Faint points are seeds, large ones variant means with 95 % intervals in both directions,
     named where there is room. The panel titles hold Kendall's tau over variants. rho: default, the
     middle of the measured radii.
+
+    Example:
+        >>> drawing = figures.flatness_vs_accuracy(
+        ...     runs["generalization"], runs["top_eigenvalues"], runs["sharpness"]
+        ... )
+        >>> drawing.title
+        'Is the flatter model the better one?'
     """
     outcome = runs.in_setting(generalization, setting)
     columns: list[tuple[str, str, xr.DataArray]] = []
@@ -318,7 +330,13 @@ def _named(means: _Means, *, x_log: bool, y_log: bool) -> list[Mark]:
 
 
 def history(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Training loss and validation accuracy over epochs, mean and 95 % t-interval over seeds."""
+    """Training loss and validation accuracy over epochs, mean and 95 % t-interval over seeds.
+
+    Example:
+        >>> drawing = figures.history(runs["history"])
+        >>> drawing.title
+        'Training history'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "train_loss", "val_accuracy")
     panels = []

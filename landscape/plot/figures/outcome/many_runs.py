@@ -28,6 +28,11 @@ def along_axis(
 
     One row of panels per axis, or that of `axis` alone; no panel where no variant varies. Rings:
     the value that validation chooses.
+
+    Example:
+        >>> drawing = figures.along_axis(runs["generalization"], runs["top_eigenvalues"])
+        >>> drawing.title
+        'What changes along the axes of the study'
     """
     names = ("generalization", "top_eigenvalues", "hessian_trace", "sharpness")
     given = zip(names, (generalization, eigenvalues, trace, sharpness), strict=True)
@@ -129,6 +134,13 @@ def sharpness_vs_gap(
 
     The gap is test loss minus training loss. Titles: Kendall's tau over all runs, and the median
     of the taus within the variants, which says whether sharpness orders runs of one recipe.
+
+    Example:
+        >>> drawing = figures.sharpness_vs_gap(
+        ...     runs["generalization"], runs["top_eigenvalues"], runs["sharpness"]
+        ... )
+        >>> drawing.title
+        'Does sharpness order the generalization gap?'
     """
     outcome = runs.in_setting(generalization, setting)
     runs.require(outcome, "loss_gap")

@@ -23,6 +23,11 @@ def perturbation_controls(ds: xr.Dataset, *, setting: str | None = None) -> Draw
 
     One row of panels per variant; controls at equal radius and at equal first-order increase, on
     all tensors (filled) and without those of one dimension (hollow).
+
+    Example:
+        >>> drawing = figures.perturbation_controls(runs["perturbation_controls"])
+        >>> drawing.title
+        'Would a random mask, or the largest |g|, have done as well?'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "radius", "loss_increase", "loss_increase_full")

@@ -22,7 +22,13 @@ _LOWEST = 0.05
 def enrichment(
     ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
 ) -> Drawing:
-    """Share of curvature, Fisher information and weight in each mask over chance; 1 is chance."""
+    """Share of curvature, Fisher information and weight in each mask over chance; 1 is chance.
+
+    Example:
+        >>> drawing = figures.enrichment(runs["enrichment"])
+        >>> drawing.title
+        'Do the masks pick what is curved, informative or large?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "enrichment_fisher", "chance_low_fisher", "chance_high_fisher")
     quantities = {key: text for key, text in _QUANTITIES.items() if f"enrichment_{key}" in ds}
@@ -92,7 +98,13 @@ def _over_chance(v: Variant, key: str, names: list[str]) -> list[Mark]:
 def perturbation_cosines(
     ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
 ) -> Drawing:
-    """Cosine between the perturbations of all variants at one theta and batch."""
+    """Cosine between the perturbations of all variants at one theta and batch.
+
+    Example:
+        >>> drawing = figures.perturbation_cosines(runs["perturbation_cosines"])
+        >>> drawing.title
+        'Do variants push the weights the same way?'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "cosine_all", "first", "second")
     known = labels(ds)

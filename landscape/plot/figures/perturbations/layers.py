@@ -27,6 +27,13 @@ def layer_gradients(
     ‖g_l‖² = n (μ² + σ²), added up over the tensors of a layer. history: perturbation_history of the
     same study; the layers that `layerwise` variants perturbed, as a share of the recorded steps
     (mean density of the layer). LAGNP (arXiv:2503.14205) penalizes the layers of largest norm.
+
+    Example:
+        >>> drawing = figures.layer_gradients(
+        ...     runs["gradient_zscores"], runs["perturbation_history"]
+        ... )
+        >>> drawing.title
+        'Which layers have the gradient?'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "mean", "std", "size")

@@ -17,7 +17,13 @@ _FACTOR = 4  # of chance, to either side, that the colours of filters span
 def mask_overlap(
     ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
 ) -> Drawing:
-    """Cohen's kappa between the masks of all variants at one theta and batch; 0 is chance."""
+    """Cohen's kappa between the masks of all variants at one theta and batch; 0 is chance.
+
+    Example:
+        >>> drawing = figures.mask_overlap(runs["mask_overlap"])
+        >>> drawing.title
+        'Do variants choose the same coordinates?'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "kappa_all", "first", "second")
     panels = [_kappas(v, labels(ds)) for v in chosen(ds, references)]
@@ -41,7 +47,16 @@ def mask_overlap(
 
 
 def saved_mask_overlap(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Cohen's kappa between the last masks of a variant's seeds, a dot per pair; 0 is chance."""
+    """Cohen's kappa between the last masks of a variant's seeds, a dot per pair; 0 is chance.
+
+    Example:
+        >>> one = streams.PackedMasks.of({"w": np.array([True, True, False, False])})
+        >>> two = streams.PackedMasks.of({"w": np.array([True, False, True, False])})
+        >>> found = measure.saved_mask_overlap({"seed 0": one, "seed 1": two})
+        >>> labels = {"run": "a", "variant": "sam", "label": "SAM", "setting": "all", "seed": 0}
+        >>> figures.saved_mask_overlap(results.combine([(labels, found)])).title
+        'Do different seeds choose the same coordinates?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "kappa_all", "pair")
     found = [v for v in runs.variants(ds) if bool(np.isfinite(v.ds.kappa_all).any())]
@@ -83,7 +98,13 @@ def _kappas(v: Variant, known: dict[str, str]) -> Panel:
 def batch_overlap(
     ds: xr.Dataset, *, setting: str | None = None, references: tuple[str, ...] = ("sgd", "sam")
 ) -> Drawing:
-    """Kappa between one variant's masks on two mini-batches, and on a batch and on all data."""
+    """Kappa between one variant's masks on two mini-batches, and on a batch and on all data.
+
+    Example:
+        >>> drawing = figures.batch_overlap(runs["batch_overlap"])
+        >>> drawing.title
+        'Does the next mini-batch choose the same coordinates?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "kappa_all", "direction", "comparison")
     known, names = labels(ds), strings(ds.direction)
@@ -118,7 +139,13 @@ def batch_overlap(
 
 
 def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Cohen's kappa between masks `lag` steps apart: 1 keeps its mask, 0 draws a new one."""
+    """Cohen's kappa between masks `lag` steps apart: 1 keeps its mask, 0 draws a new one.
+
+    Example:
+        >>> drawing = figures.mask_persistence(runs["mask_persistence"])
+        >>> drawing.title
+        'How long does a mask last?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "kappa")
     marks: list[Mark] = [Rule("y", 0.0, "chance", "solid", text="chance")]
@@ -173,7 +200,13 @@ def _half_lives(masked: Sequence[Variant], ds: xr.Dataset) -> Panel:
 
 
 def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """How often coordinates are selected over the snapshots, against independent draws."""
+    """How often coordinates are selected over the snapshots, against independent draws.
+
+    Example:
+        >>> drawing = figures.mask_selection(runs["mask_selection"])
+        >>> drawing.title
+        'Are the same coordinates selected again and again?'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "share", "expected_share", "over_dispersion", "effective_support")
     panels = []
@@ -231,7 +264,13 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """How often each (output channel, input channel) of one layer is selected, over chance."""
+    """How often each (output channel, input channel) of one layer is selected, over chance.
+
+    Example:
+        >>> drawing = figures.mask_filters(runs["mask_filters"])
+        >>> drawing.title
+        'Which filters of 0.weight are selected?'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "frequency", "expected")
     panels = []

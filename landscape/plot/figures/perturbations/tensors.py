@@ -26,6 +26,11 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     """Per tensor: share of the perturbation's energy, share of the parameters, and density.
 
     Variants that do not perturb (no energy) are left out.
+
+    Example:
+        >>> drawing = figures.perturbation(runs["perturbation"])
+        >>> drawing.title
+        'What each variant perturbs'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "density", "energy_share", "parameter_share")
@@ -96,7 +101,13 @@ def _perturbed(v: Variant, rows: np.ndarray, low: float) -> list[Mark]:
 
 
 def energy_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Share of the perturbation's energy by kind of tensor over epochs, one panel per variant."""
+    """Share of the perturbation's energy by kind of tensor over epochs, one panel per variant.
+
+    Example:
+        >>> drawing = figures.energy_over_time(runs["perturbation_history"])
+        >>> drawing.title
+        "Where the perturbation's energy goes during training"
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "energy_share")
     kinds = np.array(strings(ds.kind))
@@ -127,7 +138,13 @@ def energy_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def perturbation_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Effective radius, agreement of both gradients, and loss increase over epochs."""
+    """Effective radius, agreement of both gradients, and loss increase over epochs.
+
+    Example:
+        >>> drawing = figures.perturbation_over_time(runs["perturbation_history"])
+        >>> drawing.title
+        'The perturbation during training'
+    """
     ds = runs.in_setting(ds, setting)
     panels = []
     for name, label, units, bounds in (
@@ -170,7 +187,13 @@ _FEW = (
 
 
 def energy_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Time x tensor heat map of the share of the perturbation's energy, one panel per variant."""
+    """Time x tensor heat map of the share of the perturbation's energy, one panel per variant.
+
+    Example:
+        >>> drawing = figures.energy_map(runs["perturbation_history"])
+        >>> drawing.title
+        "Where the perturbation's energy goes, tensor by tensor"
+    """
     return _map(
         ds,
         setting,
@@ -185,7 +208,13 @@ def energy_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def norm_ratio_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Time x tensor heat map of the perturbation's norm over the weights', ‖e_l‖/‖w_l‖."""
+    """Time x tensor heat map of the perturbation's norm over the weights', ‖e_l‖/‖w_l‖.
+
+    Example:
+        >>> drawing = figures.norm_ratio_map(runs["perturbation_history"])
+        >>> drawing.title
+        'How large the perturbation is beside the weights'
+    """
     return _map(
         ds,
         setting,
@@ -200,7 +229,13 @@ def norm_ratio_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def density_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Time x tensor heat map of the density of the mask, the share of coordinates perturbed."""
+    """Time x tensor heat map of the density of the mask, the share of coordinates perturbed.
+
+    Example:
+        >>> drawing = figures.density_map(runs["perturbation_history"])
+        >>> drawing.title
+        'How much of each tensor is perturbed'
+    """
     return _map(
         ds,
         setting,

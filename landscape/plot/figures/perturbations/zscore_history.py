@@ -25,6 +25,11 @@ def zscore_history(
 
     A row of panels per variant (`variants`, the first two of the study if it has none), a column
     per tensor: those named, or three of those with two dimensions or more.
+
+    Example:
+        >>> drawing = figures.zscore_history(runs["zscore_history"])
+        >>> drawing.title
+        'How the gradient within a tensor changes over the training'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "density", "threshold", "z")

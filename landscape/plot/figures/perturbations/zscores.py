@@ -45,6 +45,11 @@ def gradient_zscores(
 
     tensors: default, those with at least two dimensions, which are the ones that ZSharp filters.
     variants: whose gradient is shown, one panel each; the first two of the study if it has none.
+
+    Example:
+        >>> drawing = figures.gradient_zscores(runs["gradient_zscores"])
+        >>> drawing.title
+        'How the gradient is distributed in each tensor'
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "density", "threshold")
@@ -178,6 +183,11 @@ def zscore_tails(
     """Exceedance P(|z| > t), normal quantiles, and Lorenz curve of the gradient's energy.
 
     One line per tensor with two dimensions (`tensors` for others), one row per variant.
+
+    Example:
+        >>> drawing = figures.zscore_tails(runs["gradient_zscores"])
+        >>> drawing.title
+        'How heavy are the tails that a z-score filter keeps?'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "exceedance", "z_quantile", "lorenz", "reference_exceedance")

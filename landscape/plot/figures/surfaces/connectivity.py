@@ -21,7 +21,13 @@ _MANY = 12  # runs from which on a matrix has no room for numbers
 
 
 def barrier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Loss barriers between all pairs of runs, and the loss along the lines between them."""
+    """Loss barriers between all pairs of runs, and the loss along the lines between them.
+
+    Example:
+        >>> drawing = figures.barrier(runs["barrier"])
+        >>> drawing.title
+        'Barriers between solutions'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "barrier", "loss")
     names = [str(name) for name in ds.run.values]
@@ -105,7 +111,13 @@ def _profiles(half: xr.Dataset) -> list[Mark]:
 
 
 def bezier(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Loss and errors on a trained curve between two runs, beside the straight line."""
+    """Loss and errors on a trained curve between two runs, beside the straight line.
+
+    Example:
+        >>> drawing = figures.bezier(runs["bezier"])
+        >>> drawing.title
+        'A curve around the barrier'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "loss", "linear_loss", "barrier", "linear_barrier", "detour")
     panels = []
@@ -158,7 +170,13 @@ def _end(one: xr.Dataset) -> str:
 
 
 def interpolation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Loss and errors on the straight line between two models, with the chord of their losses."""
+    """Loss and errors on the straight line between two models, with the chord of their losses.
+
+    Example:
+        >>> drawing = figures.interpolation(runs["interpolation"])
+        >>> drawing.title
+        'Loss on the line between two models'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "loss", "barrier", "distance")
     losses: list[Mark] = []
@@ -196,7 +214,13 @@ def interpolation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def perturbation_slice(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Loss along each variant's own perturbation: on the batch it was made for, and on all data."""
+    """Loss along each variant's own perturbation: on the batch it was made for, and on all data.
+
+    Example:
+        >>> drawing = figures.perturbation_slice(runs["perturbation_slice"])
+        >>> drawing.title
+        'Loss along what the variants perturb'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "loss", "batch_loss", "direction_norm")
     known = dict(zip(map(str, ds.variant.values), map(str, ds.label.values), strict=True))

@@ -32,6 +32,11 @@ def surface_pair(
     The picture of arXiv:1712.09913, Fig. 1, with the measured cells as its corners and neither
     logarithm nor smoothing. between: two variants by id; default the first two references, or the
     first two there are. The same surfaces as meshes: `plot.meshes`.
+
+    Example:
+        >>> drawing = figures.surface_pair(runs["loss_plane"])
+        >>> drawing.title
+        'Loss over a plane of random directions'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     found = [v.id for v in runs.variants(ds)]
@@ -67,6 +72,11 @@ def surface_persistence(
     ds: loss_plane; its merge trees are those of `landscape.persistence`. Outlined bars are within
     what the errors of the cells could have made. No panel where no cell is finite, or where there
     are more than 200 000.
+
+    Example:
+        >>> drawing = figures.surface_persistence(runs["loss_plane"])
+        >>> drawing.title
+        'Basins of the sampled surfaces'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require_plane(ds, variable)

@@ -49,6 +49,11 @@ def loss_plane(
     themselves. All panels share the levels. slices: loss_slice of the same study, whose spread over
     directions tells how much the choice of the plane matters. variable: what is drawn, "loss" or
     another one of the result over the plane (error_rate; test_loss, test_error_rate of `also`).
+
+    Example:
+        >>> drawing = figures.loss_plane(runs["loss_plane"], runs["loss_slice"])
+        >>> drawing.title
+        'Loss on a plane of random directions'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require_plane(ds, variable)
@@ -208,6 +213,11 @@ def loss_surface(
 
     At most `most` of them, the references first: a browser rotates few at a time. variable: as for
     `loss_plane`.
+
+    Example:
+        >>> drawing = figures.loss_surface(runs["loss_plane"])
+        >>> drawing.title
+        'Loss over a plane of random directions'
     """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require_plane(ds, variable)
@@ -254,6 +264,11 @@ def plane_difference(
     """Loss of each variant minus that of the reference on the same plane, paired over seeds.
 
     Cells whose interval excludes 0 carry a dot. Without a second seed there is nothing to draw.
+
+    Example:
+        >>> drawing = figures.plane_difference(runs["loss_plane"])
+        >>> drawing.title
+        'Loss minus that of the reference on the same plane'
     """
     # Whole, because its provenance lists all runs.
     whole, ds = runs.as_runs(ds), runs.in_setting(ds, setting)
@@ -311,7 +326,13 @@ def _difference(ds: xr.Dataset, variant: str, reference: str, setting: str | Non
 
 
 def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
-    """Largest and smallest Hessian eigenvalue over a plane, and how far from convex that is."""
+    """Largest and smallest Hessian eigenvalue over a plane, and how far from convex that is.
+
+    Example:
+        >>> drawing = figures.curvature_map(runs["curvature_map"])
+        >>> drawing.title
+        'Extreme Hessian eigenvalues over a plane of random directions'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "eigenvalue_max", "eigenvalue_min", "residual_min", "non_convexity")
     found = list(runs.variants(ds))

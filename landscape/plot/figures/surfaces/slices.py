@@ -26,6 +26,11 @@ def loss_slice(
     ds, other: loss_slice in two modes (other may be None). Each row holds the references and up to
     four variants, so that lines can be told apart. variable: what is drawn, "loss" or another one
     of the result along the lines (error_rate; test_loss, test_error_rate of `also`).
+
+    Example:
+        >>> drawing = figures.loss_slice(runs["loss_slice"], runs["loss_slice_eval"])
+        >>> drawing.title
+        'Loss along random directions'
     """
     runs.require(ds, variable)
     modes = [runs.in_setting(part, setting) for part in (ds, other) if part is not None]

@@ -11,7 +11,15 @@ from landscape.plot.ticks import short
 
 
 def three_points(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
-    """The loss on the plane through three models, each named where it lies."""
+    """The loss on the plane through three models, each named where it lies.
+
+    Example:
+        >>> models = {"seed 0": theta, "seed 1": other, "mean": (theta + other) / 2 + 0.1}
+        >>> found = measure.three_points(risk, models, cells=2)
+        >>> labels = {"run": "a", "variant": "sgd", "label": "SGD", "setting": "all", "seed": 0}
+        >>> figures.three_points(results.combine([(labels, found)])).title
+        'Loss on the plane through three solutions'
+    """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "loss", "model_alpha", "model_beta", "model_loss")
     ticks, log = shared_levels(list(ds.loss.values), levels)
@@ -79,7 +87,13 @@ def _edges(one: xr.Dataset, names: list[str]) -> list[Line]:
 
 
 def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) -> Drawing:
-    """Each training on its own principal plane, and what that projection leaves out."""
+    """Each training on its own principal plane, and what that projection leaves out.
+
+    Example:
+        >>> drawing = figures.trajectory(runs["trajectory"])
+        >>> drawing.title
+        'Trainings on their principal planes'
+    """
     ds = runs.first_seeds(runs.in_setting(ds, setting))
     runs.require(ds, "coordinate", "explained_share", "random_walk_share", "residual")
     found = list(runs.variants(ds))
