@@ -1,7 +1,8 @@
 """Spectral density by stochastic Lanczos quadrature, with every probe kept.
 
 `matvec` maps a vector (size,) to a vector (size,), linearly and symmetrically, in `dtype` and on
-`device`; `generator` makes every random vector.
+`device`; `generator` makes every random vector. `like`: a
+vector that they are to be like, where that is no ordinary tensor (sharded weights).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Stochastic trace of an operator, with the samples kept so that an error can be stated.
 
 `matvec` maps a vector (size,) to a vector (size,), linearly, in `dtype` and on `device`;
-`generator` makes every random vector.
+`generator` makes every random vector. `like`: a
+vector that they are to be like, where that is no ordinary tensor (sharded weights).
 """
 
 from collections.abc import Callable
