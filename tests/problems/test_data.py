@@ -136,7 +136,7 @@ def test_asymmetric_noise_of_cifar10_flips_the_five_similar_classes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "imagenet"}, r"data='imagenet' is unknown; choose one of digits, mnist1d"),
+        ({"name": "places365"}, r"data='places365' is unknown; choose one of digits, mnist1d"),
         ({"label_noise": 1.2}, r"label_noise=1.2 was asked; it is the share of wrong labels"),
         ({"noise_kind": "pink"}, r"noise_kind='pink' is unknown; choose one of 'symmetric'"),
         ({"splits": (1000, 500, 500)}, r"splits=\(1000, 500, 500\) were asked of digits.*1797"),
