@@ -225,10 +225,11 @@ def _set_torch(source: torch.Generator, key: np.ndarray, seed: int) -> None:
         # Seed, words left until the next 624, whether seeded, the next word, and the words: what
         # is kept behind them (a second normal number) is empty after the seeding.
         state = source.get_state().numpy().copy()
-        state[8:12] = np.frombuffer(np.int32(_WORDS).tobytes(), np.uint8)
-        state[16:24] = 0
-        state[24 : 24 + 8 * _WORDS] = np.frombuffer(key.tobytes(), np.uint8)
-        source.set_state(torch.from_numpy(state))
+        with contextlib.suppress(RuntimeError, ValueError):  # another layout: the seed remains
+            state[8:12] = np.frombuffer(np.int32(_WORDS).tobytes(), np.uint8)
+            state[16:24] = 0
+            state[24 : 24 + 8 * _WORDS] = np.frombuffer(key.tobytes(), np.uint8)
+            source.set_state(torch.from_numpy(state))
 
 
 def _untempered(word: int) -> int:
