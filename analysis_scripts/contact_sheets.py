@@ -100,7 +100,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     only = tuple(filter(None, options.only.split(",")))
     folder = StudyFolder(options.study)
-    choice = report.Choice(only=only, formats=("png",), dpi=130)
+    choice = report.FigureChoice(only=only, formats=("png",), dpi=130)
     pictures = report.write_figures(folder, choice, out=options.out / "figures")
     for how in ("print", *SIMULATIONS):
         sheets(pictures, options.out, how)

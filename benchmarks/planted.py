@@ -23,7 +23,7 @@ from scipy import stats as laws
 
 from benchmarks.sentences import asserted
 from landscape.report.family import Claim
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import StudyFolder
 
 # Recipes in the order in which worlds of fewer variants take them.
@@ -213,7 +213,7 @@ def _dataset(name: str, variables: dict[str, Any], names: list[str], seeds: int)
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def make_study(truth: Truth, rng: np.random.Generator, declared: bool = True) -> Study:
+def make_study(truth: Truth, rng: np.random.Generator, declared: bool = True) -> StudyResults:
     """The study as the report reads it. `declared`: whether its file named the comparisons."""
     names = list(truth.values["log_error"])
     recipes = {name: "sgd" if name == "sgd_early" else name for name in names}
@@ -230,7 +230,7 @@ def make_study(truth: Truth, rng: np.random.Generator, declared: bool = True) ->
         "settings": {"default": {"title": ""}},
         "comparisons": compared if declared else None,
     }  # fmt: skip
-    return Study(StudyFolder(Path()), resolved, observe(truth, rng))
+    return StudyResults(StudyFolder(Path()), resolved, observe(truth, rng))
 
 
 # Where the truth of a compared quantity stands, and its sign on the scale of comparison.
@@ -310,7 +310,7 @@ class Read:
     words: dict[str, str]
 
 
-def read_page(study: Study, truth: Truth) -> Read:
+def read_page(study: StudyResults, truth: Truth) -> Read:
     """Everything that the page of a study asserts, held against the truth."""
     said, places = asserted(study)
     false = {place: sum(is_false(c, truth) for c in claims) for place, claims in places.items()}

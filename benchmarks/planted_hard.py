@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import planted_rough as rough
 from benchmarks.planted import bound
 from landscape.metrics import FLATNESS
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 
 OUT = Path(__file__).parent / "results" / "planted_hard.json"
 WORLDS = {
@@ -312,7 +312,9 @@ def observe(truth: rough.Truth, sample: Sample, rng: np.random.Generator) -> Tab
     return tables
 
 
-def make_study(defect: str, world: str, rng: np.random.Generator) -> tuple[Study, rough.Truth]:
+def make_study(
+    defect: str, world: str, rng: np.random.Generator
+) -> tuple[StudyResults, rough.Truth]:
     """One study with a defect, and what is true of it."""
     sample = DEFECTS[defect]
     truth = replace(

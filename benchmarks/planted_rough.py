@@ -28,7 +28,7 @@ import xarray as xr
 from benchmarks.sentences import asserted
 from landscape.metrics import FLATNESS
 from landscape.report.family import Claim
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import StudyFolder
 
 OUT = Path(__file__).parent / "results" / "planted_rough.json"
@@ -335,7 +335,7 @@ def trainings(ended: list[tuple[str, str, int, str]], rows: tuple[Row, ...]) -> 
     return xr.Dataset(data, coords=_coords([one[:3] for one in ended], rows))
 
 
-def make_study(truth: Truth, rng: np.random.Generator) -> Study:
+def make_study(truth: Truth, rng: np.random.Generator) -> StudyResults:
     """The study as the report reads it."""
     asks = bool(rng.random() < 0.3)
     data, trainings = observe(truth, rng)
@@ -344,7 +344,7 @@ def make_study(truth: Truth, rng: np.random.Generator) -> Study:
 
 def study_of(
     truth: Truth, data: dict[str, xr.Dataset], trainings: xr.Dataset, *, asks: bool, both: bool
-) -> Study:
+) -> StudyResults:
     """The study that results are of. asks: it asks a question; both: SAM is a reference too."""
     rows = truth.rows
     families = list(dict.fromkeys(row.family for row in rows))
@@ -364,7 +364,7 @@ def study_of(
             "references": ["sgd", "sam"] if both else ["sgd"],
         },
     }  # fmt: skip
-    return Study(StudyFolder(Path()), resolved, data, trainings)
+    return StudyResults(StudyFolder(Path()), resolved, data, trainings)
 
 
 def true_causes(truth: Truth) -> set[str]:
@@ -437,7 +437,7 @@ class Read:
     examples: tuple[str, ...]
 
 
-def read_page(study: Study, truth: Truth) -> Read:
+def read_page(study: StudyResults, truth: Truth) -> Read:
     """Everything that the page asserts, by its claims and by its printed sentences."""
     said, places = asserted(study)
     false: Counter[str] = Counter()

@@ -16,9 +16,9 @@ from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot.drawing import Points, Rule
 from landscape.report.evidence import Table, table
 from landscape.report.family import Claim, Family
-from landscape.report.findings import Answer, Finding, answer
+from landscape.report.findings import Answer, Statement, answer
 from landscape.report.overview import overview
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.report.verdict import Verdict
 
 NAME = r"[\w.-]+"
@@ -29,7 +29,7 @@ class UnknownSentenceError(Exception):
     """A sentence that the grammar does not know."""
 
 
-def asserted(study: Study) -> tuple[Answer, dict[str, list[Claim]]]:
+def asserted(study: StudyResults) -> tuple[Answer, dict[str, list[Claim]]]:
     """The answer of a study's page, and everything that the page asserts, by place."""
     family = Family.of(study)
     said = answer(family)
@@ -95,7 +95,7 @@ def _flat_words(family: Family, setting: str, text: str) -> Iterator[Claim]:
                     yield Claim(word, setting, key, f"flatter_{key}")
 
 
-def _finding(family: Family, finding: Finding) -> Iterator[Claim]:
+def _finding(family: Family, finding: Statement) -> Iterator[Claim]:
     setting, metric = finding.setting, METRICS[family.study.metric]
     lead, text = finding.lead, finding.text
     against = re.search(r"than ([\w.-]+?)(?:,|\.$|\.| \()", lead) or re.search(

@@ -358,7 +358,7 @@ def figures(
 
     place = StudyFolder(folder.absolute())
     place.check()
-    choice = report.Choice(
+    choice = report.FigureChoice(
         only=_names(only), variants=_names(variants), highlight=_names(highlight), setting=setting,
         width=venue if width is None else width, letters=letters, formats=_names(formats), dpi=dpi,
     )  # fmt: skip
@@ -433,7 +433,7 @@ def _study(folder: Path) -> Any:
     from landscape import report
     from landscape.storage import StudyFolder
 
-    return report.Study.read(StudyFolder(folder.absolute()))
+    return report.StudyResults.read(StudyFolder(folder.absolute()))
 
 
 def _leave(document: Any, path: Path, as_json: bool) -> None:

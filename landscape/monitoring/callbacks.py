@@ -22,7 +22,7 @@ def lightning_callback(loss: Any = None, data: Any = None, **options: Any) -> An
     base = _class("Callback", "lightning.pytorch", "pytorch_lightning")
     name = options.pop("module", None)
 
-    class MonitorCallback(base):
+    class LightningMonitor(base):
         monitor: Monitor | None = None
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -40,14 +40,14 @@ def lightning_callback(loss: Any = None, data: Any = None, **options: Any) -> An
             if self.monitor is not None and self.monitor.active:
                 self.monitor.__exit__(None, None, None)
 
-    return MonitorCallback()
+    return LightningMonitor()
 
 
 def trainer_callback(loss: Any = None, data: Any = None, **options: Any) -> Any:
     """A `transformers.TrainerCallback` that monitors the model of a Trainer."""
     base = _class("TrainerCallback", "transformers")
 
-    class MonitorCallback(base):
+    class TrainerMonitor(base):
         monitor: Monitor | None = None
 
         def on_train_begin(self, *_: Any, **has: Any) -> None:
@@ -60,7 +60,7 @@ def trainer_callback(loss: Any = None, data: Any = None, **options: Any) -> Any:
             if self.monitor is not None and self.monitor.active:
                 self.monitor.__exit__(None, None, None)
 
-    return MonitorCallback()
+    return TrainerMonitor()
 
 
 def _class(name: str, *modules: str) -> Any:

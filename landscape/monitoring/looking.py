@@ -100,7 +100,7 @@ def monitor(
     )  # fmt: skip
 
 
-class _Look(Recording):
+class _SingleStep(Recording):
     """A recording of single steps, which keeps what the last one showed."""
 
     def step(self, *, rho: float | None = None) -> None:
@@ -140,7 +140,7 @@ class Monitor:
         self.notes: list[str] = []
         self.num_steps = 0
         self.look_seconds = 0.0
-        self._recording = _Look(
+        self._recording = _SingleStep(
             model, None, steps_per_epoch=1, snapshot_every=0, rho=rho, step_ends="call",
             gradients=True, first_step=0, max_mb=0.0, scaler=scaler,
         )  # fmt: skip

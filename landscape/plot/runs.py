@@ -14,7 +14,7 @@ from landscape.plot import style
 from landscape.storage import visible
 
 __all__ = [
-    "Variant",
+    "VariantRuns",
     "as_runs",
     "comparable",
     "count",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantRuns:
     """One row of a study with its runs: `ds` has dimension `run`, one entry per seed.
 
     family: the variant of the study file; axes: the values that it has on the axes of the study.
@@ -104,7 +104,7 @@ def in_setting(ds: xr.Dataset, setting: str | None) -> xr.Dataset:
     return ds.isel(run=np.flatnonzero(ds.setting.values == setting))
 
 
-def variants(ds: xr.Dataset) -> Iterator[Variant]:
+def variants(ds: xr.Dataset) -> Iterator[VariantRuns]:
     """Variants in the order of the study, with the colour and symbol that each keeps everywhere."""
     names = list(dict.fromkeys(str(name) for name in ds.variant.values))
     for position, name in enumerate(names):
@@ -114,10 +114,10 @@ def variants(ds: xr.Dataset) -> Iterator[Variant]:
         color, symbol = style.variant(name, position if np.isnan(known) else int(known))
         family = str(runs["family"].values[0]) if "family" in runs.coords else name
         axes = json.loads(str(runs["axes"].values[0])) if "axes" in runs.coords else {}
-        yield Variant(name, str(runs.label.values[0]), color, symbol, runs, family, axes)
+        yield VariantRuns(name, str(runs.label.values[0]), color, symbol, runs, family, axes)
 
 
-def partner(rows: Sequence[Variant], of: Variant, reference: str) -> Variant | None:
+def partner(rows: Sequence[VariantRuns], of: VariantRuns, reference: str) -> VariantRuns | None:
     """The row of `reference` that `of` is compared with: equal on all axes that both have.
 
     reference: a variant of the study file, or one row by its name, with which all are compared.
@@ -131,7 +131,7 @@ def partner(rows: Sequence[Variant], of: Variant, reference: str) -> Variant | N
     return found[0] if len(found) == 1 else None
 
 
-def reference_label(rows: Sequence[Variant], reference: str) -> str:
+def reference_label(rows: Sequence[VariantRuns], reference: str) -> str:
     """The words for a reference: of its one row, or of the variant whose rows are meant."""
     found = [row.label for row in rows if reference in (row.id, row.family)]
     return (
@@ -139,7 +139,7 @@ def reference_label(rows: Sequence[Variant], reference: str) -> str:
     )
 
 
-def comparable(a: Variant, b: Variant) -> bool:
+def comparable(a: VariantRuns, b: VariantRuns) -> bool:
     """Whether two rows are equal on all axes that both have."""
     return all(a.axes[key] == b.axes[key] for key in a.axes if key in b.axes)
 
@@ -209,7 +209,7 @@ def require_plane(ds: xr.Dataset, variable: str) -> None:
         )
 
 
-def order_by(items: Sequence[Variant], values: Sequence[float]) -> list[Variant]:
+def order_by(items: Sequence[VariantRuns], values: Sequence[float]) -> list[VariantRuns]:
     """Variants from the smallest value to the largest, NaN first."""
     keyed = [(-np.inf if np.isnan(value) else value) for value in values]
     return [items[index] for index in np.argsort(keyed, kind="stable")]

@@ -7,8 +7,8 @@ import importlib
 from typing import Any
 
 _NAMES = {
-    "Choice": "paper",
-    "Study": "study",
+    "FigureChoice": "paper",
+    "StudyResults": "study",
     "compare": "comparison",
     "diagnose": "pair",
     "write": "page",

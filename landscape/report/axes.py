@@ -9,7 +9,7 @@ import xarray as xr
 from landscape import stats
 from landscape.metrics import Metric
 from landscape.report import words
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Interval
 
 
@@ -27,7 +27,7 @@ class AxisTable:
     label: str = ""
 
 
-def axis_tables(study: Study) -> list[AxisTable]:
+def axis_tables(study: StudyResults) -> list[AxisTable]:
     """One table per axis, setting, variant and value of the other axes."""
     tables = []
     for axis in stats.axes_of(study.data):
@@ -42,7 +42,7 @@ def axis_tables(study: Study) -> list[AxisTable]:
 
 
 def _table(
-    study: Study, axis: str, ds: xr.Dataset, setting: str, family: str, line: str
+    study: StudyResults, axis: str, ds: xr.Dataset, setting: str, family: str, line: str
 ) -> AxisTable:
     hidden = {"test_loss", "val_loss"} - {study.metric}
     shown = [q for q in stats.QUANTITIES if q.variable in ds and q.key not in hidden]

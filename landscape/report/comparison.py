@@ -14,7 +14,7 @@ from landscape.report import words
 from landscape.report.document import Document, Part, table_of
 from landscape.report.family import Family
 from landscape.report.findings import answer
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import LEVEL
 
 # What a study is made of; the rest of resolved.json is where and when it lay.
@@ -24,15 +24,15 @@ _MADE = (
 )  # fmt: skip
 
 
-def compare(first: Study, second: Study) -> Document:
+def compare(first: StudyResults, second: StudyResults) -> Document:
     """What differs in how two studies were made, in what they measured, and in what they conclude.
 
     Values of a variant in a setting that both have are compared without pairing (Welch), with
     intervals for all of them at once (Bonferroni): seeds of two studies need not mean the same.
-    first, second: studies, read by `report.Study.read`.
+    first, second: studies, read by `report.StudyResults.read`.
 
     Example:
-        >>> mine = report.Study.read(finished)
+        >>> mine = report.StudyResults.read(finished)
         >>> document = report.compare(mine, mine)
         >>> len(document.parts), document.answer[:34]
         (4, '18 values of both: 18 identical, 0')
@@ -85,7 +85,7 @@ def compare(first: Study, second: Study) -> Document:
     return Document("compare", f"{names[0]} and {names[1]}", text, tuple(parts), data)
 
 
-def _names(first: Study, second: Study) -> tuple[str, str]:
+def _names(first: StudyResults, second: StudyResults) -> tuple[str, str]:
     names = [one.folder.root.name for one in (first, second)]
     if names[0] == names[1]:
         return str(first.folder.root), str(second.folder.root)
@@ -166,7 +166,7 @@ def _verdicts(said: list[Any], names: tuple[str, str]) -> Iterator[Part]:
                    table_of(rows))  # fmt: skip
 
 
-def _unequal(first: Study, second: Study) -> Iterator[tuple[str, str, str]]:
+def _unequal(first: StudyResults, second: StudyResults) -> Iterator[tuple[str, str, str]]:
     """Entries of the two resolved studies that are not equal, down to the option."""
     for name in _MADE:
         yield from _apart(name, first.resolved.get(name), second.resolved.get(name))

@@ -6,7 +6,7 @@ import numpy as np
 
 from landscape.plot import runs
 from landscape.report import words
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Check:
     sigmas: str
 
 
-def crosscheck(study: Study) -> list[Check]:
+def crosscheck(study: StudyResults) -> list[Check]:
     """Rows of the cross-check table; empty where it was not measured."""
     checks = []
     for setting in study.settings:
@@ -35,7 +35,7 @@ def crosscheck(study: Study) -> list[Check]:
     return checks
 
 
-def _check(v: runs.Variant, title: str) -> Check:
+def _check(v: runs.VariantRuns, title: str) -> Check:
     def at(name: str) -> float:
         return float(v.ds[name].values[0]) if name in v.ds else np.nan
 

@@ -12,7 +12,7 @@ from landscape.plot import runs
 from landscape.plot.compared import Values
 from landscape.report import words
 from landscape.report.family import Claim, Difference, Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Interval
 
 
@@ -45,7 +45,7 @@ class Table:
 class _Columns:
     """Grows the table column by column; a column without any cell is not added."""
 
-    def __init__(self, study: Study, setting: str):
+    def __init__(self, study: StudyResults, setting: str):
         self.head = [Cell("Variant")]
         self.rows = {
             v.id: [Cell(v.label, _row_note(study, setting, v))] for v in study.variants(setting)
@@ -58,7 +58,7 @@ class _Columns:
                 row.append(cells.get(name, Cell(words.MISSING)))
 
 
-def _row_note(study: Study, setting: str, v: runs.Variant) -> str:
+def _row_note(study: StudyResults, setting: str, v: runs.VariantRuns) -> str:
     seeds = study.seeds(setting, v.id, v.ds.sizes["run"])
     return f"{seeds}, control" if study.is_control(v.id, setting) else seeds
 
@@ -176,7 +176,7 @@ def _flatness_cell(family: Family, setting: str, values: Values, row: str) -> Ce
     return Cell(words.number(ci.estimate), note, emphasis, one.claims if one else ())
 
 
-def _residual(study: Study, setting: str, name: str) -> str:
+def _residual(study: StudyResults, setting: str, name: str) -> str:
     residuals = study.values("top_eigenvalues", "residual_norm", setting, rank=0)
     if name not in residuals:
         return ""
@@ -187,7 +187,7 @@ def _residual(study: Study, setting: str, name: str) -> str:
     return said + (f"\n{loose} not converged" if loose else "")
 
 
-def _cost_columns(study: Study, setting: str, columns: _Columns) -> None:
+def _cost_columns(study: StudyResults, setting: str, columns: _Columns) -> None:
     cells = {
         name: Cell(words.trimmed(stats.mean_ci(ds.rho_eff.values).estimate), _nominal(ds))
         for name, ds in study.values("perturbation", "rho_eff", setting).items()
@@ -302,7 +302,7 @@ def _margin_note(family: Family, setting: str) -> str:
     return text
 
 
-def _kinks(study: Study, setting: str) -> list[str]:
+def _kinks(study: StudyResults, setting: str) -> list[str]:
     """Gaussian sharpness over ½ρ² tr H/P by radius: 1 where the loss is smooth, more at kinks."""
     size = (
         runs.provenance(study.data["sharpness"], "num_parameters")
@@ -349,5 +349,5 @@ def _outlying(family: Family, setting: str) -> list[str]:
     return [f"Far from the other runs of their variant and seed, and kept: {shown}."]
 
 
-def _examples(study: Study) -> str:
+def _examples(study: StudyResults) -> str:
     return runs.provenance(study.data["top_eigenvalues"], "num_examples") or "fixed"

@@ -10,7 +10,7 @@ from landscape import toml
 from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.family import Difference, Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import folder_name, slug
 
 # More seeds than this are not proposed: the effect is then too small for this problem.
@@ -80,7 +80,7 @@ def deciding(
     return Experiment(name, "; ".join(said), head + toml.dumps(given) if ours else "")
 
 
-def _grids_of(given: dict[str, Any], study: Study, setting: str) -> list[dict[str, Any]]:
+def _grids_of(given: dict[str, Any], study: StudyResults, setting: str) -> list[dict[str, Any]]:
     """The grids of one setting; a grid that names none is of the only one."""
     grids = given.get("grid", [])
     grids = [grids] if isinstance(grids, dict) else list(grids)
@@ -92,7 +92,7 @@ def _grids_of(given: dict[str, Any], study: Study, setting: str) -> list[dict[st
     return found
 
 
-def _study_file(study: Study) -> dict[str, Any]:
+def _study_file(study: StudyResults) -> dict[str, Any]:
     path = study.folder.study_toml
     if not path.is_file():
         return {}

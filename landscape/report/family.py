@@ -15,7 +15,7 @@ from landscape import stats
 from landscape.metrics import METRICS, Metric
 from landscape.plot.compared import Values
 from landscape.report.observed import observe
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Decision
 
 PRIMARY, OTHER, DOSES = 0.35, 0.25, 0.4
@@ -84,12 +84,12 @@ class Difference:
 class Family:
     """All differences of a study, in every setting; `get` turns them round as needed."""
 
-    study: Study
+    study: StudyResults
     values: dict[tuple[str, str], Values]  # by setting and key of the quantity
     made: dict[tuple[str, str, str, str], Difference] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, study: Study) -> "Family":
+    def of(cls, study: StudyResults) -> "Family":
         """Make and decide every difference that the page may state."""
         values = {
             (setting, key): found
@@ -146,20 +146,22 @@ class Family:
         return primary, len(self.made) - primary
 
 
-def asked(study: Study) -> list[str]:
+def asked(study: StudyResults) -> list[str]:
     """Quantities that the page compares: the metric, and every row of the table beside outcomes."""
     causes = [key for key, one in METRICS.items() if one.measurement != "generalization"]
     return list(dict.fromkeys([study.metric, *causes, "train_loss", "mislabelled_fit"]))
 
 
-def _base(study: Study, setting: str, found: Values) -> str:
+def _base(study: StudyResults, setting: str, found: Values) -> str:
     for reference in study.references(setting):
         if any(np.isfinite(found.plain(row)).any() for row in study.rows_of(setting, reference)):
             return reference
     return ""
 
 
-def _pairs(study: Study, setting: str, key: str, found: Values) -> list[tuple[str, str, bool]]:
+def _pairs(
+    study: StudyResults, setting: str, key: str, found: Values
+) -> list[tuple[str, str, bool]]:
     """(a, b, declared) of one quantity: each pair of rows once."""
     references = study.references(setting)
     primary = setting == study.settings[0] and key == study.metric

@@ -9,14 +9,14 @@ from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.report import words
 from landscape.report.family import Claim, Difference, Family
 from landscape.report.rules import COMPATIBLE, CONFOUNDED, CONTRADICTED, SUPPORTED, UNRESOLVED
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.report.trainings import trainings
 from landscape.report.trials import MATCHED
 from landscape.report.verdict import Verdict, verdicts
 
 
 @dataclass(frozen=True)
-class Finding:
+class Statement:
     """A short lead and the sentences that back it, in one setting, and what they assert."""
 
     setting: str
@@ -30,7 +30,7 @@ class Answer:
     """The headline, the findings behind it, and the verdicts per hypothesis and setting."""
 
     headline: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Statement, ...]
     verdicts: tuple[Verdict, ...]
     headline_claims: tuple[Claim, ...] = ()
 
@@ -44,7 +44,7 @@ class Answer:
 def answer(family: Family) -> Answer:
     """Compute what the report says from the numbers alone."""
     study = family.study
-    findings: list[Finding] = []
+    findings: list[Statement] = []
     found: list[Verdict] = []
     for setting in study.settings:
         findings += _diverged(study, setting)
@@ -61,7 +61,7 @@ def answer(family: Family) -> Answer:
     return Answer(headline, tuple(findings), tuple(found), claims)
 
 
-def _diverged(study: Study, setting: str) -> list[Finding]:
+def _diverged(study: StudyResults, setting: str) -> list[Statement]:
     """Rows that lost seeds: they are counted, and are no evidence of flatness or accuracy."""
     lost = [t for t in trainings(study) if t.setting == setting and t.diverged]
     if not lost:
@@ -69,7 +69,7 @@ def _diverged(study: Study, setting: str) -> list[Finding]:
     lead = f"Not every training went well: {'; '.join(f'{t.label} {t.seeds}' for t in lost)}."
     reasons = "; ".join(f"{t.label} {t.reason}" for t in lost if t.reason)
     text = f"What diverged is counted and not measured: it is neither flat nor trained. {reasons}"
-    return [Finding(setting, lead, text)]
+    return [Statement(setting, lead, text)]
 
 
 def _metric(family: Family, setting: str) -> Metric:
@@ -127,7 +127,7 @@ def _grouped(
     )
 
 
-def _against_reference(family: Family, setting: str, reference: str) -> list[Finding]:
+def _against_reference(family: Family, setting: str, reference: str) -> list[Statement]:
     study = family.study
     against = family.to(setting, reference)
     if not against:
@@ -144,7 +144,7 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Fin
             f"{study.label(setting, one.a)} {words.plain_difference(metric, one.plain)}"
             for one in _sorted(against)
         )
-        return [Finding(setting, lead, f"Seen, and not to be told from chance: {shown}.")]
+        return [Statement(setting, lead, f"Seen, and not to be told from chance: {shown}.")]
     better = [one for one in counted if one.sign > 0]
     worse = [one for one in counted if one.sign < 0]
     if better:
@@ -156,7 +156,7 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Fin
     text = _grouped(family, metric, counted)
     if controls:
         text += f" {_grouped(family, metric, controls, of='controls, not counted, ')}"
-    return [Finding(setting, lead, text, _claims(against))]
+    return [Statement(setting, lead, text, _claims(against))]
 
 
 def _many(n: int, total: int) -> str:
@@ -165,7 +165,7 @@ def _many(n: int, total: int) -> str:
     return f"{n} of {words.count(total, 'variant')} {'has' if n == 1 else 'have'} a"
 
 
-def _questions(family: Family, setting: str) -> list[Finding]:
+def _questions(family: Family, setting: str) -> list[Statement]:
     """The questions that the study file asks: each pair's difference, in the family of the page."""
     study = family.study
     asked = study.comparisons.get("questions") or []
@@ -187,7 +187,7 @@ def _questions(family: Family, setting: str) -> list[Finding]:
             )
         if parts:
             text = f"Intervals and p adjusted for the whole page. {'; '.join(parts)}."
-            findings.append(Finding(setting, question["asked"], text, _claims(made)))
+            findings.append(Statement(setting, question["asked"], text, _claims(made)))
     return findings
 
 
@@ -210,7 +210,7 @@ def _to_random(family: Family, setting: str) -> list[tuple[str, list[Difference]
     return found
 
 
-def _against_random(family: Family, setting: str) -> list[Finding]:
+def _against_random(family: Family, setting: str) -> list[Statement]:
     """Which variants can be told from a random mask."""
     findings = []
     for named, made in _to_random(family, setting):
@@ -224,17 +224,17 @@ def _against_random(family: Family, setting: str) -> list[Finding]:
             else f"No variant can be told from {named}."
         )
         text = _grouped(family, _metric(family, setting), made)
-        findings.append(Finding(setting, lead, text, _claims(made)))
+        findings.append(Statement(setting, lead, text, _claims(made)))
     return findings
 
 
-def _early_stopping(family: Family, setting: str) -> list[Finding]:
+def _early_stopping(family: Family, setting: str) -> list[Statement]:
     """SGD with a shorter schedule beside the references: how much of a gain is slower fitting?"""
     found = (_one_early(family, setting, row) for row in family.study.controls(setting, "sgd"))
     return [finding for findings in found for finding in findings]
 
 
-def _one_early(family: Family, setting: str, early: str) -> list[Finding]:
+def _one_early(family: Family, setting: str, early: str) -> list[Statement]:
     study = family.study
     references = study.references(setting)
     if not references:
@@ -263,7 +263,7 @@ def _one_early(family: Family, setting: str, early: str) -> list[Finding]:
             for row in (early, *(row for row in partners if row))
         ]
         text += f" Training loss: {words.listing(shown)}; this decides only where it is equal."
-    return [Finding(setting, lead, text, _claims(tested))]
+    return [Statement(setting, lead, text, _claims(tested))]
 
 
 def _early_lead(
@@ -287,7 +287,7 @@ def _early_lead(
     return f"Whether {label} does as well is not resolved."
 
 
-def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Finding]:
+def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Statement]:
     here = [one for one in found if one.key.startswith("flatter_")]
     if not here:
         return []
@@ -301,7 +301,7 @@ def _flatness(family: Family, setting: str, found: Sequence[Verdict]) -> list[Fi
         lead = f"“Better because flatter” depends on the measure: {words.listing(said)}."
     text, claims = _ratios(family, setting)
     text = text or "No difference in flatness could be tested."
-    return [Finding(setting, lead, text, claims)]
+    return [Statement(setting, lead, text, claims)]
 
 
 def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
@@ -337,7 +337,7 @@ def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
     return text, tuple(claims)
 
 
-def _unequally_fitted(family: Family, setting: str) -> list[Finding]:
+def _unequally_fitted(family: Family, setting: str) -> list[Statement]:
     """Said where variants end at unequal training loss: trained alike, and not equally far."""
     study = family.study
     losses = family.values.get((setting, "train_loss"))
@@ -365,7 +365,7 @@ def _unequally_fitted(family: Family, setting: str) -> list[Finding]:
         f"{study.label(setting, base)}'s. A difference to it is one of equal training, and not of "
         f"equal fit: it may depend on when training stops."
     )
-    return [Finding(setting, lead, text)]
+    return [Statement(setting, lead, text)]
 
 
 def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Claim, ...]]:

@@ -11,7 +11,7 @@ from landscape.report.axes import axis_tables
 from landscape.report.evidence import Cell, table
 from landscape.report.family import Family
 from landscape.report.latex import escape
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import slug
 
 _KNOWN = json.loads(Path(__file__).with_name("references.json").read_text(encoding="utf-8"))
@@ -19,7 +19,7 @@ _MADE = "% Written by landscape from the study's files; write it again rather th
 _WIDEST = 92  # characters of a table's row in \footnotesize over 5.5 inches
 
 
-def methods(study: Study) -> str:
+def methods(study: StudyResults) -> str:
     r"""Paragraphs on data, training, variants and measurements, with \cite for each source."""
     parts = [
         ("Data, models and training", list(_training(study))),
@@ -30,7 +30,7 @@ def methods(study: Study) -> str:
     return _MADE + "\n".join(said)
 
 
-def _training(study: Study) -> Iterator[str]:
+def _training(study: StudyResults) -> Iterator[str]:
     settings = list((study.resolved.get("settings") or {}).values())
     listed = study.resolved.get("runs", [])
     for what in ("data", "model", "loss"):
@@ -68,7 +68,7 @@ def _training(study: Study) -> Iterator[str]:
         yield escape(f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.")
 
 
-def _variants(study: Study) -> Iterator[str]:
+def _variants(study: StudyResults) -> Iterator[str]:
     for own in (study.resolved.get("variants") or {}).values():
         recipe = str(own.get("recipe", ""))
         known = style.RECIPES.get(recipe)
@@ -81,7 +81,7 @@ def _variants(study: Study) -> Iterator[str]:
         yield f"\\textbf{{{label}}}{cite}{what}{escape(f' ({more})') if more else ''}."
 
 
-def _measurements(study: Study) -> Iterator[str]:
+def _measurements(study: StudyResults) -> Iterator[str]:
     for name in study.data:
         if name == "history":
             continue
@@ -108,7 +108,7 @@ def _key(source: str) -> str:
     return f"arXiv:{name}" if name[:1].isdigit() else slug(source)
 
 
-def cited(study: Study) -> list[str]:
+def cited(study: StudyResults) -> list[str]:
     """Every source that `methods` cites, once."""
     recipes = [str(v.get("recipe")) for v in (study.resolved.get("variants") or {}).values()]
     sources = [style.RECIPES[r]["source"] for r in recipes if r in style.RECIPES]
@@ -116,7 +116,7 @@ def cited(study: Study) -> list[str]:
     return list(dict.fromkeys(source.removeprefix("arXiv:") for source in sources if source))
 
 
-def references(study: Study) -> str:
+def references(study: StudyResults) -> str:
     """BibTeX of every source cited.
 
     Where authors and title of a paper are not known here, the entry has its number alone and says
@@ -140,7 +140,7 @@ def _entry(source: str) -> str:
     return f"@misc{{{_key(source)},\n{body}\n}}\n"
 
 
-def tables(study: Study, family: Family) -> str:
+def tables(study: StudyResults, family: Family) -> str:
     r"""The page's evidence as booktabs tables; wide ones are cut, with the variants repeated.
 
     Needs \usepackage{booktabs}. Bold: better than the reference, as far as it is resolved; italic:
@@ -212,7 +212,7 @@ def _line(cells: Sequence[Cell]) -> str:
     return " & ".join(texts) + " \\\\"
 
 
-def measured(study: Study, name: str) -> str:
+def measured(study: StudyResults, name: str) -> str:
     """BatchNorm mode, examples, precision and options of a measurement, in words."""
     ds = study.data[name]
     parts = [

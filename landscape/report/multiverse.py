@@ -24,7 +24,7 @@ from landscape.report import words
 from landscape.report.axes import AxisTable
 from landscape.report.family import Family
 from landscape.report.rules import weigh
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import write_atomically
 
 TWIN = "flatness_other_bn"
@@ -64,7 +64,7 @@ class Specification:
     highest_loss: float
 
 
-def specifications(study: Study, setting: str) -> list[Specification]:
+def specifications(study: StudyResults, setting: str) -> list[Specification]:
     """Every way in which a study asks whether flatter is better, weighed."""
     found = []
     for part, rows in parts(study, setting):
@@ -80,7 +80,7 @@ def _identity(one: Specification) -> tuple[Any, ...]:
 
 
 def _weighed(
-    study: Study, setting: str, part: str, bn: str, radius: float
+    study: StudyResults, setting: str, part: str, bn: str, radius: float
 ) -> Iterator[Specification]:
     family = Family.of(study)
     weighed = [one for one in weigh(family, setting) if one.hypothesis.quantity in FLATNESS]
@@ -103,7 +103,7 @@ def _weighed(
         )  # fmt: skip
 
 
-def parts(study: Study, setting: str) -> Iterator[tuple[str, list[str]]]:
+def parts(study: StudyResults, setting: str) -> Iterator[tuple[str, list[str]]]:
     """All rows, and those at one value of each axis; rows without the axis are in every part.
 
     Where variants have values of their own along an axis (each its radii), a part is a place: the
@@ -136,7 +136,7 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
     return not number, float(value) if number else 0.0, str(value)
 
 
-def _modes(study: Study, setting: str) -> Iterator[tuple[str, Study]]:
+def _modes(study: StudyResults, setting: str) -> Iterator[tuple[str, StudyResults]]:
     """The study as measured, and with flatness as its twin in the other mode has it."""
     own = next((mode for name in _TWINS if (mode := study.mode(name))), "")
     yield own, study
@@ -152,7 +152,7 @@ def _modes(study: Study, setting: str) -> Iterator[tuple[str, Study]]:
     yield study.mode(TWIN), replace(study, data=data)
 
 
-def _radii(study: Study) -> Iterator[tuple[float, Study]]:
+def _radii(study: StudyResults) -> Iterator[tuple[float, StudyResults]]:
     """The study at each radius of its sharpness alone."""
     ds = study.data.get("sharpness")
     if ds is None or "rho" not in ds.dims:

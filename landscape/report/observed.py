@@ -4,10 +4,10 @@ import numpy as np
 
 from landscape.metrics import metric
 from landscape.plot.compared import PER_EXAMPLE, Values, compared
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 
 
-def observe(study: Study, setting: str, key: str) -> Values | None:
+def observe(study: StudyResults, setting: str, key: str) -> Values | None:
     """The quantity called `key` in one setting; None where it was not measured."""
     quantity = metric(key)
     at: dict[str, float] = dict(quantity.at)

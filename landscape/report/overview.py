@@ -109,7 +109,7 @@ def _ends(metric: Metric, one: Difference) -> tuple[float, float, float]:
 
 def _panel(
     found: dict[str, Difference],
-    shown: Sequence[runs.Variant],
+    shown: Sequence[runs.VariantRuns],
     rows: Axis,
     random: set[str],
     metric: Metric,

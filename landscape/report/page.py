@@ -22,10 +22,10 @@ from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
 from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import Choice, Selected, save, select
+from landscape.report.paper import FigureChoice, Selected, save, select
 from landscape.report.rules import RULES
 from landscape.report.sources import claims_of, row_anchor, sources, spoken_of
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.report.trainings import arithmetic, trainings
 from landscape.report.verdict import Verdict
 from landscape.storage import StudyFolder, folder_name, slug, write_text
@@ -52,7 +52,7 @@ _OUTLINES = {
 }
 
 
-def _symbol(v: runs.Variant) -> Markup:
+def _symbol(v: runs.VariantRuns) -> Markup:
     """The mark of a variant in the page's legend."""
     return Markup(
         '<svg viewBox="-1 -1 2 2" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
@@ -74,9 +74,9 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         >>> report.write(small).name
         'report.html'
     """
-    study = Study.read(folder)
+    study = StudyResults.read(folder)
     family = Family.of(study)
-    choice = Choice(formats=formats)
+    choice = FigureChoice(formats=formats)
     sections = list(select(study, choice, family))
     overviews = list(_overviews(family))
     shown = [figure for section in sections for figure in section.figures]
@@ -161,7 +161,7 @@ def _with_specifications(said: Answer, own: Sequence[multiverse.Specification]) 
 
 
 def _asked_otherwise(
-    study: Study, asked: Sequence[multiverse.Specification]
+    study: StudyResults, asked: Sequence[multiverse.Specification]
 ) -> Iterator[AxisTable]:
     """The verdict along the axes of this study and in the scans beside it."""
     titles = {s: study.title(s) for s in study.settings} if len(study.settings) > 1 else {}
@@ -181,7 +181,7 @@ def _overviews(family: Family) -> Iterator[Selected]:
             yield Selected(drawing, setting, stem, ("generalization",))
 
 
-def _trained(study: Study) -> Iterator[tuple[str, str]]:
+def _trained(study: StudyResults) -> Iterator[tuple[str, str]]:
     """What was trained, for the first screen: data, model, size, training, runs."""
     resolved = study.resolved
     settings = list((resolved.get("settings") or {}).values())
@@ -220,19 +220,19 @@ def _next(said: Answer) -> Iterator[Verdict]:
             yield verdict
 
 
-def _files(study: Study) -> Iterator[tuple[str, str]]:
+def _files(study: StudyResults) -> Iterator[tuple[str, str]]:
     """Each result that the page was made from, with the SHA-256 it was read with."""
     for name, digest in study.digests.items():
         yield f"results/{name}.nc", digest or "none: written elsewhere"
 
 
-def _how_measured(study: Study) -> Iterator[tuple[str, str]]:
+def _how_measured(study: StudyResults) -> Iterator[tuple[str, str]]:
     """Each measurement with its BatchNorm mode, examples, precision and seed."""
     for name in study.data:
         yield name.replace("_", " "), measured(study, name)
 
 
-def _facts(study: Study) -> Iterator[tuple[str, str]]:
+def _facts(study: StudyResults) -> Iterator[tuple[str, str]]:
     """Versions, threads, device and size of the study."""
     resolved = study.resolved
     versions = resolved.get("versions") or {}
@@ -266,7 +266,7 @@ def _facts(study: Study) -> Iterator[tuple[str, str]]:
         yield "Training", _options(resolved["training"])
 
 
-def _digests(study: Study) -> Iterator[tuple[str, str]]:
+def _digests(study: StudyResults) -> Iterator[tuple[str, str]]:
     """What tells these results from others: the first digits of their SHA-256."""
     known = [f"{name} {digest[:12]}" for name, digest in study.digests.items() if digest]
     if known:
@@ -276,7 +276,7 @@ def _digests(study: Study) -> Iterator[tuple[str, str]]:
         yield "Results without a digest", ", ".join(foreign)
 
 
-def _of_runs(study: Study, key: str) -> dict[str, dict[str, Any]]:
+def _of_runs(study: StudyResults, key: str) -> dict[str, dict[str, Any]]:
     """Run to its provenance, for the runs whose provenance has an entry."""
     return {
         str(run): own
@@ -286,7 +286,7 @@ def _of_runs(study: Study, key: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _without_influence(study: Study) -> Iterator[tuple[str, str]]:
+def _without_influence(study: StudyResults) -> Iterator[tuple[str, str]]:
     """Trainable tensors that the loss does not reach, once for each run that has some."""
     for run, own in _of_runs(study, "without_influence").items():
         names = own["without_influence"]
@@ -295,7 +295,7 @@ def _without_influence(study: Study) -> Iterator[tuple[str, str]]:
         yield f"Without influence on the loss in {run}", said
 
 
-def _weights_files(study: Study) -> Iterator[tuple[str, str]]:
+def _weights_files(study: StudyResults) -> Iterator[tuple[str, str]]:
     """What was found in weights files from elsewhere, once for each run."""
     for run, own in _of_runs(study, "weights_found").items():
         yield f"Weights of {run}", own["weights_found"]

@@ -13,13 +13,15 @@ from landscape.report import words
 from landscape.report.document import Document, Part, table_of
 from landscape.report.family import Difference, Family, asked
 from landscape.report.findings import answer
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Decision
 
 _HEAD = ("quantity", "{a}", "{b}", "difference", "effect [interval], p", "decided", "as")
 
 
-def diagnose(study: Study, variant: str, against: str, setting: str | None = None) -> Document:
+def diagnose(
+    study: StudyResults, variant: str, against: str, setting: str | None = None
+) -> Document:
     """What differs between two variants, in one setting (the study's first): outcome, then causes.
 
     Where the page decided a difference, its decision is shown. What it did not is decided here,
@@ -27,7 +29,7 @@ def diagnose(study: Study, variant: str, against: str, setting: str | None = Non
     variant, against: ids of two variants of the study.
 
     Example:
-        >>> document = report.diagnose(report.Study.read(finished), "zsharp", "sam")
+        >>> document = report.diagnose(report.StudyResults.read(finished), "zsharp", "sam")
         >>> document.title, len(document.parts)
         ('zsharp against sam', 2)
     """
@@ -86,7 +88,7 @@ def diagnose(study: Study, variant: str, against: str, setting: str | None = Non
     )  # fmt: skip
 
 
-def _row(study: Study, setting: str, name: str) -> str:
+def _row(study: StudyResults, setting: str, name: str) -> str:
     rows = study.rows_of(setting, name)
     if len(rows) == 1:
         return rows[0]
@@ -165,7 +167,7 @@ def _numbers(one: Difference, how: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _answer(study: Study, found: list[tuple[Difference, str]], left: str, right: str) -> str:
+def _answer(study: StudyResults, found: list[tuple[Difference, str]], left: str, right: str) -> str:
     """Better or worse in the compared metric, and in what else the two differ."""
     main = next((one for one, _ in found if one.metric.key == study.metric), None)
     if main is None:

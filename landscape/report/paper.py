@@ -15,7 +15,7 @@ from landscape.report.family import Family
 from landscape.report.latex import escape
 from landscape.report.methods import measured, methods, references, tables
 from landscape.report.sections import SECTIONS, Entry
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
 
 _MOVING = ("gif", "mp4")
@@ -42,7 +42,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FigureChoice:
     """Which figures are drawn, of what, and how.
 
     only: names of figures (default all). variants: ids; others are left out, and the caption says
@@ -51,7 +51,7 @@ class Choice:
     formats: "png", "pdf", "svg", "pgf", "html", and "gif" for what has time.
 
     Example:
-        >>> report.Choice(only=("headline",), width="icml-column", formats=("pdf",)).width
+        >>> report.FigureChoice(only=("headline",), width="icml-column", formats=("pdf",)).width
         'icml-column'
     """
 
@@ -65,7 +65,9 @@ class Choice:
     dpi: int = 200
 
 
-def select(study: Study, choice: Choice, family: Family | None = None) -> Iterator[Section]:
+def select(
+    study: StudyResults, choice: FigureChoice, family: Family | None = None
+) -> Iterator[Section]:
     """Sections with the figures that the study has data for; unknown names are refused.
 
     family: the study's differences, if they were decided already. Figures of some of the variants
@@ -80,7 +82,7 @@ def select(study: Study, choice: Choice, family: Family | None = None) -> Iterat
             yield Section(title, found)
 
 
-def _check(study: Study, choice: Choice) -> None:
+def _check(study: StudyResults, choice: FigureChoice) -> None:
     known = {
         "only": [entry.figure for _, entries in SECTIONS for entry in entries],
         "variants": list(study.recipes),
@@ -104,7 +106,7 @@ def _check(study: Study, choice: Choice) -> None:
 
 
 def _figures(
-    study: Study, entries: Sequence[Entry], choice: Choice, family: Family
+    study: StudyResults, entries: Sequence[Entry], choice: FigureChoice, family: Family
 ) -> Iterator[Selected]:
     left_out = [v for v in study.recipes if choice.variants and v not in choice.variants]
     part = study.of_variants(choice.variants) if choice.variants else study
@@ -124,7 +126,9 @@ def _figures(
             yield Selected(drawing, setting, stem, entry.measurements, entry.figure)
 
 
-def _saying(drawing: Drawing, study: Study, setting: str, left_out: Sequence[str]) -> Drawing:
+def _saying(
+    drawing: Drawing, study: StudyResults, setting: str, left_out: Sequence[str]
+) -> Drawing:
     if not left_out:
         return drawing
     names = ", ".join(study.label(setting, name) for name in left_out)
@@ -132,22 +136,22 @@ def _saying(drawing: Drawing, study: Study, setting: str, left_out: Sequence[str
 
 
 def write_figures(
-    folder: StudyFolder, choice: Choice | None = None, *, out: Path | None = None
+    folder: StudyFolder, choice: FigureChoice | None = None, *, out: Path | None = None
 ) -> list[Path]:
     """Write the figures of a study (to its figures/ folder); return their paths.
 
     Beside them: data/<figure>.csv, every number drawn; captions.tex, a macro for each caption;
     tables.tex, methods.tex and references.bib of the whole study. html: interactive twins, which
     share one plotly.min.js; with time (trajectory) it moves, as gif and mp4 do.
-    choice: a `Choice` of what is drawn (default: all). out: the folder they are written to.
+    choice: a `FigureChoice` of what is drawn (default: all). out: the folder they are written to.
 
     Example:
-        >>> choice = report.Choice(only=("margins",), formats=("pdf",))
+        >>> choice = report.FigureChoice(only=("margins",), formats=("pdf",))
         >>> written = report.write_figures(finished, choice, out=Path("paper"))
         >>> sorted(path.name for path in written)
         ['margins.pdf']
     """
-    study, choice = Study.read(folder), choice or Choice()
+    study, choice = StudyResults.read(folder), choice or FigureChoice()
     family = Family.of(study)
     place = Path(out) if out is not None else folder.figures
     shown = [figure for section in select(study, choice, family) for figure in section.figures]
@@ -164,7 +168,7 @@ def write_figures(
     return paths
 
 
-def save(shown: Sequence[Selected], place: Path, choice: Choice) -> list[Path]:
+def save(shown: Sequence[Selected], place: Path, choice: FigureChoice) -> list[Path]:
     """Write figures in the formats of the choice, and data/<figure>.csv; paths of the figures."""
     printed = tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
     prints = [
@@ -178,7 +182,7 @@ def save(shown: Sequence[Selected], place: Path, choice: Choice) -> list[Path]:
     return [path for written in paths for path in written]
 
 
-def _save_moving(figure: Selected, path: Path, choice: Choice) -> Iterator[Path]:
+def _save_moving(figure: Selected, path: Path, choice: FigureChoice) -> Iterator[Path]:
     """The interactive twin and the animation, as far as they are wanted."""
     moves = len(derived.moments(figure.drawing)) > 1
     if "html" in choice.formats:
@@ -220,7 +224,7 @@ def _cell(value: str | float | None) -> str | float:
     )
 
 
-def _caption(study: Study, figure: Selected) -> str:
+def _caption(study: StudyResults, figure: Selected) -> str:
     r"""\providecommand of one caption: title, what is drawn, and how it was measured."""
     how = "; ".join(
         f"{name.replace('_', ' ')}: {words}"

@@ -28,7 +28,7 @@ import scipy
 from landscape import stats
 from landscape.metrics import METRICS
 from landscape.report.family import ALPHA, DOSES, Claim, Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Association
 
 SUPPORTED, CONFOUNDED, CONTRADICTED = "supported", "confounded", "contradicted"
@@ -194,7 +194,7 @@ def _part(names: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
     return FLATNESS_SHARE if names == BOTH else (1 - FLATNESS_SHARE) / others
 
 
-def _share_of(study: Study, setting: str) -> float:
+def _share_of(study: StudyResults, setting: str) -> float:
     """The part of the associations' error that one setting has: the first one most of it.
 
     Only settings with enough variants for dose and response share.

@@ -9,7 +9,7 @@ import xarray as xr
 from landscape.plot import figures
 from landscape.plot.drawing import Drawing
 from landscape.report.family import Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.stats import Decision
 
 
@@ -34,7 +34,7 @@ class Entry:
         """Names of the arguments; the figure's own name unless given."""
         return self.data or (self.figure,)
 
-    def draw(self, study: Study, setting: str, family: Family) -> Drawing | None:
+    def draw(self, study: StudyResults, setting: str, family: Family) -> Drawing | None:
         """The figure in one setting, None where a measurement that it needs was not made."""
         names = self.measurements
         needed = names if self.needed is None else names[: self.needed]
@@ -61,7 +61,7 @@ class Entry:
         return _of_one_seed(made) if _one_seed(study, setting) else made
 
 
-def _one_seed(study: Study, setting: str) -> bool:
+def _one_seed(study: StudyResults, setting: str) -> bool:
     return all(v.ds.sizes["run"] == 1 for v in study.variants(setting))
 
 

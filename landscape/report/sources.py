@@ -7,7 +7,7 @@ from landscape.metrics import METRICS
 from landscape.report.family import Claim
 from landscape.report.paper import Section
 from landscape.report.rules import HYPOTHESES
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.report.verdict import Verdict
 from landscape.storage import folder_name
 
@@ -34,7 +34,7 @@ def row_anchor(setting: str, label: str) -> str:
 
 
 def sources(
-    study: Study, sections: Sequence[Section], claims: Iterable[Claim], setting: str
+    study: StudyResults, sections: Sequence[Section], claims: Iterable[Claim], setting: str
 ) -> list[Source]:
     """A source for each result that the claims are about, in the order of the claims."""
     claims = list(claims)
@@ -63,7 +63,7 @@ def sources(
     return found
 
 
-def spoken_of(study: Study, claims: Iterable[Claim]) -> list[str]:
+def spoken_of(study: StudyResults, claims: Iterable[Claim]) -> list[str]:
     """Labels of the variants that claims are about; none where they are about all."""
     found: dict[str, None] = {}
     for claim in claims:
@@ -78,7 +78,7 @@ def claims_of(verdict: Verdict) -> tuple[Claim, ...]:
     return verdict.claims or (Claim("", verdict.setting, quantity),)
 
 
-def _outcome(study: Study) -> str:
+def _outcome(study: StudyResults) -> str:
     """A verdict is about the compared metric."""
     metric = METRICS.get(study.metric)
     return metric.measurement if metric else "generalization"

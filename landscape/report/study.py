@@ -22,14 +22,14 @@ _NAMES = ("variant", "label", "setting", "family", "axes", "place", "train_secon
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """resolved.json and every combined result of a study folder.
 
     data: combined results by measurement. trainings: one row per run of how its training ended.
     digests: those that the files of the results carry.
 
     Example:
-        >>> loaded = report.Study.read(finished)
+        >>> loaded = report.StudyResults.read(finished)
         >>> loaded.settings, sorted(loaded.data)[:2]
         (['default'], ['adaptive_sharpness', 'alignment'])
     """
@@ -41,7 +41,7 @@ class Study:
     digests: dict[str, str | None] = field(default_factory=dict)  # of the results that were read
 
     @classmethod
-    def read(cls, folder: StudyFolder) -> "Study":
+    def read(cls, folder: StudyFolder) -> "StudyResults":
         """Read a study folder; one without any result is refused."""
         resolved = folder.check()
         names = sorted(path.stem for path in folder.results.glob("[!.]*.nc"))
@@ -57,7 +57,7 @@ class Study:
         digests = {name: stored.sha256 for name, stored in found.items()}
         return cls(folder, resolved, data, trainings, digests)
 
-    def of_variants(self, chosen: Sequence[str]) -> "Study":
+    def of_variants(self, chosen: Sequence[str]) -> "StudyResults":
         """The study as if these variants were all it had; runs without a variant go too."""
         kept = {
             name: ds.isel(run=np.flatnonzero(np.isin(ds.variant.values.astype(str), list(chosen))))
@@ -144,12 +144,12 @@ class Study:
         whole = self.data[name]
         return whole if len(runs.settings(whole)) == 1 else runs.in_setting(whole, setting)
 
-    def variants(self, setting: str) -> list[runs.Variant]:
+    def variants(self, setting: str) -> list[runs.VariantRuns]:
         """Variants of a setting, from the measurement that has most runs."""
         return self._variants.get(setting, [])
 
     @cached_property
-    def _variants(self) -> dict[str, list[runs.Variant]]:
+    def _variants(self) -> dict[str, list[runs.VariantRuns]]:
         found = {}
         for setting in self.settings:
             present = [ds for name in self.data if (ds := self.get(name, setting)) is not None]

@@ -8,7 +8,7 @@ import xarray as xr
 
 from landscape.plot import runs
 from landscape.report import words
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Training:
     reason: str
 
 
-def trainings(study: Study) -> list[Training]:
+def trainings(study: StudyResults) -> list[Training]:
     """Every row in every setting; empty for studies that were made before this was kept."""
     if study.trainings is None:
         return []
@@ -34,7 +34,7 @@ def trainings(study: Study) -> list[Training]:
     ]
 
 
-def _training(study: Study, v: runs.Variant, setting: str) -> Training:
+def _training(study: StudyResults, v: runs.VariantRuns, setting: str) -> Training:
     status = Counter(str(word) for word in v.ds.status.values)
     skipped, steps = v.ds.num_skipped.values, v.ds.num_steps.values
     share = ""

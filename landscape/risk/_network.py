@@ -20,7 +20,7 @@ from landscape.risk._exact import make_exact
 from landscape.risk._loan import Loan
 from landscape.risk._promoting import Promoting
 from landscape.risk._second_derivatives import TwiceControl, release
-from landscape.risk._sharded import Weights, is_sharded, resharded, unsharded
+from landscape.risk._sharded import ShardedWeights, is_sharded, resharded, unsharded
 from landscape.risk._sparse import equal
 from landscape.risk._state import Place, State
 from landscape.sharding import ShardedVector, Space, own
@@ -51,7 +51,7 @@ class Network:
         self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
     ) -> None:
         self.space: Space | None = None
-        self._gathering: Weights | None = None
+        self._gathering: ShardedWeights | None = None
         if is_sharded(model):
             if borrow:
                 raise LandscapeError(
@@ -210,7 +210,7 @@ class Network:
         self._state.forget_values(but=habits.volatile)
 
     def rewritten(self) -> list[str]:
-        """Weights that a pass at theta has left with other values."""
+        """ShardedWeights that a pass at theta has left with other values."""
         pairs = zip(self.layout.names, self._memory, self.pieces(self.theta), strict=True)
         return [name for name, found, put in pairs if not equal(found, put)]
 

@@ -67,7 +67,7 @@ class Gathering(dict[str, Any]):
         items: dict[str, Any],
         pieces: dict[str, Piece],
         layout: ParamLayout,
-        weights: "Weights",
+        weights: "ShardedWeights",
     ) -> None:
         super().__init__(items)
         self.pieces, self.layout, self.weights = pieces, layout, weights
@@ -82,7 +82,7 @@ class Gathering(dict[str, Any]):
         return Gathering(items, self.pieces, self.layout, self.weights)
 
 
-class Weights:
+class ShardedWeights:
     """Gathers weights, and knows them again among what autograd saves."""
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class _Take(Function):
         return _Gather.apply(part, ctx.piece), None
 
 
-def unsharded(model: nn.Module) -> tuple[nn.Module, ParamLayout, Weights]:
+def unsharded(model: nn.Module) -> tuple[nn.Module, ParamLayout, ShardedWeights]:
     """The copy, the layout of its trainable tensors with their space, and what gathers them.
 
     Hooks and attributes of torch.distributed (of fully_shard and of tensor parallelism) stay
@@ -190,7 +190,7 @@ def unsharded(model: nn.Module) -> tuple[nn.Module, ParamLayout, Weights]:
             if isinstance(value, Tensor) and is_cut(value):
                 whole: Any = value.detach()
                 memo[id(value)] = whole.full_tensor()
-    made, weights = _copied(model, memo), Weights()
+    made, weights = _copied(model, memo), ShardedWeights()
     for module, twin in zip(model.modules(), made.modules(), strict=True):
         cut = {
             name: pieces[id(p)]
@@ -204,7 +204,7 @@ def unsharded(model: nn.Module) -> tuple[nn.Module, ParamLayout, Weights]:
     return made, layout, weights
 
 
-def _another(model: nn.Module) -> tuple[nn.Module, ParamLayout, Weights]:
+def _another(model: nn.Module) -> tuple[nn.Module, ParamLayout, ShardedWeights]:
     """The same of a copy made here before."""
     made = release(copy.deepcopy(model))
     held = [m._parameters for m in model.modules() if isinstance(m._parameters, Gathering)]

@@ -45,7 +45,7 @@ def _tried(engine: Engine, trial: Engine) -> Engine:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _UnitLoss:
     """What the loss returned for a batch."""
 
     batch: Batch
@@ -53,13 +53,13 @@ class _Look:
     denominator: Tensor | None
 
 
-def _look(engine: Engine, batch: Batch, theta: Tensor) -> _Look:
+def _look(engine: Engine, batch: Batch, theta: Tensor) -> _UnitLoss:
     batch = engine.examples.on_device(batch).mapped(torch.clone)
     # Losses that take derivatives themselves need a graph.
     with engine.evaluating(theta), torch.enable_grad():
         model, batch = engine.network.ready(batch)
         _, value, denominator = engine.criterion.of_rows(model, batch)
-        return _Look(batch, value.detach(), denominator)
+        return _UnitLoss(batch, value.detach(), denominator)
 
 
 def _without_batch_statistics(engine: Engine) -> Engine | None:
@@ -71,7 +71,7 @@ def _without_batch_statistics(engine: Engine) -> Engine | None:
     return None
 
 
-def _returning(engine: Engine, look: _Look) -> Criterion:
+def _returning(engine: Engine, look: _UnitLoss) -> Criterion:
     """The criterion with what it returns: rows, their mean or sum, or a ratio."""
     criterion, count, value = engine.criterion, look.batch.count, look.value
     if look.denominator is not None:
@@ -95,7 +95,7 @@ def _returning(engine: Engine, look: _Look) -> Criterion:
     )
 
 
-def _refuse_no_denominator(engine: Engine, look: _Look) -> None:
+def _refuse_no_denominator(engine: Engine, look: _UnitLoss) -> None:
     """What divides belongs to the targets: it is the same at other weights, and adds up."""
     batch, found = look.batch, look.denominator
     if found is None:
@@ -119,7 +119,7 @@ def _refuse_no_denominator(engine: Engine, look: _Look) -> None:
         raise engine.criterion.no_denominator(why)
 
 
-def _checked_reduction(engine: Engine, criterion: Criterion, look: _Look) -> Criterion:
+def _checked_reduction(engine: Engine, criterion: Criterion, look: _UnitLoss) -> Criterion:
     """The sums divided as ours are must be the criterion's own value on these rows.
 
     Where they are not, its mean may be over the labels that are not ignored; else the criterion is
@@ -145,7 +145,7 @@ def _checked_reduction(engine: Engine, criterion: Criterion, look: _Look) -> Cri
     return own
 
 
-def _independent(engine: Engine, first: _Look) -> tuple[Criterion, str]:
+def _independent(engine: Engine, first: _UnitLoss) -> tuple[Criterion, str]:
     """The criterion with what its mean is over, and how rows were seen to couple ("" if not)."""
     candidates: Sequence[str] = (engine.criterion.counts,)
     labels = labels_of(first.batch.targets)

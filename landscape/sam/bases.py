@@ -67,9 +67,9 @@ class Several(Optimizer):
             optimizer.param_groups, value = value[:size], value[size:]
 
     @property
-    def state(self) -> "_State":
+    def state(self) -> "_JoinedState":
         """State per parameter, each in its own optimizer."""
-        return _State(self.optimizers)
+        return _JoinedState(self.optimizers)
 
     @state.setter
     def state(self, value: MutableMapping[Any, Any]) -> None:  # ty: ignore[incompatible-property-override]  # reads as torch's
@@ -108,7 +108,7 @@ class Several(Optimizer):
             self.state = state["state"]
 
 
-class _State(MutableMapping):
+class _JoinedState(MutableMapping):
     """The states of several optimizers as one mapping from parameters."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:

@@ -21,7 +21,7 @@ _ADVICE = (
 )
 
 
-class Batches:
+class BatchCutter:
     """Cuts batches: tensors and arrays along their first axis, containers part by part.
 
     Mappings, dataclasses and named tuples hold one part under each name. A list or tuple holds

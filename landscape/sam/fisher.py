@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from landscape.errors import LandscapeError
-from landscape.sam.batches import Batches
+from landscape.sam.batches import BatchCutter
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.passes import Averaging, forget_cached_weights
 from landscape.sam.trained import Trained
@@ -22,7 +22,7 @@ def squared_gradients(
     num_samples: int,
     *,
     generator: torch.Generator,
-    batches: Batches | None = None,
+    batches: BatchCutter | None = None,
     mode: str = "eval",
     contaminated: bool = False,
     shuffle: bool = True,
@@ -36,7 +36,7 @@ def squared_gradients(
     back. averaged: the mean over replicas, whose examples may differ. Sharded parameters give the
     gradient that all processes make together, so their examples must be the same.
     """
-    batches = batches or Batches()
+    batches = batches or BatchCutter()
     size = _number(data, batches)
     if num_samples > size:
         raise LandscapeError(
@@ -90,11 +90,11 @@ def _gradients(trained: Trained, loss: Tensor) -> Sequence[Tensor | None]:
     return trained.gradients()
 
 
-def _number(data: Any, batches: Batches) -> int:
+def _number(data: Any, batches: BatchCutter) -> int:
     return len(data) if _is_dataset(data) else batches.size(data)
 
 
-def _example(data: Any, i: int, batches: Batches) -> Any:
+def _example(data: Any, i: int, batches: BatchCutter) -> Any:
     """A batch of example i alone."""
     if _is_dataset(data):
         return default_collate([data[i]])

@@ -16,7 +16,7 @@ from landscape.sam import points, replicas
 from landscape.sam.around import AroundBase
 from landscape.sam.base_step import BaseStep
 from landscape.sam.bases import parameters_of, together
-from landscape.sam.batches import Batches
+from landscape.sam.batches import BatchCutter
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.checks import (
     check_arguments,
@@ -168,7 +168,7 @@ class SAM(AroundBase):
         self.clip_norm, self.scaler = clip_norm, scaler
         self.sync_perturbation, self.keep_perturbation = sync_perturbation, keep_perturbation
         self.wait_for_device = wait_for_device
-        self.batches = Batches(select)
+        self.batches = BatchCutter(select)
         self._made = False
         self.slots = new_slots()
         self._join_parameters()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from landscape import devices
 from landscape.errors import LandscapeError
-from landscape.sam.batches import Batches, check_one_each
+from landscape.sam.batches import BatchCutter, check_one_each
 from landscape.sam.shards import MaybeTensor, is_cut, local
 from landscape.sam.trained import Trained, signed
 from landscape.sam.weights import Weights
@@ -40,7 +40,7 @@ class Passes:
     closure: Callable[[], Tensor] | None = None
     losses: Callable[[Any], Any] | None = None
     batch: Any = None
-    batches: Batches = field(default_factory=Batches)
+    batches: BatchCutter = field(default_factory=BatchCutter)
     signs: Sequence[int] | None = None
     scaler: Any = None
     check_model: Callable[[], None] = lambda: None  # refuses parameters that are not its own now

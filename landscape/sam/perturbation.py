@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import devices, seeds, vectors
-from landscape.sam.batches import Batches
+from landscape.sam.batches import BatchCutter
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.engine import Ascent, ascend, new_slots
 from landscape.sam.fisher import squared_gradients
@@ -212,7 +212,7 @@ def counterfactual(
     total_epochs: int | None = None,
     momentum: Callable[[str], Tensor | None] = lambda _: None,
     signs: Sequence[int] | None = None,
-    batches: Batches | None = None,
+    batches: BatchCutter | None = None,
     fisher: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> Perturbation:
     """`perturb` over the given tensors, with a base optimizer's momentum."""
@@ -230,7 +230,7 @@ def counterfactual(
         Weights(model),
         losses=_per_example(losses),
         batch=batch,
-        batches=batches or Batches(),
+        batches=batches or BatchCutter(),
         signs=signs,
     )
     try:
@@ -324,7 +324,7 @@ def _batch_fisher(
     trained: Trained,
     losses: Callable[[Any], Tensor],
     batch: Any,
-    batches: Batches,
+    batches: BatchCutter,
     point: Point,
 ):
     def fisher(num_samples: int, **options: Any) -> dict[str, Tensor]:

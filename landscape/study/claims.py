@@ -65,7 +65,7 @@ class Worker:
         return True
 
 
-class Claim:
+class WorkClaim:
     """A claim that is held; `lost` once another process has taken it over."""
 
     def __init__(self, path: Path, token: str) -> None:
@@ -104,7 +104,7 @@ class Claim:
 
 
 @contextmanager
-def claim(path: Path, *, wait: Callable[[Worker], None] | None = None) -> Generator[Claim]:
+def claim(path: Path, *, wait: Callable[[Worker], None] | None = None) -> Generator[WorkClaim]:
     """Hold `path` as long as the block lasts.
 
     wait: called each second while another holds it; without one that is refused by its name.
@@ -118,7 +118,7 @@ def claim(path: Path, *, wait: Callable[[Worker], None] | None = None) -> Genera
             )
         wait(other)
         time.sleep(min(1.0, BEAT))
-    held = Claim(path, token)
+    held = WorkClaim(path, token)
     held._thread.start()
     try:
         yield held

@@ -107,7 +107,7 @@ def changed(place: StudyFolder) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _RunResult:
     """A run's result, its labels, and a fingerprint of both."""
 
     run: Run
@@ -115,9 +115,9 @@ class _Part:
     mark: str
 
 
-def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[_Part]]:
+def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[_RunResult]]:
     """For each measurement the runs with a result of the options that the study asks for now."""
-    parts: dict[str, list[_Part]] = {}
+    parts: dict[str, list[_RunResult]] = {}
     for run in known.study.runs:
         if run.run_id in known.refused:
             continue
@@ -127,14 +127,14 @@ def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[_Part]]:
             record = made.get(measurement.name, {})
             if record.get("key") == key and not record.get("empty"):
                 mark = fingerprint([labels, record["sha256"]], length=12)
-                parts.setdefault(measurement.name, []).append(_Part(run, labels, mark))
+                parts.setdefault(measurement.name, []).append(_RunResult(run, labels, mark))
     return parts
 
 
 def _combine(
     place: StudyFolder,
     name: str,
-    parts: list[_Part],
+    parts: list[_RunResult],
     seconds: dict[str, float],
     known: list[Any] | None,
 ) -> list[tuple[str, str]]:
@@ -143,7 +143,7 @@ def _combine(
     labels = [{**part.labels, "train_seconds": seconds[part.run.run_id]} for part in parts]
     rows = [(part.run.run_id, part.mark) for part in parts]
 
-    def read(part: _Part) -> Any:
+    def read(part: _RunResult) -> Any:
         return results.load(run_folder.result_path(place.run(part.run.run_id), name))
 
     if known and known[2] and known[1] == _sha256(path):

@@ -9,11 +9,11 @@ from typing import Any
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.study import claims
-from landscape.study.claims import Claim, Worker
+from landscape.study.claims import WorkClaim, Worker
 
 
 @contextmanager
-def session(folder: Path, *, wait: Callable[[Worker], None] | None = None) -> Generator[Claim]:
+def session(folder: Path, *, wait: Callable[[Worker], None] | None = None) -> Generator[WorkClaim]:
     """Work on a run alone, as long as the block lasts, and say how it ended.
 
     wait: called each second while another process works on it; without one that is refused.

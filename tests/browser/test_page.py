@@ -8,7 +8,7 @@ import pytest
 
 from landscape import report
 from landscape.report import comparison, pair
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 from tests.fixtures_surfaces import write_surfaces
 
@@ -349,11 +349,11 @@ def test_axe_finds_nothing_in_the_report(browser, page_path, axe, scheme, viewpo
 @pytest.fixture(scope="module")
 def other_pages(study, tmp_path_factory):
     out = tmp_path_factory.mktemp("pages")
-    choice = report.Choice(
+    choice = report.FigureChoice(
         only=("headline", "loss_surface", "trajectory"), setting="noisy", formats=("html",)
     )
     figures = report.write_figures(study, choice, out=out)
-    read = Study.read(study)
+    read = StudyResults.read(study)
     pair.diagnose(read, "zsharp", "sam").write(out / "diagnose")
     comparison.compare(read, read).write(out / "compare")
     return [*figures, out / "diagnose.html", out / "compare.html"]

@@ -72,7 +72,9 @@ def test_frames_of_the_page_hold_the_numbers_of_their_moment(drawn):
 @pytest.mark.slow
 def test_a_gif_has_a_picture_per_moment_and_the_same_bytes(study, drawn, tmp_path):
     (path,) = report.write_figures(
-        study, report.Choice(only=("trajectory",), setting="noisy", formats=("gif",)), out=tmp_path
+        study,
+        report.FigureChoice(only=("trajectory",), setting="noisy", formats=("gif",)),
+        out=tmp_path,
     )
     assert path.suffix == ".gif"
     with Image.open(path) as moving:
@@ -85,7 +87,9 @@ def test_a_gif_has_a_picture_per_moment_and_the_same_bytes(study, drawn, tmp_pat
 def test_a_film_shows_the_pictures_of_its_moments_for_as_long_as_the_gif(study, drawn, tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
     (path,) = report.write_figures(
-        study, report.Choice(only=("trajectory",), setting="noisy", formats=("mp4",)), out=tmp_path
+        study,
+        report.FigureChoice(only=("trajectory",), setting="noisy", formats=("mp4",)),
+        out=tmp_path,
     )
     assert path.suffix == ".mp4"
     assert path.read_bytes() == animation.save(drawn, tmp_path / "again.mp4").read_bytes()

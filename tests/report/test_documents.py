@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return report.Study.read(folder)
+    return report.StudyResults.read(folder)
 
 
 def test_a_pair_has_the_decisions_of_the_page_where_it_has_some(study):
@@ -81,7 +81,7 @@ def test_what_was_changed_is_found_and_nothing_else(folder, study, tmp_path):
     mine = (ds.variant.values == "sam") & (ds.setting.values == "noisy")
     ds["eigenvalue"] = ds.eigenvalue * (1 + 9 * mine[:, None])
     results.save(ds, path)
-    found = report.compare(study, report.Study.read(type(folder)(other)))
+    found = report.compare(study, report.StudyResults.read(type(folder)(other)))
     assert [row[0] for row in found.data["made"]] == ["variants.sam.options.rho"]
     changed = [one for one in found.data["compared"] if not one["identical"]]
     assert [(one["variant"], one["quantity"]) for one in changed] == [("sam", "lambda1")]

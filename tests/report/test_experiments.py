@@ -9,7 +9,7 @@ import pytest
 from landscape import report, results
 from landscape.report.experiments import deciding
 from landscape.report.family import Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.study import Options, parse, run
 from landscape.toml import dumps
 
@@ -53,7 +53,7 @@ def family(tmp_path_factory):
         patch.syspath_prepend(str(HERE))
         place = tmp_path_factory.mktemp("experiments")
         done = run(parse(TEXT, base=HERE), place / "small", Options(workers=0))
-        yield Family.of(Study.read(done.folder))
+        yield Family.of(StudyResults.read(done.folder))
 
 
 def test_every_need_makes_a_file_that_is_read(family, monkeypatch):
@@ -102,7 +102,7 @@ def test_weights_from_elsewhere_are_not_proposed_for_training(family, tmp_path):
     path.write_text(
         text.replace("seed = [0, 1]", 'seed = [0, 1]\nweights = "c/{variant}_{seed}.pt"')
     )
-    other = Family.of(Study.read(folder))
+    other = Family.of(StudyResults.read(folder))
     made = deciding(other, "noisy", "flatter_lambda1", "compatible", ("seeds",))
     assert made.text == ""
     assert "seeds" in made.what

@@ -54,7 +54,7 @@ def test_a_label_that_begins_a_formula_is_drawn_as_it_is(tmp_path):
             labels = ds.label.values.astype(object)
             labels[ds.variant.values == "sam"] = r"$x_{$ % \frac{"
             results.save(ds.assign_coords(label=("run", labels)), path)
-    choice = report.Choice(only=("headline", "sharpness"), formats=("pdf",), letters=True)
+    choice = report.FigureChoice(only=("headline", "sharpness"), formats=("pdf",), letters=True)
     assert report.write_figures(storage.StudyFolder(folder.root), choice, out=tmp_path / "out")
     assert r"$x_{$" not in (tmp_path / "out" / "captions.tex").read_text()
 
@@ -78,9 +78,9 @@ def test_odd_labels_of_other_peoples_results_go_through_every_writer(tmp_path):
             results.save(ds.assign_coords(label=("run", labels)), path)
     report.write(folder, formats=())
     out = tmp_path / "out"
-    choice = report.Choice(only=("headline",), formats=("svg", "html"))
+    choice = report.FigureChoice(only=("headline",), formats=("svg", "html"))
     report.write_figures(folder, choice, out=out)
-    report.diagnose(report.Study.read(folder), "zsharp", "sgd").write(tmp_path / "diagnosed")
+    report.diagnose(report.StudyResults.read(folder), "zsharp", "sgd").write(tmp_path / "diagnosed")
     for path in tmp_path.rglob("*"):
         if path.suffix not in (".html", ".md", ".svg", ".tex", ".csv", ".json"):
             continue

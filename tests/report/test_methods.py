@@ -12,7 +12,7 @@ from landscape.report import methods
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.latex import escape
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 
 
@@ -20,7 +20,7 @@ from tests.fixtures_results import write_study
 def study(tmp_path_factory):
     place = tmp_path_factory.mktemp("study")
     rows = ("sgd", "sam", "zsharp", "random_mask")
-    return Study.read(write_study(place, noisy=rows, clean=("sgd", "sam"), seeds=2))
+    return StudyResults.read(write_study(place, noisy=rows, clean=("sgd", "sam"), seeds=2))
 
 
 def keys(text):
@@ -92,7 +92,7 @@ def test_tex_is_balanced(study):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
 def test_a_paper_is_set_from_what_is_written(study, tmp_path):
     report.write_figures(
-        study.folder, report.Choice(only=("headline",), formats=("pdf",)), out=tmp_path
+        study.folder, report.FigureChoice(only=("headline",), formats=("pdf",)), out=tmp_path
     )
     macros = re.findall(r"{(\\caption\w+)}", (tmp_path / "captions.tex").read_text())
     (tmp_path / "paper.tex").write_text(

@@ -12,7 +12,7 @@ from landscape.errors import LandscapeError
 from landscape.metrics import FLATNESS
 from landscape.report import multiverse
 from landscape.report.rules import WORDS
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.study import Options, parse, run
 from landscape.study.demo import write_scans
 from tests.fixtures_results import write_study
@@ -111,7 +111,7 @@ def finished(tmp_path_factory):
 
 
 def test_axes_and_batchnorm_modes_are_asked_apart(finished):
-    study = Study.read(finished)
+    study = StudyResults.read(finished)
     found = multiverse.specifications(study, "default")
     assert {one.part for one in found} == {multiverse.WHOLE, "epochs = 1", "epochs = 2"}
     assert {one.bn for one in found} == {"eval", "full_batch"}

@@ -11,7 +11,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import derived, figures, static, style
 from landscape.report import paper
 from landscape.report.latex import escape
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 
 NAMES = ("headline", "sharpness", "mask_overlap", "loss_plane", "gradient_zscores")
@@ -27,16 +27,16 @@ def folder(tmp_path_factory):
 
 
 def drawn(folder, **choice):
-    study = Study.read(folder)
+    study = StudyResults.read(folder)
     return {
         figure.stem: figure
-        for section in paper.select(study, paper.Choice(**choice))
+        for section in paper.select(study, paper.FigureChoice(**choice))
         for figure in section.figures
     }
 
 
 def test_what_is_asked_is_drawn_and_no_more(folder, tmp_path):
-    choice = report.Choice(
+    choice = report.FigureChoice(
         only=("headline", "history"), variants=("sgd", "sam"), setting="noisy", formats=("svg",)
     )
     paths = report.write_figures(folder, choice, out=tmp_path)
@@ -50,7 +50,7 @@ def test_what_is_asked_is_drawn_and_no_more(folder, tmp_path):
 
 
 def test_the_same_data_give_the_same_bytes(folder, tmp_path):
-    choice = report.Choice(only=("headline",), formats=("pdf", "png", "svg", "html"))
+    choice = report.FigureChoice(only=("headline",), formats=("pdf", "png", "svg", "html"))
     one = report.write_figures(folder, choice, out=tmp_path / "one")
     two = report.write_figures(folder, choice, out=tmp_path / "two")
     assert len(one) == 8
@@ -102,7 +102,7 @@ def test_panels_have_letters_where_there_are_several(folder):
 
 
 def test_highlighted_variants_keep_their_look_and_the_others_are_pale_and_named(folder):
-    data = Study.read(folder).data["history"]
+    data = StudyResults.read(folder).data["history"]
     plain = figures.history(data, setting="noisy")
     page = static.history(data, setting="noisy", highlight=["sam"])
     pale = derived.highlighting(plain, ["SAM"], ["SGD", "SAM", "ZSharp", "Random mask"])
@@ -138,7 +138,7 @@ def test_highlighted_variants_keep_their_look_and_the_others_are_pale_and_named(
 )
 def test_what_cannot_be_drawn_is_said(folder, choice, message):
     with pytest.raises(LandscapeError, match=message):
-        report.write_figures(folder, report.Choice(**choice))
+        report.write_figures(folder, report.FigureChoice(**choice))
 
 
 def test_text_for_latex():

@@ -17,7 +17,7 @@ from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import answer
 from landscape.report.rules import COMPATIBLE, CONTRADICTED, SUPPORTED, UNRESOLVED
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from tests.fixtures_results import STORY, write_study
 
 FEW = ("sgd", "sam", "zsharp", "random_mask")
@@ -29,7 +29,7 @@ DRAWN = (
 
 
 def read(folder):
-    return Study.read(folder)
+    return StudyResults.read(folder)
 
 
 @pytest.fixture(scope="module")
@@ -338,14 +338,14 @@ def test_figures_are_written_in_both_formats_and_shown_in_markdown(written):
 
 def test_interactive_twins_share_one_library(tmp_path):
     folder = write_study(tmp_path, noisy=FEW[:2], clean=(), seeds=2, without=DRAWN)
-    paths = report.write_figures(folder, report.Choice(formats=("html",)))
+    paths = report.write_figures(folder, report.FigureChoice(formats=("html",)))
     assert {path.suffix for path in paths} == {".html"}
     assert (folder.figures / "plotly.min.js").stat().st_size > 4e6
     assert all(path.stat().st_size < 200_000 for path in paths)
     with pytest.raises(
         LandscapeError, match="formats: 'tiff' asked; possible are pdf, png, svg, pgf, html, gif"
     ):
-        report.write_figures(folder, report.Choice(formats=("tiff",)))
+        report.write_figures(folder, report.FigureChoice(formats=("tiff",)))
 
 
 def test_markdown_tables_are_whole(written):

@@ -10,9 +10,9 @@ from landscape import report
 from landscape.plot import files
 from landscape.report.family import Family
 from landscape.report.findings import answer
-from landscape.report.paper import Choice, select
+from landscape.report.paper import FigureChoice, select
 from landscape.report.sources import claims_of, sources, spoken_of
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 
 
@@ -37,9 +37,9 @@ def test_every_link_within_the_page_has_its_place(page):
 
 
 def test_every_claim_has_a_file_with_its_digest_and_rows_of_what_it_names(folder):
-    study = Study.read(folder)
+    study = StudyResults.read(folder)
     family = Family.of(study)
-    sections = list(select(study, Choice(), family))
+    sections = list(select(study, FigureChoice(), family))
     said = answer(family)
     for one in (*said.findings, *said.verdicts):
         claims = one.claims if one in said.findings else claims_of(one)
@@ -56,7 +56,7 @@ def test_every_claim_has_a_file_with_its_digest_and_rows_of_what_it_names(folder
 
 def test_a_sentence_carries_the_variants_that_it_is_about(folder, page):
     """Choosing variants on the page pales the sentences about others."""
-    study = Study.read(folder)
+    study = StudyResults.read(folder)
     said = answer(Family.of(study))
     about = [spoken_of(study, one.claims) for one in (*said.findings, *said.verdicts)]
     assert any(about)
@@ -69,10 +69,10 @@ def test_a_sentence_carries_the_variants_that_it_is_about(folder, page):
 
 
 def test_the_command_beside_a_claim_prints_its_numbers(folder, tmp_path, monkeypatch):
-    study = Study.read(folder)
+    study = StudyResults.read(folder)
     family = Family.of(study)
     claims = answer(family).headline_claims
-    (first, *_) = sources(study, list(select(study, Choice(), family)), claims, "noisy")
+    (first, *_) = sources(study, list(select(study, FigureChoice(), family)), claims, "noisy")
     program, verb, source, target = shlex.split(first.command)
     assert (program, verb) == ("landscape", "convert")
     paths = files.convert(folder.root / source, tmp_path / target)

@@ -1,4 +1,4 @@
-"""Batches in any containers are cut by example, or refused with the part that cannot be."""
+"""BatchCutter in any containers are cut by example, or refused with the part that cannot be."""
 
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 
 from landscape import sam
 from landscape.errors import LandscapeError
-from landscape.sam.batches import Batches
+from landscape.sam.batches import BatchCutter
 from tests.sam_models import reset, same, weights
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -117,11 +117,11 @@ def test_any_container_gives_the_step_of_plain_tensors(case, way):
 )
 def test_what_cannot_be_cut_is_refused_with_the_part(batch, message):
     with pytest.raises(LandscapeError, match=message):
-        Batches().select(batch, slice(0, 2))
+        BatchCutter().select(batch, slice(0, 2))
 
 
 def test_an_earlier_batch_decides_what_a_list_holds():
-    batches = Batches()
+    batches = BatchCutter()
     pairs = lambda n: (X[:n], [Y[:n], Y[:n]])  # noqa: E731
     assert len(batches.select(pairs(5), slice(0, 3))[1]) == 2
     assert [len(y) for y in batches.select(pairs(2), slice(0, 1))[1]] == [1, 1]

@@ -9,7 +9,7 @@ import pytest
 from landscape import report, results
 from landscape.plot import runs
 from landscape.report.family import Family
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.study import Options, parse, run
 
 HERE = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_results_carry_every_axis_and_rows_differ_in_the_seed_alone(place):
 
 
 def test_a_row_is_compared_with_the_row_of_the_reference_that_has_its_learning_rate(place):
-    study = Study.read(place)
+    study = StudyResults.read(place)
     made = [one for one in Family.of(study).made.values() if one.metric.key == study.metric]
     assert {(one.a, one.b) for one in made} == {
         (f"sam rho={rho}, lr={lr}", f"sgd lr={lr}") for rho in (0.05, 0.5) for lr in (0.01, 0.1)
@@ -79,7 +79,7 @@ def test_a_row_is_compared_with_the_row_of_the_reference_that_has_its_learning_r
 
 
 def test_where_several_rows_would_do_no_pair_is_made(place):
-    study = Study.read(place)
+    study = StudyResults.read(place)
     setting = study.settings[0]
     assert study.partner(setting, "sgd lr=0.1", "sam") is None
     assert study.partner(setting, "sam rho=0.5, lr=0.1", "sgd") == "sgd lr=0.1"

@@ -9,7 +9,7 @@ from landscape import measure, results, toml
 from landscape.plot import figures
 from landscape.report.family import Family
 from landscape.report.sections import SECTIONS
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.study import Options, parse, run
 from landscape.study.estimate import estimate
 from landscape.study.measurements import RECORDS, Work
@@ -124,7 +124,7 @@ def plan_options(name):
 
 
 def test_every_measurement_is_drawn_under_a_heading_of_the_report(finished):
-    study = Study.read(finished.folder)
+    study = StudyResults.read(finished.folder)
     family = Family.of(study)
     for name, record in RECORDS.items():
         assert bool(record.sections) == record.drawn, name

@@ -14,7 +14,7 @@ import torch
 from benchmarks.sentences import asserted
 from landscape import report
 from landscape.metrics import METRICS
-from landscape.report.study import Study
+from landscape.report.study import StudyResults
 from landscape.study import Options, parse, run
 from tests import study_problem
 
@@ -108,7 +108,7 @@ def pages(tmp_path_factory):
         if name not in known:
             folder = made(name, root / name)
             text = (folder.root / "report.md").read_text(encoding="utf-8")
-            known[name] = (Study.read(folder), text)
+            known[name] = (StudyResults.read(folder), text)
         return known[name]
 
     return page
@@ -234,7 +234,7 @@ def test_a_recipe_and_checkpoints_of_ones_own(tmp_path):
     assert not done.failed
     report.write(done.folder, formats=())
     page = (done.folder.root / "report.md").read_text(encoding="utf-8")
-    study = Study.read(done.folder)
+    study = StudyResults.read(done.folder)
     asserted(study)
     assert "what Theirs perturb" in page
     assert set(study.data["perturbation"].variant.values) == {"mine"}

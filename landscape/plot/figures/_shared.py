@@ -8,7 +8,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Bars, Mark, Matrix, Points
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 LEAST = 4  # seeds; on a logarithmic axis an interval of fewer spans decades and says nothing
 MOST = 72  # rows of a figure, beyond which tensors are put together
@@ -132,7 +132,7 @@ def spoken(name: str, known: Mapping[str, str]) -> str:
     return known.get(name, style.LABELS.get(name, name))
 
 
-def chosen(ds: xr.Dataset, wanted: Sequence[str]) -> list[Variant]:
+def chosen(ds: xr.Dataset, wanted: Sequence[str]) -> list[VariantRuns]:
     """The variants named, in the order of the study; the first two where none of them is there."""
     found = list(runs.variants(ds))
     return [v for v in found if v.id in wanted or v.family in wanted] or found[:2]

@@ -8,7 +8,7 @@ from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Dash, Drawing, Line, Mark, Panel, Points
 from landscape.plot.figures._shared import row_axis
 from landscape.plot.figures.outcome.headline import curve
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 
 def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
@@ -46,7 +46,7 @@ def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Draw
     )
 
 
-def _batches(v: Variant, row: int, ranks: int) -> list[Mark]:
+def _batches(v: VariantRuns, row: int, ranks: int) -> list[Mark]:
     ds = v.ds.transpose("run", "batch", "rank", ...)
     seeds, batches = ds.sizes["run"], ds.sizes["batch"]
     # Spread within the row, the same at every call: seeds apart, batches in a zigzag.
@@ -113,7 +113,7 @@ def data_bracket(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
-def _bracket(v: Variant, total: int) -> list[Mark]:
+def _bracket(v: VariantRuns, total: int) -> list[Mark]:
     sizes = v.ds.sample_size.values.astype(float)
     folds = int(v.ds.sizes["fold"])
     fitted = total * (1 - 1 / folds)
@@ -205,7 +205,7 @@ _EDGES: dict[str, tuple[str, Dash, str]] = {
 }
 
 
-def _training(v: Variant, limits: tuple[float, float]) -> list[Mark]:
+def _training(v: VariantRuns, limits: tuple[float, float]) -> list[Mark]:
     marks: list[Mark] = []
     epochs = v.ds.epoch.values.astype(float)
     for name, (label, dash, color) in _EDGES.items():
@@ -292,7 +292,7 @@ def _largest(ds: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def _row(
-    v: Variant,
+    v: VariantRuns,
     values: np.ndarray,
     y: float,
     symbol: str,

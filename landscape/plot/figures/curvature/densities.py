@@ -6,7 +6,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Band, Dash, Drawing, Line, Mark, Panel, Points
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 from landscape.streams import quadrature_bracket, student
 
 _POINTS = 480
@@ -111,7 +111,7 @@ def _linear_grid(ds: xr.Dataset) -> tuple[np.ndarray, float]:
 
 
 def _density(
-    v: Variant, grid: np.ndarray, sigma: float, *, band: bool = True, width: float = 1.2
+    v: VariantRuns, grid: np.ndarray, sigma: float, *, band: bool = True, width: float = 1.2
 ) -> list[Mark]:
     run = v.ds.isel(run=0)
     per_probe = stats.broaden(run.ritz_value.values, run.weight.values, grid, sigma=sigma)
@@ -120,7 +120,7 @@ def _density(
 
 
 def _curve(
-    v: Variant,
+    v: VariantRuns,
     x: np.ndarray,
     per_probe: np.ndarray,
     floor: float,
@@ -150,7 +150,7 @@ def _curve(
     ]
 
 
-def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:
+def _magnitudes(ds: xr.Dataset, found: list[VariantRuns]) -> Panel:
     largest = float(np.abs(ds.ritz_value).max())
     decades = np.linspace(np.log10(_RESOLVED * largest), np.log10(2 * largest), _POINTS)
     marks: list[Mark] = []
@@ -171,7 +171,7 @@ def _magnitudes(ds: xr.Dataset, found: list[Variant]) -> Panel:
     )
 
 
-def _dimension(found: list[Variant]) -> Panel:
+def _dimension(found: list[VariantRuns]) -> Panel:
     marks: list[Mark] = []
     for v in found:
         run = v.ds.isel(run=0)
@@ -191,7 +191,7 @@ def _dimension(found: list[Variant]) -> Panel:
 
 
 def _negative_band(
-    v: Variant, z: np.ndarray, nodes: np.ndarray, weights: np.ndarray, floor: float
+    v: VariantRuns, z: np.ndarray, nodes: np.ndarray, weights: np.ndarray, floor: float
 ) -> list[Mark]:
     """95 % interval of the share below -z in %: over probes, of what their nodes prove."""
     if len(nodes) < 2:
@@ -203,7 +203,7 @@ def _negative_band(
     return [Band(z, (100 * low).clip(floor, 100), (100 * high).clip(floor, 100), v.label, v.color)]
 
 
-def _negative(ds: xr.Dataset, found: list[Variant]) -> Panel:
+def _negative(ds: xr.Dataset, found: list[VariantRuns]) -> Panel:
     largest = float(np.abs(ds.ritz_value).max())
     deepest = max(float(-ds.ritz_value.min()), 2 * _RESOLVED * largest)
     z = np.geomspace(_RESOLVED * largest, deepest, 80)

@@ -7,7 +7,7 @@ from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import LEAST, dots, height, labels, row_axis, spoken, strings
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 
 def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
@@ -62,7 +62,7 @@ def _below(number: int) -> str:
     return "".join("₀₁₂₃₄₅₆₇₈₉"[int(digit)] for digit in str(number))
 
 
-def _eigenvalue(v: Variant, rank: int, y: float) -> list[Mark]:
+def _eigenvalue(v: VariantRuns, rank: int, y: float) -> list[Mark]:
     part = v.ds.isel(rank=rank)
     values = part.eigenvalue.values
     bound = (part.bound if "bound" in part else part.residual_norm).values
@@ -141,12 +141,12 @@ def frobenius(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
-def _descending(ds: xr.Dataset, name: str) -> list[Variant]:
+def _descending(ds: xr.Dataset, name: str) -> list[VariantRuns]:
     found = list(runs.variants(ds))
     return runs.order_by(found, [-stats.geometric_mean_ci(v.ds[name]).estimate for v in found])
 
 
-def _scalars(ds: xr.Dataset, found: list[Variant], name: str, label: str, units: str) -> Panel:
+def _scalars(ds: xr.Dataset, found: list[VariantRuns], name: str, label: str, units: str) -> Panel:
     """One row per variant: seeds with the standard error over probes, geometric mean with CI."""
     marks: list[Mark] = []
     for row, v in enumerate(found):
@@ -267,7 +267,7 @@ def _mean(values: xr.DataArray) -> float:
     return float(np.nanmean(values.values))
 
 
-def _block(v: Variant, low: float) -> list[Mark]:
+def _block(v: VariantRuns, low: float) -> list[Mark]:
     trace = v.ds.trace.transpose("run", "block").values
     share = trace / trace.sum(1, keepdims=True)
     top = v.ds.eigenvalue.transpose("run", "block").values

@@ -10,7 +10,7 @@ from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
 from landscape.plot.figures.outcome.headline import curve, pair_by_seed
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 _SHARPNESS = {
     "one_step": "one ascent step",
@@ -152,7 +152,7 @@ def _known(values: xr.DataArray) -> bool:
 
 def _against_radius(
     ds: xr.Dataset,
-    found: list[Variant],
+    found: list[VariantRuns],
     measures: Mapping[str, str],
     reference: str,
     label: str,
@@ -168,7 +168,7 @@ def _against_radius(
     return panels, len(present)
 
 
-def _terms(found: list[Variant]) -> list[Panel]:
+def _terms(found: list[VariantRuns]) -> list[Panel]:
     """First- and second-order term of the ascent step, and the second over the first."""
     both: list[Mark] = []
     share: list[Mark] = [Rule("y", 1.0, "equal", "solid", text="curvature counts as much")]
@@ -190,7 +190,7 @@ def _terms(found: list[Variant]) -> list[Panel]:
     ]
 
 
-def _ratios(pairs: list[tuple[Variant, Variant]], name: str, radius: Axis) -> Panel:
+def _ratios(pairs: list[tuple[VariantRuns, VariantRuns]], name: str, radius: Axis) -> Panel:
     marks: list[Mark] = [Rule("y", 1.0, "equal", "solid")]
     steps = cycle(np.linspace(-1, 1, max(len(pairs), 2)))
     for (v, base), step in zip(pairs, steps, strict=False):

@@ -10,14 +10,14 @@ from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import dots, height, row_axis, strings
 from landscape.plot.figures.outcome.headline import curve
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 # Rows of one variant each that carry several quantities: colour and symbol by quantity.
 _LOOKS = (("#0072b2", "circle"), ("#d55e00", "square"), ("#009e73", "diamond"), ("#cc79a7", "x"))
 
 
 def _by_variant(
-    found: Sequence[Variant],
+    found: Sequence[VariantRuns],
     names: Sequence[str],
     words: Sequence[str] | None = None,
     *,

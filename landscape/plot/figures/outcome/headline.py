@@ -21,7 +21,7 @@ from landscape.plot.drawing import (
     Points,
     Rule,
 )
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 from landscape.stats import Decision
 
 _REFERENCES = ("sgd", "sam")
@@ -90,12 +90,12 @@ def headline(
     )
 
 
-def _with_examples(found: Sequence[Variant], metric: str) -> dict[str, xr.Dataset]:
+def _with_examples(found: Sequence[VariantRuns], metric: str) -> dict[str, xr.Dataset]:
     return {v.id: v.ds for v in found if PER_EXAMPLE.get(metric, "") in v.ds}
 
 
 def _decide(
-    values: Values, found: Sequence[Variant], references: Sequence[str]
+    values: Values, found: Sequence[VariantRuns], references: Sequence[str]
 ) -> dict[tuple[str, str], Decision]:
     """The differences to the references as one family; a pair of references once."""
     pairs: list[tuple[str, str]] = []
@@ -108,7 +108,7 @@ def _decide(
     return made | {(b, a): one.turned() for (a, b), one in made.items()}
 
 
-def _seeds(values: np.ndarray, row: float, v: Variant) -> Points:
+def _seeds(values: np.ndarray, row: float, v: VariantRuns) -> Points:
     hover = [f"seed {seed}" for seed in v.ds.seed.values]
     return Points(
         values, np.full(len(values), float(row)), v.label, v.color, v.symbol, size=2.6,
@@ -117,7 +117,7 @@ def _seeds(values: np.ndarray, row: float, v: Variant) -> Points:
 
 
 def _estimate(
-    value: float, low: float, high: float, row: float, v: Variant, legend: bool = False
+    value: float, low: float, high: float, row: float, v: VariantRuns, legend: bool = False
 ) -> Points:
     known = np.isfinite(low)
     return Points(
@@ -129,8 +129,8 @@ def _estimate(
 
 def _differences(
     metric: metrics.Metric,
-    found: list[Variant],
-    pairs: Mapping[str, Variant | None],
+    found: list[VariantRuns],
+    pairs: Mapping[str, VariantRuns | None],
     reference: str,
     decided: Mapping[tuple[str, str], Decision],
     rows: Axis,
@@ -363,7 +363,7 @@ def history(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
 
 
 def curve(
-    v: Variant,
+    v: VariantRuns,
     values: xr.DataArray,
     dim: str,
     *,

@@ -7,7 +7,7 @@ from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Mark, Panel, Points, Rule
 from landscape.plot.figures._shared import row_axis, strings
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 _COLUMNS = (  # variable, its spread over drawn masks, label, units
     ("radius", "", "‖e‖", "1"),
@@ -72,7 +72,7 @@ def _same(ds: xr.Dataset) -> bool:
     return bool(np.allclose(full, full[:, :1], equal_nan=True))
 
 
-def _beside(v: Variant, name: str, spread: str, controls: list[str]) -> list[Mark]:
+def _beside(v: VariantRuns, name: str, spread: str, controls: list[str]) -> list[Mark]:
     supports, nowhere = strings(v.ds.support), np.array([np.nan])
     marks: list[Mark] = [
         Points(nowhere, nowhere, support, style.MUTED, hollow=np.array([index > 0]))

@@ -6,7 +6,7 @@ import xarray as xr
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Rule
 from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 _QUANTITIES = {
     "eigenvector": "leading eigenvector",
@@ -74,7 +74,7 @@ def _weights(quantities: dict[str, str]) -> str:
     return "the squares of the weights and their sizes |w|" if both else "the squared weights"
 
 
-def _over_chance(v: Variant, key: str, names: list[str]) -> list[Mark]:
+def _over_chance(v: VariantRuns, key: str, names: list[str]) -> list[Mark]:
     ratio = v.ds[f"enrichment_{key}"].transpose("run", "direction").values
     low, high = (
         v.ds[f"chance_{side}_{key}"].transpose("run", "direction").mean("run").values

@@ -7,7 +7,7 @@ from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Drawing, Mark, Panel, Points
 from landscape.plot.figures._shared import chosen, height, row_axis, shortened, strings
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 SHOWN = ("sgd", "sam", "lagnp")
 MOST = 72
@@ -90,7 +90,7 @@ def _layers(tensors: list[str]) -> list[str]:
     return [name.rsplit(".", 1)[0] if "." in name else name for name in tensors]
 
 
-def _norms(v: Variant, layers: list[str], names: list[str]) -> np.ndarray:
+def _norms(v: VariantRuns, layers: list[str], names: list[str]) -> np.ndarray:
     """‖g_l‖ (run, layer)."""
     size = np.broadcast_to(np.asarray(v.ds["size"].values, float), (len(layers),))
     square = size * (v.ds["mean"] ** 2 + v.ds["std"] ** 2).transpose("run", "tensor").values

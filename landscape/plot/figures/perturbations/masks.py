@@ -9,7 +9,7 @@ from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Line, Mark, Matrix, Panel, Points, Rule
 from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
 from landscape.plot.figures.outcome.headline import curve
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 _FACTOR = 4  # of chance, to either side, that the colours of filters span
 
@@ -85,7 +85,7 @@ def _names(ds: xr.Dataset) -> list[str]:
     return list(dict.fromkeys([*strings(ds["first"]), *strings(ds["second"])]))
 
 
-def _kappas(v: Variant, known: dict[str, str]) -> Panel:
+def _kappas(v: VariantRuns, known: dict[str, str]) -> Panel:
     names = _names(v.ds)
     shown = [spoken(name, known) for name in names]
     x, y, mark = square(
@@ -182,7 +182,7 @@ def mask_persistence(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
-def _half_lives(masked: Sequence[Variant], ds: xr.Dataset) -> Panel:
+def _half_lives(masked: Sequence[VariantRuns], ds: xr.Dataset) -> Panel:
     longest = float(ds.lag.max())
     marks: list[Mark] = []
     for row, v in enumerate(masked):
@@ -319,7 +319,7 @@ def _clipped(ds: xr.Dataset) -> str:
     return f" ({100 * share:.0f} % of them)" if share else ""
 
 
-def _spread(v: Variant) -> str:
+def _spread(v: VariantRuns) -> str:
     if "over_dispersion" not in v.ds:
         return ""
     spread = float(v.ds.over_dispersion.isel(run=0))

@@ -18,7 +18,7 @@ from landscape.plot.drawing import (
 )
 from landscape.plot.figures._shared import by_layer, height, kind_strip, row_axis, strings
 from landscape.plot.figures.outcome.headline import curve
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 from landscape.plot.ticks import short
 
 
@@ -68,12 +68,12 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
     )
 
 
-def _radius(v: Variant) -> str:
+def _radius(v: VariantRuns) -> str:
     ci = stats.mean_ci(v.ds.rho_eff.values) if "rho_eff" in v.ds else None
     return "?" if ci is None or not ci.n else f"{ci.estimate:.2g}"
 
 
-def _perturbed(v: Variant, rows: np.ndarray, low: float) -> list[Mark]:
+def _perturbed(v: VariantRuns, rows: np.ndarray, low: float) -> list[Mark]:
     energy = v.ds.energy_share.transpose("run", "tensor").values
     cis = [stats.mean_ci(column, bounds=(0.0, 1.0)) for column in energy.T]
     mean = np.array([ci.estimate for ci in cis])

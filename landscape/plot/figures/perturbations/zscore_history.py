@@ -7,7 +7,7 @@ from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Band, Drawing, Label, Line, Mark, Panel, Points
 from landscape.plot.figures._shared import chosen, shortened, strings
 from landscape.plot.figures.perturbations.zscores import not_shown, ridge
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 SHOWN = ("sam", "zsharp")
 MOST = 3  # tensors, evenly from the first to the last
@@ -67,7 +67,7 @@ def _three(ds: xr.Dataset) -> list[str]:
     return [wide[i] for i in places]
 
 
-def _over_time(v: Variant, name: str, said: str) -> Panel:
+def _over_time(v: VariantRuns, name: str, said: str) -> Panel:
     one = v.ds.isel(run=0).sel(tensor=name).transpose("step", "bin", ...)
     z, size = np.asarray(one.z.values, float), float(one["size"])
     known = np.flatnonzero(np.isfinite(one.threshold.values))

@@ -19,7 +19,7 @@ from landscape.plot.drawing import (
     Rule,
 )
 from landscape.plot.figures._shared import MANY, chosen, kind_key, strings
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 SHOWN = ("sgd", "sam", "zsharp")
 MOST = 64  # rows of one panel
@@ -93,7 +93,7 @@ def gradient_zscores(
     )
 
 
-def not_shown(ds: xr.Dataset, found: Sequence[Variant]) -> str:
+def not_shown(ds: xr.Dataset, found: Sequence[VariantRuns]) -> str:
     """Variants of the result that the figure leaves out, by name."""
     rest = [v.label for v in runs.variants(ds) if v.id not in [shown.id for shown in found]]
     return f" Not shown: {', '.join(rest)}." if rest else ""
@@ -130,7 +130,7 @@ def coarse(values: np.ndarray) -> np.ndarray:
 
 
 def _ridges(
-    v: Variant, z: np.ndarray, density: np.ndarray, sizes: np.ndarray, scale: float
+    v: VariantRuns, z: np.ndarray, density: np.ndarray, sizes: np.ndarray, scale: float
 ) -> list[Mark]:
     names, kinds = strings(v.ds.tensor), strings(v.ds.kind)
     floors = np.arange(len(names), dtype=float)[::-1]
@@ -229,7 +229,9 @@ def _references(
     return marks
 
 
-def _tensors(v: Variant, name: str, x: np.ndarray, dim: str, *, log: bool = False) -> list[Mark]:
+def _tensors(
+    v: VariantRuns, name: str, x: np.ndarray, dim: str, *, log: bool = False
+) -> list[Mark]:
     """One line per tensor, and the legend's entries for their colours."""
     kinds = strings(v.ds.kind)
     table = _mean(v.ds[name], "tensor", dim)
@@ -242,7 +244,7 @@ def _tensors(v: Variant, name: str, x: np.ndarray, dim: str, *, log: bool = Fals
     return lines + kind_key(kinds)
 
 
-def _kept(v: Variant, across: str, up: str) -> list[Mark]:
+def _kept(v: VariantRuns, across: str, up: str) -> list[Mark]:
     """A dot per tensor at what the study's threshold keeps."""
     x, y = (_mean(v.ds[name], "tensor") for name in (across, up))
     colors = np.array([style.kind(kind) for kind in strings(v.ds.kind)])
@@ -252,7 +254,7 @@ def _kept(v: Variant, across: str, up: str) -> list[Mark]:
     ]
 
 
-def _exceedance(v: Variant) -> Panel:
+def _exceedance(v: VariantRuns) -> Panel:
     t = np.asarray(v.ds["level"].values, float)
     marks = _references(v.ds, "reference_exceedance", t, "level", log=True)
     marks += _tensors(v, "exceedance", t, "level", log=True)
@@ -263,7 +265,7 @@ def _exceedance(v: Variant) -> Panel:
     )  # fmt: skip
 
 
-def _quantiles(v: Variant) -> Panel:
+def _quantiles(v: VariantRuns) -> Panel:
     x = np.asarray(v.ds.normal_quantile.values, float)
     marks = _references(v.ds, "reference_quantile", x, "probability")
     marks += _tensors(v, "z_quantile", x, "probability")
@@ -273,13 +275,13 @@ def _quantiles(v: Variant) -> Panel:
     )  # fmt: skip
 
 
-def _lorenz(v: Variant) -> Panel:
+def _lorenz(v: VariantRuns) -> Panel:
     share = np.asarray(v.ds["share"].values, float)
     inside = share > 0
     at = v.ds.isel(share=np.flatnonzero(inside))
     equal: Sequence[Mark] = (Line(share[inside], share[inside], "all equal", "#bbbbbb", width=0.9),)
     marks = [*equal, *_references(at, "reference_lorenz", share[inside], "share")]
-    marks += _tensors(Variant(v.id, v.label, v.color, v.symbol, at), "lorenz", share[inside],
+    marks += _tensors(VariantRuns(v.id, v.label, v.color, v.symbol, at), "lorenz", share[inside],
                       "share")  # fmt: skip
     marks += _kept(v, "kept_share", "captured_energy")
     marks.append(Rule("y", 1.0, "all energy", "solid", style.GRID))

@@ -7,7 +7,7 @@ from landscape import stats
 from landscape.plot import runs
 from landscape.plot.drawing import Axis, Band, Drawing, Line, Mark, Panel
 from landscape.plot.figures.surfaces._planes import normalization, random_axes
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 
 _WINDOWS = ((1.0, "|α| ≤ 1"), (0.25, "|α| ≤ 0.25"))
 _PER_ROW = 4
@@ -112,7 +112,7 @@ def _slice_panel(
     return Panel(Axis("α", limits=(-width, width), few=True), y, tuple(marks), f"{mode}\n{title}")
 
 
-def _slice_curve(v: Variant, variable: str) -> list[Mark]:
+def _slice_curve(v: VariantRuns, variable: str) -> list[Mark]:
     loss = v.ds[variable].transpose("run", "direction", "alpha").values
     table = loss.mean(axis=1) if loss.shape[0] > 1 else loss[0]
     cis = [stats.mean_ci(column) for column in table.T]

@@ -6,7 +6,7 @@ import xarray as xr
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Dash, Drawing, Label, Line, Panel, Points
 from landscape.plot.figures.surfaces._planes import centre, contours, holes, mode, shared_levels
-from landscape.plot.runs import Variant
+from landscape.plot.runs import VariantRuns
 from landscape.plot.ticks import short
 
 
@@ -135,7 +135,7 @@ def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) 
     )
 
 
-def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
+def _trajectory_panel(v: VariantRuns, ticks: np.ndarray, log: bool) -> Panel:
     one = v.ds.isel(run=0).transpose("epoch", "direction", "alpha", "beta", ...)
     known = np.isfinite(one.residual.values)
     x, y = one.coordinate.values[known].T
@@ -160,13 +160,13 @@ def _trajectory_panel(v: Variant, ticks: np.ndarray, log: bool) -> Panel:
     )  # fmt: skip
 
 
-def _over_epochs(v: Variant, values: xr.DataArray, dash: Dash = "solid") -> Line:
+def _over_epochs(v: VariantRuns, values: xr.DataArray, dash: Dash = "solid") -> Line:
     known = np.isfinite(values.values)
     legend = dash == "solid"
     x, y = values.epoch.values[known].astype(float), values.values[known]
     return Line(x, y, v.label, v.color, dash=dash, legend=legend, symbol=v.symbol, when=x)
 
 
-def _both_losses(v: Variant) -> tuple[Line, Line]:
+def _both_losses(v: VariantRuns) -> tuple[Line, Line]:
     one = v.ds.isel(run=0)
     return _over_epochs(v, one.loss), _over_epochs(v, one.surface_loss, "dot")
