@@ -24,6 +24,7 @@ from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tens
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
 from landscape.risk._probe import Probe, Probes
+from landscape.risk._same_function import refuse_other_function
 from landscape.risk._spread import Spread
 from landscape.risk._state import State
 from landscape.risk._tracing import values
@@ -81,8 +82,9 @@ class EmpiricalRisk:
     A model that is sharded over processes (`fully_shard`, tensor parallel) is measured as it is:
     every process gives the same examples and asks for the same things; theta and the gradient are
     cut like the weights (`landscape.sharding`), and so are products of vectors that are; each layer
-    is gathered while it computes, and the numbers are those of one process. Wrappers that flatten
-    the weights (FSDP1, DeepSpeed) are refused.
+    is gathered while it computes, and the numbers are those of one process. A tensor-parallel
+    forward that is another function once its weights are whole (it counts the heads of its process)
+    is refused, and so are wrappers that flatten the weights (FSDP1, DeepSpeed).
     borrow: measure on the caller's own modules, for models that no copy can stand for (hooks,
     lambdas and patched forwards that keep pointing at them). Within a call they read tensors of the
     risk's; afterwards they are bit for bit as before, whatever was raised. Graphs are then not kept
@@ -158,7 +160,7 @@ class EmpiricalRisk:
         if reduction == "whole":
             self._engine = dataclasses.replace(self._engine, examples=one_unit(self._engine))
         self._weight_decay = float(weight_decay)
-        self._check(foreign, caller)
+        self._check(inner, foreign, caller)
         self._probes = Probes(self._engine)
 
     # Others like it ---------------------------------------------------------------------------
@@ -185,7 +187,7 @@ class EmpiricalRisk:
         twin = copy.copy(self)
         notes = Notes(hooked=with_gradient_hooks(inner))
         twin._engine = dataclasses.replace(self._engine, network=network, notes=notes)
-        twin._check(foreign, caller)
+        twin._check(inner, foreign, caller)
         twin._probes = Probes(twin._engine)
         return twin
 
@@ -585,12 +587,13 @@ class EmpiricalRisk:
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _check(self, foreign: dict[str, Tensor], caller: State) -> None:
+    def _check(self, model: nn.Module, foreign: dict[str, Tensor], caller: State) -> None:
         """Try a few rows; whatever code of the caller's runs then, its model stays as it was."""
         try:
             with kept_rng():
                 self._engine = fitted(_checks.run(self._engine, foreign))
                 _ = self._engine.denominator
+                refuse_other_function(self._engine, model)
         finally:
             caller.restore()
 

@@ -40,6 +40,8 @@ class Notes:
     narrow: list[str] = field(default_factory=list)
     # Parameters with hooks that change or read their gradient, which are no part of the loss.
     hooked: list[str] = field(default_factory=list)
+    # Why a sharded model's own forward could not be compared with that of its gathered copy.
+    not_compared: str = ""
     modes_twice: set[str] = field(default_factory=set)
     graph_sizes: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
 
@@ -54,6 +56,8 @@ class Notes:
             found["half_precision"] = self.narrow[:20]
         if self.hooked:
             found["gradient_hooks_left_out"] = self.hooked[:20]
+        if self.not_compared:
+            found["sharded_forward_not_compared"] = self.not_compared
         return found
 
 

@@ -36,6 +36,21 @@ def is_sharded(model: nn.Module) -> bool:
     )
 
 
+def computes_on_parts(model: nn.Module) -> bool:
+    """Whether modules read parts of weights: some are cut otherwise than by fully_shard alone.
+
+    fully_shard makes weights whole before the forward of a module, and so leaves its function.
+    """
+    if any(isinstance(m._parameters, Gathering) for m in model.modules()):
+        return False
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    gathered = {
+        id(p) for m in model.modules() if isinstance(m, kind) for p in m.parameters()
+        if is_cut(p) and p.device_mesh.ndim == 1
+    }  # fmt: skip
+    return any(is_cut(p) and id(p) not in gathered for p in model.parameters())
+
+
 def refuse_flattened(model: nn.Module) -> None:
     """Refuse engines that leave the modules without the shapes of their weights."""
     flat = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)

@@ -95,3 +95,33 @@ def both(name, shard, mesh, dtype=torch.float64, **options):
     return tuple(
         EmpiricalRisk(m, CE, data(name, dtype), **options) for m in (cut, made(name, dtype))
     )
+
+
+class Heads(nn.Module):
+    """Attention of four heads; `local_heads` counts those of one of two processes."""
+
+    def __init__(self, *, local_heads=None):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.norm, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.local_heads = local_heads
+
+    def split(self, x):
+        shape = (-1, 2) if self.local_heads is None else (self.local_heads, -1)
+        return x.unflatten(-1, shape).transpose(1, 2)
+
+    def forward(self, x):
+        q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.norm(self.out(self.drop(mixed)).mean(1))
+
+
+def heads_in_parts(model, mesh, *, out=None):
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    plan = dict.fromkeys("qkv", ColwiseParallel()) | {"out": out or RowwiseParallel()}
+    return parallelize_module(model, mesh, plan)

@@ -8,7 +8,16 @@ from torch import nn
 from landscape import EmpiricalRisk, LandscapeError, measure, plane, sam
 from landscape.risk._sharded import Gathering
 from landscape.sharding import ShardedVector, whole
-from tests.sharding.models import CE, both, data, fully_sharded, made, tensor_parallel
+from tests.sharding.models import (
+    CE,
+    Heads,
+    both,
+    data,
+    fully_sharded,
+    heads_in_parts,
+    made,
+    tensor_parallel,
+)
 from tests.two_processes import in_two_processes, needs_processes
 
 
@@ -198,6 +207,61 @@ def everything_else(rank):
 @needs_processes
 def test_no_graph_holds_whole_weights_the_model_stays_and_what_cannot_be_measured_is_refused():
     in_two_processes(everything_else)
+
+
+def without_hooks(mesh):
+    """DTensors that plain tensors cannot meet: the module by itself computes nothing."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    layer = nn.Linear(8, 8)
+    for name, weight in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)])))
+    return layer
+
+
+def compared(_rank):
+    """A forward that is written for parts of weights, and the same one written for any."""
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import RowwiseParallel
+
+    mesh, source = mesh_of_two(), torch.Generator().manual_seed(1)
+    rows = torch.randn(6, 3, 8, generator=source), torch.randint(8, (6,), generator=source)
+    other = heads_in_parts(Heads(local_heads=2), mesh)
+    for options in ({}, {"local_heads": 2}):
+        torch.manual_seed(0)
+        model = heads_in_parts(Heads(**options), mesh)
+        model(rows[0])
+        kept = {name: b.clone() for name, b in model.named_buffers()}
+        drawn, weights = torch.get_rng_state(), list(map(id, model.parameters()))
+        for dtype in (torch.float32, torch.float64):
+            if options:
+                with pytest.raises(LandscapeError, match="Heads is another function than sharded"):
+                    EmpiricalRisk(model, CE, rows, dtype=dtype)
+            else:
+                risk = EmpiricalRisk(model, CE, rows, dtype=dtype)
+                assert "sharded_forward_not_compared" not in risk.provenance()
+                with pytest.raises(LandscapeError, match="another function"):
+                    risk.with_model(other)
+                assert risk.with_model(model).num_examples == 6
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert all(torch.equal(b, kept[name]) for name, b in model.named_buffers())
+        assert all(module.training for module in model.modules())
+        assert list(map(id, model.parameters())) == weights
+    # Outputs of which each process returns a part, and a forward that fails by itself.
+    torch.manual_seed(0)
+    part = RowwiseParallel(output_layouts=Shard(-1))
+    model = heads_in_parts(Heads(), mesh, out=part)
+    model.norm = nn.Identity()
+    assert model(rows[0]).shape == (6, 4)
+    assert "sharded_forward_not_compared" not in EmpiricalRisk(model, CE, rows).provenance()
+    bare = without_hooks(mesh)
+    risk = EmpiricalRisk(bare, CE, (rows[0][:, 0], rows[1]))
+    assert "DTensor" in risk.provenance()["sharded_forward_not_compared"]
+
+
+@needs_processes
+def test_a_forward_that_is_another_function_of_whole_weights_is_refused():
+    in_two_processes(compared)
 
 
 @needs_processes
