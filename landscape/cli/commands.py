@@ -305,6 +305,19 @@ def measure(
     if study_file is not None:
         if weights is not None:
             raise LandscapeError(f"Give a study ({study_file}) or --weights {weights}, not both.")
+        plans.refuse_own(
+            study_file,
+            {
+                "data": data,
+                "model": model,
+                "loss": loss,
+                "weights-key": weights_key,
+                "rho": rho,
+                "variant": None if variant == "sgd" else variant,
+                "seed": seed or None,
+                "examples": examples,
+            },
+        )
         plan, folder = plans.open(study_file, out, data_dir, dtype, changes)
     else:
         plan, folder = plans.from_flags(

@@ -41,6 +41,16 @@ def own_flags(
     )  # fmt: skip
 
 
+def refuse_own(study_file: Path, flags: dict[str, Any]) -> None:
+    """Refuse flags of a checkpoint of one's own beside a study, which says all of it itself."""
+    for name, value in flags.items():
+        if value is not None:
+            raise LandscapeError(
+                f"--{name} {value} is of --weights, and {study_file} is a study, which says that "
+                f"itself; change it there, or with --set, as in --set measure.examples=128."
+            )
+
+
 def open(
     given: Path,
     out: Path | None,

@@ -24,6 +24,11 @@ def measure_spec(
     common = {key: value for key, value in table.items() if key not in options}
     possible.check_keys("[measure]", common, MEASURE_KEYS, extra=tuple(measurements.RECORDS))
     known = tuple(measurements.RECORDS)
+    for name in (key for key in common if key in known):
+        raise LandscapeError(
+            f"[measure] {name} = {common[name]!r} is no table; ask for it in the list "
+            f"`measurements`, with its options in [measure.{name}]."
+        )
     for name in options:
         if name not in known:
             raise LandscapeError(possible.unknown("[measure] has no measurement", name, known))

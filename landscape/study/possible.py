@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -195,5 +196,15 @@ def unknown(what: str, key: Any, possible: Sequence[str]) -> str:
     """The sentence for a key that is not possible."""
     possible = list(dict.fromkeys(possible))
     close = difflib.get_close_matches(str(key), possible, n=1)
+    alike = [each for each in possible if _composed(each) == _composed(str(key))]
+    if alike:  # or the hint would show the same name twice
+        return (
+            f"{what} {key!a}: it looks like {alike[0]!a}, in another form of Unicode; copy that "
+            f"name, or write both anew."
+        )
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{what} {key!r}.{hint} Possible: {', '.join(possible) or 'none'}."
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

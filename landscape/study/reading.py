@@ -7,6 +7,7 @@ without a table of its own is the recipe of that name, with the options of axes 
 import inspect
 import itertools
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from landscape.storage import check_name
 from landscape.study import axes, possible, user_code
 from landscape.study.comparisons_table import comparisons
 from landscape.study.measure_table import check_checkpoints, measure_spec
-from landscape.study.spec import Problem, Run, Setting, Study, VariantSpec
+from landscape.study.spec import Problem, Run, Setting, Study, VariantSpec, fingerprint
 from landscape.study.weights_pattern import weights_files
 
 DTYPES = ("float32", "float64")
@@ -52,13 +53,18 @@ def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None)
         2
     """
     path = Path(path)
-    if path.is_dir():
-        raise LandscapeError(f"{path} is a folder; give the study file, a .toml.")
     if not path.exists():
         raise LandscapeError(
             f"{path} does not exist. `landscape demo --print-study > study.toml` prints one to "
             f"start from."
         )
+    return read_file(path, base=path.parent.absolute(), overrides=overrides, dtype=dtype)
+
+
+def read_file(path: Path, *, base: Path, overrides: Sequence[str], dtype: str | None) -> Study:
+    """`parse` the text of a file; every mistake in it is named with its path."""
+    if path.is_dir():
+        raise LandscapeError(f"{path} is a folder; give the study file, a .toml.")
     try:
         with storage.reading(path):
             text = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a mark
@@ -67,7 +73,7 @@ def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None)
             f"{path} is not a text file in UTF-8 ({error.reason}); save it as UTF-8."
         ) from None
     try:
-        return parse(text, base=path.parent.absolute(), overrides=overrides, dtype=dtype)
+        return parse(text, base=base, overrides=overrides, dtype=dtype)
     except LandscapeError as error:
         raise LandscapeError(f"{path}: {error}") from None
 
@@ -128,8 +134,15 @@ def _tables(where: str, given: Any) -> Iterable[tuple[str, Any]]:
     """The tables of a table, whose names become folders and labels."""
     if not isinstance(given, Mapping):
         raise LandscapeError(f"{where} must be a table of tables, not {given!r}.")
+    forms: dict[str, str] = {}
     for name in given:
         check_name(f"{where} name", name)
+        other = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise LandscapeError(
+                f"{where} has one name written in two ways, {other!a} and {name!a}; they look "
+                f"alike. Rename one of them."
+            )
     return given.items()
 
 
@@ -205,6 +218,7 @@ class _Reader:
                 "the study file has no runs; add a [grid] table (variant=[...] seed=[...]) or "
                 "[[run]] entries."
             )
+        _check_repeated(runs)
         seen: dict[str, Run] = {}
         for run in runs:
             other = seen.setdefault(run.run_id, run)
@@ -369,6 +383,21 @@ class _Reader:
             code=user_code.fingerprints(setting.problem, self.base, path, variant.recipe, trail),
             trail=trail,
         )
+
+
+def _check_repeated(runs: Sequence[Run]) -> None:
+    """Refuse one set of weights as several seeds: it would count as that many trainings."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.weights is None:
+            continue
+        same = {k: v for k, v in run.decisive.items() if k != "seed"}
+        other = first.setdefault(fingerprint([run.family, run.setting, run.weights, same]), run)
+        if other.seed != run.seed:
+            raise LandscapeError(
+                f"the seeds {other.seed} and {run.seed} of {run.family!r} have the same weights, "
+                f'{run.weights}; give each its own, as in weights = "ckpt/{{variant}}_{{seed}}.pt".'
+            )
 
 
 def _training(where: str, table: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from landscape.study.opened import Results
 from landscape.study.pool import Event, run_jobs
 from landscape.study.progress import Progress
 from landscape.study.queue import Queue
-from landscape.study.reading import parse
+from landscape.study.reading import read_file
 from landscape.study.resolved import finite, resolved
 from landscape.study.spec import Job, Run, Study
 
@@ -164,6 +165,8 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         diverged = {name: trainings.divergence(ended) for name, ended in known.outcomes.items()}
         failed |= {name: why for name, why in diverged.items() if why} | known.refused
         combined = combining.combine_all(known, place) if options.measure else ()
+        if combined:
+            _outdate(place.report)
     return Summary(
         folder=place,
         done=tuple(name for name in every if name in worked and name not in failed),
@@ -364,7 +367,15 @@ def _write_resolved(study: Study, place: StudyFolder, device: str, options: Opti
     value |= finite(declaration(study, place, old))
     # Written only when something changed: the report is made anew when this file is newer.
     if old != value:
+        _outdate(place.report)
         storage.write_json(place.resolved, value)
+
+
+def _outdate(report: Path) -> None:
+    """Let a report count as older than all it is of, whatever the clock says by now."""
+    if report.exists():
+        with storage.writing(report):
+            os.utime(report, (0, 0))
 
 
 def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None = None) -> Study:
@@ -380,9 +391,9 @@ def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None =
     found = place.check()
     if not place.study_toml.exists():
         raise LandscapeError(f"{place.root} has no study.toml; run it from the study file.")
-    text = place.study_toml.read_text(encoding="utf-8")
     # Relative paths in the file were meant from where it lay, which resolved.json remembers.
-    return parse(text, base=Path(found["base"]), overrides=overrides, dtype=dtype)
+    base = Path(found["base"])
+    return read_file(place.study_toml, base=base, overrides=overrides, dtype=dtype)
 
 
 def report_is_fresh(place: StudyFolder) -> bool:

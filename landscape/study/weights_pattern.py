@@ -18,7 +18,7 @@ def weights_files(
     pattern = re.sub(r"\{step(:[^}]*)?\}", "{step}", given)
     try:
         named = pattern.format(**{**fields, "step": "{step}"})
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise LandscapeError(
             f"{where} weights = {given!r} cannot be filled in ({type(error).__name__}: "
             f"{error}). Possible: {{variant}}, {{seed}}, {{setting}}, {{step}} and any axis, "
@@ -45,7 +45,9 @@ def weights_files(
 
 def _weights_file(where: str, given: Any, base: Path) -> str:
     """The whole path of a weights file, an index of shards or a folder with one."""
-    path = base / given if isinstance(given, str) and given and "\0" not in given else None
-    if path is None or not path.exists():
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise LandscapeError(f"{where} weights = {given!r} must be the path of a file, in quotes.")
+    path = base / given
+    if not path.exists():
         raise LandscapeError(f"{where} weights file {given!r} does not exist ({path}).")
     return str(path.absolute())

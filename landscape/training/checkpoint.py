@@ -112,6 +112,11 @@ def own_outcome(folder: Path, run: str) -> dict[str, Any]:
 
 def check_own(folder: Path, path: Path, outcome: dict[str, Any]) -> None:
     """Refuse weights that are not of the training that ended so (or not its last ones)."""
+    if not path.exists():
+        raise LandscapeError(
+            f"{path}, which {outcome_path(folder)} tells of, is not there; copy it too, or remove "
+            f"{folder} and train again."
+        )
     said = storage.metadata(path)
     final = path == final_path(folder)
     if said.get("training") != mark_of(identity_of(outcome)) or (
@@ -140,6 +145,11 @@ def load(folder: Path, model: nn.Module, identity: str) -> dict[str, Any] | None
     if state is not None:
         check_identity(folder, state["identity"], identity)
         path = state_path(folder).parent / state["weights"]
+        if not path.exists():  # a copy in part, or without the file that says it has ended
+            raise LandscapeError(
+                f"{path}, which {_STATE} goes on from, is not there; copy it too, or remove "
+                f"{path.parent} and train again."
+            )
         restore(model, path, state["sha256"])
     return state
 
