@@ -79,6 +79,20 @@ class Measuring:
 
 def check_theta(risk: EmpiricalRisk, theta: Tensor, *, name: str = "theta") -> Tensor:
     """Theta on the risk's device and in its dtype; refused if of another model or not finite."""
+    placed = _placed(risk, theta, name)
+    _refuse_infinite([placed])
+    return placed
+
+
+def check_checkpoints(risk: EmpiricalRisk, thetas: Sequence[Tensor]) -> list[Tensor]:
+    """`check_theta` of each, waiting for the device once."""
+    placed = [_placed(risk, theta, f"checkpoint {i}") for i, theta in enumerate(thetas)]
+    if placed:
+        _refuse_infinite(placed)
+    return placed
+
+
+def _placed(risk: EmpiricalRisk, theta: Tensor, name: str) -> Tensor:
     expected = risk.layout.num_parameters
     if not isinstance(theta, Tensor):
         raise LandscapeError(
@@ -90,14 +104,18 @@ def check_theta(risk: EmpiricalRisk, theta: Tensor, *, name: str = "theta") -> T
             f"{name} has shape {tuple(theta.shape)} where the model has P = {expected} trainable "
             f"parameters; pass a flat vector, such as risk.theta."
         )
-    theta = theta.detach().to(device=risk.device, dtype=risk.dtype)
-    if not bool(torch.isfinite(theta).all()):
-        bad = int((~torch.isfinite(theta)).sum())
-        raise LandscapeError(
-            f"{bad} of {expected} parameters are NaN or infinite; the checkpoint diverged. "
-            f"Measure an earlier one."
-        )
-    return theta
+    return theta.detach().to(device=risk.device, dtype=risk.dtype)
+
+
+def _refuse_infinite(thetas: Sequence[Tensor]) -> None:
+    """Refuse the first that is not finite; the device is asked once for all of them."""
+    if bool(torch.stack([torch.isfinite(theta).all() for theta in thetas]).all()):
+        return
+    bad = next(bad for theta in thetas if (bad := int((~torch.isfinite(theta)).sum())))
+    raise LandscapeError(
+        f"{bad} of {thetas[0].numel()} parameters are NaN or infinite; the checkpoint diverged. "
+        f"Measure an earlier one."
+    )
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -49,11 +49,21 @@ def test_numbers_are_those_of_the_cpu(name, monkeypatch):
 ASKED_ONCE = [
     "adaptive_sharpness", "adaptive_sharpness steps", "m_sharpness", "m_sharpness batches",
     "sharpness", "sharpness steps", "gradient_noise", "hessian_diagonal", "hessian_trace",
-    "barrier", "barrier_matrix", "bezier", "calibration", "memorization",
+    "barrier", "barrier_matrix", "bezier", "calibration", "memorization", "features", "trajectory",
+    "perturbation_controls", "enrichment", "block_curvature",
 ]  # fmt: skip
+# A recurrence is read once, to see whether it broke down while its basis is there: these have two
+# more at size 2, of more nodes each.
+MORE = {"spectral_density": 2}
 
 
-@pytest.mark.parametrize("name", ASKED_ONCE)
+def asked_by_us(seen):
+    """Waits but those of the calls themselves, which make points on the host."""
+    both = seen.reads + seen.uploads
+    return sum(n for (_, line), n in both.items() if not line.startswith("tests/"))
+
+
+@pytest.mark.parametrize("name", [*ASKED_ONCE, *MORE])
 def test_the_host_waits_as_often_for_twice_the_work(name):
     waits = []
     for size in (1, 2):
@@ -61,5 +71,5 @@ def test_the_host_waits_as_often_for_twice_the_work(name):
         risk.probe()
         with pretend.watch() as seen:
             CALLS[name](risk, size)
-        waits.append(seen.waits)
-    assert waits[0] == waits[1], seen
+        waits.append(asked_by_us(seen))
+    assert waits[1] == waits[0] + MORE.get(name, 0), seen

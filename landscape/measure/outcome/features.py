@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,17 +69,17 @@ def features(
     order = torch.randperm(risk.num_examples, generator=generator(seed))[:num_examples]
     model = risk.model_at(theta)
     chosen = _chosen(model, modules)
-    rows: dict[str, dict[str, Any]] = {}
+    seen_of: dict[str, _Seen] = {}
     axes = {f"Conv{n}d": n + 2 for n in (1, 2, 3)}
     convolved = {axes[type(m).__name__] for m in model.modules() if type(m).__name__ in axes}
 
     def seen(name: str, kind: str, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(order):
             return
-        times = sum(key == name or key.startswith(f"{name}#") for key in rows)
+        times = sum(key == name or key.startswith(f"{name}#") for key in seen_of)
         key = f"{name}#{times + 1}" if times else name
         unit = 1 if output.ndim in convolved else output.ndim - 1
-        rows[key] = {"kind": kind, **_statistics(output.detach(), unit, share)}
+        seen_of[key] = _Seen.of(output.detach(), unit, kind)
 
     def watch(name: str, module: nn.Module) -> Any:
         return module.register_forward_hook(
@@ -93,11 +94,12 @@ def features(
         for handle in handles:
             handle.remove()
     risk.spend(len(order) / risk.num_examples / 3)
-    if not rows:
+    if not seen_of:
         raise LandscapeError(
             f"None of {', '.join(list(chosen)[:5])} returned a tensor with one row per example; "
             f"name modules whose outputs are (N, ...)."
         )
+    rows = dict(zip(seen_of, _statistics(list(seen_of.values()), share), strict=True))
     variables = {
         name: Variable(
             "module", np.array([row[name] for row in rows.values()], float), "1",
@@ -105,7 +107,7 @@ def features(
         )
         for name, title in _TITLES.items()
     }  # fmt: skip
-    kinds = np.array([row["kind"] for row in rows.values()], dtype=object)
+    kinds = np.array([seen.kind for seen in seen_of.values()], dtype=object)
     coords = {"module": np.array(list(rows), dtype=object), "kind": ("module", kinds)}
     options = {"share": share, "feature_examples": len(order), "seed": seed}
     return measuring.result(variables, coords=coords, options=options)
@@ -129,20 +131,47 @@ def _chosen(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
     return found
 
 
-def _statistics(output: Float[Tensor, "N ..."], unit: int, share: float) -> dict[str, float]:
-    N = len(output)
-    zero = output == 0
-    dead = zero.transpose(0, unit).flatten(1).all(1).double().mean()
-    F = output.flatten(1)
-    possible = min(N - 1, F.shape[1])
-    row = {"zero_share": float(zero.double().mean()), "dead_share": float(dead),
-           "width": F.shape[1]}  # fmt: skip
-    F = F - F.mean(0)
-    gram = vectors.gram(F if F.shape[1] >= N else F.T)
+@dataclass(frozen=True)
+class _Seen:
+    """Outputs (N, ...) of one module: numbers and the smaller Gram matrix, where they were made."""
+
+    kind: str
+    rows: int
+    width: int
+    eps: float
+    numbers: Float[Tensor, "3"]
+    gram: Float[Tensor, "n n"]
+
+    @staticmethod
+    def of(output: Float[Tensor, "N ..."], unit: int, kind: str) -> "_Seen":
+        zero = output == 0
+        dead = zero.transpose(0, unit).flatten(1).all(1).double().mean()
+        F = output.flatten(1)
+        known = torch.stack([zero.double().mean(), dead, vectors.squared_norm(output)])
+        N, width = F.shape
+        F = F - F.mean(0)
+        gram = vectors.gram(F if width >= N else F.T)
+        return _Seen(kind, N, width, torch.finfo(output.dtype).eps, known, gram)
+
+
+def _statistics(modules: list[_Seen], share: float) -> list[dict[str, float]]:
+    """A row for each, read from the device at once; eigenvalues are taken on the host."""
+    parts = [part.reshape(-1) for seen in modules for part in (seen.numbers, seen.gram)]
+    values = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    return [
+        _row(seen, next(values).tolist(), next(values).reshape(seen.gram.shape), share)
+        for seen in modules
+    ]
+
+
+def _row(seen: _Seen, known: list[float], gram: Tensor, share: float) -> dict[str, float]:
+    zero, dead, square = known
+    row = {"zero_share": zero, "dead_share": dead, "width": seen.width}
+    possible = min(seen.rows - 1, seen.width)
     values = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
     total, top = float(values.sum()), float(values[0])
     # What is left of equal features is rounding: eps per entry, relative to the activations.
-    floor = (torch.finfo(output.dtype).eps ** 2) * float(vectors.squared_norm(output))
+    floor = (seen.eps**2) * square
     if not total > 10 * floor or not math.isfinite(total):
         return row | dict.fromkeys(("components", "components_share", "stable_rank"), math.nan)
     cumulative = values.cumsum(0) / total

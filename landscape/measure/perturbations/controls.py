@@ -12,12 +12,13 @@ from torch import Tensor
 from landscape import sam, vectors
 from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, generator, numbers, split, tensor_coords
+from landscape.measure.measuring import Measuring, generator, split, tensor_coords
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.params import ParamLayout
 from landscape.plane import is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
+from landscape.sharding import whole
 
 CONTROLS = (
     "variant",
@@ -133,21 +134,28 @@ class _At:
     batch_loss: float
     full_loss: float
 
-    def row(self, e: Tensor, mask: Tensor) -> dict[str, Any]:
-        """What one perturbation is and does."""
+    def row(self, e: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What one perturbation is and does, on the device."""
         parts = [vectors.squared_norm(part) for part in split(self.risk.layout, e)]
-        energy = numbers(parts)
-        total = float(energy.sum())
+        energy, moved = torch.stack(parts), self.theta + e
+        found = {
+            "radius": energy.sum().sqrt(),
+            "first_order_effect": vectors.dot(self.g, e),
+            "loss_increase": self.here.loss_at(moved),
+            "loss_increase_full": self.risk.loss(moved),
+            "density": mask.double().mean(),
+            "captured_energy": vectors.squared_norm(self.g * mask) / vectors.squared_norm(self.g),
+        }
+        return {name: value.double() for name, value in found.items()} | {"energy": energy}
+
+    def read(self, row: dict[str, Tensor]) -> dict[str, Any]:
+        """The same of a row on the host, with what follows from it."""
+        energy, total = row["energy"].numpy(), float(row["energy"].sum())
         one_d = np.array([is_one_d(tensor) for tensor in self.risk.layout.tensors])
-        squares = self.g.double().square()
-        moved = self.theta + e
-        return {
-            "radius": total**0.5,
-            "first_order_effect": float(vectors.dot(self.g, e)),
-            "loss_increase": self.here.loss_at(moved) - self.batch_loss,
-            "loss_increase_full": float(self.risk.loss(moved)) - self.full_loss,
-            "density": float(mask.double().mean()),
-            "captured_energy": float(squares[mask].sum() / squares.sum()),
+        found = {name: float(value) for name, value in row.items() if name != "energy"}
+        return found | {
+            "loss_increase": found["loss_increase"] - self.batch_loss,
+            "loss_increase_full": found["loss_increase_full"] - self.full_loss,
             "one_d_energy": float(energy[one_d].sum() / total) if total > 0 else np.nan,
             "energy_share": energy / total if total > 0 else np.full(len(energy), np.nan),
         }
@@ -159,13 +167,20 @@ def _rows(
     """The variant and its controls, in the order of CONTROLS."""
     own = at.row(e, mask)
     source = generator(seed)
-    drawn = [_random_like(at.risk.layout, mask, source) for _ in range(num_draws)]
+    drawn = _random_like(at.risk.layout, mask, num_draws, source)
     masks = {"random": drawn, "top": [_top_like(at.risk.layout, mask, at.g)]}
-    rows = [_averaged([own])]
+    rows = [[own]]
     for chosen in masks.values():
         for matched in ("radius", "first_order_effect"):
-            rows.append(_averaged([at.row(_scaled(at.g, m, matched, own), m) for m in chosen]))
-    return rows
+            rows.append([at.row(_scaled(at.g, m, matched, own), m) for m in chosen])
+    return [_averaged([at.read(row) for row in group]) for group in _on_host(rows)]
+
+
+def _on_host(rows: list[list[dict[str, Tensor]]]) -> list[list[dict[str, Tensor]]]:
+    """All of them in one transfer."""
+    parts = [value.reshape(-1) for group in rows for row in group for value in row.values()]
+    values = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    return [[{name: next(values) for name in row} for row in group] for group in rows]
 
 
 def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,24 +191,24 @@ def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def _scaled(g: Tensor, mask: Tensor, matched: str, own: dict[str, Any]) -> Tensor:
+def _scaled(g: Tensor, mask: Tensor, matched: str, own: dict[str, Tensor]) -> Tensor:
     """The masked gradient with the variant's length or first-order effect; 0 where g is 0."""
     f = g * mask
-    energy = float(vectors.squared_norm(f))
-    if not energy > 0:
-        return f
-    return f * (own["radius"] / energy**0.5 if matched == "radius" else own[matched] / energy)
+    energy = vectors.squared_norm(f)
+    factor = own[matched] / (energy.sqrt() if matched == "radius" else energy)
+    return f * torch.where(energy > 0, factor, 1.0).to(f.dtype)
 
 
 def _random_like(
-    layout: ParamLayout, mask: Bool[Tensor, "P"], source: torch.Generator
-) -> Bool[Tensor, "P"]:
-    """As many coordinates in every tensor, anywhere in it."""
-    parts = []
-    for part in split(layout, mask):
-        order = torch.randperm(len(part), generator=source).to(part.device)
-        parts.append(part[order])
-    return torch.cat(parts)
+    layout: ParamLayout, mask: Bool[Tensor, "P"], num_draws: int, source: torch.Generator
+) -> list[Bool[Tensor, "P"]]:
+    """As many coordinates in every tensor, anywhere in it; uploaded once."""
+    own = whole(mask).cpu()
+    drawn = torch.empty((num_draws, len(own)), dtype=torch.bool)
+    for row in drawn:
+        for part, to in zip(split(layout, own), split(layout, row), strict=True):
+            to.copy_(part[torch.randperm(len(part), generator=source)])
+    return list(drawn.to(mask.device))
 
 
 def _top_like(

@@ -165,15 +165,15 @@ class Counterfactual:
         self.risk.spend(len(rows) / self.risk.num_examples)
         return self.flat(dict(zip(trained, found, strict=True)))
 
-    def loss_at(self, theta: Tensor) -> float:
-        """Mean loss of the batch at other weights, in the mode of the step."""
+    def loss_at(self, theta: Tensor) -> Tensor:
+        """Mean loss () of the batch at other weights, in the mode of the step."""
         named = dict(self.model.named_parameters())
         own = {name: named[name].detach().clone() for name in self.risk.layout.names}
         try:
             with torch.no_grad():
                 for name, value in self.risk.layout.unflatten(theta).items():
                     write(named[name], value)
-                return float(self.losses(self.rows).mean())
+                return self.losses(self.rows).mean()
         finally:
             with torch.no_grad():
                 for name, value in own.items():

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape.params import TensorInfo
@@ -71,17 +72,23 @@ class Permutations:
         return float(overlap.expected_common), float(overlap.variance), drawn
 
 
-def filter_mean(rule: Filters, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]) -> np.ndarray:
-    """E[o] of `Permutations.null` alone: sum over positions of the two masks' filter counts."""
+def filter_mean(
+    rule: Filters, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]
+) -> Float[Tensor, " tensor"]:
+    """E[o] of `Permutations.null` alone: sum over positions of the two masks' filter counts.
+
+    (T,) of the T tensors, left on the device.
+    """
     means = []
     for tensor in rule.layout.tensors:
         span = slice(tensor.start, tensor.stop)
         if is_one_d(tensor):
-            means.append(float(first[span].sum()) * float(second[span].sum()) / tensor.numel)
+            counts = [mask[span].sum().double() for mask in (first, second)]
+            means.append(counts[0] * counts[1] / tensor.numel)
             continue
         A, B = (rule.rows(tensor, mask[span]) for mask in (first, second))
-        means.append(float(A.sum(0).double() @ B.sum(0).double()) / len(A))
-    return np.array(means)
+        means.append(A.sum(0).double() @ B.sum(0).double() / len(A))
+    return torch.stack(means)
 
 
 def kappa_above(common: np.ndarray, selected: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -335,7 +335,7 @@ def _repeated(
     """Means over pairs of masks that are repetitions of one comparison, of those that are known."""
     overlap = _overlaps(risk, pairs)
     pooled = overlap.pooled()
-    mean = np.array([filter_mean(rule, a, b) for a, b in pairs])
+    mean = numbers([filter_mean(rule, a, b) for a, b in pairs])
     selected = overlap.first + overlap.second
     kappas = kappa_above(overlap.common, selected, mean)
     every = kappa_above(overlap.common.sum(-1), selected.sum(-1), mean.sum(-1))

@@ -13,7 +13,7 @@ from landscape import plane as planes
 from landscape import sam
 from landscape.checks import check_count
 from landscape.errors import LandscapeError
-from landscape.measure.measuring import Measuring, check_theta
+from landscape.measure.measuring import Measuring, check_checkpoints, check_theta, numbers
 from landscape.measure.perturbations.counterfactual import Counterfactual
 from landscape.measure.surfaces.grids import loss_slice
 from landscape.measure.surfaces.values import objective
@@ -104,7 +104,7 @@ def trajectory(
         True
     """
     own = risk.with_bn(bn)
-    points = [check_theta(own, w, name=f"checkpoint {i}") for i, w in enumerate(checkpoints)]
+    points = check_checkpoints(own, checkpoints)
     if epochs is not None and len(epochs) != len(points):
         raise LandscapeError(
             f"{len(epochs)} epochs were given for {len(points)} checkpoints; give one for each."
@@ -112,8 +112,8 @@ def trajectory(
     plane = planes.trajectory(points, num_directions=num_directions)
     measuring = Measuring("trajectory", own, points[-1])
     coordinates = np.array(plane.details["coordinates"])
-    losses = np.array([float(own.loss(w)) for w in points])
-    surface = np.array([float(own.loss(plane.point(*row))) for row in coordinates])
+    losses = numbers([own.loss(w) for w in points])
+    surface = numbers([own.loss(plane.point(*row)) for row in coordinates])
     variables = {
         "coordinate": Variable(("epoch", "direction"), coordinates, "1", "Coordinate"),
         "explained_share": Variable(
@@ -164,12 +164,12 @@ def _drawn(
     betas = np.arange(-grid - beyond, grid + beyond + 1) / grid
     # A training on one line has no extent along the second direction: draw it as wide as long.
     unit = np.where(extent > 1e-6 * extent.max(), extent, extent.max())
-    losses = [
-        [float(risk.loss(plane.point(a * unit[0], b * unit[1]))) for b in betas] for a in alphas
-    ]
+    losses = numbers(
+        [[risk.loss(plane.point(a * unit[0], b * unit[1])) for b in betas] for a in alphas]
+    )
     names = ("First", "Second")
     variables = {
-        "plane_loss": Variable(("alpha", "beta"), np.array(losses), "nats", "Loss on the plane"),
+        "plane_loss": Variable(("alpha", "beta"), losses, "nats", "Loss on the plane"),
         **{
             f"{axis}_unit": Variable((), float(length), "1", f"{name} axis: length of 1")
             for axis, name, length in zip(("alpha", "beta"), names, unit, strict=True)
