@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from landscape import vectors
 from landscape.errors import LandscapeError
 from landscape.risk._criterion import logits_of
 from landscape.risk._data import Batch
@@ -95,7 +96,7 @@ def _apart(own: Tensor, whole: Tensor) -> float:
     axes = [i for i, (a, b) in enumerate(zip(own.shape, whole.shape, strict=True)) if a != b]
     if not axes:  # what is not finite in both is no difference
         own, whole = (t.nan_to_num(0.0, 0.0, 0.0) for t in (own, whole))
-        return float((own - whole).norm() / whole.norm().clamp(min=1e-30))
+        return float(vectors.norm(own - whole) / vectors.norm(whole).clamp(min=1e-30))
     (axis,) = axes
     here, total = own.shape[axis], whole.shape[axis]
     starts = {*range(0, total - here + 1, here), total - here}
