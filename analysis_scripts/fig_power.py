@@ -46,18 +46,13 @@ def draw(planted_power):
         y = Axis("studies that support flatness", "%", limits=(-3, 103))
         panels.append(Panel(x, y, tuple(marks), f"{simulator} simulator"))
     worst = 100 * float(planted_power["false"].max())
-    drawing = Drawing(
-        "power",
-        "Is flatness found where it is the cause?",
+    caption = (
         f"{number} simulated studies per point, with Wilson's 95 % interval of a share, in which "
-        "flatness makes four fifths of the variance between variants. "
-        f"Controls are not counted. At most {worst:.0f} % of the "
-        "studies of any point have anything false on their page.",
-        tuple(panels),
-        columns=2,
-        panel_height=2.0,
-        share_y="grid",
+        "flatness makes four fifths of the variance between variants. Controls are not counted. At "
+        f"most {worst:.0f} % of the studies of any point have anything false on their page."
     )
+    title, look = "Is flatness found where it is the cause?", {"columns": 2, "panel_height": 2.0}
+    drawing = Drawing("power", title, caption, tuple(panels), **look, share_y="grid")
     return static.render(drawing, width="neurips")
 
 

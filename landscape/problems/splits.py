@@ -200,8 +200,8 @@ def _split(name: str, part: Any) -> Split | Batches:
         examples = gathered(part)
         if not any(True for _ in examples.leaves()):
             raise LandscapeError(
-                f"It is {type(part).__name__} without a tensor, neither a pair (x, y) of arrays "
-                f"nor a dataset or batches of such examples."
+                f"It is {type(part).__name__} without a tensor; return a DataSplits, or train and "
+                f"test each as a pair (x, y) of arrays, a dataset, or batches of such examples."
             )
         columns = _columns(examples)
         return Batches.of(examples) if columns is None else _table(name, *columns)

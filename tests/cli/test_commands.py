@@ -197,7 +197,7 @@ def test_data_that_are_not_there_are_bad_input_and_it_says_where_to_get_them(at)
     ("data", "message"),
     [
         ("study_problem:explode", "study_problem:explode failed: RuntimeError: this model"),
-        ("study_problem:make", "study_problem:make returned Sequential; return a DataSplits"),
+        ("study_problem:make", "It is Sequential without a tensor; return a DataSplits"),
         ("study_problem:absent", "study_problem has no 'absent'"),
         ("study_problem", "unknown 'study_problem'"),
         ("absent:data", "no module 'absent' beside the study file"),
