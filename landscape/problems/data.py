@@ -36,6 +36,7 @@ def load_data(
     label_noise: float = 0.0,
     noise_kind: str = "symmetric",
     seed: int = 0,
+    noise_seed: int | None = None,
     splits: tuple[int, int, int] | None = None,
     verify: bool = True,
 ) -> DataSplits:
@@ -44,12 +45,14 @@ def load_data(
     name: "digits" (1 797 scans, 1x8x8, of scikit-learn), "mnist1d" (arXiv:2011.14439, 1x40,
     generated with its published seed), "cifar10", "cifar100", "svhn" (3x32x32), "tiny_imagenet"
     (3x64x64), "imagenet" (3x224x224; splits that fit the memory), these from data_dir, or
-    "package.module:callable" of yours, called with those of data_dir, label_noise, noise_kind, seed
-    and splits that it accepts; it returns what `as_splits` reads, its label noise made by itself.
+    "package.module:callable" of yours, called with those of data_dir, label_noise, noise_kind,
+    seed, noise_seed and splits that it accepts; it returns what `as_splits` reads, its label noise
+    made by itself.
     label_noise: share of training and validation labels replaced (see `flip_labels`); test labels
     are clean. seed: of the stratified split and of the noise, so that all trainings share the
-    data. splits: numbers of training, validation and test examples. verify=False reads CIFAR files
-    whose checksum is not the published one. No global random state is altered.
+    data. noise_seed: of the noise alone; None: `seed`. splits: numbers of training, validation and
+    test examples. verify=False reads CIFAR files whose checksum is not the published one. No global
+    random state is altered.
 
     Example:
         >>> digits = problems.load_data("digits", label_noise=0.2)
@@ -58,7 +61,8 @@ def load_data(
     """
     if ":" in name:
         options = {"data_dir": data_dir, "label_noise": label_noise, "noise_kind": noise_kind}
-        made = call_with_accepted(import_object(name), options | {"seed": seed, "splits": splits})
+        seeds = {"seed": seed, "noise_seed": noise_seed}
+        made = call_with_accepted(import_object(name), options | seeds | {"splits": splits})
         return as_splits(made, name=name)
     if name not in DATA:
         raise LandscapeError(
@@ -70,7 +74,8 @@ def load_data(
     chosen = _choose(name, y, num_test, sizes, seed)
     if isinstance(x, Images):
         check_memory(name, x.shape, sizes)
-    labels = [_noisy(name, y[i], label_noise, noise_kind, classes, (seed, part), part == 2)
+    noise = seed if noise_seed is None else noise_seed
+    labels = [_noisy(name, y[i], label_noise, noise_kind, classes, (noise, part), part == 2)
               for part, i in enumerate(chosen)]  # fmt: skip
     inputs = [x[i] for i in chosen]
     mean, std = _moments(inputs[0])
@@ -84,7 +89,8 @@ def load_data(
     ]
     said = {
         "data": name, "splits": list(sizes), "label_noise": label_noise, "noise_kind": noise_kind,
-        "data_seed": seed, "wrong_labels": [int(part.wrong.sum()) for part in parts],
+        "data_seed": seed, **({} if noise_seed is None else {"noise_seed": noise_seed}),
+        "wrong_labels": [int(part.wrong.sum()) for part in parts],
         "input_mean": mean.ravel().tolist(), "input_std": std.ravel().tolist(), **origin,
     }  # fmt: skip
     return DataSplits(*parts, num_classes=classes, name=name, provenance=said)

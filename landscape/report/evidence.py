@@ -270,12 +270,32 @@ def _how_decided(family: Family, tested: list[Difference]) -> str:
     compared = METRICS[family.study.metric].name
     return (
         f"Differences are paired by seed and carry the choice of test examples where those are "
-        f"known. Intervals and p are adjusted for everything this page states: "
+        f"known. {_draws(family.study)}"
+        f"Intervals and p are adjusted for everything this page states: "
         f"{words.count(primary, 'comparison')} of {compared} in the first setting and "
         f"{words.count(other, 'other')} (flatness, radius and what else explains), "
         f"{' and '.join(how[name] for name in methods)}. The page as a whole is made to state "
         f"something false in at most one study of twenty.{least}"
     )
+
+
+def _draws(study: StudyResults) -> str:
+    """What else than initial weights and batches differs between seeds; "" where nothing does."""
+    said = []
+    for setting in study.settings:
+        if drawn := study.redrawn(setting):
+            where = f" ({study.title(setting)})" if len(study.settings) > 1 else ""
+            said.append(
+                f"Every seed has drawn {drawn} anew, the same for all variants{where}, so that "
+                f"intervals are over seeds, {drawn.replace('split', 'splits')}. "
+            )
+    if any("split" in study.redrawn(setting) for setting in study.settings):
+        said.append(
+            "Redrawn splits of one data set have examples in common, and intervals over them speak "
+            "of this data set (doi:10.1023/A:1024068626366); a test set that a seed has drawn is "
+            "part of the spread over seeds. "
+        )
+    return "".join(said)
 
 
 def _margin_note(family: Family, setting: str) -> str:
@@ -296,7 +316,8 @@ def _margin_note(family: Family, setting: str) -> str:
         error = stats.sampling_error(mean, examples)
         relative = 100 * error / max(1 - mean, 0.5 / examples)
         text += (
-            f" The test set has {examples} examples; their choice alone gives one accuracy a "
+            f" {'Each' if 'split' in study.redrawn(setting) else 'The'} test set has {examples} "
+            f"examples; their choice alone gives one accuracy a "
             f"standard error of {100 * error:.1f} points, {relative:.0f} % of the error."
         )
     return text

@@ -60,6 +60,12 @@ def _training(study: StudyResults) -> Iterator[str]:
             f"{words.count(len(listed), 'run')} with {words.count(seeds, 'seed')}, which fix "
             f"initial weights and data order and are shared by all variants."
         )
+    for setting in study.settings:
+        if drawn := study.redrawn(setting):
+            yield escape(
+                f"Setting {study.title(setting)}: every seed has drawn {drawn} anew, the same for "
+                f"all variants; intervals are over these draws as well."
+            )
     elsewhere = len(listed) - len(own)
     if elsewhere:
         yield escape(f"{words.count(elsewhere, 'run')} of them trained elsewhere.")

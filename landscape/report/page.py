@@ -202,7 +202,9 @@ def _trained(study: StudyResults) -> Iterator[tuple[str, str]]:
         yield "Training", ", ".join(said)
     if listed:
         seeds = len({run.get("seed") for run in listed})
-        yield "Runs", f"{len(listed)} ({words.count(seeds, 'seed')})"
+        drawn = list(dict.fromkeys(filter(None, map(study.redrawn, study.settings))))
+        own = f", each with its own {' or '.join(drawn)}" if drawn else ""
+        yield "Runs", f"{len(listed)} ({words.count(seeds, 'seed')}{own})"
 
 
 def _all_of(entries: list[dict[str, Any]], key: str) -> str:

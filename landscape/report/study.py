@@ -133,6 +133,15 @@ class StudyResults:
             ((self.resolved.get("settings") or {}).get(setting) or {}).get("title") or setting
         )
 
+    def redrawn(self, setting: str) -> str:
+        """What every seed has drawn anew, in words: "split", "split and label noise", or ""."""
+        own = (self.resolved.get("settings") or {}).get(setting) or {}
+        noisy = own.get("label_noise") or "label_noise" in (self.resolved.get("axes") or {})
+        parts = [str(part) for part in own.get("redraw") or ()]
+        # A callable of the user's may make noise that the file does not say.
+        kept = [p for p in parts if p != "label_noise" or noisy or ":" in str(own.get("data"))]
+        return words.listing([part.replace("_", " ") for part in kept])
+
     def has(self, name: str, setting: str) -> bool:
         """Whether a measurement has runs in a setting."""
         return name in self.data and setting in runs.settings(self.data[name])

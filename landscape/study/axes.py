@@ -15,6 +15,7 @@ from landscape.study.spec import Run, Study
 
 LETTERS = {"rho": "ρ", "alpha": "α", "beta": "β"}
 _PLACES = ("data_dir",)  # where files lie decides no number
+_DRAWS = ("data_seed", "noise_seed", "redraw")  # what a seed of the study has drawn is no axis
 
 
 def with_rows(runs: Sequence[Run]) -> tuple[Run, ...]:
@@ -38,7 +39,7 @@ def _named(runs: Sequence[Run]) -> tuple[Run, ...]:
     named = []
     for run in runs:
         own = _choices(run)
-        apart = {key: own[key] for key in every if key in varying[run.family]}
+        apart = {key: own[key] for key in varying[run.family] if key in own}
         # What a variant's own table says of its training makes it what it is: SGD stopped early.
         # How weights from elsewhere were trained, no table of ours can say.
         unknown = run.fixed if run.weights is None else tuple(run.training)
@@ -67,7 +68,8 @@ def _varying(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
 
 def _choices(run: Run) -> dict[str, Any]:
     """Everything that can be an axis, options first; one name never means two things."""
-    problem = {key: value for key, value in asdict(run.problem).items() if key not in _PLACES}
+    apart = {*_PLACES, *(_DRAWS if run.problem.redraw else ("redraw",))}
+    problem = {key: value for key, value in asdict(run.problem).items() if key not in apart}
     return {**problem, **run.training, **run.options}
 
 

@@ -16,7 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import BNMode, EmpiricalRisk, takes_batch
 from landscape.study import together
-from landscape.study.problem import DTYPES, make_loss, make_model, make_recipe, read_data
+from landscape.study.problem import DTYPES, data_key, make_loss, make_model, make_recipe, read_data
 from landscape.study.spec import Job, Run
 from landscape.training.batches import crop_and_flip
 
@@ -52,7 +52,10 @@ class FinishedRun:
 
     @cached_property
     def examples(self) -> problems.Split | problems.Batches:
-        """The fixed examples: a stratified subset of the split, the same for every run."""
+        """The fixed examples: a stratified subset of the split, the same for runs of one seed.
+
+        And of all seeds, unless the study redraws its data.
+        """
         split = getattr(self.data, self.job.spec.split)
         if split is None:
             raise LandscapeError(
@@ -106,7 +109,16 @@ class FinishedRun:
         return min(found, key=lambda run: run.seed)
 
     def theta_of(self, run: Run) -> Tensor:
-        """Parameters of another run of the setting, (P,); one of another architecture is named."""
+        """Parameters of another run of the setting, (P,); one of another architecture is named.
+
+        One that was trained on another draw of the data is refused: between them lies no one loss.
+        """
+        if self.run.problem.redraw and data_key(run) != data_key(self.run):
+            raise LandscapeError(
+                f"{run.run_id} was trained on another draw of the data than {self.run.run_id} "
+                f"(redraw = {list(self.run.problem.redraw)}), so there is no one loss between "
+                f"them. Name runs of one seed."
+            )
         model = make_model(run, read_data(replace(self.job, run=run)), self.job.base)
         _load(model, run, self.job.folder.parent / run.run_id)
         layout, own = ParamLayout.of(model), self.risk().layout

@@ -83,6 +83,20 @@ def check_checkpoints(measure: MeasureSpec, runs: Sequence[Run]) -> None:
             )
 
 
+def check_draws(measure: MeasureSpec, runs: Sequence[Run]) -> None:
+    """Refuse a barrier between seeds that have drawn data of their own: which loss would it be."""
+    drawn = [run for run in runs if run.problem.redraw]
+    several = len({run.seed for run in drawn}) > 1
+    for one in measure.measurements:
+        if one.name == "barrier" and several and len(one.options["seeds"]) != 1:
+            raise LandscapeError(
+                f"[measure.barrier] seeds = {list(one.options['seeds'])} goes between runs that "
+                f"were trained on different draws of the data (redraw = "
+                f"{list(drawn[0].problem.redraw)}), where there is no one loss. Name one seed, as "
+                f"in seeds = [{drawn[0].seed}]."
+            )
+
+
 def measurement(
     name: str,
     table: Mapping[str, Any],

@@ -11,7 +11,7 @@ from landscape.checks import LARGEST_SEED, MOST
 from landscape.errors import LandscapeError
 from landscape.storage import check_name
 from landscape.study import user_code
-from landscape.study.spec import Problem
+from landscape.study.spec import REDRAWS, Problem
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -126,6 +126,15 @@ def check_problem(where: str, problem: Problem) -> None:
             f"validation and test examples."
         )
     check_seed(f"{where} data_seed", problem.data_seed)
+    if problem.noise_seed is not None:
+        check_seed(f"{where} noise_seed", problem.noise_seed)
+    redraw = problem.redraw
+    if not isinstance(redraw, tuple) or any(part not in REDRAWS for part in redraw):
+        given = list(redraw) if isinstance(redraw, tuple) else redraw
+        raise LandscapeError(
+            f"{where} redraw = {given!r} must list what every seed draws anew, of "
+            f"{', '.join(map(repr, REDRAWS))}."
+        )
     if problem.data_dir is not None and not isinstance(problem.data_dir, str):
         raise LandscapeError(f"{where} data_dir = {problem.data_dir!r} must be a path in quotes.")
     if not isinstance(verify, bool):

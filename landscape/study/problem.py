@@ -27,6 +27,7 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
         "label_noise": problem.label_noise,
         "noise_kind": problem.noise_kind,
         "seed": problem.data_seed,
+        "noise_seed": problem.noise_seed,
         "splits": problem.splits,
         "verify": problem.verify,
     }
@@ -39,6 +40,14 @@ def load_data(problem: Problem, base: Path) -> problems.DataSplits:
             raise LandscapeError(
                 f"label_noise = {problem.label_noise} was asked of {problem.data}, which has no "
                 f"argument label_noise; make the noise in that callable and return (x, y, y_clean)."
+            )
+        needed = {"seed": "split" in problem.redraw, "noise_seed": problem.noise_seed is not None}
+        for name in (name for name, needs in needed.items() if needs and name not in accepts):
+            raise LandscapeError(
+                f"{problem.data} has no argument {name}, so it cannot draw data anew for every "
+                f"seed of the study (redraw = {list(problem.redraw)}, data_seed = "
+                f"{problem.data_seed}, noise_seed = {problem.noise_seed}); add it, and seed the "
+                f"{'label noise' if name == 'noise_seed' else 'split and the label noise'} with it."
             )
         if problem.splits is not None and "splits" not in accepts:
             raise LandscapeError(
@@ -143,5 +152,8 @@ def data_key(run: Run) -> str:
 
 def of_data(run: Run) -> dict[str, object]:
     """What decides the data of a run: its problem without model and loss, and the user's file."""
-    own = {key: v for key, v in asdict(run.problem).items() if key not in ("model", "loss")}
+    left = {"model", "loss", "redraw"} | (
+        {"noise_seed"} if run.problem.noise_seed is None else set()
+    )
+    own = {key: v for key, v in asdict(run.problem).items() if key not in left}
     return own | {"code": run.code.get(run.problem.data)}

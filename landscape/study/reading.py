@@ -18,7 +18,7 @@ from landscape.errors import LandscapeError
 from landscape.storage import check_name
 from landscape.study import axes, possible, user_code
 from landscape.study.comparisons_table import comparisons
-from landscape.study.measure_table import check_checkpoints, measure_spec
+from landscape.study.measure_table import check_checkpoints, check_draws, measure_spec
 from landscape.study.spec import Problem, Run, Setting, Study, VariantSpec, fingerprint
 from landscape.study.weights_pattern import weights_files
 
@@ -40,7 +40,9 @@ RUN_KEYS = (
     "loss",
     "training",
 )
-AXIS_KEYS = tuple(key for key in PROBLEM_KEYS if key != "data_dir")  # a grid may vary them
+AXIS_KEYS = tuple(
+    k for k in PROBLEM_KEYS if k not in ("data_dir", "redraw")
+)  # a grid may vary them
 
 
 def load(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> Study:
@@ -108,6 +110,7 @@ def parse(
     known = [*reader.known(runs), *possible.recipe_names()]
     measure = measure_spec(given.get("measure", {}), known, sorted({run.seed for run in runs}))
     check_checkpoints(measure, runs)
+    check_draws(measure, runs)
     return Study(
         name=str(given["name"]),
         question=possible.text("question", given.get("question", "")),
@@ -219,6 +222,12 @@ class _Reader:
                 "[[run]] entries."
             )
         _check_repeated(runs)
+        drawn = [run.problem for run in runs if "label_noise" in run.problem.redraw]
+        if drawn and not any(p.label_noise or user_code.is_callable_name(p.data) for p in drawn):
+            raise LandscapeError(
+                "redraw = 'label_noise' was asked, and no run has any; set label_noise in [problem]"
+                " or in a setting, or leave it out of redraw."
+            )
         seen: dict[str, Run] = {}
         for run in runs:
             other = seen.setdefault(run.run_id, run)
@@ -264,6 +273,8 @@ class _Reader:
         seeds = given.pop("seed", [0])
         files = {key: given.pop(key)[0] for key in ("weights", "weights_key") if key in given}
         self._check_axes(where, given, variants)
+        for setting in settings:
+            _check_redraws(where, given, setting)
         common = [key for key in given if key in (*possible.training_defaults(), *AXIS_KEYS)]
         for setting, variant, seed in itertools.product(settings, variants, seeds):
             # A variant without the option meets that axis once: SGD has no rho to vary.
@@ -338,6 +349,9 @@ class _Reader:
     ) -> Run:
         possible.check_seed(f"{where} seed", seed)
         possible.check_problem(where, setting.problem)
+        drawn = setting.problem.drawn(seed)
+        drawn = replace(drawn, label_noise=float(drawn.label_noise))
+        possible.check_problem(f"{where} seed {seed}: the drawn", drawn)
         chosen = possible.recipe_options(variant.recipe) | dict(variant.options) | dict(options)
         missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
         if missing:
@@ -353,7 +367,7 @@ class _Reader:
         possible.check_training(f"{where} variant {variant.name!r}", merged)
         path, trail = None, {}
         if weights is not None:
-            fields = {**asdict(setting.problem), **merged, **chosen, "variant": variant.name}
+            fields = {**asdict(drawn), **merged, **chosen, "variant": variant.name}
             fields |= {"setting": setting.name, "seed": seed}
             path, trail = weights_files(where, weights, fields, self.base)
         elif variant.recipe == possible.NO_RECIPE:
@@ -373,7 +387,7 @@ class _Reader:
             label=variant.label,
             setting=setting.name,
             seed=seed,
-            problem=replace(setting.problem, label_noise=float(setting.problem.label_noise)),
+            problem=drawn,
             recipe=variant.recipe,
             options=possible.as_declared(chosen, possible.recipe_numbers(variant.recipe)),
             training=possible.as_declared(merged, possible.training_numbers()),
@@ -392,11 +406,24 @@ def _check_repeated(runs: Sequence[Run]) -> None:
         if run.weights is None:
             continue
         same = {k: v for k, v in run.decisive.items() if k != "seed"}
+        if run.problem.redraw:  # what a seed has drawn makes no other training of these weights
+            same["problem"] = asdict(replace(run.problem, data_seed=0, noise_seed=None))
         other = first.setdefault(fingerprint([run.family, run.setting, run.weights, same]), run)
         if other.seed != run.seed:
             raise LandscapeError(
                 f"the seeds {other.seed} and {run.seed} of {run.family!r} have the same weights, "
                 f'{run.weights}; give each its own, as in weights = "ckpt/{{variant}}_{{seed}}.pt".'
+            )
+
+
+def _check_redraws(where: str, given: Mapping[str, Any], setting: Setting) -> None:
+    """Refuse an axis of draws where every seed of the study has draws of its own."""
+    for key in ("data_seed", "noise_seed"):
+        if key in given and setting.problem.redraw:
+            raise LandscapeError(
+                f"{where} axis {key!r} and redraw = {list(setting.problem.redraw)} both say what "
+                f"is drawn (setting {setting.name!r}): with redraw every seed of the study adds "
+                f"itself to {key}. Remove one of them."
             )
 
 

@@ -8,7 +8,7 @@ of this package) and of nothing else: a new title keeps the results, a new rho m
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from landscape.risk import BNMode
 
 METRICS = OUTCOMES  # what [comparisons] metric may name
+REDRAWS = ("split", "label_noise")  # what [problem] redraw may name
 
 
 def fingerprint(value: Any, *, length: int = 8) -> str:
@@ -31,7 +32,11 @@ def fingerprint(value: Any, *, length: int = 8) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """Data, model and loss: names of ours, or "package.module:callable" of yours."""
+    """Data, model and loss: names of ours, or "package.module:callable" of yours.
+
+    data_seed: of the split, and of the label noise where `noise_seed` is None. redraw: which of
+    `REDRAWS` every seed of the study draws anew; a run holds what its own seed has `drawn`.
+    """
 
     data: str = "digits"
     model: str = "cnn"
@@ -39,9 +44,26 @@ class Problem:
     label_noise: float = 0.0
     noise_kind: str = "symmetric"
     data_seed: int = 0
+    noise_seed: int | None = None
+    redraw: tuple[str, ...] = ()
     data_dir: str | None = None
     splits: tuple[int, int, int] | None = None
     verify: bool = True
+
+    def drawn(self, seed: int) -> "Problem":
+        """The problem that seed `seed` meets: what is drawn anew has its seed plus this one.
+
+        The same for every variant, so that runs of one seed share their data and are pairs.
+        """
+        split = noise = self.data_seed
+        if self.noise_seed is not None:
+            noise = self.noise_seed
+        if "split" in self.redraw:
+            split += seed
+        if "label_noise" in self.redraw:
+            noise += seed
+        # Two spellings of one draw would be two runs.
+        return replace(self, data_seed=split, noise_seed=None if noise == split else noise)
 
 
 @dataclass(frozen=True)
@@ -101,10 +123,15 @@ class Run:
     @property
     def decisive(self) -> dict[str, Any]:
         """Everything that decides the numbers; where files lie is left out."""
-        unset = {"data_dir": self.problem.data_dir, "splits": None, "verify": True}
+        given = self.problem
+        # What a seed has drawn, its own seeds of data say: `redraw` adds nothing.
+        unset: dict[str, Any] = {
+            "data_dir": given.data_dir, "splits": None, "verify": True, "noise_seed": None,
+            "redraw": given.redraw,
+        }  # fmt: skip
         problem = {
             key: value
-            for key, value in asdict(self.problem).items()
+            for key, value in asdict(given).items()
             if key not in unset or value != unset[key]
         }
         parts = {
