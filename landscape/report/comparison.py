@@ -53,10 +53,13 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
         Part(
             "What both measured",
             (
-                "Means over seeds. Difference: second minus first, with a Welch interval that is "
-                f"{LEVEL:.0%} for all {len(compared)} rows together; on the logarithm, as a ratio, "
-                "where all values are positive and the quantity is compared so. Identical: the "
-                "same seeds have the same values to the last bit.",
+                "Arithmetic means over seeds. Difference: second minus first, with a Welch "
+                f"interval that is {100 * LEVEL:.0f} % for all {len(compared)} rows together; "
+                "where all values are positive and the quantity is compared on the logarithm, the "
+                "ratio of geometric means. Identical: the same seeds have the same values to the "
+                "last bit."
+                if compared
+                else "Nothing: no variant in a setting of the same name has a quantity in common.",
             ),
             ("setting", "variant", "quantity", *names, "difference", ""),
             table_of([one["row"] for one in compared]),

@@ -56,7 +56,9 @@ def diagnose(
         Part(
             "Every quantity of both",
             (
-                "Means over seeds; differences are paired by seed. Intervals and p are adjusted: "
+                "Means over seeds are on the scale of each quantity (geometric on a logarithm). A "
+                "difference is the mean of differences paired by seed, which need not be that of "
+                "the two means. Intervals and p are adjusted: "
                 '"the page" for everything that the report states, "exploratory" for the '
                 "quantities of this pair that the report does not compare, which were asked after "
                 "the numbers were there.",
@@ -130,11 +132,11 @@ def _decided(one: Difference) -> str:
     decision = one.decision
     if not decision.tested:
         return "no test possible"
-    if decision.equivalent:
-        return f"equal within {words.margin(one.metric, decision)}"
+    within = words.margin(one.metric, decision)
     if one.sign:
-        return one.metric.comparative if one.sign > 0 else one.metric.opposite
-    return "not resolved"
+        word = one.metric.comparative if one.sign > 0 else one.metric.opposite
+        return f"{word}, by less than {within}" if decision.equivalent else word
+    return f"equal within {within}" if decision.equivalent else "not resolved"
 
 
 def _written(family: Family, one: Difference, how: str) -> tuple[str, ...]:
@@ -176,24 +178,31 @@ def _answer(study: StudyResults, found: list[tuple[Difference, str]], left: str,
         name = main.metric.name
         text = words.plain_difference(main.metric, main.plain)
         p = words.p_value(main.decision.p)
+        small = ", and less than the margin" if main.decision.equivalent else ""
         first = {
-            1: f"{left} has {main.metric.comparative} than {right} ({text}, {p}).",
-            -1: f"{left} has {main.metric.opposite} than {right} ({text}, {p}).",
+            1: f"{left} has {main.metric.comparative} than {right} ({text}, {p}{small}).",
+            -1: f"{left} has {main.metric.opposite} than {right} ({text}, {p}{small}).",
             0: f"{words.sentence(name)} of {left} and {right}: {_decided(main)} ({text}, {p}).",
         }[main.sign]
     others = [one for one, _ in found if one is not main]
     own = {one.metric.key for one, how in found if how == "exploratory"}
-    apart = [
-        METRICS[key].name + (" (exploratory)" if key in own else "")
-        for key in (one.metric.key for one in others if one.sign)
-    ]
-    rest = len(others) - len(apart)
+    resolved = [one for one in others if one.sign]
+    names = {
+        one.metric.key: METRICS[one.metric.key].name
+        + (" (exploratory)" if one.metric.key in own else "")
+        for one in resolved
+    }
+    apart = [names[one.metric.key] for one in resolved if not one.decision.equivalent]
+    little = [names[one.metric.key] for one in resolved if one.decision.equivalent]
+    rest = len(others) - len(resolved)
     if not others:
         return first
-    if not apart:
+    if not resolved:
         return f"{first} In no other quantity is a difference resolved."
-    left_over = words.count(rest, "other quantity", "other quantities")
-    return (
-        f"{first} They differ in {words.listing(apart)}; in {left_over} no difference is resolved. "
-        "What differs need not be the cause."
-    )
+    said = [f"in {words.listing(apart)}"] if apart else []
+    if little:
+        said.append(f"by less than the margin in {words.listing(little)}")
+    if rest:
+        left_over = words.count(rest, "other quantity", "other quantities")
+        said.append(f"in {left_over} no difference is resolved")
+    return f"{first} They differ {'; '.join(said)}. What differs need not be the cause."

@@ -104,6 +104,9 @@ def effect(metric: Metric, decision: Decision) -> str:
         return f"[{write(turned[0])}, {write(turned[1])}]" if ci.known else ""
     low, high = sorted(_ends(metric, ci))
     inside = f" [{_bound(low)}, {_bound(high)}]" if not math.isnan(low) else ""
+    if ci.excludes(0):
+        # 1.0 [1.001, 1.01] would leave its own interval.
+        return f"{metric.what} × {_bound(metric.factor(ci.estimate))}{inside}"
     return f"{metric.what} × {factor(metric, ci.estimate)}{inside}"
 
 

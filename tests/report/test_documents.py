@@ -104,3 +104,36 @@ def test_a_document_says_the_same_as_page_as_markdown_and_as_json(study, tmp_pat
     # A row of a table is a line, or Markdown has no table.
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.rstrip().endswith("|") for line in table)
+
+
+def test_a_difference_within_the_margin_is_no_equality_and_is_not_among_those_that_differ(
+    tmp_path_factory,
+):
+    """Resolved and small: the interval leaves out 1 and lies within the margin."""
+    place = write_study(tmp_path_factory.mktemp("little") / "a", noisy=("sgd", "sam"), seeds=4)
+    path = place.results / "top_eigenvalues.nc"
+    ds = results.load(path)
+    sam, apart = (ds.variant.values == "sam"), 1.04 + 0.001 * ds.seed.values
+    base = ds.eigenvalue.values[ds.variant.values == "sgd"]
+    values = ds.eigenvalue.values.copy()
+    values[sam] = base * apart[sam][:, None]
+    ds["eigenvalue"] = (ds.eigenvalue.dims, values, ds.eigenvalue.attrs)
+    results.save(ds, path)
+    found = report.diagnose(report.StudyResults.read(place), "sam", "sgd")
+    (one,) = (one for one in found.data["differences"] if one["quantity"] == "lambda1")
+    assert one["sign"]
+    assert one["equivalent"]
+    (row,) = (row for row in found.parts[0].rows if row[0] == "λ₁")
+    assert "less than 10 % of the λ₁" in " ".join(row)
+    assert not any(cell.startswith("equal within") for cell in row)
+    assert "λ₁ × 1.0 [" not in " ".join(row)
+    assert "by less than the margin in" in found.answer
+    assert "λ₁" in found.answer.split("by less than the margin in")[1]
+
+
+def test_studies_with_nothing_in_common_have_no_intervals_to_explain(study, tmp_path):
+    other = write_study(tmp_path / "other", clean=("zsharp",), noisy=(), seeds=2)
+    found = report.compare(study, report.StudyResults.read(other))
+    assert found.data["compared"] == []
+    (part,) = (part for part in found.parts if part.title == "What both measured")
+    assert part.text[0].startswith("Nothing: no variant")
