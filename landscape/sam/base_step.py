@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.checks import USE_ANOTHER
-from landscape.sam.finite import Finite, all_finite, are_little
+from landscape.sam.finite import Finite, all_finite, are_little, chosen, copies
 from landscape.sam.geometry import scale
 from landscape.sam.shards import local
 from landscape.sam.variant import Point
@@ -193,13 +193,16 @@ class BaseStep:
                 finally:
                     del base.found_inf
                 return
-            for i, g in self._gradients():
-                self.optimizer.trained.put(i, torch.where(finite, g, 0.0))
-            before = {key: t.clone() for key, t in self._altered(finite.device)}
+            there = self._gradients()
+            for (i, _), g in zip(there, chosen(finite, [g for _, g in there]), strict=True):
+                self.optimizer.trained.put(i, g)
+            held = dict(self._altered(finite.device))
+            before = dict(zip(held, copies(list(held.values())), strict=True))
             base.step()
-            for key, t in self._altered(finite.device):
-                old = before.get(key)  # state begins at zero
-                t.copy_(torch.where(finite, t, torch.zeros_like(t) if old is None else old))
+            now = dict(self._altered(finite.device))
+            old = [before[k] if k in before else torch.zeros_like(t) for k, t in now.items()]
+            if now:  # state begins at zero
+                torch._foreach_copy_(list(now.values()), chosen(finite, list(now.values()), old))
 
     def _altered(self, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
         """What a base step alters on the device: weights with a gradient, and their state."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.sam.finite import chosen
 from landscape.sam.shards import local
 from landscape.sam.trained import Trained, unwrap
 
@@ -62,8 +63,8 @@ class Buffers:
                     return self._choose(unless)
                 m._buffers[name] = b
         if unless is not None:
-            for b, s in zip(self._now, self._saved, strict=True):
-                b.copy_(torch.where(unless.to(b.device), b, s))
+            if self._now:
+                torch._foreach_copy_(self._now, chosen(unless, self._now, self._saved))
         elif self._now:
             torch._foreach_copy_(self._now, self._saved)
         return None

@@ -17,6 +17,51 @@ def are_little(tensors: Sequence[Tensor]) -> bool:
     return sum(map(torch.numel, tensors)) < SMALL * len(tensors)
 
 
+def chosen(
+    finite: Tensor, tensors: Sequence[Tensor], others: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """New tensors: each as it is where `finite` () holds, else the other one, or zeros.
+
+    Nothing waits for the device. Many little ones are views of one tensor, made in few calls.
+    """
+    found = list(tensors)
+    for where in _together(tensors):
+        some = [tensors[i] for i in where]
+        yes = finite.to(some[0].device)
+        if len(where) == 1:
+            found[where[0]] = torch.where(yes, some[0], 0.0 if others is None else others[where[0]])
+            continue
+        other = 0.0 if others is None else torch.cat([others[i].reshape(-1) for i in where])
+        flat = torch.where(yes, torch.cat([t.reshape(-1) for t in some]), other)
+        for i, part in zip(where, flat.split([t.numel() for t in some]), strict=True):
+            found[i] = part.view(tensors[i].shape)
+    return found
+
+
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Clones, in few calls for many little tensors."""
+    found = list(tensors)
+    for where in _together(tensors):
+        if len(where) == 1:
+            found[where[0]] = tensors[where[0]].clone()
+            continue
+        flat = torch.cat([tensors[i].reshape(-1) for i in where])
+        parts = flat.split([tensors[i].numel() for i in where])
+        for i, part in zip(where, parts, strict=True):
+            found[i] = part.view(tensors[i].shape)
+    return found
+
+
+def _together(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of those that may go into one tensor; alone are cut, strided and large ones."""
+    groups: dict[object, list[int]] = {}
+    for i, t in enumerate(tensors):
+        alike = type(t) in (Tensor, torch.nn.Parameter) and t.layout is torch.strided
+        alike = alike and t.is_contiguous() and t.numel() < SMALL
+        groups.setdefault((t.dtype, t.device) if alike else i, []).append(i)
+    return list(groups.values())
+
+
 def is_finite(norm: Tensor) -> Finite:
     """Whether a norm is finite, asked of the device without waiting for it."""
     return math.isfinite(norm.item()) if norm.is_cpu else torch.isfinite(norm)

@@ -16,7 +16,7 @@ from landscape.sam.checks import check_dense, without_gradient
 from landscape.sam.corrections import Blend
 from landscape.sam.engine import Ascent, ascend
 from landscape.sam.evaluate import SameBatch
-from landscape.sam.finite import Finite, all_finite, both_finite, is_finite
+from landscape.sam.finite import Finite, all_finite, both_finite, chosen, is_finite
 from landscape.sam.geometry import scale
 from landscape.sam.loss_terms import check_outputs
 from landscape.sam.passes import Passes
@@ -167,7 +167,7 @@ class Step:
         if optimizer.local is not None:
             self.finite = replicas.all_agree(optimizer.local, self.finite, optimizer.device)
         if isinstance(self.finite, Tensor):
-            point.gradients = [torch.where(self.finite, g, 0.0) for g in point.gradients]
+            point.gradients = chosen(self.finite, point.gradients)
             norms = torch.where(self.finite, torch.stack(point.norms), 0.0)
             point._norm = torch.where(self.finite, point.norm, 0.0)
             point._norms, point.finite = list(norms.unbind()), self.finite
