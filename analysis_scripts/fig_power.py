@@ -14,7 +14,11 @@ from landscape import results
 from landscape.plot import static
 from landscape.plot.drawing import Axis, Drawing, Line, Panel, Points, Rule
 
-COLORS = {4: "#8c8c8c", 8: "#0072b2", 12: "#d55e00"}
+LOOKS = {
+    4: ("#8c8c8c", "circle", "dot"),
+    8: ("#0072b2", "square", "dash"),
+    12: ("#d55e00", "triangle", "solid"),
+}
 SHIFT = {4: 0.97, 8: 1.0, 12: 1.03}
 
 
@@ -30,7 +34,7 @@ def draw(planted_power):
     ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
     for simulator in dict.fromkeys(ds.simulator.values):
         marks = [Rule("y", 60, "three studies in five", "dash")]
-        for count, color in COLORS.items():
+        for count, (color, symbol, dash) in LOOKS.items():
             here = (ds.simulator.values == simulator) & (ds.variants.values == count)
             seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
             found = [binomtest(round(number * share), number) for share in shares]
@@ -39,8 +43,10 @@ def draw(planted_power):
             # Moved apart by three per cent each, or the intervals would lie on one another.
             x, name = seeds * SHIFT[count], f"{count} variants"
             marks += [
-                Line(x, 100 * shares, name, color, legend=False),
-                Points(x, 100 * shares, name, color, y_low=low, y_high=high, true_x=seeds),
+                Line(x, 100 * shares, name, color, dash, legend=False),
+                Points(
+                    x, 100 * shares, name, color, symbol, y_low=low, y_high=high, true_x=seeds
+                ),
             ]
         x = Axis("seeds", log=True, ticks=ticks)
         y = Axis("studies that support flatness", "%", limits=(-3, 103))

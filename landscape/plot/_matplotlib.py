@@ -181,7 +181,8 @@ def _legend(figure: Figure, grid: np.ndarray, inches: float, ended: set[str]) ->
             if label not in ended:
                 entries.setdefault(label, handle)
     if entries:
-        columns = _legend_columns(list(entries), inches)
+        rows = -(-len(entries) // _legend_columns(list(entries), inches))
+        columns = -(-len(entries) // rows)  # rows of one length, if that can be
         figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=columns
         )

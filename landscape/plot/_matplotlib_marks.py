@@ -10,6 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LightSource, ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from landscape.plot import style
@@ -41,6 +42,7 @@ _SYMBOLS = {
     "bar": "|",
     "none": "",
 }
+_WHITE = "#ffffff"
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.5))}
 
 
@@ -64,6 +66,7 @@ def _(mark: Points, ax: Axes) -> None:
         if low is not None and high is not None:
             line(across, low, high, color=mark.color, lw=0.9, alpha=mark.opacity, zorder=2.5)
     label = mark.name if mark.legend else None
+    edge = style.INK if mark.color == _WHITE else _WHITE
     for chosen, face in ((~hollow, mark.color), (hollow, "white")):
         if not chosen.any() and (face == "white" or hollow.any()):
             continue
@@ -74,7 +77,7 @@ def _(mark: Points, ax: Axes) -> None:
             marker=_SYMBOLS[mark.symbol],
             markersize=mark.size,
             markerfacecolor=face,
-            markeredgecolor=mark.color if face == "white" or mark.symbol == "bar" else "white",
+            markeredgecolor=mark.color if face == "white" or mark.symbol == "bar" else edge,
             markeredgewidth=0.8 if face == "white" or mark.symbol == "bar" else 0.4,
             alpha=mark.opacity,
             label=label,
@@ -90,6 +93,9 @@ def _(mark: Line, ax: Axes) -> None:
         mark.x, mark.y, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=mark.width,
         alpha=mark.opacity, label=label, marker=_SYMBOLS[mark.symbol], markersize=3.2,
         markeredgecolor="white", markeredgewidth=0.3, markevery=max(1, len(mark.x) // 5),
+        # A white path is seen on the palest contours too.
+        path_effects=[withStroke(linewidth=mark.width + 1, foreground=style.INK)]
+        if mark.color == _WHITE else None,
     )  # fmt: skip
 
 

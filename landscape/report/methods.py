@@ -133,7 +133,8 @@ def references(study: StudyResults) -> str:
 
 def _entry(source: str) -> str:
     if not source[:1].isdigit():
-        return f"@misc{{{_key(source)},\n  title = {{{escape(source)}}}\n}}\n"
+        fields = _KNOWN["elsewhere"].get(source, {"title": escape(source)})
+        return _bibtex(source, fields | {"title": f"{{{fields['title']}}}"})
     fields = {"eprint": source, "archivePrefix": "arXiv", "year": f"20{source[:2]}"}
     fields["url"] = f"https://arxiv.org/abs/{source}"
     if source in _KNOWN["papers"]:
@@ -142,8 +143,13 @@ def _entry(source: str) -> str:
     else:
         note = "Authors and title: see the address"
         fields = {"title": f"{{arXiv:{source}}}", "key": "arXiv", "note": note, **fields}
+    return _bibtex(source, fields)
+
+
+def _bibtex(source: str, fields: dict[str, str]) -> str:
     body = ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items())
-    return f"@misc{{{_key(source)},\n{body}\n}}\n"
+    kind = "article" if "journal" in fields else "misc"
+    return f"@{kind}{{{_key(source)},\n{body}\n}}\n"
 
 
 def tables(study: StudyResults, family: Family) -> str:

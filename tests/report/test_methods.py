@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import pybtex.database
 import pytest
 
 from landscape import report
@@ -28,7 +29,7 @@ def keys(text):
 
 
 def test_what_is_cited_is_listed_and_nothing_else(study):
-    listed = set(re.findall(r"^@misc{(.*),$", methods.references(study), re.MULTILINE))
+    listed = set(re.findall(r"^@\w+{(.*),$", methods.references(study), re.MULTILINE))
     assert keys(methods.methods(study)) == listed
     sources = {style.RECIPES[recipe]["source"] for recipe in study.recipes.values()}
     assert sources - {""} <= listed
@@ -36,10 +37,10 @@ def test_what_is_cited_is_listed_and_nothing_else(study):
 
 
 def test_a_paper_whose_authors_are_not_known_here_is_given_by_its_number_alone():
-    entry = methods._entry("2601.16979")
+    entry = methods._entry("2602.09395")
     assert "author" not in entry
-    assert "title = {{arXiv:2601.16979}}" in entry
-    assert "url = {https://arxiv.org/abs/2601.16979}" in entry
+    assert "title = {{arXiv:2602.09395}}" in entry
+    assert "url = {https://arxiv.org/abs/2602.09395}" in entry
 
 
 def test_every_paper_known_here_has_authors_in_the_form_of_bibtex():
@@ -50,6 +51,31 @@ def test_every_paper_known_here_has_authors_in_the_form_of_bibtex():
         entry = methods._entry(number)
         assert title in entry
         assert entry.count("{") == entry.count("}")
+
+
+def parsed(text):
+    """Entries as a strict parser reads them: an error is raised, not repaired."""
+    return pybtex.database.parse_string(text, "bibtex").entries
+
+
+def test_a_parser_of_bibtex_finds_author_title_year_and_place_in_every_entry(study):
+    sources = [recipe["source"].removeprefix("arXiv:") for recipe in style.RECIPES.values()]
+    sources += [s for listed in methods._KNOWN["measurements"].values() for s in listed]
+    sources += [*methods._KNOWN["papers"], *methods._KNOWN["elsewhere"]]
+    text = "\n".join(methods._entry(source) for source in dict.fromkeys(filter(None, sources)))
+    entries = parsed(text)
+    assert len(entries) == text.count("\n@") + 1
+    assert set(parsed(methods.references(study))) <= set(entries)
+    unknown = []
+    for key, entry in entries.items():
+        fields = entry.fields
+        assert re.fullmatch(r"20\d\d", fields["year"]), key
+        assert {"eprint", "doi", "journal"} & set(fields.keys()), key
+        assert fields["title"], key
+        people = entry.persons.get("author", [])
+        assert all(person.last_names for person in people), key
+        unknown += [] if people else [key]
+    assert unknown == ["arXiv:2602.09395"]  # which is cited by its number, and says so
 
 
 def test_every_variant_has_its_equation_and_its_options(study):

@@ -40,7 +40,7 @@ def sgd() -> Variant:
         "The paper's JAX code has weight decay inside the loss, so e contains it; default: in "
         "the base optimizer alone, as in every PyTorch code."
     ),
-    look=("#0072b2", "circle"),
+    look=("#0072b2", "square"),
 )
 def sam(rho: float = 0.05, *, eps: float = 1e-12) -> Variant:
     """Ascent e = rho g1/(‖g1‖ + eps), gd = g2 (arXiv:2010.01412 Eq. 2 with p = 2).

@@ -174,7 +174,7 @@ def sam_on(
         's1) (norm_scope="tensor", the form in parity). Standard deviation and eps cannot '
         "matter. Where f = 0, f = g1."
     ),
-    look=("#d55e00", "circle"),
+    look=("#d55e00", "triangle"),
 )
 def zsharp(
     rho: float = 0.05,

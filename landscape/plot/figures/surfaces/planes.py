@@ -77,6 +77,9 @@ def loss_plane(
         x, y = replace(_ALPHA, limits=ends[0], few=True), replace(_BETA, limits=ends[1], few=True)
         title = f"{v.label}\nlowest {short(low)}" if rise else v.label
         panels.append(Panel(x, y, (*marks, centre()), title))
+    columns = 4 if len(panels) > 4 else 3
+    # Rows of planes are named once; one of planes and cuts has two kinds of axes.
+    whole = len(panels) % columns == 0
     panels += [_cut(ds, along, variable, log=log) for along in ("alpha", "beta")]
     return Drawing(
         "loss_plane",
@@ -84,8 +87,9 @@ def loss_plane(
         ("Colours: height above the lowest value of the same plane, which the title names. " * rise)
         + _plane_caption(ds, variable, slices, setting),
         tuple(panels),
-        columns=4 if len(panels) > 6 else 3,
-        panel_height=1.35 if len(panels) > 6 else 1.6,
+        columns=columns,
+        panel_height=1.7 if columns == 4 else 1.6,
+        share_y="grid" if whole else "",
     )
 
 

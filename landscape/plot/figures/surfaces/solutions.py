@@ -102,7 +102,8 @@ def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) 
         ticks, log = shared_levels(
             [*ds.plane_loss.values, ds.loss.values, ds.surface_loss.values], levels
         )
-        panels = [_trajectory_panel(v, ticks, log) for v in found]
+        window = _window(found)
+        panels = [_trajectory_panel(v, ticks, log, window) for v in found]
     panels += [
         Panel(
             Axis("epoch"),
@@ -135,7 +136,18 @@ def trajectory(ds: xr.Dataset, *, setting: str | None = None, levels: int = 15) 
     )
 
 
-def _trajectory_panel(v: VariantRuns, ticks: np.ndarray, log: bool) -> Panel:
+def _window(found: list[VariantRuns]) -> tuple[Axis, Axis]:
+    """Axes that hold every plane: a distance is as long in all panels, and they are as high."""
+    axes = []
+    for name, words in (("alpha", "direction 1"), ("beta", "direction 2")):
+        ends = np.array([float(v.ds[f"{name}_unit"][0]) * v.ds[name].values for v in found])
+        axes.append(Axis(words, limits=(float(np.nanmin(ends)), float(np.nanmax(ends))), few=True))
+    return axes[0], axes[1]
+
+
+def _trajectory_panel(
+    v: VariantRuns, ticks: np.ndarray, log: bool, window: tuple[Axis, Axis]
+) -> Panel:
     one = v.ds.isel(run=0).transpose("epoch", "direction", "alpha", "beta", ...)
     known = np.isfinite(one.residual.values)
     x, y = one.coordinate.values[known].T
@@ -145,8 +157,7 @@ def _trajectory_panel(v: VariantRuns, ticks: np.ndarray, log: bool) -> Panel:
     )
     shares = " + ".join(f"{100 * share:.0f} %" for share in one.explained_share.values)
     return Panel(
-        Axis("first direction"),
-        Axis("second direction"),
+        *window,
         (
             *contours(scaled, "plane_loss", "nats", ticks, log=log),
             Line(x, y, "training", "#ffffff", legend=False, when=epochs.astype(float)),
