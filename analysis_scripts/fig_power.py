@@ -44,9 +44,7 @@ def draw(planted_power):
             x, name = seeds * SHIFT[count], f"{count} variants"
             marks += [
                 Line(x, 100 * shares, name, color, dash, legend=False),
-                Points(
-                    x, 100 * shares, name, color, symbol, y_low=low, y_high=high, true_x=seeds
-                ),
+                Points(x, 100 * shares, name, color, symbol, y_low=low, y_high=high, true_x=seeds),
             ]
         x = Axis("seeds", log=True, ticks=ticks)
         y = Axis("studies that support flatness", "%", limits=(-3, 103))

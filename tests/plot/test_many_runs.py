@@ -7,7 +7,7 @@ import pytest
 
 from landscape import results, stats
 from landscape.plot import drawing as grammar
-from landscape.plot import figures
+from landscape.plot import figures, style
 from tests.figure_checks import check_figure
 from tests.fixtures_results import write_study
 
@@ -43,6 +43,27 @@ def test_along_an_axis_the_dots_are_the_means_over_seeds(data):
         np.testing.assert_allclose(dots.y_low, factor * known[f"{name}_low"])
         assert labels[label].x.label == "ρ"
         assert labels[label].x.log
+
+
+def test_a_line_along_an_axis_has_the_look_of_its_recipe_and_lines_of_one_recipe_differ(data):
+    ds = data["generalization"]
+    ids = ds.variant.values.astype(str)
+    rows = {"sgd": (0.1, 1), "sam": (0.2, 1), "zsharp": (0.1, 8), "random_mask": (0.2, 8)}
+    names = [f"ssam_f rho={rows[i][0]} m={rows[i][1]}" for i in ids]
+    grid = ds.assign_coords(
+        variant=("run", names),
+        label=("run", names),
+        family=("run", ["ssam_f"] * len(ids)),
+        axes=("run", [json.dumps(dict(zip(("rho", "m"), rows[i]))) for i in ids]),
+    )
+    drawn = check_figure("along_axis", grid, setting="noisy", axis="rho")
+    lines = [m for m in drawn.panels[0].marks if isinstance(m, grammar.Line)]
+    dots = [m for m in drawn.panels[0].marks
+            if isinstance(m, grammar.Points) and m.name.startswith("SSAM-F")]  # fmt: skip
+    color, symbol = style.VARIANTS["ssam_f"]
+    assert {m.color for m in (*lines, *dots)} == {color}
+    assert [m.dash for m in lines] == ["solid", "dash"]
+    assert dots[0].symbol == symbol != dots[1].symbol
 
 
 def test_without_an_axis_there_is_no_panel(data):

@@ -8,11 +8,21 @@ import xarray as xr
 
 from landscape import stats
 from landscape.plot import runs, style
-from landscape.plot.drawing import Axis, Drawing, Line, Mark, Panel, Points
+from landscape.plot.drawing import (
+    SYMBOLS,
+    Axis,
+    Dash,
+    Drawing,
+    Line,
+    Mark,
+    Panel,
+    Points,
+)
 from landscape.plot.figures.outcome.headline import middle
 
 _FOLLOWED = ("test_accuracy", "val_accuracy", "train_loss", "eigenvalue", "trace", "gaussian",
              "worst_case")  # fmt: skip
+_DASHES: tuple[Dash, ...] = ("solid", "dash", "dot")
 
 
 def along_axis(
@@ -43,8 +53,9 @@ def along_axis(
              and any(q.variable in ds for ds in found.values())]  # fmt: skip
     if any("test_accuracy" in ds for ds in found.values()):
         shown = [q for q in shown if q.variable != "val_accuracy"]
-    looks = {v.family or v.id: (v.color, v.symbol) for v in reversed(list(runs.variants(
-        next(iter(data.values())))))}  # fmt: skip
+    # Rows of a grid have names of their own; a line has the look of the recipe that they vary.
+    looks = {v.family: style.VARIANTS.get(v.family, (v.color, v.symbol))
+             for v in reversed(list(runs.variants(next(iter(data.values())))))}  # fmt: skip
     panels = [
         Panel(
             _along(name, ds),
@@ -100,6 +111,7 @@ def _followed(ds: xr.Dataset, name: str, looks: Mapping[str, Any]) -> list[Mark]
     keys = list(zip(ds["family"].values.tolist(), ds.line.values.tolist(), strict=True))
     words = list(dict.fromkeys(map(str, ds.value.values)))
     several = {key[0] for key in keys if sum(k[0] == key[0] for k in dict.fromkeys(keys)) > 1}
+    seen: list[str] = []
     for number, key in enumerate(dict.fromkeys(keys)):
         part = ds.isel(variant=[i for i, k in enumerate(keys) if k == key])
         x = np.array([v if _numbers(ds) else words.index(str(v)) for v in part.value.values], float)
@@ -107,8 +119,13 @@ def _followed(ds: xr.Dataset, name: str, looks: Mapping[str, Any]) -> list[Mark]
         family, line = key
         label = style.LABELS.get(family, family) + (f", {line}" if family in several else "")
         color, symbol = looks.get(family, style.variant(family, number))
+        dash: Dash = _DASHES[seen.count(family) % len(_DASHES)]
+        if seen.count(family):  # lines of one family have its colour
+            others = [s for s in SYMBOLS if s != symbol]
+            symbol = others[(seen.count(family) - 1) % len(others)]
+        seen.append(family)
         known = np.isfinite(low) & np.isfinite(high)
-        marks.append(Line(x, middle_, label, color, symbol="none", legend=False))
+        marks.append(Line(x, middle_, label, color, dash, legend=False))
         marks.append(
             Points(x, middle_, label, color, symbol, y_low=np.where(known, low, middle_),
                    y_high=np.where(known, high, middle_))

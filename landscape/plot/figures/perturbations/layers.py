@@ -54,7 +54,12 @@ def layer_gradients(
                    x_low=np.where(known, low, middle), x_high=np.where(known, high, middle))
         )  # fmt: skip
     panels = [
-        Panel(Axis("‖g‖ of the layer", log=True), row_axis(shortened(names)), tuple(marks), "gradient norm")
+        Panel(
+            Axis("‖g‖ of the layer", log=True),
+            row_axis(shortened(names)),
+            tuple(marks),
+            "gradient norm",
+        )
     ]
     perturbed = _perturbed(history, setting, layerwise, names)
     if perturbed:
