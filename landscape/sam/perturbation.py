@@ -86,7 +86,7 @@ class Perturbation:
     def mask(self) -> dict[str, Tensor]:
         """Selected coordinates per tensor, bool."""
         full = [
-            torch.tensor(m, device=self._zero.device).expand(shape) if isinstance(m, bool) else m
+            torch.full((), m, device=self._zero.device).expand(shape) if isinstance(m, bool) else m
             for m, shape in zip(self.masks, self.shapes, strict=True)
         ]
         return dict(zip(self.names, full, strict=True))

@@ -52,9 +52,9 @@ ASKED_ONCE = [
     "barrier", "barrier_matrix", "bezier", "calibration", "memorization", "features", "trajectory",
     "perturbation_controls", "enrichment", "block_curvature",
 ]  # fmt: skip
-# A recurrence is read once, to see whether it broke down while its basis is there: these have two
-# more at size 2, of more nodes each.
-MORE = {"spectral_density": 2}
+# More at size 2. A recurrence is read once, to see whether it broke down while its basis is there:
+# two more probes. A batch is asked once whether its gradient is finite: two more for each variant.
+MORE = {"spectral_density": 2, "batch_overlap": 4}
 
 
 def asked_by_us(seen):

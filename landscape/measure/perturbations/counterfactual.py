@@ -101,9 +101,11 @@ class Counterfactual:
             variant, self.model, self.losses, rows, state=state, seed=draws, fisher=fisher
         )
         made.note = note or made.note
+        finite = [torch.isfinite(g).all() for g in made.g1 if g is not None]
+        if not finite or bool(torch.stack(finite).all()):
+            return made
         for name, g in zip(made.names, made.g1, strict=True):
-            if g is not None and not bool(torch.isfinite(g).all()):
-                bad = int((~torch.isfinite(g)).sum())
+            if g is not None and (bad := int((~torch.isfinite(g)).sum())):
                 raise LandscapeError(
                     f"The gradient of {name} has {bad} NaN or infinite values of {g.numel()} on a "
                     f"batch of {len(rows)} examples; {variant.name!r} needs a finite gradient. "

@@ -360,16 +360,14 @@ def _overlaps(risk: EmpiricalRisk, pairs: Sequence[tuple[Tensor, Tensor]]) -> Ov
           strict=True)] for i in range(3)]
         for pair in pairs
     ]  # fmt: skip
-    counts = np.array([[numbers(row) for row in rows] for rows in table]).astype(np.int64)
+    counts = numbers(table).astype(np.int64)
     size = np.array([t.numel for t in risk.layout.tensors])
     first, second, common = counts[:, 0], counts[:, 1], counts[:, 2]
     return Overlap(np.broadcast_to(size, common.shape), first, second, common)
 
 
 def _densities(risk: EmpiricalRisk, masks: Any) -> np.ndarray:
-    return np.array(
-        [numbers([part.double().mean() for part in split(risk.layout, m)]) for m in masks]
-    )
+    return numbers([[part.double().mean() for part in split(risk.layout, m)] for m in masks])
 
 
 def _state(states: Mapping[str, dict[str, Any]] | None, name: str) -> dict[str, Any] | None:
