@@ -32,7 +32,7 @@ from landscape.plot.drawing import (
     Panel,
     Surface,
 )
-from landscape.plot.ticks import log_ticks, short
+from landscape.plot.ticks import exact, log_ticks, short
 
 if TYPE_CHECKING:
     pass
@@ -265,7 +265,7 @@ def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
     if axis.log:
         ax.set(**{f"{which}scale": "log"})
         target.set_minor_locator(NullLocator())
-        target.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        target.set_major_formatter(FuncFormatter(lambda value, _: exact(value)))
     if axis.limits is not None:
         ax.set(**{f"{which}lim": axis.limits})
         if axis.log:

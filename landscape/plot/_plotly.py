@@ -29,7 +29,7 @@ from landscape.plot.drawing import (
     Rule,
     Surface,
 )
-from landscape.plot.ticks import fixed, log_ticks, short
+from landscape.plot.ticks import exact, fixed, log_ticks, short
 
 # plotly 7 offers an upload of the figure unless it is told not to.
 CONFIG: dict[str, object] = {
@@ -147,7 +147,7 @@ def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidd
         options["range"] = ends
         if axis.log:
             options["tickvals"] = log_ticks(*axis.limits, 4 if axis.few else 6)
-            options["ticktext"] = [short(tick) for tick in options["tickvals"]]
+            options["ticktext"] = [exact(tick) for tick in options["tickvals"]]
     if axis.ticks is not None:
         options["tickvals"] = [position for position, _ in axis.ticks]
         options["ticktext"] = [text for _, text in axis.ticks]

@@ -42,3 +42,18 @@ def short(value: float) -> str:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def exact(value: float) -> str:
+    """A tick label that says where the tick stands: more digits than `short` where it needs them.
+
+    Ticks of a short range are 11.1 and 11.125, or 2e-5 and 2.5e-5: three digits, or one, would give
+    two of them one label.
+    """
+    text = short(value)
+    if not text or abs(float(text) - value) <= 1e-6 * abs(value):
+        return text
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.6g}"
+    mantissa, exponent = f"{value:.5e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
