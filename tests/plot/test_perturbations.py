@@ -1,6 +1,7 @@
 """Figures of what is perturbed and of what is learned, on results of the measurements."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -400,7 +401,8 @@ def test_what_can_mislead_says_so(data):
     said = {
         "perturbation": "density is constant by construction",
         "mask_overlap": "Filters are correlated",
-        "mask_selection": "masks that are kept for some steps look persistent",
+        "mask_selection": "kept for longer than they are apart still counts as dispersion",
+        "mask_filters": "kept for longer than they are apart still counts as spread",
         "zscore_tails": "any law is rejected",
         "enrichment": "at 1 by construction",
         "perturbation_controls": "not better training",
@@ -514,3 +516,12 @@ def test_the_density_of_rows_put_together_is_that_of_their_coordinates():
     (row,) = np.flatnonzero(first)
     expected = (ds.density * ds["size"]).isel(tensor=[0, 1, 2]).sum("tensor") / 3000
     np.testing.assert_allclose(shown.density.isel(tensor=row), expected)
+
+
+@pytest.mark.parametrize("name", ["mask_selection", "mask_filters"])
+def test_results_that_count_the_snapshots_of_a_burst_say_so(data, name):
+    told = json.loads(data[name].attrs["provenance"])
+    runs = [{k: v for k, v in run.items() if k != "num_recorded"} for run in told["runs"]]
+    older = data[name].assign_attrs(provenance=json.dumps(told | {"runs": runs}))
+    drawn = getattr(figures, name)(older)
+    assert "masks that are kept for some steps look persistent" in drawn.caption

@@ -238,14 +238,6 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
                 title,
             )
         )
-    # Results from before this was kept count every snapshot, those of a burst too.
-    snapshots = (
-        "Of the snapshots, those that stand for equally long parts of the training: a mask that is "
-        "kept for longer than they are apart still counts as dispersion."
-        if runs.provenance(ds, "num_recorded")
-        else "Snapshots may stand in groups a few steps apart, where masks that are kept for some "
-        "steps look persistent."
-    )
     return Drawing(
         "mask_selection",
         "Are the same coordinates selected again and again?",
@@ -253,13 +245,27 @@ def mask_selection(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"over the tensors that are selected in part, mean over {runs.seed_count(ds)}. Dashed: the "
         "binomial law of independent masks of the same density. Dispersion: variance of the "
         "selection frequency over that of independent masks, 1 at chance; support: effective share "
-        f"of coordinates that are ever selected (medians over tensors). {snapshots}",
+        "of coordinates that are ever selected (medians over tensors). "
+        f"{_of_which(ds, 'dispersion')}",
         tuple(panels),
         columns=3,
         panel_height=1.5,
         narrowest=1.6,
         share_x="all",
         share_y="all",
+    )
+
+
+def _of_which(ds: xr.Dataset, said: str) -> str:
+    """Which snapshots are counted: those of a burst too in results without `num_recorded`."""
+    if runs.provenance(ds, "num_recorded"):
+        return (
+            "Of the snapshots, those that stand for equally long parts of the training: a mask "
+            f"that is kept for longer than they are apart still counts as {said}."
+        )
+    return (
+        "Snapshots may stand in groups a few steps apart, where masks that are kept for some "
+        "steps look persistent."
     )
 
 
@@ -302,7 +308,8 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         "output channel that is favoured, a red column an input channel. Spread: variance between "
         "output channels over that of independent coordinates, 1 at chance; the sparser the mask, "
         "the more of the pattern is chance. A mask that selects all or nothing of the layer is "
-        "left out; the larger the mean, the less room there is above it.",
+        "left out; the larger the mean, the less room there is above it. "
+        f"{_of_which(ds, 'spread')}",
         tuple(panels),
         columns=min(3, max(len(panels), 1)),
         panel_height=1.9,
