@@ -69,7 +69,7 @@ def features(
     order = torch.randperm(risk.num_examples, generator=generator(seed))[:num_examples]
     model = risk.model_at(theta)
     chosen = _chosen(model, modules)
-    seen_of: dict[str, _Seen] = {}
+    seen_of: dict[str, _SeenFeatures] = {}
     axes = {f"Conv{n}d": n + 2 for n in (1, 2, 3)}
     convolved = {axes[type(m).__name__] for m in model.modules() if type(m).__name__ in axes}
 
@@ -79,7 +79,7 @@ def features(
         times = sum(key == name or key.startswith(f"{name}#") for key in seen_of)
         key = f"{name}#{times + 1}" if times else name
         unit = 1 if output.ndim in convolved else output.ndim - 1
-        seen_of[key] = _Seen.of(output.detach(), unit, kind)
+        seen_of[key] = _SeenFeatures.of(output.detach(), unit, kind)
 
     def watch(name: str, module: nn.Module) -> Any:
         return module.register_forward_hook(
@@ -132,7 +132,7 @@ def _chosen(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenFeatures:
     """Outputs (N, ...) of one module: numbers and the smaller Gram matrix, where they were made."""
 
     kind: str
@@ -143,7 +143,7 @@ class _Seen:
     gram: Float[Tensor, "n n"]
 
     @staticmethod
-    def of(output: Float[Tensor, "N ..."], unit: int, kind: str) -> "_Seen":
+    def of(output: Float[Tensor, "N ..."], unit: int, kind: str) -> "_SeenFeatures":
         zero = output == 0
         dead = zero.transpose(0, unit).flatten(1).all(1).double().mean()
         F = output.flatten(1)
@@ -151,10 +151,10 @@ class _Seen:
         N, width = F.shape
         F = F - F.mean(0)
         gram = vectors.gram(F if width >= N else F.T)
-        return _Seen(kind, N, width, torch.finfo(output.dtype).eps, known, gram)
+        return _SeenFeatures(kind, N, width, torch.finfo(output.dtype).eps, known, gram)
 
 
-def _statistics(modules: list[_Seen], share: float) -> list[dict[str, float]]:
+def _statistics(modules: list[_SeenFeatures], share: float) -> list[dict[str, float]]:
     """A row for each, read from the device at once; eigenvalues are taken on the host."""
     parts = [part.reshape(-1) for seen in modules for part in (seen.numbers, seen.gram)]
     values = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
@@ -164,7 +164,7 @@ def _statistics(modules: list[_Seen], share: float) -> list[dict[str, float]]:
     ]
 
 
-def _row(seen: _Seen, known: list[float], gram: Tensor, share: float) -> dict[str, float]:
+def _row(seen: _SeenFeatures, known: list[float], gram: Tensor, share: float) -> dict[str, float]:
     zero, dead, square = known
     row = {"zero_share": zero, "dead_share": dead, "width": seen.width}
     possible = min(seen.rows - 1, seen.width)
