@@ -6,7 +6,7 @@ OUT ?= studies/demo
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo quick test slow fuzz docs lint figures newcomer oldest release clean
+.PHONY: demo quick test browser slow fuzz docs lint figures newcomer oldest release clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -30,7 +30,12 @@ quick: $(VENV)/.installed
 	@$(BIN)/landscape demo --quick --out $(OUT)-quick
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not browser"
+
+# The page in Chromium, which must be there.
+browser: $(VENV)/.installed-dev
+	@$(PIP) install -c constraints.txt -e '.[browser]'
+	LANDSCAPE_REQUIRE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "browser and not slow"
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or gpu"
