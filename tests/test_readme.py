@@ -39,7 +39,7 @@ def test_the_study_file_is_valid_and_has_fifteen_runs(tmp_path):
 
 
 def test_a_study_may_ask_for_what_it_shows(tmp_path):
-    text = block("toml", 1, STUDIES)
+    text = block("toml", 2, STUDIES)
     base = '[variants.sam]\nrho = 0.1\n[grid]\nvariant = ["sam"]\n'
     file = tmp_path / "study.toml"
     file.write_text(text + base)

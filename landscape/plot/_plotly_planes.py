@@ -103,7 +103,9 @@ def surface(mark: Surface, panel: Panel) -> go.Surface:
 
 
 def equal_axes(figure: go.Figure, row: int, column: int) -> None:
-    """One unit is as long up as across."""
+    """One unit is as long up as across; an axis that matches another has that one's scale."""
+    if next(figure.select_yaxes(row=row, col=column)).matches is not None:
+        return
     x = next(figure.select_xaxes(row=row, col=column)).plotly_name.replace("axis", "")
     figure.update_yaxes(scaleanchor=x, scaleratio=1, constrain="domain", row=row, col=column)
     figure.update_xaxes(constrain="domain", row=row, col=column)

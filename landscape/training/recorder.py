@@ -188,12 +188,14 @@ def _first_order(seen: Perturbation) -> Tensor:
         (i, g, e) for i, (g, e) in enumerate(zip(seen.g1, seen.perturbed, strict=True))
         if g is not None and e is not None
     ]  # fmt: skip
-    out = torch.zeros(len(seen.names), dtype=torch.float64, device=seen.loss_clean.device)
+    # Placed by the host: an index of the device would be an upload in every step.
+    zero = torch.zeros((), dtype=torch.float64, device=seen.loss_clean.device)
+    out = [zero] * len(seen.names)
     if both:
         found = vectors.dots([g for _, g, _ in both], [e for _, _, e in both])
-        where = torch.tensor([i for i, _, _ in both], device=out.device)
-        out[where] = torch.stack([f.to(out.device) for f in found]).to(out.dtype)
-    return out
+        for (i, _, _), dot in zip(both, found, strict=True):
+            out[i] = dot.to(zero)
+    return torch.stack(out)
 
 
 def _wide(value: Tensor | float, device: torch.device) -> Tensor:

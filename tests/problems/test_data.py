@@ -197,7 +197,7 @@ def test_own_data_know_their_wrong_labels():
             ((torch.zeros(2, 2), torch.tensor([-1, 0])), _pair()),
             "has label -1; classes are counted",
         ),
-        ((("a", "b"), _pair()), "neither a pair"),
+        ((("a", "b"), _pair()), "without a tensor; return a DataSplits"),
     ],
 )
 def test_bad_own_data_are_named(value, message):

@@ -257,7 +257,7 @@ def test_full_masks_do_not_overflow_and_threads_change_nothing(tmp_path, monkeyp
         snapshots.write_snapshot(
             tmp_path / "snapshots", step, tensors, zscore_counts=counts, mask_bits=full.bits
         )
-    monkeypatch.setattr(_common, "_cores", lambda: cores)
+    monkeypatch.setattr(_common, "usable_cores", lambda: cores)
     found = snapshots.read_masks(tmp_path).overlap([(0, 3), (1, 2), (2, 3), (3, 3)])
     assert found.common.tolist() == [[200_001, 0], [200_001, 1], [200_001, 2], [200_001, 3]]
     assert found.first[:, 1].tolist() == [0, 1, 2, 3]

@@ -200,7 +200,7 @@ def test_a_space_whose_complement_stays_below_decides_how_many_eigenvalues_pass(
         rest = torch.linalg.eigvalsh(Q.T @ A @ Q)[-1]
         search = Search(
             A.mv, 24, 3, "largest", 0.1, 100, 0.01, rng(), F64, torch.device("cpu"), None, False,
-            None,
+            None, torch.zeros(24, dtype=F64),
         )  # fmt: skip
         search.scale = 3.0
         bar = float(ritz.values[-3])
