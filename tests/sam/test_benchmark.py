@@ -48,7 +48,7 @@ def test_a_guard_is_met_or_missed_and_a_control_that_is_off_counts(ratio, met):
     rows = {r["what"]: r["met"] for r in sam_step.guards({"cifar_vit": {"optimizer_only": found}})}
     assert rows["cifar_vit: optimizer-only, ours / davda54/sam"] is met
     assert rows["cifar_vit: A/A control, optimizer_only, distance from 1"] is False
-    free = sam_step.guards({"vit_ti": {"optimizer_only": found}})
+    free = sam_step.guards({"vit_ti_fused": {"optimizer_only": found}})
     assert free[0]["at_most"] is None
 
 
