@@ -172,7 +172,7 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
     def pack(tensor: Tensor) -> Any:
         if (known := network.packed(tensor)) is not tensor:
             return known
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse
+        with contextlib.suppress(RuntimeError):  # sparse
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
         if sum(held.values()) > most:

@@ -128,7 +128,7 @@ class ShardedWeights:
         """
         try:
             kept = self._live.get(tensor.untyped_storage()._cdata)
-        except (RuntimeError, NotImplementedError):  # sparse
+        except RuntimeError:  # sparse
             kept = None
         if kept is None:
             return tensor

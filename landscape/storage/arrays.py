@@ -40,7 +40,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             return {name: read_array(archive, name) for name in names}
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
-            NotImplementedError, MemoryError) as error:  # fmt: skip
+            MemoryError) as error:  # fmt: skip
         raise LandscapeError(
             f"{path} is not a whole archive ({type(error).__name__}: {error})."
         ) from None
