@@ -103,12 +103,19 @@ def surface(mark: Surface, panel: Panel) -> go.Surface:
 
 
 def equal_axes(figure: go.Figure, row: int, column: int) -> None:
-    """One unit is as long up as across; an axis that matches another has that one's scale."""
-    if next(figure.select_yaxes(row=row, col=column)).matches is not None:
-        return
-    x = next(figure.select_xaxes(row=row, col=column)).plotly_name.replace("axis", "")
-    figure.update_yaxes(scaleanchor=x, scaleratio=1, constrain="domain", row=row, col=column)
-    figure.update_xaxes(constrain="domain", row=row, col=column)
+    """One unit is as long up as across.
+
+    That stands at the axis that matches no other: plotly ignores it at one that does. Where both
+    match, the axes that they match have it.
+    """
+    x = next(figure.select_xaxes(row=row, col=column))
+    y = next(figure.select_yaxes(row=row, col=column))
+    for axis, other in ((y, x), (x, y)):
+        if axis.matches is None:
+            axis.update(scaleanchor=other.plotly_name.replace("axis", ""), scaleratio=1)
+            break
+    for axis in (x, y):
+        axis.update(constrain="domain")
 
 
 def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:

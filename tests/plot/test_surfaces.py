@@ -42,6 +42,14 @@ def marks(drawn, kind):
     return [mark for panel in drawn.panels for mark in panel.marks if isinstance(mark, kind)]
 
 
+def test_one_unit_of_every_plane_is_as_long_up_as_across(planes):
+    page = interactive.loss_plane(planes)
+    held = [a for a in (*page.select_xaxes(), *page.select_yaxes()) if a.scaleanchor]
+    assert len(held) == len(VARIANTS)
+    assert all(axis.matches is None and axis.scaleratio == 1 for axis in held)  # or it is ignored
+    assert len({axis.plotly_name[1:] for axis in held}) == len(VARIANTS)
+
+
 def test_planes_share_levels_show_the_checkpoint_and_both_cuts(planes):
     slices = each(
         lambda r, w, _: measure.loss_slice(r, w, num_directions=3, points=3, bn="eval", seed=0),
