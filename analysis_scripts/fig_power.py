@@ -2,8 +2,7 @@
 
     python analysis_scripts/fig_power.py [--smoke]
 
-Studies with a planted truth by seeds and variants; `python -m benchmarks.planted_power` makes the
-data.
+Studies with a planted truth; their data are those of `python -m benchmarks.planted_power`.
 """
 
 import _figure
@@ -14,8 +13,9 @@ from landscape import results
 from landscape.plot import static
 from landscape.plot.drawing import Axis, Drawing, Line, Panel, Points, Rule
 
-COLORS, SHIFT = {4: "#8c8c8c", 8: "#0072b2", 12: "#d55e00"}, {4: 0.97, 8: 1.0, 12: 1.03}
-SHAPES = {4: ("circle", "dot"), 8: ("square", "dash"), 12: ("triangle", "solid")}
+LOOKS = {4: ("#8c8c8c", "circle", "dot"), 8: ("#0072b2", "square", "dash"),
+         12: ("#d55e00", "triangle", "solid")}  # fmt: skip
+SHIFT = {4: 0.97, 8: 1.0, 12: 1.03}
 
 
 def compute(planted_power):
@@ -30,14 +30,14 @@ def draw(planted_power):
     ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
     for simulator in dict.fromkeys(ds.simulator.values):
         marks = [Rule("y", 60, "three studies in five", "dash")]
-        for count, (symbol, dash) in SHAPES.items():
+        for count, (color, symbol, dash) in LOOKS.items():
             here = (ds.simulator.values == simulator) & (ds.variants.values == count)
             seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
             found = [binomtest(round(number * share), number) for share in shares]
             ends = [one.proportion_ci(method="wilson") for one in found]
             low, high = (100 * np.array([getattr(e, k) for e in ends]) for k in ("low", "high"))
             # Moved apart by three per cent each, or the intervals would lie on one another.
-            x, name, color = seeds * SHIFT[count], f"{count} variants", COLORS[count]
+            x, name = seeds * SHIFT[count], f"{count} variants"
             marks += [
                 Line(x, 100 * shares, name, color, dash, legend=False),
                 Points(x, 100 * shares, name, color, symbol, y_low=low, y_high=high, true_x=seeds),
