@@ -246,6 +246,8 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
     x = _numbers(path, "xcoordinates", found)
     y = _numbers(path, "ycoordinates", found) if "ycoordinates" in found else None
     axes = (x,) if y is None else (x, y)
+    if any(axis.ndim != 1 for axis in axes):
+        raise LandscapeError(f"{path}: its coordinates are no lists of numbers; make it again.")
     variables = {}
     skipped = _skipped(path, found)
     for key, (label, units, long_name) in _GOLDSTEIN.items():
@@ -273,8 +275,10 @@ def read_goldstein(path: Path, *, name: str = "loss_plane") -> xr.Dataset:
 
 
 def _word(value: np.ndarray) -> str:
-    item = value.item()
-    return item.decode() if isinstance(item, bytes) else str(item)
+    """The first text of an array, as far as it can be read; it is said and decides nothing."""
+    item = value.ravel()[:1].tolist()
+    text = item[0].decode("utf-8", "replace") if item and isinstance(item[0], bytes) else str(*item)
+    return text[:200]
 
 
 _GOLDSTEIN = {

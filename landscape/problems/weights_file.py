@@ -325,6 +325,8 @@ def _walk(content: Any, where: tuple[str, ...], above: set[int]) -> Iterator[Any
     for key, value in items:
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
             yield where, str(key), value.astype(value.dtype.newbyteorder("="))
+        elif isinstance(value, torch.Tensor) and value.is_nested:  # several, and of no shape
+            yield from _walk(value.unbind(), (*where, str(key)), above)
         elif isinstance(value, torch.Tensor):
             yield where, str(key), value
         else:

@@ -10,22 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xarray as xr
 
 from landscape.errors import LandscapeError
+from landscape.results import netcdf
 from landscape.results.schema import SCHEMA, validate
-from landscape.storage import open_hdf5, write_atomically
+from landscape.storage import write_atomically
 
 SEAL = "landscape_sha256"
-_STRUCTURE = frozenset({
-    "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates",
-    "_FillValue", "coordinates", "dtype",
-})  # fmt: skip
-_PLAIN = frozenset({"units", "long_name"})
-_READ = _PLAIN | {"NAME", "DIMENSION_LIST", "_FillValue", "coordinates", "dtype"}
-_NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
 
 
 @dataclass(frozen=True)
@@ -55,9 +48,7 @@ def save(ds: xr.Dataset, path: Path) -> Path:
     validate(ds)
     ds = ds.assign_attrs(landscape_schema=SCHEMA)
     sealed = ds.assign_attrs({SEAL: digest(ds)})
-    # Composed in memory: HDF5 that a disk refuses something keeps the file open, and crashes the
-    # interpreter at its end.
-    content = sealed.to_netcdf(engine="h5netcdf")
+    content = netcdf.compose(sealed)
     return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -89,7 +80,7 @@ def read(path: Path) -> Stored:
     if not path.exists():
         raise LandscapeError(f"{path} does not exist; measure first.")
     try:
-        ds = _open(path)
+        ds = netcdf.read(path)
         said = ds.attrs.pop(SEAL, None)
         schema = ds.attrs.get("landscape_schema")
         if schema == 1 and said is None:
@@ -159,69 +150,3 @@ def _content(values: np.ndarray) -> tuple[str, bytes]:
         return "text", b"".join(len(t).to_bytes(8, "little") + t for t in texts)
     dtype = values.dtype.newbyteorder("<")
     return dtype.str, np.ascontiguousarray(values, dtype).tobytes()
-
-
-def _open(path: Path) -> xr.Dataset:
-    """The dataset in memory: read directly where the file is as `save` writes it."""
-    with open_hdf5(path) as file:
-        ds = _read_plain(file)
-    if ds is not None:
-        return ds
-    with xr.open_dataset(path, engine="h5netcdf") as opened:
-        ds = opened.load()
-    return ds.drop_encoding()
-
-
-def _read_plain(file: h5py.File) -> xr.Dataset | None:
-    """Read with h5py alone, a fifth of the time; None where anything is unusual."""
-    variables, coords = {}, set()
-    for name, found in file.items():
-        if not isinstance(found, h5py.Dataset):
-            return None
-        there = list(found.attrs)
-        if not set(there) <= _STRUCTURE | _PLAIN:
-            return None
-        # One by one: what HDF5 notes of its own takes half of the time. In the order of the
-        # file: written again it has the same bytes.
-        attrs = {key: found.attrs[key] for key in there if key in _READ}
-        if bytes(attrs.get("NAME", b"")).startswith(_NO_VARIABLE):
-            continue
-        dims = _dims(file, name, found, attrs)
-        values = _values(found, attrs)
-        if dims is None or values is None:
-            return None
-        coords |= {*dims, *str(attrs.get("coordinates", "")).split()}
-        plain = {key: attrs[key] for key in attrs if key in _PLAIN}
-        variables[name] = xr.Variable(dims, values, plain)
-    attrs = {key: _scalar(value) for key, value in file.attrs.items() if key[:1] != "_"}
-    coords |= set(str(attrs.pop("coordinates", "")).split())
-    ds = xr.Dataset(variables, attrs=attrs)
-    return ds.set_coords([name for name in variables if name in coords])
-
-
-def _dims(file: Any, name: str, found: Any, attrs: dict[str, Any]) -> tuple[str, ...] | None:
-    if "DIMENSION_LIST" in attrs:
-        return tuple(file[refs[0]].name.lstrip("/") for refs in attrs["DIMENSION_LIST"])
-    if found.ndim == 0:
-        return ()
-    return (name,) if found.ndim == 1 and "NAME" in attrs else None
-
-
-def _values(found: Any, attrs: dict[str, Any]) -> np.ndarray | None:
-    """The values as xarray decodes them; None where it would do more."""
-    if h5py.check_string_dtype(found.dtype) is not None:
-        texts = found.asstr()[()]
-        return np.array(texts.tolist() if found.ndim else texts, dtype=str)
-    fill = attrs.get("_FillValue")
-    if fill is not None and not np.isnan(fill).all():
-        return None
-    kind = attrs.get("dtype")
-    if kind not in (None, "bool") or found.dtype.kind not in "fiu":
-        return None
-    return found[()].astype(bool) if kind == "bool" else found[()]
-
-
-def _scalar(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.shape == (1,):
-        return value[0]
-    return value

@@ -109,7 +109,8 @@ def tensors_at(path: Path) -> Tensors:
     """Tensors of one tensors.json."""
     known = storage.load_json(path)
     if not isinstance(known, dict) or known.get("format") != FORMAT:
-        found = known.get("format", 1) if isinstance(known, dict) else "unknown"
+        found = known.get("format", 1) if isinstance(known, dict) else None
+        found = found if isinstance(found, int) else "unknown"
         raise LandscapeError(
             f"{path.parent} was recorded in format {found} and this version reads format "
             f"{FORMAT}; remove the run's folder and train again."

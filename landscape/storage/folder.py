@@ -101,8 +101,9 @@ class StudyFolder:
         resolved = load_json(self.resolved)
         found = resolved.get("format") if isinstance(resolved, dict) else None
         if found != STUDY_FORMAT:
+            said = found if isinstance(found, int) else "unknown"
             raise LandscapeError(
-                f"{self.root} was made with study format {found}; this version reads format "
+                f"{self.root} was made with study format {said}; this version reads format "
                 f"{STUDY_FORMAT}. `landscape run {self.study_toml} --out {self.root}-new` makes it "
                 f"anew; to read it as it is, use the version that made it (resolved.json says "
                 f"which)."

@@ -84,8 +84,9 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if found.get("format") != FORMAT or wrong:
+        known = found.get("format") if isinstance(found.get("format"), int) else "unknown"
         raise LandscapeError(
-            f"{path} is of format {found.get('format')} where {FORMAT} is read, or lacks "
+            f"{path} is of format {known} where {FORMAT} is read, or lacks "
             f"{', '.join(wrong) or 'nothing'}; remove {Path(folder)} and train again."
         )
     return found

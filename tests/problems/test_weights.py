@@ -15,7 +15,8 @@ from torch import nn
 from landscape import problems
 from landscape.errors import LandscapeError
 from landscape.problems import weights_file
-from landscape.problems.weights import WRAPPERS, convert
+from landscape.problems.weights import convert
+from landscape.problems.weights_sets import WRAPPERS
 
 
 def small(seed=0):
