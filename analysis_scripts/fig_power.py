@@ -9,7 +9,6 @@ import _figure
 import numpy as np
 from scipy.stats import binomtest
 
-from landscape import results
 from landscape.plot import static
 from landscape.plot.drawing import Axis, Drawing, Line, Panel, Points, Rule
 
@@ -26,14 +25,15 @@ def compute(planted_power):
 def draw(planted_power):
     """Power over seeds, a line per number of variants, a panel per simulator."""
     ds, panels = planted_power, []
-    number = results.provenance(planted_power)["studies"]
+    least = int(ds.studies.values.min())
     ticks = tuple((float(s), f"{s}") for s in np.unique(ds.seeds.values))
     for simulator in dict.fromkeys(ds.simulator.values):
         marks = [Rule("y", 60, "three studies in five", "dash")]
         for count, (color, symbol, dash) in LOOKS.items():
             here = (ds.simulator.values == simulator) & (ds.variants.values == count)
             seeds, shares = ds.seeds.values[here].astype(float), ds.supported.values[here]
-            found = [binomtest(round(number * share), number) for share in shares]
+            numbers = ds.studies.values[here].astype(int)
+            found = [binomtest(round(n * s), n) for s, n in zip(shares, numbers, strict=True)]
             ends = [one.proportion_ci(method="wilson") for one in found]
             low, high = (100 * np.array([getattr(e, k) for e in ends]) for k in ("low", "high"))
             # Moved apart by three per cent each, or the intervals would lie on one another.
@@ -47,9 +47,10 @@ def draw(planted_power):
         panels.append(Panel(x, y, tuple(marks), f"{simulator} simulator"))
     worst = 100 * float(planted_power["false"].max())
     caption = (
-        f"{number} simulated studies per point, with Wilson's 95 % interval of a share, in which "
-        "flatness makes four fifths of the variance between variants. Controls are not counted. At "
-        f"most {worst:.0f} % of the studies of any point have anything false on their page."
+        f"{least} simulated studies or more per point, with Wilson's 95 % interval of a share, in "
+        "which flatness makes four fifths of the variance between variants. Controls are not "
+        f"counted. At most {worst:.0f} % of the studies of any point have anything false on their "
+        "page."
     )
     title, look = "Is flatness found where it is the cause?", {"columns": 2, "panel_height": 2.0}
     drawing = Drawing("power", title, caption, tuple(panels), **look, share_y="grid")

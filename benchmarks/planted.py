@@ -223,7 +223,7 @@ def make_study(truth: Truth, rng: np.random.Generator, declared: bool = True) ->
         "variants": {
             name: {
                 "label": name, "recipe": recipes[name], "options": {},
-                "training": {"epochs": 8} if name == "sgd_early" else {},
+                "training": {"epochs": 8 if name == "sgd_early" else 20},
             }
             for name in names
         },

@@ -355,7 +355,10 @@ def study_of(
     resolved = {
         "name": "rough",
         "variants": {
-            name: {"label": name, "recipe": recipe, "options": {}, "training": {}}
+            name: {
+                "label": name, "recipe": recipe, "options": {},
+                "training": {"epochs": 8 if name == "short" else 20},
+            }
             for name, recipe in recipes.items()
         },
         "settings": {s: {"title": s} for s in dict.fromkeys(s for s, _ in truth.values)},

@@ -101,7 +101,9 @@ def _finding(family: Family, finding: Statement) -> Iterator[Claim]:
     against = re.search(r"than ([\w.-]+?)(?:,|\.$|\.| \()", lead) or re.search(
         r"told from a random mask(?: \(([\w.-]+)\))?\.", lead
     )
-    if lead.startswith(("Not every training", "Training loss at the end is not equal")):
+    if lead.startswith((
+        "Not every training", "Training loss at the end is not equal", "The same numbers in every",
+    )):  # fmt: skip
         return
     if lead.startswith("“Better because flatter”"):
         yield from _ratios(family, setting, text)

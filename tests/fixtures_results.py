@@ -108,7 +108,10 @@ def write_study(
                 "references": [r for r in ("sgd", "sam") if r in noisy],
             },
             "measure": {"examples": 256, "usual": list(DEFAULT)},
-            "runs": runs,
+            "runs": [
+                run | {"training": {"epochs": 8 if run["variant"] == "sgd_early" else 20}}
+                for run in runs
+            ],
         },
     )
     makers = dict(MAKERS)

@@ -1,8 +1,9 @@
 """Values of one quantity by row and seed, as measured and on its scale, and their differences."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import xarray as xr
@@ -66,7 +67,8 @@ class Values:
         finite = [value for value in found if math.isfinite(value)]
         return float(np.mean(finite)) if finite else math.nan
 
-    def outlying(self) -> Iterator[tuple[str, int, float]]:
+    @cached_property
+    def outlying(self) -> tuple[tuple[str, int, float], ...]:
         """(row, seed, value) of runs far from what their row and their seed have in common."""
         known = {
             row: {seed: value for seed, value in values.items() if math.isfinite(value)}
@@ -84,9 +86,11 @@ class Values:
         }
         own = {key: value - common[key[1]] for key, value in left.items()}
         scale = 1.4826 * float(np.median(np.abs(list(own.values())))) if len(own) > 8 else 0.0
-        for (row, seed), value in own.items():
-            if scale > 0 and abs(value) > OUTLYING * scale:
-                yield row, seed, self.raw[row][seed]
+        return tuple(
+            (row, seed, self.raw[row][seed])
+            for (row, seed), value in own.items()
+            if scale > 0 and abs(value) > OUTLYING * scale
+        )
 
 
 def compared(

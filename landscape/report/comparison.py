@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as tests
 
-from landscape import stats
+from landscape import results, stats
 from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.document import Document, Part, table_of
@@ -43,6 +43,7 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
     made = list(_unequal(first, second))
     said = [answer(family) for family in families]
     apart = [one for one in compared if one["apart"]]
+    alike = sum(not one["unlike"] for one in compared)
     equal = [one for one in compared if one["identical"]]
     parts = [
         Part(
@@ -54,10 +55,12 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
             "What both measured",
             (
                 "Arithmetic means over seeds. Difference: second minus first, with a Welch "
-                f"interval that is {100 * LEVEL:.0f} % for all {len(compared)} rows together; "
+                f"interval that is {100 * LEVEL:.0f} % for all {alike} rows together that were "
+                "measured alike; "
                 "where all values are positive and the quantity is compared on the logarithm, the "
                 "ratio of geometric means. Identical: the same seeds have the same values to the "
-                "last bit."
+                "last bit. Measured otherwise: of other examples, in another BatchNorm mode, at "
+                "another radius or with other options, so that models alike would differ too."
                 if compared
                 else "Nothing: no variant in a setting of the same name has a quantity in common.",
             ),
@@ -75,7 +78,8 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
     ]
     text = (
         f"{words.count(len(compared), 'value')} of both: {len(equal)} identical, {len(apart)} "
-        f"resolved as different. {words.count(len(made), 'difference')} in how they were made."
+        f"resolved as different{_otherwise(len(compared) - alike)}. "
+        f"{words.count(len(made), 'difference')} in how they were made."
         if compared
         else "The two have no variant in a setting with a quantity in common."
     )
@@ -86,6 +90,10 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
         "headlines": [one.headline for one in said],
     }
     return Document("compare", f"{names[0]} and {names[1]}", text, tuple(parts), data)
+
+
+def _otherwise(number: int) -> str:
+    return f", {number} measured otherwise" if number else ""
 
 
 def _names(first: StudyResults, second: StudyResults) -> tuple[str, str]:
@@ -104,7 +112,8 @@ def _compared(first: Family, second: Family) -> Iterator[dict[str, Any]]:
         for row in values.raw
         if row in second.values[setting, key].raw
     ]
-    level = 1 - (1 - LEVEL) / max(1, len(places))
+    unlike = {key for _, key, _ in places if _how(first.study, key) != _how(second.study, key)}
+    level = 1 - (1 - LEVEL) / max(1, sum(key not in unlike for _, key, _ in places))
     for setting, key, row in places:
         ours, theirs = (f.values[setting, key].raw[row] for f in (first, second))
         a, b = (np.array([v for v in one.values() if math.isfinite(v)]) for one in (ours, theirs))
@@ -128,20 +137,48 @@ def _compared(first: Family, second: Family) -> Iterator[dict[str, Any]]:
         else:
             text = words.MISSING
         word = "identical" if identical else "different" if zero else "not resolved"
+        # Curvature of other examples, or sharpness at another radius, is another quantity.
+        word = "measured otherwise" if key in unlike and not identical else word
         study = first.study
         yield {
             "setting": setting, "variant": row, "quantity": key, "identical": identical,
-            "apart": bool(zero and not identical), "n": [len(a), len(b)],
+            "apart": word == "different", "unlike": key in unlike, "n": [len(a), len(b)],
             "difference": estimate if math.isfinite(estimate) else None,
             "low": low if math.isfinite(low) else None,
             "high": high if math.isfinite(high) else None, "logarithm": log,
             "row": (
                 study.title(setting), study.label(setting, row),
-                words.sentence(metric.name) + (" (%)" if metric.is_share else ""),
+                words.sentence(metric.name) + (" (%)" if metric.is_share else "")
+                + _at_radii(first.study, second.study, key),
                 *(f"{m} (n = {len(one)})" for m, one in zip(means, (a, b), strict=True)),
                 "0" if identical else text, word,
             ),
         }  # fmt: skip
+
+
+# Options that say how closely a quantity is estimated, and not which quantity that is.
+_PRECISION = (
+    "k", "tolerance", "max_hvps", "num_probes", "num_pairs", "num_bins", "rho", "first_seed_only",
+)  # fmt: skip
+
+
+def _how(study: StudyResults, key: str) -> set[str]:
+    """The ways in which a study measured a quantity: what another way would make another number."""
+    measurement = METRICS[key].measurement
+    found = set()
+    for own in results.provenance(study.data[measurement]).get("runs", []):
+        options = {k: v for k, v in (own.get("options") or {}).items() if k not in _PRECISION}
+        # How many examples were trained on is of the problem, and not of how it is measured.
+        examples = None if measurement == "generalization" else own.get("num_examples")
+        found.add(json.dumps([own.get("bn"), examples, options], sort_keys=True, default=str))
+    return found | ({str(study.radius)} if measurement == "sharpness" else set())
+
+
+def _at_radii(first: StudyResults, second: StudyResults, key: str) -> str:
+    if METRICS[key].measurement != "sharpness":
+        return ""
+    radii = dict.fromkeys(words.trimmed(one.radius) for one in (first, second))
+    return f" at ρ = {' and '.join(radii)}"
 
 
 def _welch(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float]:

@@ -362,7 +362,7 @@ def _outlying(family: Family, setting: str) -> list[str]:
             said += [
                 f"{study.label(setting, row)}, seed {seed}: {values.metric.name} "
                 f"{words.value(values.metric, value)}"
-                for row, seed, value in values.outlying()
+                for row, seed, value in values.outlying
             ]
     if not said:
         return []

@@ -139,6 +139,28 @@ class Family:
         """Those of variants: controls are not counted among them."""
         return [d for d in differences if not self.study.is_control(d.a, d.setting)]
 
+    def repeated(self, setting: str) -> dict[str, str]:
+        """Rows that have every value of an earlier row, seed by seed, and that row.
+
+        Two names of one model are no two variants. Shares of examples may be equal by chance, so
+        that a row without another value is nobody's double.
+        """
+        # What a recipe perturbs is no property of the model that it left.
+        here = [values for (where, _), values in self.values.items()
+                if where == setting and values.metric.measurement != "perturbation"]  # fmt: skip
+        first: dict[tuple[tuple[tuple[int, float], ...], ...], str] = {}
+        found = {}
+        for row in self.study.rows(setting):
+            seen = tuple(tuple(sorted(values.raw.get(row, {}).items())) for values in here)
+            numbers = [v for one, values in zip(here, seen, strict=True)
+                       if not one.metric.is_share for _, v in values]  # fmt: skip
+            if not numbers or not np.isfinite(numbers).all() or not np.any(numbers):
+                continue
+            other = first.setdefault(seen, row)
+            if other != row:
+                found[row] = other
+        return found
+
     @property
     def size(self) -> tuple[int, int]:
         """How many differences were decided as primary, and how many others."""

@@ -48,6 +48,7 @@ def answer(family: Family) -> Answer:
     found: list[Verdict] = []
     for setting in study.settings:
         findings += _diverged(study, setting)
+        findings += _repeated(family, setting)
         here = verdicts(family, setting)
         found += here
         for reference in study.references(setting):
@@ -69,6 +70,20 @@ def _diverged(study: StudyResults, setting: str) -> list[Statement]:
     lead = f"Not every training went well: {'; '.join(f'{t.label} {t.seeds}' for t in lost)}."
     reasons = "; ".join(f"{t.label} {t.reason}" for t in lost if t.reason)
     text = f"What diverged is counted and not measured: it is neither flat nor trained. {reasons}"
+    return [Statement(setting, lead, text)]
+
+
+def _repeated(family: Family, setting: str) -> list[Statement]:
+    """Rows under two names that have the same values in every seed."""
+    label = family.study.label
+    pairs = [
+        f"{label(setting, row)} has every value of {label(setting, other)}"
+        for row, other in family.repeated(setting).items()
+    ]
+    if not pairs:
+        return []
+    lead = f"The same numbers in every seed: {'; '.join(pairs)}."
+    text = "Where explanations are weighed, both are one point."
     return [Statement(setting, lead, text)]
 
 
@@ -360,10 +375,11 @@ def _unequally_fitted(family: Family, setting: str) -> list[Statement]:
     near = [row for row in others if abs(known[row] - level) <= MATCHED * max(known[row], level)]
     name = lambda row: f"{words.number(known[row])} ({study.label(setting, row)})"  # noqa: E731
     lead = f"Training loss at the end is not equal: from {name(low)} to {name(high)} nats."
+    verb = "ends" if len(others) == 1 else "end"
     text = (
-        f"{len(near)} of {words.count(len(others), 'variant')} end within {100 * MATCHED:.0f} % of "
-        f"{study.label(setting, base)}'s. A difference to it is one of equal training, and not of "
-        f"equal fit: it may depend on when training stops."
+        f"{len(near)} of {words.count(len(others), 'variant')} {verb} within {100 * MATCHED:.0f} % "
+        f"of {study.label(setting, base)}'s. A difference to it is one of equal training, and not "
+        f"of equal fit: it may depend on when training stops."
     )
     return [Statement(setting, lead, text)]
 

@@ -144,8 +144,10 @@ def _written(family: Family, one: Difference, how: str) -> tuple[str, ...]:
     means = [stats.metric_ci(values.metric, values.plain(row)) for row in (one.a, one.b)]
     effect = words.effect(one.metric, one.decision)
     p = words.p_value(one.decision.p)
+    finite = METRICS[one.metric.key].measurement == "sharpness"
+    at = f" at ρ = {words.trimmed(family.study.radius)}" if finite else ""
     return (
-        words.sentence(METRICS[one.metric.key].name) + (" (%)" if one.metric.is_share else ""),
+        words.sentence(METRICS[one.metric.key].name) + (" (%)" if one.metric.is_share else "") + at,
         *(f"{words.value(one.metric, ci.estimate)} (n = {ci.n})" for ci in means),
         words.plain_difference(one.metric, one.plain),
         ", ".join(part for part in (effect, p) if part),

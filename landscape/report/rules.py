@@ -10,9 +10,9 @@ supported      effects lie outside the margin; dose goes with response over vari
                loss and effective radius, in whatever form these enter; and no control does better
                than its own dose predicts, while variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
-contradicted   most resolved effects run against the prediction, and so do the variants among
-               each other; or there are no effects, and for most variants of more dose a gain above
-               the margin is excluded.
+contradicted   most resolved effects, two at least, run against the prediction, and so do the
+               variants among each other; or there are no effects, and for most variants of more
+               dose, two at least, a gain above the margin is excluded.
 compatible     most resolved effects agree, or the dose goes with the response, and a condition of
                "supported" fails or could not be checked.
 not resolved   none of these.
@@ -35,7 +35,7 @@ SUPPORTED, CONFOUNDED, CONTRADICTED = "supported", "confounded", "contradicted"
 COMPATIBLE, UNRESOLVED = "compatible", "not resolved"
 WORDS = (SUPPORTED, CONFOUNDED, CONTRADICTED, COMPATIBLE, UNRESOLVED)
 
-# Opposing effects that contradict, all of them, where variants are too few to correlate.
+# Variants that have to run against a prediction before it is contradicted: one may be odd.
 MOST = 2
 # Share of the associations' error for the measures of flatness, given the same covariates; the
 # other hypotheses share the rest.
@@ -83,10 +83,10 @@ RULES = (
     "it still does given training loss and effective radius in every form that was tried, and "
     "controls do no better than their own dose predicts. Confounded: not given these, and one of "
     "them goes with both and explains more. "
-    "Contradicted: most effects run the other way and so do variants among each other, or the dose "
-    "is there and a gain above the margin is excluded. Compatible: most effects agree, and a "
-    "condition of “supported” fails. Not resolved: none of these. Controls are not counted as "
-    "variants. Correlation is not mechanism."
+    "Contradicted: most effects, two at least, run the other way and so do variants among each "
+    "other, or the dose is there and a gain above the margin is excluded. Compatible: most effects "
+    "agree, and a condition of “supported” fails. Not resolved: none of these. Controls are not "
+    "counted as variants. Correlation is not mechanism."
 )
 
 HYPOTHESES = (
@@ -218,7 +218,8 @@ class _VariantPoints:
 
     def __init__(self, family: Family, setting: str) -> None:
         self.family, self.setting, self.study = family, setting, family.study
-        rows = self.study.rows(setting)
+        again = family.repeated(setting)
+        rows = [row for row in self.study.rows(setting) if row not in again]
         self.rows = [row for row in rows if not self.study.is_control(row, setting)]
         self.controls = [row for row in rows if row not in self.rows]
         # Rows of one variant have more in common than its axis: they are no points of their own.
@@ -250,7 +251,7 @@ class _VariantPoints:
         """(row, seed) of runs of variants that are far from the others in one of the quantities."""
         known = [self.family.values[self.setting, key] for key in keys
                  if (self.setting, key) in self.family.values]  # fmt: skip
-        found = [(row, seed) for values in known for row, seed, _ in values.outlying()]
+        found = [(row, seed) for values in known for row, seed, _ in values.outlying]
         return tuple(dict.fromkeys(pair for pair in found if pair[0] in self.rows))
 
     def response(self) -> np.ndarray:
@@ -442,11 +443,13 @@ def _word(
     if not failing:
         return SUPPORTED
     if not effects.total:
-        excluded = 2 * len(effects.dose_only) > effects.dosed and not resolved(plain)
-        return CONTRADICTED if excluded else UNRESOLVED
-    # All effects are against one reference: what is odd about it must not decide alone.
-    turned = plain.r < 0 if math.isfinite(plain.r) else against >= MOST and not effects.agree
-    if against > half and turned:
+        excluded = len(effects.dose_only)
+        excludes = excluded >= MOST and 2 * excluded > effects.dosed and not resolved(plain)
+        return CONTRADICTED if excludes else UNRESOLVED
+    # All effects are against one reference: what is odd about it must not decide alone, nor may
+    # one variant.
+    turned = plain.r < 0 if math.isfinite(plain.r) else not effects.agree
+    if against > half and against >= MOST and turned:
         return CONTRADICTED
     if resolved(plain):
         return CONFOUNDED if confounder and not resolved(given) else COMPATIBLE

@@ -102,12 +102,33 @@ class StudyResults:
     def is_control(self, row: str, setting: str) -> bool:
         """Whether a row is there to be compared with: masks at random or by |g|, SGD stopped early.
 
-        Controls are never counted among the variants.
+        Controls are never counted among the variants. SGD that trained as long as a reference, or
+        nobody knows how long, is a variant.
         """
         if self.recipe(row) in ("random_mask", "topk_gradient"):
             return True
-        named = (self.rows_of(setting, name) for name in self.references(setting))
-        return self.recipe(row) == "sgd" and all(row not in rows for rows in named)
+        named = [self.rows_of(setting, name) for name in self.references(setting)]
+        if self.recipe(row) != "sgd" or any(row in rows for rows in named):
+            return False
+        partners = (self.partner(setting, row, name) for name in self.references(setting))
+        longest = max((self._epochs(setting, p) for p in partners if p), default=math.nan)
+        return self._epochs(setting, row) < longest
+
+    def _epochs(self, setting: str, row: str) -> float:
+        """Epochs that a row was trained for; NaN where that is not known."""
+        if (setting, row) in self._trained_for:
+            return self._trained_for[setting, row]
+        own = ((self.resolved.get("variants") or {}).get(row) or {}).get("training") or {}
+        return float(own.get("epochs", math.nan))
+
+    @cached_property
+    def _trained_for(self) -> dict[tuple[str, str], float]:
+        """Epochs by setting and row, of the runs that this study trained."""
+        return {
+            (str(run.get("setting", "")), str(run["variant"])): float(run["training"]["epochs"])
+            for run in self.resolved.get("runs", [])
+            if (run.get("training") or {}).get("epochs") is not None
+        }
 
     def by_variant(self, setting: str, rows: Sequence[str]) -> dict[str, list[str]]:
         """Rows by the variant of the file that they are values of."""

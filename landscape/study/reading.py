@@ -176,6 +176,7 @@ class _Reader:
             )
         for setting in settings.values():
             possible.check_problem(f"[settings.{setting.name}]", setting.problem)
+        _check_told_apart("[settings]", "title", ((s.name, s.title) for s in settings.values()))
         return settings
 
     def _variants(self, tables: Mapping[str, Any]) -> dict[str, VariantSpec]:
@@ -222,6 +223,9 @@ class _Reader:
                 "[[run]] entries."
             )
         _check_repeated(runs)
+        for name in self.settings:
+            labels = ((run.family, run.label) for run in runs if run.setting == name)
+            _check_told_apart("[variants]", "label", labels)
         drawn = [run.problem for run in runs if "label_noise" in run.problem.redraw]
         if drawn and not any(p.label_noise or user_code.is_callable_name(p.data) for p in drawn):
             raise LandscapeError(
@@ -413,6 +417,18 @@ def _check_repeated(runs: Sequence[Run]) -> None:
             raise LandscapeError(
                 f"the seeds {other.seed} and {run.seed} of {run.family!r} have the same weights, "
                 f'{run.weights}; give each its own, as in weights = "ckpt/{{variant}}_{{seed}}.pt".'
+            )
+
+
+def _check_told_apart(where: str, key: str, named: Iterable[tuple[str, str]]) -> None:
+    """Refuse one label for two variants: sentences and figures call them by it alone."""
+    first: dict[str, str] = {}
+    for name, words in named:
+        other = first.setdefault(unicodedata.normalize("NFC", words).strip(), name)
+        if other != name:
+            raise LandscapeError(
+                f"{where} {other!r} and {name!r} have the {key} {words!r} in common; what the "
+                f"report says of one could be meant of the other. Give each its own {key}."
             )
 
 

@@ -1,6 +1,7 @@
 """Two studies side by side, two variants side by side: as page, Markdown and JSON."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -87,6 +88,31 @@ def test_what_was_changed_is_found_and_nothing_else(folder, study, tmp_path):
     assert [(one["variant"], one["quantity"]) for one in changed] == [("sam", "lambda1")]
     assert changed[0]["difference"] == pytest.approx(np.log(10))
     assert changed[0]["low"] < np.log(10) < changed[0]["high"]
+
+
+def test_what_was_measured_otherwise_is_not_called_different(folder, study, tmp_path):
+    """The same models at another radius, in another mode, on other examples: numbers differ."""
+    other = tmp_path / "second"
+    shutil.copytree(folder.root, other)
+    path = other / "results" / "sharpness.nc"
+    ds = results.load(path)
+    results.save(ds.isel(rho=slice(-1, None)), path)
+    path = other / "results" / "top_eigenvalues.nc"
+    ds = results.load(path)
+    how = json.loads(ds.attrs["provenance"])
+    how["runs"] = [own | {"bn": "batch"} for own in how["runs"]]
+    ds["eigenvalue"] = 7 * ds.eigenvalue
+    results.save(ds.assign_attrs(provenance=json.dumps(how)), path)
+    found = report.compare(study, report.StudyResults.read(type(folder)(other)))
+    unlike = {one["quantity"] for one in found.data["compared"] if one["unlike"]}
+    assert unlike == {"lambda1", "gaussian", "worst"}
+    assert not any(one["apart"] for one in found.data["compared"])
+    assert "0 resolved as different" in found.answer
+    assert "measured otherwise" in found.answer
+    (part,) = (part for part in found.parts if part.title == "What both measured")
+    rows = [row for row in part.rows if row[2].startswith("Gaussian sharpness")]
+    assert all(re.search(r" at ρ = [\d.]+ and [\d.]+$", row[2]) for row in rows)
+    assert all(row[-1] == "measured otherwise" for row in rows)
 
 
 def test_a_document_says_the_same_as_page_as_markdown_and_as_json(study, tmp_path):

@@ -15,7 +15,7 @@ from benchmarks import planted_hard as hard
 from benchmarks import planted_rough as rough
 from benchmarks import sentences as sentences_module
 from benchmarks.planted import WORLDS, Read, make_study, plant, read_page, simulate
-from benchmarks.sentences import printed
+from benchmarks.sentences import asserted, printed
 from landscape import metrics
 from landscape.plot import compared as compared_module
 from landscape.report import rules
@@ -23,7 +23,7 @@ from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import answer
 from landscape.report.rules import SUPPORTED, weigh
-from landscape.stats import simultaneous
+from landscape.stats import Association, simultaneous
 
 LIMIT = 0.064
 
@@ -242,6 +242,79 @@ def test_controls_are_not_variants(study):
     for one in weigh(Family.of(study), "default"):
         # SGD is a variant, and has no radius.
         assert one.plain.n == (9 if one.hypothesis.quantity == "rho_eff" else 10)
+
+
+def doubled(study, kept):
+    """The study of some variants, each under two names."""
+    data = {}
+    for key, ds in study.data.items():
+        part = ds.isel(run=np.isin(ds.variant.values.astype(str), kept))
+        names = np.array([f"{v}_again" for v in part.variant.values], object)
+        ids = np.array([f"{r}-again" for r in part.run.values], object)
+        again = part.assign_coords(variant=("run", names), label=("run", names), run=("run", ids))
+        data[key] = xr.concat([part, again], "run")
+    variants = {name: study.resolved["variants"][name] for name in kept}
+    variants |= {f"{n}_again": v | {"label": f"{n}_again"} for n, v in variants.items()}
+    return replace(study, data=data, resolved=study.resolved | {"variants": variants})
+
+
+def test_one_model_under_two_names_is_one_point_and_one_effect(study):
+    """What six variants show, twelve that are these six twice do not show better."""
+    kept = ["sgd", "sam", "asam", "fsam", "zsharp", "sam_on"]
+    alone = replace(study, data={
+        key: ds.isel(run=np.isin(ds.variant.values.astype(str), kept))
+        for key, ds in study.data.items()
+    })  # fmt: skip
+    both = doubled(study, kept)
+    once, twice = (weigh(Family.of(one), "default") for one in (alone, both))
+    for one, other in zip(once, twice, strict=True):
+        assert other.plain.n == one.plain.n <= 6
+        assert other.plain.r == pytest.approx(one.plain.r, rel=1e-9)
+        assert other.effects.total <= len(kept)
+        assert not any(row.endswith("_again") for row in other.effects.agree + other.effects.oppose)
+    told = [f.lead for f in answer(Family.of(both)).findings if f.lead.startswith("The same num")]
+    assert len(told) == 1
+    assert all(f"{name}_again has every value of {name}" in told[0] for name in kept)
+    asserted(both)
+
+
+def test_equal_accuracies_make_no_two_variants_one(study):
+    """Shares of few examples are equal by chance: a double needs another number in common."""
+    accuracy = study.data["generalization"][["test_accuracy"]]
+    equal = accuracy.assign(test_accuracy=("run", np.full(accuracy.sizes["run"], 0.9)))
+    family = Family.of(replace(study, data={"generalization": equal}))
+    assert family.repeated("default") == {}
+
+
+def test_sgd_is_a_control_only_where_it_stopped_earlier(study):
+    """SGD with more decay, for as long or for longer, is a variant, and nobody's early stopping."""
+    assert study.is_control("sgd_early", "default")
+    variants = study.resolved["variants"]
+    for epochs in (20, 40, None):
+        own = {} if epochs is None else {"epochs": epochs}
+        other = variants | {"sgd_early": variants["sgd_early"] | {"training": own}}
+        long = replace(study, resolved=study.resolved | {"variants": other})
+        assert not long.is_control("sgd_early", "default")
+        said = answer(Family.of(long))
+        assert not any("a control: " in finding.text for finding in said.findings)
+        early = [one for one in said.verdicts if one.key == "early_stopping"]
+        assert all("there is no control (SGD stopped early)" in one.reasons for one in early)
+    # Neither where SAM is the only reference, and SGD trained as long.
+    compared = study.comparisons | {"references": ["sam"]}
+    assert not replace(study, resolved=study.resolved | {"comparisons": compared}).is_control(
+        "sgd", "default"
+    )
+
+
+@pytest.mark.parametrize("r", [-0.2, -0.9, np.nan])
+def test_one_counterexample_contradicts_nothing(r):
+    """One variant that is sharper and better is odd, whatever the sign of a correlation."""
+    plain, given = Association(r, 1.0, 8, 6), Association(np.nan, np.nan, 8, 4)
+    for oppose, word in ((("a",), rules.UNRESOLVED), (("a", "b"), rules.CONTRADICTED)):
+        effects = rules.Effects((), oppose, (), (), (), 0)
+        assert rules._word(effects, plain, given, "", ("not shown",)) == word
+        flat = rules.Effects((), (), (), (), oppose, len(oppose))
+        assert rules._word(flat, plain, given, "", ("not shown",)) == word
 
 
 def test_a_page_is_read_the_same_twice(study):

@@ -142,6 +142,20 @@ def test_a_key_that_occurs_twice_is_refused(text, message, tmp_path):
         read(f"[grid]\n{text}\n", tmp_path)
 
 
+def test_what_the_page_calls_alike_is_refused(tmp_path):
+    """Sentences and figures call a variant by its label, and a setting by its title, alone."""
+    two = "[variants.a]\nrecipe = 'sam'\nlabel = 'SAM'\n[variants.b]\nrecipe = 'asam'\n{}\n"
+    grid = "[grid]\nvariant = ['a', 'b']\n"
+    with pytest.raises(LandscapeError, match=r"'a' and 'b' have the label 'SAM' in common.*own"):
+        read(two.format("label = 'SAM'") + grid, tmp_path)
+    with pytest.raises(LandscapeError, match="have the label 'b' in common"):
+        read(two.format("").replace("'SAM'", "'b'") + grid, tmp_path)
+    assert len(read(two.format("label = 'ASAM'") + grid, tmp_path).variants) == 2
+    settings = "[settings.x]\ntitle = 'noisy'\n[settings.y]\ntitle = 'noisy'\n"
+    with pytest.raises(LandscapeError, match="'x' and 'y' have the title 'noisy' in common"):
+        read(settings + "[grid]\nvariant = ['sam']\n", tmp_path)
+
+
 def test_two_checkpoints_under_one_name_and_seed_are_refused_with_both_files(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.pt").write_bytes(name.encode())
