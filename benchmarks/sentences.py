@@ -16,8 +16,9 @@ from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.plot.drawing import Points, Rule
 from landscape.report.evidence import Table, table
 from landscape.report.family import Claim, Family
-from landscape.report.findings import Answer, Statement, answer
+from landscape.report.findings import Answer, answer
 from landscape.report.overview import overview
+from landscape.report.statements import Statement
 from landscape.report.study import StudyResults
 from landscape.report.verdict import Verdict
 
@@ -103,6 +104,7 @@ def _finding(family: Family, finding: Statement) -> Iterator[Claim]:
     )
     if lead.startswith((
         "Not every training", "Training loss at the end is not equal", "The same numbers in every",
+        "Training loss was level",
     )):  # fmt: skip
         return
     if lead.startswith("“Better because flatter”"):

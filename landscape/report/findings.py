@@ -8,21 +8,12 @@ from landscape import stats
 from landscape.metrics import FLATNESS, METRICS, Metric
 from landscape.report import words
 from landscape.report.family import Claim, Difference, Family
+from landscape.report.fitted import fitted
 from landscape.report.rules import COMPATIBLE, CONFOUNDED, CONTRADICTED, SUPPORTED, UNRESOLVED
+from landscape.report.statements import Statement
 from landscape.report.study import StudyResults
 from landscape.report.trainings import trainings
-from landscape.report.trials import MATCHED
 from landscape.report.verdict import Verdict, verdicts
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A short lead and the sentences that back it, in one setting, and what they assert."""
-
-    setting: str
-    lead: str
-    text: str
-    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ def answer(family: Family) -> Answer:
         findings += _against_random(family, setting)
         findings += _early_stopping(family, setting)
         findings += _flatness(family, setting, here)
-        findings += _unequally_fitted(family, setting)
+        findings += fitted(family, setting)
     headline, claims = _headline(family, found)
     return Answer(headline, tuple(findings), tuple(found), claims)
 
@@ -350,38 +341,6 @@ def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
     name = study.label(setting, references[0])
     text = f"Ratios to {name} with adjusted intervals, controls included. {'. '.join(parts)}."
     return text, tuple(claims)
-
-
-def _unequally_fitted(family: Family, setting: str) -> list[Statement]:
-    """Said where variants end at unequal training loss: trained alike, and not equally far."""
-    study = family.study
-    losses = family.values.get((setting, "train_loss"))
-    references = study.references(setting)
-    rows = [row for row in study.rows(setting) if not study.is_control(row, setting)]
-    ends = {
-        row: stats.metric_ci(losses.metric, losses.plain(row)).estimate
-        for row in (rows if losses is not None and study.metric != "train_loss" else ())
-        if losses is not None and row in losses.raw
-    }
-    known = {row: loss for row, loss in ends.items() if math.isfinite(loss) and loss > 0}
-    bases = [row for row in study.rows_of(setting, references[0]) if row in known]
-    if len(known) < 2 or len(bases) != 1:
-        return []
-    low, high = (pick(known, key=lambda row: known[row]) for pick in (min, max))
-    if known[high] - known[low] <= MATCHED * known[high]:
-        return []
-    base, level = bases[0], known[bases[0]]
-    others = [row for row in known if row != base]
-    near = [row for row in others if abs(known[row] - level) <= MATCHED * max(known[row], level)]
-    name = lambda row: f"{words.number(known[row])} ({study.label(setting, row)})"  # noqa: E731
-    lead = f"Training loss at the end is not equal: from {name(low)} to {name(high)} nats."
-    verb = "ends" if len(others) == 1 else "end"
-    text = (
-        f"{len(near)} of {words.count(len(others), 'variant')} {verb} within {100 * MATCHED:.0f} % "
-        f"of {study.label(setting, base)}'s. A difference to it is one of equal training, and not "
-        f"of equal fit: it may depend on when training stops."
-    )
-    return [Statement(setting, lead, text)]
 
 
 def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Claim, ...]]:

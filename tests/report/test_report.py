@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from landscape.report.crosscheck import crosscheck
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.findings import answer
+from landscape.report.fitted import fitted
 from landscape.report.rules import COMPATIBLE, CONTRADICTED, SUPPORTED, UNRESOLVED
 from landscape.report.study import StudyResults
 from tests.fixtures_results import STORY, write_study
@@ -525,3 +527,40 @@ def test_the_end_of_a_grid_is_spoken_of_where_there_is_a_middle(values, said):
     note = axes._note("rho", ds)
     assert said in note
     assert "took 1 training." in note
+
+
+def history_study(losses, rates, **more):
+    """A study of one setting whose rows have the given losses and rates by epoch."""
+    count = len(next(iter(losses.values())))
+    names = np.array(list(losses), object)
+    ds = xr.Dataset(
+        {
+            "train_loss": (("run", "epoch"), np.array(list(losses.values()))),
+            "lr": (("run", "epoch"), np.tile(rates, (len(names), 1))),
+        },
+        coords={
+            "run": ("run", names), "variant": ("run", names), "label": ("run", names),
+            "seed": ("run", np.zeros(len(names), int)), "epoch": np.arange(count),
+            "setting": ("run", np.full(len(names), "default", object)),
+        },
+        attrs={"measurement": "history", "landscape_schema": 1, "provenance": "{}"},
+    )  # fmt: skip
+    return report.StudyResults(storage.StudyFolder(Path()), {"name": "x"} | more, {"history": ds})
+
+
+def test_whether_trainings_were_level_when_they_ended_is_said_with_numbers():
+    """The last tenth beside the tenth before, by closed form; a rate of 0 levels anything."""
+    flat, falling = np.full(40, 0.5), np.full(40, 0.5)
+    falling[-4:] = 0.44
+    constant, to_zero = np.full(40, 0.1), np.linspace(0.1, 0, 40)
+    (told,) = fitted(Family.of(history_study({"a": flat, "b": falling}, constant)), "default")
+    assert told.lead == "Not every training was level when it ended: b −12.0 %."
+    assert told.text.endswith("1 of 2 rows are level.")
+    (told,) = fitted(Family.of(history_study({"a": flat, "b": 1.02 * flat}, to_zero)), "default")
+    assert told.lead == "Training loss was level when each training ended."
+    assert "A learning rate that falls to 0 makes any training level" in told.text
+    (told,) = fitted(Family.of(history_study({"a": flat}, constant)), "default")
+    assert "falls to 0" not in told.text
+    # Two epochs have no tenth before the last; a run that diverged has no loss.
+    assert fitted(Family.of(history_study({"a": flat[:2]}, constant[:2])), "default") == []
+    assert fitted(Family.of(history_study({"a": flat * np.nan}, constant)), "default") == []
