@@ -230,7 +230,8 @@ def _verdict(verdict: Verdict) -> Iterator[Claim]:
 
 NOTES = (
     "One seed per variant", "Differences are paired by seed", "Declared before the first",
-    "It is not known whether this was declared", "The declaration was changed", "As good as: ",
+    "It is not known whether this was declared", "Declared was ", "The declaration was changed",
+    "As good as: ",
     "Far from the other runs", "Gaussian sharpness over ½ρ² tr H/P", "λ₁, trace and sharpness: ",
     "± after λ₁ is the largest residual", "Means over seeds: of ",
 )  # fmt: skip

@@ -12,6 +12,7 @@ import xarray as xr
 
 from landscape import results
 from landscape.errors import LandscapeError
+from landscape.metrics import METRICS
 from landscape.plot import runs
 from landscape.plot.figures.outcome.headline import middle, pair_by_seed
 from landscape.report import words
@@ -82,11 +83,16 @@ class StudyResults:
     @cached_property
     def metric(self) -> str:
         """The variable of `generalization` that is compared: the declared one if it is there."""
-        declared = str(self.comparisons.get("metric", "test_accuracy"))
+        asked = self.asked_metric
         measured = self.data.get("generalization", ())
         # A checkpoint may come with training data alone.
-        found = (name for name in (declared, "val_accuracy", "train_accuracy") if name in measured)
-        return next(found, declared)
+        found = (name for name in (asked, "val_accuracy", "train_accuracy") if name in measured)
+        return next(found, asked)
+
+    @property
+    def asked_metric(self) -> str:
+        """The metric that the study file names, whether or not it was measured."""
+        return str(self.comparisons.get("metric", "test_accuracy"))
 
     @cached_property
     def recipes(self) -> dict[str, str]:
@@ -256,6 +262,12 @@ class StudyResults:
         first = self.resolved.get("declared_first", "")
         if not now or not first:
             return "It is not known whether this was declared before the first training."
+        if self.metric != self.asked_metric:
+            asked, found = (METRICS[key].name for key in (self.asked_metric, self.metric))
+            return (
+                f"Declared was {asked}, which no run has (sha256 {first[:12]}); {found} is "
+                f"compared instead, which was not declared, and all of this is exploratory."
+            )
         if now == first:
             return f"Declared before the first training (sha256 {now[:12]})."
         return (

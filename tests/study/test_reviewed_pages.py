@@ -161,6 +161,11 @@ def test_without_test_data_training_accuracy_is_called_so(pages):
     assert "test accuracy" not in text.split("## Provenance")[0].replace("Test accuracy", "test")
     assert study.metric == "train_accuracy"
     assert "Nothing is said on generalization" in text
+    # The study file declares test accuracy: what is compared instead was not declared.
+    assert "Declared was test accuracy, which no run has" in text
+    assert "Declared before the first training" not in text
+    assert "Is the flatter model the better one?" not in text
+    assert "Does training accuracy go with flatness?" in text
     assert "Why? Each explanation" not in text
 
 

@@ -204,11 +204,13 @@ def flatness_vs_accuracy(
     close = f" Below: without {', '.join(far)}, which lie{'s' * (len(far) == 1)} far off."
     return Drawing(
         "flatness_vs_accuracy",
-        "Is the flatter model the better one?",
+        "Is the flatter model the better one?"
+        if metrics.metric(metric).held_out
+        else f"Does {metrics.metric(metric).name} go with flatness?",
         "Small: one seed each. Large: variant means (geometric on a logarithmic axis) with 95 % "
-        "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over variant "
-        "means, a description, above 0 where the flatter variant is the better one; training loss "
-        "is shown because it confounds curvature." + (close if near else ""),
+        "t-intervals over seeds, each for itself. τ is Kendall's rank correlation over all means "
+        "that are shown, controls too, a description: above 0 where the flatter one is the better "
+        "one; training loss is shown because it confounds curvature." + (close if near else ""),
         tuple(panels),
         columns=len(whole),
         panel_height=1.6 if near else 1.9,
