@@ -73,8 +73,9 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
     if flat and flat != "flatness was not measured.":
         yield from _flat_words(family, setting, flat.split(" Nothing is said")[0])
     known = re.fullmatch(
-        r"(All (?P<all>\d+) variants have|(?P<n>\d+) of \d+ variants? (?:has|have)|The variant has|"
-        r"No variant is resolved to have) a [\w ]+? than [\w.-]+(?: in \w+)?(?: \([^)]*\))?"
+        r"(All \d+ (?:variant|row)s have|\d+ of \d+ (?:variant|row)s? (?:has|have)|"
+        r"The (?:variant|row) has|No (?:variant|row) is resolved to have) "
+        r"a [\w ]+? than [\w.-]+(?: in \w+)?(?: \([^)]*\))?"
         r"(?:, \d+ a [\w ]+?)?(?: \([^)]*\))?(?:, but [^;]*)?\.?(?: Nothing is said.*)?|"
         r"\d+ variants?(?: \([^)]*\))? measured.*|One seed per variant cannot say.*|"
         r"No difference to [\w.-]+(?: in \w+)? can be tested\.",

@@ -350,7 +350,8 @@ def _kinks(study: StudyResults, setting: str) -> list[str]:
     )
     return [
         f"Gaussian sharpness over ½ρ² tr H/P, median and range over runs: {shown}. At 1 it is "
-        f"curvature alone; above, kinks hold the rest, which the Hessian does not see."
+        f"curvature alone. The rest may be of kinks, which the Hessian does not see, of higher "
+        f"orders, or noise: both are estimates from a few directions."
     ]
 
 

@@ -153,10 +153,11 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Sta
         return [Statement(setting, lead, f"Seen, and not to be told from chance: {shown}.")]
     better = [one for one in counted if one.sign > 0]
     worse = [one for one in counted if one.sign < 0]
+    noun = study.noun(setting)
     if better:
-        lead = f"{_many(len(better), len(counted))} {metric.comparative} than {name}"
+        lead = f"{_many(len(better), len(counted), noun)} {metric.comparative} than {name}"
     else:
-        lead = f"No variant is resolved to have a {metric.comparative} than {name}"
+        lead = f"No {noun} is resolved to have a {metric.comparative} than {name}"
     lead += f", {len(worse)} a {metric.opposite}." if worse else "."
     controls = [one for one in against if one not in counted]
     text = _grouped(family, metric, counted)
@@ -165,10 +166,10 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Sta
     return [Statement(setting, lead, text, _claims(against))]
 
 
-def _many(n: int, total: int) -> str:
+def _many(n: int, total: int, noun: str) -> str:
     if n == total:
-        return f"All {total} variants have a" if total > 1 else "The variant has a"
-    return f"{n} of {words.count(total, 'variant')} {'has' if n == 1 else 'have'} a"
+        return f"All {total} {noun}s have a" if total > 1 else f"The {noun} has a"
+    return f"{n} of {words.count(total, noun)} {'has' if n == 1 else 'have'} a"
 
 
 def _questions(family: Family, setting: str) -> list[Statement]:
@@ -218,16 +219,16 @@ def _to_random(family: Family, setting: str) -> list[tuple[str, list[Difference]
 
 def _against_random(family: Family, setting: str) -> list[Statement]:
     """Which variants can be told from a random mask."""
-    findings = []
+    findings, noun = [], family.study.noun(setting)
     for named, made in _to_random(family, setting):
         tested = [one for one in made if one.decision.tested]
         if not tested:
             continue
         told = [one for one in tested if one.sign]
         lead = (
-            f"{len(told)} of {words.count(len(tested), 'variant')} can be told from {named}."
+            f"{len(told)} of {words.count(len(tested), noun)} can be told from {named}."
             if told
-            else f"No variant can be told from {named}."
+            else f"No {noun} can be told from {named}."
         )
         text = _grouped(family, _metric(family, setting), made)
         findings.append(Statement(setting, lead, text, _claims(made)))
@@ -368,11 +369,11 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
         return f"No difference to {name}{where} can be tested.", ()
     better = [one for one in counted if one.sign > 0]
     worse = [one for one in counted if one.sign < 0]
-    claims = list(_claims((*better, *worse)))
+    claims, noun = list(_claims((*better, *worse))), study.noun(setting)
     if better:
-        text = f"{_many(len(better), len(counted))} {metric.comparative} than {name}{where}"
+        text = f"{_many(len(better), len(counted), noun)} {metric.comparative} than {name}{where}"
     else:
-        text = f"No variant is resolved to have a {metric.comparative} than {name}{where}"
+        text = f"No {noun} is resolved to have a {metric.comparative} than {name}{where}"
     text += f", {len(worse)} a {metric.opposite}" if worse else ""
     if not better:
         text += _could_have_seen(metric, [one for one in counted if not one.sign])

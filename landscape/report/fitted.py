@@ -47,9 +47,10 @@ def _unequally(family: Family, setting: str) -> list[Statement]:
     near = [row for row in others if abs(known[row] - level) <= MATCHED * max(known[row], level)]
     name = lambda row: f"{words.number(known[row])} ({study.label(setting, row)})"  # noqa: E731
     lead = f"Training loss at the end is not equal: from {name(low)} to {name(high)} nats."
+    noun = study.noun(setting)
     verb = "ends" if len(others) == 1 else "end"
     text = (
-        f"{len(near)} of {words.count(len(others), 'variant')} {verb} within {100 * MATCHED:.0f} % "
+        f"{len(near)} of {words.count(len(others), noun)} {verb} within {100 * MATCHED:.0f} % "
         f"of {study.label(setting, base)}'s. A difference to it is one of equal training, and not "
         f"of equal fit: it may depend on when training stops."
     )

@@ -144,6 +144,11 @@ class StudyResults:
                 found.setdefault(v.family or v.id, []).append(v.id)
         return found
 
+    def noun(self, setting: str) -> str:
+        """What its rows are called where they are counted: values of an axis are no variants."""
+        rows = self.rows(setting)
+        return "variant" if len(self.by_variant(setting, rows)) == len(rows) else "row"
+
     def controls(self, setting: str, recipe: str) -> list[str]:
         """Rows that are controls by one recipe."""
         rows = [v.id for v in self.variants(setting)]
