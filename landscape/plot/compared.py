@@ -57,8 +57,26 @@ class Values:
             rows = [left[s] - right[s] for s in seeds if s in left and s in right]
             examples = np.array(rows) if rows else None
         failed = len({*self.failed(a), *self.failed(b)})
+        least = self._one_more_example(a, b, examples)
         return Contrast(seeds, differences, str(quantity), self.metric.threshold(margin), examples,
-                        failed)  # fmt: skip
+                        failed, least)  # fmt: skip
+
+    def _one_more_example(self, a: str, b: str, examples: np.ndarray | None) -> float:
+        """Variance of the difference of two shares if one more example told them apart.
+
+        Two models that are right about the same examples of a test set need not be so about others:
+        without it, no error in either would be the same error. Where nobody knows of how many
+        examples a share is, any one might.
+        """
+        if self.metric.scale != "log_error":
+            return 0.0
+        if examples is None:
+            ours, theirs = self.scaled.get(a, {}), self.scaled.get(b, {})
+            apart = any(ours[s] != theirs[s] for s in set(ours) & set(theirs))
+            return 0.0 if apart else math.inf
+        shares = np.array([np.nanmean(self.plain(row)) for row in (a, b)])
+        errors = examples.shape[1] * (1 - shares if self.metric.better > 0 else shares)
+        return 1 / (float(errors.min()) + 0.5) ** 2
 
     def plain_difference(self, a: str, b: str) -> float:
         """Mean of the measured a − b over the seeds that both have."""

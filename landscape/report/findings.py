@@ -95,6 +95,8 @@ def _told(family: Family, one: Difference, *, seen: bool = False) -> str:
     inside = [words.plain_difference(one.metric, one.plain), words.effect(one.metric, one.decision)]
     if seen and math.isfinite(one.decision.detectable):
         inside.append(f"{words.detectable(one.metric, one.decision)} would have been seen")
+    if one.decision.interval.n == 1:
+        inside.append("one seed in common")
     if one.decision.failed:
         runs = words.count(one.decision.failed, "run")
         inside.append(f"{runs} failed, so nothing is decided")
@@ -380,7 +382,7 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
     random_text, random_claims = _headline_random(family, setting, better)
     text += random_text + _headline_flatness(found, setting, metric)
     if not metric.held_out:
-        text += f" Nothing is said on generalization: {metric.name} is not about held-out data."
+        text += f" Nothing is said on generalization, which {metric.name} does not measure."
     return text, (*claims, *random_claims)
 
 

@@ -36,8 +36,10 @@ class Contrast:
     seeds, differences: (n,), the seeds that both sides have. examples: (n, N), what each test
     example adds to each seed's difference (influence, its mean over examples is 0), where the
     difference is one of N examples; then the choice of the examples is part of the error, crossed
-    with the seeds. quantity: differences with the same one inform each other's variance. margin: a
-    smaller difference counts as none. failed: seeds of either side without a finite value.
+    with the seeds. example_variance: what that choice adds at the least, also where no example of
+    these tells the sides apart. quantity: differences with the same one inform each other's
+    variance. margin: a smaller difference counts as none. failed: seeds of either side without a
+    finite value.
 
     Example:
         >>> contrast = stats.Contrast(seeds=[0, 1, 2], differences=np.array([0.01, 0.02, 0.03]))
@@ -51,6 +53,7 @@ class Contrast:
     margin: float = 0.0
     examples: np.ndarray | None = None
     failed: int = 0
+    example_variance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,10 @@ def simultaneous(
 
 def _untested(c: Contrast, level: float) -> Decision:
     finite = c.differences[np.isfinite(c.differences)]
-    # Differences of exactly 0 in every seed are one and the same model.
+    # Differences of exactly 0 in every seed are one and the same model, but where other examples
+    # might tell two apart.
     same = finite.size > 1 and not c.failed and bool(np.all(finite == 0))
+    same = same and not c.example_variance
     mean = float(finite.mean()) if finite.size else math.nan
     ends = (0.0, 0.0) if same else (math.nan, math.nan)
     ci = Interval(mean, *ends, finite.size, c.failed, level)
@@ -188,7 +193,10 @@ class _SeedTable:
         # A prior cannot know more than the variances that it is the mean of.
         self.prior_df = np.minimum(PRIOR_DF, (members[self.kind] - 1) * (self.n - 1) / 2)
         parts = [_example_part(c) for c in contrasts]
-        self.example_variance = np.array([variance for variance, _ in parts])
+        own = np.array([variance for variance, _ in parts])
+        self.example_variance = np.maximum(own, [c.example_variance for c in contrasts])
+        # What none of these examples shows has no influence of its own to be drawn from.
+        self.unseen = self.example_variance - own
         self.examples = [influence for _, influence in parts]
         self.se = self.standard_errors(self.mean[None])[0]
 
@@ -250,6 +258,8 @@ def _by_flips(table: _SeedTable, alpha: float) -> tuple[np.ndarray, np.ndarray, 
         own = {i: influence for i, influence in shaken.items() if influence.size == size}
         flips = rng.integers(0, 2, (len(signs), size), dtype=np.int8).astype(np.float32) * 2 - 1
         means[:, list(own)] += flips @ np.stack(list(own.values()), 1).astype(np.float32)
+    for i in np.flatnonzero((table.unseen > 0) & np.isfinite(table.unseen)):
+        means[:, i] += math.sqrt(table.unseen[i]) * rng.standard_normal(len(signs))
     errors = table.standard_errors(signs @ table.values / table.n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(errors > 0, np.abs(means) / errors, 0.0)

@@ -317,6 +317,28 @@ def test_one_counterexample_contradicts_nothing(r):
         assert rules._word(flat, plain, given, "", ("not shown",)) == word
 
 
+@pytest.mark.parametrize(("wrong", "equal"), [(0, False), (3, False), (150, True)])
+def test_models_that_are_right_about_the_same_examples_need_not_be_so_about_others(
+    study, wrong, equal
+):
+    """No error of 500 twice is not the same error; 150 that are the same ones nearly is."""
+    table_ = study.data["generalization"]
+    right = np.arange(table_.sizes["example"]) >= wrong
+    correct = np.tile(right, (table_.sizes["run"], 1))
+    alike = table_.assign(
+        test_correct=(("run", "example"), correct), test_accuracy=("run", correct.mean(1))
+    )
+    family = Family.of(replace(study, data=study.data | {"generalization": alike}))
+    made = [one for one in family.made.values() if one.metric.key == "test_accuracy"]
+    assert made
+    assert {one.decision.equivalent for one in made} == {equal}
+    # Of how many examples a share is, nobody knows: it is not told to be equal either.
+    bare = alike.drop_vars("test_correct")
+    family = Family.of(replace(study, data=study.data | {"generalization": bare}))
+    made = [one for one in family.made.values() if one.metric.key == "test_accuracy"]
+    assert not any(one.decision.equivalent for one in made)
+
+
 def test_a_page_is_read_the_same_twice(study):
     rng = np.random.default_rng(3)
     truth = plant(WORLDS["flatness"], rng)

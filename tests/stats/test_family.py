@@ -205,3 +205,19 @@ def test_few_variants_have_no_dose_and_response():
     assert math.isnan(one.p)
     missing = stats.dose_response([[1, 2, 3, 4, 5, np.nan, 7.0]], np.arange(7.0))[0]
     assert missing.n == 6
+
+
+@pytest.mark.parametrize("seeds", [5, 9])
+def test_an_error_that_no_example_shows_is_an_error(seeds):
+    """Differences of 0 in every seed are equal where models are, and not where examples are few."""
+    nothing, rows = np.zeros(seeds), np.zeros((seeds, 40))
+    same = simultaneous({"a": Contrast(range(seeds), nothing, "x", 0.1)})["a"]
+    assert same.equivalent
+    for least, equal in ((0.02**2, True), (0.5**2, False), (np.inf, False)):
+        one = Contrast(range(seeds), nothing, "x", 0.1, rows, example_variance=least)
+        found = simultaneous({"a": one})["a"]
+        assert found.equivalent == equal
+        assert found.sign == 0
+        if np.isfinite(least):
+            # At the least the normal quantile times the error that was given.
+            assert found.interval.high > 1.9 * np.sqrt(least)
