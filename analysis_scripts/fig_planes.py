@@ -10,6 +10,7 @@ import _figure
 from landscape.plot import static
 
 SETTING = "noisy"
+SHOWN = ("sgd", "sam", "asam", "zsharp")  # the others are pale
 
 
 def compute(loss_plane):
@@ -19,7 +20,7 @@ def compute(loss_plane):
 
 def draw(loss_plane):
     """One figure from one result."""
-    return static.loss_plane(loss_plane, setting=SETTING)
+    return static.loss_plane(loss_plane, setting=SETTING, highlight=SHOWN)
 
 
 if __name__ == "__main__":

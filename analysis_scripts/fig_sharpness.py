@@ -10,6 +10,7 @@ import _figure
 from landscape.plot import static
 
 SETTING = "noisy"
+SHOWN = ("sgd", "sam", "asam", "zsharp")  # the others are pale
 
 
 def compute(sharpness):
@@ -19,7 +20,7 @@ def compute(sharpness):
 
 def draw(sharpness):
     """One figure from one result."""
-    return static.sharpness(sharpness, setting=SETTING)
+    return static.sharpness(sharpness, setting=SETTING, highlight=SHOWN)
 
 
 if __name__ == "__main__":

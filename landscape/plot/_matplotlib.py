@@ -3,6 +3,7 @@
 import io
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import zip_longest
 from textwrap import fill
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     pass
 
 _DPI = 200
+_TALLEST = 2.6  # inches of a plane or surface that has a figure to itself
 
 
 class PaperFigure(Figure):
@@ -88,7 +90,8 @@ def render(
     rows, columns = drawing.grid(inches)
     with rc_context(style.rc(venue)):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
-        height = rows * drawing.panel_height + 0.35 + _legend_height(drawing, labels, inches)
+        heights = _heights(drawing, rows, columns, inches)
+        height = sum(heights) + 0.35 + _legend_height(drawing, labels, inches)
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
         figure = PaperFigure(figsize=(inches, height), dpi=dpi, layout=layout)
         whole = columns == drawing.columns
@@ -101,6 +104,7 @@ def render(
             sharex=share.get(drawing.share_x, "col"),
             sharey=share.get(drawing.share_y, "row"),
             width_ratios=ratios,
+            height_ratios=heights,
             subplot_kw={"projection": "3d"} if drawing.solid else None,
         )
         wrap = max(8, int((inches - _beside(drawing)) / columns / (0.0086 * venue.text)))
@@ -111,12 +115,15 @@ def render(
             for mark, mappable in _panel(panel, ax, wrap, letter):
                 keys.setdefault(_scale(mark), (mark, mappable, []))[2].append(ax)
             if index % columns == columns - 1 or index == len(drawing.panels) - 1:
-                _end_labels(panel, ax, drawing.panel_height)
+                # Beside the last panel of a row that is not full there is room already.
+                full = index % columns == columns - 1
+                _end_labels(panel, ax, heights[index // columns], reserve=full)
         _label_once(drawing, grid, columns)
         for ax in list(grid.flat)[len(drawing.panels) :]:
             ax.remove()
         for mark, mappable, axes in keys.values():
-            _colorbar(mark, mappable, axes, figure)
+            crossed = {list(grid.flat).index(ax) // columns for ax in axes}
+            _colorbar(mark, mappable, axes, figure, sum(heights[row] for row in crossed))
         if drawing.legend:
             ended = {m.name for p in drawing.panels for m in p.marks if getattr(m, "ends", False)}
             _legend(figure, grid, inches, ended)
@@ -137,7 +144,49 @@ def _beside(drawing: Drawing) -> float:
     return 0.062 * max(map(len, rows), default=0) + 0.6 * bar
 
 
-def _end_labels(panel: Panel, ax: Axes, height: float) -> None:
+def _heights(drawing: Drawing, rows: int, columns: int, inches: float) -> list[float]:
+    """Inches of each row: of planes on one scale, what their width gives; of others, as drawn.
+
+    A plane in a row that is too low for it would have white space beside it, and in one that is
+    too high above it.
+    """
+    room = (inches - _beside(drawing) - 0.35) / columns
+    found = []
+    for row in range(rows):
+        panels = drawing.panels[row * columns : (row + 1) * columns]
+        shapes = [_shape(panel) for panel in panels]
+        known = [shape for shape in shapes if shape is not None]
+        if drawing.solid:
+            found.append(min(0.78 * inches / columns, _TALLEST))
+        elif len(known) == len(panels):
+            lines = max(len(panel.title.splitlines()) for panel in panels)
+            # Ticks and labels take their part; those of rows that share axes stand once.
+            across = room - (0.08 if _once(panels, "y") else 0.42)
+            found.append(min(across * max(known), _TALLEST) + 0.15 * lines + 0.2)
+        else:
+            found.append(drawing.panel_height)
+    return found
+
+
+def _shape(panel: Panel) -> float | None:
+    """Height over width of a panel whose axes have one scale; None for others."""
+    for mark in panel.marks:
+        if isinstance(mark, Field) or (isinstance(mark, Contours) and mark.equal):
+            sides = []
+            for axis, values in ((panel.x, mark.x), (panel.y, mark.y)):
+                low, high = axis.limits or (float(values.min()), float(values.max()))
+                sides.append(abs(high - low))
+            return sides[1] / sides[0] if min(sides) > 0 else 1.0
+    return None
+
+
+def _once(panels: Sequence[Panel], which: str) -> bool:
+    """Whether an axis that all panels have, over one range, needs its name only once."""
+    axes = [getattr(panel, which) for panel in panels]
+    return axes[0].limits is not None and all(axis == axes[0] for axis in axes)
+
+
+def _end_labels(panel: Panel, ax: Axes, height: float, *, reserve: bool) -> None:
     """Names at the right ends of lines, moved apart until they can be read."""
     ends = []
     for mark in panel.marks:
@@ -152,10 +201,11 @@ def _end_labels(panel: Panel, ax: Axes, height: float) -> None:
     gap, floor = 1.15 * _small() / 72 / height, -np.inf
     for (x, y), mark in sorted(ends, key=lambda end: end[0][1]):
         floor = max(y, floor + gap)
-        ax.annotate(
+        text = ax.annotate(
             mark.name, (x, y), xytext=(1.02, floor), textcoords="axes fraction", xycoords="axes "
             "fraction", va="center", fontsize=_small(), color=mark.color, annotation_clip=False,
         )  # fmt: skip
+        text.set_in_layout(reserve)
 
 
 def _legend_names(panel: Panel) -> list[str]:
@@ -193,12 +243,26 @@ def _label_once(drawing: Drawing, grid: np.ndarray, columns: int) -> None:
     count = len(drawing.panels)
     for index, ax in enumerate(list(grid.flat)[:count]):
         last = index + columns >= count
+        row = index // columns
+        here, below = ([*drawing.panels[r * columns : (r + 1) * columns]] for r in (row, row + 1))
+        planes = all(_shape(panel) is not None for panel in here)
+        if planes and index % columns and _once(here, "y"):
+            ax.tick_params(labelleft=False)
+            ax.set_ylabel("")
+        # Whole rows above planes with the same axes: a column would end without a name.
+        if planes and len(below) == columns and all(map(_same_x, here, below)):
+            ax.tick_params(labelbottom=False)
+            ax.set_xlabel("")
         if drawing.share_x:
             ax.tick_params(labelbottom=last)
             ax.set_xlabel(ax.get_xlabel() if last else "")
         if drawing.share_y and index % columns:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
+
+
+def _same_x(above: Panel, below: Panel) -> bool:
+    return _once([above, below], "x")
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -221,7 +285,9 @@ def _panel(
         _axis(panel.z, ax, "z", wrap)
     lines = [_wrapped(line, wrap) for line in panel.title.splitlines()]
     title = "\n".join(lines)
-    ax.set_title(rf"$\bf{{{letter}}}$  {title}" if letter else title)
+    # The box of a surface is lower than its axes.
+    height = None if panel.z is None else 0.95
+    ax.set_title(rf"$\bf{{{letter}}}$  {title}" if letter else title, y=height)
     drawn = [(mark, draw(mark, ax)) for mark in panel.marks]
     coloured = [
         (mark, shown)
@@ -242,10 +308,13 @@ def _scale(mark: _Coloured) -> tuple:
     return (type(mark), mark.name, *ends)
 
 
-def _colorbar(mark: _Coloured, mappable: _Mappable, axes: list[Axes], figure: Figure) -> None:
+def _colorbar(
+    mark: _Coloured, mappable: _Mappable, axes: list[Axes], figure: Figure, height: float
+) -> None:
     if isinstance(mark, Contours):
         bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
-        ticks = mark.levels[:: max(1, len(mark.levels) // 6)]
+        # As many as stand apart on a bar of this height.
+        ticks = mark.levels[:: max(1, -(-len(mark.levels) // min(8, max(3, int(height / 0.22)))))]
     else:
         bar = figure.colorbar(mappable, ax=axes, pad=0.02, fraction=0.046, aspect=30)
         bar.outline.set_visible(False)

@@ -89,10 +89,12 @@ def _(mark: Points, ax: Axes) -> None:
 @draw.register
 def _(mark: Line, ax: Axes) -> None:
     label = mark.name if mark.legend else None
+    # Symbols stand where the line is: of a spectrum most points have nothing to show.
+    known = np.flatnonzero(np.isfinite(mark.x) & np.isfinite(mark.y)).tolist()
     ax.plot(
         mark.x, mark.y, color=mark.color, linestyle=_DASHES[mark.dash], linewidth=mark.width,
         alpha=mark.opacity, label=label, marker=_SYMBOLS[mark.symbol], markersize=3.2,
-        markeredgecolor="white", markeredgewidth=0.3, markevery=max(1, len(mark.x) // 5),
+        markeredgecolor="white", markeredgewidth=0.3, markevery=known[:: max(1, len(known) // 5)],
         # A white path is seen on the palest contours too.
         path_effects=[withStroke(linewidth=mark.width + 1, foreground=style.INK)]
         if mark.color == _WHITE else None,
@@ -219,8 +221,10 @@ def _(mark: Surface, ax: "Axes3D") -> None:
     ax.contour(x, y, below, levels=levels, zdir="z", offset=floor, linewidths=0.5, **options)
     ax.set_zlim(floor, top)
     ax.view_init(elev=28, azim=-60)
-    # Labels stand outside of the box, which is cut at the edge of the axes.
-    ax.set_box_aspect((1, 1, 0.8), zoom=0.8)
+    # Labels stand outside of the box, which is cut at the edge of the axes; they are as large in a
+    # small panel.
+    inches = ax.bbox.width / ax.figure.dpi
+    ax.set_box_aspect((1, 1, 0.75), zoom=max(0.7, 1.12 - 0.39 / inches))
     ax.tick_params(pad=-3)
     for which in (ax.xaxis, ax.yaxis):
         which.set_major_locator(MaxNLocator(3, symmetric=True))

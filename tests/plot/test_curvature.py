@@ -48,7 +48,7 @@ def test_bars_of_blocks_are_shares_of_the_trace_beside_those_of_the_parameters(d
     first = drawn.panels[0]
     (owned,) = marks(first, grammar.Points, "share of the parameters")
     np.testing.assert_allclose(owned.x, ds.parameter_share.isel(run=0))
-    (shares,) = marks(first, grammar.Points, "share of the trace")
+    (_, shares) = marks(first, grammar.Points, "share of the trace")  # the first is the key
     trace = ds.trace.isel(run=[0, 1])
     share = (trace / trace.sum("block")).mean("run").values
     np.testing.assert_allclose(shares.x, share[share > first.x.limits[0]])

@@ -116,10 +116,13 @@ def kind_strip(kinds: Sequence[str], left: float, right: float) -> list[Mark]:
 
 def kind_key(kinds: Iterable[str]) -> list[Mark]:
     """Entries of the legend for colours that mean kinds, without a point on the panel."""
+    return [key(kind, "square", style.kind(kind)) for kind in dict.fromkeys(kinds)]
+
+
+def key(name: str, symbol: str, color: str = style.INK, *, size: float = 4.5) -> Points:
+    """An entry of the legend for marks whose colours mean something else, without a point."""
     nowhere = np.array([np.nan])
-    return [
-        Points(nowhere, nowhere, kind, style.kind(kind), "square") for kind in dict.fromkeys(kinds)
-    ]
+    return Points(nowhere, nowhere, name, color, symbol, size=size)
 
 
 def labels(ds: xr.Dataset) -> dict[str, str]:

@@ -6,7 +6,7 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Dash, Drawing, Line, Mark, Panel, Points
-from landscape.plot.figures._shared import row_axis
+from landscape.plot.figures._shared import key, row_axis
 from landscape.plot.figures.outcome.headline import curve
 from landscape.plot.runs import VariantRuns
 
@@ -22,7 +22,8 @@ def minibatch_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Draw
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "eigenvalue", "whole_eigenvalue", "converged")
     found, ranks = list(runs.variants(ds)), ds.sizes["rank"]
-    marks = [mark for row, v in enumerate(found) for mark in _batches(v, row, ranks)]
+    marks: list[Mark] = [key("one batch", "circle", style.MUTED, size=3.0)]
+    marks += [mark for row, v in enumerate(found) for mark in _batches(v, row, ranks)]
     positive = not bool((ds.eigenvalue <= 0).any())
     decay = float(runs.provenance(ds, "weight_decay") or 0)
     return Drawing(
@@ -255,10 +256,9 @@ def critical_sharpness(
     runs.require(ds, "critical_sharpness", "rate_lower", "rate_upper", "bracketed")
     found = list(runs.variants(ds))
     tops = {} if eigenvalues is None else _largest(runs.in_setting(eigenvalues, setting))
-    nowhere = np.array([np.nan])
-    marks: list[Mark] = [Points(nowhere, nowhere, "2/η_c", style.INK, "diamond")]
+    marks: list[Mark] = [key("2/η_c", "diamond")]
     if tops:
-        marks.append(Points(nowhere, nowhere, "λ₁", style.INK))
+        marks.append(key("λ₁", "circle"))
     for row, v in enumerate(found):
         ok = v.ds.bracketed.values.astype(bool)
         with np.errstate(divide="ignore"):

@@ -136,7 +136,7 @@ def _curve(
     if not shown.any():
         return []
     line = Line(x, np.where(shown, mean, np.nan), v.label, v.color, dash=dash, width=width,
-                legend=legend)  # fmt: skip
+                legend=legend, symbol=v.symbol if legend else "none")  # fmt: skip
     if count < 2 or not band:
         return [line]
     error = 2 * per_probe.std(0, ddof=1) / np.sqrt(count)
@@ -180,7 +180,7 @@ def _dimension(found: list[VariantRuns]) -> Panel:
         if np.isfinite(low).all():
             # The axis is logarithmic: an interval that reaches 0 ends at its smallest mean.
             marks.append(Band(z, low.clip(min=mean.min() / 10), high, v.label, v.color))
-        marks.append(Line(z, mean, v.label, v.color))
+        marks.append(Line(z, mean, v.label, v.color, symbol=v.symbol))
         marks.append(Points(z, mean, v.label, v.color, v.symbol, size=3, legend=False))
     return Panel(
         Axis("z", "nats", log=True),

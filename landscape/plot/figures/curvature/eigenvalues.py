@@ -6,7 +6,16 @@ import xarray as xr
 from landscape import stats
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Drawing, Mark, Panel, Points, Rule
-from landscape.plot.figures._shared import LEAST, dots, height, labels, row_axis, spoken, strings
+from landscape.plot.figures._shared import (
+    LEAST,
+    dots,
+    height,
+    key,
+    labels,
+    row_axis,
+    spoken,
+    strings,
+)
 from landscape.plot.runs import VariantRuns
 
 
@@ -27,7 +36,9 @@ def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         found, [-stats.geometric_mean_ci(v.ds.eigenvalue.isel(rank=0)).estimate for v in found]
     )
     ranks = ds.sizes["rank"]
-    marks: list[Mark] = []
+    marks: list[Mark] = [key("one seed", "circle", style.MUTED, size=2.8)]
+    if max(v.ds.sizes["run"] for v in found) > 1:
+        marks.append(key("geometric mean over seeds", "bar", style.MUTED))
     for row, v in enumerate(found):
         for rank in range(ranks):
             y = row + 0.34 - 0.68 * (rank + 0.5) / ranks
@@ -54,7 +65,6 @@ def top_eigenvalues(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             ),
         ),
         panel_height=0.4 + 0.27 * len(found),
-        legend=False,
     )
 
 
@@ -239,7 +249,7 @@ def block_curvature(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         Panel(
             Axis("share", log=True, limits=(low, 1.5)),
             row_axis(names),
-            tuple(_block(v, low)),
+            (key("share of the trace", "circle", style.MUTED), *_block(v, low)),
             f"{v.label}\ntr H {_mean(v.ds.trace.sum('block')):.3g}, "
             f"λ₁ {_mean(v.ds.eigenvalue.max('block')):.3g}",
         )
@@ -322,7 +332,10 @@ def alignment(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         rows = np.arange(len(names), dtype=float)
         seen = v.ds.transpose("run", "direction", ...)
         chance = float(seen.expected_isotropic.mean())
-        marks: list[Mark] = [Rule("x", chance, "isotropic chance", "dot", text="k/P")]
+        marks: list[Mark] = [
+            key("the direction itself", "circle", style.MUTED),
+            Rule("x", chance, "isotropic chance", "dot", text="k/P"),
+        ]
         matched = seen.expected_matched.values
         marks += dots(matched, rows - 0.16, "same energy per tensor", style.MUTED, "x",
                       size=3.6, log=True, least=LEAST)  # fmt: skip

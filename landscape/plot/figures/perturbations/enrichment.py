@@ -5,7 +5,16 @@ import xarray as xr
 
 from landscape.plot import runs, style
 from landscape.plot.drawing import Axis, Bars, Drawing, Mark, Panel, Rule
-from landscape.plot.figures._shared import chosen, dots, labels, row_axis, spoken, square, strings
+from landscape.plot.figures._shared import (
+    chosen,
+    dots,
+    key,
+    labels,
+    row_axis,
+    spoken,
+    square,
+    strings,
+)
 from landscape.plot.runs import VariantRuns
 
 _QUANTITIES = {
@@ -40,10 +49,10 @@ def enrichment(
         Panel(
             Axis("share in the mask", "× chance", log=True),
             axis,
-            tuple(_over_chance(v, key, names)),
-            f"at θ of {v.label}\n{text}" if key == first else text,
+            tuple(_over_chance(v, name, names)),
+            f"at θ of {v.label}\n{text}" if name == first else text,
         )
-        for key, text in quantities.items()
+        for name, text in quantities.items()
         for v in shown
     ]
     seeds = runs.seed_count(ds)
@@ -65,7 +74,6 @@ def enrichment(
         narrowest=2.0,
         share_x="all",
         share_y="all",
-        legend=False,
     )
 
 
@@ -74,24 +82,28 @@ def _weights(quantities: dict[str, str]) -> str:
     return "the squares of the weights and their sizes |w|" if both else "the squared weights"
 
 
-def _over_chance(v: VariantRuns, key: str, names: list[str]) -> list[Mark]:
-    ratio = v.ds[f"enrichment_{key}"].transpose("run", "direction").values
+def _over_chance(v: VariantRuns, quantity: str, names: list[str]) -> list[Mark]:
+    ratio = v.ds[f"enrichment_{quantity}"].transpose("run", "direction").values
     low, high = (
-        v.ds[f"chance_{side}_{key}"].transpose("run", "direction").mean("run").values
+        v.ds[f"chance_{side}_{quantity}"].transpose("run", "direction").mean("run").values
         for side in ("low", "high")
     )
     rows = np.arange(len(names), dtype=float)
-    marks: list[Mark] = [Rule("x", 1.0, "chance", "solid")]
+    marks: list[Mark] = [
+        key("the variant's mask", "circle", style.MUTED),
+        Rule("x", 1.0, "chance", "solid"),
+    ]
     for row, left, right in zip(rows, low, high, strict=True):
         if np.isfinite(right):
             marks.append(
-                Bars(np.array([right]), np.array([row]), "random masks", "#bdbdbd", 0.6,
+                Bars(np.array([right]), np.array([row]), "95 % of random masks", "#bdbdbd", 0.6,
                      base=max(left, _LOWEST))
             )  # fmt: skip
     positive = np.where(ratio > 0, ratio, np.nan)
     for index, name in enumerate(names):
         color, symbol = style.variant(name, index)
-        marks += dots(positive[:, [index]], rows[[index]], name, color, symbol, log=True)
+        marks += dots(positive[:, [index]], rows[[index]], name, color, symbol, log=True,
+                      legend=False)  # fmt: skip
     return marks
 
 

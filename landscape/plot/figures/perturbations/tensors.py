@@ -44,7 +44,7 @@ def perturbation(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             continue
         panels.append(
             Panel(
-                Axis("share", log=True, limits=(low, 1.3)),
+                Axis("share", log=True, limits=(low, 2.0)),
                 row_axis(names),
                 tuple(_perturbed(v, rows, low)),
                 f"{v.label}\n‖e‖ = {_radius(v)}",

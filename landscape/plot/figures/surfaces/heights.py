@@ -126,7 +126,7 @@ def surface_persistence(
     )
     low = min(float(np.min(m.base)) for m in marks if isinstance(m, Bars) and len(m.x))
     high = max(float(np.max(m.x)) for m in marks if isinstance(m, Bars) and len(m.x))
-    reach = high + 0.16 * (high - low)
+    reach = high + 0.28 * (high - low)
     random = " Random directions: illustration, not evidence." if random_axes(ds) else ""
     return Drawing(
         "surface_persistence",

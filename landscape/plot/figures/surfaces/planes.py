@@ -77,7 +77,7 @@ def loss_plane(
         x, y = replace(_ALPHA, limits=ends[0], few=True), replace(_BETA, limits=ends[1], few=True)
         title = f"{v.label}\nlowest {short(low)}" if rise else v.label
         panels.append(Panel(x, y, (*marks, centre()), title))
-    columns = 4 if len(panels) > 4 else 3
+    columns = 4 if len(panels) > 4 else 3 if len(panels) in (1, 3) else len(panels)
     # Rows of planes are named once; one of planes and cuts has two kinds of axes.
     whole = len(panels) % columns == 0
     panels += [_cut(ds, along, variable, log=log) for along in ("alpha", "beta")]
@@ -294,8 +294,8 @@ def plane_difference(
         words = f"{runs.count(int(part.n.max()), 'seed')}, p = {float(part.p_anywhere):.2g}"
         panels.append(
             Panel(
-                _ALPHA,
-                _BETA,
+                replace(_ALPHA, limits=_edges(x)),
+                replace(_BETA, limits=_edges(y)),
                 (
                     Field(x, y, table, ratio, "1", (-limit, limit), diverging=True),
                     *gaps(x, y, table),
@@ -367,7 +367,8 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
             if variable == "eigenvalue_min":
                 convex = one.eigenvalue_min.values - one.residual_min.values > 0
                 marks += dots(x, y, convex, "surely convex: λₘᵢₙ − residual > 0")
-            panels.append(Panel(_ALPHA, _BETA, tuple(marks), f"{v.label}, {name}"))
+            axes = replace(_ALPHA, limits=_edges(x)), replace(_BETA, limits=_edges(y))
+            panels.append(Panel(*axes, tuple(marks), f"{v.label}, {name}"))
     worst = float(np.nanmax(np.maximum(ds.residual_max, ds.residual_min).values, initial=0.0))
     return Drawing(
         "curvature_map",
@@ -384,6 +385,12 @@ def curvature_map(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         columns=len(found) if len(found) <= 4 else 3,
         panel_height=1.35,
     )
+
+
+def _edges(centres: np.ndarray) -> tuple[float, float]:
+    """Where the first cell begins and the last one ends."""
+    half = float(centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
+    return float(centres[0]) - half, float(centres[-1]) + half
 
 
 def _below_zero(ds: xr.Dataset) -> xr.DataArray:
