@@ -32,6 +32,7 @@ __all__ = [
     "project",
     "row_norms",
     "squared_norm",
+    "subtract_",
     "total_norm",
     "unit",
     "unit_rows",
@@ -247,6 +248,16 @@ def combine_(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, 
         slab = slice(start, start + 2**20)
         Q[: len(C), slab] = C @ Q[:, slab]
     return Q[: len(C)]
+
+
+def subtract_(rows: Float[Tensor, "m P"], C: Tensor, Q: Float[Tensor, "k P"]) -> Tensor:
+    """Rows - C Q in place of float64 rows, with Q widened slab by slab."""
+    if isinstance(rows, ShardedVector):
+        return ShardedVector(subtract_(rows.here, C, own(Q)), rows.space)
+    for start in range(0, rows.shape[1], 2**20):
+        slab = slice(start, start + 2**20)
+        rows[:, slab] -= C.to(rows) @ Q[:, slab].to(rows)
+    return rows
 
 
 def drawn(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:

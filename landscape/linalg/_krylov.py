@@ -26,14 +26,46 @@ class Ritz:
     log_betas: Tensor
 
 
+@dataclass(frozen=True)
+class Recurrence:
+    """Coefficients on the host up to the first breakdown, where β is then 0."""
+
+    alpha: Tensor
+    beta: Tensor
+    scale: float
+    broke_down: bool
+
+
+def read(
+    alpha: list[Tensor], beta: list[Tensor], first: int, room: int, scale: float, tiny: float
+) -> Recurrence:
+    """The coefficients, of which those before `first` are known; waits for the device once.
+
+    A recurrence breaks down at a β of at most tiny · scale, and where it filled its room.
+    """
+    both = torch.stack([*alpha, *beta]).to("cpu", torch.float64)
+    a, b = both.split([len(alpha), len(beta)])
+    for j in range(first, len(a)):
+        if not torch.isfinite(a[j]) or not torch.isfinite(b[j]):
+            raise LandscapeError(
+                f"The operator's product number {j + 1} is not finite; check the loss and its "
+                f"derivatives at this theta, or use float64."
+            )
+        scale = max(scale, abs(float(a[j])), float(b[j]))
+        if float(b[j]) <= tiny * scale or j + 1 == room:
+            a, b = a[: j + 1], b[: j + 1].clone()
+            b[j] = 0.0
+            return Recurrence(a, b, scale, True)
+    return Recurrence(a, b, scale, False)
+
+
 class Krylov:
     """Lanczos recurrence with full reorthogonalization in the complement of `locked` (n, size).
 
     `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
     space became invariant it continues from a random vector orthogonal to all that is there.
     `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
-    take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605). `complement` goes
-    on outside of the whole basis, in the same rows.
+    take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605).
     """
 
     def __init__(
@@ -115,22 +147,12 @@ class Krylov:
         self.basis.put(row + 1, w / beta)
 
     def settle(self) -> Ritz:
-        both = torch.stack([*self.alpha, *self.beta]).to("cpu", torch.float64)
-        alpha, beta = both.split([len(self.alpha), len(self.beta)])
         eps = torch.finfo(self.dtype).eps
         room = self.size - self.num_locked - len(self.head)
-        for j in range(self.num_settled, len(alpha)):
-            if not torch.isfinite(alpha[j]) or not torch.isfinite(beta[j]):
-                raise LandscapeError(
-                    f"The operator's product number {j + 1} is not finite; check the loss and its "
-                    f"derivatives at this theta, or use float64."
-                )
-            self.scale = max(self.scale, abs(float(alpha[j])), float(beta[j]))
-            if float(beta[j]) <= 10 * eps * self.scale or j + 1 == room:
-                alpha, beta = alpha[: j + 1], beta[: j + 1].clone()
-                beta[j] = 0.0
-                self.restart(j + 1, room)
-                break
+        known = read(self.alpha, self.beta, self.num_settled, room, self.scale, 10 * eps)
+        alpha, beta, self.scale = known.alpha, known.beta, known.scale
+        if known.broke_down:
+            self.restart(len(alpha), room)
         self.num_settled = len(alpha)
         T, first = torch.diag(torch.cat([self.head, alpha])), len(self.head)
         tail = range(first, len(T) - 1)
@@ -151,10 +173,6 @@ class Krylov:
         self.head, self.arrow = ritz.values[chosen], last * Y[-1]
         self.alpha, self.beta, self.num_settled = [], [], 0
 
-    def complement(self) -> None:
-        """Go on from a random vector outside of all that is there, as if it were locked."""
-        self.begin(self.num_locked + self.num_steps, self.scale)
-
     def restart(self, num_steps: int, room: int) -> None:
         """Forget what came after an invariant subspace and continue outside of it."""
         self.alpha, self.beta = self.alpha[:num_steps], self.beta[:num_steps]
@@ -168,9 +186,10 @@ class Krylov:
         """Ritz vectors (len(chosen), size) of norm 1."""
         return self.basis.combine(ritz.coefficients[:, chosen].T, self.num_locked)
 
-    def image(self, ritz: Ritz, chosen: Tensor, vectors: Tensor) -> Tensor:
-        """H times the Ritz vectors as the recurrence has it, (len(chosen), size)."""
-        steps, last = ritz.coefficients.shape[0], self.beta[-1].to("cpu", torch.float64)
-        tail = (last * ritz.coefficients[-1, chosen]).to(vectors)
-        along = ritz.values[chosen].to(vectors)[:, None] * vectors
-        return along if float(last) == 0 else along.addr_(tail, self.basis[self.num_locked + steps])
+    def tails(self, ritz: Ritz, chosen: Tensor) -> Tensor:
+        """What H times each Ritz vector has along the next vector, beside θ times itself."""
+        return self.beta[-1].to("cpu", torch.float64) * ritz.coefficients[-1, chosen]
+
+    @property
+    def next(self) -> Tensor:
+        return self.basis[self.num_locked + self.num_steps]

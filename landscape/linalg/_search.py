@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape import devices, vectors
 from landscape.errors import Interrupted
+from landscape.linalg._complement import Complement
 from landscape.linalg._krylov import Krylov, Ritz
 
 _SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
@@ -70,6 +71,18 @@ def _wanted(values: Tensor, k: int, which: str) -> Tensor:
     return by_size[torch.argsort(values[by_size], descending=True)]
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A value that nothing outside of a space shall pass, on the side `sign`.
+
+    pull: how far the space lifts what it is coupled to, Σ r_i²/(x - θ_i) at x = at.
+    """
+
+    sign: int
+    at: float
+    pull: float
+
+
 @dataclass
 class Search:
     matvec: Callable[[Tensor], Tensor]
@@ -88,22 +101,23 @@ class Search:
     like: Tensor
 
     def run(self, start: Tensor | None) -> EigenPairs:
-        self.used, self.scale = 0, 0.0
+        self.used, self.scale, self.first = 0, 0.0, 0
         self.restarts, self.risk = 0, math.nan
-        self.values = torch.empty(0, dtype=torch.float64)
+        self.values = self.estimates = torch.empty(0, dtype=torch.float64)
         self.vectors = self.like.new_empty((0, self.size))
-        self.estimates, self.images, self.first = self.values, self.vectors, 0
+        self.tails, self.edges = torch.empty((0, 0), dtype=torch.float64), self.vectors
         space = self.krylov(start)
         try:
             ritz = self.extend(space, self.settled)
             self.first = self.used
             complete = self.delta >= 1 or self.sealed(space, ritz)
+            self.keep(space, ritz)
             while not complete and self.used < self.limit and len(self.values) < self.size:
                 self.found_none = False
                 self.restarts += 1
                 space.release()
                 space = self.krylov(None)
-                self.extend(space, self.searched)
+                self.keep(space, self.extend(space, self.searched))
                 complete = self.found_none
             space.release()
             return self.finish(complete or len(self.values) == self.size)
@@ -124,7 +138,7 @@ class Search:
         )
 
     def extend(self, space: Krylov, enough: Callable[[Ritz, bool], bool]) -> Ritz:
-        """Grow a Krylov space until `enough`, then keep the wanted of old and new pairs."""
+        """Grow a Krylov space until `enough`."""
         due, room = max(1, self.k - len(self.values)), self.size - len(self.values)
         while True:
             while space.num_steps < min(due, room):
@@ -135,25 +149,18 @@ class Search:
             # Even a spent budget has to yield k pairs, which a breakdown may have shortened.
             spent = self.used >= self.limit and len(self.values) + len(ritz.values) >= self.k
             if enough(ritz, space.exhausted) or spent:
-                break
+                return ritz
             if self.max_basis is not None and space.num_steps >= self.max_basis:
-                self.thicken(space, ritz, self.max_basis)
+                chosen = _wanted(ritz.values, self.k + (self.max_basis - self.k) // 2, self.which)
+                space.compress(ritz, chosen)
             steps = space.num_steps
             due = max(steps + 1, min(steps + self.stride(steps), steps + self.limit - self.used))
             due = due if self.max_basis is None else min(due, self.max_basis)
-        self.keep(space, ritz)
-        return ritz
 
     def stride(self, steps: int) -> int:
         """Steps to the next look, which a GPU has to wait for."""
         waits = devices.is_accelerator(self.device)
         return max(2, steps // 8) if waits else max(1, steps // 16)
-
-    def thicken(self, space: Krylov, ritz: Ritz, full: int) -> Tensor:
-        """Keep half of a full basis; indices of the kept."""
-        chosen = _wanted(ritz.values, self.k + (full - self.k) // 2, self.which)
-        space.compress(ritz, chosen)
-        return chosen
 
     def sealed(self, space: Krylov, ritz: Ritz) -> bool:
         """Whether nothing outside of a space changes how many eigenvalues pass the smallest found.
@@ -166,36 +173,38 @@ class Search:
         if self.used >= self.limit:
             return False
         self.restarts += 1
-        theta, r = ritz.values, ritz.residuals
-        if self.max_basis is not None and len(theta) > self.k + (self.max_basis - self.k) // 2:
-            kept = self.thicken(space, ritz, self.max_basis)
-            theta, r = theta[kept], r[kept]
-        bars = [(sign, self.shifted(sign, bar, theta, r)) for sign, bar in self.bars()]
-        space.complement()
-        most = min(self.limit - self.used, max(16, len(theta)))
-        most = most if self.max_basis is None else min(most, self.max_basis - len(theta))
-        while space.num_steps < most and not space.exhausted:
-            for _ in range(min(self.stride(0), most - space.num_steps)):
-                space.step()
+        found = ritz.values[_wanted(ritz.values, self.k, self.which)]
+        bars = [self.barred(sign, bar, ritz) for sign, bar in self.bars(found)]
+        # What couples to the space depends on the bar: of two, bounds that hold for both.
+        pull = bars[0].sign * bars[0].pull if len(bars) == 1 else 0.0
+        rest = Complement(space, pull)
+        ends = [(bar.sign, bar.sign * (bar.at if pull else bar.at - bar.pull)) for bar in bars]
+        while self.used < self.limit:
+            for _ in range(min(self.stride(0), self.limit - self.used)):
+                rest.step()
                 self.used += 1
-            rest = space.settle()
-            room = self.size - space.num_locked
-            chance = sum(self.chance(rest, sign, bar, room) for sign, bar in bars)
-            if space.exhausted or chance <= self.delta / 2:
-                self.risk = max(chance, self.floor()) if not space.exhausted else 0.0
-                beyond = any(bool((s * (rest.values - bar) > 0).any()) for s, bar in bars)
-                return not beyond
-            if any(bool((s * (rest.values - bar) > 0).any()) for s, bar in bars):
+            seen = rest.settle()
+            if any(bool((s * (seen.values - at) > 0).any()) for s, at in ends):
                 return False
+            # A recurrence that ends has shown all that its start is made of.
+            ended = math.isinf(float(seen.log_betas))
+            chance = 0.0 if ended else sum(self.chance(seen, s, at, rest.room) for s, at in ends)
+            if chance <= self.delta / 2:
+                self.risk = max(chance, self.floor())
+                return True
         return False
 
-    def shifted(self, sign: int, bar: float, theta: Tensor, r: Tensor) -> float:
-        """What the complement must not pass, if nothing shall pass bar + tolerance · scale."""
-        best = -math.inf
+    def barred(self, sign: int, bar: float, ritz: Ritz) -> "Bar":
+        """Where the complement is asked whether anything passes, if nothing shall pass the bar.
+
+        Between the bar and tolerance · scale beyond it, where the coupling is least.
+        """
+        theta, r = sign * ritz.values, ritz.residuals
+        asked = []
         for share in (1.0, 0.75, 0.5, 0.25):
             x = sign * bar + share * self.tolerance * self.scale
-            best = max(best, x - max(0.0, float((r**2 / (x - sign * theta)).nan_to_num().sum())))
-        return sign * best
+            asked.append(Bar(sign, x, max(0.0, float((r**2 / (x - theta)).nan_to_num().sum()))))
+        return max(asked, key=lambda bar: bar.at - bar.pull)
 
     def floor(self) -> float:
         """Rounding keeps even an impossible start from a probability of 0."""
@@ -214,7 +223,7 @@ class Search:
         merged = torch.cat([self.values, ritz.values])
         chosen = _wanted(merged, self.k, self.which)
         fresh = chosen[chosen >= len(self.values)] - len(self.values)
-        bars = self.bars()
+        bars = self.bars(self.values)
         beats = [
             index
             for index in fresh.tolist()
@@ -233,9 +242,8 @@ class Search:
             self.risk = 0.0 if exhausted else max(risk, self.floor())
         return self.found_none
 
-    def bars(self) -> list[tuple[int, float]]:
-        """(side, value that an overlooked eigenvalue would have to pass) of the current answer."""
-        values = self.values
+    def bars(self, values: Tensor) -> list[tuple[int, float]]:
+        """(side, value that an overlooked eigenvalue would have to pass) of an answer."""
         if self.which == "largest":
             return [(1, float(values.min()))]
         if self.which == "smallest":
@@ -256,6 +264,10 @@ class Search:
         return math.exp(min(0.0, logarithm + 0.5 * math.log(2 * room / math.pi)))
 
     def keep(self, space: Krylov, ritz: Ritz) -> None:
+        """The wanted of old and new pairs, and what H does to them as their recurrences have it.
+
+        Hv_i = θ_i v_i + Σ_j tails[i, j] edges[j], an edge being the next vector of a space.
+        """
         merged = torch.cat([self.values, ritz.values])
         chosen = _wanted(merged, self.k, self.which)
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]
@@ -266,16 +278,16 @@ class Search:
         kept[there] = self.vectors[taken]
         kept[fresh] = space.combine(ritz, new)
         if self.sampled:
-            images = torch.empty_like(kept)
-            images[there] = self.images[taken]
-            images[fresh] = space.image(ritz, new, kept[fresh])
-            self.images = images
+            tails = torch.zeros((len(chosen), self.tails.shape[1] + 1), dtype=torch.float64)
+            tails[old, :-1] = self.tails[chosen[old]]
+            tails[~old, -1] = space.tails(ritz, new)
+            self.tails, self.edges = tails, torch.cat([self.edges, space.next[None]])
         self.estimates = torch.cat([self.estimates, ritz.residuals])[chosen]
         self.values, self.vectors = merged[chosen], kept
 
     def partial(self, space: Krylov) -> EigenPairs | None:
         """What an unfinished first space shows, or the pairs found before, marked."""
-        if not self.first:
+        if not len(self.values):
             done = min(len(space.alpha), len(space.beta))
             space.alpha, space.beta = space.alpha[:done], space.beta[:done]
             if done == 0:
@@ -297,43 +309,74 @@ class Search:
 
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
-        self.vectors = V = self.vectors.to(torch.float64)  # one copy
-        upright, off = torch.linalg.inv(torch.linalg.cholesky(vectors.gram(V))), math.nan
-        vectors.combine_(upright, V)
-        if self.certificate is None:
-            HV = torch.stack([self.matvec(v) for v in V.to(self.dtype)]).to(V)
-        elif self.sampled:
-            HV = self.images.to(torch.float64)
-            vectors.combine_(upright, HV)
-            g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(V)
-            drawn, claimed = vectors.combine(g, V), vectors.combine(g, HV)
-            off = float(vectors.norm(self.certificate(drawn).to(V) - claimed))
-        else:
-            HV = self.certificate(V).to(V)
-        small = vectors.gram(V, HV).to("cpu")
-        values, turn = torch.linalg.eigh((small + small.T) / 2)
-        values, turn = values.flip(0).to(V), turn.flip(1).T.to(V)
-        vectors.combine_(turn, V)
-        vectors.combine_(turn, HV)
-        R = HV
-        for row, value, v in zip(R, values, V, strict=True):
-            row.sub_(value * v)
-        residuals = vectors.row_norms(R)
-        bound = self.tolerance * max(self.scale, float(values.abs().max()))
+        certificate = self.certificate if self.sampled else None
+        pairs = self.prove() if certificate is None else self.sample(certificate)
+        bound = self.tolerance * max(self.scale, float(pairs.values.abs().max()))
         shown = self.dtype if self.certificate is None else torch.float64
+        residuals = pairs.gram.diagonal().clamp(min=0).sqrt()
         return EigenPairs(
-            values=values.to(shown),
-            vectors=V.to(self.dtype),
+            values=pairs.values.to(shown),
+            vectors=vectors.combine_(pairs.turn, self.vectors),
             residual_norms=residuals.to(shown),
             converged=(residuals <= bound) & complete,
-            num_matvecs=self.used + (1 if self.sampled else len(V)),
+            num_matvecs=self.used + (1 if self.sampled else len(pairs.values)),
             complete=complete,
-            subspace_bound=float(torch.linalg.matrix_norm(vectors.gram(R), ord=2).sqrt()),
+            subspace_bound=float(torch.linalg.matrix_norm(pairs.gram, ord=2).sqrt()),
             restarts=self.restarts,
             search_matvecs=self.used - self.first,
             failure_probability=self.risk,
-            product_error=off,
+            product_error=pairs.off,
         )
+
+    def prove(self) -> "Proven":
+        """Residuals by a product with each vector."""
+        V = self.vectors
+        if self.certificate is None:
+            HV = torch.stack([self.matvec(v) for v in V]).to(torch.float64)
+        else:
+            HV = self.certificate(V).to(torch.float64)
+        values, turn = _rayleigh_ritz(vectors.gram(V), vectors.gram(V, HV))
+        R = vectors.subtract_(vectors.combine_(turn, HV), values[:, None] * turn, V)
+        return Proven(values, turn, vectors.gram(R), math.nan)
+
+    def sample(self, certificate: Callable[[Tensor], Tensor]) -> "Proven":
+        """Residuals of the recurrences, and how far one product in float64 is from theirs."""
+        V, E, along = self.vectors, self.edges, torch.diag(self.values).to(self.device)
+        G, L, tails = vectors.gram(V), vectors.gram(V, E), self.tails.to(self.device)
+        values, turn = _rayleigh_ritz(G, G @ along + L @ tails.T)
+        # R = A V + B E, small as they are: no vectors are needed.
+        A, B = turn @ along - values[:, None] * turn, turn @ tails
+        cross = A @ L @ B.T
+        gram = A @ G @ A.T + cross + cross.T + B @ vectors.gram(E) @ B.T
+        g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(G) @ turn
+        drawn = vectors.subtract_(self.wide(), -g, V)
+        claimed = vectors.subtract_(vectors.subtract_(self.wide(), -g @ along, V), -g @ tails, E)
+        off = certificate(drawn).to(torch.float64) - claimed
+        return Proven(values, turn, gram, float(vectors.norm(off)))
+
+    def wide(self) -> Tensor:
+        return torch.zeros_like(self.vectors[:1], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Eigenvalues in descending order; turn (k, k): what makes their vectors of those found.
+
+    gram: RRᵀ of the residuals R. off: measured error of the products, nan where they are exact.
+    """
+
+    values: Tensor
+    turn: Tensor
+    gram: Tensor
+    off: float
+
+
+def _rayleigh_ritz(gram: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, turn) of VHVᵀ, V of any Gram matrix that is nearly the identity."""
+    upright = torch.linalg.inv(torch.linalg.cholesky(gram))
+    small = (upright @ projected @ upright.T).to("cpu")
+    values, turn = torch.linalg.eigh((small + small.T) / 2)
+    return values.flip(0).to(gram), turn.flip(1).T.to(gram) @ upright
 
 
 def _rows(chosen: Tensor, device: torch.device) -> Tensor:

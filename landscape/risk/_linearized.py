@@ -32,9 +32,9 @@ class LinearizedHVP:
     def __init__(self, engine: Engine, theta: Tensor, weight_decay: float) -> None:
         self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
         with _checks.explaining(engine, theta):
-            kept, self._rebuilt = _fitting.kept_and_rebuilt(engine)
+            self._batches, self._rebuilt = _fitting.kept_and_rebuilt(engine)
             with engine.differentiating(2, theta):
-                self._kept = [engine.gradient_graph(batch) for batch in kept]
+                self._kept = [engine.gradient_graph(batch) for batch in self._batches]
         sums = [graph.loss for graph in self._kept]
         sums += [engine.loss_only(theta, batch) for batch in self._rebuilt]
         count = engine.examples.num_examples
@@ -64,6 +64,11 @@ class LinearizedHVP:
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
         return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
 
+    def release(self) -> None:
+        """Let the graphs go: products made after that rebuild theirs, and cost 3."""
+        self._rebuilt, self._kept = [*self._batches, *self._rebuilt], []
+        self._batches, self._rebuild_cost, self.num_kept = [], GRADIENT, 0
+
 
 class LinearizedGGN:
     """Callable V -> G V for V (P,) or (k, P): G = (1/N) sum_i J_iᵀ (∇²_z loss_i) J_i + wd I.
@@ -85,9 +90,9 @@ class LinearizedGGN:
     def __init__(self, engine: Engine, theta: Float[Tensor, "P"], weight_decay: float) -> None:
         self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
         with _checks.explaining(engine, theta):
-            kept, self._rebuilt = _fitting.kept_and_rebuilt(engine)
+            self._batches, self._rebuilt = _fitting.kept_and_rebuilt(engine)
             with engine.differentiating(2, theta):
-                self._kept = [_Graph(engine, batch) for batch in kept]
+                self._kept = [_Graph(engine, batch) for batch in self._batches]
         share = sum(batch.count for batch in self._rebuilt) / engine.examples.num_examples
         engine.spend((1 - share) * GRADIENT + share * FORWARD)
         self._rebuild_cost = share * GRADIENT
@@ -105,6 +110,11 @@ class LinearizedGGN:
                 _Graph(engine, batch).add_products(total, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
         return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
+
+    def release(self) -> None:
+        """Let the graphs go: products made after that rebuild theirs, and cost 3."""
+        self._rebuilt, self._kept = [*self._batches, *self._rebuilt], []
+        self._batches, self._rebuild_cost = [], GRADIENT
 
 
 class _Graph:

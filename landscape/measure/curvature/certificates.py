@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.linalg.lanczos import EigenPairs
 from landscape.measure.curvature.operator import Operator, Spans
 from landscape.risk import EmpiricalRisk
 
 CERTIFY = ("float64", "working", "none")
+# Parameters from which k products in float64, each two to four of float32, are made one by "auto".
+LARGE = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Certificate:
     product_error: float
 
 
+def chosen(certify: str, risk: EmpiricalRisk, k: int) -> tuple[str, dict[str, str]]:
+    """The certificate that `certify` means for this risk, and why where it was left open."""
+    check_choice("certify", certify, ("auto", *CERTIFY))
+    if certify != "auto":
+        return certify, {}
+    size = risk.layout.num_parameters
+    if size < LARGE or risk.dtype == torch.float64:
+        return "float64", {}
+    return "working", {"certify_reason": f"auto: P={size}, one float64 product for k={k}"}
+
+
 def float64_products(
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
@@ -34,12 +48,14 @@ def float64_products(
     matrix: str = "hessian",
     index: Int[Tensor, "n"] | Spans | None = None,
     keep: bool = False,
+    instead: Operator | None = None,
 ) -> Callable[[Float[Tensor, "k n"]], Float[Tensor, "k n"]] | None:
     """Rows V -> MV at theta in float64, by a twin of the risk; its cost counts as the risk's.
 
     None where the model works in float32 alone: residuals are then those of the working precision.
 
     keep: hold the graph for further calls. Else each batch's is freed after the products of a call.
+    instead: products that are over by then, whose graphs are let go.
     """
     if not risk.probe().has_float64:
         return None
@@ -56,6 +72,8 @@ def float64_products(
 
     def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         before = twin.cost
+        if instead is not None:
+            instead.release()
         try:
             HV = (operator() if index is None else operator().block(index))(V.double())
         except RuntimeError as error:
@@ -87,7 +105,8 @@ def certify(
     """Bounds ‖r_i‖ + rounding, and with "working" what the products may be off at most.
 
     Rounding of float64: 10 eps √P max |lambda|. "working" adds product_error √(2/π) / δ, a bound of
-    ‖H₆₄V - H₃₂V‖₂ that holds but for a probability δ = failure_probability (`linalg.lanczos.top`).
+    ‖H₆₄V - H₃₂V‖₂ that holds but for a probability δ = failure_probability (`linalg.lanczos.top`),
+    0.01 where that is 1, which asks for no search.
     """
     scale = float(pairs.values.abs().max()) if len(pairs.values) else 0.0
     size = risk.layout.num_parameters
@@ -103,5 +122,9 @@ def certify(
         return Certificate(bounds, 0.0)
     if math.isnan(pairs.product_error):  # one pair: its own product was made
         return Certificate(bounds, 0.0)
-    off = pairs.product_error * math.sqrt(2 / math.pi) / failure_probability
+    off = (
+        pairs.product_error
+        * math.sqrt(2 / math.pi)
+        / (failure_probability if failure_probability < 1 else 0.01)
+    )
     return Certificate(bounds + off, pairs.product_error)

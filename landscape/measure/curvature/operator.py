@@ -10,7 +10,7 @@ from torch import Tensor
 from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.params import Select
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, LinearizedGGN, LinearizedHVP
 from landscape.sharding import ShardedVector
 
 MATRICES = ("hessian", "ggn")
@@ -60,6 +60,11 @@ class Operator:
     def block(self, index: Int[Tensor, "n"] | Spans) -> "Operator":
         """The diagonal block on these coordinates, by the same graph."""
         return Operator(self.full, self.num_parameters, index)
+
+    def release(self) -> None:
+        """Let kept graphs go, where no more products are expected."""
+        if isinstance(self.full, LinearizedHVP | LinearizedGGN):
+            self.full.release()
 
     def __call__(self, V: Float[Tensor, "*k n"]) -> Float[Tensor, "*k n"]:
         """Products of the same shape as V."""

@@ -32,7 +32,8 @@ def top_eigenvalues(
     max_hvps: int | None = None,
     max_basis: int | None = None,
     failure_probability: float = 0.01,
-    certify: str = "float64",
+    search: bool = True,
+    certify: str = "auto",
     matrix: str = "hessian",
     select: Select | None = None,
     start: Float[Tensor, "*r P"] | None = None,
@@ -51,12 +52,16 @@ def top_eigenvalues(
     residuals then being those of the recurrence and the bounds what they would be if ‖(H₃₂ - H₆₄)V‖
     were √(2/π) / failure_probability times its measured value for one normal combination of the
     vectors (product_error, one product), a theorem but for that probability; or in the working
-    precision with nothing added, "none". A model that fails in float64 falls back to "working" with
-    an unknown product_error (nan), and certify_reason in the provenance says why.
+    precision with nothing added, "none". "auto" is "float64" for less than ten million parameters
+    and "working" from there on, where k float64 products cost as much as all others. A model that
+    fails in float64 falls back to "working" with an unknown product_error (nan). certify_reason in
+    the provenance says why.
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
-    (`linalg.lanczos.top`); failure_probability=1 asks for none.
+    (`linalg.lanczos.top`). search_share of the products are theirs, about a third; search=False (or
+    failure_probability=1) makes none: `complete` is then false, `converged` claims the residual
+    alone, and copies of an eigenvalue, which one start does not show, may be missing.
     converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
     below), and complete. Nothing is converged where a probe before the first product finds that the
     gradient is not the slope of the loss or the product not symmetric: `unsound` in the provenance
@@ -80,7 +85,7 @@ def top_eigenvalues(
         ([True, True, True], True)
     """
     measuring = Measuring("top_eigenvalues", risk, theta)
-    check_choice("certify", certify, certificates.CERTIFY)
+    certify, reason = certificates.chosen(certify, risk, k)
     loss = measuring.finite_loss()
     product = Operator.of(risk, measuring.theta, matrix=matrix, select=select)
     options = {
@@ -88,7 +93,9 @@ def top_eigenvalues(
         "which": which,
         "tolerance": tolerance or lanczos.TOLERANCE.get(risk.dtype, 1e-4),
         "failure_probability": failure_probability,
+        "search": search and failure_probability < 1,
         "certify": certify,
+        **reason,
         "matrix": matrix,
         "select": select and [tensor.name for tensor in risk.layout.select(select)],
         "warm_start": start is not None,
@@ -101,7 +108,7 @@ def top_eigenvalues(
         )
         return measuring.result(
             {
-                **_pairs_variables(pairs, proof, TITLES[matrix]),
+                **_pairs_variables(pairs, proof, TITLES[matrix], product.size),
                 **(
                     _vectors(product.embed(pairs.vectors), TITLES[matrix]) if return_vectors else {}
                 ),
@@ -121,7 +128,7 @@ def top_eigenvalues(
             tolerance=tolerance,
             max_hvps=max_hvps,
             max_basis=max_basis,
-            failure_probability=failure_probability,
+            failure_probability=failure_probability if search else 1.0,
             certify=certify,
             start=_warm(start, product),
             seed=seed,
@@ -133,12 +140,14 @@ def top_eigenvalues(
 
 
 def _pairs_variables(
-    pairs: lanczos.EigenPairs, proof: certificates.Certificate, title: str
+    pairs: lanczos.EigenPairs, proof: certificates.Certificate, title: str, size: int
 ) -> dict[str, Variable]:
     units, count = "nats / parameter²", len(pairs.values)
     first, last = float(pairs.values[0]), float(pairs.values[-1])
     ratio = first / last if last else math.nan
     off, probability = "‖(H₃₂ − H₆₄)V g‖, g normal", pairs.failure_probability
+    searched = not math.isnan(probability) or count == size
+    complete = bool(pairs.complete) and searched
     proofs = 1 if math.isfinite(pairs.product_error) else 0 if pairs.interrupted else count
     return {
         "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
@@ -148,12 +157,15 @@ def _pairs_variables(
         ),
         "bound": Variable("rank", numbers(proof.bounds), units, "An eigenvalue lies within"),
         "converged": Variable("rank", numbers(pairs.converged).astype(bool), "1", "Converged"),
-        "complete": Variable((), bool(pairs.complete), "1", "Searched for overlooked eigenvalues"),
+        "complete": Variable((), complete, "1", "Searched for overlooked eigenvalues"),
         "subspace_bound": Variable((), pairs.subspace_bound, units, "‖HV − VΛ‖₂"),
         "product_error": Variable((), proof.product_error, units, off),
         "num_hvps": Variable((), pairs.num_matvecs, "1", "Hessian-vector products"),
         "certificate_hvps": Variable((), proofs, "1", "Products that prove the bounds"),
         "search_hvps": Variable((), pairs.search_matvecs, "1", "Products of the searches"),
+        "search_share": Variable(
+            (), pairs.search_matvecs / max(1, pairs.num_matvecs), "1", "Share of the searches"
+        ),
         "restarts": Variable((), pairs.restarts, "1", "Searches for overlooked eigenvalues"),
         "search_failure_probability": Variable(
             (), probability, "1", "Probability that the last search missed one"
@@ -195,7 +207,9 @@ def eigenpairs(
     product = Operator.of(risk, theta, matrix=matrix) if product is None else product
     exact, sampled = None, False
     if certify != "none" and risk.dtype != torch.float64:
-        exact = certificates.float64_products(risk, theta, matrix=matrix, index=product.index)
+        exact = certificates.float64_products(
+            risk, theta, matrix=matrix, index=product.index, instead=product
+        )
         sampled = certify == "working" and k > 1 and exact is not None
     pairs = lanczos.top(
         product,

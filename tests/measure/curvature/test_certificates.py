@@ -7,6 +7,7 @@ from torch import nn
 
 from landscape import EmpiricalRisk, LandscapeError, measure, results
 from landscape.linalg import lanczos
+from landscape.measure.curvature import certificates
 from tests.measure_problems import cnn, cnn_risk, images, quadratic
 
 F64 = torch.float64
@@ -97,6 +98,45 @@ def test_working_precision_adds_what_its_products_are_off():
     np.testing.assert_allclose(ds["residual_norm"], bare["residual_norm"], atol=2e-6 * exact[0])
 
 
+def test_a_large_model_is_certified_by_one_product_and_says_so(monkeypatch):
+    monkeypatch.setattr(certificates, "LARGE", 100)
+    risk = single()
+    ds = measure.top_eigenvalues(risk, risk.theta, k=5, seed=0)
+    record = results.provenance(ds)
+    assert (record["certify"], int(ds["certificate_hvps"])) == ("working", 1)
+    assert record["certify_reason"].startswith("auto: P=")
+    asked = measure.top_eigenvalues(risk, risk.theta, k=5, certify="float64", seed=0)
+    assert "certify_reason" not in results.provenance(asked)
+    assert (abs(ds["eigenvalue"] - asked["eigenvalue"]) <= ds["bound"]).all()
+
+
+def test_without_a_search_completeness_is_not_claimed_and_bounds_stay():
+    risk = single()
+    full = measure.top_eigenvalues(risk, risk.theta, k=5, certify="working", seed=0)
+    bare = measure.top_eigenvalues(risk, risk.theta, k=5, certify="working", search=False, seed=0)
+    assert full["complete"]
+    assert not bare["complete"]
+    assert bare["converged"].all()
+    assert int(bare["search_hvps"]) == float(bare["search_share"]) == 0
+    assert 0 < float(full["search_share"]) < 1
+    # The bound of the products holds but for the same small probability, never for 1.
+    widths = [ds["bound"] - ds["residual_norm"] for ds in (full, bare)]
+    for width, ds in zip(widths, (full, bare), strict=True):
+        off = float(ds["product_error"]) * np.sqrt(2 / np.pi) / 0.01
+        np.testing.assert_allclose(width, off, rtol=1e-6)
+
+
+def test_graphs_of_the_search_are_gone_when_the_proof_is_made():
+    risk = single()
+    product = risk.linearized_hvp(risk.theta)
+    v = torch.ones_like(risk.theta)
+    before = product(v)
+    assert product.num_kept == risk.num_examples
+    product.release()
+    assert product.num_kept == 0
+    torch.testing.assert_close(product(v), before, rtol=1e-5, atol=1e-6)
+
+
 def test_one_pair_is_proved_by_its_own_product():
     risk = single()
     ds = measure.top_eigenvalues(risk, risk.theta, k=1, certify="working", seed=0)
@@ -166,7 +206,7 @@ def test_a_model_that_casts_to_float32_is_proved_in_float64_all_the_same():
     np.testing.assert_allclose(found["eigenvalue"], expected["eigenvalue"], rtol=1e-6)
     np.testing.assert_array_less(found["bound"], 1e-4)
     assert measure.top_eigenvalues(risk, risk.theta, k=2, certify="none", seed=0)["complete"]
-    with pytest.raises(LandscapeError, match="choose one of 'float64', 'working', 'none"):
+    with pytest.raises(LandscapeError, match="choose one of 'auto', 'float64', 'working', 'none"):
         measure.top_eigenvalues(risk, risk.theta, k=2, certify="float16", seed=0)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
+from landscape.linalg._complement import Complement
 from landscape.linalg._krylov import Krylov
 from landscape.linalg._search import Search
 
@@ -204,7 +205,8 @@ def test_a_space_whose_complement_stays_below_decides_how_many_eigenvalues_pass(
         )  # fmt: skip
         search.scale = 3.0
         bar = float(ritz.values[-3])
-        below = search.shifted(1, bar, ritz.values, ritz.residuals)
+        below = search.barred(1, bar, ritz)
+        below = below.at - below.pull
         assert below <= bar + 0.3 + 1e-12
         if rest < below:
             decided += 1
@@ -223,6 +225,66 @@ def test_few_products_seal_a_space_that_holds_all_that_is_large():
     assert pairs.complete
     assert pairs.restarts == 1
     assert pairs.search_matvecs <= 6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_complement_lifted_by_its_coupling_decides_the_count_exactly(seed):
+    """n₊(H - x) = n₊(T - x) + n₊(C + γ qqᵀ - x), γ = Σ r_i²/(x - θ_i): neither more nor less."""
+    A = with_spectrum([3.0, 2.6, 2.5, 2.0, *torch.linspace(-1, 1, 20, dtype=F64).tolist()], seed)
+    none = torch.empty((0, 24), dtype=F64)
+    space = Krylov(A.mv, 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
+                   device=torch.device("cpu"))  # fmt: skip
+    for _ in range(6):
+        space.step()
+    ritz = space.settle()
+    Q = torch.linalg.qr(torch.cat(list(space.basis.parts(0, 6))).T, mode="complete").Q[:, 6:]
+    exact = torch.linalg.eigvalsh(A)
+    for x in (0.7, 1.5, 2.3, 2.55, 2.8):
+        pull = float((ritz.residuals**2 / (x - ritz.values)).sum())
+        q = Q.T @ space.next
+        rest = torch.linalg.eigvalsh(Q.T @ A @ Q + pull * torch.outer(q, q))
+        more = int((rest > x).sum())
+        assert int((exact > x).sum()) == int((ritz.values > x).sum()) + more
+        seen = Complement(space, pull)
+        for _ in range(18):
+            seen.step()
+        found = seen.settle().values
+        torch.testing.assert_close(found.max(), rest.max(), rtol=1e-8, atol=0)
+
+
+def test_a_complement_needs_no_basis_of_its_own():
+    """Its coefficients bound the start's components without orthogonal vectors, to the end."""
+    A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(0, 0.5, 97, dtype=F64).tolist()])
+    space = Krylov(A.mv, 100, locked=torch.empty((0, 100), dtype=F64), scale=9.0,
+                   generator=rng(1), dtype=F64, device=torch.device("cpu"))  # fmt: skip
+    for _ in range(8):
+        space.step()
+    rows, ritz = len(space.basis), space.settle()
+    rest, x = Complement(space, 0.0), 4.0
+    start = rest.v.clone()
+    for _ in range(60):
+        rest.step()
+    assert len(space.basis) == rows
+    seen = rest.settle()
+    Q = torch.linalg.qr(torch.cat(list(space.basis.parts(0, 8))).T, mode="complete").Q[:, 8:]
+    values, U = torch.linalg.eigh(Q.T @ A @ Q)
+    bound = float((seen.log_betas - (x - seen.values).log().sum()).exp())
+    planted = Q @ U[:, -1]  # had it the eigenvalue x, its component would be below the bound
+    assert bound < 1e-12 < abs(float(planted @ start))
+    assert values[-1] < x < ritz.values[-3]
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_a_near_neighbour_of_the_last_is_settled_by_one_search(which):
+    """An eigenvalue just below the k-th, unconverged in the space, once cost a second search."""
+    sign = 1 if which == "largest" else -1
+    top = [1.0, 0.6, 0.35, 0.21, 0.2, 0.19, 0.18]
+    A = with_spectrum([sign * v for v in [*top, *torch.linspace(-0.05, 0.1, 393).tolist()]])
+    pairs = lanczos.top(A.mv, len(A), k=5, which=which, generator=rng(0), tolerance=1e-3)
+    assert pairs.complete
+    assert pairs.restarts == 1
+    exact = sorted((sign * v for v in top[:5]), reverse=True)
+    torch.testing.assert_close(pairs.values, torch.tensor(exact, dtype=F64), rtol=0, atol=1e-5)
 
 
 def test_a_bounded_basis_is_sealed_from_what_it_keeps():
