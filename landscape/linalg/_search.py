@@ -272,11 +272,12 @@ class Search:
         chosen = _wanted(merged, self.k, self.which)
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]
         old = chosen < len(self.values)
-        kept = self.like.new_empty((len(chosen), self.size))
-        there, fresh = (_rows(mask, self.device) for mask in (old, ~old))
-        taken, new = _rows(chosen[old], self.device), chosen[~old] - len(self.values)
-        kept[there] = self.vectors[taken]
-        kept[fresh] = space.combine(ritz, new)
+        new = chosen[~old] - len(self.values)
+        kept = space.combine(ritz, new)
+        if old.any():
+            fresh = iter(kept)
+            at = zip(chosen.tolist(), old.tolist(), strict=True)
+            kept = torch.stack([self.vectors[i] if was else next(fresh) for i, was in at])
         if self.sampled:
             tails = torch.zeros((len(chosen), self.tails.shape[1] + 1), dtype=torch.float64)
             tails[old, :-1] = self.tails[chosen[old]]
@@ -335,20 +336,24 @@ class Search:
             HV = torch.stack([self.matvec(v) for v in V]).to(torch.float64)
         else:
             HV = self.certificate(V).to(torch.float64)
-        values, turn = _rayleigh_ritz(vectors.gram(V), vectors.gram(V, HV))
+        G, M = torch.stack([vectors.gram(V), vectors.gram(V, HV)]).to("cpu")
+        values, turn = _rayleigh_ritz(G, M)
         R = vectors.subtract_(vectors.combine_(turn, HV), values[:, None] * turn, V)
-        return Proven(values, turn, vectors.gram(R), math.nan)
+        return Proven(values, turn, vectors.gram(R).to("cpu"), math.nan)
 
     def sample(self, certificate: Callable[[Tensor], Tensor]) -> "Proven":
         """Residuals of the recurrences, and how far one product in float64 is from theirs."""
-        V, E, along = self.vectors, self.edges, torch.diag(self.values).to(self.device)
-        G, L, tails = vectors.gram(V), vectors.gram(V, E), self.tails.to(self.device)
+        V, E, along, tails = self.vectors, self.edges, torch.diag(self.values), self.tails
+        count, more = len(V), len(E)
+        grams = [vectors.gram(V).flatten(), vectors.gram(V, E).flatten(), vectors.gram(E).flatten()]
+        G, L, N = torch.cat(grams).to("cpu").split([count * count, count * more, more * more])
+        G, L, N = G.view(count, count), L.view(count, more), N.view(more, more)
         values, turn = _rayleigh_ritz(G, G @ along + L @ tails.T)
         # R = A V + B E, small as they are: no vectors are needed.
         A, B = turn @ along - values[:, None] * turn, turn @ tails
         cross = A @ L @ B.T
-        gram = A @ G @ A.T + cross + cross.T + B @ vectors.gram(E) @ B.T
-        g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64).to(G) @ turn
+        gram = A @ G @ A.T + cross + cross.T + B @ N @ B.T
+        g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64) @ turn
         drawn = vectors.subtract_(self.wide(), -g, V)
         claimed = vectors.subtract_(vectors.subtract_(self.wide(), -g @ along, V), -g @ tails, E)
         off = certificate(drawn).to(torch.float64) - claimed
@@ -374,12 +379,6 @@ class Proven:
 def _rayleigh_ritz(gram: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
     """(values, turn) of VHVᵀ, V of any Gram matrix that is nearly the identity."""
     upright = torch.linalg.inv(torch.linalg.cholesky(gram))
-    small = (upright @ projected @ upright.T).to("cpu")
+    small = upright @ projected @ upright.T
     values, turn = torch.linalg.eigh((small + small.T) / 2)
-    return values.flip(0).to(gram), turn.flip(1).T.to(gram) @ upright
-
-
-def _rows(chosen: Tensor, device: torch.device) -> Tensor:
-    """Indices for a tensor of the device, of a mask or of indices on the host, without waiting."""
-    index = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
-    return index.to(device, non_blocking=True)
+    return values.flip(0), turn.flip(1).T @ upright

@@ -53,8 +53,8 @@ ASKED_ONCE = [
     "perturbation_controls", "enrichment", "block_curvature",
 ]  # fmt: skip
 # More at size 2. A recurrence is read once, to see whether it broke down while its basis is there:
-# two more probes. A batch is asked once whether its gradient is finite: two more for each variant.
-MORE = {"spectral_density": 2, "batch_overlap": 4}
+# two more probes. A batch is asked once whether its gradient is finite, for each variant.
+MORE = {"spectral_density": 2, "batch_overlap": 4, "mask_overlap": 2}
 
 
 def asked_by_us(seen):
@@ -73,3 +73,26 @@ def test_the_host_waits_as_often_for_twice_the_work(name):
             CALLS[name](risk, size)
         waits.append(asked_by_us(seen))
     assert waits[1] == waits[0] + MORE.get(name, 0), seen
+
+
+# Searches, one for each checkpoint, batch, subset or cell: a search has to know when it is done,
+# and a product that it need not have made costs more than a wait.
+SEARCHES = ["training_curvature", "minibatch_eigenvalues", "curvature_map"]
+
+
+def products_of(found):
+    names = [name for name in found.data_vars if name.endswith("num_hvps")]
+    return sum(int(found[name].sum()) for name in names)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_wait_less_than_once_a_product(name):
+    waits, products = [], []
+    for size in (1, 2):
+        risk = risk_on(pretend.DEVICE)
+        risk.probe()
+        with pretend.watch() as seen:
+            found = CALLS[name](risk, size)
+        waits.append(asked_by_us(seen))
+        products.append(products_of(found))
+    assert waits[1] - waits[0] < products[1] - products[0], seen

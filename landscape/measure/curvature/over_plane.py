@@ -70,12 +70,14 @@ def curvature_map(
     values = np.full((points, points, len(_NAMES)), np.nan)
     converged = np.zeros((points, points), dtype=bool)
     matvecs = np.zeros((points, points), dtype=int)
-    for i, j in np.ndindex(points, points):
-        point = surface.point(float(axis[i]), float(axis[j]))
-        loss = float(own.loss(point))
-        values[i, j, 4] = loss
-        if not np.isfinite(loss):
+    cells = list(np.ndindex(points, points))
+    # All losses before the first search: a device is asked for them once.
+    losses = [own.loss(surface.point(float(axis[i]), float(axis[j]))) for i, j in cells]
+    values[..., 4] = numbers(torch.stack(losses)).reshape(points, points)
+    for i, j in cells:
+        if not np.isfinite(values[i, j, 4]):
             continue
+        point = surface.point(float(axis[i]), float(axis[j]))
         pairs = lanczos.top(
             own.linearized_hvp(point),
             point.numel(),

@@ -1,5 +1,8 @@
 """Overlap of two masks against permuted filters, which are correlated inside as weights are."""
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,28 +48,42 @@ class Permutations:
         (O_ij - O_i. - O_.j + O_..)² / (F - 1), bars being means (Hoeffding 1951). The elements of a
         1-D tensor are its filters, and the law is the hypergeometric one.
         """
-        rows = [self._tensor(tensor, first, second) for tensor in self.rule.layout.tensors]
-        mean, variance, drawn = (np.array(column) for column in zip(*rows, strict=True))
-        return FilterNull(mean, variance, drawn)
+        return self.nulls([(first, second)])[0]
 
-    def _tensor(
-        self, tensor: TensorInfo, first: Tensor, second: Tensor
-    ) -> tuple[float, float, np.ndarray]:
+    def nulls(
+        self, pairs: Sequence[tuple[Bool[Tensor, "P"], Bool[Tensor, "P"]]]
+    ) -> list[FilterNull]:
+        """The null of each pair of masks; a device is read once for all."""
+        tensors = self.rule.layout.tensors
+        asked = [self._counts(tensor, *pair).flatten() for pair in pairs for tensor in tensors]
+        read = torch.cat(asked).cpu().split([len(counts) for counts in asked])
+        found = map(self._tensor, itertools.cycle(tensors), (counts.numpy() for counts in read))
+        return [
+            FilterNull(*map(np.array, zip(*itertools.islice(found, len(tensors)), strict=True)))
+            for _ in pairs
+        ]
+
+    def _counts(self, tensor: TensorInfo, first: Tensor, second: Tensor) -> Tensor:
+        """O_ij of the filters, or how many each mask selects of a 1-D tensor."""
         span = slice(tensor.start, tensor.stop)
         if is_one_d(tensor):
-            return self._single(first[span], second[span])
+            return torch.stack([first[span].sum(), second[span].sum()]).double()
         A, B = (self.rule.rows(tensor, mask[span]).float() for mask in (first, second))
-        overlaps = (A @ B.T).double()
-        mean = float(overlaps.sum()) / len(A)
-        centred = overlaps - overlaps.mean(0, keepdim=True)
-        centred = centred - centred.mean(1, keepdim=True)
-        variance = float(centred.square().sum()) / (len(A) - 1) if len(A) > 1 else 0.0
-        table = overlaps.cpu().numpy()
-        drawn = table[np.arange(len(A)), self._of(len(A))].sum(1)
+        return (A @ B.T).double()
+
+    def _tensor(self, tensor: TensorInfo, counts: np.ndarray) -> tuple[float, float, np.ndarray]:
+        if is_one_d(tensor):
+            return self._single(tensor.numel, *map(int, counts))
+        size = math.isqrt(len(counts))
+        table = counts.reshape(size, size)
+        mean = float(table.sum()) / size
+        centred = table - table.mean(0, keepdims=True)
+        centred = centred - centred.mean(1, keepdims=True)
+        variance = float(np.square(centred).sum()) / (size - 1) if size > 1 else 0.0
+        drawn = table[np.arange(size), self._of(size)].sum(1)
         return mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0, drawn
 
-    def _single(self, first: Tensor, second: Tensor) -> tuple[float, float, np.ndarray]:
-        n, k, m = first.numel(), int(first.sum()), int(second.sum())
+    def _single(self, n: int, k: int, m: int) -> tuple[float, float, np.ndarray]:
         overlap = Overlap(*(np.array(x) for x in (n, k, m, 0)))
         drawn = self._source.hypergeometric(k, n - k, m, self.count) if m else np.zeros(self.count)
         return float(overlap.expected_common), float(overlap.variance), drawn

@@ -94,7 +94,7 @@ def mask_overlap(
     pairs = list(itertools.combinations(flat, 2))
     overlap = _overlaps(risk, [(flat[a], flat[b]) for a, b in pairs])
     permutations = Permutations(Filters.of(risk), count=num_permutations, seed=seed)
-    nulls = [permutations.null(flat[a], flat[b]) for a, b in pairs]
+    nulls = permutations.nulls([(flat[a], flat[b]) for a, b in pairs])
     variables = overlap_variables(overlap, ("pair", "tensor"))
     variables |= _gates(variables) | _filter_variables(overlap, nulls)
     variables["density"] = Variable(
