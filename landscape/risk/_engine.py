@@ -104,12 +104,20 @@ class Engine:
             criterion=self.criterion.in_dtype(dtype),
             examples=self.examples.in_dtype(dtype),
             dtype=dtype,
-            notes=replace(self.notes, cost=0.0, graph_sizes={}, modes_twice=set()),
+            notes=replace(
+                self.notes, cost=0.0, graph_sizes=self._sizes_in(dtype), modes_twice=set()
+            ),
         )
         # What fails here is said where a number is asked.
         with other.network.finding_casts(), contextlib.suppress(Exception):
             other.loss_only(other.network.theta, other.examples.few(_FEW))
         return other
+
+    def _sizes_in(self, dtype: torch.dtype) -> dict[tuple[int, str], tuple[float, float]]:
+        """What is known of graphs, in another dtype: to measure it again takes two more graphs."""
+        wider = dtype.itemsize / self.dtype.itemsize
+        known = self.notes.graph_sizes
+        return {key: (fixed * wider, each * wider) for key, (fixed, each) in known.items()}
 
     def spend(self, cost: float) -> None:
         """Count gradient-equivalents."""

@@ -16,6 +16,8 @@ from landscape.risk._engine import Engine
 from landscape.seeds import generator
 
 _ROWS = 16
+# Of large models two rows: their gradient already reaches every tensor, and each costs a second.
+_LARGE, _ROWS_OF_LARGE = 5_000_000, 2
 # Of float64, and of float32 where a model has no float64: steps along v, |u'Hv − v'Hu| over
 # ‖u‖‖Hv‖ that is more than rounding, and roundings in a loss.
 _STEPS = {torch.float64: (1e-3, 1e-4, 1e-5), torch.float32: (3e-2, 1e-2, 3e-3)}
@@ -113,7 +115,8 @@ def probe(engine: Engine) -> Probe:
     for dtype in dict.fromkeys((torch.float64, engine.dtype)):
         try:
             most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
-            count = min(chunk.count, _ROWS, max(2, most))
+            rows = _ROWS if engine.network.layout.num_parameters < _LARGE else _ROWS_OF_LARGE
+            count = min(chunk.count, rows, max(2, most))
             if not engine.examples.apart:
                 chunk = engine.examples.few(count)
                 count = chunk.count
@@ -138,7 +141,9 @@ class _Probing:
             return vectors.drawn(normal, sizes).mul_(sizes)
 
         self.theta.add_(draw(), alpha=1e-3)
-        self.u, self.v = draw(), draw()
+        # Rows of one tensor, as products take them.
+        self.both = torch.stack([draw(), draw()])
+        self.u, self.v = self.both[0], self.both[1]
 
     def _sizes(self, theta: Tensor) -> Tensor:
         """Per coordinate the root mean square of its tensor, or a tenth of all if that is less."""
@@ -198,11 +203,10 @@ class _Probing:
             self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
             size = float(vectors.norm(gradient))
             if math.isfinite(size) and size > 0:
-                self.v = self.v + gradient * float(vectors.norm(self.v)) / size
+                self.v.add_(gradient, alpha=float(vectors.norm(self.v)) / size)
             self.loss = float(graph.loss)
-            rows = torch.stack([self.u, self.v])
-            total = torch.zeros_like(rows)
-            engine.add_products(total, graph, rows, keep=False)
+            total = torch.zeros_like(self.both)
+            engine.add_products(total, graph, self.both, keep=False)
         return gradient, total
 
     def _product(self, rows: Tensor) -> Tensor:
