@@ -274,11 +274,34 @@ class StudyResults:
                 f"compared instead, which was not declared, and all of this is exploratory."
             )
         if now == first:
-            return f"Declared before the first training (sha256 {now[:12]})."
+            return f"Declared before the first training (sha256 {now[:12]}).{self._since()}"
         return (
             f"The declaration was changed after the first training (sha256 {first[:12]} became "
             f"{now[:12]}): metric, margin, comparisons, seeds or predicted directions are not as "
             f"they were fixed before, and all of this is exploratory."
+        )
+
+    def _since(self) -> str:
+        """Which rows came or went after the first training, in words; "" where none did."""
+        first, declared = self.resolved.get("rows_first"), self.resolved.get("declared") or {}
+        if not isinstance(first, dict) or "rows" not in declared:
+            return ""
+        now: dict[str, list[str]] = declared["rows"]
+        moved = []
+        for ahead, back, word in ((now, first, "added"), (first, now, "left out")):
+            names = [
+                row + (f" ({setting})" if len({*now, *first}) > 1 else "")
+                for setting, rows in ahead.items()
+                for row in rows
+                if row not in back.get(setting, [])
+            ]
+            if names:
+                moved.append(f"{_some(names)} {'was' if len(names) == 1 else 'were'} {word}")
+        if not moved:
+            return ""
+        return (
+            f" Since then {words.listing(moved)}: which rows are compared was not all fixed before "
+            f"a number was seen."
         )
 
     @cached_property

@@ -2,7 +2,8 @@
 
 What is decided after the numbers are seen is no test. So metric, margin, comparisons, seeds and the
 directions that the hypotheses predict are written down before anything is trained; a later change
-is kept beside the first hash, and the report says so.
+is kept beside the first hash, and the report says so. Rows are not under the hash: a study may
+grow. Which of them came or went later is kept as well, and said.
 """
 
 from collections.abc import Mapping
@@ -18,15 +19,27 @@ from landscape.study.spec import Study, fingerprint
 def declaration(
     study: Study, place: StudyFolder, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """`declared`, and `declared_first`: the hash that stood when the first training began.
+    """`declared`, and what stood when the first training began: `declared_first`, `rows_first`.
 
     before: what resolved.json holds already. The first hash is "" for a folder that was trained
-    before declarations were kept.
+    before declarations were kept, and the first rows (by setting) are None before these were.
     """
-    declared = _declared(study)
+    declared, rows = _declared(study), _rows(study)
     begun = place.runs.is_dir() and any(place.runs.iterdir())
-    first = (before or {}).get("declared_first", "") if begun else declared["sha256"]
-    return {"declared": declared, "declared_first": first}
+    known = before or {}
+    return {
+        "declared": declared | {"rows": rows},
+        "declared_first": known.get("declared_first", "") if begun else declared["sha256"],
+        "rows_first": known.get("rows_first") if begun else rows,
+    }
+
+
+def _rows(study: Study) -> dict[str, list[str]]:
+    """What is compared, by setting: a row that joins or leaves later was chosen knowing numbers."""
+    found: dict[str, set[str]] = {}
+    for run in study.runs:
+        found.setdefault(run.setting, set()).add(run.variant)
+    return {setting: sorted(rows) for setting, rows in found.items()}
 
 
 def _declared(study: Study) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from landscape import storage
 from landscape.errors import LandscapeError
+from landscape.report.study import StudyResults
 from landscape.study.declared import declaration
 from landscape.study.reading import parse
 
@@ -59,6 +60,23 @@ def test_a_change_after_the_first_training_keeps_the_first_hash(tmp_path):
     kept = declaration(later, place, first)
     assert kept["declared_first"] == first["declared_first"] != kept["declared"]["sha256"]
     assert declaration(later, place, {})["declared_first"] == ""
+
+
+def test_rows_that_came_or_went_after_the_first_training_are_said(tmp_path):
+    """Dropping a variant whose numbers were seen leaves metric, margin and seeds as they were."""
+    place = storage.StudyFolder(tmp_path)
+    first = declaration(read(), place, None)
+    assert StudyResults(place, first, {}).declared.endswith(").")
+    (place.runs / "sam-s0").mkdir(parents=True)
+    other = read(TEXT.replace('["sgd", "sam"]', '["sgd", "asam", "fsam"]'))
+    later = declaration(other, place, first)
+    assert later["declared_first"] == later["declared"]["sha256"]
+    said = StudyResults(place, later, {}).declared
+    assert said.startswith("Declared before the first training")
+    assert "Since then asam, fsam were added and sam was left out: which rows" in said
+    # Nothing is said of a folder whose first rows were not kept.
+    old = {key: value for key, value in first.items() if key != "rows_first"}
+    assert StudyResults(place, declaration(other, place, old), {}).declared.endswith(").")
 
 
 @pytest.mark.parametrize("margin", ["0", "1", "true", "'wide'", "-0.1"])
