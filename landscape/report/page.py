@@ -231,7 +231,7 @@ def _files(study: StudyResults) -> Iterator[tuple[str, str]]:
 def _how_measured(study: StudyResults) -> Iterator[tuple[str, str]]:
     """Each measurement with its BatchNorm mode, examples, precision and seed."""
     for name in study.data:
-        yield name.replace("_", " "), measured(study, name)
+        yield name.replace("_", " "), measured(study, name) or "written down by the trainings"
 
 
 def _facts(study: StudyResults) -> Iterator[tuple[str, str]]:

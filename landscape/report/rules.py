@@ -13,8 +13,8 @@ confounded     dose goes with response, but not given the others, and one of the
 contradicted   most resolved effects, two at least, run against the prediction, and so do the
                variants among each other; or there are no effects, and for most variants of more
                dose, two at least, a gain above the margin is excluded.
-compatible     most resolved effects agree, or the dose goes with the response, and a condition of
-               "supported" fails or could not be checked.
+compatible     most resolved effects, two at least, agree, or the dose goes with the response, and
+               a condition of "supported" fails or could not be checked.
 not resolved   none of these.
 """
 
@@ -35,7 +35,7 @@ SUPPORTED, CONFOUNDED, CONTRADICTED = "supported", "confounded", "contradicted"
 COMPATIBLE, UNRESOLVED = "compatible", "not resolved"
 WORDS = (SUPPORTED, CONFOUNDED, CONTRADICTED, COMPATIBLE, UNRESOLVED)
 
-# Variants that have to run against a prediction before it is contradicted: one may be odd.
+# Variants that have to go with a prediction, or against it, before either is said: one may be odd.
 MOST = 2
 # Share of the associations' error for the measures of flatness, given the same covariates; the
 # other hypotheses share the rest.
@@ -84,9 +84,9 @@ RULES = (
     "controls do no better than their own dose predicts. Confounded: not given these, and one of "
     "them goes with both and explains more. "
     "Contradicted: most effects, two at least, run the other way and so do variants among each "
-    "other, or the dose is there and a gain above the margin is excluded. Compatible: most effects "
-    "agree, and a condition of “supported” fails. Not resolved: none of these. Controls are not "
-    "counted as variants. Correlation is not mechanism."
+    "other, or the dose is there and a gain above the margin is excluded. Compatible: most "
+    "effects, two at least, agree, and a condition of “supported” fails. Not resolved: none of "
+    "these. Controls are not counted as variants. Correlation is not mechanism."
 )
 
 HYPOTHESES = (
@@ -453,7 +453,8 @@ def _word(
         return CONTRADICTED
     if resolved(plain):
         return CONFOUNDED if confounder and not resolved(given) else COMPATIBLE
-    return COMPATIBLE if len(effects.agree) > half else UNRESOLVED
+    agrees = len(effects.agree) >= MOST and len(effects.agree) > half
+    return COMPATIBLE if agrees else UNRESOLVED
 
 
 def _prediction_limit(x: np.ndarray, y: np.ndarray, at: float) -> float:

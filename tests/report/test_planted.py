@@ -307,12 +307,16 @@ def test_sgd_is_a_control_only_where_it_stopped_earlier(study):
 
 
 @pytest.mark.parametrize("r", [-0.2, -0.9, np.nan])
-def test_one_counterexample_contradicts_nothing(r):
+def test_one_variant_decides_nothing(r):
     """One variant that is sharper and better is odd, whatever the sign of a correlation."""
     plain, given = Association(r, 1.0, 8, 6), Association(np.nan, np.nan, 8, 4)
     for oppose, word in ((("a",), rules.UNRESOLVED), (("a", "b"), rules.CONTRADICTED)):
         effects = rules.Effects((), oppose, (), (), (), 0)
         assert rules._word(effects, plain, given, "", ("not shown",)) == word
+        # Nor does one that agrees make a prediction compatible.
+        agree = rules.Effects(oppose, (), (), (), (), 0)
+        fits = rules.COMPATIBLE if len(oppose) > 1 else rules.UNRESOLVED
+        assert rules._word(agree, plain, given, "", ("not shown",)) == fits
         flat = rules.Effects((), (), (), (), oppose, len(oppose))
         assert rules._word(flat, plain, given, "", ("not shown",)) == word
 
