@@ -7,6 +7,7 @@ import pytest
 
 from landscape.errors import LandscapeError
 from landscape.metrics import FLATNESS, METRICS, OUTCOMES, Metric, metric
+from landscape.plot.compared import Values
 from landscape.study.spec import METRICS as DECLARABLE
 
 
@@ -83,3 +84,20 @@ def test_a_quantity_of_either_sign_is_compared_without_a_margin():
     one = simultaneous({0: values.contrast("a", "b", "x")})[0]
     assert one.interval.estimate == pytest.approx(1.25e-5, rel=1e-9)
     assert not one.equivalent
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(3, 3), (3, 5), (6, 3), (12, 5)])
+def test_ordinary_runs_do_not_lie_far_off_however_small_the_table(rows, seeds):
+    """Medians of rows and seeds leave nothing of many runs, which says nothing on the others."""
+    rng, found, lost = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        drawn = rng.normal(size=(rows, seeds)) + 2 * rng.normal(size=(1, seeds))
+        scaled = {f"v{i}": dict(enumerate(row)) for i, row in enumerate(drawn.tolist())}
+        found += len(Values(metric("gaussian"), scaled, scaled).outlying)
+        drawn[0, 0] += 40
+        scaled = {f"v{i}": dict(enumerate(row)) for i, row in enumerate(drawn.tolist())}
+        far = [one[:2] for one in Values(metric("gaussian"), scaled, scaled).outlying]
+        lost += ("v0", 0) not in far
+    # Of standard normal runs one in a thousand at the most; 40 standard deviations are seen.
+    assert found <= 60 * rows * seeds / 200
+    assert lost <= 6

@@ -87,7 +87,11 @@ class Values:
 
     @cached_property
     def outlying(self) -> tuple[tuple[str, int, float], ...]:
-        """(row, seed, value) of runs far from what their row and their seed have in common."""
+        """(row, seed, value) of runs far from what their row and their seed have in common.
+
+        Medians of rows and seeds fit as many runs exactly: the scale is of those that were free to
+        differ, the largest, or ordinary runs of a small table would lie far off.
+        """
         known = {
             row: {seed: value for seed, value in values.items() if math.isfinite(value)}
             for row, values in self.scaled.items()
@@ -103,7 +107,9 @@ class Values:
             for seed in {s for _, s in left}
         }
         own = {key: value - common[key[1]] for key, value in left.items()}
-        scale = 1.4826 * float(np.median(np.abs(list(own.values())))) if len(own) > 8 else 0.0
+        free = len(own) - len(known) - len(common) + 1
+        sizes = np.sort(np.abs(list(own.values())))[::-1][: max(free, 0)]
+        scale = 1.4826 * float(np.median(sizes)) if len(own) > 8 else 0.0
         return tuple(
             (row, seed, self.raw[row][seed])
             for (row, seed), value in own.items()
