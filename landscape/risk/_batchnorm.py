@@ -33,6 +33,8 @@ class BatchNormControl:
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
         self.names = {id(module): name for name, module in self.layers.items()}
         self.own = [n for n, m in self.layers.items() if type(m).forward not in _KNOWN_FORWARDS]
+        # Running statistics that are read by what is not one of these layers, as a pass showed.
+        self.elsewhere: list[str] = []
         self.reset()
         self.begin()
         for name, module in self.layers.items():
@@ -64,6 +66,12 @@ class BatchNormControl:
                     f"bn='eval' asked, but BatchNorm layer {name!r} keeps no running statistics; "
                     f"use bn='full_batch' or bn='recalibrate'."
                 )
+        if mode != "eval" and self.elsewhere:
+            raise LandscapeError(
+                f"bn={mode!r} asked, but the forward reads {', '.join(self.elsewhere[:5])} where "
+                f"no BatchNorm layer of torch is called, so that these statistics cannot be taken "
+                f"over; use bn='eval', or call a plain nn.BatchNorm."
+            )
         if mode != "eval" and self.own:
             kind = type(self.layers[self.own[0]]).__name__
             raise LandscapeError(

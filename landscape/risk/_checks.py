@@ -28,9 +28,6 @@ _NO_GRAPH = "does not require grad"
 _NO_GRAPHS = (_NO_GRAPH, "doesn't require gradient")
 # How torch words that what is differentiated is not part of the graph.
 _INNER = ("not have been used in the graph", _NO_GRAPH)
-# How torch words that an operation has no second derivative.
-_SIGNS = ("is not implemented", "twice", "once_differentiable", "does not support",
-          "double backward")  # fmt: skip
 
 
 def run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
@@ -61,6 +58,8 @@ def _run(engine: Engine, foreign: Mapping[str, Tensor]) -> Engine:
             f"randomness, or what it keeps from one pass to the next."
         )
     engine.notes.narrow = list(reading.narrow)
+    network.batchnorm.elsewhere = list(reading.statistics)
+    network.batchnorm.refuse_mode(engine.bn)
     engine.notes.without_influence = _without_influence(engine, batch, reading)
     network.settle(network.habits)
     engine.notes.uses_rng = not devices.same_state(before, devices.rng_state(engine.device))
@@ -99,6 +98,7 @@ def _first_losses(engine: Engine, batch: Batch, reading: Reading) -> Tensor:
             with engine.evaluating(engine.network.theta):
                 with reading.one_pass(engine.network.weights):
                     losses = _losses(engine, batch, reading)
+                engine.criterion.memory.watch()
                 _refuse_frozen(engine)
                 engine.network.watch()
             return losses
@@ -191,7 +191,7 @@ def misfit(engine: Engine, batch: Batch, error: Exception) -> LandscapeError:
             f"was not given ({str(error).splitlines()[0]}); the data are copied, so write the loss "
             f"as a function of (model, batch) that calls requires_grad_() on its inputs."
         )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = _first_line(error)
     return LandscapeError(
         f"{type(engine.network.model).__name__} with {engine.criterion.name} fails on the first "
         f"{batch.count} examples ({', '.join(shapes)}): {reason}. Give the data in the shape and "
@@ -317,28 +317,29 @@ def explaining(engine: Engine, theta: Tensor, order: int = 2) -> Generator[None]
     try:
         with engine.naming_memory():
             yield
-    except RuntimeError as error:
-        if order == 1 and any(sign in str(error) for sign in _SIGNS):
+    except (LandscapeError, Warning):
+        raise
+    except Exception as error:
+        if order == 1:
             raise LandscapeError(
-                f"The model or loss cannot be differentiated ({str(error).splitlines()[0]}); use "
+                f"The model or loss cannot be differentiated ({_first_line(error)}); use "
                 f"measurements of losses alone (slices, planes, outcomes)."
             ) from error
-        if order == 1:
-            raise
         raise _second_derivative_error(engine, theta, error) from error
 
 
-def _second_derivative_error(engine: Engine, theta: Tensor, error: RuntimeError) -> Exception:
-    """LandscapeError for an operation without second derivative; other errors pass unchanged."""
-    text = str(error)
-    blamed = _not_twice(engine, theta) or _callers(engine, theta, text)
-    if not (blamed or any(sign in text for sign in _SIGNS)):
-        return error
+def _second_derivative_error(engine: Engine, theta: Tensor, error: Exception) -> LandscapeError:
+    """For an operation without second derivative, and whatever else fails there."""
+    blamed = _not_twice(engine, theta) or _callers(engine, theta, str(error))
     names = f"{', '.join(blamed)} cannot" if blamed else "An operation of the model or loss cannot"
     return LandscapeError(
-        f"{names} be differentiated twice ({text.splitlines()[0]}); replace it by torch "
+        f"{names} be differentiated twice ({_first_line(error)}); replace it by torch "
         f"operations, or use measurements without Hessian products (losses, slices, sharpness)."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _callers(engine: Engine, theta: Tensor, text: str) -> list[str]:

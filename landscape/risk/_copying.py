@@ -2,9 +2,10 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -86,7 +87,7 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     views of a parameter cannot be copied as such; they come as constants, by name.
     """
     kept = stale_tensors(model)
-    memo = {id(t): t.detach().clone() for t in kept.values()}
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept.values()}
     stale = {name: memo[id(t)] for name, t in kept.items()}
     memo |= {id(t): _sparse_copy(t) for t in _tensors(model) if is_sparse(t)}
     try:
@@ -98,6 +99,7 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
             f"model itself with EmpiricalRisk(..., borrow=True), which puts it back bit for bit."
         ) from error
     _refuse_same(model, made)
+    stale |= _views_within(model, memo)
     originals = storages(values(model))
     for tensor in (*made.parameters(), *made.buffers()):
         # A __deepcopy__ of the user's may share memory; an expanded tensor cannot be written.
@@ -106,6 +108,38 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
         if address(tensor) in originals or (tensor.numel() > 1 and 0 in tensor.stride()):
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return made, stale
+
+
+def _views_within(model: nn.Module, memo: Mapping[int, Any]) -> dict[str, Tensor]:
+    """Copies of views of weights that lie deeper: whatever deepcopy met is in its memo.
+
+    A copy of a view is a constant. What NumPy computes with one shows in no tensor, so that an
+    array over the memory of a weight is refused.
+    """
+    weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    memory, found = storages(weights), dict[str, Tensor]()
+    for original in memo.get(id(memo), ()):
+        if isinstance(original, Tensor) and not isinstance(original, nn.Parameter):
+            if name := memory.get(address(original)):
+                found[f"a view of {name}"] = memo[id(original)]
+        elif isinstance(original, np.ndarray) and original.size:
+            name = _lies_in(original, weights)
+            if name is not None:
+                raise LandscapeError(
+                    f"{type(model).__name__} keeps a NumPy array of shape {original.shape} over "
+                    f"the memory of {name!r}, which a copy cannot follow; make it in forward, or "
+                    f"set it to None first if nothing of the loss reads it."
+                )
+    return found
+
+
+def _lies_in(array: np.ndarray, weights: Mapping[str, Tensor]) -> str | None:
+    at = array.__array_interface__["data"][0]
+    for name, weight in weights.items():
+        start = address(weight)
+        if start and weight.is_cpu and start <= at < start + weight.untyped_storage().nbytes():
+            return name
+    return None
 
 
 def _refuse_same(model: nn.Module, made: nn.Module) -> None:
@@ -135,29 +169,34 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
     for module in model.modules():
         for value in module.__dict__.values():
-            yield from _leaves(value)
+            yield from (tensor for _, tensor in _leaves("", value))
 
 
 def stale_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Attributes of modules that were computed from parameters or are views of them, by name."""
     memory = storages(dict(model.named_parameters()))
     return {
-        f"{name}.{key}" if name else key: tensor
+        ".".join(filter(None, (name, place))): tensor
         for name, module in model.named_modules()
         for key, value in module.__dict__.items()
-        for tensor in _leaves(value)
+        for place, tensor in _leaves(key, value)
         if not isinstance(tensor, nn.Parameter)
         and (tensor.grad_fn is not None or address(tensor) in memory)
     }
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        yield from (item for item in value if isinstance(item, Tensor))
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of an attribute, in a container too, each with a name of its own."""
+    inside: dict[Any, Any] = {}
+    if isinstance(value, list | tuple):
+        inside = dict(enumerate(value))
     elif isinstance(value, dict):
-        yield from (item for item in value.values() if isinstance(item, Tensor))
+        inside = value
+    elif isinstance(value, Tensor):
+        yield key, value
+    for at, item in inside.items():
+        if isinstance(item, Tensor):
+            yield str(at) if key == "_buffers" else f"{key}[{at!r}]", item
 
 
 def real_or_complex(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch
+from landscape.risk._memory import Memory
 from landscape.risk._plain import TARGET_KEYS
 from landscape.risk._reading import Form, inputs_of, parts_of
 from landscape.risk._torch_losses import TorchLoss
@@ -101,6 +102,7 @@ class Criterion:
         if isinstance(loss, functools.partial):
             loss = _partial_moved(loss, device, dtype)
         self.loss = loss
+        self.memory = Memory(loss)
 
     @property
     def per_example(self) -> bool:
@@ -141,7 +143,8 @@ class Criterion:
 
     def _of_batch(self, model: Callable[..., Any], batch: Batch) -> Any:
         # Aliases: what a loss sets on its inputs (requires_grad_) must not stay on the data.
-        return self.loss(model, batch.mapped(Tensor.detach).targets)
+        with self.memory.first():
+            return self.loss(model, batch.mapped(Tensor.detach).targets)
 
     def _called(self, output: Any, target: Any) -> Any:
         if self.form == "causal_lm":
@@ -149,7 +152,8 @@ class Criterion:
         try:
             if self.torch is not None:
                 return self.torch.called(self.loss, logits_of(output), target)
-            return self.loss(output, target)
+            with self.memory.first():
+                return self.loss(output, target)
         except IndexError as error:
             raise LandscapeError(
                 f"{self.name} failed on the targets ({error}); class targets must lie within the "
@@ -277,7 +281,7 @@ class Criterion:
     def as_reduced(self) -> "Criterion":
         """The criterion as it was given, as a mean or sum whose rows are not known."""
         other = self.fitted("sum" if self.sums else "mean")
-        other.loss = self.reduced
+        other.loss, other.memory = self.reduced, Memory(self.reduced)
         return other
 
     def described(self) -> dict[str, Any]:
@@ -285,6 +289,8 @@ class Criterion:
         if self.torch is not None:
             return {"criterion": self.torch.kind.__name__, **self.torch.described()}
         frozen = {"frozen_in_loss": self.frozen} if self.frozen else {}
+        if self.memory.names:
+            frozen["kept_by_loss"] = self.memory.names[:20]
         mean = {"rows": self.own or "mean", "mean": "mean", "sum": "sum", "ratio": "ratio"}
         found = {"criterion": self.name, "reduction": mean[self.returns]}
         if self.counts != "rows":
@@ -298,6 +304,8 @@ class Criterion:
             other.loss = copy.deepcopy(self.loss).to(dtype=dtype)
         if isinstance(self.loss, functools.partial):
             other.loss = _partial_moved(self.loss, None, dtype)
+        if other.loss is not self.loss:
+            other.memory = self.memory.of(other.loss)
         return other
 
     def check_targets(self, output: Any, target: Any, start: int) -> None:

@@ -9,6 +9,7 @@ that seeds itself by the index) is no random data.
 
 import contextlib
 import functools
+import math
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import FunctionType, MethodType
@@ -165,6 +166,8 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _state(source: Any) -> Any:
+    if isinstance(source, random.SystemRandom):
+        return math.nan  # it has none, and may always have drawn
     if isinstance(source, random.Random):
         return source.getstate()
     if isinstance(source, torch.Generator):
@@ -190,6 +193,8 @@ def _listed(state: _Comparable) -> list[Any]:
 
 
 def _put(source: Any, state: Any) -> None:
+    if isinstance(source, random.SystemRandom):
+        return
     if isinstance(source, random.Random):
         source.setstate(state)
     elif isinstance(source, torch.Generator):

@@ -592,6 +592,7 @@ class EmpiricalRisk:
         try:
             with kept_rng():
                 self._engine = fitted(_checks.run(self._engine, foreign))
+                self._engine.criterion.memory.watch()
                 _ = self._engine.denominator
                 refuse_other_function(self._engine, model)
         finally:

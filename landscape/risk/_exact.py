@@ -2,7 +2,8 @@
 
 A risk is differentiated as a function of theta. torch's fused weight norm has a wrong second
 derivative (`torch.autograd.gradgradcheck` of `torch._weight_norm` fails), embeddings may leave out
-or rescale rows of the gradient, or make it sparse, and EmbeddingBag has no second derivative.
+or rescale rows of the gradient, or make it sparse, EmbeddingBag has no second derivative, and
+Householder's orthogonal map lets the loss jump exactly where its weights lie.
 """
 
 from functools import partial
@@ -26,6 +27,8 @@ def make_exact(model: nn.Module) -> None:
             for part in module:
                 if type(part).__name__ == "_WeightNorm":
                     part.forward = partial(_normed, dim=part.dim)
+                elif type(part).__name__ == "_Orthogonal" and _holds_signs(part, module):
+                    part.forward = MethodType(_orthogonal, part)
         elif hasattr(module, "_orig_mod"):
             # Compiled: kernels for one derivative at most.
             module.__dict__["forward"] = module._orig_mod  # its setattr is that of the inner one
@@ -44,6 +47,21 @@ def _normed(g: Tensor, v: Tensor, *, dim: int) -> Tensor:
 def _old_weight_norm(hook: Any, module: nn.Module, _args: Any) -> None:
     g, v = (getattr(module, f"{hook.name}_{part}") for part in "gv")
     setattr(module, hook.name, _normed(g, v, dim=hook.dim))
+
+
+def _holds_signs(part: Any, module: nn.Module) -> bool:
+    """Householder's map, whose signs lie on the diagonal of the weight, where they are whole."""
+    X = module.original
+    if part.orthogonal_map.name != "householder" or not isinstance(X, Tensor):
+        return False
+    signs = X.detach().diagonal(dim1=-2, dim2=-1)
+    return bool(signs.equal(signs.round()))
+
+
+def _orthogonal(part: Any, X: Tensor) -> Tensor:
+    """Signs rounded, where torch cuts them off: 0.9999 would be 0, so that the loss jumps at 1."""
+    signs = X.detach().diagonal(dim1=-2, dim2=-1).round()
+    return type(part).forward(part, X.diagonal_scatter(signs, dim1=-2, dim2=-1))
 
 
 def _embedding(name: str, module: nn.Embedding | nn.EmbeddingBag) -> None:

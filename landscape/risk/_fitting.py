@@ -19,7 +19,7 @@ GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
 _SHARE_OF_A_PASS = 4
 _PARTS, _LEAST_ROWS = 8, 16
-_CPU_BATCH = 2**26
+_CPU_BATCH, _LEAST_CPU_ROWS = 2**26, 32
 
 
 def default(device: torch.device) -> int:
@@ -98,8 +98,8 @@ def _graph_rows(engine: Engine, order: int) -> int:
         most = part if part >= _LEAST_ROWS else most
     if order > 1 and not devices.is_accelerator(engine.device):
         # Above this the allocator asks the system for fresh pages at every operation, which costs
-        # a third of a product.
-        most = min(most, max(_LEAST_ROWS, int((_CPU_BATCH - fixed) / max(each, 1))))
+        # up to a third of a product; below so many rows starting the operations costs as much.
+        most = min(most, max(_LEAST_CPU_ROWS, int((_CPU_BATCH - fixed) / max(each, 1))))
     return max(1, min(rows, most))
 
 

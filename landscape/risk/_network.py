@@ -198,6 +198,7 @@ class Network:
                 self.restore()
                 other = Network(self.model, device=device, dtype=dtype, borrow=True)
         other.settle(self.habits)
+        other.batchnorm.elsewhere = self.batchnorm.elsewhere
         return other
 
     def watch(self) -> None:
@@ -259,7 +260,10 @@ def numerics(
             stack.callback(torch.backends.mha.set_fastpath_enabled, True)
             torch.backends.mha.set_fastpath_enabled(False)
         # Re-entrant checkpoints run backward() of their own; without them the graph is the same.
-        _set(stack, checkpoint, "CheckpointFunction", _Whole)
+        # The class itself, since who imported it calls it by no name of torch's.
+        if "apply" not in vars(checkpoint.CheckpointFunction):
+            stack.callback(delattr, checkpoint.CheckpointFunction, "apply")
+            checkpoint.CheckpointFunction.apply = staticmethod(_whole)
         if second and recurrent and device.type == "cuda" and torch.backends.cudnn.enabled:
             # cuDNN's recurrent kernels have no second derivative; torch's own do.
             _set(stack, torch.backends.cudnn, "enabled", False)
@@ -268,12 +272,9 @@ def numerics(
         yield
 
 
-class _Whole:
-    """In the place of torch.utils.checkpoint.CheckpointFunction."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
-        return function(*args)
+def _whole(function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
+    """In the place of CheckpointFunction.apply."""
+    return function(*args)
 
 
 def _full_precision(stack: contextlib.ExitStack, device: torch.device) -> None:

@@ -231,6 +231,12 @@ def _split_dict(given: dict[str, Any], forward: Callable[..., Any], number: int)
         )
     targets = given.pop(key)
     args, kwargs = inputs_of(given, forward, number)
+    for other in TARGET_KEYS:
+        if other in given and other not in kwargs and mark(given[other]) != mark(targets):
+            raise LandscapeError(
+                f"Batch {number} has targets under {key!r} and others under {other!r}, which the "
+                f"model's forward does not take; leave out what the loss shall not be of."
+            )
     return args, kwargs, targets
 
 

@@ -25,7 +25,7 @@ class State:
         self._modules = dict(model.named_modules())
         self._attributes = {name: dict(m.__dict__) for name, m in self._modules.items()}
         self._contents = {
-            (name, key): _contents(value)
+            (name, key): contents_of(value)
             for name, kept in self._attributes.items()
             for key, value in kept.items()
             if isinstance(value, list | dict | set)
@@ -49,7 +49,7 @@ class State:
         found |= {
             place
             for place, contents in self._contents.items()
-            if not _alike(contents, _contents(self._attributes[place[0]][place[1]]))
+            if not alike(contents, contents_of(self._attributes[place[0]][place[1]]))
         }
         return found | {
             place for place, (_, tensor, kept) in self._values.items() if not equal(tensor, kept)
@@ -69,7 +69,7 @@ class State:
             elif place not in self._values:
                 held.pop(key, None)
             if place in self._contents:
-                _refill(kept[key], self._contents[place])
+                refill(kept[key], self._contents[place])
             if place in self._values:
                 owner, tensor, value = self._values[place]
                 owner[key] = tensor
@@ -86,12 +86,12 @@ def _is_state(is_buffer: bool, tensor: Tensor) -> bool:
     return is_buffer or (not tensor.requires_grad and tensor.numel() <= _SMALL)
 
 
-def _contents(value: Any) -> Any:
+def contents_of(value: Any) -> Any:
     return list(value.items()) if isinstance(value, dict) else list(value)
 
 
-def _refill(container: Any, contents: list[Any]) -> None:
-    if _alike(contents, _contents(container)):
+def refill(container: Any, contents: list[Any]) -> None:
+    if alike(contents, contents_of(container)):
         return
     container.clear()
     if isinstance(container, list):
@@ -100,7 +100,7 @@ def _refill(container: Any, contents: list[Any]) -> None:
         container.update(contents)
 
 
-def _alike(a: list[Any], b: list[Any]) -> bool:
+def alike(a: list[Any], b: list[Any]) -> bool:
     if len(a) != len(b):
         return False
     pairs = zip(a, b, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -86,6 +87,10 @@ class Callers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _is_running(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
 class Reading(TorchDispatchMode):
     """Passes under watch, refused before they read what is not the private copy's.
 
@@ -108,7 +113,8 @@ class Reading(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._model, self._borrowed = model, borrowed
-        self._foreign, self._stale = storages(foreign), storages(stale)
+        self._foreign, self._kept = storages(foreign), stale
+        self._stale: dict[int, str] = {}
         self._own: dict[int, str] = {}
         self._made: dict[int, weakref.ref[Tensor]] = {}
         self._earlier: dict[int, weakref.ref[Tensor]] = {}
@@ -116,13 +122,17 @@ class Reading(TorchDispatchMode):
         self._stack: list[str] = []
         # Output and target, where a broadcast of one against the other would pair every two rows.
         self._apart: tuple[Tensor, Tensor] | None = None
-        # Where half precision was made.
+        # Where half precision was made, and running statistics that other modules read.
         self.narrow: dict[str, None] = {}
+        self.statistics: dict[str, None] = {}
+        self._running: dict[int, str] = {}
 
     @contextlib.contextmanager
     def one_pass(self, weights: list[nn.Parameter]) -> Generator[None]:
         """Within it everything computed is watched."""
-        self._own = storages(values(self._model))  # a borrowed model has ours only now
+        # A borrowed model has ours only now, and so have buffers that were views of its weights.
+        self._own, self._stale = storages(values(self._model)), storages(self._kept)
+        self._running = {at: name for at, name in self._own.items() if _is_running(name)}
         self._of_theta = {address(weight) for weight in weights}
         with _names_on(self._stack, self._model), self:
             yield
@@ -150,6 +160,8 @@ class Reading(TorchDispatchMode):
                 raise self._reads_unregistered(operand)
             if at in self._earlier and self._earlier[at]() is not None:
                 raise self._reads_earlier()
+            if at in self._running and not self._in_batchnorm():
+                self.statistics[self._running[at]] = None
         self._refuse_broadcast(operands)
         output = func(*args, **(kwargs or {}))
         of_theta = any(at in self._of_theta for at in read)
@@ -166,6 +178,11 @@ class Reading(TorchDispatchMode):
                 if at and at not in read:
                     self._made[at] = weakref.ref(tensor)
         return output
+
+    def _in_batchnorm(self) -> bool:
+        return bool(self._stack) and isinstance(
+            self._model.get_submodule(self._stack[-1]), _BatchNorm
+        )
 
     def _where(self) -> str:
         if not self._stack:

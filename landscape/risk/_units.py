@@ -158,7 +158,32 @@ def _independent(engine: Engine, first: _UnitLoss) -> tuple[Criterion, str]:
         if not found:
             return criterion, ""
         evidence = evidence or found
+    if engine.criterion.returns == "mean":
+        _refuse_sum(engine)
     return engine.criterion, evidence
+
+
+def _refuse_sum(engine: Engine) -> None:
+    """What is declared a mean, is none of its parts' and adds up is a sum."""
+    rows = engine.examples.on_device(spread_rows(engine.examples.chunks[0], _ROWS))
+    half = rows.count // 2
+    if not half:
+        return
+    parts = (rows, rows.rows(0, half), rows.rows(half, rows.count - half))
+    for theta in _thetas(engine):
+        try:
+            whole, one, other = (
+                float(_look(engine, part, theta).value.double().mean()) for part in parts
+            )
+        except Exception:
+            return  # rows that need company
+        if not abs(one + other - whole) <= 10 * _SLACK[engine.dtype] * abs(whole):
+            return
+    raise LandscapeError(
+        f"{engine.criterion.name} is declared reduction='mean', but of {rows.count} examples it is "
+        f"the sum ({whole:.6g}) of what it is of their halves ({one:.6g} and {other:.6g}); declare "
+        f"reduction='sum', or return the mean."
+    )
 
 
 def _coupling(engine: Engine) -> str:

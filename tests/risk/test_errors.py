@@ -71,6 +71,7 @@ def test_empty_data(data):
         ((X, Y[:5]), r"shapes \[\(8, 4\), \(5,\)\]; their first axes must be equal"),
         ((X, torch.tensor(1)), "numbers and single examples are no rows"),
         ((["a"], Y), "Batch 0 holds str"),
+        ({"input": X, "label": Y, "labels": 2 - Y}, "under 'labels' and others under 'label', which"),
         ({"x": X, "class": Y}, "has the keys 'x', 'class'; the targets must be under one of"),
         ({"a": X, "b": X, "y": Y}, "has the inputs 'a', 'b'; the model's forward takes input"),
     ],
@@ -281,6 +282,49 @@ def test_a_batchnorm_layer_with_a_forward_of_its_own_is_eval_only():
     assert torch.isfinite(risk.loss(risk.theta))
     with pytest.raises(LandscapeError, match=r"layer '1' \(NormAct\) has a forward of its own"):
         risk.with_bn("full_batch")
+
+
+class OwnNorm(nn.Module):
+    """As many repositories write BatchNorm themselves, or torch's layer read by hand."""
+
+    def __init__(self, layer=None):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        if layer is None:
+            self.register_buffer("running_mean", torch.zeros(3))
+            self.register_buffer("running_var", torch.ones(3))
+        else:
+            self.norm = layer
+
+    def forward(self, x):
+        kept = getattr(self, "norm", self)
+        return nn.functional.batch_norm(
+            self.inner(x), kept.running_mean, kept.running_var, training=self.training
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        OwnNorm,
+        lambda: OwnNorm(nn.BatchNorm1d(3)),
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.Unflatten(1, (2, 3)),
+            nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten(), nn.Linear(6, 3),
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bn", ["full_batch", "recalibrate"])
+def test_statistics_that_no_batchnorm_layer_of_torch_keeps_are_eval_only(make, bn):
+    model = settled(make())
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    expected = CE(model.eval()(X), Y).detach()
+    torch.testing.assert_close(risk.loss(risk.theta), expected)
+    told = r"reads (norm\.|2\.)?running_mean, .*use bn='eval'"
+    for twin in (risk, risk.with_dtype(torch.float32)):
+        with pytest.raises(LandscapeError, match=told):
+            twin.with_bn(bn)
+    refused(told, model, CE, (X, Y), bn=bn)
 
 
 def test_a_batchnorm_layer_that_is_called_twice_cannot_be_recalibrated():

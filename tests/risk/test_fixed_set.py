@@ -180,6 +180,7 @@ RANDOM = {
     "held random": Held(random.Random(0)),
     "held numpy": Held(np.random.default_rng(0)),
     "held old numpy": Held(np.random.RandomState(0)),
+    "held, of the system": Held(random.SystemRandom()),
     "unseeded numpy": unseeded,
     "one item of 400": of_one_class,
 }
@@ -221,6 +222,9 @@ FIXED = {
     "always": seldom(random.random, p=1),
     "seeded by index": seeded_by_index,
     "seeded globally": seeded_globally,
+    "held, of the system, unused": type("Unused", (Held,), {"__call__": lambda _, x, i: x + i})(
+        random.SystemRandom()
+    ),
     "new generator": lambda x, i: x + np.random.default_rng(i).normal(),
     "held, without effect": lambda x, _: x + 0 * np.random.rand(),  # noqa: NPY002
 }

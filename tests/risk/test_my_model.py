@@ -1,5 +1,6 @@
 """The table "my model is a ..." of the README, run: five lines each, against torch itself."""
 
+import functools
 import types
 
 import pytest
@@ -202,6 +203,97 @@ def test_a_mean_that_is_none_of_its_parts_is_not_believed():
     assert risk.provenance()["units"] == {"batches": 1, "examples": [12]}
     plain = EmpiricalRisk(model, lambda o, t: F.cross_entropy(o, t), (x, y), reduction="mean")
     assert "units" not in plain.provenance()
+
+
+def test_a_sum_that_is_declared_a_mean_is_refused():
+    model, x, y = settled(nn.Linear(4, 3)), randn(12, 4), torch.arange(12) % 3
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+
+    def total(output, target):
+        return F.cross_entropy(output, target, reduction="sum")
+
+    with pytest.raises(LandscapeError, match=r"the sum .* of their halves .*reduction='sum'"):
+        EmpiricalRisk(model, functools.partial(lambda o, t: total(o, t)), batches, reduction="mean")
+    risk = EmpiricalRisk(model, lambda o, t: total(o, t), batches, reduction="sum")
+    same(risk, lambda m: total(m(x), y))
+
+
+CALLS = {"of the module": 0, "log": []}
+NUMBER_OF_CALLS = 0
+
+
+class Annealed:
+    """Its weight grows with every call, which it counts in an attribute, and logs."""
+
+    def __init__(self):
+        self.calls, self.log = 4, []
+
+    def __call__(self, output, target):
+        self.calls += 1
+        self.log.append(self.calls)
+        return self.calls * F.cross_entropy(output, target, reduction="none")
+
+
+class Centers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centers", torch.zeros(3, 3))
+
+    def forward(self, output, target):
+        losses = (output - self.centers[target]).square().sum(1)
+        self.centers.lerp_(output.detach().mean(0), 0.1)
+        return losses
+
+
+def late(output, target):
+    global NUMBER_OF_CALLS
+    NUMBER_OF_CALLS += 1
+    CALLS["of the module"] += 1
+    CALLS["log"].append(NUMBER_OF_CALLS)
+    seen = NUMBER_OF_CALLS + CALLS["of the module"]
+    return (1.0 if seen < 14 else 2.0) * F.cross_entropy(output, target, reduction="none")
+
+
+def enclosed():
+    calls, log = 0, []
+
+    def loss(output, target):
+        nonlocal calls
+        calls += 1
+        log.append(calls)
+        return (1.0 if len(log) < 7 else 2.0) * F.cross_entropy(output, target, reduction="none")
+
+    return loss
+
+
+def test_what_a_loss_keeps_between_calls_is_as_before_the_first():
+    model, x, y = settled(nn.Linear(4, 3)), randn(12, 4), torch.arange(12) % 3
+
+    def of_first(scale):
+        return lambda m: scale * F.cross_entropy(m(x), y)
+
+    annealed = Annealed()
+    cases = [
+        (annealed, of_first(5), ["calls", "log"]),
+        (annealed.__call__, of_first(5), ["calls", "log"]),
+        (Centers(), lambda m: m(x).square().sum(1).mean(), ["centers"]),
+        (late, of_first(1), ["CALLS", "NUMBER_OF_CALLS"]),
+        (enclosed(), of_first(1), ["calls", "log"]),
+    ]
+    for loss, truth, names in cases:
+        risk = EmpiricalRisk(model, loss, (x, y))
+        for _ in range(20):
+            risk.loss(risk.theta)
+        same(risk, truth)
+        single = risk.with_dtype(torch.float32)
+        assert float(single.loss(single.theta)) == pytest.approx(float(risk.loss(risk.theta)))
+        assert risk.provenance()["kept_by_loss"] == names
+    assert (annealed.calls, annealed.log, NUMBER_OF_CALLS) == (4, [], 0)
+    annealed.calls = 9  # of further training: the risk stays, and so does the count
+    risk = EmpiricalRisk(model, annealed, (x, y))
+    annealed.calls = 30
+    same(risk, of_first(10))
+    assert annealed.calls == 30
 
 
 def test_coupling_that_begins_in_late_rows_is_seen():

@@ -3,6 +3,7 @@
 import copy
 import functools
 import signal
+import types
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointFunction,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
@@ -574,6 +579,128 @@ def test_roads_that_theta_cannot_take_are_refused_by_name(make, words):
     for borrow in (False, True):
         with pytest.raises(LandscapeError, match=words):
             EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+
+
+class Deep(Base):
+    """Views of weights that are kept where no attribute shows them."""
+
+    kept = None
+
+    def forward(self, x):
+        return self.b(torch.tanh(x @ self.kept["views"].first[0] + self.a.bias))
+
+
+class Buffered(Base):
+    def forward(self, x):
+        return self.b(torch.tanh(x @ self.turned + self.a.bias))
+
+
+class Array(Base):
+    def forward(self, x):
+        return self.b(torch.tanh(x @ torch.from_numpy(self.array) + self.a.bias))
+
+
+def with_view(kind):
+    model = settled(kind())
+    view = model.a.weight.data.T
+    if kind is Deep:
+        model.kept = {"views": types.SimpleNamespace(first=[view, model.b.weight.data.T])}
+    elif kind is Buffered:
+        model.register_buffer("turned", view)
+    else:
+        model.array = view.numpy()
+    return model
+
+
+@pytest.mark.parametrize("borrow", [False, True])
+@pytest.mark.parametrize("kind", [Deep, Buffered, Array])
+def test_views_that_a_model_keeps_anywhere_are_refused_and_harmless_where_nothing_reads_them(
+    kind, borrow
+):
+    model = with_view(kind)
+    with pytest.raises(LandscapeError, match=r"'turned'|a\.weight"):
+        EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
+    if kind is Array:  # NumPy's reading shows nowhere
+        model.array = None
+    model.forward = functools.partial(Base.forward, model)
+    if not borrow:
+        model.__dict__.pop("forward")
+        model.__class__ = type("Unread", (kind,), {"forward": Base.forward})
+    risk, plain = EmpiricalRisk(model, CE, (X, Y), borrow=borrow), settled(Base())
+    compare(risk, of_base(risk, plain), risk.theta)
+
+
+class Householder(Base):
+    def __init__(self):
+        super().__init__()
+        parametrizations.orthogonal(self.a)  # of a wide or tall matrix torch's choice
+
+
+def test_an_orthogonal_map_does_not_jump_where_its_weights_lie():
+    torch.manual_seed(0)
+    model = Householder().double()
+    expected = hessian_of_model(model, lambda m: CE(m(X), Y))
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    theta, v = risk.theta, randn(len(risk.theta), seed=6)
+    torch.testing.assert_close(risk.loss(theta), CE(model(X), Y).detach(), rtol=1e-13, atol=0)
+    eye = torch.eye(len(theta), dtype=theta.dtype)
+    torch.testing.assert_close(risk.hvp(theta, eye), expected, rtol=1e-9, atol=1e-11)
+    h = 1e-5
+    slope = (risk.loss(theta + h * v) - risk.loss(theta - h * v)) / (2 * h)
+    torch.testing.assert_close(slope, risk.gradient(theta) @ v, rtol=1e-6, atol=1e-8)
+    assert risk.probe().reasons() == ()
+
+
+class OwnCheckpoint(Base):
+    """torch's function of re-entrant checkpoints, called by a name of one's own."""
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(CheckpointFunction.apply(torch.tanh, True, h))
+
+
+class Selective(Base):
+    def forward(self, x):
+        saved = functools.partial(
+            create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default]
+        )
+        inner = lambda z: torch.tanh(self.a(z))  # noqa: E731
+        return self.b(checkpoint(inner, x, use_reentrant=False, context_fn=saved))
+
+
+def test_checkpoints_by_other_names_work_or_are_refused():
+    before = dict(vars(CheckpointFunction))
+    risk = EmpiricalRisk(settled(OwnCheckpoint()), CE, (X, Y))
+    compare(risk, of_base(risk, settled(Base())), risk.theta)
+    assert dict(vars(CheckpointFunction)) == before
+    risk = EmpiricalRisk(settled(Selective()), CE, (X, Y))
+    torch.testing.assert_close(
+        risk.gradient(risk.theta),
+        EmpiricalRisk(settled(Base()), CE, (X, Y)).gradient(risk.theta),
+    )
+    with pytest.raises(LandscapeError, match=r"differentiated twice \(Trying to backward an extra"):
+        risk.hvp(risk.theta, risk.theta)
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ZeroDivisionError("by the user")
+
+
+def test_a_backward_that_fails_is_no_raw_error():
+    class Failing(Base):
+        def forward(self, x):
+            return Fails.apply(super().forward(x))
+
+    risk = EmpiricalRisk(settled(Failing()), CE, (X, Y))
+    for call in (risk.gradient, risk.linearized_hvp):
+        with pytest.raises(LandscapeError, match=r"cannot be differentiated.*by the user"):
+            call(risk.theta)
 
 
 def test_max_norm_is_refused_with_advice_that_works():
