@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Generator
+from inspect import getattr_static
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -100,7 +101,7 @@ def _namespaces(loss: Any) -> list[tuple[Any, tuple[str, ...] | None]]:
         for module in loss.modules():
             found += [*_attributes(module), (module._buffers, None)]
     elif not isinstance(loss, type):
-        call = loss if isinstance(loss, FunctionType) else vars(type(loss)).get("__call__")
+        call = loss if isinstance(loss, FunctionType) else getattr_static(type(loss), "__call__", None)
         found += _attributes(loss)
     if isinstance(call, FunctionType):
         found += [(cell, (name,)) for name, cell in

@@ -1,0 +1,5 @@
+"""`python -m landscape.cli`: the same as `python -m landscape`."""
+
+from landscape.cli import main
+
+main()
