@@ -16,6 +16,7 @@ _CONTAINERS = (list, dict, set)
 _NUMBERS = (int, float)
 _SMALL = 2**16
 _MISSING = object()
+_CALL = "__call__"
 
 # (which of the namespaces, name within it), and (value, what it held)
 _Slot = tuple[int, str]
@@ -101,7 +102,7 @@ def _namespaces(loss: Any) -> list[tuple[Any, tuple[str, ...] | None]]:
         for module in loss.modules():
             found += [*_attributes(module), (module._buffers, None)]
     elif not isinstance(loss, type):
-        call = loss if isinstance(loss, FunctionType) else getattr_static(type(loss), "__call__", None)
+        call = loss if isinstance(loss, FunctionType) else getattr_static(type(loss), _CALL, None)
         found += _attributes(loss)
     if isinstance(call, FunctionType):
         found += [(cell, (name,)) for name, cell in

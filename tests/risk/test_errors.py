@@ -71,7 +71,7 @@ def test_empty_data(data):
         ((X, Y[:5]), r"shapes \[\(8, 4\), \(5,\)\]; their first axes must be equal"),
         ((X, torch.tensor(1)), "numbers and single examples are no rows"),
         ((["a"], Y), "Batch 0 holds str"),
-        ({"input": X, "label": Y, "labels": 2 - Y}, "under 'labels' and others under 'label', which"),
+        ({"input": X, "label": Y, "labels": 2 - Y}, "under 'labels' and others under 'label'"),
         ({"x": X, "class": Y}, "has the keys 'x', 'class'; the targets must be under one of"),
         ({"a": X, "b": X, "y": Y}, "has the inputs 'a', 'b'; the model's forward takes input"),
     ],
