@@ -261,9 +261,10 @@ def numerics(
             torch.backends.mha.set_fastpath_enabled(False)
         # Re-entrant checkpoints run backward() of their own; without them the graph is the same.
         # The class itself, since who imported it calls it by no name of torch's.
-        if "apply" not in vars(checkpoint.CheckpointFunction):
-            stack.callback(delattr, checkpoint.CheckpointFunction, "apply")
-            checkpoint.CheckpointFunction.apply = staticmethod(_whole)
+        function: Any = checkpoint.CheckpointFunction
+        if "apply" not in vars(function):
+            stack.callback(delattr, function, "apply")
+            function.apply = staticmethod(_whole)
         if second and recurrent and device.type == "cuda" and torch.backends.cudnn.enabled:
             # cuDNN's recurrent kernels have no second derivative; torch's own do.
             _set(stack, torch.backends.cudnn, "enabled", False)

@@ -170,15 +170,16 @@ def _refuse_sum(engine: Engine) -> None:
     if not half:
         return
     parts = (rows, rows.rows(0, half), rows.rows(half, rows.count - half))
+    found = []
     for theta in _thetas(engine):
         try:
-            whole, one, other = (
-                float(_look(engine, part, theta).value.double().mean()) for part in parts
-            )
+            found = [float(_look(engine, part, theta).value.double().mean()) for part in parts]
         except Exception:
             return  # rows that need company
+        whole, one, other = found
         if not abs(one + other - whole) <= 10 * _SLACK[engine.dtype] * abs(whole):
             return
+    whole, one, other = found
     raise LandscapeError(
         f"{engine.criterion.name} is declared reduction='mean', but of {rows.count} examples it is "
         f"the sum ({whole:.6g}) of what it is of their halves ({one:.6g} and {other:.6g}); declare "
