@@ -47,6 +47,7 @@ class WeightsReport:
     tied: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     checksum: str | None = None
+    beside: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For a provenance: what there is to say, long lists cut with their length."""
@@ -67,6 +68,8 @@ class WeightsReport:
                 f"NOT {' or '.join(map(repr, self.others))}, which the file also holds "
                 f"(weights_key chooses)"
             )
+        if self.beside:
+            said.append(f"NOT {', '.join(self.beside)}, which lies beside it (name the file)")
         if self.left_out:
             said.append(f"left out: {some(self.left_out)}")
         if self.tied:
@@ -127,7 +130,8 @@ def load_weights(
     converted = _copy(chosen, own)
     tied = tuple(name for name in own if name not in chosen.named and name not in chosen.absent)
     return WeightsReport(
-        path=str(path),
+        path=str(file.path),
+        beside=file.beside,
         sha256=file.sha256,
         num_tensors=len(own) - len(chosen.absent),
         chosen=chosen.label,
@@ -196,6 +200,7 @@ def _unfit(value: Tensor, target: Tensor) -> str:
         if not torch.equal(value.to(now).to(value.dtype), value):
             return f"does not fit from {was} into the model's {now}"
         return ""
+    value = value.float() if value.itemsize == 1 else value  # of 8-bit floats torch knows little
     bad = int((~value.isfinite()).sum())
     if bad:
         return (

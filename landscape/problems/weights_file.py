@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class WeightsFile:
     """What lies in a weights file: nested mappings and lists with tensors in them.
 
     sha256: of the file; of the shards' names and hashes for an index. checksum: what the file
-    itself says of its bytes ("sha256", "crc32"), None where the format has none.
+    itself says of its bytes ("sha256", "crc32"), None where the format has none. beside: other
+    weights files of the folder that was given, which were not read.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class WeightsFile:
     sha256: str
     checksum: str | None
     shard: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def digest(path: str | Path) -> str:
@@ -72,13 +74,14 @@ def read(path: str | Path, *, trust_pickle: str | None = None) -> WeightsFile:
     trust_pickle: SHA-256 of a file whose code may run (a whole pickled model), typed in by whoever
     trusts it.
     """
-    path = _file_of(Path(path))
+    given, path = Path(path), _file_of(Path(path))
+    beside = tuple(found.name for found in _in_folder(given) if found != path)
     with _whole(path):
         if path.name.endswith(_INDEX):
-            return _read_shards(path)
+            return replace(_read_shards(path), beside=beside)
         content, checksum = _content(path, trust_pickle)
         shard = re.search(r"-\d+-of-\d+\.", path.name) is not None
-        return WeightsFile(path, content, file_sha256(path), checksum, shard)
+        return WeightsFile(path, content, file_sha256(path), checksum, shard, beside)
 
 
 def read_own(path: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -95,10 +98,14 @@ def read_own(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         return load_file(path), digest
 
 
+def _in_folder(path: Path) -> list[Path]:
+    return [path / name for name in _FOLDER if (path / name).is_file()]
+
+
 def _file_of(path: Path) -> Path:
     try:
         if path.is_dir():
-            found = [path / name for name in _FOLDER if (path / name).is_file()]
+            found = _in_folder(path)
             if not found:
                 raise LandscapeError(
                     f"{path} is a folder without {', '.join(_FOLDER[:4])}; give the weights file. "

@@ -442,3 +442,32 @@ def test_a_model_without_shapes_yet(tmp_path):
     torch.save(state(), tmp_path / "w.pt")
     with pytest.raises(LandscapeError, match=r"no shape for 0\.weight yet; run one batch"):
         problems.load_weights(refused_model, tmp_path / "w.pt")
+
+
+def test_a_folder_of_two_files_says_which_was_read(tmp_path):
+    first, second = small(1), small(2)
+    save_file(first.state_dict(), tmp_path / "model.safetensors")
+    torch.save(second.state_dict(), tmp_path / "pytorch_model.bin")
+    model = small()
+    report = problems.load_weights(model, tmp_path)
+    assert same(model, first)
+    assert report.path == str(tmp_path / "model.safetensors")
+    assert "NOT pytorch_model.bin, which lies beside it" in str(report)
+    assert report.as_dict()["beside"] == ["pytorch_model.bin"]
+    assert problems.load_weights(model, tmp_path / "pytorch_model.bin").beside == ()
+    assert same(model, second)
+
+
+def test_floats_of_8_bits_are_converted_and_said(tmp_path):
+    state = small(1).state_dict()
+    state["fc.weight"] = state["fc.weight"].to(torch.float8_e4m3fn)
+    torch.save(state, tmp_path / "w.pt")
+    model = small()
+    assert "1 converted from float8_e4m3fn to float32" in str(
+        problems.load_weights(model, tmp_path / "w.pt")
+    )
+    assert torch.equal(model.fc.weight, state["fc.weight"].float())
+    state["fc.weight"] = torch.full((3, 72), float("nan")).to(torch.float8_e4m3fn)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(LandscapeError, match=r"fc\.weight has 216 values that are NaN"):
+        problems.load_weights(model, tmp_path / "w.pt")

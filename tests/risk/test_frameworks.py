@@ -5,6 +5,7 @@ Neither is a dependency: `pip install transformers peft lightning`, then
 """
 
 import copy
+import types
 
 import pytest
 import torch
@@ -137,16 +138,18 @@ def test_the_table_of_layers_says_what_gpt2_computes():
     assert set(blocks.block.values) == {"attention", "mlp", "(rest)"}
 
 
-def test_a_lightning_checkpoint_with_averaged_weights(tmp_path):
-    lightning = pytest.importorskip("lightning")
+def small():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
 
-    def make():
-        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+def lightning_run(folder):
+    """Two epochs of a module with averaged weights beside the raw ones, and its checkpoint."""
+    lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = make()
+            self.net = small()
             self.ema = copy.deepcopy(self.net).requires_grad_(False)
 
         def training_step(self, batch, _):
@@ -162,17 +165,24 @@ def test_a_lightning_checkpoint_with_averaged_weights(tmp_path):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8)
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     module = Module()
     trainer.fit(module, loader)
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    for key, trained in (("", module.net), ("state_dict.ema", module.ema)):
-        model = make()
-        said = str(problems.load_weights(model, tmp_path / "run.ckpt", weights_key=key or None))
+    trainer.save_checkpoint(folder / "run.ckpt")
+    return types.SimpleNamespace(
+        net=module.net, ema=module.ema, x=x, y=y, loader=loader, path=folder / "run.ckpt"
+    )
+
+
+def test_a_lightning_checkpoint_with_averaged_weights(tmp_path):
+    run = lightning_run(tmp_path)
+    for key, trained in ((None, run.net), ("state_dict.ema", run.ema)):
+        model = small()
+        said = str(problems.load_weights(model, run.path, weights_key=key))
         assert "which the file also holds" in said
         for own, theirs in zip(model.parameters(), trained.parameters(), strict=True):
             assert torch.equal(own, theirs)
-        risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), loader)
-        expected = F.cross_entropy(trained(x), y).detach()
+        risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), run.loader)
+        expected = F.cross_entropy(trained(run.x), run.y).detach()
         torch.testing.assert_close(risk.loss(risk.theta), expected)
