@@ -79,6 +79,9 @@ def _level(family: Family, setting: str) -> list[Statement]:
         return [Statement(setting, lead, rest)]
     most = max(known, key=lambda row: abs(known[row]))
     lead = "Training loss was level when each training ended."
+    if short := len(changes) - len(known):
+        lead = f"Training loss was level when {len(known)} of {len(changes)} rows ended."
+        how = f"{words.count(short, 'row')} had too few epochs to say, or no loss. {how}"
     text = f"{how}it changed most for {told(most)}."
     rates = study.values("history", "lr", setting)
     if rates and all(_ended_at_no_step(ds.lr.values) for ds in rates.values()):

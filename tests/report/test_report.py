@@ -561,6 +561,10 @@ def test_whether_trainings_were_level_when_they_ended_is_said_with_numbers():
     assert "A learning rate that falls to 0 makes any training level" in told.text
     (told,) = fitted(Family.of(history_study({"a": flat}, constant)), "default")
     assert "falls to 0" not in told.text
+    short = np.where(np.arange(40) < 2, 0.5, np.nan)
+    (told,) = fitted(Family.of(history_study({"a": flat, "b": short}, constant)), "default")
+    assert told.lead == "Training loss was level when 1 of 2 rows ended."
+    assert told.text.startswith("1 row had too few epochs to say, or no loss.")
     # Two epochs have no tenth before the last; a run that diverged has no loss.
     assert fitted(Family.of(history_study({"a": flat[:2]}, constant[:2])), "default") == []
     assert fitted(Family.of(history_study({"a": flat * np.nan}, constant)), "default") == []
