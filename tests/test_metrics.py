@@ -86,6 +86,22 @@ def test_a_quantity_of_either_sign_is_compared_without_a_margin():
     assert not one.equivalent
 
 
+def test_what_is_less_than_the_margin_away_is_not_far():
+    """All radii but one row's are set; that row's differ by some per cent, as it chooses them."""
+    jitter = np.random.default_rng(0).normal(size=(6, 5))
+    raw = {f"v{i}": {s: 0.1 * (1 + 1e-6 * jitter[i, s]) for s in range(5)} for i in range(6)}
+    raw["own"] = {seed: 0.2 * (1 + 0.01 * seed) for seed in range(5)}
+    quantity = metric("rho_eff")
+
+    def far():
+        scaled = {row: {s: -math.log(v) for s, v in seeds.items()} for row, seeds in raw.items()}
+        return [one[:2] for one in Values(quantity, raw, scaled).outlying]
+
+    assert far() == []
+    raw["own"][2] *= 3
+    assert far() == [("own", 2)]
+
+
 @pytest.mark.parametrize(("rows", "seeds"), [(3, 3), (3, 5), (6, 3), (12, 5)])
 def test_ordinary_runs_do_not_lie_far_off_however_small_the_table(rows, seeds):
     """Medians of rows and seeds leave nothing of many runs, which says nothing on the others."""

@@ -90,7 +90,8 @@ class Values:
         """(row, seed, value) of runs far from what their row and their seed have in common.
 
         Medians of rows and seeds fit as many runs exactly: the scale is of those that were free to
-        differ, the largest, or ordinary runs of a small table would lie far off.
+        differ, the largest, or ordinary runs of a small table would lie far off. What is less than
+        the margin away is not far, also where all others agree (a radius that is set).
         """
         known = {
             row: {seed: value for seed, value in values.items() if math.isfinite(value)}
@@ -110,10 +111,11 @@ class Values:
         free = len(own) - len(known) - len(common) + 1
         sizes = np.sort(np.abs(list(own.values())))[::-1][: max(free, 0)]
         scale = 1.4826 * float(np.median(sizes)) if len(own) > 8 else 0.0
+        limit = max(OUTLYING * scale, self.metric.threshold())
         return tuple(
             (row, seed, self.raw[row][seed])
             for (row, seed), value in own.items()
-            if scale > 0 and abs(value) > OUTLYING * scale
+            if scale > 0 and abs(value) > limit
         )
 
 
