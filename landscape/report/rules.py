@@ -21,6 +21,7 @@ not resolved   none of these.
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy
@@ -42,6 +43,9 @@ MOST = 2
 FLATNESS_SHARE = 0.8
 # Share of the first setting, where comparisons are declared for it; the others are beside it.
 FIRST_SHARE = 0.75
+
+
+Form = Literal["scaled", "raw"]
 
 
 @dataclass(frozen=True)
@@ -224,31 +228,36 @@ class _VariantPoints:
         self.controls = [row for row in rows if row not in self.rows]
         # Rows of one variant have more in common than its axis: they are no points of their own.
         self.variants = self.study.by_variant(setting, self.rows)
+        self.far = self._far()
+        self._known: dict[tuple[str, Form], dict[str, float]] = {}
 
     def mean(self, key: str, row: str) -> float:
         """Mean of a quantity on its scale; NaN where a run failed or is not there."""
-        values = self.family.values.get((self.setting, key))
-        return math.nan if values is None else values.mean(row)
+        return self._by_row(key, "scaled")[row]
 
-    def means(self, key: str) -> np.ndarray:
-        """Mean of a quantity on its scale by variant, without runs that are outlying in it.
+    def means(self, key: str, form: Form = "scaled") -> np.ndarray:
+        """Mean of a quantity by variant, on its scale or as measured."""
+        found = self._by_row(key, form)
+        return np.array([np.mean([found[row] for row in rows]) for rows in self.variants.values()])
 
-        One run, sharp and bad at once, would make a correlation of its own.
+    def _by_row(self, key: str, form: Form) -> dict[str, float]:
+        """Means of rows and controls as if each had every seed, without runs outlying in anything.
+
+        One run, sharp and bad at once, would make a correlation of its own, also where it is far
+        off in one of the two alone: noise may hide the other.
         """
-        values = self.family.values.get((self.setting, key))
-        if values is None:
-            return np.full(len(self.variants), math.nan)
-        far = self.far(key)
+        if (key, form) not in self._known:
+            values = self.family.values.get((self.setting, key))
+            table = {} if values is None else getattr(values, form)
+            self._known[key, form] = stats.row_means({
+                row: {s: v for s, v in table.get(row, {}).items() if (row, s) not in self.far}
+                for row in (*self.rows, *self.controls)
+            })  # fmt: skip
+        return self._known[key, form]
 
-        def mean(row: str) -> float:
-            scaled = values.scaled.get(row, {})
-            kept = [value for seed, value in scaled.items() if (row, seed) not in far]
-            return float(np.mean(kept)) if kept else math.nan
-
-        return np.array([np.mean([mean(row) for row in rows]) for rows in self.variants.values()])
-
-    def far(self, *keys: str) -> tuple[tuple[str, int], ...]:
+    def _far(self) -> tuple[tuple[str, int], ...]:
         """(row, seed) of runs of variants that are far from the others in one of the quantities."""
+        keys = dict.fromkeys([self.study.metric, *(one.quantity for one in HYPOTHESES)])
         known = [self.family.values[self.setting, key] for key in keys
                  if (self.setting, key) in self.family.values]  # fmt: skip
         found = [(row, seed) for values in known for row, seed, _ in values.outlying]
@@ -297,16 +306,8 @@ class _VariantPoints:
         if not given:
             return [None]
         scaled = [self.means(name) for name in given]
-        plain = [self._covariate(name) for name in given]
+        plain = [self.means(name, "raw") for name in given]
         return [np.array(scaled), np.array(plain), np.array([_ranks(v) for v in plain])]
-
-    def _covariate(self, name: str) -> np.ndarray:
-        values = self.family.values[self.setting, name]
-        return np.array([
-            np.mean([np.mean(plain) if len(plain := values.plain(row)) else math.nan
-                     for row in rows])
-            for rows in self.variants.values()
-        ])  # fmt: skip
 
     def left_out(self, keys: Sequence[str]) -> tuple[str, ...]:
         """Rows that do not perturb, where the effective radius is among what is asked."""
@@ -357,7 +358,7 @@ class _VariantPoints:
         found = {}
         x, y = self.dose(one), self.response()
         for name in given:
-            z = self._covariate(name)
+            z = self.means(name, "raw")
             with_dose, with_response, plain = (
                 abs(stats.partial_correlation(a, b)) for a, b in ((z, x), (z, y), (x, y))
             )
@@ -410,7 +411,7 @@ def _weighed(
         points.setting, one, word, effects, plain, given, conditioned, confounder, tuple(failing),
         points.family.base(points.setting, one.quantity),
         points.left_out((one.quantity, *conditioned)),
-        points.far(one.quantity, points.study.metric), within,
+        points.far, within,
     )  # fmt: skip
 
 

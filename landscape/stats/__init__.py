@@ -8,7 +8,13 @@ in `missing`; an estimate from one value has no interval (`low` and `high` are N
 
 from landscape.stats.axes import QUANTITIES, Choice, along_axis, axes_of, choose
 from landscape.stats.densities import broaden
-from landscape.stats.dose import SMALLEST_DF, Association, dose_response, partial_correlation
+from landscape.stats.dose import (
+    SMALLEST_DF,
+    Association,
+    dose_response,
+    partial_correlation,
+    row_means,
+)
 from landscape.stats.family import Contrast, Decision, simultaneous
 from landscape.stats.intervals import (
     LEVEL,
@@ -52,6 +58,7 @@ __all__ = [
     "paired",
     "partial_correlation",
     "partial_kendall",
+    "row_means",
     "sampling_error",
     "simultaneous",
     "wilcoxon",

@@ -5,6 +5,7 @@ Lane (1983), which permutes what the covariates leave of the response.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,38 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = No
     table = np.vstack([np.asarray(x, float), np.asarray(y, float), z])
     a, b, *rest = table[:, np.isfinite(table).all(0)]
     return _plain(np.array([a]), b, np.array(rest).reshape(len(rest), b.size))[0]
+
+
+def row_means(values: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Mean of each row over all seeds, also of a row that lacks some: value = row + seed + rest.
+
+    values: row -> seed -> value. By least squares, so that rows with all seeds have their plain
+    mean. A row that lacks the seed on which every row is bad would look good by that alone. NaN for
+    a row without a value or with one that is not finite; plain means where rows without a chain of
+    common seeds cannot be told from their seeds.
+
+    Example:
+        >>> means = stats.row_means({"a": {0: 1.0, 1: 3.0}, "b": {0: 1.0, 1: 3.0}, "c": {0: 1.0}})
+        >>> [round(mean, 6) for mean in means.values()]
+        [2.0, 2.0, 2.0]
+    """
+    plain = {
+        row: float(np.mean(list(seeds.values()))) if seeds else math.nan
+        for row, seeds in values.items()
+    }
+    known = [row for row, mean in plain.items() if math.isfinite(mean)]
+    numbers = sorted({seed for row in known for seed in values[row]})
+    runs = [(i, seed, value) for i, row in enumerate(known) for seed, value in values[row].items()]
+    if len(runs) == len(known) * len(numbers):
+        return plain
+    design = np.zeros((len(runs), len(known) + len(numbers)))
+    for k, (i, seed, _) in enumerate(runs):
+        design[k, i] = design[k, len(known) + numbers.index(seed)] = 1
+    effects, _, rank, _ = np.linalg.lstsq(design, np.array([v for *_, v in runs]))
+    if rank < len(known) + len(numbers) - 1:
+        return plain
+    level = float(effects[len(known) :].mean())
+    return plain | {row: float(effects[i]) + level for i, row in enumerate(known)}
 
 
 def _together(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[Association]:

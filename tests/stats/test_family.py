@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as laws
 
 from landscape import stats
-from landscape.stats import Contrast, simultaneous
+from landscape.stats import Contrast, row_means, simultaneous
 
 
 def contrasts(table, **more):
@@ -221,3 +221,27 @@ def test_an_error_that_no_example_shows_is_an_error(seeds):
         if np.isfinite(least):
             # At the least the normal quantile times the error that was given.
             assert found.interval.high > 1.9 * np.sqrt(least)
+
+
+def test_means_of_rows_do_not_depend_on_which_seeds_a_row_lacks():
+    """Exact where value = row + seed; plain where nothing is missing, or nothing is shared."""
+    rng = np.random.default_rng(0)
+    row, seed = rng.normal(size=6), 3 * rng.normal(size=5)
+    whole = {f"v{i}": {s: row[i] + seed[s] for s in range(5)} for i in range(6)}
+    part = {name: dict(seeds) for name, seeds in whole.items()}
+    for name, s in (("v0", 1), ("v3", 4), ("v3", 0), ("v5", 2)):
+        del part[name][s]
+    expected = row + seed.mean()
+    for values in (whole, part):
+        found = row_means(values)
+        assert list(found) == list(values)
+        np.testing.assert_allclose(list(found.values()), expected, rtol=1e-12)
+    noisy = {name: {s: v + rng.normal() for s, v in seeds.items()} for name, seeds in whole.items()}
+    plain = [np.mean(list(seeds.values())) for seeds in noisy.values()]
+    assert list(row_means(noisy).values()) == plain
+    apart = {"a": {0: 1.0, 1: 2.0}, "b": {5: 7.0, 6: 9.0}}
+    assert row_means(apart) == {"a": 1.5, "b": 8.0}
+    lost = row_means({"a": {0: 1.0, 1: np.nan}, "b": {0: 1.0, 1: 2.0}, "c": {}})
+    assert np.isnan(lost["a"])
+    assert np.isnan(lost["c"])
+    assert lost["b"] == 1.5
