@@ -36,10 +36,10 @@ class Contrast:
     seeds, differences: (n,), the seeds that both sides have. examples: (n, N), what each test
     example adds to each seed's difference (influence, its mean over examples is 0), where the
     difference is one of N examples; then the choice of the examples is part of the error, crossed
-    with the seeds. example_variance: what that choice adds at the least, also where no example of
-    these tells the sides apart. quantity: differences with the same one inform each other's
-    variance. margin: a smaller difference counts as none. failed: seeds of either side without a
-    finite value.
+    with the seeds. least_variance: what seeds and examples together leave of the error at the
+    least, also where no example of these tells the sides apart. quantity: differences with the same
+    one inform each other's variance. margin: a smaller difference counts as none. failed: seeds of
+    either side without a finite value.
 
     Example:
         >>> contrast = stats.Contrast(seeds=[0, 1, 2], differences=np.array([0.01, 0.02, 0.03]))
@@ -53,7 +53,7 @@ class Contrast:
     margin: float = 0.0
     examples: np.ndarray | None = None
     failed: int = 0
-    example_variance: float = 0.0
+    least_variance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _untested(c: Contrast, level: float) -> Decision:
     # Differences of exactly 0 in every seed are one and the same model, but where other examples
     # might tell two apart.
     same = finite.size > 1 and not c.failed and bool(np.all(finite == 0))
-    same = same and not c.example_variance
+    same = same and not c.least_variance
     mean = float(finite.mean()) if finite.size else math.nan
     ends = (0.0, 0.0) if same else (math.nan, math.nan)
     ci = Interval(mean, *ends, finite.size, c.failed, level)
@@ -193,12 +193,12 @@ class _SeedTable:
         # A prior cannot know more than the variances that it is the mean of.
         self.prior_df = np.minimum(PRIOR_DF, (members[self.kind] - 1) * (self.n - 1) / 2)
         parts = [_example_part(c) for c in contrasts]
-        own = np.array([variance for variance, _ in parts])
-        self.example_variance = np.maximum(own, [c.example_variance for c in contrasts])
-        # What none of these examples shows has no influence of its own to be drawn from.
-        self.unseen = self.example_variance - own
+        self.example_variance = np.array([variance for variance, _ in parts])
+        self.least = np.array([c.least_variance for c in contrasts])
         self.examples = [influence for _, influence in parts]
         self.se = self.standard_errors(self.mean[None])[0]
+        # What neither seeds nor examples show has no values of its own to be drawn from.
+        self.unseen = np.where(self.se**2 > self.least, 0.0, self.least)
 
     @property
     def df(self) -> np.ndarray:
@@ -214,7 +214,7 @@ class _SeedTable:
         # Rounding is no spread.
         floor = (64 * np.finfo(float).eps) ** 2 * self.squares / self.n
         variance = np.where(variance > floor, variance, 0.0)
-        return np.sqrt(variance / self.n + self.example_variance)
+        return np.sqrt(np.maximum(variance / self.n + self.example_variance, self.least))
 
 
 def _example_part(c: Contrast) -> tuple[float, np.ndarray | None]:

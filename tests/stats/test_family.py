@@ -214,7 +214,7 @@ def test_an_error_that_no_example_shows_is_an_error(seeds):
     same = simultaneous({"a": Contrast(range(seeds), nothing, "x", 0.1)})["a"]
     assert same.equivalent
     for least, equal in ((0.02**2, True), (0.5**2, False), (np.inf, False)):
-        one = Contrast(range(seeds), nothing, "x", 0.1, rows, example_variance=least)
+        one = Contrast(range(seeds), nothing, "x", 0.1, rows, least_variance=least)
         found = simultaneous({"a": one})["a"]
         assert found.equivalent == equal
         assert found.sign == 0
