@@ -116,9 +116,13 @@ class StudyResults:
         named = [self.rows_of(setting, name) for name in self.references(setting)]
         if self.recipe(row) != "sgd" or any(row in rows for rows in named):
             return False
-        partners = (self.partner(setting, row, name) for name in self.references(setting))
-        longest = max((self._epochs(setting, p) for p in partners if p), default=math.nan)
-        return self._epochs(setting, row) < longest
+        for name, rows in zip(self.references(setting), named, strict=True):
+            partner = self.partner(setting, row, name)
+            # One that does not go along the epochs of a reference stopped before its shortest.
+            known = [self._epochs(setting, other) for other in ([partner] if partner else rows)]
+            if known and self._epochs(setting, row) < min(known):
+                return True
+        return False
 
     def _epochs(self, setting: str, row: str) -> float:
         """Epochs that a row was trained for; NaN where that is not known."""
