@@ -11,9 +11,14 @@ SIGKILL after a random time to the process that works (`--workers 0`), or, in tu
 and to one of its workers. Then the study is run once more and must end with the bits of an
 undisturbed one, with every digest right and nothing temporary left. What was tried is added to
 `results/deaths.json` after each trial; what failed is printed and kept in words.
+
+For kill and torn the folder is copied before each change of one study: what a process that is
+killed there leaves (`tests/study/test_crashes.py` compares the two). Copies that are alike, as
+before and after a file is synced, are gone on from once.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -30,7 +35,7 @@ from typing import Any
 import cloudpickle
 
 from landscape.study import Options, parse, run, verify
-from tests.crashing import KILLED, Disk, in_a_child
+from tests.crashing import Disk, States, in_a_child
 from tests.study.test_crashes import HERE, TEXT, left
 
 RESULTS = Path(__file__).parent / "results" / "deaths.json"
@@ -49,25 +54,28 @@ def work(folder: Path, workers: int) -> None:
 
 
 def whole(place: Path, workers: int) -> tuple[dict[str, Any], list[str], float]:
-    """What an undisturbed study leaves, its changes of the disk, and its seconds."""
+    """What an undisturbed study leaves, its changes of the disk, and its seconds.
+
+    place/kept: what a kill at each of the changes leaves.
+    """
     folder, log = place / "whole", place / "log"
 
-    def counted() -> None:
-        with Disk(folder, 1 << 30, "kill") as disk:
-            work(folder, workers)
+    def recorded() -> None:
+        with States(folder, place / "kept") as disk:
+            work(folder, 0)
         log.write_text("\n".join(disk.log))
 
-    for _ in range(2):  # the first also starts the server that the others are forked from
-        shutil.rmtree(folder, ignore_errors=True)
-        began = time.monotonic()
-        if (said := in_a_child(counted)) != (0, ""):
-            raise SystemExit(f"The undisturbed study failed: {said[1]}")
+    if (said := in_a_child(recorded)) != (0, ""):
+        raise SystemExit(f"The undisturbed study failed: {said[1]}")
+    began = time.monotonic()
+    if (said := in_a_child(lambda: work(place / "timed", workers))) != (0, ""):
+        raise SystemExit(f"The undisturbed study failed: {said[1]}")
     return left(folder), log.read_text().splitlines(), time.monotonic() - began
 
 
-def after(folder: Path, workers: int, expected: dict[str, Any]) -> str:
-    """Run the study once more; what is wrong with it then, in words."""
-    code, said = in_a_child(lambda: work(folder, workers))
+def after(folder: Path, workers: int, expected: dict[str, Any], *, here: bool) -> str:
+    """Run the study once more, here or in a child; what is wrong with it then, in words."""
+    code, said = _tried(folder) if here else in_a_child(lambda: work(folder, workers))
     if code:
         return f"run again it ended with {code}: {said}"
     found = left(folder)
@@ -80,18 +88,32 @@ def after(folder: Path, workers: int, expected: dict[str, Any]) -> str:
     return f"left behind: {temporary}" if temporary else ""
 
 
-def at_write(folder: Path, how: str, at: int) -> str:
-    """Stop the study at a change of the disk; what is wrong with how it ended."""
+def _tried(folder: Path) -> tuple[int, str]:
+    try:
+        work(folder, 0)
+    except Exception as error:
+        return 1, f"{type(error).__name__}: {error}"
+    return 0, ""
 
-    def stopped() -> None:
-        with Disk(folder, at, how):
-            work(folder, 0)
 
-    code, said = in_a_child(stopped)
+def at_write(place: Path, folder: Path, how: str, at: int) -> str:
+    """What a study that is stopped at a change of the disk leaves; what is wrong with its end."""
     if how != "full":
-        return "" if code == KILLED else f"it was not killed, but ended with {code}: {said}"
+        (place / "kept" / f"{how}-{at}").rename(folder)
+        return ""
+    with Disk(folder, at, how):
+        code, said = _tried(folder)
     right = code == 1 and "The disk is full" in said and "Traceback" not in said
     return "" if right else f"it ended with {code}: {said}"
+
+
+def _content(folder: Path) -> str:
+    """A digest of every name and byte below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(f"{path.relative_to(folder)}\0".encode())
+        found.update(path.read_bytes() if path.is_file() else b"")
+    return found.hexdigest()
 
 
 def at_time(folder: Path, workers: int, seconds: float, *, child: bool) -> str:
@@ -182,7 +204,7 @@ def main() -> None:
             if time.monotonic() > until:
                 break
             met = stop()
-            again = after(folder, asked.workers, expected)
+            again = after(folder, asked.workers, expected, here=bool(at))
             named = f"at change {at} of {len(log)}, {log[at - 1]}: " if at else ""
             fault = "; ".join(filter(None, (met if at or met == "orphan" else "", again)))
             count(key if at else f"SIGKILL to {met}", at, f"{named}{fault}" if fault else "")
@@ -193,13 +215,26 @@ def trials(
     asked: argparse.Namespace, place: Path, log: list[str], seconds: float
 ) -> Iterator[Trial]:
     """(folder, what is counted, the change, how it is stopped) of each trial."""
-    pairs = [(how, at) for how in asked.writes for at in range(1, len(log) + 1)]
     tried = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    pairs = [(how, at) for how, at in pairs if at not in tried.get(how, {}).get("places", ())]
+    seen: set[str] = set()
+    pairs = [
+        (how, at)
+        for how in asked.writes
+        for at in range(1, len(log) + 1)
+        if how == "full" or (place / "kept" / f"{how}-{at}").exists()
+    ]
     random.shuffle(pairs)
     for how, at in pairs:
+        if at in tried.get(how, {}).get("places", ()):
+            continue
         folder = place / f"{how}-{at}"
-        yield folder, how, at, _bound(at_write, folder, how, at)
+        if how != "full":
+            alike = _content(place / "kept" / folder.name)
+            if alike in seen:
+                count(how, at, "")
+                continue
+            seen.add(alike)
+        yield folder, how, at, _bound(at_write, place, folder, how, at)
     for number in range(asked.kills):
         folder, child = place / f"kill-{number}", bool(asked.workers) and number % 2 == 1
         when = random.uniform(0.05, 1.05 * seconds)

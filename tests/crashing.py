@@ -1,7 +1,11 @@
-"""Ends a process, or fills the disk, at the k-th change that it makes below a folder."""
+"""Ends a process, or fills the disk, at the k-th change that it makes below a folder.
+
+Or copies the folder at every change: what a kill there would leave, all of them in one run.
+"""
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -13,6 +17,15 @@ import cloudpickle
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 KILLED = 9
+
+
+_hooked: list[bool] = []
+_listening: list["Disk"] = []  # the one that is at work; a hook of Python stays for good
+
+
+def _hear(event: str, arguments: tuple) -> None:
+    for disk in _listening:
+        disk.hear(event, arguments)
 
 
 class Disk:
@@ -31,13 +44,17 @@ class Disk:
         self.stopped = False
 
     def __enter__(self) -> "Disk":
-        sys.addaudithook(self._hear)  # for good: `stopped` ends it
+        if not _hooked:
+            _hooked.append(True)
+            sys.addaudithook(_hear)
+        _listening.append(self)
         self.fsync = os.fsync
         os.fsync = self._fsync
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopped = True
+        _listening.remove(self)
         os.fsync = self.fsync
 
     def _fsync(self, handle: int) -> None:
@@ -45,7 +62,7 @@ class Disk:
         self.fsync(handle)
         self.appended = None  # what the disk has is not torn any more
 
-    def _hear(self, event: str, arguments: tuple) -> None:
+    def hear(self, event: str, arguments: tuple) -> None:
         if self.stopped or not (event == "open" or event in CHANGES):
             return
         path = arguments[0]
@@ -70,11 +87,45 @@ class Disk:
             return
         self.stopped = True  # what follows is not the study's
         if self.how == "torn" and self.appended is not None:
-            torn, before = self.appended
-            if os.path.exists(torn) and os.path.getsize(torn) > before:
-                handle = os.open(torn, os.O_RDWR)
-                os.ftruncate(handle, (before + os.path.getsize(torn) + 1) // 2)
+            _tear(*self.appended)
         os._exit(KILLED)
+
+
+def _tear(path: str, before: int) -> bool:
+    """Take half of what was appended; whether there was anything."""
+    if not os.path.exists(path) or os.path.getsize(path) <= before:
+        return False
+    handle = os.open(path, os.O_RDWR)
+    os.ftruncate(handle, (before + os.path.getsize(path) + 1) // 2)
+    os.close(handle)
+    return True
+
+
+class States(Disk):
+    """Copies `folder` to kept/kill-<n> before change n, and to kept/torn-<n> where that differs.
+
+    Those are the files that `Disk` leaves when it ends the process there: what the process holds in
+    buffers of its own is in neither.
+    """
+
+    def __init__(self, folder: Path, kept: Path) -> None:
+        super().__init__(folder, 1 << 30, "kill")
+        self.kept = kept
+
+    def _change(self, what: str, path: str) -> None:
+        super()._change(what, path)
+        self.stopped = True
+        if os.path.isdir(self.folder):
+            shutil.copytree(self.folder, self.kept / f"kill-{self.count}")
+            if self.appended is not None:
+                torn, before = self.appended
+                copy = self.kept / f"torn-{self.count}"
+                shutil.copytree(self.folder, copy)
+                if not _tear(str(copy / os.path.relpath(torn, self.folder)), before):
+                    shutil.rmtree(copy)
+        else:
+            (self.kept / f"kill-{self.count}").mkdir(parents=True)
+        self.stopped = False
 
 
 def in_a_child(work: Callable[[], object]) -> tuple[int, str]:

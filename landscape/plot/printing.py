@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import matplotlib
@@ -43,36 +43,75 @@ class Print:
         return [static.save(drawn, self.path.with_suffix(suffix)) for suffix in self.suffixes]
 
 
+class Printing:
+    """Figures that helpers draw while the caller does something else; it draws what they have left.
+
+    with Printing(prints):  # helpers are at work
+        ...
+    # all are there, with the bytes of one process
+
+    Each figure is claimed by whoever begins it: helpers go from the first on, the caller from the
+    last back. Paths in the order of `prints` are `paths`.
+    """
+
+    def __init__(self, prints: Sequence[Print]) -> None:
+        self.prints = tuple(prints)
+        self.paths = [[one.path.with_suffix(end) for end in one.suffixes] for one in self.prints]
+        self.helpers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Printing":
+        self._claims = TemporaryDirectory(prefix="landscape-figures-")
+        for _ in range(min(usable_cores(), len(self.prints) // _WORTH) - 1):
+            helper = _start(self.prints, self._claims.name)
+            self.helpers += [] if helper is None else [helper]
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for helper in self.helpers:
+                if helper.poll() is None:
+                    helper.kill()
+                    helper.wait()
+            self._claims.cleanup()
+
+    def _finish(self) -> None:
+        own = [n for n in reversed(range(len(self.prints))) if self._draw(n)]
+        if any([helper.wait() for helper in self.helpers]):
+            for number in set(range(len(self.prints))) - set(own):
+                self.prints[number].save()  # where something is wrong with one, this says what
+
+    def _draw(self, number: int) -> bool:
+        if not _claim(self._claims.name, number):
+            return False
+        self.prints[number].save()
+        return True
+
+
 def save_all(prints: Sequence[Print]) -> list[list[Path]]:
-    """Write every figure; paths in the order of `prints`. The bytes are those of one process."""
-    count = max(1, min(usable_cores(), len(prints) // _WORTH))
-    shares = [prints[start::count] for start in range(count)]
-    helpers = [_start(share) for share in shares[1:]]
+    """Write every figure; paths in the order of `prints`."""
+    with Printing(prints) as printing:
+        return printing.paths
+
+
+def _claim(claims: str, number: int) -> bool:
+    """Whether the figure is this process's to draw, now that it asks."""
     try:
-        _save(shares[0])
-        for helper, share in zip(helpers, shares[1:], strict=True):
-            if helper is None or helper.wait() != 0:
-                _save(share)  # where something is wrong with a figure, this says what
-    finally:
-        for helper in helpers:
-            if helper is not None and helper.poll() is None:
-                helper.kill()
-                helper.wait()
-    return [[each.path.with_suffix(suffix) for suffix in each.suffixes] for each in prints]
+        os.mkdir(os.path.join(claims, str(number)))
+    except FileExistsError:
+        return False
+    return True
 
 
-def _save(prints: Sequence[Print]) -> None:
-    for each in prints:
-        each.save()
-
-
-def _start(prints: Sequence[Print]) -> "subprocess.Popen[bytes] | None":
-    """A helper at work on some figures; None where the system starts none."""
+def _start(prints: Sequence[Print], claims: str) -> "subprocess.Popen[bytes] | None":
+    """A helper at work on the figures; None where the system starts none."""
     here = str(Path(__file__).parents[2])
     known = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         with TemporaryFile() as told:
-            pickle.dump((os.getpid(), _settings(), prints), told)
+            pickle.dump((os.getpid(), _settings(), prints, claims), told)
             told.seek(0)
             return subprocess.Popen(
                 [sys.executable, "-c", _HELPER],
@@ -91,13 +130,14 @@ def _settings() -> dict[str, Any]:
 
 
 def _help() -> None:
-    """Life of a helper: the figures of its standard input, as long as the caller lives."""
-    caller, settings, prints = pickle.load(sys.stdin.buffer)
+    """Life of a helper: figures of its standard input, as long as the caller lives."""
+    caller, settings, prints, claims = pickle.load(sys.stdin.buffer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcParams.update(settings)
     warnings.simplefilter("error")  # the caller draws such a figure again, and is warned
-    for each in prints:
+    for number, each in enumerate(prints):
         if os.getppid() != caller:
             sys.exit(1)
-        each.save()
+        if _claim(claims, number):
+            each.save()

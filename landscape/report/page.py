@@ -22,7 +22,7 @@ from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
 from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import FigureChoice, Selected, save, select
+from landscape.report.paper import FigureChoice, Section, Selected, saving, select
 from landscape.report.rules import RULES
 from landscape.report.sources import claims_of, row_anchor, sources, spoken_of
 from landscape.report.study import StudyResults
@@ -80,7 +80,21 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     sections = list(select(study, choice, family))
     overviews = list(_overviews(family))
     shown = [figure for section in sections for figure in section.figures]
-    save([*overviews, *shown], folder.figures, choice)
+    # The other cores draw while this one writes.
+    with saving([*overviews, *shown], folder.figures, choice):
+        twin, page = _texts(folder, study, family, sections, overviews)
+    write_text(folder.root / "report.md", twin)
+    return write_text(folder.report, page)
+
+
+def _texts(
+    folder: StudyFolder,
+    study: StudyResults,
+    family: Family,
+    sections: Sequence[Section],
+    overviews: Sequence[Selected],
+) -> tuple[str, str]:
+    """The page in Markdown and in HTML; beside it the specifications, and studies to run next."""
     own = [one for s in study.settings for one in multiverse.specifications(study, s)]
     multiverse.write(own, folder.figures / "data" / "specifications.csv")
     asked = [*own, *multiverse.scans(folder.scans)]
@@ -144,9 +158,8 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         "script": Markup(script),
     }
     twin = environment.overlay(finalize=markdown).get_template("report.md.j2")
-    write_text(folder.root / "report.md", twin.render(**context))
-    page = environment.get_template("report.html.j2").render(**context, **extras)
-    return write_text(folder.report, page)
+    page = environment.get_template("report.html.j2")
+    return twin.render(**context), page.render(**context, **extras)
 
 
 def _with_specifications(said: Answer, own: Sequence[multiverse.Specification]) -> Answer:

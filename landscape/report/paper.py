@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from landscape.errors import LandscapeError
 from landscape.plot import animation, derived, interactive, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
-from landscape.plot.printing import Print, save_all
+from landscape.plot.printing import Print, Printing
 from landscape.report.family import Family
 from landscape.report.latex import escape
 from landscape.report.methods import measured, methods, references, tables
@@ -170,16 +171,24 @@ def write_figures(
 
 def save(shown: Sequence[Selected], place: Path, choice: FigureChoice) -> list[Path]:
     """Write figures in the formats of the choice, and data/<figure>.csv; paths of the figures."""
-    printed = tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
+    with saving(shown, place, choice) as paths:
+        return paths
+
+
+@contextmanager
+def saving(shown: Sequence[Selected], place: Path, choice: FigureChoice) -> Generator[list[Path]]:
+    """`save`, on the other cores while the block runs: all are there at its end."""
+    suffixes = tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
     prints = [
-        Print(one.drawing, place / one.stem, printed, choice.width, choice.letters, choice.dpi)
+        Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
         for one in shown
     ]
-    paths = save_all(prints) if printed else [[] for _ in shown]
-    for one, written in zip(shown, paths, strict=True):
-        written += _save_moving(one, place / one.stem, choice)
-        write_csv(one.drawing, place / "data" / f"{one.stem}.csv")
-    return [path for written in paths for path in written]
+    with Printing(prints if suffixes else ()) as printing:
+        paths = printing.paths or [[] for _ in shown]
+        for one, written in zip(shown, paths, strict=True):
+            written += _save_moving(one, place / one.stem, choice)
+            write_csv(one.drawing, place / "data" / f"{one.stem}.csv")
+        yield [path for written in paths for path in written]
 
 
 def _save_moving(figure: Selected, path: Path, choice: FigureChoice) -> Iterator[Path]:

@@ -184,10 +184,18 @@ class StudyResults:
 
     def get(self, name: str, setting: str) -> xr.Dataset | None:
         """One measurement in one setting."""
-        if not self.has(name, setting):
-            return None
-        whole = self.data[name]
-        return whole if len(runs.settings(whole)) == 1 else runs.in_setting(whole, setting)
+        return self._parts.get((name, setting))
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str], xr.Dataset]:
+        """By measurement and setting: a page asks for each of them many times."""
+        found = {}
+        for name, whole in self.data.items():
+            there = runs.settings(whole)
+            for setting in there:
+                part = whole if len(there) == 1 else runs.in_setting(whole, setting)
+                found[name, setting] = part
+        return found
 
     def variants(self, setting: str) -> list[runs.VariantRuns]:
         """Variants of a setting, from the measurement that has most runs."""

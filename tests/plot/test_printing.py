@@ -1,5 +1,6 @@
 """Figures drawn by several processes are those of one, whatever becomes of the others."""
 
+import os
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from landscape.errors import LandscapeError
 from landscape.plot import printing
 from landscape.plot.drawing import Axis, Drawing, Line, Panel
-from landscape.plot.printing import Print, save_all
+from landscape.plot.printing import Print, Printing, save_all
 
 
 def prints(place, count=4):
@@ -31,7 +32,7 @@ def contents(paths):
 def one(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(printing, "usable_cores", lambda: 1)
-        patch.setattr(printing, "_start", lambda _: pytest.fail("a helper for one core"))
+        patch.setattr(printing, "_start", lambda *_: pytest.fail("a helper for one core"))
         return contents(save_all(prints(tmp_path_factory.mktemp("one"))))
 
 
@@ -42,14 +43,33 @@ def two_cores(monkeypatch):
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_two_processes_write_the_bytes_of_one(one, tmp_path, monkeypatch):
-    own = []
-    monkeypatch.setattr(printing, "_save", own.append)  # what this process draws is not drawn
-    two = prints(tmp_path / "two")
-    save_all(two)
-    assert [[p.path.name for p in share] for share in own] == [["d0", "d2"]]
-    apart = [contents([[p.path.with_suffix(s) for s in p.suffixes]]) for p in two[1::2]]
-    assert [*apart[0], *apart[1]] == [*one[2:4], *one[6:8]]
+def test_a_helper_draws_while_the_caller_does_not_and_writes_the_same_bytes(
+    one, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Print, "save", lambda _: pytest.fail("drawn here"))
+    with Printing(prints(tmp_path)) as printing:
+        (helper,) = printing.helpers
+        assert helper.wait() == 0
+    assert contents(printing.paths) == one
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_two_processes_draw_each_figure_once(one, tmp_path, monkeypatch):
+    own, save = [], Print.save
+    monkeypatch.setattr(Print, "save", lambda self: (own.append(self.path.name), save(self)))
+    with Printing(prints(tmp_path)) as printing:
+        os.mkdir(os.path.join(printing._claims.name, "3"))  # begun by another
+    assert contents(printing.paths[:3]) == one[:6]
+    assert "d3" not in own
+    assert len(set(own)) == len(own)
+    assert not printing.paths[3][0].exists()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_an_error_of_the_caller_ends_the_helpers(tmp_path):
+    with pytest.raises(RuntimeError, match="of the caller"), Printing(prints(tmp_path)) as printing:
+        raise RuntimeError("of the caller")
+    assert all(helper.poll() is not None for helper in printing.helpers)
 
 
 @pytest.mark.usefixtures("two_cores")

@@ -6,15 +6,18 @@ LANDSCAPE_CRASHES=1 tries each change of the disk instead of a few, LANDSCAPE_CR
 import json
 import os
 import random
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from landscape import report, results
+from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder, sweep
 from landscape.study import Options, parse, run, verify
-from tests.crashing import KILLED, Disk, in_a_child
+from tests.crashing import KILLED, Disk, States, in_a_child
 
 HERE = Path(__file__).parents[1]
 TEXT = """
@@ -68,64 +71,85 @@ def left(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an undisturbed study leaves, and how often it changes the disk."""
-    folder = tmp_path_factory.mktemp("whole") / "study"
-    log = folder.parent / "log"
+    """What an undisturbed study leaves, its changes of the disk, and what a kill at each leaves."""
+    place = tmp_path_factory.mktemp("whole")
 
-    def counted():
-        with Disk(folder, 1 << 30, "kill") as disk:
+    def recorded():
+        with States(place / "study", place / "kept") as disk:
+            work(place / "study")
+        (place / "log").write_text("\n".join(disk.log))
+
+    assert in_a_child(recorded) == (0, "")
+    return left(place / "study"), (place / "log").read_text().splitlines(), place / "kept"
+
+
+def some(every, how, count):
+    return every[::STRIDE] if STRIDE else sorted(random.Random(how).sample(every, count))
+
+
+def check_that_it_ends_the_same(folder, expected, where):
+    work(folder)
+    assert left(folder) == expected, where
+    assert verify(folder).problems == [], where
+    assert not list(folder.rglob(".landscape-*")), where
+
+
+@pytest.mark.parametrize(("how", "count"), [("kill", 4), ("torn", 2)])
+def test_what_a_kill_at_any_write_leaves_ends_with_the_same_bits(how, count, whole, tmp_path):
+    expected, log, kept = whole
+    every = sorted(int(path.name.partition("-")[2]) for path in kept.glob(f"{how}-*"))
+    assert len(every) == len(log) if how == "kill" else len(every) > 20
+    for at in some(every, how, count):
+        folder = shutil.copytree(kept / f"{how}-{at}", tmp_path / str(at))
+        where = f"{how} at change {at} of {len(log)}, {log[at - 1]}"
+        check_that_it_ends_the_same(folder, expected, where)
+
+
+@pytest.mark.parametrize("how", ["kill", "torn"])
+def test_a_process_that_is_killed_there_leaves_these_files(how, whole, tmp_path):
+    _, log, kept = whole
+    every = sorted(int(path.name.partition("-")[2]) for path in kept.glob(f"{how}-*"))
+    at, folder = random.Random(how).choice(every), tmp_path / "study"
+
+    def killed():
+        with Disk(folder, at, how):
             work(folder)
-        log.write_text("\n".join(disk.log))
 
-    assert in_a_child(counted) == (0, "")
-    return left(folder), log.read_text().splitlines()
+    assert in_a_child(killed)[0] == KILLED
+
+    def names(place):
+        found = (str(path.relative_to(place)) for path in place.rglob("*"))
+        # The names of temporary files are those of their process, and drawn.
+        return sorted(re.sub(r"\.landscape-.*?(\.\w+)?$", r"temporary\1", name) for name in found)
+
+    assert names(folder) == names(kept / f"{how}-{at}"), log[at - 1]
 
 
-def places(how, whole):
-    every = range(1, len(whole[1]) + 1)
-    return every[::STRIDE] if STRIDE else sorted(random.Random(how).sample(every, 3))
-
-
-@pytest.mark.parametrize("how", ["kill", "torn", "full"])
-def test_at_any_write(how, whole, tmp_path):
-    for at in places(how, whole):
-        folder = tmp_path / str(at)
-
-        def stopped(folder=folder, at=at):
-            with Disk(folder, at, how):
-                work(folder)
-
-        code, said = in_a_child(stopped)
-        where = f"{how} at change {at} of {len(whole[1])}, {whole[1][at - 1]}: {said}"
-        if how == "full":
-            assert code == 1, where
-            assert "The disk is full" in said, where
-            assert "Traceback" not in said, where
-        else:
-            assert code == KILLED, where
-        code, said = in_a_child(lambda folder=folder: work(folder))
-        assert code == 0, f"{where}; again: {said}"
-        assert left(folder) == whole[0], where
-        assert verify(folder).problems == [], where
-        assert not list(folder.rglob(".landscape-*")), where
+def test_without_space_at_any_write_it_says_so_and_ends_the_same_once_there_is_some(
+    whole, tmp_path
+):
+    expected, log, _ = whole
+    for at in some(range(1, len(log) + 1), "full", 2):
+        folder, where = tmp_path / str(at), f"full at change {at} of {len(log)}, {log[at - 1]}"
+        with Disk(folder, at, "full"), pytest.raises((LandscapeError, RuntimeError)) as refused:
+            work(folder)
+        assert "The disk is full" in str(refused.value), where
+        assert "Traceback" not in str(refused.value), where
+        check_that_it_ends_the_same(folder, expected, where)
 
 
 def test_a_report_that_was_stopped_at_any_write_is_whole_when_written_again(whole, tmp_path):
     work(tmp_path / "study")
     place = StudyFolder(tmp_path / "study")
-    log = tmp_path / "log"
+    page = report.write(place, formats=()).read_bytes()  # the first also makes the folders
 
-    def counted(at=1 << 30):
-        with Disk(place.root, at, "kill") as disk:
+    def recorded():
+        with States(place.root, tmp_path / "kept"):
             report.write(place, formats=())
-        log.write_text("\n".join(disk.log))
 
-    for _ in range(2):  # the first also makes the folders
-        assert in_a_child(counted) == (0, "")
-    page, total = place.report.read_bytes(), len(log.read_text().splitlines())
-    for at in range(1, total + 1) if STRIDE == 1 else (1, total // 2, total):
-        assert in_a_child(lambda at=at: counted(at))[0] == KILLED
-        assert in_a_child(lambda: report.write(place, formats=())) == (0, "")
-        sweep(place.root)
-        assert place.report.read_bytes() == page
-        assert verify(place.root).problems == []
+    assert in_a_child(recorded) == (0, "")
+    for at in some(range(1, len(list((tmp_path / "kept").iterdir())) + 1), "report", 2):
+        found = StudyFolder(tmp_path / "kept" / f"kill-{at}")
+        assert report.write(found, formats=()).read_bytes() == page
+        sweep(found.root)
+        assert verify(found.root).problems == []
