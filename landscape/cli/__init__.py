@@ -10,10 +10,17 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from typing import Protocol, runtime_checkable
 
-from landscape.cli.commands import app
+from landscape.cli.program import app
 from landscape.errors import LandscapeError
+
+# isort: split
+from landscape.cli import working  # noqa: F401 -- registers its commands, in the order of --help
+
+# isort: split
+from landscape.cli import reading, tools  # noqa: F401
 
 __all__ = ["app", "main"]
 
@@ -21,6 +28,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point: one sentence for whatever goes wrong; a traceback of ours goes to a file."""
     signal.signal(signal.SIGTERM, _terminated)
+    warnings.formatwarning = _warning  # ty: ignore[invalid-assignment]  # takes what it needs not
     try:
         code = app(standalone_mode=False)
     except LandscapeError as error:
@@ -72,6 +80,11 @@ def _usage_error(error: Exception) -> int | None:
         error.show()
         return error.exit_code
     return 130 if type(error).__name__ == "Abort" else None
+
+
+def _warning(message: object, *_: object) -> str:
+    """A warning as it is said to people, without the line of code that it comes from."""
+    return f"warning: {message}\n"
 
 
 def _terminated(*_: object) -> None:

@@ -91,3 +91,8 @@ Variant = Annotated[
 Rho = Annotated[float | None, typer.Option(help="Its radius.", rich_help_panel=OWN)]
 Seed = Annotated[int, typer.Option(help="Seed of weights and data order.", rich_help_panel=OWN)]
 StudyDir = Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def call(monkeypatch, capsys, *arguments):
     """Run a command in this process: (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["landscape", *map(str, arguments)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr()
@@ -56,6 +58,13 @@ def test_help_loads_nothing_heavy_and_names_every_command():
     assert said.stdout.strip().endswith("[]")
     for name in (*COMMANDS, "Exit codes"):
         assert name in said.stdout
+
+
+def test_a_warning_is_a_sentence_without_its_line_of_code():
+    program = "import sys, warnings, landscape.cli as c; sys.argv = ['landscape', '--version']\n"
+    program += "try: c.main()\nfinally: warnings.warn('two threads before, one now')"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert said.stderr == "warning: two threads before, one now\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
