@@ -327,6 +327,7 @@ class StudyResults:
             float(line["began"]) + float(line["seconds"])
             for folder in runs_of
             for line in read_lines(sessions_path(folder), on_error="skip")[0]
+            if line.get("run", folder.name) == folder.name
         ]
         if not ends:
             return ""

@@ -30,7 +30,12 @@ def session(folder: Path, *, wait: Callable[[Worker], None] | None = None) -> Ge
             ended = "stopped"
             raise
         finally:
-            said = {"owner": claims.owner(), "began": began, "seconds": time.time() - began}
+            said = {
+                "run": Path(folder).name,
+                "owner": claims.owner(),
+                "began": began,
+                "seconds": time.time() - began,
+            }
             said |= {"ended": ended, "note": note}
             with suppress(LandscapeError, OSError):
                 storage.append_line(storage.sessions_path(folder), said)

@@ -122,6 +122,8 @@ def _run(run: Path) -> Iterator[Check]:
     for name in ("spec.json", "done.json"):
         if (run / name).exists():
             yield lambda path=run / name: _named(path, run.name)
+    if storage.sessions_path(run).exists():
+        yield lambda: _sessions(run)
     if checkpoint.outcome_path(run).exists():
         yield lambda: _whole(checkpoint.own_outcome(run, run.name))
     if (run / "history.jsonl").exists():
@@ -150,6 +152,18 @@ def _named(path: Path, run: str) -> None:
         raise LandscapeError(
             f"{path} is of the run {whose!r} and not of {run!r}: it was renamed or copied there. "
             f"Put back the right one, or remove it and run the study again."
+        )
+
+
+def _sessions(run: Path) -> None:
+    """Refuse a record of work on another run, or one whose lines were changed."""
+    path = storage.sessions_path(run)
+    lines, _ = storage.read_lines(path)
+    whose = {str(line.get("run", run.name)) for line in lines} - {run.name}
+    if whose:
+        raise LandscapeError(
+            f"{path} is of the run {min(whose)!r} and not of {run.name!r}: it was renamed or "
+            f"copied there. Put back the right one, or remove it: no number rests on it."
         )
 
 

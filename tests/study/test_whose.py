@@ -34,7 +34,7 @@ FILES = (
     "checkpoints/final.safetensors", "checkpoints/epoch-000001.safetensors",
     "checkpoints/last.pt", "snapshots/tensors.json", "snapshots/steps.bin",
     "snapshots/00000000.npz", "results/history.nc",
-    "results/generalization.nc", "checkpoints", "snapshots", "results", ".",
+    "results/generalization.nc", "sessions.jsonl", "checkpoints", "snapshots", "results", ".",
 )  # fmt: skip
 
 
