@@ -308,7 +308,7 @@ def _hdf5(change: Callable[[h5py.File, str], Any], content: bytes, rng: random.R
     try:
         with h5py.File(buffer, "r+") as file:
             change(file, rng.choice([k for k in file if isinstance(file[k], h5py.Dataset)]))
-    except (RuntimeError, TypeError, ValueError, OSError, KeyError, IndexError):
+    except (RuntimeError, TypeError, ValueError, OSError, KeyError, IndexError, StopIteration):
         return None
     return buffer.getvalue()
 
