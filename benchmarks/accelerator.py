@@ -126,8 +126,19 @@ def calls(case: Case, device: torch.device, folder: Path) -> dict[str, Callable[
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(1)).to(theta)
     product = risk.linearized_hvp(theta)
     directions = plane.random(risk, theta, num_directions=2, seed=0)
-    trained = model.to(device)
-    batch = (x.to(device), y.to(device))
+    return {
+        "gradient": lambda: risk.gradient(theta),
+        "product": lambda: product(v),
+        "point": lambda: risk.loss(directions.point(0.1, 0.1)),
+        **steps(model, (x, y), device, folder),
+    }
+
+
+def steps(
+    model: nn.Module, batch: tuple[Tensor, Tensor], device: torch.device, folder: Path
+) -> dict[str, Callable[[], Any]]:
+    """One step of SGD, of SAM, and of SAM with a recorder that writes to `folder`."""
+    trained, batch = model.to(device), (batch[0].to(device), batch[1].to(device))
     optimizers = {
         name: sam.SAM(trained, torch.optim.SGD(trained.parameters(), lr=1e-4, momentum=0.9), each)
         for name, each in {"sgd": sam.sgd(), "sam": sam.sam(0.05), "seen": sam.sam(0.05)}.items()
@@ -146,9 +157,6 @@ def calls(case: Case, device: torch.device, folder: Path) -> dict[str, Callable[
         recorder.record(1, 0)
 
     return {
-        "gradient": lambda: risk.gradient(theta),
-        "product": lambda: product(v),
-        "point": lambda: risk.loss(directions.point(0.1, 0.1)),
         "sgd_step": lambda: optimizers["sgd"].step(losses, batch),
         "sam_step": lambda: optimizers["sam"].step(losses, batch),
         "recorded_sam_step": recorded,

@@ -20,22 +20,30 @@ class Complement:
         self.space, self.pull = space, pull
         self.num_rows = space.num_locked + space.num_steps
         self.room = space.size - self.num_rows
-        self.edge = space.next.clone() if pull else None
-        self.v, self.before = space.fresh(), None
+        # The edge, and the last two vectors in turn: taken off a product together.
+        self.rows = space.basis.like.new_zeros((3, space.size))
+        self.rows[0].copy_(space.next)
+        self.rows[1].copy_(space.fresh())
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
 
+    @property
+    def v(self) -> Tensor:
+        """The newest vector."""
+        return self.rows[1 + len(self.alpha) % 2]
+
     def step(self) -> None:
-        space, v = self.space, self.v
+        space, v, last = self.space, self.v, len(self.alpha) % 2
         w = space.matvec(v.clone()).to(space.device, space.dtype)
-        if self.edge is not None:
-            w = w + self.edge * (self.pull * vectors.dot(self.edge, v))
-        if self.before is not None:
-            w = w - self.before * self.beta[-1]
-        self.alpha.append(vectors.dot(v, w))
-        w, _, beta = space.clear(w - v * self.alpha[-1], self.num_rows)
+        along, within = vectors.dots([self.rows[0], v], [v, w])
+        lifted = self.pull * along
+        self.alpha.append(within + lifted * along)
+        before = self.beta[-1] if self.beta else 0 * within
+        ends = [before, self.alpha[-1]] if last else [self.alpha[-1], before]
+        w = vectors.without(w, self.rows, torch.stack([-lifted, *ends]))
+        w, _, beta = space.clear(w, self.num_rows)
         self.beta.append(beta)
-        self.before, self.v = v, w / beta
+        self.v.copy_(w / beta)
 
     def settle(self) -> Ritz:
         """Eigenvalues of the recurrence, of which a random start is all where it breaks down."""

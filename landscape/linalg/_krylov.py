@@ -117,11 +117,11 @@ class Krylov:
         always again: that is cheaper than to wait for the norms.
         """
         w, overlaps = self.basis.without(w, 0, num_rows, small=True)
-        left = vectors.norm(w)
+        (left,) = vectors.lengths([w])
         if self.may_look and bool(vectors.norm(overlaps) <= left):
             return w, overlaps, left
         w, more = self.basis.without(w, 0, num_rows, small=True)
-        return w, overlaps + more, vectors.norm(w)
+        return w, overlaps + more, vectors.lengths([w])[0]
 
     def orthogonal(self, vector: Tensor) -> Tensor:
         given = vector.to(self.device, self.dtype).reshape(-1)
