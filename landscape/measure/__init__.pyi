@@ -3,6 +3,7 @@ from .curvature.along_training import sam_edge, sgd_edge, training_curvature
 from .curvature.blocks import block_curvature, hessian_diagonal
 from .curvature.critical import critical_sharpness
 from .curvature.crosscheck import PyHessian, crosscheck
+from .curvature.directional import directional_sharpness, optimizer_update
 from .curvature.minibatches import data_bracket, minibatch_eigenvalues
 from .curvature.over_plane import curvature_map
 from .curvature.sharpness import sharpness
@@ -53,6 +54,7 @@ __all__ = [
     "crosscheck",
     "curvature_map",
     "data_bracket",
+    "directional_sharpness",
     "enrichment",
     "features",
     "generalization",
@@ -72,6 +74,7 @@ __all__ = [
     "memorization",
     "minibatch_eigenvalues",
     "norms",
+    "optimizer_update",
     "perturbation",
     "perturbation_controls",
     "perturbation_cosines",

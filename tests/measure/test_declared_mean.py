@@ -49,6 +49,7 @@ CALLS = {
     "crosscheck": {"num_probes": 3, "max_iterations": 5, "seed": 0},
     "curvature_map": {"points": 3, "seed": 0},
     "data_bracket": {"num_folds": 2, "num_subsets": 2, "sizes": [8], "seed": 0},
+    "directional_sharpness": {},
     "enrichment": {**TWO, "k": 1, "num_probes": 2, "fisher_examples": 4, "seed": 0},
     "features": {"num_examples": 16, "seed": 0},
     "gradient_noise": {"batch_size": 8, "seed": 0},

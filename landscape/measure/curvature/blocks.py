@@ -68,7 +68,7 @@ def block_curvature(
     check_count("num_probes", num_probes, 2)
     check_choice("certify", certify, certificates.CERTIFY)
     loss, theta = measuring.finite_loss(), measuring.theta
-    names, owner = _blocks(risk.layout, by)
+    names, owner = blocks_of(risk.layout, by)
     operator = Operator.of(risk, theta, matrix=matrix)
     exact = None
     if certify != "none" and risk.dtype != torch.float64:
@@ -97,7 +97,7 @@ def block_curvature(
     )
 
 
-def _blocks(layout: ParamLayout, by: Any) -> tuple[list[str], Tensor]:
+def blocks_of(layout: ParamLayout, by: Any) -> tuple[list[str], Tensor]:
     """Names in order of appearance, and the number of the block of each coordinate."""
     labels = _labels(layout, by)
     names = list(dict.fromkeys(labels))

@@ -34,6 +34,9 @@ def critical_sharpness(
     rate_lower]. The line search sees crossings only where it looks: on a wavy line a smaller one
     may be passed over. Where no rate raises the loss within max_losses or where d is no direction
     of descent, critical_sharpness is 0 or inf and `bracketed` false.
+    direction: d, by default the gradient. With `optimizer_update` of a risk 1 and this risk 2 it is
+    the relative critical sharpness 1 -> 2 of the same paper: how far one may go for data 1 before
+    the loss of data 2 rises.
     Cost: one gradient without a direction, num_losses forward passes of 1/3.
 
     Example:
@@ -51,7 +54,7 @@ def critical_sharpness(
             f"first_step={first_step}, tolerance={tolerance}, max_losses={max_losses} asked; they "
             f"must be above 0, between 0 and 1, and at least 3."
         )
-    d = risk.gradient(theta) if direction is None else _direction(direction, theta)
+    d = risk.gradient(theta) if direction is None else direction_of(direction, theta)
     norm = float(vectors.norm(d))
     if norm == 0:
         raise LandscapeError(
@@ -90,7 +93,8 @@ def critical_sharpness(
     return measuring.result(variables, options=options)
 
 
-def _direction(direction: Tensor, theta: Tensor) -> Tensor:
+def direction_of(direction: Tensor, theta: Tensor) -> Tensor:
+    """A caller's direction (P,), refused where it is none."""
     d = torch.as_tensor(direction).to(theta)
     if d.shape != theta.shape or not bool(torch.isfinite(d).all()):
         raise LandscapeError(
