@@ -133,7 +133,10 @@ class _Probing:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.network, self.dtype = engine, engine.network, engine.dtype
         self.rows = engine.examples.chunks[0]
-        self.layout, self.theta = engine.network.layout, engine.network.theta.clone()
+        self.layout, theta = engine.network.layout, engine.network.theta
+        # A network of the probe's own lends its theta: of large models every copy counts.
+        lent = engine.network.space is None and not engine.network.borrowed
+        self.theta = theta if lent else theta.clone()
         sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
 
         def draw() -> Tensor:
@@ -159,7 +162,7 @@ class _Probing:
         return (vectors.norm(x) / max(1, x.numel()) ** 0.5).to(x.dtype)
 
     def made(self) -> Probe:
-        self.gradient, (Hu, Hv) = self._gradient_and_products()
+        self.gradient, asymmetry, curvature = self._gradient_and_products()
         steps = _STEPS[self.dtype]
         slope = float(vectors.dot(self.gradient, self.v))
         beside = [self._losses_beside(self.v, h) for h in steps]
@@ -170,14 +173,12 @@ class _Probing:
             (ahead - 2 * self.loss + behind) / h**2
             for (ahead, behind), h in zip(beside, steps, strict=True)
         ]
-        curvature = float(vectors.dot(self.v, Hv))
         gaps = [abs(found - slope) for found in slopes]
         tolerance = _SHARE * max(abs(slope), abs(slopes[-1])) + self._rounding(steps[-1])
         false_gradient = asymmetric = None
         vanishes = gaps[2] <= _SHRINKS * gaps[1] and gaps[1] <= _SHRINKS * gaps[0]
         if gaps[-1] > tolerance and not vanishes:
             false_gradient = self._false_gradient(slope, slopes[-1])
-        asymmetry = self._asymmetry(self.u, self.v, Hu, Hv)
         if asymmetry > _SYMMETRIC[self.dtype]:
             asymmetric = self._asymmetric(asymmetry)
         return Probe(
@@ -195,8 +196,8 @@ class _Probing:
             promoted=self.network.promotes,
         )
 
-    def _gradient_and_products(self) -> tuple[Tensor, Tensor]:
-        """g, and Hu and Hv; v is given a share of g, which shows every tensor's false gradient."""
+    def _gradient_and_products(self) -> tuple[Tensor, float, float]:
+        """g, the asymmetry and vᵀHv; v is given a share of g, which shows a false gradient."""
         engine, gradient = self.engine, torch.zeros_like(self.theta)
         with engine.differentiating(2, self.theta):
             graph = engine.gradient_graph(self.rows)
@@ -205,9 +206,16 @@ class _Probing:
             if math.isfinite(size) and size > 0:
                 self.v.add_(gradient, alpha=float(vectors.norm(self.v)) / size)
             self.loss = float(graph.loss)
-            total = torch.zeros_like(self.both)
-            engine.add_products(total, graph, self.both, keep=False)
-        return gradient, total
+            product, seen = torch.zeros_like(self.both[:1]), []
+            for i, keep in ((0, True), (1, False)):
+                engine.add_products(product.zero_(), graph, self.both[i : i + 1], keep=keep)
+                seen.append((
+                    float(vectors.dot(self.u, product[0])), float(vectors.dot(self.v, product[0])),
+                    float(vectors.norm(product[0])),
+                ))  # fmt: skip
+        (_, vHu, Hu), (uHv, vHv, Hv) = seen
+        size = max(float(vectors.norm(self.u)) * Hv, float(vectors.norm(self.v)) * Hu)
+        return gradient, abs(uHv - vHu) / size if size > 0 else 0.0, vHv
 
     def _product(self, rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows)
