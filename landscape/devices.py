@@ -5,8 +5,11 @@ number format of CUDA's own.
 """
 
 import contextlib
+import pickle
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +27,8 @@ __all__ = [
     "synchronize",
 ]
 
-RandomState = tuple[Tensor, Tensor | None]
+# Of torch on the CPU and on a device, of Python's `random` and, pickled, of numpy's `random`.
+RandomState = tuple[Tensor, Tensor | None, tuple[Any, ...], bytes]
 
 
 def is_accelerator(device: torch.device) -> bool:
@@ -64,22 +68,35 @@ def synchronize(device: torch.device) -> None:
 
 
 def rng_state(device: torch.device) -> RandomState:
-    """State of the global generators of the CPU and of `device`."""
+    """State of all global generators: torch's of the CPU and of `device`, Python's and numpy's.
+
+    Layers are dropped by `random.random()` and inputs mixed by `np.random.beta` no less than
+    activations by torch.
+    """
     module = _module(device)
-    return torch.get_rng_state(), None if module is None else module.get_rng_state(*_of(device))
+    return (
+        torch.get_rng_state(),
+        None if module is None else module.get_rng_state(*_of(device)),
+        random.getstate(),
+        pickle.dumps(np.random.get_state(legacy=False)),  # noqa: NPY002  # what others draw from
+    )
 
 
 def set_rng_state(state: RandomState, device: torch.device) -> None:
     """Put back what `rng_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        _module(device).set_rng_state(state[1], *_of(device))
+    of_torch, of_device, of_python, of_numpy = state
+    torch.set_rng_state(of_torch)
+    if of_device is not None:
+        _module(device).set_rng_state(of_device, *_of(device))
+    random.setstate(of_python)
+    np.random.set_state(pickle.loads(of_numpy))  # noqa: NPY002
 
 
 def same_state(a: RandomState, b: RandomState) -> bool:
     """Whether nothing was drawn between the two."""
-    return all(
-        x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b, strict=True)
+    return a[2:] == b[2:] and all(
+        x is y if x is None or y is None else torch.equal(x, y)
+        for x, y in zip(a[:2], b[:2], strict=True)
     )
 
 

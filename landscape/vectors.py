@@ -26,6 +26,7 @@ __all__ = [
     "dots",
     "drawn",
     "gram",
+    "length",
     "lengths",
     "norm",
     "norms",
@@ -108,15 +109,26 @@ def lengths(tensors: Sequence[Tensor]) -> list[Float[Tensor, ""]]:
     squares may leave float32's range is taken by `norm`. Anything else than dense float32 on the
     CPU is too.
     """
+    found = _narrow_lengths(tensors)
+    return norms(tensors) if found is None else list(found.unbind())
+
+
+def length(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """‖(x₁, x₂, …)‖ of these tensors together, as `lengths` finds theirs; 0 for none."""
+    found = _narrow_lengths(tensors)
+    return total_norm(norms(tensors)) if found is None else torch.linalg.vector_norm(found)
+
+
+def _narrow_lengths(tensors: Sequence[Tensor]) -> Float[Tensor, "n"] | None:
+    """‖x‖ of dense float32 tensors of the CPU, None of others."""
     if not tensors or not all(map(_is_narrow, tensors)):
-        return norms(tensors)
+        return None
     short = [x if x.numel() <= _NARROW else _run_norms(x) for x in tensors]
     found = torch.stack(torch._foreach_norm(short)).double()
-    each = list(found.unbind())
     for i, size in enumerate(found.tolist()):
         if not 1e-10 < size < 1e18:
-            each[i] = norm(tensors[i])
-    return each
+            found[i] = norm(tensors[i])
+    return found
 
 
 def _run_norms(x: Tensor) -> Tensor:

@@ -179,8 +179,9 @@ def dropout(seen: Seen) -> Finding:
     return Finding(
         key, "wrong", f"in {len(other)} of {len(seen.clear)} steps the passes drew other random "
         "numbers (dropout): g2 − g1 also holds their noise.", numbers,
-        own if seen.watch.own is not None else "keep torch.get_rng_state() (and the device's) "
-        f"before pass 1 and set it before pass 2; landscape.sam: {own}.",
+        own if seen.watch.own is not None else "keep torch.get_rng_state() (and the device's, "
+        "random.getstate(), np.random.get_state()) before pass 1 and set them before pass 2; "
+        f"landscape.sam: {own}.",
     )  # fmt: skip
 
 

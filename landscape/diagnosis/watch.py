@@ -32,7 +32,7 @@ class Pass:
     buffers: list[Tensor]
     after: list[Tensor] = field(default_factory=list)
     examples: list[Tensor] = field(default_factory=list)
-    states: list[list[Tensor]] = field(default_factory=list)
+    states: list[devices.RandomState] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     random: bool = False
@@ -152,7 +152,7 @@ class Watch:
         found = self.passes[-1]
         now = self._random_state()
         found.after = self._buffers()
-        found.random |= not all(map(torch.equal, found.states[-1], now))
+        found.random |= not devices.same_state(found.states[-1], now)
         for leaf in tree_leaves(_plain(outputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 x = leaf.detach().flatten()
@@ -245,9 +245,8 @@ class Watch:
         # A count of batches goes on in a BatchNorm of momentum 0, whose statistics stay.
         return [b.detach().clone() for b in self.model.buffers() if b.is_floating_point()]
 
-    def _random_state(self) -> list[Tensor]:
-        states = devices.rng_state(self.parameters[0].device)
-        return [state for state in states if state is not None]
+    def _random_state(self) -> devices.RandomState:
+        return devices.rng_state(self.parameters[0].device)
 
     def _grams(self, seen: Any, *, stepping: bool) -> Tensor:
         """(tensors, rows, rows) inner products, summed in float64 where the device has it."""
@@ -317,9 +316,7 @@ def _again(found: Pass) -> bool:
 def _compared(clean: Pass, last: Pass) -> dict[str, Any]:
     random = clean.random or last.random
     same = len(clean.states) == len(last.states) and all(
-        torch.equal(x, y)
-        for a, b in zip(clean.states, last.states, strict=True)
-        for x, y in zip(a, b, strict=True)
+        map(devices.same_state, clean.states, last.states)
     )
     outputs = bool(clean.outputs) and len(clean.outputs) == len(last.outputs) and all(
         map(torch.equal, clean.outputs, last.outputs)

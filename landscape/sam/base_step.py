@@ -92,6 +92,11 @@ class BaseStep:
                 f"one, was made at w + e, and the weights are back at w; {USE_ANOTHER}, or one "
                 "that asks for its products itself."
             ) from error
+        if "sharding strategy registered" in said:
+            raise LandscapeError(
+                f"the base optimizer {kind} has no such step for tensors that are cut over "
+                f"processes ({str(error)[:80]}); make it with fused=False."
+            ) from error
         if "closure" in said:
             raise LandscapeError(
                 f"the base optimizer {kind} asks for a closure in its step ({error}), and cannot "

@@ -4,7 +4,7 @@ import collections
 import copy
 import dataclasses
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,8 +69,9 @@ class BatchCutter:
         try:
             if isinstance(part, Tensor):
                 return part[index.to(part.device) if isinstance(index, Tensor) else index]
-            if hasattr(part, "ndim"):  # an array
-                return part[index.cpu().numpy() if isinstance(index, Tensor) else index]
+            if hasattr(part, "ndim"):  # an array; one of pandas by position, whatever its labels
+                rows = getattr(part, "iloc", part)
+                return rows[index.cpu().numpy() if isinstance(index, Tensor) else index]
             return part[index]
         except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
             raise LandscapeError(
@@ -205,6 +206,16 @@ def _said(sizes: Sizes) -> str:
 def _place(path: Path) -> str:
     inside = "".join(f"[{k!r}]" for k in path)
     return f"the part {inside} of the batch" if path else "the batch"
+
+
+def check_lasts(batch: Any) -> None:
+    """Refuse what the first pass uses up."""
+    if isinstance(batch, Iterator):
+        raise LandscapeError(
+            f"the batch is a {type(batch).__name__}, an iterator, of which the second pass would "
+            "see other examples than the first, or none; give what it yields: next(batch), or "
+            "list(batch)."
+        )
 
 
 def check_one_each(values: Tensor, size: int) -> None:

@@ -232,6 +232,33 @@ def check_still_there(model: nn.Module, trained: Trained) -> None:
         )
 
 
+def check_still_frozen(model: nn.Module, frozen: Sequence[nn.Parameter]) -> None:
+    """Refuse a pass that made gradients for tensors that were frozen when the step began."""
+    found = {id(p) for p in frozen if p.grad is not None}
+    if found:
+        named = unwrap(model).named_parameters()
+        name = next((n for n, p in named if id(p) in found), "a tensor of the base optimizer")
+        raise LandscapeError(
+            f"{name!r} was frozen when the step began ({len(found)} such tensors) and has a "
+            "gradient after the first pass: the closure itself sets requires_grad. Set it before "
+            "the step, which then perturbs and trains these tensors too, or leave them frozen."
+        )
+
+
+def check_moved_by_nobody(
+    trained: Trained, gradients: Sequence[Tensor | None], versions: Sequence[int]
+) -> None:
+    """Refuse a pass that moved tensors and left no gradient of them."""
+    both = zip(trained.names, trained.parameters, gradients, versions, strict=True)
+    moved = [n for n, p, g, version in both if g is None and p._version != version]
+    if moved:
+        raise LandscapeError(
+            f"the first pass moved {moved[0]!r} ({len(moved)} such tensors) and left no gradient "
+            "of it: something steps within backward (a hook after accumulation), at w and again "
+            "at w + e. Remove the hook and let SAM's base optimizer step."
+        )
+
+
 def check_needs(variant: Variant, *, has_batch: bool, has_fisher: bool, has_epochs: bool) -> None:
     """A call must offer what the variant needs."""
     needs, name = variant.needs, variant.name

@@ -75,14 +75,14 @@ class HessianDescent(Slot):
         """Estimate the diagonal, at w + e."""
         if state.get("steps", 0) % self.every:
             return
-        total = [torch.zeros_like(w) for w in point.weights]
+        total: Gradients = []  # made after the first product, which needs the memory
         for _ in range(self.num_samples):
             z = [
                 point.own(i, torch.where(point.rand(i) < 0.5, -1.0, 1.0)).to(w.dtype)
                 for i, w in enumerate(point.weights)
             ]
             found = [x * y for x, y in zip(z, point.hessian_product(z), strict=True)]
-            total = [a + b for a, b in zip(total, found, strict=True)]
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
         point.scratch["diagonal"] = [x / self.num_samples for x in total]
 
     def __call__(self, point: Point, g1: Gradients, g2: Gradients, state: State) -> Gradients:  # noqa: ARG002

@@ -14,16 +14,19 @@ from landscape import devices, vectors
 from landscape.errors import LandscapeError
 from landscape.sam import beside, replicas, units
 from landscape.sam.buffers import Buffers
+from landscape.sam.checks import check_moved_by_nobody
 from landscape.sam.evaluate import SameBatch
 from landscape.sam.geometry import Scaled
 from landscape.sam.plain_state import PlainState, told
 from landscape.sam.shards import Cut, is_cut
+from landscape.sam.trained import Trained
 
 if TYPE_CHECKING:
     from landscape.sam.optimizer import SAM
     from landscape.sam.step import Step
 
 VISIBLE = 100  # roundings of the loss below which a change is not expected to show
+STILL = 10  # by which two passes at the same weights may differ: sums in other orders
 
 log = logging.getLogger("landscape.sam")
 
@@ -61,6 +64,7 @@ class Guard:
         self.units = ""  # what is wrong with the gradient of `backward`, where it is stepped with
         self.left = 0.0  # norm of that gradient
         self._plain = PlainState()
+        self._versions: list[int] = []  # of the weights, before the first climb's pass 1
 
     @property
     def due(self) -> bool:
@@ -79,16 +83,23 @@ class Guard:
         if said and _norm(gradients) > 0.5 * self.left:
             raise LandscapeError(said)
 
-    def before_first(self, model: nn.Module) -> None:
+    def before_first(self, model: nn.Module, trained: Trained) -> None:
         """A step begins, that may be the first to climb."""
         if self.climbs == 0:
             self._plain.look(model, begin=True)
+            self._versions = [p._version for p in trained.parameters]
+
+    def after_first(self, trained: Trained, gradients: Sequence[Tensor | None]) -> None:
+        """Pass 1 has run, and nothing but the caller's own code has moved a weight."""
+        if self.climbs == 0:
+            check_moved_by_nobody(trained, gradients, self._versions)
 
     def begin(self, step: "Step", e: Scaled) -> Climb | None:
         """Count a climb; what is to be compared when it is looked at."""
         due, point = self.due, step.point
         if self.climbs == 0:
             self._plain.look(step.optimizer.model)
+            _check_whole_ones(step)
         self.climbs += 1
         if not due:
             return None
@@ -150,12 +161,11 @@ class Guard:
             log.info("climb %d: %s.", self.climbs, self.said)
             return
         clean = step.point.loss
-        shown = _pass_1_is_comparable(step, watch) and abs(loss - float(clean)) > rounding * abs(
-            loss
-        )
+        slack = STILL * rounding * abs(loss)
+        shown = _pass_1_is_comparable(step, watch) and abs(loss - float(clean)) > slack
         if not agree(shown):
             at_w, same_gradient = _again_at_w(step, watch)
-            unchanged = abs(loss - at_w) <= rounding * abs(loss) and same_gradient
+            unchanged = abs(loss - at_w) <= slack and same_gradient
             if not agree(not unchanged):
                 raise LandscapeError(_did_not_move(optimizer, watch, loss, expected))
             clean = at_w
@@ -163,6 +173,29 @@ class Guard:
             _check_units(step, watch, rounding)
         self.said = (
             f"climb {self.climbs} was seen: loss {float(clean):.6g} at w, {loss:.6g} at w + e"
+        )
+
+
+def _check_whole_ones(step: "Step") -> None:
+    """Beside tensors that are cut, those that every process has whole need one gradient."""
+    trained, shards = step.trained, step.trained.shards
+    whole = [] if shards is None else [i for i in step.live if shards[i] is None]
+    if shards is None or not whole or not step.has_first:
+        return
+    sizes = torch.stack([vectors.norm(g) for i in whole if (g := step.g1[i]) is not None])
+    means = torch.stack([shards.mean(s) for s in sizes.unbind()])
+    off = [
+        trained.names[i] for i, a, b in zip(whole, sizes.tolist(), means.tolist(), strict=True)
+        if abs(a - b) > math.sqrt(torch.finfo(trained.parameters[i].dtype).eps) * abs(b)
+    ]  # fmt: skip
+    if not shards.agree(not off):
+        name = off[0] if off else trained.names[whole[0]]
+        raise LandscapeError(
+            f"{name!r} is whole in every process, beside tensors that are cut, and its gradient "
+            f"differs between processes ({len(off)} such tensors here): nothing averages it, and "
+            "the processes drift apart. Let fully_shard cut its module too (once more around the "
+            "whole model takes all that is left), or average its gradient over the processes in "
+            "a hook of the tensor."
         )
 
 
@@ -195,13 +228,9 @@ def _pass_1_is_comparable(step: "Step", watch: Climb) -> bool:
         step.has_first
         and type(step.variant.evaluate) is SameBatch
         and step.variant.loss_term is None
-        and _equal_states(step.rng, watch.rng)
+        and devices.same_state(step.rng, watch.rng)
         and _only_statistics_changed(step.optimizer, watch.buffers)
     )
-
-
-def _equal_states(a: Any, b: Any) -> bool:
-    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _only_statistics_changed(optimizer: "SAM", now: Buffers) -> bool:

@@ -16,7 +16,7 @@ from landscape.sam import points, replicas
 from landscape.sam.around import AroundBase
 from landscape.sam.base_step import BaseStep
 from landscape.sam.bases import parameters_of, together
-from landscape.sam.batches import BatchCutter
+from landscape.sam.batches import BatchCutter, check_lasts
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.checks import (
     check_arguments,
@@ -76,7 +76,8 @@ class SAM(AroundBase):
     buffer (the first climb warns of queues that it sees). Networks beside the trained one whose
     buffers count too (a GAN's discriminator while its generator is trained) go into one model,
     SAM(nn.ModuleList([generator, discriminator]), SGD(generator.parameters()), ...).
-    same_rng_both_passes: the second pass sees the first one's global random state (same dropout).
+    same_rng_both_passes: the second pass sees the global random state of the first (same dropout):
+    torch's, Python's and numpy's. A generator that a module holds for itself goes on.
     clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; a closure
     runs scaler.scale(loss).backward(), losses(batch) are scaled here. Both gradients are unscaled
     before any norm or blend; call `scaler.update()` after the step.
@@ -218,6 +219,7 @@ class SAM(AroundBase):
             if id(p) not in known:
                 p.grad = None  # of passes before it was trained
         self._ids, self._trainable = ids, trainable
+        self.frozen_in_base = [p for p in parameters if not p.requires_grad]
         self.device = self.trained.tensors()[0].device
         self.__dict__.setdefault("frozen", [])[:] = frozen_beside(self.model, self.trained)
         self.known_unused: list[int] = []  # tensors of the model that the loss does not reach
@@ -395,6 +397,7 @@ class SAM(AroundBase):
             raise LandscapeError(
                 "a step needs gradients, which torch.inference_mode() around it forbids; leave it."
             )
+        check_lasts(batch)
         self._check_parameters()
         check_mode(self.base)
         check_needs(

@@ -12,7 +12,7 @@ from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.sam import points, replicas, schedule
 from landscape.sam.batches import check_one_each
-from landscape.sam.checks import check_dense, without_gradient
+from landscape.sam.checks import check_dense, check_still_frozen, without_gradient
 from landscape.sam.corrections import Blend
 from landscape.sam.engine import Ascent, ascend
 from landscape.sam.evaluate import SameBatch
@@ -98,7 +98,7 @@ class Step:
         self.has_first = is_open is False or variant.source.first_pass
         if not self.has_first:
             return
-        optimizer.guard.before_first(optimizer.model)
+        optimizer.guard.before_first(optimizer.model, self.trained)
         if optimizer.bn == "second":
             optimizer.buffers_before_first.save()
         only = None if is_open is False else self._restricted(is_open)
@@ -122,11 +122,14 @@ class Step:
         optimizer, trained = self.optimizer, self.trained
         self.g1 = replicas.own_gradients(optimizer.model, trained.gradients(self.passes.signs))
         check_dense(trained.names, self.g1)
+        check_still_frozen(optimizer.model, optimizer.frozen_in_base)
         live = [i for i, g in enumerate(self.g1) if g is not None]
         if len(live) < len(self.g1):
             optimizer.known_unused = without_gradient(
                 optimizer.model, trained, self.g1, only, optimizer.known_unused
             )
+            if only is None:
+                optimizer.guard.after_first(trained, self.g1)
             self.live, self.point = live, self.point.only(live)
         self.point.gradients = [g for g in self.g1 if g is not None]
 

@@ -109,7 +109,8 @@ class Point:
     def norm(self) -> Tensor:
         """‖g1‖ over all tensors with a gradient, 0-d, computed once."""
         if self._norm is None:
-            self._norm = total_norm(self.norms)
+            known = self.shards is not None or self._norms is not None or not self.gradients
+            self._norm = total_norm(self.norms) if known else vectors.length(self.gradients)
         return self._norm
 
     @overload

@@ -4,6 +4,7 @@ from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -64,6 +65,17 @@ CASES = {
         lambda b: (stack(e["x"] for e in b), stack(e["y"] for e in b)),
     ),
     "mixup": ((X, (Y, Y.flip(0), torch.ones(12))), lambda b: (b[0], b[1][0])),
+    # Of a shuffled table: labels of the rows are other numbers than their places.
+    "tables": (
+        (
+            pd.DataFrame(X.numpy(), index=range(11, -1, -1)),
+            pd.Series(Y.numpy(), index=range(11, -1, -1)),
+        ),
+        lambda b: (
+            torch.tensor(b[0].to_numpy().copy("C")),
+            torch.tensor(b[1].to_numpy().copy("C")),
+        ),
+    ),
 }
 
 
@@ -118,6 +130,13 @@ def test_any_container_gives_the_step_of_plain_tensors(case, way):
 def test_what_cannot_be_cut_is_refused_with_the_part(batch, message):
     with pytest.raises(LandscapeError, match=message):
         BatchCutter().select(batch, slice(0, 2))
+
+
+@pytest.mark.parametrize("batch", [iter([X, Y]), (t for t in (X, Y)), zip(X, Y, strict=True)])
+def test_what_the_first_pass_uses_up_is_no_batch(batch):
+    """A loss that takes next(batch) would have other examples in each pass."""
+    with pytest.raises(LandscapeError, match=r"an iterator, of which .*next\(batch\)"):
+        train(batch, next, sam.sam(0.3), None)
 
 
 def test_an_earlier_batch_decides_what_a_list_holds():

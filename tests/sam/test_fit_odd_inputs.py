@@ -428,3 +428,26 @@ def test_losses_without_a_graph_are_refused():
         sam.SAM(model, sgd(model), sam.sam(0.3)).step(
             lambda b: of_mapping(model, b).detach(), {"x": X, "y": Y}
         )
+
+
+def test_a_closure_that_unfreezes_what_was_frozen_is_refused_and_the_advice_works():
+    """Its tensors had no part in e, and would step with the sum of both gradients."""
+    model = network()
+    model[0].requires_grad_(False)
+
+    def closure():
+        model[0].requires_grad_(True)
+        loss = mean_loss(model)
+        loss.backward()
+        model[0].requires_grad_(False)
+        return loss
+
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.3))
+    before = weights(model)
+    with pytest.raises(LandscapeError, match=r"'0.weight' was frozen when the step began"):
+        optimizer.step(closure)
+    assert furthest(before, weights(model)) == 0
+    model[0].requires_grad_(True)
+    optimizer.zero_grad()
+    optimizer.step(closure)
+    assert optimizer.perturbation.e["0.weight"].any()

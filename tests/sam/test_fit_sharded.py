@@ -162,6 +162,50 @@ def stale(rank):
         made(flat, flat.parameters(), "sam")
 
 
+def partly(rank):
+    """Tensors that no wrapper averages, beside cut ones; a fused base over cut ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, half = init_device_mesh("cpu", (2,)), slice(8 * rank, 8 * rank + 8)
+    alone = smooth()
+    made(alone, alone.parameters(), "sam").step(losses_of(alone), batch(0))
+
+    def one_layer():
+        model = smooth()
+        fully_shard(model[1], mesh=mesh)
+        return model
+
+    def steps(model, **base):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4,
+                                    **base)  # fmt: skip
+        optimizer = sam.SAM(model, optimizer, variants()["sam"], seed=3)
+        optimizer.step(losses_of(model), tuple(x[half] for x in batch(0)))
+        return torch.allclose(whole(model), whole(alone), rtol=0, atol=1e-12)
+
+    with pytest.raises(LandscapeError, match=r"'2.weight' is whole in every process.*a hook"):
+        steps(one_layer())
+    assert steps(fully_shard(one_layer(), mesh=mesh))
+    hooked = one_layer()
+
+    def mean(g):
+        torch.distributed.all_reduce(total := g.clone())
+        return total / 2
+
+    for layer in (hooked[2], hooked[4]):
+        for p in layer.parameters():
+            p.register_hook(mean)
+    assert steps(hooked)
+    with pytest.raises(LandscapeError, match="make it with fused=False"):
+        steps(fully_shard(one_layer(), mesh=mesh), fused=True)
+    assert steps(fully_shard(one_layer(), mesh=mesh), fused=False)
+
+
+@needs_processes
+def test_tensors_that_nobody_averages_are_refused_and_the_advice_works():
+    in_two_processes(partly)
+
+
 @pytest.mark.slow
 @needs_processes
 def test_evaluations_between_steps_saved_state_and_the_class_that_is_refused():

@@ -1,7 +1,9 @@
 """Pass 2 ran at w + e, or the step is refused with what the forward pass reads instead."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,12 +61,30 @@ class Copied(nn.Module):
         return x.flatten(1) @ (self.copy + self.weight - self.weight.detach())
 
 
-@pytest.mark.parametrize("form", ["closure", "losses", "dropout"])
+class Noise(nn.Module):
+    """Random factors that torch does not draw."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        return x * (1.0 + self.draw())
+
+
+RANDOM = {
+    "dropout": nn.Dropout(0.5),
+    "python": Noise(random.random),
+    "numpy": Noise(np.random.rand),
+}
+
+
+@pytest.mark.parametrize("form", ["closure", "losses", *RANDOM])
 def test_a_forward_pass_that_does_not_see_e_is_refused_by_name(form):
     torch.manual_seed(0)
     model = Copied()
     before = weights(model)
-    whole = nn.Sequential(model, nn.Dropout(0.5)) if form == "dropout" else model
+    whole = nn.Sequential(model, RANDOM[form]) if form in RANDOM else model
     optimizer = sam.SAM(whole, sgd(whole), sam.sam(0.5))
     batched = form != "closure"
     arguments = (losses_of(whole), batch()) if batched else (closure_of(whole, batch()),)
@@ -72,6 +92,47 @@ def test_a_forward_pass_that_does_not_see_e_is_refused_by_name(form):
     with pytest.raises(LandscapeError, match=message):
         optimizer.step(*arguments)
     assert same(before, weights(model))
+
+
+@pytest.mark.parametrize("source", RANDOM)
+def test_both_passes_may_see_the_same_random_numbers_whoever_draws_them(source):
+    """Layers are dropped by `random.random()` too, and inputs mixed by numpy."""
+    seen = []
+    model = nn.Sequential(nn.Flatten(), RANDOM[source], Plain(torch.t))
+    model[2].register_forward_pre_hook(lambda _, x: seen.append(x[0].detach().clone()))
+    train(model, sam.sam(0.3), steps=2, same_rng_both_passes=True)
+    first, again, second, twice = seen
+    assert torch.equal(first, again)
+    assert torch.equal(second, twice)
+    # What pass 1 drew is not drawn again by the next step.
+    factors = [x / batch(t)[0].flatten(1) for t, x in enumerate((first, second))]
+    assert not torch.allclose(*factors)
+
+
+class Steps(nn.Module):
+    """A layer that is stepped within backward by a hook, as memory-saving optimizers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = reset(nn.Sequential(nn.Flatten(), nn.Linear(100, 4), nn.Linear(4, 5)))
+
+        def descend(p):
+            with torch.no_grad():
+                p.sub_(0.01 * p.grad)
+            p.grad = None
+
+        self.hook = self.layers[1].weight.register_post_accumulate_grad_hook(descend)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_tensor_that_is_stepped_within_backward_is_refused_and_the_advice_works():
+    model = Steps()
+    with pytest.raises(LandscapeError, match=r"moved 'layers.1.weight' .*within backward"):
+        train(model, sam.sam(0.3))
+    model.hook.remove()
+    assert "seen" in train(model, sam.sam(0.3)).guard.said
 
 
 @pytest.mark.parametrize("name", [n for n in variants() if n not in ("sgd", "saf", "mesa")])
