@@ -228,6 +228,7 @@ def _pass_1_is_comparable(step: "Step", watch: Climb) -> bool:
         step.has_first
         and type(step.variant.evaluate) is SameBatch
         and step.variant.loss_term is None
+        and step.rng is not None
         and devices.same_state(step.rng, watch.rng)
         and _only_statistics_changed(step.optimizer, watch.buffers)
     )

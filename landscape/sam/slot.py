@@ -152,6 +152,13 @@ class Slot:
     def before_pass(self, point: Any, passes: Any, state: Any) -> None:
         """Loss term: before the forward pass at w."""
 
+    def reads_after_ascent(self, point: Any, state: Any) -> bool:  # noqa: ARG002
+        """Selector: whether `after_ascent` reads g1 in this step, asked before the weights move.
+
+        Where it does not, g1 goes before w is copied, whose memory it then has.
+        """
+        return self.has("after_ascent")
+
     def after_ascent(self, point: Any, state: Any) -> None:
         """Selector: at w + e, before pass 2."""
 

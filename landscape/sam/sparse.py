@@ -138,6 +138,10 @@ class DynamicMask(Slot):
             mask |= _top(point, scores, lambda size: size - math.ceil(size * self.sparsity))
         return [mask[n] for n in point.names]
 
+    def reads_after_ascent(self, point: Point, state: State) -> bool:
+        """Whether the mask is refreshed in this step."""
+        return _due(state, point, self.update_freq)
+
     def after_ascent(self, point: Point, state: State) -> None:
         """Drop and grow; called at w + e, the mask counts from the next step on."""
         if not _due(state, point, self.update_freq):

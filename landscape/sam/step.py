@@ -228,7 +228,7 @@ class Step:
         if variant.correction.needs_e:
             point.scratch["e"] = dict(zip(point.names, ascended.e, strict=True))
             point.scratch["rho"] = ascended.rho
-        late = variant.selector.has("after_ascent")  # reads g1 once more
+        late = variant.selector.reads_after_ascent(point, self.slots["selector"])
         if not late:
             self._let_g1_go()
         optimizer.weights.move([tensors[i] for i in self.climbed], directions, factor)
