@@ -9,6 +9,7 @@ import xarray as xr
 
 from landscape import report, results, storage
 from landscape.plot import runs
+from landscape.report.latex import escape
 from landscape.report.markup import markdown
 from tests.fixtures_results import write_study
 
@@ -21,6 +22,10 @@ def test_markdown_prints_texts_as_they_are():
     assert markdown("<b>p < 0.05</b>") == "&lt;b>p < 0.05&lt;/b>"
     assert markdown("two\nlines") == "two lines"
     assert markdown(3) == 3
+
+
+def test_the_mark_of_what_cannot_be_seen_is_a_letter_that_latex_has():
+    assert escape(storage.visible("a\u202eb\x07")) == "a?b?"
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
