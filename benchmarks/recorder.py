@@ -2,6 +2,7 @@
 
     python -m benchmarks.recorder                 # minutes
     python -m benchmarks.recorder --only masks    # 1 GB of files in a temporary folder
+    python -m benchmarks.recorder --only small    # steps of batch 16, put into the file
 
 step: ResNet-20, batch 128, 32 x 32 images. `inside` is the CPU time between entering and leaving
 the recorder over the CPU time of the step, per step; `inside_wall` the same by the clock, with the
@@ -161,7 +162,7 @@ def folders(*names: str) -> Iterator[list[Path]]:
 
 def inside(made: Any, steps: int, before: int = 3) -> dict[str, Any]:
     """Median share of a step spent in the recorder, without snapshots; one snapshot's share."""
-    cpu, wall, taken = [], [], []
+    cpu, wall, taken, spent = [], [], [], []
     for _ in range(before):
         made.step()
     for _ in range(steps):
@@ -171,12 +172,15 @@ def inside(made: Any, steps: int, before: int = 3) -> dict[str, Any]:
         made.step()
         own = time.process_time() - began - clock.cpu
         cpu.append(clock.cpu / own)
+        spent.append(clock.cpu)
         wall.append(clock.wall / (time.perf_counter() - clocked - clock.wall))
         taken.append(own)
     return {
         "inside": spread(cpu),
         "inside_mean": round(float(np.mean(cpu)), 4),
         "inside_wall_mean": round(float(np.mean(wall)), 4),
+        "inside_ms": spread([1e3 * seconds for seconds in spent]),
+        "inside_ms_mean": round(1e3 * float(np.mean(spent)), 3),
         "step_ms": round(1e3 * float(np.median(taken)), 1),
         "steps": steps,
     }
@@ -194,15 +198,12 @@ def spread(values: list[float]) -> dict[str, float]:
 def step_costs(steps: int, rounds: int) -> dict[str, Any]:
     off, scalars = RecorderOptions(scalars=False, snapshots=0), RecorderOptions(snapshots=0)
     masks = RecorderOptions(snapshots=0, every=EVERY)
-    with folders(*"abcdefgh") as (a, b, c, d, e, f, g, h):
+    with folders(*"abcdefg") as (a, b, c, d, e, f, g):
         found: dict[str, Any] = {
             "scalars": inside(Own(c, scalars, 10**6), steps),
             # From step 3 on: one snapshot in each 50 steps.
             "masks": inside(Own(d, masks, 10**6), -(-steps // EVERY) * EVERY),
             "record": inside(Foreign().watch(e), -(-steps // EVERY) * EVERY),
-            "record, batch 16": inside(Foreign(SMALL).watch(h), EVERY),
-            # After the steps that are all looked at, one period of those that are.
-            "diagnosis, batch 16": inside(Foreign(SMALL).watch(), 61, before=16),
         }
         runs = {
             "off": Own(a, off, 10**6).step,
@@ -217,6 +218,15 @@ def step_costs(steps: int, rounds: int) -> dict[str, Any]:
         f"{x}/{y}": interleaved.paired_ratio(samples[x], samples[y]) for x, y in pairs
     }
     return found
+
+
+def small_costs() -> dict[str, Any]:
+    """What a recorded step costs where steps are short; the first 16 are all looked at."""
+    with folders("a") as (a,):
+        return {
+            "record, batch 16": inside(Foreign(SMALL).watch(a), EVERY, before=16),
+            "diagnosis, batch 16": inside(Foreign(SMALL).watch(), 61, before=16),
+        }
 
 
 def announced() -> dict[str, float]:
@@ -333,7 +343,7 @@ def mask_costs() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("step", "masks"))
+    parser.add_argument("--only", choices=("step", "small", "masks"))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)
@@ -345,10 +355,12 @@ def main() -> int:
         return 0
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found |= {"hardware": interleaved.hardware(), "versions": interleaved.versions()}
-    if options.only != "masks":
+    if options.only in (None, "small"):
+        found["small"] = small_costs()
+    if options.only in (None, "step"):
         found["step"] = step_costs(options.steps, options.rounds)
         found["announced_mb_resnet18_200_epochs"] = announced()
-    if options.only != "step":
+    if options.only in (None, "masks"):
         found["masks"] = mask_costs()
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))

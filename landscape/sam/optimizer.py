@@ -80,7 +80,8 @@ class SAM(AroundBase):
     torch's, Python's and numpy's. A generator that a module holds for itself goes on.
     clip_norm: largest ‖gd‖ given to the base optimizer. scaler: a `torch.amp.GradScaler`; a closure
     runs scaler.scale(loss).backward(), losses(batch) are scaled here. Both gradients are unscaled
-    before any norm or blend; call `scaler.update()` after the step.
+    before any norm or blend; call `scaler.update()` after the step. (torch refuses
+    scaler.step(optimizer, closure=...) before it asks this class.)
     sync_perturbation=False: under DistributedDataParallel every process climbs along the gradient
     of its own examples (m-sharpness, m = examples per process) and descends with the mean;
     averages and masks then differ between processes.

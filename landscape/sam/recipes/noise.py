@@ -160,7 +160,10 @@ def bsam(
     passes="1F 1B",
     memory="merged layers",
     evidence="equation",
-    disagreement="None is known: the code was read and not executed.",
+    disagreement=(
+        "None is known: the code was read and not executed. The half cosine of ρ_t is its own; "
+        "what the paper says of the schedule was not compared with it."
+    ),
     look=("#999933", "cross"),
     options={"scaling": 2.0, "total_steps": 1000},
 )
