@@ -98,6 +98,7 @@ var Look = (function () {
     if (dark.matches && !o.printing) lighten(one);
     if (o.pale) fade(one, o.pale);
     if (o.known && !o.printing) shared(one, o.known);
+    if (!o.printing) stack(one, box);
     if (o.printing) {
       // As wide as A4 or Letter is between margins, whatever the window was.
       one.layout.width = WIDTH;
@@ -105,11 +106,124 @@ var Look = (function () {
     }
     return one;
   }
-  function fit(box, printing) {
-    // Panels stay readable on a phone: the figure scrolls inside its frame, the page does not.
-    var least = Number(box.dataset.least), columns = Number(box.dataset.columns);
-    box.style.minWidth = columns > 1 && !printing ? least * columns + "px" : "0";
-    box.style.minHeight = "0";
+  function room(box) { return box.parentElement.clientWidth - 14; }
+  function fits(box, width) { return Math.floor(1.15 * width / Number(box.dataset.least)); }
+  function fitting(box) {
+    // How many panels find room side by side, each nearly as wide as it should be.
+    return Math.max(1, Math.min(Number(box.dataset.columns), fits(box, room(box))));
+  }
+  function name(id, letter) { return letter + "axis" + id.slice(1); }
+  function panelsOf(one) {
+    // What is drawn, in reading order: a pair of axes or a scene each, with where it stands.
+    var layout = one.layout, found = {};
+    one.data.forEach(function (trace) {
+      var scene = trace.type === "surface" ? trace.scene || "scene" : null;
+      var x = name(trace.xaxis || "x", "x"), y = name(trace.yaxis || "y", "y"), key = scene || x + y;
+      found[key] = found[key] || { x: scene ? null : x, y: scene ? null : y, scene: scene, bar: null,
+        across: (scene ? layout[scene].domain.x : layout[x].domain),
+        up: (scene ? layout[scene].domain.y : layout[y].domain) };
+      if (trace.showscale !== false && /^(heatmap|contour|surface)$/.test(trace.type)) found[key].bar = trace;
+    });
+    return Object.keys(found).map(function (key) { return found[key]; }).sort(function (a, b) {
+      return Math.abs(a.up[1] - b.up[1]) > 1e-6 ? b.up[1] - a.up[1] : a.across[0] - b.across[0];
+    });
+  }
+  function root(layout, key) {
+    for (var next = key; next; next = layout[key].matches && name(layout[key].matches, key[0])) key = next;
+    return key;
+  }
+  function together(layout, panels, which) {
+    var first = panels[0][which] && root(layout, panels[0][which]);
+    return panels.every(function (p) { return p[which] && root(layout, p[which]) === first; });
+  }
+  function names(layout, panels) {
+    // Pixels that the longest name of a row takes, left of the panels.
+    return 6.2 * Math.max.apply(null, [0].concat(panels.map(function (p) {
+      var texts = (p.y && layout[p.y].ticktext) || [];
+      return Math.max.apply(null, [0].concat(texts.map(function (text) { return text.replace(/<[^>]*>/g, "").length; })));
+    })));
+  }
+  function stack(one, box) {
+    // The panels in fewer columns where they have no room, each as high as it was and with ticks
+    // and names of its own.
+    var layout = one.layout, panels = panelsOf(one), plot = layout.height - layout.margin.t - layout.margin.b;
+    var width = room(box), columns = Math.max(1, fits(box, width - names(layout, panels)));
+    var wide = new Set(panels.map(function (p) { return p.across[0].toFixed(4); })).size;
+    columns = Math.min(columns, wide);
+    if (columns < wide) {
+      // Rows that share a scale are cut in equal parts, so that no row has two scales.
+      if (!together(layout, panels, "y")) while (wide % columns) columns -= 1;
+      var named = {};
+      panels.forEach(function (p) {
+        if (p.scene) return;
+        ["x", "y"].forEach(function (which) {
+          var axis = layout[p[which]], place = which === "x" ? p.across : p.up;
+          if (axis.showticklabels !== false) named[which + place[0].toFixed(4)] = named[which] = axis;
+        });
+      });
+      var notes = (layout.annotations || []).filter(function (note) { return note.xref === "paper" && note.yref === "paper"; });
+      panels.forEach(function (p, i) {
+        p.column = i % columns;
+        p.row = Math.floor(i / columns);
+        p.note = notes.filter(function (note) {
+          return Math.abs(note.x - (p.across[0] + p.across[1]) / 2) < 1e-3 && Math.abs(note.y - p.up[1]) < 1e-3;
+        })[0];
+        p.height = (p.up[1] - p.up[0]) * plot;
+        p.above = p.note ? 8 + 17 * p.note.text.split("<br>").length : 8;
+        p.below = (p.scene ? 8 : 52) + (p.bar ? 62 : 0);
+        if (p.scene) return;
+        ["x", "y"].forEach(function (which) {
+          var axis = layout[p[which]], place = which === "x" ? p.across : p.up;
+          var like = named[which + place[0].toFixed(4)] || named[which];
+          if (axis.showticklabels !== false || !like || (which === "y" && p.column)) return;
+          axis.showticklabels = true;
+          axis.title = JSON.parse(JSON.stringify(like.title || {}));
+        });
+      });
+      var gap = columns > 1 ? 62 / width : 0, share = (1 - gap * (columns - 1)) / columns;
+      var rows = [], last = panels[panels.length - 1].row;
+      for (var r = 0; r <= last; r += 1) {
+        var here = panels.filter(function (p) { return p.row === r; });
+        var most = function (key) { return Math.max.apply(null, here.map(function (p) { return p[key]; })); };
+        rows.push({ above: most("above"), height: most("height"), below: most("below") });
+      }
+      var tail = rows[last].below - 52;
+      var whole = rows.reduce(function (sum, row) { return sum + row.above + row.height + row.below; }, 0)
+        - rows[0].above - rows[last].below;
+      var at = -rows[0].above;
+      rows.forEach(function (row) {
+        row.top = 1 - (at + row.above) / whole;
+        row.bottom = row.top - row.height / whole;
+        at += row.above + row.height + row.below;
+      });
+      panels.forEach(function (p) {
+        var row = rows[p.row], left = p.column * (share + gap);
+        var across = [left, Math.min(1, left + share)], up = [Math.max(0, row.bottom), Math.min(1, row.top)];
+        if (p.scene) layout[p.scene].domain = { x: across, y: up };
+        else { layout[p.x].domain = across; layout[p.y].domain = up; }
+        if (p.note) { p.note.x = (across[0] + across[1]) / 2; p.note.y = up[1]; }
+        if (!p.bar) return;
+        Object.assign(p.bar.colorbar, { orientation: "h", thickness: 10, len: 0.94 * share, lenmode: "fraction",
+          x: (across[0] + across[1]) / 2, xanchor: "center",
+          y: up[0] - (p.scene ? 4 : 46) / whole, yanchor: "top" });
+        p.bar.colorbar.title = Object.assign({}, p.bar.colorbar.title, { side: "top" });
+      });
+      layout.margin.t = Math.max(layout.margin.t, rows[0].above);
+      layout.margin.b += Math.max(0, tail);
+      if (layout.legend) layout.legend.y = -(48 + Math.max(0, tail)) / whole;
+      plot = whole;
+    }
+    lay(one, plot, width);
+  }
+  function lay(one, plot, width) {
+    // Room for the rows of the legend at this width.
+    var layout = one.layout, names = one.data.filter(function (t) { return t.showlegend === true; })
+      .map(function (t) { return t.name; });
+    var longest = Math.max.apply(null, [1].concat(names.map(function (n) { return n.length; })));
+    var each = Math.max(1, Math.floor(width / (52 + 6.6 * longest)));
+    var rows = layout.showlegend === false ? 0 : Math.ceil(names.length / each), had = Math.ceil(names.length / 5);
+    layout.margin.b += LEGEND_ROW * Math.max(0, rows - had);
+    layout.height = plot + layout.margin.t + layout.margin.b;
   }
   function quiet(box) {
     // A figure is one stop of the tabulator: its frame. Its buttons are for the pointer.
@@ -119,7 +233,8 @@ var Look = (function () {
     // Draws or draws again; zoom and camera stay as they are.
     var one = dressed(box, options), first = !box.dataset.drawn;
     box.dataset.drawn = "1";
-    fit(box, options && options.printing);
+    box.dataset.shown = fitting(box);
+    box.style.minHeight = "0";
     if (!first) return Plotly.react(box, one.data, one.layout, config);
     return Plotly.newPlot(box, { data: one.data, layout: one.layout, config: config, frames: one.frames })
       .then(function () {
@@ -127,5 +242,6 @@ var Look = (function () {
         box.on("plotly_afterplot", function () { quiet(box); });
       });
   }
-  return { dark: dark, spec: spec, draw: draw };
+  function turned(box) { return Boolean(box.dataset.drawn) && Number(box.dataset.shown) !== fitting(box); }
+  return { dark: dark, spec: spec, draw: draw, turned: turned };
 }());

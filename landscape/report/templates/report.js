@@ -20,6 +20,10 @@
     });
   }
   Look.dark.addEventListener("change", changed);
+  window.addEventListener("resize", function () {
+    // A telephone that is turned has room for more columns, or for fewer.
+    if (!printing && boxes.some(Look.turned)) changed();
+  });
 
   // ---- one legend for the page: two variants, everywhere --------------------------------------
   var keys = Array.prototype.slice.call(document.querySelectorAll(".key"));
