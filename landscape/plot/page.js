@@ -99,6 +99,7 @@ var Look = (function () {
     if (o.pale) fade(one, o.pale);
     if (o.known && !o.printing) shared(one, o.known);
     if (!o.printing) stack(one, box);
+    wrap(one, o.printing ? WIDTH : room(box));
     if (o.printing) {
       // As wide as A4 or Letter is between margins, whatever the window was.
       one.layout.width = WIDTH;
@@ -153,7 +154,7 @@ var Look = (function () {
     if (columns < wide) {
       // Rows that share a scale are cut in equal parts, so that no row has two scales.
       if (!together(layout, panels, "y")) while (wide % columns) columns -= 1;
-      var named = {};
+      var named = {}, shares = panels.some(function (p) { return p.y && layout[p.y].showticklabels === false; });
       panels.forEach(function (p) {
         if (p.scene) return;
         ["x", "y"].forEach(function (which) {
@@ -175,9 +176,12 @@ var Look = (function () {
         ["x", "y"].forEach(function (which) {
           var axis = layout[p[which]], place = which === "x" ? p.across : p.up;
           var like = named[which + place[0].toFixed(4)] || named[which];
-          if (axis.showticklabels !== false || !like || (which === "y" && p.column)) return;
-          axis.showticklabels = true;
-          axis.title = JSON.parse(JSON.stringify(like.title || {}));
+          if (which === "y" && p.column) {
+            if (shares) { axis.showticklabels = false; axis.title = { text: "" }; }
+          } else if (axis.showticklabels === false && like) {
+            axis.showticklabels = true;
+            axis.title = JSON.parse(JSON.stringify(like.title || {}));
+          }
         });
       });
       var gap = columns > 1 ? 62 / width : 0, share = (1 - gap * (columns - 1)) / columns;
@@ -214,6 +218,20 @@ var Look = (function () {
       plot = whole;
     }
     lay(one, plot, width);
+  }
+  function wrap(one, width) {
+    // The name of an axis takes no more than the width of its panel.
+    panelsOf(one).forEach(function (p) {
+      var title = p.x && one.layout[p.x].title, room = (p.across[1] - p.across[0]) * (width - 70) / 7.4;
+      if (!title || !title.text || title.text.length <= room || /<br>/.test(title.text)) return;
+      var lines = [""];
+      title.text.split(" ").forEach(function (word) {
+        var last = lines[lines.length - 1];
+        if (last && last.length + 1 + word.length > room) lines.push(word);
+        else lines[lines.length - 1] = last ? last + " " + word : word;
+      });
+      title.text = lines.join("<br>");
+    });
   }
   function lay(one, plot, width) {
     // Room for the rows of the legend at this width.
