@@ -3,7 +3,7 @@
 var Look = (function () {
   "use strict";
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
-  var PAPER = { ink: "#1d1f22", line: "#dfe1e4", faint: "#6a6e74" }, WIDTH = 690, LEGEND_ROW = 22;
+  var PAPER = { ink: "#1d1f22", line: "#dfe1e4", faint: "#6a6e74" }, WIDTH = 690, LEGEND_ROW = 22, LOWER = 0.64;
 
   function css(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
   function channels(color) {
@@ -98,12 +98,11 @@ var Look = (function () {
     if (dark.matches && !o.printing) lighten(one);
     if (o.pale) fade(one, o.pale);
     if (o.known && !o.printing) shared(one, o.known);
-    if (!o.printing) stack(one, box);
+    stack(one, box, o.printing);
     wrap(one, o.printing ? WIDTH : room(box));
     if (o.printing) {
       // As wide as A4 or Letter is between margins, whatever the window was.
       one.layout.width = WIDTH;
-      one.layout.height = Math.round(0.75 * one.layout.height);
     }
     return one;
   }
@@ -144,16 +143,18 @@ var Look = (function () {
       return Math.max.apply(null, [0].concat(texts.map(function (text) { return text.replace(/<[^>]*>/g, "").length; })));
     })));
   }
-  function stack(one, box) {
+  function stack(one, box, printing) {
     // The panels in fewer columns where they have no room, each as high as it was and with ticks
-    // and names of its own.
+    // and names of its own. Printed ones stay side by side and are lower; their words are not.
     var layout = one.layout, panels = panelsOf(one), plot = layout.height - layout.margin.t - layout.margin.b;
     var width = room(box), columns = Math.max(1, fits(box, width - names(layout, panels)));
     var wide = new Set(panels.map(function (p) { return p.across[0].toFixed(4); })).size;
-    columns = Math.min(columns, wide);
-    if (columns < wide) {
+    columns = printing ? wide : Math.min(columns, wide);
+    var fewer = columns < wide;
+    if (printing) width = WIDTH;
+    if (fewer || printing) {
       // Rows that share a scale are cut in equal parts, so that no row has two scales.
-      if (!together(layout, panels, "y")) while (wide % columns) columns -= 1;
+      if (fewer && !together(layout, panels, "y")) while (wide % columns) columns -= 1;
       var named = {}, shares = panels.some(function (p) { return p.y && layout[p.y].showticklabels === false; });
       panels.forEach(function (p) {
         if (p.scene) return;
@@ -166,13 +167,14 @@ var Look = (function () {
       panels.forEach(function (p, i) {
         p.column = i % columns;
         p.row = Math.floor(i / columns);
+        p.unnamed = !p.scene && layout[p.x].showticklabels === false;
         p.note = notes.filter(function (note) {
           return Math.abs(note.x - (p.across[0] + p.across[1]) / 2) < 1e-3 && Math.abs(note.y - p.up[1]) < 1e-3;
         })[0];
-        p.height = (p.up[1] - p.up[0]) * plot;
+        p.height = (p.up[1] - p.up[0]) * plot * (printing ? LOWER : 1);
         p.above = p.note ? 8 + 17 * p.note.text.split("<br>").length : 8;
-        p.below = (p.scene ? 8 : 52) + (p.bar ? 62 : 0);
-        if (p.scene) return;
+        p.below = (p.scene ? 8 : !fewer && p.unnamed ? 12 : 52) + (fewer && p.bar ? 62 : 0);
+        if (p.scene || !fewer) return;
         ["x", "y"].forEach(function (which) {
           var axis = layout[p[which]], place = which === "x" ? p.across : p.up;
           var like = named[which + place[0].toFixed(4)] || named[which];
@@ -202,11 +204,15 @@ var Look = (function () {
       });
       panels.forEach(function (p) {
         var row = rows[p.row], left = p.column * (share + gap);
-        var across = [left, Math.min(1, left + share)], up = [Math.max(0, row.bottom), Math.min(1, row.top)];
+        var across = fewer ? [left, Math.min(1, left + share)] : p.across;
+        var up = [Math.max(0, row.bottom), Math.min(1, row.top)];
         if (p.scene) layout[p.scene].domain = { x: across, y: up };
         else { layout[p.x].domain = across; layout[p.y].domain = up; }
         if (p.note) { p.note.x = (across[0] + across[1]) / 2; p.note.y = up[1]; }
-        if (!p.bar) return;
+        if (p.bar && !fewer && p.bar.colorbar.y !== undefined) {
+          Object.assign(p.bar.colorbar, { y: (up[0] + up[1]) / 2, len: up[1] - up[0] });
+        }
+        if (!p.bar || !fewer) return;
         Object.assign(p.bar.colorbar, { orientation: "h", thickness: 10, len: 0.94 * share, lenmode: "fraction",
           x: (across[0] + across[1]) / 2, xanchor: "center",
           y: up[0] - (p.scene ? 4 : 46) / whole, yanchor: "top" });
@@ -221,6 +227,7 @@ var Look = (function () {
   }
   function wrap(one, width) {
     // The name of an axis takes no more than the width of its panel.
+    var layout = one.layout, more = 0, plot = layout.height - layout.margin.t - layout.margin.b;
     panelsOf(one).forEach(function (p) {
       var title = p.x && one.layout[p.x].title, room = (p.across[1] - p.across[0]) * (width - 70) / 7.4;
       if (!title || !title.text || title.text.length <= room || /<br>/.test(title.text)) return;
@@ -231,7 +238,11 @@ var Look = (function () {
         else lines[lines.length - 1] = last ? last + " " + word : word;
       });
       title.text = lines.join("<br>");
+      more = Math.max(more, 16 * (lines.length - 1));
     });
+    layout.margin.b += more;
+    layout.height += more;
+    if (layout.legend) layout.legend.y -= more / plot;
   }
   function lay(one, plot, width) {
     // Room for the rows of the legend at this width.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import pairwise
 
 import pytest
 
@@ -118,6 +119,30 @@ def test_the_page_never_scrolls_sideways(visit):
 def test_the_answer_is_on_the_first_screen(visit):
     box = visit.page.locator(".lede").bounding_box()
     assert box["y"] + box["height"] < visit.page.viewport_size["height"]
+
+
+def test_on_a_telephone_panels_stack_and_nothing_is_cut(browser, page_path):
+    visit = Visit(browser, page_path, {"width": 375, "height": 800})
+    visit.open_everything()
+    visit.scroll()
+    frames = "[...document.querySelectorAll('.plot')]"
+    assert visit.page.evaluate(f"{frames}.every(p => p.scrollWidth <= p.clientWidth + 1)")
+    layout = "document.querySelector('#headline-noisy .figure').layout"
+    visit.page.evaluate("document.getElementById('headline-noisy').scrollIntoView()")
+    shown = visit.page.evaluate(
+        f"['xaxis', 'xaxis2', 'xaxis3'].map(k => [{layout}[k].domain, {layout}[k].title.text])"
+    )
+    assert all(domain == [0, 1] and title for domain, title in shown)
+    # Each has its rows by name, and stands wholly below the one before it.
+    rows = visit.page.evaluate(
+        f"['yaxis', 'yaxis2', 'yaxis3'].map(k => [{layout}[k].domain, {layout}[k].showticklabels])"
+    )
+    assert all(named is not False for _, named in rows)
+    assert all(above[0] > below[1] for (above, _), (below, _) in pairwise(rows))
+    # Turned, it has the columns that fit.
+    visit.page.set_viewport_size({"width": 1280, "height": 800})
+    visit.page.wait_for_function(f"{layout}.xaxis.domain[1] < 0.7", timeout=30000)
+    visit.context.close()
 
 
 def test_no_button_offers_to_upload(browser, page_path):
