@@ -168,6 +168,31 @@ def _hover(panel: Panel, x: str = "x") -> str:
     return "<br>".join(lines)
 
 
+def _rows(panel: Panel, mark: Points | Bars) -> list[str] | None:
+    """Which row or column of the panel each point stands in, by name, and what is said of it."""
+    said = list(mark.hover) if isinstance(mark, Points) and mark.hover is not None else None
+    texts = [[text] for text in said] if said is not None else [[] for _ in range(len(mark.x))]
+    known = said is not None
+    for axis, values in ((panel.y, mark.y), (panel.x, mark.x)):
+        if not axis.ticks or (axis is panel.x and isinstance(mark, Bars)):
+            continue
+        known = True
+        places = np.array([place for place, _ in axis.ticks])
+        for text, value in zip(texts, np.asarray(values, float), strict=True):
+            nearest = int(np.argmin(np.abs(places - value))) if np.isfinite(value) else 0
+            name = axis.ticks[nearest][1]
+            text += [name] if name != mark.name and abs(places[nearest] - value) <= 0.5 else []
+    return [", ".join(dict.fromkeys(filter(None, text))) for text in texts] if known else None
+
+
+def _head(panel: Panel, mark: Points | Line | Bars, text: list[str] | None = None) -> str:
+    """Name of the mark, of the panel it is on, and the text of a point."""
+    title = panel.title.split("\n")[0]
+    parts = [f"<b>{mark.name}</b>", title if title != mark.name else ""]
+    parts.append("%{text}" if text is not None and any(text) else "")
+    return "<br>".join(filter(None, parts)) + "<br>"
+
+
 def _legend(mark: Points | Line | Bars, named: set[str]) -> dict[str, object]:
     show = mark.legend and mark.name not in named
     named.add(mark.name) if show else None
@@ -220,8 +245,8 @@ def _(mark: Points, at: _PanelPlace) -> None:
         )
         if low is not None
     }
-    text = list(mark.hover) if mark.hover is not None else None
-    head = f"<b>{mark.name}</b><br>" + ("%{text}<br>" if text else "")
+    text = _rows(at.panel, mark)
+    head = _head(at.panel, mark, text)
     at.add(
         go.Scatter(
             x=_single(mark.x),
@@ -260,7 +285,7 @@ def _(mark: Line, at: _PanelPlace) -> None:
             marker={"symbol": _SYMBOLS[mark.symbol], "size": 6, "maxdisplayed": 6},
             line={"color": mark.color, "dash": _DASHES[mark.dash], "width": 1.5 * mark.width},
             opacity=mark.opacity,
-            hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",
+            hovertemplate=f"{_head(at.panel, mark)}{_hover(at.panel)}<extra></extra>",
             **_legend(mark, at.named),
         )
     )
@@ -292,6 +317,11 @@ def _(mark: Band, at: _PanelPlace) -> None:
 def _(mark: Bars, at: _PanelPlace) -> None:
     fill = "rgba(0,0,0,0)" if mark.outline else mark.color
     border = {"color": style.INK if mark.outline else mark.color, "width": 1 if mark.outline else 0}
+    x = "%{base:.4~g} to %{x:.4~g}" if np.any(mark.base) else "%{x:.4~g}"
+    label = at.panel.x.label
+    units = "" if at.panel.x.units == "1" else at.panel.x.units
+    said = f"{label}: {x} {units}".strip(": ") if at.panel.x.ticks is None else ""
+    text = _rows(at.panel, mark)
     at.add(
         go.Bar(
             x=_single(np.asarray(mark.x) - mark.base),
@@ -301,7 +331,9 @@ def _(mark: Bars, at: _PanelPlace) -> None:
             orientation="h",
             opacity=mark.opacity,
             marker={"color": fill, "line": border},
-            hovertemplate=f"<b>{mark.name}</b><br>{_hover(at.panel)}<extra></extra>",
+            text=text,
+            textposition="none",
+            hovertemplate=f"{_head(at.panel, mark, text)}{said}<extra></extra>",
             **_legend(mark, at.named),
         )
     )

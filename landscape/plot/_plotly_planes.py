@@ -200,9 +200,12 @@ def _domains(figure: go.Figure, trace: Any) -> tuple[tuple[float, float], tuple[
 def single(values: ArrayLike) -> np.ndarray:
     """Half the size of the page: six digits are more than a screen shows.
 
-    The ends of an interval of few seeds may lie beyond what single precision holds.
+    The ends of an interval of few seeds may lie beyond what single precision holds. What is
+    rounding beside the largest, as the middle of a symmetric grid, is 0.
     """
     table = np.asarray(values, np.float64)
+    widest = np.abs(table[np.isfinite(table)]).max(initial=0.0)
+    table = np.where(np.abs(table) < 1e-14 * widest, 0.0, table)
     largest = float(np.finfo(np.float32).max)
     return np.where(np.isfinite(table), np.clip(table, -largest, largest), table).astype(np.float32)
 

@@ -315,6 +315,25 @@ def test_a_legend_entry_shows_and_hides_all_lines_of_its_kind(data):
             assert len(mine) > 2
 
 
+def test_hovering_names_the_variant_and_the_tensor_of_a_point(data):
+    page = make(interactive, "perturbation", data)
+    names = data["perturbation"].tensor.values.ravel()
+    for trace in page.data:
+        if trace.name == "conv" and len(trace.x) and np.isfinite(trace.x).any():
+            assert f"<br>{trace.meta}<br>%{{text}}" in trace.hovertemplate
+            assert set(trace.text) <= set(names)
+    energy = make(interactive, "energy_over_time", data)
+    line = next(t for t in energy.data if t.name == "conv" and t.hovertemplate)
+    assert f"<b>conv</b><br>{line.meta}<br>" in line.hovertemplate
+
+
+def test_what_is_rounding_beside_the_largest_is_hovered_as_nothing():
+    from landscape.plot._plotly_planes import single
+
+    np.testing.assert_array_equal(single([-6.0, -5.9e-16, 6.0]), [-6, 0, 6])
+    np.testing.assert_array_equal(single([np.nan, 1e-9, 1.0]), np.float32([np.nan, 1e-9, 1.0]))
+
+
 def test_hovering_says_where_a_moved_point_belongs(data):
     page = make(interactive, "sharpness", data)
     moved = [t for t in page.data if t.customdata is not None]
