@@ -258,17 +258,23 @@ var Look = (function () {
     // A figure is one stop of the tabulator: its frame. Its buttons are for the pointer.
     box.querySelectorAll("a, button, [tabindex]").forEach(function (part) { part.tabIndex = -1; });
   }
-  function draw(box, config, options) {
-    // Draws or draws again; zoom and camera stay as they are.
-    var one = dressed(box, options), first = !box.dataset.drawn;
+  function draw(box, config, options, made) {
+    // Draws or draws again; zoom and camera stay as they are. made(box): once it is drawn anew.
+    var one = dressed(box, options), shown = String(fitting(box)), first = !box.dataset.drawn;
+    if (!first && box.dataset.shown !== shown) {
+      // A bar of colours that lies down keeps the room of one that stood: all is drawn anew.
+      Plotly.purge(box);
+      first = true;
+    }
     box.dataset.drawn = "1";
-    box.dataset.shown = fitting(box);
+    box.dataset.shown = shown;
     box.style.minHeight = "0";
     if (!first) return Plotly.react(box, one.data, one.layout, config);
     return Plotly.newPlot(box, { data: one.data, layout: one.layout, config: config, frames: one.frames })
       .then(function () {
         quiet(box);
         box.on("plotly_afterplot", function () { quiet(box); });
+        if (made) made(box);
       });
   }
   function turned(box) { return Boolean(box.dataset.drawn) && Number(box.dataset.shown) !== fitting(box); }

@@ -60,6 +60,7 @@ class Visit:
     def __init__(self, browser, path, viewport, **options):
         self.context = browser.new_context(viewport=viewport, **options)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(180_000)  # a busy machine is slow, which is no fault here
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", self.hear)
@@ -84,7 +85,6 @@ class Visit:
         self.page.wait_for_function(
             "document.querySelectorAll('.figure').length ==="
             " document.querySelectorAll('.figure.js-plotly-plot .main-svg:first-child').length",
-            timeout=30000,
         )
 
     def count(self, selector):
@@ -141,7 +141,7 @@ def test_on_a_telephone_panels_stack_and_nothing_is_cut(browser, page_path):
     assert all(above[0] > below[1] for (above, _), (below, _) in pairwise(rows))
     # Turned, it has the columns that fit.
     visit.page.set_viewport_size({"width": 1280, "height": 800})
-    visit.page.wait_for_function(f"{layout}.xaxis.domain[1] < 0.7", timeout=30000)
+    visit.page.wait_for_function(f"{layout}.xaxis.domain[1] < 0.7")
     visit.context.close()
 
 
@@ -185,7 +185,7 @@ def bring(visit, figure):
     """A figure comes near, and is drawn as what is chosen now says."""
     box = f"document.querySelector('#{figure} .figure')"
     visit.page.evaluate(f"{box}.scrollIntoView()")
-    visit.page.wait_for_function(f"{box}.data && !{box}.dataset.stale", timeout=60000)
+    visit.page.wait_for_function(f"{box}.data && !{box}.dataset.stale")
 
 
 def opacities(visit, figure):

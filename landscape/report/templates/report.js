@@ -9,9 +9,9 @@
   var near = new Set();
   function draw(box) {
     if (box.dataset.drawn) { if (box.dataset.stale) again(box); return; }
-    Look.draw(box, config, options()).then(function () { link(box); });
+    Look.draw(box, config, options(), link);
   }
-  function again(box) { delete box.dataset.stale; Look.draw(box, config, options()); }
+  function again(box) { delete box.dataset.stale; Look.draw(box, config, options(), link); }
   function changed() {
     // Far figures wait until they come near: a choice is answered at once on a page of sixty.
     boxes.forEach(function (box) {
