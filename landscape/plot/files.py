@@ -91,6 +91,11 @@ def _of_variants(ds: xr.Dataset, variants: Sequence[str]) -> xr.Dataset:
 def _drawn(ds: xr.Dataset, page: Any, figure: str | None, setting: str | None) -> Any:
     measurement = str(ds.attrs["measurement"])
     name = figure or _FIGURES.get(measurement, measurement)
+    if figure is None and name not in figures.__all__:
+        raise LandscapeError(
+            f"{measurement} has no figure of its own; write it as a table "
+            f"({', '.join(TABLES)}), or name the figure that draws it with figure=."
+        )
     if name not in figures.__all__:
         raise LandscapeError(
             f"No figure is called {name!r}; name one of {', '.join(figures.__all__)} with figure=."

@@ -204,7 +204,7 @@ def test_the_width_of_the_venue_is_the_width_of_the_figure(data):
 
 def test_narrow_figures_take_fewer_columns(data):
     drawn = make(figures, "loss_plane", data)
-    assert drawn.grid(5.5) == (2, 3)
+    assert drawn.grid(5.5) == (2, 4)
     assert drawn.grid(3.25) == (3, 2)
 
 
