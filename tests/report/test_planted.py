@@ -299,8 +299,6 @@ def test_sgd_is_a_control_only_where_it_stopped_earlier(study):
         assert not any("a control: " in finding.text for finding in said.findings)
         early = [one for one in said.verdicts if one.key == "early_stopping"]
         assert all("there is no control (SGD stopped early)" in one.reasons for one in early)
-    short = study.resolved["variants"]
-    assert short["sgd_early"]["training"]["epochs"] < short["sgd"]["training"]["epochs"]
     # Neither where SAM is the only reference, and SGD trained as long.
     compared = study.comparisons | {"references": ["sam"]}
     assert not replace(study, resolved=study.resolved | {"comparisons": compared}).is_control(
