@@ -49,8 +49,7 @@ def draw(planted_power):
     caption = (
         f"{least} simulated studies or more per point, with Wilson's 95 % interval of a share, in "
         "which flatness makes four fifths of the variance between variants. Controls are not "
-        f"counted. At most {worst:.0f} % of the studies of any point have anything false on their "
-        "page."
+        f"counted. At most {worst:.0f} % of the studies of a point say anything that is false."
     )
     title, look = "Is flatness found where it is the cause?", {"columns": 2, "panel_height": 2.0}
     drawing = Drawing("power", title, caption, tuple(panels), **look, share_y="grid")

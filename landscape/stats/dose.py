@@ -97,10 +97,11 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = No
 def row_means(values: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
     """Mean of each row over all seeds, also of a row that lacks some: value = row + seed + rest.
 
-    values: row -> seed -> value. By least squares, so that rows with all seeds have their plain
-    mean. A row that lacks the seed on which every row is bad would look good by that alone. NaN for
-    a row without a value or with one that is not finite; plain means where rows without a chain of
-    common seeds cannot be told from their seeds.
+    values: row -> seed -> value, in any units, which those of the means are. By least squares
+    (Yates 1934), so that rows with all seeds have their plain mean. A row that lacks the seed on
+    which every row is bad would look good by that alone. NaN for a row without a value or with one
+    that is not finite; plain means where rows without a chain of common seeds cannot be told from
+    their seeds.
 
     Example:
         >>> means = stats.row_means({"a": {0: 1.0, 1: 3.0}, "b": {0: 1.0, 1: 3.0}, "c": {0: 1.0}})
