@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +120,28 @@ class Side:
         self.process.wait()
 
 
-def compare(case: str, parts: list[str], before: Path, rounds: int) -> dict[str, Any]:
-    """Paired ratios of every part."""
+def compare(
+    case: str, parts: list[str], before: Path, rounds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each part with its paired ratios."""
     sides = {"now": Side(ROOT, case), "before": Side(before, case), "again": Side(ROOT, case)}
-    found: dict[str, Any] = {}
     for part in parts:
-        first = [statistics.fmean(s.seconds(part, 1) for s in sides.values()) for _ in range(2)]
-        times = max(1, round(0.2 / first[-1]))
+        first = statistics.fmean(side.seconds(part, 1) for side in sides.values())
+        times = max(1, round(0.2 / first))
         samples: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(rounds):
             names = list(sides)
             for name in names[i % 3 :] + names[: i % 3]:
                 samples[name].append(sides[name].seconds(part, times))
-        found[part] = {
+        found = {
             "now_over_before": paired_ratio(samples["now"], samples["before"]),
             "control_a_a": paired_ratio(samples["now"], samples["again"]),
             "milliseconds": {name: milliseconds(each) for name, each in samples.items()},
         }
-        print(case, part, json.dumps(found[part]), flush=True)
+        print(case, part, json.dumps(found), flush=True)
+        yield part, found
     for side in sides.values():
         side.close()
-    return found
 
 
 def main() -> None:
@@ -156,10 +157,9 @@ def main() -> None:
                "before": commit_of(options.before)}  # fmt: skip
     for case in options.cases:
         rows = compare(case, list(options.parts), options.before.resolve(), options.rounds)
-        for row in rows.values():
-            row["commit"] = commit_of(ROOT)
-        stored["cases"].setdefault(case, {}).update(rows)
-        RESULT.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        for part, row in rows:
+            stored["cases"].setdefault(case, {})[part] = row | {"commit": commit_of(ROOT)}
+            RESULT.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

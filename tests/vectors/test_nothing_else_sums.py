@@ -20,6 +20,7 @@ PERMITTED = {
     ("vectors.py", ""): "this is the home",
     ("cli/checkup.py", "_step"): "a step by hand, of a network of few weights",
     ("linalg/_search.py", "finish"): "the k x k Gram matrix of residuals",
+    ("linalg/_search.py", "sample"): "k x k Gram matrices and their coefficients, in float64",
     ("measure/curvature/adaptive_sharpness.py", "_centred_logits"): "the classes of one example",
     ("measure/curvature/spectral_density.py", "_density_variables"): "nodes, in numpy's float64",
     ("measure/outcome/calibration.py", "calibration"): "the classes of one example",
