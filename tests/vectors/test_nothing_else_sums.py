@@ -27,6 +27,7 @@ PERMITTED = {
     ("measure/outcome/calibration.py", "calibration"): "the classes of one example",
     ("measure/perturbations/alignment.py", "enrichment"): "k eigenvectors, per parameter",
     ("measure/perturbations/filter_null.py", "_counts"): "counts below 2**24, exact in float32",
+    ("measure/perturbations/filter_null.py", "_tensor"): "a table of filters, in numpy's float64",
     ("measure/perturbations/filter_null.py", "filter_mean"): "counts of filters, in float64",
     ("measure/perturbations/gradient_noise.py", "norms"): "one number per tensor, in float64",
     ("measure/perturbations/perturbation.py", "perturbation"): "one number per tensor, in float64",
