@@ -18,6 +18,7 @@ products, a SAM step two passes.
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -193,8 +194,17 @@ UNMEASURED = {
 
 def price(table: dict[str, Any], tflops: float) -> str:
     """CPU seconds here by the constants, seconds where tflops are kept up, and bytes of vectors."""
+    told = predicted(table, "gradient")
+    if len(told) < 5:
+        raise SystemExit(
+            f"The constants of the cost model need five measured networks at least, and {RESULTS} "
+            f"has {len(table)}; run python -m benchmarks.growth first."
+        )
+    worst = max(abs(math.log(each["left_out"])) for each in told.values() if each["left_out"] > 0)
     lines = ["| | gradient here | gradient at " f"{tflops:g} TFLOP/s | product there | λ₁ of 25 "
              "products there | vectors, GB: weights, basis of 8 |", "|" + " --- |" * 6]  # fmt: skip
+    lines.insert(0, f"By {len(told)} networks; one left out is missed by a factor of up to "
+                    f"{math.exp(worst):.2f}.\n")  # fmt: skip
     constants = fitted(table, "gradient")
     for name, (flop, size, modules) in UNMEASURED.items():
         here = float(np.array([3 * flop, size, modules]) @ constants)

@@ -59,9 +59,9 @@ def top_eigenvalues(
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
-    (`linalg.lanczos.top`). search_share of the products are theirs, about a third; search=False (or
-    failure_probability=1) makes none: `complete` is then false, `converged` claims the residual
-    alone, and copies of an eigenvalue, which one start does not show, may be missing.
+    (`linalg.lanczos.top`). search_share of the products are theirs, often a quarter to a third;
+    search=False (or failure_probability=1) makes none: `complete` is then false, `converged` claims
+    the residual alone, and copies of an eigenvalue, which one start does not show, may be missing.
     converged(rank) claims both: residual <= tolerance * max |lambda| (default 1e-6 in float64, 1e-4
     below), and complete. Nothing is converged where a probe before the first product finds that the
     gradient is not the slope of the loss or the product not symmetric: `unsound` in the provenance
