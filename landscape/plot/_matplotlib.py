@@ -91,7 +91,11 @@ def render(
     with rc_context(style.rc(venue)):
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         heights = _heights(drawing, rows, columns, inches)
-        height = sum(heights) + 0.35 + _legend_height(drawing, labels, inches)
+        beside = 0.35 + _legend_height(drawing, labels, inches)
+        # No figure is higher than a page of the venue.
+        fits = min(1.0, (venue.height - beside) / sum(heights))
+        heights = [fits * height for height in heights]
+        height = sum(heights) + beside
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)
         figure = PaperFigure(figsize=(inches, height), dpi=dpi, layout=layout)
         whole = columns == drawing.columns

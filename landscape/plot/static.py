@@ -7,7 +7,8 @@ Every function takes results and `width` (a name in `style.VENUES` or inches). `
 import shutil
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
+from matplotlib.backends.backend_pgf import LatexError
 from matplotlib.figure import Figure
 
 from landscape.errors import LandscapeError
@@ -17,6 +18,7 @@ from landscape.plot._twins import twins
 from landscape.storage import write_atomically
 
 SUFFIXES = (".pdf", ".png", ".svg", ".pgf")
+_TEX = ("xelatex", "lualatex", "pdflatex")
 # Nothing of the day or the machine: the same data give the same bytes.
 _METADATA = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -43,16 +45,36 @@ def save(figure: Figure, path: Path) -> Path:
         raise LandscapeError(
             f"{path.name} ends in {path.suffix!r}; figures are written as {', '.join(SUFFIXES)}."
         )
-    if path.suffix == ".pgf" and not any(map(shutil.which, ("xelatex", "lualatex", "pdflatex"))):
-        raise LandscapeError(
-            f"{path.name}: a .pgf figure is laid out by TeX, and neither xelatex, lualatex nor "
-            f"pdflatex is installed; write .pdf or .svg instead."
-        )
+    if path.suffix == ".pgf":
+        return _typeset(figure, path)
     # Fonts are read while saving: those of the figure's own width were laid out by `render`.
     with rc_context(style.RC):
         return write_atomically(
             path, lambda file: figure.savefig(file, metadata=_METADATA.get(path.suffix))
         )
+
+
+def _typeset(figure: Figure, path: Path) -> Path:
+    """A .pgf file, by the first TeX here that can set it: Greek letters need more than pdflatex."""
+    why = f"neither {_either(_TEX)} is installed"
+    for tex in filter(shutil.which, _TEX):
+        try:
+            with rc_context(style.RC):
+                rcParams["pgf.texsystem"] = tex
+                return write_atomically(path, figure.savefig)
+        except (LatexError, ValueError) as error:
+            found = error if isinstance(error, LatexError) else error.__cause__
+            if not isinstance(found, LatexError):
+                raise
+            said = [line for line in found.latex_output.splitlines() if line.startswith("!")]
+            why = f"{tex} cannot set it ({said[0] if said else 'it says no more'})"
+    raise LandscapeError(
+        f"{path.name}: a .pgf figure is laid out by TeX, and {why}; write .pdf or .svg instead."
+    )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} nor {names[-1]}"
 
 
 __getattr__ = twins(__name__, render)

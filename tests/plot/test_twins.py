@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_pgf import LatexError
 
 from landscape import plot, results
 from landscape.errors import LandscapeError
@@ -195,6 +196,31 @@ def test_pdf_has_truetype_fonts_only(data, tmp_path):
     content = path.read_bytes()
     assert b"/Type3" not in content
     assert b"/CIDFontType2" in content or b"/TrueType" in content
+
+
+def test_a_figure_for_tex_says_which_tex_is_missing_or_cannot_set_it(data, tmp_path, monkeypatch):
+    figure = make(static, "headline", data)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(LandscapeError, match="neither xelatex, lualatex nor pdflatex is installed"):
+        static.save(figure, tmp_path / "a.pgf")
+
+    def fails(*_, **__):
+        raise LatexError("broken", "This is TeX\n! Font not loadable")
+
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(figure, "savefig", fails)
+    with pytest.raises(
+        LandscapeError, match=r"pdflatex cannot set it .! Font not loadable.; write"
+    ):
+        static.save(figure, tmp_path / "a.pgf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_is_higher_than_a_page_of_its_venue(data):
+    for width in ("icml-column", "neurips"):
+        for name in ("loss_plane", "loss_slice", "perturbation"):
+            figure = make(static, name, data, width=width)
+            assert figure.get_figheight() <= style.venue(width).height + 1e-9
 
 
 def test_the_width_of_the_venue_is_the_width_of_the_figure(data):
