@@ -20,6 +20,8 @@ from landscape.diagnosis.seen import (
 from landscape.diagnosis.watch import Look, Watch
 from landscape.sam.trained import unwrap
 
+ALONG = 0.999  # cosine from which on e lies along the gradient
+
 
 def gate(seen: Seen) -> Finding:
     """Whether steps have a second pass at all."""
@@ -75,6 +77,15 @@ def second_pass(seen: Seen) -> Finding:
             "let forward read the module's own parameters: reshard() gathered weights, leave "
             "parametrize.cached(), clear the autocast cache (torch.clear_autocast_cache()) before "
             "pass 2.",
+        )  # fmt: skip
+    down = [] if seen.watch.own is not None or seen.watch.maximizes else [
+        look for look in seen.clear if look.cosine("e", "selected") < -ALONG
+    ]  # fmt: skip
+    if down:
+        return Finding(
+            key, "wrong", f"in {len(down)} of {len(seen.clear)} steps e lies against the gradient: "
+            "pass 2 ran at w - rho g/‖g‖, where the loss falls.", numbers,
+            "add e to the weights and do not take it off: e = + rho * g / ‖g‖.",
         )  # fmt: skip
     if repeated:  # as with a mask that is empty at first
         said = f"pass 2 ran at w + e, and in {len(repeated)} of {len(seen.looks)} steps at w, e = 0"
@@ -147,7 +158,7 @@ def length(seen: Seen) -> Finding:
 
 
 def _along_gradient(look: Look) -> bool:
-    return abs(look.cosine("e", "selected")) > 0.999
+    return abs(look.cosine("e", "selected")) > ALONG
 
 
 def left_out(seen: Seen) -> Finding:

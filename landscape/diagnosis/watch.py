@@ -119,6 +119,7 @@ class Watch:
         self.num_steps = self.num_climbed = 0
         self.own: SAM | None = None
         self.groups: list[tuple[float, set[str]]] = []
+        self.maximizes = False  # some group, whose ascent is down the loss
         self.energy = torch.zeros(len(trained.names), dtype=torch.float64)
         self.reached = torch.zeros(len(trained.names), dtype=torch.float64)
         self.forget()
@@ -181,6 +182,7 @@ class Watch:
             )
             for g in optimizer.param_groups
         ]
+        self.maximizes = any(g.get("maximize") for g in optimizer.param_groups)
         if seen.begun:
             self.matrix = self._grams(seen, stepping=True)
             self.seen_passes = sum(len(p.states) for p in self.passes)

@@ -125,6 +125,11 @@ class NotNormalized(Loop):
         return [self.rho * g for g in gradients]
 
 
+class Downhill(Loop):
+    def e(self, gradients):
+        return [-e for e in super().e(gradients)]
+
+
 class AddedTwice(Loop):
     def climb(self, params):
         super().climb(params)
@@ -262,7 +267,7 @@ FAULTS = [
     (NotCleared, "descent"), (OtherExamples, "examples"), (OtherDropout, "dropout"),
     (StatisticsTwice, "statistics"), (GroupLeftOut, "left out"), (NotRestored, "restored"),
     (RestoredTwice, "restored"), (TooSmall, "second pass"), (BarelyMoves, "size"),
-    (NeverOpen, "gate"), (ReadsCopies, "second pass"),
+    (NeverOpen, "gate"), (ReadsCopies, "second pass"), (Downhill, "second pass"),
 ]  # fmt: skip
 COMPANIONS = {  # what follows from a fault is wrong too
     AtW: {"gate"}, TooSmall: {"gate"}, NormOfScaled: {"length", "scaling"},
@@ -502,6 +507,14 @@ def test_no_false_alarm_on_any_recipe(name):
             optimizer.step(losses, examples(t))
     found = seen.diagnosis()
     assert not found.wrong, str(found)
+
+
+def test_whoever_maximizes_climbs_down_the_loss():
+    """A group with maximize=True: what it trains is -L."""
+    loop = Downhill()
+    for group in loop.base.param_groups:
+        group["maximize"] = True
+    assert not loop.diagnose().wrong
 
 
 def losses_of(model):
