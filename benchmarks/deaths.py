@@ -1,16 +1,18 @@
 """How many deaths of a study end with the same bits: at every write, and at any time.
 
     OMP_NUM_THREADS=1 python -m benchmarks.deaths --writes kill torn full --minutes 30
+    OMP_NUM_THREADS=1 python -m benchmarks.deaths --writes kill torn full --trainings 1
     OMP_NUM_THREADS=1 python -m benchmarks.deaths --kills 200
     OMP_NUM_THREADS=1 python -m benchmarks.deaths --kills 50 --workers 2
 
-The study is that of `tests/study/test_crashes.py`: two trainings, measuring, combining. `--writes`
-ends it (kill), ends it with half of an unsynced line left (torn), or fills the disk (full) at each
-of its changes of the disk, in a random order, so that a part of them is a sample. `--kills` sends
-SIGKILL after a random time to the process that works (`--workers 0`), or, in turn, to the parent
-and to one of its workers. Then the study is run once more and must end with the bits of an
-undisturbed one, with every digest right and nothing temporary left. What was tried is added to
-`results/deaths.json` after each trial; what failed is printed and kept in words.
+The study is that of `tests/study/test_crashes.py`: two trainings, measuring, combining; with
+`--trainings 1` its first one alone, which has every kind of write and half of their number.
+`--writes` ends it (kill), ends it with half of an unsynced line left (torn), or fills the disk
+(full) at each of its changes of the disk, in a random order, so that a part of them is a sample.
+`--kills` sends SIGKILL after a random time to the process that works (`--workers 0`), or, in turn,
+to the parent and to one of its workers. Then the study is run once more and must end with the bits
+of an undisturbed one, with every digest right and nothing temporary left. What was tried is added
+to `results/deaths.json` after each trial; what failed is printed and kept in words.
 
 For kill and torn the folder is copied before each change of one study: what a process that is
 killed there leaves (`tests/study/test_crashes.py` compares the two). Copies that are alike, as
@@ -44,17 +46,20 @@ Trial = tuple[Path, str, int | None, Callable[[], str]]
 _REST = 15.0  # seconds that are waited for the workers of a parent that was killed
 
 
+_text = [TEXT]
+
+
 def work(folder: Path, workers: int) -> None:
     """The study, to its end."""
     summary = run(
-        parse(TEXT, base=HERE), folder, Options(device="cpu", workers=workers, quiet=True)
+        parse(_text[0], base=HERE), folder, Options(device="cpu", workers=workers, quiet=True)
     )
     if summary.failed:
         raise RuntimeError(" ".join(summary.failed.values()))
 
 
-def whole(place: Path, workers: int) -> tuple[dict[str, Any], list[str], float]:
-    """What an undisturbed study leaves, its changes of the disk, and its seconds.
+def whole(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """What an undisturbed study leaves, and its changes of the disk.
 
     place/kept: what a kill at each of the changes leaves.
     """
@@ -67,10 +72,15 @@ def whole(place: Path, workers: int) -> tuple[dict[str, Any], list[str], float]:
 
     if (said := in_a_child(recorded)) != (0, ""):
         raise SystemExit(f"The undisturbed study failed: {said[1]}")
+    return left(folder), log.read_text().splitlines()
+
+
+def undisturbed_seconds(place: Path, workers: int) -> float:
+    """How long the study takes without the copies."""
     began = time.monotonic()
     if (said := in_a_child(lambda: work(place / "timed", workers))) != (0, ""):
         raise SystemExit(f"The undisturbed study failed: {said[1]}")
-    return left(folder), log.read_text().splitlines(), time.monotonic() - began
+    return time.monotonic() - began
 
 
 def after(folder: Path, workers: int, expected: dict[str, Any], *, here: bool) -> str:
@@ -172,13 +182,14 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def count(key: str, at: int | None, fault: str) -> None:
-    """Add a trial to the results."""
+def count(key: str, at: int | None, fault: str, of: int) -> None:
+    """Add a trial to the results; `of`: how many changes of the disk the study has."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     row = found.setdefault(key, {"tried": 0, "faults": []})
     row["tried"] += 1
     if at is not None:
         row["places"] = sorted({*row.get("places", []), at})
+        row["of"] = of
     if fault:
         print(f"{key}: {fault}", flush=True)
         row["faults"].append(fault)
@@ -190,16 +201,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--writes", nargs="+", choices=("kill", "torn", "full"), default=())
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--trainings", type=int, choices=(1, 2), default=2)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
     asked = parser.parse_args()
     random.seed(asked.seed)
+    if asked.trainings == 1:
+        _text[0] = TEXT.replace("seed = [0, 1]", "seed = [0]")
     until = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        expected, log, seconds = whole(place, asked.workers)
-        print(f"{len(log)} changes of the disk, {seconds:.1f} s", flush=True)
+        expected, log = whole(place)
+        seconds = undisturbed_seconds(place, asked.workers) if asked.kills else 0.0
+        print(f"{len(log)} changes of the disk", flush=True)
         for folder, key, at, stop in trials(asked, place, log, seconds):
             if time.monotonic() > until:
                 break
@@ -207,7 +222,9 @@ def main() -> None:
             again = after(folder, asked.workers, expected, here=bool(at))
             named = f"at change {at} of {len(log)}, {log[at - 1]}: " if at else ""
             fault = "; ".join(filter(None, (met if at or met == "orphan" else "", again)))
-            count(key if at else f"SIGKILL to {met}", at, f"{named}{fault}" if fault else "")
+            count(
+                key if at else f"SIGKILL to {met}", at, f"{named}{fault}" if fault else "", len(log)
+            )
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -224,17 +241,18 @@ def trials(
         if how == "full" or (place / "kept" / f"{how}-{at}").exists()
     ]
     random.shuffle(pairs)
+    few = ", one training" if asked.trainings == 1 else ""
     for how, at in pairs:
-        if at in tried.get(how, {}).get("places", ()):
+        if at in tried.get(how + few, {}).get("places", ()):
             continue
         folder = place / f"{how}-{at}"
         if how != "full":
             alike = _content(place / "kept" / folder.name)
             if alike in seen:
-                count(how, at, "")
+                count(how + few, at, "", len(log))
                 continue
             seen.add(alike)
-        yield folder, how, at, _bound(at_write, place, folder, how, at)
+        yield folder, how + few, at, _bound(at_write, place, folder, how, at)
     for number in range(asked.kills):
         folder, child = place / f"kill-{number}", bool(asked.workers) and number % 2 == 1
         when = random.uniform(0.05, 1.05 * seconds)
