@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -58,13 +59,20 @@ class Printing:
         self.prints = tuple(prints)
         self.paths = [[one.path.with_suffix(end) for end in one.suffixes] for one in self.prints]
         self.helpers: list[subprocess.Popen[bytes]] = []
+        self._claims: TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Printing":
-        self._claims = TemporaryDirectory(prefix="landscape-figures-")
-        for _ in range(min(usable_cores(), len(self.prints) // _WORTH) - 1):
-            helper = _start(self.prints, self._claims.name)
-            self.helpers += [] if helper is None else [helper]
+        wanted = min(usable_cores(), len(self.prints) // _WORTH) - 1
+        with suppress(OSError):  # without a place for claims it is alone
+            self._claims = TemporaryDirectory(prefix="landscape-figures-") if wanted > 0 else None
+            started = [_start(self.prints, self.claims) for _ in range(wanted)]
+            self.helpers = [helper for helper in started if helper is not None]
         return self
+
+    @property
+    def claims(self) -> str:
+        """The folder in which a figure is claimed; "" where nobody else draws."""
+        return "" if self._claims is None else self._claims.name
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
@@ -75,7 +83,8 @@ class Printing:
                 if helper.poll() is None:
                     helper.kill()
                     helper.wait()
-            self._claims.cleanup()
+            if self._claims is not None:
+                self._claims.cleanup()
 
     def _finish(self) -> None:
         own = [n for n in reversed(range(len(self.prints))) if self._draw(n)]
@@ -84,7 +93,7 @@ class Printing:
                 self.prints[number].save()  # where something is wrong with one, this says what
 
     def _draw(self, number: int) -> bool:
-        if not _claim(self._claims.name, number):
+        if not _claim(self.claims, number):
             return False
         self.prints[number].save()
         return True
@@ -97,11 +106,17 @@ def save_all(prints: Sequence[Print]) -> list[list[Path]]:
 
 
 def _claim(claims: str, number: int) -> bool:
-    """Whether the figure is this process's to draw, now that it asks."""
-    try:
-        os.mkdir(os.path.join(claims, str(number)))
-    except FileExistsError:
-        return False
+    """Whether the figure is this process's to draw, now that it asks.
+
+    Where it cannot be said that it is, as on a full disk, two draw it: they write the same bytes.
+    """
+    if claims:
+        try:
+            os.mkdir(os.path.join(claims, str(number)))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
     return True
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_two_processes_draw_each_figure_once(one, tmp_path, monkeypatch):
     own, save = [], Print.save
     monkeypatch.setattr(Print, "save", lambda self: (own.append(self.path.name), save(self)))
     with Printing(prints(tmp_path)) as printing:
-        os.mkdir(os.path.join(printing._claims.name, "3"))  # begun by another
+        os.mkdir(os.path.join(printing.claims, "3"))  # begun by another
     assert contents(printing.paths[:3]) == one[:6]
     assert "d3" not in own
     assert len(set(own)) == len(own)
@@ -73,12 +74,14 @@ def test_an_error_of_the_caller_ends_the_helpers(tmp_path):
 
 
 @pytest.mark.usefixtures("two_cores")
-@pytest.mark.parametrize("why", ["cannot start", "dies", "no pickle"])
+@pytest.mark.parametrize("why", ["cannot start", "dies", "no pickle", "no place"])
 def test_what_a_helper_does_not_draw_is_drawn_here(why, one, tmp_path, monkeypatch):
     if why == "cannot start":
         monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
     elif why == "dies":
         monkeypatch.setattr(printing, "_HELPER", "import os; os.kill(os.getpid(), 9)")
+    elif why == "no place":
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
     else:
         monkeypatch.setattr(printing, "_settings", lambda: lambda: None)
     assert contents(save_all(prints(tmp_path / "here"))) == one
