@@ -1,9 +1,10 @@
 """Forward and backward passes of a step: closures, per-example losses, random state."""
 
 import contextlib
+import copy
 import functools
 import numbers
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -232,8 +233,11 @@ class Passes:
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.unsynced():
                 examples = self._examples(batch, part)
+                held = _versions([p.grad for p in self.parameters])
                 values, outputs = self._forward(examples)
                 self._check_one_each(values, part)
+                if held != _versions([p.grad for p in self.parameters]):
+                    raise LandscapeError(_OWN_BACKWARD)
                 kept.append(values.detach())
                 if objective is not None:
                     values = _of_outputs(objective, outputs, examples)
@@ -305,21 +309,49 @@ class Passes:
                 "call step(losses, batch)."
             )
         forget_cached_weights()
-        result = self.losses(batch)
+        inputs = _tensors_of(batch)
+        before = _versions(inputs)
+        # A loss may take entries out of it, as of what models are called with.
+        result = self.losses(copy.copy(batch) if isinstance(batch, MutableMapping) else batch)
+        if before != _versions(inputs):
+            raise LandscapeError(
+                "losses(batch) changed a tensor of the batch in place, and the second pass would "
+                "see other examples than the first; let it make a new one (x = x.div(255) instead "
+                "of x.div_(255))."
+            )
         values, outputs = result if isinstance(result, tuple) else (result, None)
-        if not isinstance(values, Tensor) or values.ndim != 1:
+        if not isinstance(values, Tensor) or values.ndim != 1 or not values.is_floating_point():
             got = (
-                f"a tensor of shape {tuple(values.shape)}"
+                f"a tensor of shape {tuple(values.shape)} and {values.dtype}"
                 if isinstance(values, Tensor)
                 else type(values).__name__
             )
             raise LandscapeError(
                 f"losses(batch) returned {got}; step(losses, batch) needs one loss per example, "
-                "shape (B,) (use reduction='none'), or call step(closure)."
+                "real numbers of shape (B,) (use reduction='none'), or call step(closure)."
             )
         if not len(values):
             raise LandscapeError("the batch holds no example; leave empty batches out.")
         return values, outputs
+
+
+_OWN_BACKWARD = (
+    "losses(batch) itself changed .grad: a backward pass in it counts twice, and zero_grad() in it "
+    "drops the gradients of earlier parts of the batch. Let it return the losses with their graph, "
+    "or call step(closure) with a closure that runs backward."
+)
+
+
+def _tensors_of(batch: Any) -> list[Tensor | None]:
+    """Those that lie in a batch or in its first container."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = parts if isinstance(parts, (tuple, list)) or isinstance(batch, Mapping) else [batch]
+    return [x for x in parts if isinstance(x, Tensor) and not x.is_inference()]
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[tuple[int, int] | None]:
+    """Which tensors they are, and how often they were written to."""
+    return [None if x is None else (id(x), x._version) for x in tensors]
 
 
 _OLD_GRAPH = ("modified by an inplace operation", "backward through the graph a second time")

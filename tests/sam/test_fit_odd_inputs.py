@@ -451,3 +451,59 @@ def test_a_closure_that_unfreezes_what_was_frozen_is_refused_and_the_advice_work
     optimizer.zero_grad()
     optimizer.step(closure)
     assert optimizer.perturbation.e["0.weight"].any()
+
+
+def scaled_in_place(model):
+    return lambda b: (b[0].mul_(0.5), of_pair(model, b))[1]
+
+
+def with_backward(model):
+    def losses(b):
+        found = of_pair(model, b)
+        found.mean().backward(retain_graph=True)
+        return found
+
+    return losses
+
+
+def with_zero_grad(model):
+    return lambda b: (model.zero_grad(), of_pair(model, b))[1]
+
+
+def whole_numbers(model):
+    return lambda b: (model(b[0]).argmax(1) != b[1]).long()
+
+
+def of_pair(model, b):
+    return nn.functional.cross_entropy(model(b[0]), b[1], reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("losses", "micro_batch", "message"),
+    [
+        (scaled_in_place, None, r"changed a tensor of the batch in place.*x\.div\(255\)"),
+        (with_backward, None, r"itself changed \.grad: a backward pass"),
+        (with_zero_grad, 4, r"zero_grad\(\) in it drops the gradients of earlier parts"),
+        (whole_numbers, None, r"torch.int64; .*real numbers of shape \(B,\)"),
+    ],
+)
+def test_losses_that_do_more_than_return_are_refused(losses, micro_batch, message):
+    """Steps would be twice as long, over a part of the batch, or over other examples."""
+    model = network()
+    optimizer = sam.SAM(model, sgd(model), sam.sam(0.3))
+    with pytest.raises(LandscapeError, match=message):
+        optimizer.step(losses(model), (X.clone(), Y), micro_batch=micro_batch)
+
+
+def test_losses_may_take_entries_out_of_a_mapping():
+    ends = []
+    for batch in ({"x": X, "y": Y}, collections.UserDict(x=X, y=Y), (X, Y)):
+        model = network()
+
+        def losses(b, model=model):
+            return of_pair(model, b if isinstance(b, tuple) else (b.pop("x"), b.pop("y")))
+
+        sam.SAM(model, sgd(model), sam.sam(0.3)).step(losses, batch)
+        ends.append(weights(model))
+    assert furthest(ends[0], ends[2]) == 0
+    assert furthest(ends[1], ends[2]) == 0
