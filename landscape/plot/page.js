@@ -277,6 +277,10 @@ var Look = (function () {
         if (made) made(box);
       });
   }
-  function turned(box) { return Boolean(box.dataset.drawn) && Number(box.dataset.shown) !== fitting(box); }
+  function turned(box) {
+    // What is folded away has no width, and keeps what it has.
+    return Boolean(box.dataset.drawn) && box.parentElement.clientWidth > 0
+      && Number(box.dataset.shown) !== fitting(box);
+  }
   return { dark: dark, spec: spec, draw: draw, turned: turned };
 }());

@@ -114,7 +114,9 @@
   document.querySelectorAll("details").forEach(function (part) {
     part.addEventListener("toggle", function () {
       // What was drawn for print while folded away has no width yet.
-      part.querySelectorAll(".js-plotly-plot").forEach(function (box) { Plotly.Plots.resize(box); });
+      part.querySelectorAll(".js-plotly-plot").forEach(function (box) {
+        if (Look.turned(box)) again(box); else Plotly.Plots.resize(box);
+      });
     });
   });
   var folded = [];
