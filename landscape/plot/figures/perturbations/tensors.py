@@ -119,7 +119,11 @@ def energy_over_time(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         for kind in dict.fromkeys(kinds.tolist()):
             share = v.ds.energy_share.isel(tensor=np.flatnonzero(kinds == kind))
             total = 100 * share.sum("tensor", skipna=False)
-            marks += curve(v, total, "epoch", bounds=(0.0, 1.0), name=kind, color=style.kind(kind))
+            # Convolutions and linear layers are as dark as each other in grey print.
+            marks += curve(
+                v, total, "epoch", bounds=(0.0, 1.0), name=kind, color=style.kind(kind),
+                dash="dash" if kind == "linear" else "solid",
+            )  # fmt: skip
         panels.append(Panel(Axis("epoch"), Axis("energy", "%", limits=(-3, 103)), tuple(marks),
                             v.label))  # fmt: skip
     return Drawing(

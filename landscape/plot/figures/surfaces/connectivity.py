@@ -91,6 +91,7 @@ def _profiles(half: xr.Dataset) -> list[Mark]:
         "seed": ("two variants, one seed", "#44aa99", "dash"),
         **{v.id: (v.label, v.color, "solid") for v in runs.variants(half)},
     }
+    symbols = {v.id: v.symbol for v in runs.variants(half)}
     order, seeds = [str(name) for name in half.variant.values], half.seed.values
     groups: dict[str, list[np.ndarray]] = {}
     for i, j in zip(*np.nonzero(np.isfinite(half.barrier.values)), strict=True):
@@ -106,7 +107,10 @@ def _profiles(half: xr.Dataset) -> list[Mark]:
         ]
         if lines:
             mean = np.mean(lines, axis=0)
-            marks.append(Line(x, mean, f"{label} (mean of {len(lines)})", color, dash, width=1.8))
+            marks.append(
+                Line(x, mean, f"{label} (mean of {len(lines)})", color, dash, width=1.8,
+                     symbol=symbols.get(key, "none"))
+            )  # fmt: skip
     return marks
 
 
