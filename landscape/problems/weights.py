@@ -27,7 +27,8 @@ class WeightsReport:
     holds; absent: batch counters it lacks; tied: names that share another's tensor and were left
     out by the file; converted: precisions that changed; sha256 of the file's bytes; checksum: what
     the file says of its own bytes ("sha256", "crc32"), None where nothing does.
-    path: the file. num_tensors: how many were copied.
+    path: the file. num_tensors: how many were copied. beside: other weights files of the folder
+    that was given, which were not read.
 
     Example:
         >>> torch.save({"state_dict": model.state_dict()}, "weights.pt")
