@@ -106,14 +106,19 @@ def _tried(folder: Path) -> tuple[int, str]:
     return 0, ""
 
 
-def at_write(place: Path, folder: Path, how: str, at: int) -> str:
-    """What a study that is stopped at a change of the disk leaves; what is wrong with its end."""
+def at_write(place: Path, expected: dict[str, Any], folder: Path, how: str, at: int) -> str:
+    """What a study that is stopped at a change of the disk leaves; what is wrong with its end.
+
+    Without space it may still end well where it had written everything: then all must be there.
+    """
     if how != "full":
         (place / "kept" / f"{how}-{at}").rename(folder)
         return ""
     with Disk(folder, at, how):
         code, said = _tried(folder)
-    right = code == 1 and "The disk is full" in said and "Traceback" not in said
+    if code == 0:
+        return "" if left(folder) == expected else "it ended with 0, and not all is there"
+    right = "The disk is full" in said and "Traceback" not in said
     return "" if right else f"it ended with {code}: {said}"
 
 
@@ -215,7 +220,7 @@ def main() -> None:
         expected, log = whole(place)
         seconds = undisturbed_seconds(place, asked.workers) if asked.kills else 0.0
         print(f"{len(log)} changes of the disk", flush=True)
-        for folder, key, at, stop in trials(asked, place, log, seconds):
+        for folder, key, at, stop in trials(asked, place, expected, log, seconds):
             if time.monotonic() > until:
                 break
             met = stop()
@@ -229,7 +234,11 @@ def main() -> None:
 
 
 def trials(
-    asked: argparse.Namespace, place: Path, log: list[str], seconds: float
+    asked: argparse.Namespace,
+    place: Path,
+    expected: dict[str, Any],
+    log: list[str],
+    seconds: float,
 ) -> Iterator[Trial]:
     """(folder, what is counted, the change, how it is stopped) of each trial."""
     tried = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -252,7 +261,7 @@ def trials(
                 count(how + few, at, "", len(log))
                 continue
             seen.add(alike)
-        yield folder, how + few, at, _bound(at_write, place, folder, how, at)
+        yield folder, how + few, at, _bound(at_write, place, expected, folder, how, at)
     for number in range(asked.kills):
         folder, child = place / f"kill-{number}", bool(asked.workers) and number % 2 == 1
         when = random.uniform(0.05, 1.05 * seconds)
