@@ -99,8 +99,10 @@ class WorkClaim:
         """Stop beating, and take the file away if it is still ours."""
         self._done.set()
         self._thread.join()
-        _remove(self.path, lambda found: found.token == self.token)
-        _ours.discard(self.token)
+        try:
+            _remove(self.path, lambda found: found.token == self.token)
+        finally:  # on a full disk the file may stay: it is nobody's
+            _ours.discard(self.token)
 
 
 @contextmanager

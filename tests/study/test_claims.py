@@ -131,3 +131,20 @@ def test_the_key_to_taking_over_is_not_lost_with_the_process_that_held_it(tmp_pa
     with claims.claim(path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_a_full_disk_kept_is_nobodys_for_the_process_that_held_it(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "working.json"
+
+    def full(_):
+        raise LandscapeError("The disk is full.")
+
+    with monkeypatch.context() as patch, pytest.raises(LandscapeError, match="full"):  # noqa: SIM117
+        with claims.claim(path):
+            patch.setattr(claims, "_fresh", full)
+    assert path.exists()
+    with claims.claim(path):
+        assert path.exists()
+    assert not path.exists()
