@@ -92,8 +92,8 @@ def render(
         labels = sorted({name for panel in drawing.panels for name in _legend_names(panel)})
         heights = _heights(drawing, rows, columns, inches)
         beside = 0.35 + _legend_height(drawing, labels, inches)
-        # No figure is higher than a page of the venue.
-        fits = min(1.0, (venue.height - beside) / sum(heights))
+        # No figure is higher than a page of the venue, unless its legend alone is.
+        fits = min(1.0, max(0.3, (venue.height - beside) / sum(heights)))
         heights = [fits * height for height in heights]
         height = sum(heights) + beside
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.03)

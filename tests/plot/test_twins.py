@@ -223,6 +223,18 @@ def test_no_figure_is_higher_than_a_page_of_its_venue(data):
             assert figure.get_figheight() <= style.venue(width).height + 1e-9
 
 
+def test_planes_fill_their_width_and_name_their_axes_once(data):
+    ds = data["loss_plane"]
+    two = ds.isel(run=np.flatnonzero(np.isin(ds.variant, ["sgd", "sam"])))
+    figure = static.loss_plane(two, setting="noisy")
+    figure.draw_without_rendering()
+    left, right = figure.axes[:2]
+    assert left.get_position().width + right.get_position().width > 0.7
+    assert left.get_ylabel()
+    assert not right.get_ylabel()
+    assert left.get_xlabel() == right.get_xlabel() != ""
+
+
 def test_the_width_of_the_venue_is_the_width_of_the_figure(data):
     for width, inches in (("neurips", 5.5), ("icml-column", 3.25), (4.0, 4.0)):
         assert make(static, "headline", data, width=width).get_figwidth() == inches
