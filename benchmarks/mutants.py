@@ -3,13 +3,13 @@
     pip install 'cosmic-ray>=8.4' pytest-cov
     OMP_NUM_THREADS=1 python -m benchmarks.mutants --each 25 --seed 0
 
-The mutants are cosmic-ray's (another operator, comparison, number, constant, a loop that never runs,
-a condition turned round), `--each` of them drawn at random, without replacement, from all places of a
-package. The tests of the package run once under coverage, which says which of them pass each line; a
-mutant then meets those tests only, and is killed by the first that fails. It
-survives when all of them pass: either the tests have a hole there, or the change changes nothing
-that anybody can see (a speed, a text, a bound that is never met): README.md beside this says which.
-Everything happens in a copy of the repository, and what was done is kept: the same command goes on.
+The mutants are cosmic-ray's (another operator, comparison, number, constant, a loop that never
+runs, a condition turned round), `--each` of them drawn at random from all places of a package. The
+tests of the package run once under coverage, which says which of them pass each line; a mutant then
+meets those tests only, and is killed by the first that fails. It survives when all of them pass:
+either the tests have a hole there, or the change changes nothing that anybody can see (a speed, a
+text, a bound that is never met): README.md beside this says which. Everything happens in a copy of
+the repository, and what was done is kept: the same command goes on.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def operators() -> dict[str, object]:
 
 
 def all_of(package: str) -> list[dict]:
-    """Every mutant of a package: file, place, operator and the how-manieth place of that operator."""
+    """Every mutant of a package: file, place, operator and which place of that operator it is."""
     found = []
     for path in sorted((ROOT / package).rglob("*.py")):
         tree = get_ast(path.read_text())
@@ -71,7 +71,7 @@ def all_of(package: str) -> list[dict]:
 
 
 def draw(package: str, count: int, seed: int) -> list[dict]:
-    """Places drawn without replacement, and one of the mutants of each: `+` counts once, not six times."""
+    """Places drawn without replacement, and one mutant of each: `+` counts once, not six times."""
     places: dict[tuple, list[dict]] = {}
     for mutant in all_of(package):
         places.setdefault((mutant["file"], mutant["line"], mutant["column"]), []).append(mutant)
@@ -103,7 +103,7 @@ def pytest(folder: Path, *arguments: str, seconds: float | None = None) -> int:
 
 
 def passing(folder: Path, package: str, tests: list[str]) -> dict[str, dict[int, list[str]]]:
-    """File -> line -> the tests that pass it, from one run of the package's tests under coverage."""
+    """File -> line -> the tests that pass it, from one run of them under coverage."""
     kept = ROOT / "build" / f"coverage-{Path(package).name}"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
