@@ -27,13 +27,14 @@ import coverage
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
+from coverage.parser import PythonParser
 
 from benchmarks.interleaved import versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "mutants.json"
 PACKAGES = {
-    "landscape/linalg": ["tests/linalg", "tests/vectors"],
+    "landscape/linalg": ["tests/linalg", "tests/vectors", "tests/measure/curvature"],
     "landscape/stats": ["tests/stats"],
     "landscape/risk": ["tests/risk"],
     "landscape/sam": ["tests/sam"],
@@ -115,12 +116,17 @@ def passing(folder: Path, package: str, tests: list[str]) -> dict[str, dict[int,
     data.read()
     lines: dict[str, dict[int, list[str]]] = {}
     for file in data.measured_files():
+        relative = "landscape/" + file.rpartition("/landscape/")[2]
+        parser = PythonParser(filename=str(ROOT / relative))
+        parser.parse_source()
         contexts = data.contexts_by_lineno(file)
-        relative = re.sub(r".*?/(?=landscape/)", "", file)
-        lines[relative] = {
-            line: sorted({context.split("|")[0] for context in names if context})
-            for line, names in contexts.items()
-        }
+        lines[relative] = {}
+        for line in range(1, len((ROOT / relative).read_text().splitlines()) + 1):
+            names = contexts.get(
+                parser.first_line(line), []
+            )  # a statement counts by its first line
+            found = sorted({name.split("|")[0] for name in names if name})
+            lines[relative][line] = found or (tests if names else [])  # "" is the import: everybody
     return lines
 
 
