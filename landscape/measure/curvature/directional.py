@@ -28,11 +28,12 @@ def optimizer_update(
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
 ) -> Float[Tensor, "P"]:
-    """D of the optimizer's next step theta - eta d, at theta and for the gradient of the risk.
+    """d of the optimizer's next step theta - eta d, at theta and for the gradient of the risk.
 
-    A copy of the optimizer, with its state (momentum, second moments), takes the step; neither it
-    nor `model`, whose parameters it holds, is changed. eta is the rate of its first group; weight
-    decay is part of d. What the optimizer does not hold does not move: d is 0 there.
+    The update of arXiv:2601.16979. A copy of the optimizer, with its state (momentum, second
+    moments), takes the step in float64; neither the optimizer nor `model`, whose parameters it
+    holds, is changed. eta is the rate of its first group; weight decay is part of d. What the
+    optimizer does not hold does not move: d is 0 there.
     Returns d (P,), for `critical_sharpness` and `directional_sharpness`. Cost: one gradient.
 
     Example:
@@ -62,8 +63,10 @@ def optimizer_update(
     with torch.no_grad():
         for name, p in moved.items():
             if isinstance(p, Tensor):
-                p.copy_(weights[name])
-                p.grad = slopes[name].to(p).clone()
+                # In float32 a small step would be lost in the rounding of the weights.
+                p.data = weights[name].to(p.device, torch.float64, copy=True)
+                p.grad = slopes[name].to(p, copy=True)
+                _widen(twin.state.get(p, {}), p)
         try:
             twin.step()
         except TypeError as error:
@@ -72,12 +75,19 @@ def optimizer_update(
                 f"({error}); give its base optimizer."
             ) from error
         parts = {
-            name: (weights[name] - p.to(theta)) / rate
+            name: ((weights[name].to(p) - p) / rate).to(theta)
             if isinstance(p, Tensor)
             else torch.zeros_like(weights[name])
             for name, p in moved.items()
         }
     return risk.layout.flatten(parts)
+
+
+def _widen(state: dict[str, object], like: Tensor) -> None:
+    """Moments of a tensor's shape become float64, as the tensor itself did."""
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.shape == like.shape and value.is_floating_point():
+            state[key] = value.double()
 
 
 def directional_sharpness(

@@ -117,6 +117,15 @@ def test_what_the_optimizer_does_not_hold_does_not_move():
     torch.testing.assert_close(d[30:], g[30:])
 
 
+@pytest.mark.parametrize("lr", [1e-1, 1e-6])
+def test_a_small_step_of_float32_weights_keeps_its_digits(lr):
+    model, (x, y) = net().float(), data()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x.float(), y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    d = measure.optimizer_update(optimizer, model=model, risk=risk, theta=risk.theta)
+    torch.testing.assert_close(d, risk.gradient(risk.theta), rtol=1e-6, atol=1e-8)
+
+
 def test_an_optimizer_that_cannot_be_asked_is_named():
     model, rows = net(), data()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), rows)
