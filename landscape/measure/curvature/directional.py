@@ -28,7 +28,7 @@ def optimizer_update(
     risk: EmpiricalRisk,
     theta: Float[Tensor, "P"],
 ) -> Float[Tensor, "P"]:
-    """d of the optimizer's next step theta - eta d, at theta and for the gradient of the risk.
+    """The d of the optimizer's next step theta - eta d, at theta and for the gradient of the risk.
 
     The update of arXiv:2601.16979. A copy of the optimizer, with its state (momentum, second
     moments), takes the step in float64; neither the optimizer nor `model`, whose parameters it
