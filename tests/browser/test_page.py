@@ -141,6 +141,8 @@ def test_on_a_telephone_panels_stack_and_nothing_is_cut(browser, page_path):
     assert all(above[0] > below[1] for (above, _), (below, _) in pairwise(rows))
     # Turned, it has the columns that fit.
     visit.page.set_viewport_size({"width": 1280, "height": 800})
+    visit.page.wait_for_timeout(500)
+    bring(visit, "headline-noisy")  # what is far waits until it comes near
     visit.page.wait_for_function(f"{layout}.xaxis.domain[1] < 0.7")
     visit.context.close()
 
