@@ -6,7 +6,7 @@ OUT ?= studies/demo
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo quick test browser slow fuzz docs lint figures newcomer oldest release clean
+.PHONY: demo quick test thorough browser slow fuzz docs lint figures newcomer oldest release clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -29,8 +29,13 @@ demo: $(VENV)/.installed
 quick: $(VENV)/.installed
 	@$(BIN)/landscape demo --quick --out $(OUT)-quick
 
+# Some four minutes on two cores; with `make thorough` and `make browser` it is what CI runs.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not thorough and not gpu and not browser"
+
+# The tests that take seconds each: whole studies and pages, several processes, every recipe on a device.
+thorough: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "thorough and not slow and not gpu and not browser"
 
 # The page in Chromium, which must be there.
 browser: $(VENV)/.installed-dev

@@ -154,6 +154,7 @@ def first_lines(finished, monkeypatch, tmp_path):
     return names
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", [name for name in MODULES if public(name)])
 def test_the_examples_run(module, first_lines):
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)

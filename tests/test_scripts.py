@@ -52,6 +52,7 @@ def test_draws_from_a_study(monkeypatch, tmp_path, study, script):
     assert list((tmp_path / "data").glob(f"{name}.*.nc"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_draws_from_the_committed_data(monkeypatch, script, capsys):
     run(monkeypatch, script, "--smoke")

@@ -30,6 +30,7 @@ def under_the_checker(*tests: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.thorough
 def test_shapes_are_what_the_annotations_say():
     pytest.importorskip("beartype")
     assert {"landscape.linalg", "landscape.measure", "landscape.risk"} <= set(stating())

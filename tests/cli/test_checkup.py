@@ -11,6 +11,7 @@ from landscape.cli import checkup
 from tests.cli.test_commands import call
 
 
+@pytest.mark.thorough
 def test_this_installation_holds(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "check", "--json")
     found = json.loads(out)

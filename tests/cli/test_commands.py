@@ -106,6 +106,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(at, arguments, message):
     assert out == ""
 
 
+@pytest.mark.thorough
 def test_own_model_data_loss_and_weights_end_in_a_report_of_their_own(at, tmp_path):
     torch.save({"state_dict": make().state_dict()}, tmp_path / "mine.pt")
     code, out, said = at(

@@ -29,6 +29,7 @@ def numbers_of(found):
 ROUNDED = {"perturbation": 1e-12}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CALLS)
 def test_numbers_are_those_of_the_cpu(name, monkeypatch):
     """To the last bit, once the CPU is taken for a device that is not asked between steps."""
@@ -63,6 +64,7 @@ def asked_by_us(seen):
     return sum(n for (_, line), n in both.items() if not line.startswith("tests/"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*ASKED_ONCE, *MORE])
 def test_the_host_waits_as_often_for_twice_the_work(name):
     waits = []
@@ -81,6 +83,7 @@ SEARCHES = {"training_curvature": 2, "minibatch_eigenvalues": 3, "curvature_map"
 OF_A_SEARCH = 16  # what is read and written once: graphs checked, the proof, its small matrices
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_wait_less_than_once_a_product(name):
     waits, products = [], []

@@ -37,6 +37,7 @@ def take(optimizer, b):
     return optimizer.step(losses_of(optimizer.model, "logits" in optimizer.variant.needs), b)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_those_of_the_cpu(name):
     with pretend.draws_of_the_cpu():
@@ -49,6 +50,7 @@ def test_weights_are_those_of_the_cpu(name):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_waits_for_the_device_only_where_values_decide(name):
     _, optimizer = ready_on(pretend.DEVICE, name)
@@ -61,6 +63,7 @@ def test_a_step_waits_for_the_device_only_where_values_decide(name):
     assert seen.waits <= 4 * VALUE_DEPENDENT.get(name, 0), seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_state_goes_on_to_the_last_bit(name, tmp_path):
     """The file is read to the host, as trainings do, and its tensors go where they belong."""

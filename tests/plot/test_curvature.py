@@ -33,6 +33,7 @@ def marks(panel, kind, name=None):
     return [m for m in panel.marks if isinstance(m, kind) and name in (None, m.name)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CALLS)
 def test_both_twins_carry_the_drawing(data, name):
     drawn = check_figure(name, *(data[key] for key in CALLS[name]))

@@ -51,5 +51,6 @@ def _both(rank):
     _cut(rank)
 
 
+@pytest.mark.thorough
 def test_in_two_processes():
     in_two_processes(_both)

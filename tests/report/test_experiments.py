@@ -56,6 +56,7 @@ def family(tmp_path_factory):
         yield Family.of(StudyResults.read(done.folder))
 
 
+@pytest.mark.thorough
 def test_every_need_makes_a_file_that_is_read(family, monkeypatch):
     """Each change alone and all together; runs are those of the setting that is asked about."""
     monkeypatch.syspath_prepend(str(HERE))

@@ -28,6 +28,7 @@ def test_the_mark_of_what_cannot_be_seen_is_a_letter_that_latex_has():
     assert escape(storage.visible("a\u202eb\x07")) == "a?b?"
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_hostile_label_breaks_neither_tables_nor_pages(tmp_path):
     folder = write_study(tmp_path)

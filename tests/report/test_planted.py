@@ -33,6 +33,7 @@ def at_most(number, rate=LIMIT):
     return laws.binom.ppf(0.999, number, rate) / number
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "number"), [("null", 30), ("null_uneven", 15), ("null_ten_seeds", 15)]
 )
@@ -53,6 +54,7 @@ def test_flatness_that_is_the_cause_is_found():
     assert shares["false anywhere"] <= at_most(16)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "number"), [("null", 25), ("flatter_and_no_better", 10), ("reverse", 10)]
 )
@@ -383,6 +385,7 @@ def test_differences_carry_the_choice_of_test_examples(key):
     assert wide.high - wide.low > narrow.high - narrow.low
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("defect", list(hard.DEFECTS))
 def test_a_page_of_a_study_with_a_defect_is_written_and_true(defect):
     """Every kind of defect, in each world: each sentence is known, and rarely false."""

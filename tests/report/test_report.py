@@ -319,6 +319,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_page_is_self_contained(written):
     page = written.report.read_text()
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)

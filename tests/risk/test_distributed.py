@@ -93,6 +93,7 @@ def everything(rank):
     refused(rank)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_two_processes_give_the_numbers_of_one():
     in_two_processes(everything)

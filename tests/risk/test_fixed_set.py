@@ -230,6 +230,7 @@ FIXED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", FIXED)
 def test_items_that_draw_and_stay_the_same_are_no_random_data(kind):
     data = Items(FIXED[kind])

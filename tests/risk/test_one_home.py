@@ -31,6 +31,7 @@ def private(node):
     return next((n for n in deep if "._" in n or n.split(".")[3] in files), None)
 
 
+@pytest.mark.thorough
 def test_nobody_outside_reads_the_inside_of_the_risk():
     loose = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {private(node)}"

@@ -49,6 +49,7 @@ def test_a_blend_summed_by_autograd_is_the_blend(variant, make):
     assert same(*ends) if make is cnn else all(map(torch.allclose, *ends))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variant", "copies"), [(sam.gnp(0.1), 1), (sam.lagnp(0.1, fraction=0.5), 0.5)]
 )

@@ -158,6 +158,7 @@ HELD = ("sam", "vasso", "fisher_sam", "sagm", "ire", "xsam", "lookbehind_sam", "
 
 
 # A quick suite needs one recipe of each number of passes; -m slow runs all.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [n if n in ("sam", "bsam") else pytest.param(n, marks=pytest.mark.slow) for n in HELD],
@@ -209,6 +210,7 @@ def replicas(rank):
             sam.SAM(model, base, variants()[name], sync_perturbation=False)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_two_processes_take_the_steps_of_one():
     in_two_processes(replicas)

@@ -440,6 +440,7 @@ def test_z_scores_of_more_than_two_to_the_24_entries():
     assert torch.equal(optimizer.perturbation.mask["weight"], mask)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VARIANTS)
 def test_float16_with_a_scaler_that_starts_too_high(name, accelerator):
     device = accelerator

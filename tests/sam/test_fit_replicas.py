@@ -176,6 +176,7 @@ def everything(rank):
     weighted(rank)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_two_processes_take_the_steps_of_one_and_never_drift_apart():
     in_two_processes(everything)

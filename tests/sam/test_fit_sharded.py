@@ -121,6 +121,7 @@ def all_tensor_parallel(rank):
     all_of("tensor_parallel", rank)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_two_processes_with_whole_cut_and_replicated_weights_take_the_steps_of_one():
     in_two_processes(few)
@@ -201,6 +202,7 @@ def partly(rank):
     assert steps(fully_shard(one_layer(), mesh=mesh), fused=False)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_tensors_that_nobody_averages_are_refused_and_the_advice_works():
     in_two_processes(partly)

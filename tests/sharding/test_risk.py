@@ -115,6 +115,7 @@ def everything(rank):
     measured(rank)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_the_numbers_of_a_sharded_model_are_those_of_one_process():
     in_two_processes(everything)
@@ -204,6 +205,7 @@ def everything_else(rank):
     refused(rank)
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_no_graph_holds_whole_weights_the_model_stays_and_what_cannot_be_measured_is_refused():
     in_two_processes(everything_else)
@@ -259,6 +261,7 @@ def compared(_rank):
     assert "DTensor" in risk.provenance()["sharded_forward_not_compared"]
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_a_forward_that_is_another_function_of_whole_weights_is_refused():
     in_two_processes(compared)

@@ -46,6 +46,7 @@ def cut(_rank):
     assert torch.equal(risk.gradient(risk.theta).whole(), alone.gradient(alone.theta))
 
 
+@pytest.mark.thorough
 @needs_processes
 def test_a_model_is_cut_along_the_first_axis_of_its_weights():
     in_two_processes(cut)

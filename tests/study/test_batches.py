@@ -113,6 +113,7 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_trained_and_measured_is_the_loss_of_those_batches(form, tmp_path):
     study = plan(form)

@@ -94,6 +94,7 @@ def check_that_it_ends_the_same(folder, expected, where):
     assert not list(folder.rglob(".landscape-*")), where
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("how", "count"), [("kill", 4), ("torn", 2)])
 def test_what_a_kill_at_any_write_leaves_ends_with_the_same_bits(how, count, whole, tmp_path):
     expected, log, kept = whole

@@ -166,6 +166,7 @@ def test_who_waits_is_stopped_and_cancels_what_it_submitted():
     assert Never.cancelled == 2
 
 
+@pytest.mark.thorough
 def test_a_study_on_an_executor_of_another_library_leaves_what_one_process_leaves(alone, tmp_path):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert of_study(tmp_path / "s", Options(on=pool, **QUIET)) == alone

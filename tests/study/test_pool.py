@@ -41,6 +41,7 @@ def threads(job, report):
     return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
 
 
+@pytest.mark.thorough
 def test_every_job_is_done_and_answers_keep_their_order():
     heard = []
     events = run_jobs(square, [1, 2, 3, 4, 5], workers=2, threads=1, listen=heard.append)
@@ -55,6 +56,7 @@ def test_no_jobs_and_no_workers():
     assert events[0].value == 9
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_fails_its_job_alone_and_says_what_the_system_did():
     jobs = ["a", "kill", "b", "user", "bug", "exit", "memory", "c"]
     events = run_jobs(trouble, jobs, workers=2, threads=1, listen=lambda event: None)

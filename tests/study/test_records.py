@@ -108,6 +108,7 @@ def test_every_measurement_has_its_cheap_options_and_no_other_has():
     assert set(CHEAP) == set(RECORDS)
 
 
+@pytest.mark.thorough
 def test_every_measurement_makes_a_result_of_its_name_that_the_schema_accepts(finished):
     for name, record in RECORDS.items():
         ds = results.load(finished.folder.results / f"{name}.nc")  # load validates

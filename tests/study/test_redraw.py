@@ -90,6 +90,7 @@ def test_one_draw_under_two_spellings_is_one_run(tmp_path):
     assert data_key(fixed[0]) == data_key(redrawn[0])
 
 
+@pytest.mark.thorough
 def test_a_page_says_what_its_intervals_are_over(tmp_path):
     place = StudyFolder(tmp_path / "out")
     study.run(read(tmp_path), place.root)

@@ -120,6 +120,7 @@ def values(study, key, row):
     return dict(zip(ds.seed.values.tolist(), ds[quantity.variable].values, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_every_sentence_is_known_and_what_it_claims_is_so_in_the_numbers(pages, name):
     """Each "better" of the page has a mean difference of that sign; none is of unequal axes."""

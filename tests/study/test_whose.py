@@ -54,6 +54,7 @@ def _exchange(one, other):
     kept.rename(other)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FILES)
 def test_exchanged_files_of_two_runs_are_found_and_never_published(finished, tmp_path, name):
     folder = tmp_path / "study"

@@ -305,6 +305,7 @@ def test_an_absent_device_is_named(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["sgd", "sam", "zsharp"])
 def test_an_accelerator(tmp_path, amp, name, accelerator):

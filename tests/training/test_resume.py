@@ -45,6 +45,7 @@ def start(folder, name):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "lines"), [("zsharp", 3), pytest.param("ssam_d", 7, marks=pytest.mark.slow)]
 )
@@ -82,6 +83,7 @@ WRITES = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("target", WRITES)
 @pytest.mark.parametrize("name", ["fsam", "random_mask"])
