@@ -44,6 +44,7 @@ def test_shapes_are_so_in_every_test_of_these_packages(tests):
     under_the_checker(tests)
 
 
+@pytest.mark.thorough
 def test_a_wrong_shape_is_noticed(tmp_path):
     """The control of the tests above."""
     pytest.importorskip("beartype")

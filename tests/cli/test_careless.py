@@ -228,6 +228,7 @@ def _files(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("line", "message"), CALLS, ids=lambda value: value[:40])
 def test_a_careless_call_is_one_sentence(desk, line, message, monkeypatch, capsys):
     monkeypatch.chdir(desk)

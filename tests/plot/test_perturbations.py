@@ -79,6 +79,7 @@ ALIKE = ("norm_ratio_map", "energy_over_time", "batch_overlap", "saved_mask_over
          "perturbation_cosines", "norms", "features", "margins", "robustness")  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES],

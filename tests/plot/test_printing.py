@@ -73,6 +73,7 @@ def test_an_error_of_the_caller_ends_the_helpers(tmp_path):
     assert all(helper.poll() is not None for helper in printing.helpers)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize("why", ["cannot start", "dies", "no pickle", "no place"])
 def test_what_a_helper_does_not_draw_is_drawn_here(why, one, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def make(module, name, data, **options):
     return getattr(module, name)(*(data[key] for key in CALLS[name]), setting="noisy", **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_twins_carry_the_numbers_names_and_units_of_the_drawing(name, data):
     check_figure(name, *(data[key] for key in CALLS[name]), setting="noisy")

@@ -169,6 +169,7 @@ def batches(n=4):
 # --- what is recorded ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", RULES)
 def test_norms_are_those_of_the_reference_trajectories(tmp_path, case, shape):

@@ -73,6 +73,7 @@ ODD = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_odd_labels_of_other_peoples_results_go_through_every_writer(tmp_path):
     """Pages, Markdown, SVG, LaTeX, CSV, diagnose: what is seen is text, files are well-formed."""

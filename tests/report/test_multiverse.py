@@ -118,6 +118,7 @@ def test_axes_and_batchnorm_modes_are_asked_apart(finished):
     assert all(one.counted == (2 if one.part == multiverse.WHOLE else 1) for one in found)
 
 
+@pytest.mark.thorough
 def test_the_page_shows_the_verdict_along_axes_modes_and_scans(finished, tmp_path):
     """Specifications are left as a table; another study's page shows it where it lies in scans/."""
     report.write(finished)

@@ -79,6 +79,7 @@ def test_a_csv_holds_every_number_of_its_figure(folder, name, tmp_path):
                 assert np.isin(wanted[np.isfinite(wanted)], got).all(), (name, mark.name, column)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("venue", ["neurips", "icml-column", "thesis"])
 def test_no_letter_is_smaller_than_seven_points_and_none_is_outside_of_the_page(folder, venue):
     for figure in drawn(folder, setting="noisy").values():

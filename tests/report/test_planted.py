@@ -41,6 +41,7 @@ def test_pages_of_noise_say_nothing_false(name, number):
     assert simulate(WORLDS[name], number)["false anywhere"] <= at_most(number)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["confounded_by_radius", "confounded_by_loss", "unrelated"])
 def test_flatness_that_does_nothing_is_not_supported(name):
     shares = simulate(WORLDS[name], 12)

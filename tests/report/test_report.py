@@ -370,6 +370,7 @@ def test_specs_in_the_page_are_valid_json(written):
         assert set(json.loads(spec)) >= {"data", "layout"}
 
 
+@pytest.mark.thorough
 def test_the_same_study_gives_the_same_page(written):
     def body(page):
         return re.sub(r"Written by landscape on [^.]*\.", "", page)

@@ -28,6 +28,7 @@ def page(folder):
     return report.write(folder, formats=()).read_text()
 
 
+@pytest.mark.thorough
 def test_every_link_within_the_page_has_its_place(page):
     places = re.findall(r'\bid="([^"]+)"', page)
     assert len(places) == len(set(places))

@@ -31,6 +31,7 @@ def by_hand(model, data, bn):
     return function
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "bn"), CASES)
 def test_loss_gradient_and_hessian_agree_with_autograd_by_hand(name, bn):
     model, data = problem(name)

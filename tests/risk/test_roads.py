@@ -194,6 +194,7 @@ def test_whatever_keeps_the_parameters_reads_theta(name, borrow):
     assert abs(double.loss(double.theta) - risk.loss(risk.theta)) < 1e-6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", [Checkpointed, CheckpointedModule])
 def test_checkpoints_of_both_kinds_give_the_products_of_the_plain_network(kind, reentrant):

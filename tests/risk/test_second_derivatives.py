@@ -101,6 +101,7 @@ def problem(name, dtype=torch.float64):
     return EmpiricalRisk(model.to(dtype), CE, (x.to(dtype), y)), model, (x, y)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("bn", ["eval", "full_batch"])
 def test_products_are_those_of_the_plain_network(name, bn):

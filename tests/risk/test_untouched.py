@@ -124,6 +124,7 @@ if hasattr(torch.backends.mkldnn, "matmul"):
 """
 
 
+@pytest.mark.thorough
 def test_precision_allowed_by_either_interface_is_not_used_and_put_back():
     # A process of its own: torch cannot go back from mixed interfaces.
     subprocess.run([sys.executable, "-c", PRECISIONS], check=True, cwd=Path(__file__).parents[2])

@@ -65,6 +65,7 @@ def play(model, optimizer, steps):
         optimizer.step(losses, batch(t, size=16 if t % 4 else 3 if t else 16))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", LATE)
 def test_tensors_come_and_go_and_copies_go_on_alike(key):
     model, optimizer = made(key)

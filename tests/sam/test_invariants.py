@@ -444,6 +444,7 @@ def test_random_masks_follow_the_seed():
     assert not same(mask(1), mask(2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variant", "copies"), [(sam.sam(0.1), 1), (sam.zsharp(0.1), 1), (sam.fsam(0.1), 2)]
 )

@@ -129,6 +129,7 @@ PARTS = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", PARTS)
 def test_a_copy_without_a_part_is_made_whole_with_the_same_numbers_or_refused_by_name(
     made, folder, part

@@ -208,6 +208,7 @@ def checkpoints(base, steps=(0, 5, 20)):
                     torch.save(model.state_dict(), base / "ckpt" / name)
 
 
+@pytest.mark.thorough
 def test_checkpoints_from_elsewhere_are_rows_by_pattern_with_curvature_along_their_steps(base):
     checkpoints(base)
     plan = parse(HEAD + ELSEWHERE, base=base)

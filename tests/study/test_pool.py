@@ -71,6 +71,7 @@ def test_a_killed_worker_fails_its_job_alone_and_says_what_the_system_did():
     assert "out of memory" in events[6].note
 
 
+@pytest.mark.thorough
 def test_workers_have_the_threads_they_were_promised_and_the_parent_keeps_its_own():
     before = os.environ.get("OMP_NUM_THREADS")
     events = run_jobs(threads, [0], workers=1, threads=3, listen=lambda event: None)

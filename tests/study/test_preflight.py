@@ -96,6 +96,7 @@ def test_data_that_have_changed_are_refused_on_resume_and_a_new_folder_takes_the
     assert not run(more, beside / "new", HERE_ONLY).failed
 
 
+@pytest.mark.thorough
 def test_data_that_every_process_draws_anew_fail_by_name_in_each_worker(beside):
     found = run(plan("drawn", beside), beside / "s", Options(device="cpu", workers=1, quiet=True))
     assert len(found.failed) == 2

@@ -76,6 +76,7 @@ def finished(tmp_path_factory):
     return run(plan(), folder, HERE_ONLY)
 
 
+@pytest.mark.thorough
 def test_a_study_leaves_every_file_that_the_layout_names(finished):
     place = finished.folder
     assert not finished.failed

@@ -36,6 +36,7 @@ def study_of(text=TEXT):
     return parse(text, base=HERE)
 
 
+@pytest.mark.thorough
 def test_a_study_that_is_whole(tmp_path):
     run(study_of(), tmp_path / "s", Options(workers=0, quiet=True))
     found = status(tmp_path / "s")

@@ -55,6 +55,7 @@ def test_planted_blocks_give_their_eigenvalue_and_trace():
     assert list(ds["size"].values) == [3, 4, 1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", ["tensor", "module", "kind"])
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_blocks_of_a_cnn_are_those_of_the_dense_matrix(by, matrix):

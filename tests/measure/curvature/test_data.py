@@ -69,6 +69,7 @@ def test_minibatch_eigenvalues_of_regression_are_those_of_its_rows():
     assert few.sizes["batch"] == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bn", ["eval", "full_batch"])
 def test_minibatch_eigenvalues_of_a_cnn_match_dense_matrices(bn):
     risk, model = cnn_risk(bn)

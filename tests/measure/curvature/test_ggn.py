@@ -97,6 +97,7 @@ def test_top_eigenvalues_and_trace_of_the_ggn_of_a_cnn(bn):
     assert ds["eigenvalue"].attrs["long_name"] == "Gauss-Newton matrix eigenvalue"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 @pytest.mark.parametrize("select", ["conv", "8.*", ("norm", "bias")])
 def test_eigenvalues_of_a_selection_are_those_of_its_block(matrix, select):

@@ -149,6 +149,7 @@ except LandscapeError as error:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="sizes are read from /proc")
 def test_too_little_memory_for_one_product_is_said():
     done = subprocess.run(

@@ -32,6 +32,7 @@ CALLS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CALLS)
 def test_it_is_stored_whole_repeated_to_the_last_bit_and_leaves_no_trace(name, tmp_path):
     risk, model = cnn_risk()

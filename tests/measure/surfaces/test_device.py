@@ -12,6 +12,7 @@ from tests.risk_problems import PROBLEMS, problem
 from tests.waiting import Waiting
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("bn", ["eval", "recalibrate", "full_batch"])
 def test_no_point_of_a_plane_waits_for_the_device(name, bn):
