@@ -245,3 +245,32 @@ def test_means_of_rows_do_not_depend_on_which_seeds_a_row_lacks():
     assert np.isnan(lost["a"])
     assert np.isnan(lost["c"])
     assert lost["b"] == 1.5
+
+
+def test_one_and_the_same_model_has_p_1():
+    assert simultaneous({0: Contrast(range(3), np.zeros(3))})[0].p == 1
+
+
+def test_beyond_the_margin_is_an_interval_that_lies_outside():
+    d = np.array([0.9, 1.0, 1.1, 1.05, 0.95])
+    for sign in (1, -1):
+        for margin, beyond in ((0.5, sign), (1.0, 0), (5.0, 0)):
+            one = simultaneous({0: Contrast(range(5), sign * d, margin=margin)})[0]
+            assert (one.sign, one.beyond) == (sign, beyond)
+
+
+def test_an_interval_over_seeds_and_examples_is_that_of_crossed_effects():
+    """Two-way table: var = s²/n + max(0, MS_examples/n - MS_both/n)/examples, by hand."""
+    rng = np.random.default_rng(6)
+    n, count = 4, 7
+    rows = rng.normal(size=(1, count)) * 3 + rng.normal(size=(n, 1)) + rng.normal(size=(n, count))
+    means = rows.mean(1)
+    both = rows - means[:, None] - rows.mean(0) + rows.mean()
+    mean_square = (both**2).sum() / ((n - 1) * (count - 1))
+    of_examples = rows.mean(0).var(ddof=1) - mean_square / n
+    variance = means.var(ddof=1) / n + of_examples / count
+    made = Contrast(range(n), means, examples=rows - means[:, None])
+    interval = simultaneous({0: made})[0].interval
+    half = laws.t.isf(0.025, n - 1) * math.sqrt(variance)
+    assert of_examples > 0
+    np.testing.assert_allclose(interval.high - interval.estimate, half, rtol=1e-10)

@@ -217,3 +217,12 @@ def test_an_interval_of_a_loss_is_positive_and_of_what_is_no_share_plain():
     trace = stats.metric_ci(METRICS["trace"], [-1.0, 2.0])
     assert trace == stats.mean_ci([-1.0, 2.0])
     assert stats.metric_ci(METRICS["test_accuracy"], [88.0, 90.0]) == stats.mean_ci([88.0, 90.0])
+
+
+def test_bounds_may_be_anywhere():
+    values = [0.9, 0.95, 0.99, 0.97]
+    one = stats.mean_ci(values, bounds=(0.0, 1.0))
+    two = stats.mean_ci([50 + 20 * v for v in values], bounds=(50.0, 70.0))
+    np.testing.assert_allclose(
+        (two.estimate, two.low, two.high), [50 + 20 * v for v in (one.estimate, one.low, one.high)]
+    )
