@@ -80,10 +80,10 @@ def training_curvature(
     keep lambda_1 below. lr: one rate or one per checkpoint; at a rate of 0 (or where no edge is
     known: say 0) the edges are infinite. A checkpoint is a theta, with the buffers (running
     statistics) of `risk`, or a risk of its own, at its own theta and with its own buffers; the
-    sequence is read one by one, so that it may load them as it goes. Each search starts from the
-    eigenvectors of the checkpoint before, and is complete by fresh random vectors all the same.
-    loss(epoch), gradient_norm(epoch), residual_norm (in float64 unless certify="none"), converged
-    beside. Cost: per checkpoint some 30 products and a gradient.
+    sequence is read one by one, so that it may load them as it goes, and has a length (a generator
+    has none). Each search starts from the eigenvectors of the checkpoint before, and is complete by
+    fresh random vectors all the same. loss(epoch), gradient_norm(epoch), residual_norm (in float64
+    unless certify="none"), converged beside. Cost: per checkpoint some 30 products and a gradient.
     The edges: arXiv:2103.00065 and arXiv:2309.12488. momentum: beta; epochs: those of the
     checkpoints, 0, 1, ... by default; k, tolerance, failure_probability: of each search, as in
     `top_eigenvalues`.
