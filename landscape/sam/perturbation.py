@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import devices, seeds, vectors
+from landscape.errors import LandscapeError
 from landscape.sam.batches import BatchCutter
 from landscape.sam.buffers import Buffers, frozen_beside
 from landscape.sam.engine import Ascent, ascend, new_slots
@@ -184,6 +185,11 @@ def perturb(
         >>> round(float(seen.norm), 6), tuple(seen.e["0.weight"].shape)
         (0.05, (8, 4))
     """
+    if not callable(losses):
+        raise LandscapeError(
+            f"losses={losses!r} cannot be called; give losses(batch) -> (B,), of the model that it "
+            "closes over: `lambda batch: criterion(model(batch[0]), batch[1])`."
+        )
     trained = Trained.of(model)
     return counterfactual(
         variant,

@@ -56,7 +56,9 @@ def test_both_ends_have_the_larger_half_above_and_few_products_prove_it(k):
     values = [9.0, 7.0, *torch.linspace(-0.3, 1.0, 300, dtype=F64).tolist(), -5.0, -8.0]
     A = with_spectrum(values)
     pairs = lanczos.top(A.mv, len(values), k=k, which="both", generator=rng(1))
-    torch.testing.assert_close(pairs.values.tolist(), expected(values, k, "both"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        pairs.values.tolist(), expected(values, k, "both"), atol=1e-6, rtol=0
+    )
     assert pairs.complete
     assert pairs.converged.all()
     assert pairs.num_matvecs < len(values) / 2

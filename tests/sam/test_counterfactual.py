@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landscape import sam, seeds
+from landscape import LandscapeError, sam, seeds
 from tests.sam_models import (
     batch,
     cnn,
@@ -144,3 +144,9 @@ def test_a_step_without_a_climb_has_nothing_perturbed():
     assert bool(p.cosine.isnan())
     assert furthest(p.e.values(), [torch.zeros(())] * 9) == 0
     assert not p.climbed
+
+
+def test_losses_that_cannot_be_called_are_named():
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(LandscapeError, match=r"losses='causal_lm' cannot be called"):
+        sam.perturb(sam.sam(0.05), model, "causal_lm", torch.zeros(4, 3), seed=0)

@@ -93,6 +93,11 @@ def training_curvature(
         >>> found.eigenvalue.dims, found.sgd_edge.values.tolist()
         (('epoch', 'rank'), [20.0, 20.0])
     """
+    if not hasattr(checkpoints, "__len__"):
+        raise LandscapeError(
+            f"training_curvature got {type(checkpoints).__name__}, whose length is not known; give "
+            "a list, or a sequence whose items load a theta each when they are asked for."
+        )
     count = len(checkpoints)
     if not count:
         raise LandscapeError("training_curvature got no checkpoint; give at least one theta (P,).")

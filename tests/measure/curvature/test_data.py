@@ -358,3 +358,9 @@ def test_impossible_trainings_are_refused():
         measure.training_curvature(risk, [theta, theta], lr=0.1, epochs=[1], seed=0)
     with pytest.raises(LandscapeError, match=r"rho=-1\.0, momentum=0\.0 given"):
         measure.training_curvature(risk, [theta], lr=0.1, rho=-1.0, seed=0)
+
+
+def test_a_generator_of_checkpoints_is_named():
+    risk, _, _ = quadratic([3.0, 1.0])
+    with pytest.raises(LandscapeError, match="got generator, whose length is not known"):
+        measure.training_curvature(risk, (risk.theta for _ in range(2)), lr=0.1, rho=0.05, seed=0)
