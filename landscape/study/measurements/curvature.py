@@ -159,7 +159,7 @@ def flatness_other_bn(
 
 
 def crosscheck(done: FinishedRun, *, num_probes: int, max_iterations: int) -> xr.Dataset | None:
-    """Eigenvalue and trace by PyHessian beside ours; it cannot differentiate cut weights twice."""
+    """Eigenvalue and trace by PyHessian beside ours; None where processes share the weights."""
     risk = done.risk()
     if risk.layout.space is not None:
         return None
