@@ -42,7 +42,7 @@ def mark(batch: Any) -> int:
 
 
 def length(batches: object) -> int | None:
-    """Its len(), None where there is none."""
+    """Its len(), None where there is none: streams have the method and raise in it."""
     try:
         return len(batches) if isinstance(batches, Sized) else None
     except (TypeError, NotImplementedError):

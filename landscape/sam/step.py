@@ -129,7 +129,8 @@ class Step:
                 optimizer.model, trained, self.g1, only, optimizer.known_unused
             )
             # Other evaluations, and loss terms, move the weights and put them back.
-            if only is None and self.variant.evaluate.plain_first and not self.variant.loss_term:
+            plain = self.variant.evaluate.plain_first and self.variant.loss_term is None
+            if only is None and plain:
                 optimizer.guard.after_first(trained, self.g1)
             self.live, self.point = live, self.point.only(live)
         self.point.gradients = [g for g in self.g1 if g is not None]
