@@ -75,7 +75,7 @@ class TensorBoard:
             except ImportError:
                 raise LandscapeError(
                     "TensorBoard needs tensorboard, which is not installed: pip install "
-                    "tensorboard."
+                    "'sam-landscape[monitors]'."
                 ) from None
             writer = SummaryWriter(str(writer))
         self.writer = writer
