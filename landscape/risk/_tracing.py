@@ -156,7 +156,7 @@ class Reading(TorchDispatchMode):
                 raise self._reads_foreign(self._foreign[at])
             if at in self._stale:
                 raise self._reads_stale(self._stale[at])
-            if isinstance(operand, nn.Parameter) and operand.requires_grad and at not in self._own:
+            if self._is_unregistered(operand, at):
                 raise self._reads_unregistered(operand)
             if at in self._earlier and self._earlier[at]() is not None:
                 raise self._reads_earlier()
@@ -178,6 +178,11 @@ class Reading(TorchDispatchMode):
                 if at and at not in read:
                     self._made[at] = weakref.ref(tensor)
         return output
+
+    def _is_unregistered(self, operand: Tensor, at: int) -> bool:
+        """Nothing of theta is in a tensor without elements, which has no memory to be known by."""
+        trained = isinstance(operand, nn.Parameter) and operand.requires_grad
+        return trained and operand.numel() > 0 and at not in self._own
 
     def _in_batchnorm(self) -> bool:
         return bool(self._stack) and isinstance(

@@ -582,6 +582,25 @@ def test_roads_that_theta_cannot_take_are_refused_by_name(make, words):
             EmpiricalRisk(model, CE, (X, Y), borrow=borrow)
 
 
+class Empty(Base):
+    """A tensor without elements is part of theta, and has no memory that it could be known by."""
+
+    def __init__(self):
+        super().__init__()
+        self.none = nn.Parameter(torch.empty(0))
+
+    def forward(self, x):
+        return super().forward(x) + self.none.sum()
+
+
+def test_a_registered_parameter_without_elements_is_no_unlisted_one():
+    model = settled(Empty())
+    risk = EmpiricalRisk(model, CE, (X, Y))
+    assert risk.layout.num_parameters == sum(p.numel() for p in model.parameters())
+    # Its sum over rows is divided once, torch's mean is its own: a few roundings.
+    assert torch.isclose(risk.loss(risk.theta), CE(model(X), Y), rtol=1e-14, atol=0)
+
+
 class Deep(Base):
     """Views of weights that are kept where no attribute shows them."""
 

@@ -45,12 +45,24 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(self.embed(tokens))[0]).transpose(1, 2)
 
 
-MODELS = {"language": LanguageModel, "convolutional": convolutional, "recurrent": Recurrent}
+def narrow():
+    """A layer of one row, of which the second of two processes holds nothing."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 3), nn.Tanh(), nn.Linear(3, 1), nn.Tanh(), nn.Linear(1, 3)
+    )
+
+
+MODELS = {
+    "language": LanguageModel,
+    "convolutional": convolutional,
+    "recurrent": Recurrent,
+    "narrow": narrow,
+}
 
 
 def data(name, dtype):
     source = torch.Generator().manual_seed(1)
-    if name == "convolutional":
+    if name in ("convolutional", "narrow"):
         x = torch.randn(8, 1, 6, 6, generator=source, dtype=dtype)
         return x, torch.randint(3, (8,), generator=source)
     return tuple(torch.randint(11, (6, 5), generator=source) for _ in range(2))

@@ -94,7 +94,7 @@ def same_surfaces(cut, alone):
 
 def derived(_rank):
     mesh = mesh_of_two()
-    for name in ("language", "convolutional", "recurrent"):
+    for name in ("language", "convolutional", "recurrent", "narrow"):
         same_derivatives(*both(name, fully_sharded, mesh, weight_decay=1e-3))
     same_derivatives(*both("language", tensor_parallel, mesh))
 
