@@ -9,10 +9,12 @@ The study is that of `tests/study/test_crashes.py`: two trainings, measuring, co
 `--trainings 1` its first one alone, which has every kind of write and half of their number.
 `--writes` ends it (kill), ends it with half of an unsynced line left (torn), or fills the disk
 (full) at each of its changes of the disk, in a random order, so that a part of them is a sample.
-`--kills` sends SIGKILL after a random time to the process that works (`--workers 0`), or, in turn,
-to the parent and to one of its workers. Then the study is run once more and must end with the bits
-of an undisturbed one, with every digest right and nothing temporary left. What was tried is added
-to `results/deaths.json` after each trial; what failed is printed and kept in words.
+`--kills` sends SIGKILL at a random time to the process that works (`--workers 0`), or three times
+of four to one of its workers, else to their parent. The time is that of their processors, so that
+what else the machine does moves no kill towards the start. Then the study is run once more, in one
+process, and must end with the bits of an undisturbed one, with every digest right and nothing
+temporary left. What was tried is added to `results/deaths.json` after each trial; what failed is
+printed and kept in words.
 
 For kill and torn the folder is copied before each change of one study: what a process that is
 killed there leaves (`tests/study/test_crashes.py` compares the two). Copies that are alike, as
@@ -20,6 +22,7 @@ before and after a file is synced, are gone on from once.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -44,6 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "deaths.json"
 Trial = tuple[Path, str, int | None, Callable[[], str]]
 
 _REST = 15.0  # seconds that are waited for the workers of a parent that was killed
+_TICK = 0.002
 
 
 _text = [TEXT]
@@ -76,16 +80,20 @@ def whole(place: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def undisturbed_seconds(place: Path, workers: int) -> float:
-    """How long the study takes without the copies."""
-    began = time.monotonic()
-    if (said := in_a_child(lambda: work(place / "timed", workers))) != (0, ""):
-        raise SystemExit(f"The undisturbed study failed: {said[1]}")
-    return time.monotonic() - began
+    """CPU seconds that the study and its workers take without the copies."""
+    process = _started(place / "timed", workers)
+    seconds = 0.0
+    while process.is_alive():
+        seconds = max(seconds, _seconds(process.pid or 0))
+        time.sleep(_TICK)
+    if process.exitcode:
+        raise SystemExit("The undisturbed study failed.")
+    return seconds
 
 
-def after(folder: Path, workers: int, expected: dict[str, Any], *, here: bool) -> str:
-    """Run the study once more, here or in a child; what is wrong with it then, in words."""
-    code, said = _tried(folder) if here else in_a_child(lambda: work(folder, workers))
+def after(folder: Path, expected: dict[str, Any]) -> str:
+    """Run the study once more; what is wrong with it then, in words."""
+    code, said = _tried(folder)
     if code:
         return f"run again it ended with {code}: {said}"
     found = left(folder)
@@ -132,14 +140,11 @@ def _content(folder: Path) -> str:
 
 
 def at_time(folder: Path, workers: int, seconds: float, *, child: bool) -> str:
-    """SIGKILL to the study after some seconds, or to one of its workers; whom it met."""
-    context = get_context("forkserver")
-    process = context.Process(
-        target=_told, args=(cloudpickle.dumps(lambda: work(folder, workers)),)
-    )
-    process.start()
+    """SIGKILL to the study after some CPU seconds, or to one of its workers; whom it met."""
+    process = _started(folder, workers)
     pid = process.pid or 0
-    process.join(seconds)
+    while process.is_alive() and _seconds(pid) < seconds:
+        time.sleep(_TICK)
     met = "nobody"
     if process.is_alive():
         spawned = _children(pid)
@@ -156,6 +161,24 @@ def at_time(folder: Path, workers: int, seconds: float, *, child: bool) -> str:
     return met
 
 
+def _started(folder: Path, workers: int) -> Any:
+    context = get_context("forkserver")
+    process = context.Process(
+        target=_told, args=(cloudpickle.dumps(lambda: work(folder, workers)),)
+    )
+    process.start()
+    return process
+
+
+def _seconds(pid: int) -> float:
+    """CPU seconds of a process and its workers."""
+    nanoseconds = 0
+    for one in (pid, *_children(pid)):
+        with contextlib.suppress(OSError):
+            nanoseconds += int(Path(f"/proc/{one}/schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
+
+
 def _told(work_: bytes) -> None:
     # What a killed worker makes of this call is said by the call, and the next one goes on.
     try:
@@ -168,15 +191,10 @@ def _told(work_: bytes) -> None:
 def _children(pid: int) -> list[int]:
     """The spawned workers of a process (its resource tracker is none)."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if int(stat[1]) == pid and b"spawn_main" in words:
-                found.append(int(entry.name))
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
     return found
 
 
@@ -219,12 +237,12 @@ def main() -> None:
         place = Path(name)
         expected, log = whole(place)
         seconds = undisturbed_seconds(place, asked.workers) if asked.kills else 0.0
-        print(f"{len(log)} changes of the disk", flush=True)
+        print(f"{len(log)} changes of the disk, {seconds:.1f} CPU seconds", flush=True)
         for folder, key, at, stop in trials(asked, place, expected, log, seconds):
             if time.monotonic() > until:
                 break
             met = stop()
-            again = after(folder, asked.workers, expected, here=bool(at))
+            again = after(folder, expected)
             named = f"at change {at} of {len(log)}, {log[at - 1]}: " if at else ""
             fault = "; ".join(filter(None, (met if at or met == "orphan" else "", again)))
             count(
@@ -263,8 +281,8 @@ def trials(
             seen.add(alike)
         yield folder, how + few, at, _bound(at_write, place, expected, folder, how, at)
     for number in range(asked.kills):
-        folder, child = place / f"kill-{number}", bool(asked.workers) and number % 2 == 1
-        when = random.uniform(0.05, 1.05 * seconds)
+        folder, child = place / f"kill-{number}", bool(asked.workers) and number % 4 > 0
+        when = random.uniform(0.01, 1.02 * seconds)
         yield folder, "", None, _bound(at_time, folder, asked.workers, when, child=child)
 
 

@@ -17,7 +17,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.layout_engine import (
+    ConstrainedLayoutEngine,
+    LayoutEngine,
+    PlaceHolderLayoutEngine,
+)
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from landscape.plot import style
@@ -43,7 +47,14 @@ _TALLEST = 2.6  # inches of a plane or surface that has a figure to itself
 
 
 class PaperFigure(Figure):
-    """A figure outside of pyplot that a notebook shows all the same."""
+    """A figure outside of pyplot that a notebook shows all the same.
+
+    Once it is laid out it has no engine: matplotlib draws a figure that has one twice to save it.
+    """
+
+    def get_layout_engine(self) -> LayoutEngine | None:
+        found = super().get_layout_engine()
+        return None if isinstance(found, PlaceHolderLayoutEngine) else found
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

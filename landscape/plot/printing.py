@@ -5,17 +5,19 @@ the caller stay where they are, and its script is not run again, as `multiproces
 helper does not finish is drawn here: with one core, or where no process can be started, everything.
 """
 
+import gc
+import importlib
 import os
 import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, cast
 
 import matplotlib
 
@@ -24,6 +26,8 @@ from landscape.plot import static
 from landscape.plot.drawing import Drawing
 
 _WORTH = 5  # figures that take as long as starting a helper
+# What matplotlib loads when it draws and saves first.
+_LATE = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf")
 _HELPER = "from landscape.plot.printing import _help; _help()"
 
 
@@ -40,34 +44,64 @@ class Print:
 
     def save(self) -> list[Path]:
         """Draw and write it in this process."""
-        drawn = static.render(self.drawing, width=self.width, letters=self.letters, dpi=self.dpi)
-        return [static.save(drawn, self.path.with_suffix(suffix)) for suffix in self.suffixes]
+        with _nothing_collected():
+            drawn = static.render(
+                self.drawing, width=self.width, letters=self.letters, dpi=self.dpi
+            )
+            return [static.save(drawn, self.path.with_suffix(suffix)) for suffix in self.suffixes]
+
+
+@contextmanager
+def _nothing_collected() -> Generator[None]:
+    """Nothing of a figure is rubbish while it is drawn: looking for some takes a fifth of it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Printing:
     """Figures that helpers draw while the caller does something else; it draws what they have left.
 
-    with Printing(prints):  # helpers are at work
+    with Printing(expected=40) as printing:  # helpers load what they need
+        ...
+        printing.begin(prints)  # and are at work
         ...
     # all are there, with the bytes of one process
 
+    expected: about how many there will be; for few no helper is started.
     Each figure is claimed by whoever begins it: helpers go from the first on, the caller from the
     last back. Paths in the order of `prints` are `paths`.
     """
 
-    def __init__(self, prints: Sequence[Print]) -> None:
-        self.prints = tuple(prints)
-        self.paths = [[one.path.with_suffix(end) for end in one.suffixes] for one in self.prints]
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.prints: tuple[Print, ...] = ()
         self.helpers: list[subprocess.Popen[bytes]] = []
         self._claims: TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Printing":
-        wanted = min(usable_cores(), len(self.prints) // _WORTH) - 1
+        wanted = min(usable_cores(), self.expected // _WORTH) - 1
         with suppress(OSError):  # without a place for claims it is alone
             self._claims = TemporaryDirectory(prefix="landscape-figures-") if wanted > 0 else None
-            started = [_start(self.prints, self.claims) for _ in range(wanted)]
+            started = [_start() for _ in range(wanted)]
             self.helpers = [helper for helper in started if helper is not None]
         return self
+
+    def begin(self, prints: Sequence[Print]) -> None:
+        """Hand the figures to the helpers."""
+        self.prints = tuple(prints)
+        told = _told(self.prints, self.claims) if self.helpers else ""
+        for helper in self.helpers:
+            _hand(helper, told)
+
+    @property
+    def paths(self) -> list[list[Path]]:
+        """The files of each figure."""
+        return [[one.path.with_suffix(end) for end in one.suffixes] for one in self.prints]
 
     @property
     def claims(self) -> str:
@@ -76,7 +110,7 @@ class Printing:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None:
+            if kind is None and self.prints:
                 self._finish()
         finally:
             for helper in self.helpers:
@@ -101,7 +135,8 @@ class Printing:
 
 def save_all(prints: Sequence[Print]) -> list[list[Path]]:
     """Write every figure; paths in the order of `prints`."""
-    with Printing(prints) as printing:
+    with Printing(len(prints)) as printing:
+        printing.begin(prints)
         return printing.paths
 
 
@@ -120,23 +155,40 @@ def _claim(claims: str, number: int) -> bool:
     return True
 
 
-def _start(prints: Sequence[Print], claims: str) -> "subprocess.Popen[bytes] | None":
-    """A helper at work on the figures; None where the system starts none."""
+def _start() -> "subprocess.Popen[bytes] | None":
+    """A helper that waits to be told of figures; None where the system starts none."""
     here = str(Path(__file__).parents[2])
     known = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        with TemporaryFile() as told:
-            pickle.dump((os.getpid(), _settings(), prints, claims), told)
-            told.seek(0)
-            return subprocess.Popen(
-                [sys.executable, "-c", _HELPER],
-                stdin=told,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
-            )
-    except (OSError, TypeError, AttributeError, pickle.PickleError):
+        return subprocess.Popen(
+            [sys.executable, "-c", _HELPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
+        )
+    except OSError:
         return None
+
+
+def _told(prints: Sequence[Print], claims: str) -> str:
+    """A file that says all that a helper must know; "" where it cannot be written."""
+    path = os.path.join(claims, "told")
+    try:
+        with open(path, "wb") as file:
+            pickle.dump((os.getpid(), _settings(), prints, claims), file)
+    except (OSError, TypeError, AttributeError, pickle.PickleError):
+        return ""
+    return path
+
+
+def _hand(helper: "subprocess.Popen[bytes]", path: str) -> None:
+    """Name the file to a helper, in one write that waits for nobody."""
+    stdin = cast("IO[bytes]", helper.stdin)
+    with suppress(OSError):  # it has ended
+        stdin.write(os.fsencode(path))
+    with suppress(OSError):
+        stdin.close()
 
 
 def _settings() -> dict[str, Any]:
@@ -145,8 +197,13 @@ def _settings() -> dict[str, Any]:
 
 
 def _help() -> None:
-    """Life of a helper: figures of its standard input, as long as the caller lives."""
-    caller, settings, prints, claims = pickle.load(sys.stdin.buffer)
+    """Life of a helper: figures of the file that its standard input names, as long as asked."""
+    for name in _LATE:
+        importlib.import_module(name)
+    path = os.fsdecode(sys.stdin.buffer.read())
+    if not path:
+        sys.exit(1)
+    caller, settings, prints, claims = pickle.loads(Path(path).read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcParams.update(settings)

@@ -22,7 +22,7 @@ from landscape.report.findings import Answer, answer
 from landscape.report.markup import markdown
 from landscape.report.methods import measured
 from landscape.report.overview import overview
-from landscape.report.paper import FigureChoice, Section, Selected, saving, select
+from landscape.report.paper import FigureChoice, Section, Selected, begin, printing, select
 from landscape.report.rules import RULES
 from landscape.report.sources import claims_of, row_anchor, sources, spoken_of
 from landscape.report.study import StudyResults
@@ -74,14 +74,15 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
         >>> report.write(small).name
         'report.html'
     """
-    study = StudyResults.read(folder)
-    family = Family.of(study)
     choice = FigureChoice(formats=formats)
-    sections = list(select(study, choice, family))
-    overviews = list(_overviews(family))
-    shown = [figure for section in sections for figure in section.figures]
-    # The other cores draw while this one writes.
-    with saving([*overviews, *shown], folder.figures, choice):
+    # The other cores begin while this one reads, and draw while it writes.
+    with printing(choice, 2 * len(list(folder.results.glob("*.nc")))) as helped:
+        study = StudyResults.read(folder)
+        family = Family.of(study)
+        sections = list(select(study, choice, family))
+        overviews = list(_overviews(family))
+        shown = [figure for section in sections for figure in section.figures]
+        begin(helped, [*overviews, *shown], folder.figures, choice)
         twin, page = _texts(folder, study, family, sections, overviews)
     write_text(folder.root / "report.md", twin)
     return write_text(folder.report, page)

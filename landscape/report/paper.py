@@ -2,8 +2,7 @@
 
 import csv
 import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -171,24 +170,34 @@ def write_figures(
 
 def save(shown: Sequence[Selected], place: Path, choice: FigureChoice) -> list[Path]:
     """Write figures in the formats of the choice, and data/<figure>.csv; paths of the figures."""
-    with saving(shown, place, choice) as paths:
-        return paths
+    with printing(choice, len(shown)) as helped:
+        return begin(helped, shown, place, choice)
 
 
-@contextmanager
-def saving(shown: Sequence[Selected], place: Path, choice: FigureChoice) -> Generator[list[Path]]:
-    """`save`, on the other cores while the block runs: all are there at its end."""
-    suffixes = tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
-    prints = [
-        Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
-        for one in shown
-    ]
-    with Printing(prints if suffixes else ()) as printing:
-        paths = printing.paths or [[] for _ in shown]
-        for one, written in zip(shown, paths, strict=True):
-            written += _save_moving(one, place / one.stem, choice)
-            write_csv(one.drawing, place / "data" / f"{one.stem}.csv")
-        yield [path for written in paths for path in written]
+def printing(choice: FigureChoice, expected: int) -> Printing:
+    """Helpers for so many figures, where the choice has any that they can draw."""
+    return Printing(expected if _printed(choice) else 0)
+
+
+def _printed(choice: FigureChoice) -> tuple[str, ...]:
+    return tuple(f".{each}" for each in choice.formats if each not in ("html", *_MOVING))
+
+
+def begin(
+    helped: Printing, shown: Sequence[Selected], place: Path, choice: FigureChoice
+) -> list[Path]:
+    """`save`, of which the helpers draw their part meanwhile: all are there once they are left."""
+    suffixes = _printed(choice)
+    if suffixes:
+        helped.begin([
+            Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
+            for one in shown
+        ])  # fmt: skip
+    paths = helped.paths or [[] for _ in shown]
+    for one, written in zip(shown, paths, strict=True):
+        written += _save_moving(one, place / one.stem, choice)
+        write_csv(one.drawing, place / "data" / f"{one.stem}.csv")
+    return [path for written in paths for path in written]
 
 
 def _save_moving(figure: Selected, path: Path, choice: FigureChoice) -> Iterator[Path]:

@@ -48,8 +48,9 @@ def test_a_helper_draws_while_the_caller_does_not_and_writes_the_same_bytes(
     one, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Print, "save", lambda _: pytest.fail("drawn here"))
-    with Printing(prints(tmp_path)) as printing:
+    with Printing(4) as printing:
         (helper,) = printing.helpers
+        printing.begin(prints(tmp_path))
         assert helper.wait() == 0
     assert contents(printing.paths) == one
 
@@ -58,7 +59,8 @@ def test_a_helper_draws_while_the_caller_does_not_and_writes_the_same_bytes(
 def test_two_processes_draw_each_figure_once(one, tmp_path, monkeypatch):
     own, save = [], Print.save
     monkeypatch.setattr(Print, "save", lambda self: (own.append(self.path.name), save(self)))
-    with Printing(prints(tmp_path)) as printing:
+    with Printing(4) as printing:
+        printing.begin(prints(tmp_path))
         os.mkdir(os.path.join(printing.claims, "3"))  # begun by another
     assert contents(printing.paths[:3]) == one[:6]
     assert "d3" not in own
@@ -68,8 +70,12 @@ def test_two_processes_draw_each_figure_once(one, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("two_cores")
 def test_an_error_of_the_caller_ends_the_helpers(tmp_path):
-    with pytest.raises(RuntimeError, match="of the caller"), Printing(prints(tmp_path)) as printing:
+    def fail(printing):
+        printing.begin(prints(tmp_path))
         raise RuntimeError("of the caller")
+
+    with pytest.raises(RuntimeError, match="of the caller"), Printing(4) as printing:
+        fail(printing)
     assert all(helper.poll() is not None for helper in printing.helpers)
 
 
