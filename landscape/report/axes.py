@@ -80,18 +80,21 @@ def _note(axis: str, ds: xr.Dataset) -> str:
     if "chosen" not in ds or not np.isfinite(ds.chosen.values).any():
         return f"{said} Without validation data of every seed no value of {axis} can be chosen."
     trainings = int(np.nanmax(ds.num_trainings.values))
-    said += (
-        f" Chosen: highest mean validation accuracy, ties by lower validation loss. The choice "
-        f"took {words.count(trainings, 'training')}"
-    )
+    by_loss = bool(ds.by_loss.values[0])
+    rule = "lowest mean validation loss" if by_loss else (
+        "highest mean validation accuracy, ties by lower validation loss")  # fmt: skip
+    said += f" Chosen: {rule}. The choice took {words.count(trainings, 'training')}"
+    what, unit, better, write = (
+        ("loss", "", "below", words.number) if by_loss else
+        ("accuracy", " points", "above", words.points))  # fmt: skip
     optimism, regret = (float(ds[name].values[0]) for name in ("optimism", "regret"))
     if math.isfinite(optimism):
         said += (
-            f"; its validation accuracy is {words.points(optimism)} points above what the rule "
-            f"reaches on seeds that it did not see"
+            f"; its validation {what} is {write(optimism)}{unit} {better} what the rule reaches on "
+            f"seeds that it did not see"
         )
     if math.isfinite(regret):
-        said += f"; the best value on the test set is {words.points(regret)} points above it"
+        said += f"; the best value on the test set is {write(regret)}{unit} {better} it"
     edge = np.flatnonzero(ds.chosen.values == 1)
     if edge.size and edge[0] in (0, ds.sizes["variant"] - 1) and ds.value.dtype.kind == "f":
         if ds.sizes["variant"] > 2:

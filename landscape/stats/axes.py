@@ -35,71 +35,81 @@ def _picked(ds: xr.Dataset, q: Metric) -> xr.DataArray | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The value of an axis with the best validation accuracy, and what it costs to choose it.
+    """The value of an axis that is best on validation data, and what it costs to choose it.
 
     index: of the chosen value. regret: test accuracy of the value that is best on the test set,
     minus that of the chosen one: what a look at the test set would have seemed to gain. optimism:
     validation accuracy of the chosen value, minus what the rule reaches on seeds that it did not
     see (each seed's value is chosen on the others): how much too good the best of a grid looks.
+    by_loss: whether nothing has an accuracy; both prices are then how much lower the loss is.
 
     Example:
         >>> val = np.array([[0.90, 0.92], [0.95, 0.93]])
         >>> test = np.array([[0.91, 0.93], [0.94, 0.94]])
         >>> chosen = stats.choose(val, 1 - val, test_accuracy=test)
-        >>> chosen.index, chosen.regret
-        (1, 0.0)
+        >>> chosen.index, chosen.regret, chosen.by_loss
+        (1, 0.0, False)
     """
 
     index: int
     regret: float
     optimism: float
+    by_loss: bool
 
 
 def choose(
-    val_accuracy: np.ndarray, val_loss: np.ndarray, test_accuracy: np.ndarray | None = None
+    val_accuracy: np.ndarray,
+    val_loss: np.ndarray,
+    test_accuracy: np.ndarray | None = None,
+    test_loss: np.ndarray | None = None,
 ) -> Choice | None:
     """Highest mean validation accuracy over the seeds, ties by lower mean validation loss.
 
-    val_accuracy, val_loss, test_accuracy: (values, seeds), NaN where a run failed. A value of which
-    a seed failed is not chosen. None where no value has all of its seeds.
-    The rule is the definition of validation: test accuracy has no say in it.
+    val_accuracy, val_loss, test_accuracy, test_loss: (values, seeds), NaN where a run failed. A
+    value of which a seed failed is not chosen. Where no run has an accuracy (a regression, a
+    language model), the lowest mean validation loss is. None where no value has all of its seeds.
+    The rule is the definition of validation: test data have no say in it.
 
     Example:
         >>> val = np.array([[0.90, 0.92], [0.95, 0.93]])
         >>> stats.choose(val, 1 - val).index
         1
     """
-    index = best(val_accuracy, val_loss)
+    by_loss = not np.isfinite(val_accuracy).any()
+    score, test = val_accuracy, test_accuracy
+    if by_loss:
+        score, test = -val_loss, None if test_loss is None else -test_loss
+    index = best(score, val_loss)
     if index is None:
         return None
     regret = np.nan
-    if test_accuracy is not None and np.isfinite(test_accuracy).all(1).any():
-        means = np.where(np.isfinite(test_accuracy).all(1), test_accuracy.mean(1), -np.inf)
+    if test is not None and np.isfinite(test).all(1).any():
+        means = np.where(np.isfinite(test).all(1), test.mean(1), -np.inf)
         regret = float(means.max() - means[index])
-    return Choice(index, regret, _optimism(val_accuracy, val_loss, index))
+    return Choice(index, regret, _optimism(score, val_loss, index), by_loss)
 
 
-def best(val_accuracy: np.ndarray, val_loss: np.ndarray) -> int | None:
-    """Row of the best value by the rule of `choose`."""
-    whole = np.isfinite(val_accuracy).all(1)
+def best(score: np.ndarray, val_loss: np.ndarray) -> int | None:
+    """Row of the highest mean score, ties by lower mean validation loss."""
+    whole = np.isfinite(score).all(1)
     if not whole.any():
         return None
     # Sums of equal accuracies in another order differ in their last bit.
-    accuracy = np.round(val_accuracy.mean(1), 9)
+    mean = np.round(score.mean(1), 9)
     loss = np.where(np.isfinite(val_loss).all(1), val_loss.mean(1), np.inf)
-    return max(np.flatnonzero(whole), key=lambda row: (accuracy[row], -loss[row])).item()
+    return max(np.flatnonzero(whole), key=lambda row: (mean[row], -loss[row])).item()
 
 
-def _optimism(accuracy: np.ndarray, loss: np.ndarray, index: int) -> float:
-    seeds = accuracy.shape[1]
+def _optimism(score: np.ndarray, loss: np.ndarray, index: int) -> float:
+    seeds = score.shape[1]
     if seeds < 2:
         return np.nan
     held_out = []
     for seed in range(seeds):
         others = np.arange(seeds) != seed
-        row = best(accuracy[:, others], loss[:, others])
-        held_out.append(np.nan if row is None else accuracy[row, seed])
-    return float(accuracy[index].mean() - np.mean(held_out))
+        row = best(score[:, others], loss[:, others])
+        held_out.append(np.nan if row is None else score[row, seed])
+    return float(score[index].mean() - np.mean(held_out))
 
 
 def axes_of(data: Mapping[str, xr.Dataset]) -> dict[str, list[Any]]:
@@ -171,8 +181,8 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
     with its setting, family, `line` (the values of the other axes, "" without any) and `value` on
     the axis; name, name_low, name_high, name_n for every quantity that was measured (geometric
     means where it spans scales); chosen: whether validation chooses this row of its line (`choose`,
-    NaN where there are no validation data); regret and optimism of that choice, num_trainings that
-    it took. None where no variant varies along the axis.
+    NaN where there are no validation data); regret and optimism of that choice, by_loss (nothing
+    has an accuracy), num_trainings that it took. None where no variant varies along the axis.
     Means and intervals have the units of the quantities; by definition.
 
     Example:
@@ -216,7 +226,10 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
         "line": ("variant", _strings(said for _, said, _ in rows)),
         "value": ("variant", _values([f.rows[row].get(axis) for f, _, row in rows])),
     }
-    rule = "highest mean validation accuracy, ties by lower mean validation loss; test never read"
+    rule = (
+        "highest mean validation accuracy, ties by lower mean validation loss; where nothing has "
+        "an accuracy, lowest mean validation loss; test never read"
+    )
     said = {"axis": axis, "rule": rule}
     return results.make("along_axis", variables, coords=coords, provenance=said)
 
@@ -261,24 +274,30 @@ def _choices(
     lines: dict[tuple[str, str, str], list[int]] = {}
     for place, (family, said, _) in enumerate(rows):
         lines.setdefault((family.setting, family.name, said), []).append(place)
-    found = np.full((4, len(rows)), np.nan)  # chosen, regret, optimism, num_trainings
+    # chosen, regret, optimism, by_loss, num_trainings
+    found = np.full((5, len(rows)), np.nan)
     for places in lines.values():
         keys = [(rows[i][0].setting, rows[i][2]) for i in places]
         seeds = sorted({seed for key in keys for seed in asked.get(key, ())})
-        val, loss, test = (
-            np.array([[tables[name].get(key, {}).get(s, np.nan) for s in seeds] for key in keys])
-            for name in ("val_accuracy", "val_loss", "test_accuracy")
+        chosen = choose(
+            *(
+                np.array(
+                    [[tables[name].get(key, {}).get(s, np.nan) for s in seeds] for key in keys]
+                )
+                for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+            )
         )
-        chosen = choose(val, loss, test if np.isfinite(test).any() else None)
         if chosen is None:
             continue
         found[0, places] = np.arange(len(places)) == chosen.index
         found[1, places], found[2, places] = chosen.regret, chosen.optimism
-        found[3, places] = sum(len(asked.get(key, ())) for key in keys)
+        found[3, places] = chosen.by_loss
+        found[4, places] = sum(len(asked.get(key, ())) for key in keys)
     titles = {
         "chosen": "Whether validation chooses this value",
-        "regret": "Test accuracy that the best value on the test set has above the chosen one",
-        "optimism": "Validation accuracy of the chosen value above that on seeds held out",
+        "regret": "How much better than the chosen value the best one on the test set is there",
+        "optimism": "How much better the chosen value is on validation than on seeds held out",
+        "by_loss": "Whether the choice and its prices are of losses, for want of an accuracy",
         "num_trainings": "Trainings that the choice took",
     }
     if not np.isfinite(found[0]).any():

@@ -1,8 +1,9 @@
 """Choose a value of an axis on validation data, and write the study that has it chosen.
 
-The rule: highest mean validation accuracy over the seeds, ties by lower mean validation loss; test
-data are never read. The grid of a line is extended by its own factor until the best value lies
-inside it, so that the choice does not depend on where somebody let the grid end.
+The rule: highest mean validation accuracy over the seeds, ties by lower mean validation loss, which
+alone decides where nothing has an accuracy; test data are never read. The grid of a line is
+extended by its own factor until the best value lies inside it, so that the choice does not depend
+on where somebody let the grid end.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 from landscape import results, toml
 from landscape.errors import LandscapeError
-from landscape.study import possible
+from landscape.study import possible, problem
 from landscape.study.reading import parse
 from landscape.study.running import Options, run
 from landscape.study.spec import Study
@@ -31,7 +32,8 @@ class Chosen:
     value: Any
     values: tuple[Any, ...]
     inside: bool
-    optimism: float  # validation accuracy above what the rule reaches on seeds held out
+    optimism: float  # how much better on validation than what the rule reaches on seeds held out
+    by_loss: bool  # nothing has an accuracy: losses decide, and optimism is how much lower it is
 
     @property
     def place(self) -> str:
@@ -80,6 +82,7 @@ def tune(
     for round_ in range(EXTENSIONS + 1):
         tried = {name: [*known, *extra.get(name, [])] for name, known in values.items()}
         plan = parse(_text(given, axis, tried, fresh, where), base=study.base)
+        _refuse_without_validation(plan, axis)
         done = run(plan, folder, options)
         path = done.folder.results / f"along_{axis}.nc"
         table = results.load(path) if path.exists() else None
@@ -94,6 +97,15 @@ def tune(
     text = _written(given, axis, chosen)
     parse(text, base=study.base)  # what is written can be read
     return Tuned(axis, chosen, text, len(plan.runs))
+
+
+def _refuse_without_validation(plan: Study, axis: str) -> None:
+    for given in {each.problem for each in plan.runs}:
+        if problem.load_data(given, plan.base).val is None:
+            raise LandscapeError(
+                f"{axis} is chosen on validation data, and {given.data!r} has none; give it a part "
+                f"'val', which neither training nor test reads."
+            )
 
 
 def _axis(study: Study, axis: str | None) -> str:
@@ -167,9 +179,8 @@ def _chosen(table: Any, tried: Mapping[str, list[Any]]) -> tuple[Chosen, ...]:
         ]  # fmt: skip
         if not rows:
             raise LandscapeError(
-                f"No value can be chosen for {name!r}: the data have no validation split with "
-                f"classes, or each of {sorted(values)} lost a training. Give validation data, or "
-                f"other values."
+                f"No value can be chosen for {name!r}: each of {sorted(values)} lost a training "
+                f"(see `landscape status`). Give other values."
             )
         if len(rows) > 1:
             raise LandscapeError(
@@ -181,7 +192,8 @@ def _chosen(table: Any, tried: Mapping[str, list[Any]]) -> tuple[Chosen, ...]:
         ordered = sorted(values)
         inside = not _is_number(value) or value not in (ordered[0], ordered[-1])
         optimism = float(table.optimism.values[rows[0]])
-        found.append(Chosen(name, value, tuple(ordered), inside, optimism))
+        by_loss = bool(table.by_loss.values[rows[0]])
+        found.append(Chosen(name, value, tuple(ordered), inside, optimism, by_loss))
     return tuple(found)
 
 
@@ -219,8 +231,10 @@ def _written(given: Mapping[str, Any], axis: str, chosen: tuple[Chosen, ...]) ->
         + (f" ({c.place})" if c.place else "")
         for c in chosen
     )
-    rule = (
-        "# Chosen by `landscape tune`: highest mean validation accuracy, ties by lower validation "
-        "loss,\n# on seeds that this study does not use; test data were not read."
+    rule = "lowest mean validation loss" if any(c.by_loss for c in chosen) else (
+        "highest mean validation accuracy, ties by lower validation loss")  # fmt: skip
+    said_rule = (
+        f"# Chosen by `landscape tune`: {rule},\n"
+        f"# on seeds that this study does not use; test data were not read."
     )
-    return f"{rule}\n{said}\n{toml.dumps(new)}"
+    return f"{said_rule}\n{said}\n{toml.dumps(new)}"

@@ -523,11 +523,16 @@ def test_the_end_of_a_grid_is_spoken_of_where_there_is_a_middle(values, said):
     n = len(values)
     ds = xr.Dataset(
         {"chosen": ("variant", [0.0] * (n - 1) + [1.0]), "num_trainings": ("variant", [1.0] * n),
-         "optimism": ("variant", [np.nan] * n), "regret": ("variant", [np.nan] * n)},
+         "optimism": ("variant", [np.nan] * n), "regret": ("variant", [np.nan] * n),
+         "by_loss": ("variant", [0.0] * n)},
         coords={"value": ("variant", values)},
     )  # fmt: skip
     note = axes._note("rho", ds)
     assert said in note
+    assert "highest mean validation accuracy" in note
+    losses = axes._note("rho", ds.assign(by_loss=ds.by_loss + 1, regret=ds.chosen * 0 + 0.25))
+    assert "lowest mean validation loss" in losses
+    assert "the best value on the test set is 0.250 below it" in losses
     assert "took 1 training." in note
 
 

@@ -16,7 +16,7 @@ def test_the_highest_mean_wins_and_the_loss_breaks_ties():
 def test_a_value_that_lost_a_seed_is_not_chosen():
     accuracy = np.array([[0.9, np.nan], [0.5, 0.5]])
     assert choose(accuracy, np.zeros((2, 2))).index == 1
-    assert choose(np.full((2, 2), np.nan), np.zeros((2, 2))) is None
+    assert choose(*[np.full((2, 2), np.nan)] * 2) is None
 
 
 def test_the_price_is_what_held_out_seeds_and_the_test_set_show():
@@ -27,6 +27,16 @@ def test_the_price_is_what_held_out_seeds_and_the_test_set_show():
     assert found.index == 0
     assert found.optimism == pytest.approx(1.9 / 3 - (0.6 + 0.5 + 0.5) / 3)
     assert found.regret == pytest.approx(0.1)
+
+
+def test_where_nothing_has_an_accuracy_the_lowest_loss_is_chosen_and_prices_are_losses():
+    loss, none = np.array([[0.5, 0.9, 0.9], [0.8, 0.8, 0.8]]), np.full((2, 3), np.nan)
+    found = choose(none, loss, none, test_loss=np.array([[0.7, 0.7, 0.7], [0.6, 0.6, 0.6]]))
+    # In all seeds row 0 (0.767) is lowest. Without seed 0 it is row 1, without another row 0.
+    assert (found.index, found.by_loss) == (0, True)
+    assert found.optimism == pytest.approx((0.8 + 0.9 + 0.9) / 3 - 2.3 / 3)
+    assert found.regret == pytest.approx(0.1)
+    assert not choose(1 - loss, loss).by_loss
 
 
 def test_without_a_second_seed_or_test_data_the_price_is_unknown():

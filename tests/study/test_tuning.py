@@ -68,6 +68,45 @@ def test_the_value_is_that_of_the_rule_on_seeds_that_the_study_does_not_use(tmp_
     assert new["comparisons"] == {"references": ["sgd"]}
 
 
+REGRESSION = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+def data():
+    x = torch.linspace(-1, 1, 180).reshape(60, 3).sin()
+    y = x.sum(1, keepdim=True).tanh()
+    return {"train": (x[:20], y[:20]), "val": (x[20:40], y[20:40]), "test": (x[40:], y[40:])}
+
+def no_validation():
+    return {part: pair for part, pair in data().items() if part != "val"}
+"""
+
+
+def test_of_a_regression_the_lowest_validation_loss_is_chosen(tmp_path):
+    (tmp_path / "tuned_regression.py").write_text(REGRESSION)
+    text = (
+        TEXT.replace("study_problem:splits", "tuned_regression:data")
+        .replace("study_problem:make", 'tuned_regression:net"\nloss = "mse')
+        .replace('"sam", "zsharp"', '"sam"')
+        .replace("[variants.zsharp]\npercentile = 0.5\n", "")
+    )
+    found = tune(parse(text, base=tmp_path), tmp_path / "tune", HERE_ONLY)
+    (each,) = found.chosen
+    ds = results.load(tmp_path / "tune" / "results" / "generalization.nc")
+    loss = {rho: float(ds.val_loss.values[np.isclose(ds.rho.values, rho)].mean())
+            for rho in each.values}  # fmt: skip
+    assert each.by_loss
+    assert each.value == min(loss, key=loss.get)
+    assert "lowest mean validation loss" in found.text
+    none = text.replace(":data", ":no_validation")
+    with pytest.raises(LandscapeError, match="has none; give it a part 'val'"):
+        tune(parse(none, base=tmp_path), tmp_path / "other", HERE_ONLY)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("value", "values", "following"),
     [
@@ -80,7 +119,7 @@ def test_the_value_is_that_of_the_rule_on_seeds_that_the_study_does_not_use(tmp_
     ],
 )
 def test_a_grid_is_extended_by_its_own_factor(value, values, following):
-    assert tuning._next(Chosen("sam", value, values, False, 0.0)) == following
+    assert tuning._next(Chosen("sam", value, values, False, 0.0, False)) == following
 
 
 def test_an_axis_of_the_training_goes_into_the_variants_training(tmp_path):
@@ -97,7 +136,7 @@ def test_what_cannot_be_chosen_is_named(tmp_path):
     with pytest.raises(LandscapeError, match=r"--setting: unknown 'noisy'\. Possible: default"):
         tune(plan, tmp_path / "a", HERE_ONLY, setting="noisy")
     alone = TEXT.replace("study_problem:splits", "study_problem:data")
-    with pytest.raises(LandscapeError, match="the data have no validation split"):
+    with pytest.raises(LandscapeError, match="has none; give it a part 'val'"):
         tune(parse(alone, base=HERE), tmp_path / "b", HERE_ONLY, seeds=1)
 
 
@@ -108,5 +147,5 @@ def test_what_cannot_be_chosen_is_named(tmp_path):
     ((0.1,), 0.1, "the only value"),
 ])  # fmt: skip
 def test_where_a_chosen_value_lies_is_said_where_it_tells_something(values, value, said):
-    chosen = Chosen("sam", value, values, said == "", 0.0)
+    chosen = Chosen("sam", value, values, said == "", 0.0, False)
     assert chosen.place == said
