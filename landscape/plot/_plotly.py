@@ -130,7 +130,6 @@ def _legend_pixels(drawing: Drawing) -> int:
 
 
 def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidden: bool) -> None:
-    update = figure.update_xaxes if which == "x" else figure.update_yaxes
     options: dict[str, Any] = {
         "title": {"text": "" if hidden else axis.title, "standoff": 6},
         "showticklabels": not hidden,
@@ -154,7 +153,8 @@ def _axis(figure: go.Figure, axis: Axis, which: str, row: int, column: int, hidd
         options["showgrid"] = False
     elif which == "x":
         options["tickangle"] = 0
-    update(row=row + 1, col=column + 1, **options)
+    # Named directly: `update_xaxes` goes through all axes to find it.
+    getattr(figure.get_subplot(row + 1, column + 1), f"{which}axis").update(options)
 
 
 def _hover(panel: Panel, x: str = "x") -> str:

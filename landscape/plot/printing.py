@@ -68,18 +68,19 @@ class Printing:
 
     with Printing(expected=40) as printing:  # helpers load what they need
         ...
-        printing.begin(prints)  # and are at work
+        paths = printing.begin(prints)  # and are at work
         ...
+        paths += printing.begin(more)
     # all are there, with the bytes of one process
 
     expected: about how many there will be; for few no helper is started.
     Each figure is claimed by whoever begins it: helpers go from the first on, the caller from the
-    last back. Paths in the order of `prints` are `paths`.
+    last back.
     """
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
-        self.prints: tuple[Print, ...] = ()
+        self.prints: list[Print] = []
         self.helpers: list[subprocess.Popen[bytes]] = []
         self._claims: TemporaryDirectory[str] | None = None
 
@@ -91,17 +92,16 @@ class Printing:
             self.helpers = [helper for helper in started if helper is not None]
         return self
 
-    def begin(self, prints: Sequence[Print]) -> None:
-        """Hand the figures to the helpers."""
-        self.prints = tuple(prints)
-        told = _told(self.prints, self.claims) if self.helpers else ""
-        for helper in self.helpers:
-            _hand(helper, told)
-
-    @property
-    def paths(self) -> list[list[Path]]:
-        """The files of each figure."""
-        return [[one.path.with_suffix(end) for end in one.suffixes] for one in self.prints]
+    def begin(self, prints: Sequence[Print]) -> list[list[Path]]:
+        """Hand figures to the helpers; the files that each will be."""
+        first = len(self.prints)
+        self.prints += prints
+        told = _told(first, prints, self.claims) if self.helpers else ""
+        for helper in self.helpers if told else ():
+            with suppress(OSError):  # it has ended
+                _input(helper).write(os.fsencode(told) + b"\n")
+                _input(helper).flush()
+        return [[one.path.with_suffix(end) for end in one.suffixes] for one in prints]
 
     @property
     def claims(self) -> str:
@@ -110,9 +110,10 @@ class Printing:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None and self.prints:
+            if kind is None:
                 self._finish()
         finally:
+            self._say_that_no_more_follow()
             for helper in self.helpers:
                 if helper.poll() is None:
                     helper.kill()
@@ -121,10 +122,16 @@ class Printing:
                 self._claims.cleanup()
 
     def _finish(self) -> None:
+        self._say_that_no_more_follow()
         own = [n for n in reversed(range(len(self.prints))) if self._draw(n)]
         if any([helper.wait() for helper in self.helpers]):
             for number in set(range(len(self.prints))) - set(own):
                 self.prints[number].save()  # where something is wrong with one, this says what
+
+    def _say_that_no_more_follow(self) -> None:
+        for helper in self.helpers:
+            with suppress(OSError):  # it has ended
+                _input(helper).close()
 
     def _draw(self, number: int) -> bool:
         if not _claim(self.claims, number):
@@ -136,8 +143,7 @@ class Printing:
 def save_all(prints: Sequence[Print]) -> list[list[Path]]:
     """Write every figure; paths in the order of `prints`."""
     with Printing(len(prints)) as printing:
-        printing.begin(prints)
-        return printing.paths
+        return printing.begin(prints)
 
 
 def _claim(claims: str, number: int) -> bool:
@@ -171,24 +177,19 @@ def _start() -> "subprocess.Popen[bytes] | None":
         return None
 
 
-def _told(prints: Sequence[Print], claims: str) -> str:
+def _told(first: int, prints: Sequence[Print], claims: str) -> str:
     """A file that says all that a helper must know; "" where it cannot be written."""
-    path = os.path.join(claims, "told")
+    path = os.path.join(claims, f"told-{first}")
     try:
         with open(path, "wb") as file:
-            pickle.dump((os.getpid(), _settings(), prints, claims), file)
+            pickle.dump((os.getpid(), _settings(), first, tuple(prints), claims), file)
     except (OSError, TypeError, AttributeError, pickle.PickleError):
         return ""
     return path
 
 
-def _hand(helper: "subprocess.Popen[bytes]", path: str) -> None:
-    """Name the file to a helper, in one write that waits for nobody."""
-    stdin = cast("IO[bytes]", helper.stdin)
-    with suppress(OSError):  # it has ended
-        stdin.write(os.fsencode(path))
-    with suppress(OSError):
-        stdin.close()
+def _input(helper: "subprocess.Popen[bytes]") -> "IO[bytes]":
+    return cast("IO[bytes]", helper.stdin)
 
 
 def _settings() -> dict[str, Any]:
@@ -197,19 +198,19 @@ def _settings() -> dict[str, Any]:
 
 
 def _help() -> None:
-    """Life of a helper: figures of the file that its standard input names, as long as asked."""
+    """Life of a helper: figures of the files that its standard input names, until that ends."""
     for name in _LATE:
         importlib.import_module(name)
-    path = os.fsdecode(sys.stdin.buffer.read())
-    if not path:
-        sys.exit(1)
-    caller, settings, prints, claims = pickle.loads(Path(path).read_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        matplotlib.rcParams.update(settings)
-    warnings.simplefilter("error")  # the caller draws such a figure again, and is warned
-    for number, each in enumerate(prints):
-        if os.getppid() != caller:
-            sys.exit(1)
-        if _claim(claims, number):
-            each.save()
+    for line in sys.stdin.buffer:
+        content = Path(os.fsdecode(line.rstrip(b"\n"))).read_bytes()
+        caller, settings, first, prints, claims = pickle.loads(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            matplotlib.rcParams.update(settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the caller draws such a figure again, and is warned
+            for number, each in enumerate(prints, first):
+                if os.getppid() != caller:
+                    sys.exit(1)
+                if _claim(claims, number):
+                    each.save()

@@ -79,10 +79,11 @@ def write(folder: StudyFolder, *, formats: tuple[str, ...] = ("png", "pdf")) -> 
     with printing(choice, 2 * len(list(folder.results.glob("*.nc")))) as helped:
         study = StudyResults.read(folder)
         family = Family.of(study)
-        sections = list(select(study, choice, family))
-        overviews = list(_overviews(family))
-        shown = [figure for section in sections for figure in section.figures]
-        begin(helped, [*overviews, *shown], folder.figures, choice)
+        overviews, sections = list(_overviews(family)), []
+        begin(helped, overviews, folder.figures, choice)
+        for section in select(study, choice, family):
+            begin(helped, section.figures, folder.figures, choice)
+            sections.append(section)
         twin, page = _texts(folder, study, family, sections, overviews)
     write_text(folder.root / "report.md", twin)
     return write_text(folder.report, page)

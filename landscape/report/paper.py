@@ -188,12 +188,10 @@ def begin(
 ) -> list[Path]:
     """`save`, of which the helpers draw their part meanwhile: all are there once they are left."""
     suffixes = _printed(choice)
-    if suffixes:
-        helped.begin([
-            Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
-            for one in shown
-        ])  # fmt: skip
-    paths = helped.paths or [[] for _ in shown]
+    paths = helped.begin([
+        Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
+        for one in shown if suffixes
+    ]) or [[] for _ in shown]  # fmt: skip
     for one, written in zip(shown, paths, strict=True):
         written += _save_moving(one, place / one.stem, choice)
         write_csv(one.drawing, place / "data" / f"{one.stem}.csv")

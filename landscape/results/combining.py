@@ -164,8 +164,9 @@ def _stacked(each: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _whole_names(ds: xr.Dataset) -> xr.Dataset:
     """Names as objects: an outer join of fixed-width strings cuts the longer ones."""
-    names = {name: ds[name].astype(object) for name in ds.indexes if ds[name].dtype.kind in "UT"}
-    return ds.assign_coords(names)
+    found = {name: v for name, v in ds.variables.items() if name in ds.indexes}
+    names = {name: v.astype(object) for name, v in found.items() if v.dtype.kind in "UT"}
+    return ds.assign_coords(names) if names else ds
 
 
 def _column(values: list[Any]) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Results of all runs, one file per measurement, remade only when a part has changed."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 from landscape import results, stats, storage
 from landscape.errors import LandscapeError
@@ -13,10 +16,13 @@ from landscape.study.run_folder import Trainings
 from landscape.study.spec import Run, fingerprint
 
 
-def combine_all(known: Trainings, place: StudyFolder) -> list[str]:
+def combine_all(
+    known: Trainings, place: StudyFolder, found: Mapping[str, xr.Dataset] | None = None
+) -> list[str]:
     """Combine every measurement over the runs that have it; names of the files that were written.
 
     The file of a measurement that is no longer asked for is removed; its parts stay in the runs.
+    found: results that were read already, by the SHA-256 of their files.
     """
     written = []
     index_path = place.results / "index.json"
@@ -32,7 +38,7 @@ def combine_all(known: Trainings, place: StudyFolder) -> list[str]:
             path.unlink(missing_ok=True)
             index[name] = [mark, None, []]
         elif index.get(name, [])[:2] != [mark, _sha256(path)]:
-            rows = _combine(place, name, parts, seconds, index.get(name))
+            rows = _combine(place, name, parts, seconds, index.get(name), found or {})
             written.append(name)
             index[name] = [mark, _sha256(path), rows]
     told = _of_trainings(known, place, index.get(trainings.NAME))
@@ -108,10 +114,11 @@ def changed(place: StudyFolder) -> list[str]:
 
 @dataclass(frozen=True)
 class _RunResult:
-    """A run's result, its labels, and a fingerprint of both."""
+    """A run's result, its labels, the SHA-256 of its file, and a fingerprint of both."""
 
     run: Run
     labels: dict[str, Any]
+    sha256: str
     mark: str
 
 
@@ -127,7 +134,8 @@ def _parts(known: Trainings, place: StudyFolder) -> dict[str, list[_RunResult]]:
             record = made.get(measurement.name, {})
             if record.get("key") == key and not record.get("empty"):
                 mark = fingerprint([labels, record["sha256"]], length=12)
-                parts.setdefault(measurement.name, []).append(_RunResult(run, labels, mark))
+                part = _RunResult(run, labels, record["sha256"], mark)
+                parts.setdefault(measurement.name, []).append(part)
     return parts
 
 
@@ -137,19 +145,22 @@ def _combine(
     parts: list[_RunResult],
     seconds: dict[str, float],
     known: list[Any] | None,
+    found: Mapping[str, xr.Dataset],
 ) -> list[tuple[str, str]]:
     """Write a combined file; (run, fingerprint) of its rows, empty where they are not alike."""
     path = place.results / f"{name}.nc"
     labels = [{**part.labels, "train_seconds": seconds[part.run.run_id]} for part in parts]
     rows = [(part.run.run_id, part.mark) for part in parts]
 
-    def read(part: _RunResult) -> Any:
+    def read(part: _RunResult) -> xr.Dataset:
+        if part.sha256 in found:
+            return found[part.sha256]
         return results.load(run_folder.result_path(place.run(part.run.run_id), name))
 
     if known and known[2] and known[1] == _sha256(path):
         before = {tuple(row): number for number, row in enumerate(known[2])}
-        found = [before[row] if row in before else read(p) for p, row in zip(parts, rows)]
-        again = results.recombine(results.load(path), list(zip(labels, found)))
+        mixed = [before[row] if row in before else read(p) for p, row in zip(parts, rows)]
+        again = results.recombine(results.load(path), list(zip(labels, mixed)))
         if again is not None:
             results.save(again, path)
             return rows

@@ -23,6 +23,7 @@ from landscape.study import (
     trainings,
     worker,
 )
+from landscape.study.ahead import Ahead
 from landscape.study.declared import declaration
 from landscape.study.engines import Executor, Ray, Slurm
 from landscape.study.opened import Results
@@ -136,7 +137,8 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
     _check_counts(options)
     device = device_of(options)
     workers = worker_count(options, device)
-    with _alone(place), _engine(options, place) as engine:
+    alone, reading = _alone(place), Ahead(wanted=options.measure and workers > 0)
+    with alone, _engine(options, place) as engine, reading as ahead:
         storage.hold(place.lock)
         storage.sweep(place.root)
         storage.write_text(place.study_toml, study.text)
@@ -156,7 +158,12 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             if not across:
                 preflight.begin(place, todo, keep=workers == 0 and engine is None)
             names = [job.run.run_id for job in todo]
-            events = _work(todo, workers, options, place, engine, said=_ACROSS if across else "")
+            if todo and not (across or place.results.exists()):  # nothing is combined yet
+                for folder in {job.folder for job in plan} - {job.folder for job in todo}:
+                    ahead.add(folder)
+            events = _work(
+                todo, workers, options, place, engine, ahead, said=_ACROSS if across else ""
+            )
             worked |= set(names)
             notes |= {e.value.note: None for e in events if e.kind == "done" and e.value.note}
             failed |= {n: e.note for n, e in zip(names, events, strict=True) if e.kind == "failed"}
@@ -164,7 +171,8 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         # One that diverged is not tried again, and is said each time.
         diverged = {name: trainings.divergence(ended) for name, ended in known.outcomes.items()}
         failed |= {name: why for name, why in diverged.items() if why} | known.refused
-        combined = combining.combine_all(known, place) if options.measure else ()
+        ahead.stop()
+        combined = combining.combine_all(known, place, ahead.found) if options.measure else ()
         if combined:
             _outdate(place.report)
     return Summary(
@@ -209,29 +217,34 @@ def _work(
     options: Options,
     place: StudyFolder,
     engine: Executor | None,
+    ahead: Ahead,
     *,
     said: str,
 ) -> list[Event]:
-    """said: before all else, beside what the trainings record."""
+    """said: before all else, beside what the trainings record. ahead: reads what is done."""
     if not todo:
         return []
     names = [job.run.run_id for job in todo]
     weights = [run_folder.expected_cost(job) for job in todo]
     with Progress(names, weights=weights, quiet=options.quiet) as progress:
+
+        def heard(event: Event) -> None:
+            progress.hear(event)
+            if event.kind == "done":
+                ahead.add(todo[event.job].folder)
+
         if not options.quiet:
             for line in filter(None, (said, worker.announced(todo, keep=workers == 0))):
                 progress.say(line)
         if engine is not None:
             queue = Queue(place)
             return engines.run_on(
-                engine, worker.do, todo, threads=options.threads, listen=progress.hear,
+                engine, worker.do, todo, threads=options.threads, listen=heard,
                 far=lambda job: logs.far(job.folder),
                 told=lambda index, future: queue.submitted(names[index], future),
                 earlier=queue.earlier(engine, names),
             )  # fmt: skip
-        return run_jobs(
-            worker.do, todo, workers=workers, threads=options.threads, listen=progress.hear
-        )
+        return run_jobs(worker.do, todo, workers=workers, threads=options.threads, listen=heard)
 
 
 def job_of(

@@ -50,9 +50,11 @@ def test_a_helper_draws_while_the_caller_does_not_and_writes_the_same_bytes(
     monkeypatch.setattr(Print, "save", lambda _: pytest.fail("drawn here"))
     with Printing(4) as printing:
         (helper,) = printing.helpers
-        printing.begin(prints(tmp_path))
-        assert helper.wait() == 0
-    assert contents(printing.paths) == one
+        drawn = prints(tmp_path)
+        paths = [*printing.begin(drawn[:1]), *printing.begin(drawn[1:])]
+        helper.communicate()
+        assert helper.returncode == 0
+        assert contents(paths) == one
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -60,12 +62,12 @@ def test_two_processes_draw_each_figure_once(one, tmp_path, monkeypatch):
     own, save = [], Print.save
     monkeypatch.setattr(Print, "save", lambda self: (own.append(self.path.name), save(self)))
     with Printing(4) as printing:
-        printing.begin(prints(tmp_path))
+        paths = printing.begin(prints(tmp_path))
         os.mkdir(os.path.join(printing.claims, "3"))  # begun by another
-    assert contents(printing.paths[:3]) == one[:6]
+    assert contents(paths[:3]) == one[:6]
     assert "d3" not in own
     assert len(set(own)) == len(own)
-    assert not printing.paths[3][0].exists()
+    assert not paths[3][0].exists()
 
 
 @pytest.mark.usefixtures("two_cores")

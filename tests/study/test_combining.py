@@ -1,13 +1,15 @@
 """Combining reads what is new or changed, and writes what it would write if it read everything."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from landscape import results
 from landscape.storage import StudyFolder
-from landscape.study import Options, combining, parse, run, verify
+from landscape.study import Options, combining, parse, run, run_folder, verify
+from landscape.study.ahead import Ahead
 
 HERE = Path(__file__).parents[1]
 TEXT = """
@@ -88,3 +90,63 @@ def test_times_of_files_do_not_matter(tmp_path, read):
     read.clear()
     assert work(tmp_path / "copied").combined == ()
     assert read == []
+
+
+def read_ahead(place, count):
+    """What was read while nobody waited for it; `count` results are waited for."""
+    with Ahead(wanted=True) as ahead:
+        for folder in sorted(place.runs.iterdir()):
+            ahead.add(folder)
+        until = time.monotonic() + 60
+        while len(ahead.found) < count and time.monotonic() < until:
+            time.sleep(0.01)
+    return ahead.found
+
+
+def test_what_was_read_ahead_is_not_read_again_and_combined_alike(tmp_path, read):
+    place = StudyFolder(tmp_path / "study")
+    work(place.root)
+    whole = {p.name: p.read_bytes() for p in place.results.glob("*.nc")}
+    found = read_ahead(place, 4)
+    assert len(found) == 4
+    shutil.rmtree(place.results)
+    read.clear()
+    study = parse(TEXT, base=HERE)
+    combining.combine_all(run_folder.Trainings(study, place), place, found)
+    assert parts(read) == []
+    assert {p.name: p.read_bytes() for p in place.results.glob("*.nc")} == whole
+
+
+def test_what_is_damaged_is_not_there_ahead_and_does_not_end_the_reading(tmp_path):
+    place = StudyFolder(tmp_path / "study")
+    work(place.root)
+    damaged = min(place.runs.glob("*/results/history.nc"))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    found = read_ahead(place, 3)
+    assert sorted(ds.attrs["measurement"] for ds in found.values()) == [
+        "generalization", "generalization", "history"
+    ]  # fmt: skip
+
+
+def test_results_that_workers_made_are_read_while_others_work(tmp_path, monkeypatch):
+    """Bytes of the combined files are those of one process, whoever read the parts."""
+    work(tmp_path / "here")
+    names, stop = [], Ahead.stop
+
+    def counted(ahead):
+        until = time.monotonic() + 60
+        while not ahead.found and time.monotonic() < until:
+            time.sleep(0.01)
+        names.append(len(ahead.found))
+        stop(ahead)
+
+    monkeypatch.setattr(Ahead, "stop", counted)
+    two = Options(device="cpu", workers=1, quiet=True)
+    assert not run(parse(TEXT, base=HERE), tmp_path / "there", two).failed
+    assert names[0] > 0
+    one, other = StudyFolder(tmp_path / "here").results, StudyFolder(tmp_path / "there").results
+    for path in one.glob("*.nc"):
+        drop = ["train_seconds", "epoch_seconds"]
+        a, b = (results.load(place / path.name) for place in (one, other))
+        a, b = (ds.drop_vars(drop, errors="ignore").drop_attrs() for ds in (a, b))
+        assert results.digest(a) == results.digest(b), path.name
