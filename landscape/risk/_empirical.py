@@ -391,7 +391,7 @@ class EmpiricalRisk:
         weights = self._engine.examples.weights
         if weights is None:
             return losses.std(-1, correction=1) / math.sqrt(count)
-        share = (weights / weights.sum()).to(losses)
+        share = (weights / weights.sum()).to(losses, non_blocking=True)
         residual = losses / count - losses.mean(-1, keepdim=True) * share
         flat = vectors.row_norms(residual.reshape(-1, count)) * math.sqrt(count / (count - 1))
         return flat.reshape(losses.shape[:-1])

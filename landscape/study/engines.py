@@ -26,6 +26,8 @@ from landscape.study.pool import Event, Work, attempt, one_thread
 
 TRIES = 4  # of a job whose worker was lost, before it is reported as failed
 EVERY = 0.5  # seconds between looks at the futures
+# Ray asks a cluster that does not answer twenty times, 40 seconds each; one try is an answer.
+ONE_TRY = ("RAY_gcs_server_port_wait_time_s", "1")
 
 
 class Future(Protocol):
@@ -273,8 +275,14 @@ class Ray:
         ray = _import("ray", "ray")
         ours = not ray.is_initialized()
         if ours:
+            # None would join what this machine was last part of, and wait for it if it is gone.
+            where = {"address": self.address or "local", "log_to_driver": False}
+            if self.address is None:
+                where["include_dashboard"] = False
+            else:
+                os.environ.setdefault(*ONE_TRY)
             try:
-                ray.init(address=self.address, log_to_driver=False)
+                ray.init(**where)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise LandscapeError(
                     f"--on ray: no cluster at {self.address!r} ({_first(error)}). `ray start "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape import vectors
 from landscape.checks import check_count
-from landscape.measure.measuring import Measuring, generator
+from landscape.measure.measuring import Measuring, generator, numbers
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk, Objective
@@ -65,15 +65,22 @@ def robustness(
     measuring = Measuring("robustness", own, theta)
     theta = measuring.theta
     measuring.finite_loss()
-    clean = _evaluate(own, theta)
+    seen = {(): [_evaluate(own, theta)]} | {
+        (i, j): list(_disturbed(own, theta, name, strength, num_draws, seed))
+        for i, (name, strengths) in enumerate(STRENGTHS.items())
+        for j, strength in enumerate(strengths)
+    }
+    pairs = numbers([each for draws in seen.values() for each in draws])  # waits once
+    pairs[:, 1] = 1 - pairs[:, 1]
+    read = iter(pairs)
+    clean = next(read)
     shape = (len(STRENGTHS), len(_SEVERITIES))
     loss, accuracy, spread = np.full((3, *shape), np.nan)
-    for i, (name, strengths) in enumerate(STRENGTHS.items()):
-        for j, strength in enumerate(strengths):
-            found = np.array(list(_disturbed(own, theta, name, strength, num_draws, seed)))
-            if len(found):
-                loss[i, j], accuracy[i, j] = found.mean(0)
-                spread[i, j] = found[:, 1].std(ddof=1) if len(found) > 1 else 0.0
+    for at, draws in list(seen.items())[1:]:
+        if draws:
+            found = np.array([next(read) for _ in draws])
+            loss[at], accuracy[at] = found.mean(0)
+            spread[at] = found[:, 1].std(ddof=1) if len(found) > 1 else 0.0
     both = ("corruption", "severity")
     variables = {
         "accuracy": Variable(both, accuracy, "1", "Accuracy"),
@@ -95,8 +102,8 @@ def robustness(
 
 def _disturbed(
     risk: EmpiricalRisk, theta: Tensor, name: str, strength: float, num_draws: int, seed: int
-) -> Iterator[tuple[float, float]]:
-    """(loss, accuracy) of every draw; nothing where the corruption does not apply."""
+) -> Iterator[Float[Tensor, "2"]]:
+    """(loss, error rate) of every draw; nothing where the corruption does not apply."""
     if name == "weight noise":
         source = generator(seed)
         for _ in range(num_draws):
@@ -111,12 +118,12 @@ def _disturbed(
 
 def _evaluate(
     risk: EmpiricalRisk, theta: Tensor, transform: Transform | None = None
-) -> tuple[float, float]:
-    """Mean loss and accuracy (NaN when it is no classification)."""
+) -> Float[Tensor, "2"]:
+    """Mean loss and share of wrong predictions (NaN when it is no classification)."""
     here = risk if transform is None else Objective(risk, theta, inputs=transform)
     seen = here.evaluate(theta)
-    rate = math.nan if seen.error_rate is None else float(seen.error_rate)
-    return float(seen.loss), 1 - rate
+    rate = torch.full_like(seen.loss, math.nan) if seen.error_rate is None else seen.error_rate
+    return torch.stack([seen.loss, rate])
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -129,7 +136,8 @@ def _noisy(
     for tensor in risk.layout.tensors:
         span = slice(tensor.start, tensor.stop)
         rows = rule.rows(tensor, theta[span])
-        draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64).to(theta)
+        draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64)
+        draw = draw.to(theta, non_blocking=True)
         size = (vectors.row_norms(rows) / rows.shape[1] ** 0.5).to(rows)[:, None]
         moved[span] = rule.flat(tensor, rows + strength * size * rule.rows(tensor, draw))
     return moved
@@ -167,9 +175,14 @@ def _input_noise(risk: EmpiricalRisk, strength: float, seed: int) -> Transform |
     if inputs is None:
         return None
     flat = torch.cat([x.double().reshape(-1) for x in inputs])
-    scale, source = strength * float(flat.std()), generator(seed)
-    # In the order of the data: one draw per example for every model.
-    return lambda x: x + scale * torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
+    scale, source = strength * flat.std(), generator(seed)
+
+    def noisy(x: Tensor) -> Tensor:
+        # In the order of the data: one draw per example for every model.
+        draw = torch.randn(x.shape, generator=source, dtype=torch.float64)
+        return x + scale * draw.to(x, non_blocking=True)
+
+    return noisy
 
 
 def _blur(risk: EmpiricalRisk, strength: float, seed: int) -> Transform | None:  # noqa: ARG001
@@ -192,7 +205,7 @@ def blurred(x: Float[Tensor, "N C ..."], sigma: float) -> Float[Tensor, "N C ...
     reach = max(1, math.ceil(4 * sigma))
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(x)[None, None]
+    kernel = (kernel / kernel.sum()).to(x, non_blocking=True)[None, None]
     for axis in range(2, x.ndim):
         lines = x.movedim(axis, -1)
         shape = lines.shape

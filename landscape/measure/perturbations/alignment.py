@@ -1,7 +1,6 @@
 """Do perturbations point where the loss curves, and do masks select it? Against chance."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,10 +172,11 @@ def enrichment(
         "magnitude": theta.double().abs(),
     }
     variables = {}
-    for name, q in quantities.items():
-        rows = np.array([_selected(risk.layout, mask, q) for mask in masks])
+    of_each = list(quantities.values())
+    shares = numbers([[_selected(risk.layout, mask, q) for mask in masks] for q in of_each])
+    intervals = _chance_intervals(risk.layout, masks, of_each, seed)
+    for name, rows, ends in zip(quantities, shares, intervals, strict=True):
         captured, expected, spread = rows.T
-        ends = np.array([_chance_interval(risk.layout, mask, q, seed) for mask in masks])
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio, spread = captured / expected, spread / np.abs(expected)
             low, high = np.sort(ends / expected[:, None], axis=1).T
@@ -260,26 +260,45 @@ def _hessian_diagonal(
 
 def _selected(
     layout: ParamLayout, mask: Bool[Tensor, "P"], q: Float[Tensor, "P"]
-) -> tuple[float, float, float]:
+) -> Float[Tensor, "3"]:
     """Share of q in the mask; mean and SD of the share in random masks of the same densities."""
-    total = float(q.sum()) or math.nan  # nothing to be shared
-    mean, variance = 0.0, 0.0
+    mean, variance = q.new_zeros(()), q.new_zeros(())
     for m, part in zip(split(layout, mask), split(layout, q), strict=True):
-        density = float(m.double().mean())
-        sum_of_squares = float(vectors.squared_norm(part - part.mean()))
-        mean += density * float(part.sum())
+        density = m.double().mean()
+        sum_of_squares = vectors.squared_norm(part - part.mean())
+        mean = mean + density * part.sum()
         # k draws of n without replacement: k (1 - k/n) S², S² = sum of squares / (n - 1).
-        variance += density * (1 - density) * len(m) * sum_of_squares / max(len(m) - 1, 1)
-    return float(q[mask].sum()) / total, mean / total, variance**0.5 / abs(total)
+        variance = variance + density * (1 - density) * len(m) * sum_of_squares / max(len(m) - 1, 1)
+    total = _total(q)
+    inside = torch.where(mask, q, 0.0).sum()
+    return torch.stack([inside / total, mean / total, variance.sqrt() / total.abs()])
 
 
-def _chance_interval(
-    layout: ParamLayout, mask: Bool[Tensor, "P"], q: Float[Tensor, "P"], seed: int
+def _total(q: Float[Tensor, "P"]) -> Float[Tensor, ""]:
+    """The sum of q; NaN where nothing is to be shared."""
+    total = q.sum()
+    return torch.where(total == 0, torch.nan, total)
+
+
+def _chance_intervals(
+    layout: ParamLayout, masks: Sequence[Tensor], quantities: Sequence[Tensor], seed: int
 ) -> np.ndarray:
-    """The 2.5 and 97.5 % points of the share of q in random masks of the same densities."""
-    counts = [int(part.sum()) for part in split(layout, mask)]
-    draws = share_null.selected_shares(split(layout, q), counts, seed=seed)
-    return np.quantile(draws, [0.025, 0.975]) / (float(q.sum()) or math.nan)
+    """The 2.5 and 97.5 % points (q, mask, 2) of the shares in random masks of the same densities.
+
+    Waits for the device three times, however many tensors there are.
+    """
+    counts = numbers([[m.sum() for m in split(layout, mask)] for mask in masks]).astype(int)
+    seen = numbers([share_null.summary(split(layout, q)) for q in quantities])
+    totals = numbers([_total(q) for q in quantities])
+    sizes = [tensor.numel for tensor in layout.tensors]
+    return np.array([
+        [
+            np.quantile(share_null.drawn_shares(parts, sizes, count, seed=seed), [0.025, 0.975])
+            / total
+            for count in counts
+        ]
+        for parts, total in zip(seen, totals, strict=True)
+    ])  # fmt: skip
 
 
 def _matched(

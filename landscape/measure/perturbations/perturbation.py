@@ -135,9 +135,11 @@ def perturbation_cosines(
         found[name] = here.flat(made.e)
     pairs = list(itertools.combinations(found, 2))
     layout = risk.layout
-    rows = [[_cosine(a, b) for a, b in zip(*(split(layout, found[n]) for n in pair), strict=True)]
-            for pair in pairs]  # fmt: skip
-    each, every = np.array(rows), np.array([_cosine(found[a], found[b]) for a, b in pairs])
+    parts = {name: split(layout, e) for name, e in found.items()}
+    rows = [[*map(vectors.cosine, parts[a], parts[b]), vectors.cosine(found[a], found[b])]
+            for a, b in pairs]  # fmt: skip
+    cosines = numbers(rows)
+    each, every = cosines[:, :-1], cosines[:, -1]
     sizes = np.array([tensor.numel for tensor in layout.tensors])
     both, title = ("pair", "tensor"), "Cosine of the perturbations"
     variables = {
@@ -158,10 +160,6 @@ def perturbation_cosines(
     return measuring.result(
         variables, coords=tensor_coords(layout) | pair_coords(pairs), options=options
     )
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(vectors.cosine(a, b))
 
 
 def _norms(parts: list[Tensor]) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.measure.measuring import numbers
+
 _HEADS, _DRAWS = 64, 2000
 
 
@@ -17,30 +19,46 @@ def selected_shares(
     The 64 largest |q| of each part are drawn one by one, the sum over the others from the normal
     law with the mean and variance of drawing without replacement; exact for parts up to 64.
     """
+    sizes = [part.numel() for part in parts]
+    return drawn_shares(numbers(summary(parts)), sizes, counts, seed=seed, draws=draws)
+
+
+def summary(parts: Sequence[Tensor]) -> Tensor:
+    """All that the draws need of q, on its device: (L, 3 + 64), of each part its sum, mean and
+    variance of what is not among the largest, and the largest (zeros after the last).
+    """
+    return torch.stack([_summary(part.double()) for part in parts])
+
+
+def _summary(part: Tensor) -> Tensor:
+    size = part.numel()
+    largest = part.abs().topk(min(_HEADS, size)).indices
+    heads, tail = part[largest], part.clone()
+    tail[largest] = 0.0
+    others = max(size - len(heads), 1)
+    mean = tail.sum() / others
+    gaps = tail - mean
+    gaps[largest] = 0.0
+    known = torch.stack([part.sum(), mean, gaps.square().sum() / others])
+    return torch.cat([known, heads, heads.new_zeros(_HEADS - len(heads))])
+
+
+def drawn_shares(
+    seen: np.ndarray, sizes: Sequence[int], counts: Sequence[int], *, seed: int, draws: int = _DRAWS
+) -> np.ndarray:
+    """See `selected_shares`; seen: the `summary`, on the host."""
     source = np.random.default_rng(seed)
     total = np.zeros(draws)
-    for part, count in zip(parts, counts, strict=True):
-        size = part.numel()
+    for (whole, mean, variance, *heads), size, count in zip(seen, sizes, counts, strict=True):
         if count in (0, size):
-            total += float(part.sum()) * (count > 0)
+            total += whole * (count > 0)
             continue
-        largest = part.abs().topk(min(_HEADS, size)).indices
-        heads = part[largest].double().cpu().numpy()
-        others = torch.ones(size, dtype=torch.bool, device=part.device)
-        others[largest] = False
-        total += _without_replacement(heads, part[others].double(), count, source, draws)
+        heads = np.array(heads[:size])
+        taken = source.hypergeometric(len(heads), size - len(heads), count, size=draws)
+        order = source.random((draws, len(heads))).argsort(axis=1).argsort(axis=1)
+        total += np.where(order < taken[:, None], heads, 0.0).sum(1)
+        if tail := size - len(heads):
+            rest = count - taken
+            spread = rest * (1 - rest / tail) * variance * tail / max(tail - 1, 1)
+            total += rest * mean + np.sqrt(np.maximum(spread, 0.0)) * source.standard_normal(draws)
     return total
-
-
-def _without_replacement(
-    heads: np.ndarray, tail: Tensor, count: int, source: np.random.Generator, draws: int
-) -> np.ndarray:
-    taken = source.hypergeometric(len(heads), len(tail), count, size=draws)
-    order = source.random((draws, len(heads))).argsort(axis=1).argsort(axis=1)
-    found = np.where(order < taken[:, None], heads, 0.0).sum(1)
-    if not len(tail):
-        return found
-    rest, size = count - taken, len(tail)
-    variance = float(tail.var(correction=0)) * size / max(size - 1, 1)
-    spread = np.sqrt(np.maximum(rest * (1 - rest / size) * variance, 0.0))
-    return found + rest * float(tail.mean()) + spread * source.standard_normal(draws)

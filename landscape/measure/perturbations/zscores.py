@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import results
+from landscape import devices, results
 from landscape.checks import check_choice, check_count, check_fraction
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
@@ -106,6 +106,8 @@ def gradient_zscores(
     groups = _groups(risk, measuring.theta, grouping)
     mean = _Averages()
     for number, g in enumerate(sources.of(source)):
+        if devices.is_accelerator(g.device):
+            g = g.cpu()  # where the statistics are made: all of it at once
         rows = []
         for group in groups:
             values = group.of(g)

@@ -52,10 +52,9 @@ def interpolation(
     grid = np.arange(points) / (points - 1)
     # The last point is the end itself, not theta plus a rounded difference.
     found = [own.evaluate(line.point(alpha) if alpha < 1 else end) for alpha in grid]
-    losses = np.array([float(each.loss) for each in found])
-    errors = np.array(
-        [np.nan if each.error_rate is None else float(each.error_rate) for each in found]
-    )
+    losses = numbers([each.loss for each in found])
+    rates = [each.error_rate for each in found if each.error_rate is not None]
+    errors = numbers(rates) if rates else np.full(points, np.nan)
     variables = {
         "loss": Variable("alpha", losses, "nats", "Loss"),
         "error_rate": Variable("alpha", errors, "1", "Error rate"),

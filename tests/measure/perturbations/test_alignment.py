@@ -133,7 +133,7 @@ def test_spread_of_chance_is_that_of_drawing_without_replacement():
             chosen = torch.randperm(tensor.numel, generator=g)[:count]
             mask[tensor.start + chosen] = True
         drawn.append(float(q[mask].sum() / q.sum()))
-    _, mean, std = _selected(risk.layout, mask, q)
+    _, mean, std = _selected(risk.layout, mask, q).tolist()
     assert mean == pytest.approx(np.mean(drawn), abs=5 * std / 20_000**0.5)
     assert std == pytest.approx(np.std(drawn), rel=5 / (2 * 20_000) ** 0.5)
     variants = {"all": sam.sam(rho=0.1), "top": sam.topk_gradient(rho=0.1, density=1 / 3)}
