@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape import vectors
 from landscape.measure.measuring import numbers
 
 _HEADS, _DRAWS = 64, 2000
@@ -39,7 +40,7 @@ def _summary(part: Tensor) -> Tensor:
     mean = tail.sum() / others
     gaps = tail - mean
     gaps[largest] = 0.0
-    known = torch.stack([part.sum(), mean, gaps.square().sum() / others])
+    known = torch.stack([part.sum(), mean, vectors.squared_norm(gaps) / others])
     return torch.cat([known, heads, heads.new_zeros(_HEADS - len(heads))])
 
 
