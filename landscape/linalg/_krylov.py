@@ -187,8 +187,13 @@ class Krylov:
         return self.basis.combine(ritz.coefficients[:, chosen].T, self.num_locked)
 
     def tails(self, ritz: Ritz, chosen: Tensor) -> Tensor:
-        """What H times each Ritz vector has along the next vector, beside θ times itself."""
-        return self.beta[-1].to("cpu", torch.float64) * ritz.coefficients[-1, chosen]
+        """What H times each Ritz vector has along the edges, beside θ times itself."""
+        return self.beta[-1].to("cpu", torch.float64) * ritz.coefficients[-1, chosen][:, None]
+
+    @property
+    def edges(self) -> Tensor:
+        """The next vector, a row."""
+        return self.next[None]
 
     @property
     def next(self) -> Tensor:

@@ -10,10 +10,19 @@ from torch import Tensor
 
 from landscape import devices, vectors
 from landscape.errors import Interrupted
-from landscape.linalg._complement import Complement
+from landscape.linalg._complement import Complement, Union
 from landscape.linalg._krylov import Krylov, Ritz
 
 _SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
+
+
+def doubt(product_error: float, failure_probability: float) -> float:
+    """What ‖E‖₂ is at most but for that probability, from ‖Eg‖ of one standard normal g.
+
+    0.01 in place of 1, which asks for no search.
+    """
+    allowed = failure_probability if failure_probability < 1 else 0.01
+    return product_error * math.sqrt(2 / math.pi) / allowed
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,10 @@ class EigenPairs:
     with the k values within it (Parlett, The Symmetric Eigenvalue Problem, Theorem 11.5.1).
     `num_matvecs` counts all products: `search_matvecs` of them by `restarts` searches for what was
     passed over, of which the last would have missed it with probability `failure_probability`
-    (nan without a finished search), and those of the residuals. `product_error`: the measured error
-    of the products, see the certificates of `top`. `interrupted`: what was known when the
-    search was broken off; the residuals are then estimates of the recurrence, and nothing is
-    claimed.
+    (nan without a finished search), and `proof_matvecs` of the residuals. `product_error`: the
+    measured error of the products, see the certificates of `top`. `interrupted`: what was known
+    when the search was broken off; the residuals are then estimates of the recurrence, and nothing
+    is claimed.
 
     Example:
         >>> H = torch.diag(torch.tensor([5.0, 3.0, 1.0, -2.0], dtype=torch.float64))
@@ -52,6 +61,7 @@ class EigenPairs:
     search_matvecs: int
     failure_probability: float
     product_error: float = math.nan
+    proof_matvecs: int = 0
     interrupted: bool = False
 
 
@@ -82,6 +92,14 @@ class Bar:
     at: float
     pull: float
 
+    def end(self, pulled: float) -> float:
+        """The bar for the complement, which may have been lifted already."""
+        return self.sign * (self.at if pulled else self.at - self.pull)
+
+    def passed(self, values: Tensor, pulled: float) -> bool:
+        """Whether a value of the complement is beyond it."""
+        return bool((self.sign * (values - self.end(pulled)) > 0).any())
+
 
 @dataclass
 class Search:
@@ -97,6 +115,7 @@ class Search:
     device: torch.device
     certificate: Callable[[Tensor], Tensor] | None
     sampled: bool
+    sampled_within: float
     max_basis: int | None
     like: Tensor
 
@@ -110,8 +129,13 @@ class Search:
         try:
             ritz = self.extend(space, self.settled)
             self.first = self.used
+            self.union: Union | None = None
             complete = self.delta >= 1 or self.sealed(space, ritz)
-            self.keep(space, ritz)
+            if self.union is None:
+                self.keep(space, ritz)
+            else:
+                self.keep(self.union, self.union.ritz)
+                self.union = None
             while not complete and self.used < self.limit and len(self.values) < self.size:
                 self.found_none = False
                 self.restarts += 1
@@ -173,28 +197,41 @@ class Search:
         if self.used >= self.limit:
             return False
         self.restarts += 1
-        found = ritz.values[_wanted(ritz.values, self.k, self.which)]
-        bars = [self.barred(sign, bar, ritz) for sign, bar in self.bars(found)]
+        bars = self.barred(ritz.values, ritz)
         # What couples to the space depends on the bar: of two, bounds that hold for both.
         pull = bars[0].sign * bars[0].pull if len(bars) == 1 else 0.0
         rest = Complement(space, pull)
-        ends = [(bar.sign, bar.sign * (bar.at if pull else bar.at - bar.pull)) for bar in bars]
         while self.used < self.limit:
             for _ in range(min(self.stride(0), self.limit - self.used)):
                 rest.step()
                 self.used += 1
             seen = rest.settle()
-            if any(bool((s * (seen.values - at) > 0).any()) for s, at in ends):
-                return False
-            # A recurrence that ends has shown all that its start is made of.
             ended = math.isinf(float(seen.log_betas))
-            chance = 0.0 if ended else sum(self.chance(seen, s, at, rest.room) for s, at in ends)
+            if self.union or any(bar.passed(seen.values, pull) for bar in bars):
+                # What passes belongs to the answer, which both spaces together have.
+                self.union = Union(rest, seen, ritz) if rest.is_kept else None
+                if self.union is None or not self.settled(self.union.ritz, exhausted=False):
+                    if self.union is None or ended:
+                        break
+                    continue
+                bars = self.barred(self.union.ritz.values, ritz)
+                if any(bar.passed(seen.values, pull) or 0 < abs(pull) < bar.pull for bar in bars):
+                    return False
+            # A recurrence that ends has shown all that its start is made of.
+            chances = (self.chance(seen, b.sign, b.end(pull), rest.room) for b in bars)
+            chance = 0.0 if ended else sum(chances)
             if chance <= self.delta / 2:
                 self.risk = max(chance, self.floor())
                 return True
+        self.union = None
         return False
 
-    def barred(self, sign: int, bar: float, ritz: Ritz) -> "Bar":
+    def barred(self, values: Tensor, ritz: Ritz) -> "list[Bar]":
+        """Of the answer among `values`, what nothing outside of the space of `ritz` shall pass."""
+        found = values[_wanted(values, self.k, self.which)]
+        return [self.asked(sign, bar, ritz) for sign, bar in self.bars(found)]
+
+    def asked(self, sign: int, bar: float, ritz: Ritz) -> "Bar":
         """Where the complement is asked whether anything passes, if nothing shall pass the bar.
 
         Between the bar and tolerance · scale beyond it, where the coupling is least.
@@ -263,7 +300,7 @@ class Search:
         logarithm = float(ritz.log_betas - beyond.log().sum())
         return math.exp(min(0.0, logarithm + 0.5 * math.log(2 * room / math.pi)))
 
-    def keep(self, space: Krylov, ritz: Ritz) -> None:
+    def keep(self, space: "Krylov | Union", ritz: Ritz) -> None:
         """The wanted of old and new pairs, and what H does to them as their recurrences have it.
 
         Hv_i = θ_i v_i + Σ_j tails[i, j] edges[j], an edge being the next vector of a space.
@@ -279,10 +316,11 @@ class Search:
             at = zip(chosen.tolist(), old.tolist(), strict=True)
             kept = torch.stack([self.vectors[i] if was else next(fresh) for i, was in at])
         if self.sampled:
-            tails = torch.zeros((len(chosen), self.tails.shape[1] + 1), dtype=torch.float64)
-            tails[old, :-1] = self.tails[chosen[old]]
-            tails[~old, -1] = space.tails(ritz, new)
-            self.tails, self.edges = tails, torch.cat([self.edges, space.next[None]])
+            edges, before = space.edges, self.tails.shape[1]
+            tails = torch.zeros((len(chosen), before + len(edges)), dtype=torch.float64)
+            tails[old, :before] = self.tails[chosen[old]]
+            tails[~old, before:] = space.tails(ritz, new)
+            self.tails, self.edges = tails, torch.cat([self.edges, edges])
         self.estimates = torch.cat([self.estimates, ritz.residuals])[chosen]
         self.values, self.vectors = merged[chosen], kept
 
@@ -311,16 +349,18 @@ class Search:
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
         certificate = self.certificate if self.sampled else None
-        pairs = self.prove() if certificate is None else self.sample(certificate)
-        bound = self.tolerance * max(self.scale, float(pairs.values.abs().max()))
+        pairs, proofs = None if certificate is None else self.sample(certificate), self.sampled
+        if pairs is None or not self.within(pairs):
+            pairs, proofs = self.prove(), len(self.values) + self.sampled
+        bound, residuals = self.bound(pairs), pairs.residuals
         shown = self.dtype if self.certificate is None else torch.float64
-        residuals = pairs.gram.diagonal().clamp(min=0).sqrt()
         return EigenPairs(
             values=pairs.values.to(shown),
             vectors=vectors.combine_(pairs.turn, self.vectors),
             residual_norms=residuals.to(shown),
             converged=(residuals <= bound) & complete,
-            num_matvecs=self.used + (1 if self.sampled else len(pairs.values)),
+            num_matvecs=self.used + proofs,
+            proof_matvecs=int(proofs),
             complete=complete,
             subspace_bound=float(torch.linalg.matrix_norm(pairs.gram, ord=2).sqrt()),
             restarts=self.restarts,
@@ -328,6 +368,15 @@ class Search:
             failure_probability=self.risk,
             product_error=pairs.off,
         )
+
+    def bound(self, pairs: "Proven") -> float:
+        """What converged residuals are at most."""
+        return self.tolerance * max(self.scale, float(pairs.values.abs().max()))
+
+    def within(self, pairs: "Proven") -> bool:
+        """Whether residuals and the doubt of one product together are as small as was allowed."""
+        worst = float(pairs.residuals.max()) + doubt(pairs.off, self.delta)
+        return math.isinf(self.sampled_within) or worst <= self.sampled_within * self.bound(pairs)
 
     def prove(self) -> "Proven":
         """Residuals by a product with each vector."""
@@ -374,6 +423,11 @@ class Proven:
     turn: Tensor
     gram: Tensor
     off: float
+
+    @property
+    def residuals(self) -> Tensor:
+        """Norms (k,)."""
+        return self.gram.diagonal().clamp(min=0).sqrt()
 
 
 def _rayleigh_ritz(gram: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:

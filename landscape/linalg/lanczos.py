@@ -4,6 +4,7 @@
 `device`; `generator` makes every random vector.
 """
 
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Literal, get_args
@@ -13,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.linalg._search import EigenPairs, Search
+from landscape.linalg._search import EigenPairs, Search, doubt
 
-__all__ = ["TOLERANCE", "WHICH", "Which", "top"]
+__all__ = ["TOLERANCE", "WHICH", "Which", "doubt", "top"]
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH: tuple[Which, ...] = get_args(Which)
@@ -38,6 +39,7 @@ def top(
     start: Float[Tensor, "P"] | None = None,
     certificate: Callable[[Tensor], Tensor] | None = None,
     sampled: bool = False,
+    sampled_within: float = math.inf,
     like: Tensor | None = None,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
@@ -68,6 +70,8 @@ def top(
     it instead of k. Residuals R are then those of the recurrence, which claims a matrix W for HV;
     with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
     product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
+    sampled_within: the k products are made after all where a residual and that bound together are
+    above sampled_within · tolerance · max|λ|.
 
     like: a vector of the space, where it is no ordinary tensor (`landscape.sharding`).
 
@@ -107,6 +111,7 @@ def top(
         device=torch.device(device),
         certificate=certificate,
         sampled=sampled,
+        sampled_within=sampled_within,
         max_basis=max_basis,
         like=torch.empty(0, dtype=dtype, device=device) if like is None else like.to(dtype),
     )

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from landscape.checks import check_choice
 from landscape.errors import LandscapeError
-from landscape.linalg.lanczos import EigenPairs
+from landscape.linalg.lanczos import EigenPairs, doubt
 from landscape.measure.curvature.operator import Operator, Spans
 from landscape.risk import EmpiricalRisk
 
 CERTIFY = ("float64", "working", "none")
-# Parameters from which k products in float64, each two to four of float32, are made one by "auto".
-LARGE = 10_000_000
+# A product in float64 takes two to four of float32. "auto" makes one instead of k from so many
+# parameters on; and from so many weights times examples on where what it shows keeps the tolerance.
+LARGE, COSTLY = 10_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,29 @@ class Certificate:
 
 
 def chosen(certify: str, risk: EmpiricalRisk, k: int) -> tuple[str, dict[str, str]]:
-    """The certificate that `certify` means for this risk, and why where it was left open."""
+    """The certificate that `certify` means for this risk, and why where it was left open.
+
+    "auto" where one float64 product is made first and what it shows decides (`made`).
+    """
     check_choice("certify", certify, ("auto", *CERTIFY))
+    size = risk.layout.num_parameters
     if certify != "auto":
         return certify, {}
-    size = risk.layout.num_parameters
-    if size < LARGE or risk.dtype == torch.float64:
+    if risk.dtype == torch.float64 or (size < LARGE and size * risk.num_examples < COSTLY):
         return "float64", {}
+    if size < LARGE:
+        return ("auto" if k > 1 else "float64"), {}
     return "working", {"certify_reason": f"auto: P={size}, one float64 product for k={k}"}
+
+
+def made(certify: str, pairs: EigenPairs) -> dict[str, str]:
+    """What was made where `chosen` left it to the first float64 product, for the provenance."""
+    if certify != "auto":
+        return {}
+    if math.isfinite(pairs.product_error):
+        why = f"auto: one float64 product for k={len(pairs.values)} keeps the tolerance"
+        return {"certify": "working", "certify_reason": why}
+    return {"certify": "float64", "certify_reason": "auto: one float64 product did not suffice"}
 
 
 def float64_products(
@@ -122,9 +138,5 @@ def certify(
         return Certificate(bounds, 0.0)
     if math.isnan(pairs.product_error):  # one pair: its own product was made
         return Certificate(bounds, 0.0)
-    off = (
-        pairs.product_error
-        * math.sqrt(2 / math.pi)
-        / (failure_probability if failure_probability < 1 else 0.01)
-    )
+    off = doubt(pairs.product_error, failure_probability)
     return Certificate(bounds + off, pairs.product_error)

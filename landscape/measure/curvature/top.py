@@ -53,9 +53,10 @@ def top_eigenvalues(
     were √(2/π) / failure_probability times its measured value for one normal combination of the
     vectors (product_error, one product), a theorem but for that probability; or in the working
     precision with nothing added, "none". "auto" is "float64" for less than ten million parameters
-    and "working" from there on, where k float64 products cost as much as all others. A model that
-    fails in float64 falls back to "working" with an unknown product_error (nan). certify_reason in
-    the provenance says why.
+    times examples, and "working" for ten million parameters and more, where k float64 products cost
+    as much as all others; between them it is "working" where residuals and that bound together keep
+    the tolerance, and else "float64", one product more. A model that fails in float64 falls back to
+    "working" with an unknown product_error (nan). certify_reason in the provenance says why.
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
@@ -115,7 +116,7 @@ def top_eigenvalues(
                 "loss": Variable((), float(loss), "nats", "Loss at theta"),
             },
             coords={"rank": np.arange(len(pairs.values))},
-            options=options,
+            options=options | certificates.made(certify, pairs),
         )
 
     try:
@@ -148,7 +149,6 @@ def _pairs_variables(
     off, probability = "‖(H₃₂ − H₆₄)V g‖, g normal", pairs.failure_probability
     searched = not math.isnan(probability) or count == size
     complete = bool(pairs.complete) and searched
-    proofs = 1 if math.isfinite(pairs.product_error) else 0 if pairs.interrupted else count
     return {
         "eigenvalue": Variable("rank", numbers(pairs.values), units, f"{title} eigenvalue"),
         "ratio": Variable((), ratio, "1", "λ₁ / λ_k"),
@@ -161,7 +161,9 @@ def _pairs_variables(
         "subspace_bound": Variable((), pairs.subspace_bound, units, "‖HV − VΛ‖₂"),
         "product_error": Variable((), proof.product_error, units, off),
         "num_hvps": Variable((), pairs.num_matvecs, "1", "Hessian-vector products"),
-        "certificate_hvps": Variable((), proofs, "1", "Products that prove the bounds"),
+        "certificate_hvps": Variable(
+            (), pairs.proof_matvecs, "1", "Products that prove the bounds"
+        ),
         "search_hvps": Variable((), pairs.search_matvecs, "1", "Products of the searches"),
         "search_share": Variable(
             (), pairs.search_matvecs / max(1, pairs.num_matvecs), "1", "Share of the searches"
@@ -210,7 +212,7 @@ def eigenpairs(
         exact = certificates.float64_products(
             risk, theta, matrix=matrix, index=product.index, instead=product
         )
-        sampled = certify == "working" and k > 1 and exact is not None
+        sampled = certify in ("auto", "working") and k > 1 and exact is not None
     pairs = lanczos.top(
         product,
         product.size,
@@ -226,6 +228,7 @@ def eigenpairs(
         start=start,
         certificate=exact,
         sampled=sampled,
+        sampled_within=1.0 if certify == "auto" else math.inf,
         like=product.like(theta),
     )
     return certificates.sound(pairs, risk, matrix)

@@ -110,6 +110,29 @@ def test_a_large_model_is_certified_by_one_product_and_says_so(monkeypatch):
     assert (abs(ds["eigenvalue"] - asked["eigenvalue"]) <= ds["bound"]).all()
 
 
+def test_a_costly_product_is_made_once_where_what_it_shows_keeps_the_tolerance(monkeypatch):
+    monkeypatch.setattr(certificates, "COSTLY", 100)
+    risk = single()
+    exact = exact_spectrum(risk)
+    wide = measure.top_eigenvalues(risk, risk.theta, k=5, tolerance=1e-2, seed=0)
+    record = results.provenance(wide)
+    assert (record["certify"], int(wide["certificate_hvps"])) == ("working", 1)
+    assert record["certify_reason"].endswith("keeps the tolerance")
+    assert (wide["bound"] <= 1e-2 * exact[0]).all()
+    # Narrower than what float32 products are off: all are made, and the first was one too many.
+    tight = measure.top_eigenvalues(risk, risk.theta, k=5, tolerance=2e-6, seed=0)
+    record = results.provenance(tight)
+    assert (record["certify"], int(tight["certificate_hvps"])) == ("float64", 6)
+    assert float(tight["product_error"]) == 0
+    for ds in (wide, tight):
+        assert ds["converged"].all()
+        assert (np.abs(ds["eigenvalue"].values - exact[:5]) <= ds["bound"].values).all()
+        of_which = int(ds["search_hvps"]) + int(ds["certificate_hvps"])
+        assert of_which < int(ds["num_hvps"])
+    one = measure.top_eigenvalues(risk, risk.theta, k=1, tolerance=1e-2, seed=0)
+    assert results.provenance(one)["certify"] == "float64"
+
+
 def test_without_a_search_completeness_is_not_claimed_and_bounds_stay():
     risk = single()
     full = measure.top_eigenvalues(risk, risk.theta, k=5, certify="working", seed=0)
