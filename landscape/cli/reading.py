@@ -16,7 +16,11 @@ def figures(
     only: Annotated[str, typer.Option(help="Figures by name, comma-separated; all.")] = "",
     variants: Annotated[str, typer.Option(help="Variants to draw, comma-separated; all.")] = "",
     highlight: Annotated[
-        str, typer.Option(help="Variants that stand out, comma-separated; the others pale.")
+        str,
+        typer.Option(
+            help="Variants that stand out, comma-separated, the others pale; all: none is pale. "
+            "Default, of more than six lines on a panel: references, best, random mask."
+        ),
     ] = "",
     setting: Annotated[str | None, typer.Option(help="One setting of the study; all.")] = None,
     venue: Annotated[

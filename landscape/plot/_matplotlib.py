@@ -3,8 +3,9 @@
 import io
 import re
 import string
+import warnings
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import zip_longest
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ from matplotlib.layout_engine import (
 )
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from landscape.plot import style
+from landscape.plot import derived, style
 from landscape.plot._matplotlib_marks import draw
 from landscape.plot.drawing import (
     WHOLE,
@@ -36,6 +37,7 @@ from landscape.plot.drawing import (
     Matrix,
     Panel,
     Surface,
+    bar_ticks,
 )
 from landscape.plot.ticks import exact, log_ticks, short
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     pass
 
 _DPI = 200
+_LEAST = 0.25  # of a panel's width and height that names and titles leave it
+_LETTERS = (32, 20, 12, 6)  # of names, where longer ones leave the panels less
+_COLLAPSED = "constrained_layout not applied"
 _TALLEST = 2.6  # inches of a plane or surface that has a figure to itself
 
 
@@ -95,8 +100,22 @@ def render(
         >>> round(float(figure.get_figwidth()), 2)
         3.25
     """
-    drawing = _literal(drawing)
-    venue = style.venue(width)
+    drawing, venue = _literal(drawing), style.venue(width)
+    figure, room = _laid_out(drawing, venue, letters=letters, dpi=dpi)
+    for most in _LETTERS:
+        if room >= _LEAST:
+            break
+        shown = derived.shortened(drawing, most)
+        other, more = _laid_out(shown, venue, letters=letters, dpi=dpi)
+        if more > room:
+            figure, room = other, more
+    return figure
+
+
+def _laid_out(
+    drawing: Drawing, venue: style.Venue, *, letters: bool, dpi: int
+) -> tuple[PaperFigure, float]:
+    """The figure, and what its names leave its narrowest panel, as a share of what is planned."""
     inches = venue.width
     rows, columns = drawing.grid(inches)
     with rc_context(style.rc(venue)):
@@ -128,7 +147,9 @@ def render(
         panels = zip_longest(drawing.with_limits(columns), marked[: len(drawing.panels)])
         for index, ((panel, letter), ax) in enumerate(zip(panels, grid.flat, strict=False)):
             for mark, mappable in _panel(panel, ax, wrap, letter):
-                keys.setdefault(_scale(mark), (mark, mappable, []))[2].append(ax)
+                key = keys.setdefault(_scale(mark), _Key(mark, mappable))
+                key.axes.append(ax)
+                key.marks.append(mark)
             if index % columns == columns - 1 or index == len(drawing.panels) - 1:
                 # Beside the last panel of a row that is not full there is room already.
                 full = index % columns == columns - 1
@@ -136,16 +157,36 @@ def render(
         _label_once(drawing, grid, columns)
         for ax in list(grid.flat)[len(drawing.panels) :]:
             ax.remove()
-        for mark, mappable, axes in keys.values():
-            crossed = {list(grid.flat).index(ax) // columns for ax in axes}
-            _colorbar(mark, mappable, axes, figure, sum(heights[row] for row in crossed))
+        for key in keys.values():
+            crossed = {list(grid.flat).index(ax) // columns for ax in key.axes}
+            _colorbar(key, figure, sum(heights[row] for row in crossed))
         if drawing.legend:
             ended = {m.name for p in drawing.panels for m in p.marks if getattr(m, "ends", False)}
             _legend(figure, grid, inches, ended)
         # Lay out once: saving as several formats need not solve for the positions again.
-        layout.execute(figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _COLLAPSED)
+            try:
+                layout.execute(figure)
+                room = min(
+                    share
+                    for index, ax in enumerate(list(grid.flat)[: len(drawing.panels)])
+                    for share in _room(ax, inches / columns, heights[index // columns])
+                )
+            except UserWarning:
+                room = 0.0
         figure.set_layout_engine("none")
-    return figure
+    return figure, room
+
+
+def _room(ax: Axes, width: float, height: float) -> tuple[float, float]:
+    """Width and height of a panel beside those that it was planned with, in inches."""
+    figure, place = ax.get_figure(root=True), ax.get_position(original=True)
+    assert figure is not None
+    return (
+        float(place.width * figure.get_figwidth() / width),
+        float(place.height * figure.get_figheight() / height),
+    )
 
 
 def _small() -> float:
@@ -280,6 +321,11 @@ def _same_x(above: Panel, below: Panel) -> bool:
     return _once([above, below], "x")
 
 
+def _longest(text: str) -> int:
+    """Letters of the longest word, and eight at least."""
+    return max(8, *map(len, text.split()), 0)
+
+
 def _wrapped(text: str, width: int) -> str:
     """Lines of a width; a number stays with its unit and its equals sign."""
     together = re.sub(r" (?=[%=×])|(?<=[=×]) ", "\u00a0", text)
@@ -298,7 +344,13 @@ def _panel(
     _axis(panel.y, ax, "y", wrap)
     if panel.z is not None:
         _axis(panel.z, ax, "z", wrap)
-    lines = [_wrapped(line, wrap) for line in panel.title.splitlines()]
+    # A title begins at the axes: the name of the vertical one, and a letter in the first line,
+    # take of its room.
+    room = wrap - (5 if panel.y.label and panel.z is None and _shape(panel) is None else 0)
+    lines = [
+        _wrapped(line, max(room - (3 if letter and not n else 0), min(wrap, _longest(line))))
+        for n, line in enumerate(panel.title.splitlines())
+    ]
     title = "\n".join(lines)
     # The box of a surface is lower than its axes.
     height = None if panel.z is None else 0.95
@@ -314,7 +366,14 @@ def _panel(
     return coloured
 
 
-_Key = tuple[_Coloured, _Mappable, list[Axes]]
+@dataclass(frozen=True)
+class _Key:
+    """What one bar of colours explains: the panels, and the marks on them."""
+
+    mark: _Coloured
+    mappable: _Mappable
+    axes: list[Axes] = field(default_factory=list)
+    marks: list[_Coloured] = field(default_factory=list)
 
 
 def _scale(mark: _Coloured) -> tuple:
@@ -323,18 +382,22 @@ def _scale(mark: _Coloured) -> tuple:
     return (type(mark), mark.name, *ends)
 
 
-def _colorbar(
-    mark: _Coloured, mappable: _Mappable, axes: list[Axes], figure: Figure, height: float
-) -> None:
+def _colorbar(key: _Key, figure: Figure, height: float) -> None:
+    mark = key.mark
     if isinstance(mark, Contours):
-        bar = figure.colorbar(mappable, ax=axes, pad=0.01, fraction=0.04, aspect=30)
+        bar = figure.colorbar(key.mappable, ax=key.axes, pad=0.01, fraction=0.04, aspect=30)
         # As many as stand apart on a bar of this height.
         ticks = mark.levels[:: max(1, -(-len(mark.levels) // min(8, max(3, int(height / 0.22)))))]
     else:
-        bar = figure.colorbar(mappable, ax=axes, pad=0.02, fraction=0.046, aspect=30)
+        bar = figure.colorbar(key.mappable, ax=key.axes, pad=0.02, fraction=0.046, aspect=30)
         bar.outline.set_visible(False)
         ticks = log_ticks(*mark.limits) if mark.log else None
-    if ticks is not None:
+    if isinstance(mark, Matrix):
+        said = bar_ticks([m for m in key.marks if isinstance(m, Matrix)])
+        if said is not None:
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+            bar.set_ticks(list(said), labels=list(said.values()))
+    elif ticks is not None:
         bar.ax.yaxis.set_major_locator(FixedLocator(list(ticks)))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -343,6 +406,9 @@ def _colorbar(
 
 def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
     title = _wrapped(axis.title, wrap) if which == "x" else axis.title
+    if which == "y" and ax.get_figure() is not None:
+        # As long as the panel is high: not to run into what is above and below.
+        title = _wrapped(title, max(12, int(1.3 * ax.bbox.height / ax.figure.dpi / 0.062)))
     ax.set(**{f"{which}label": title})
     most = max(2, min(6, wrap // 4)) if which == "x" else 6
     target = getattr(ax, f"{which}axis")

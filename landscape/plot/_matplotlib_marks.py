@@ -81,7 +81,7 @@ def _(mark: Points, ax: Axes) -> None:
             markeredgewidth=0.8 if face == "white" or mark.symbol == "bar" else 0.4,
             alpha=mark.opacity,
             label=label,
-            zorder=3 if mark.size > 3.5 else 2.8,
+            zorder=1.8 if mark.color == style.PALE else 3 if mark.size > 3.5 else 2.8,
         )
         label = None
 
@@ -145,11 +145,7 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
     cmap = colormaps[style.DIVERGING if mark.diverging else style.SEQUENTIAL]
     low, high = mark.limits
     norm = LogNorm(low, high) if mark.log else Normalize(low, high)
-    shown = (
-        np.ma.masked_invalid(np.where(mark.values > 0, mark.values, np.nan))
-        if mark.log
-        else mark.values
-    )
+    shown = np.ma.masked_invalid(mark.coloured)
     image = ax.imshow(shown, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
     ax.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(mark.values):
@@ -161,7 +157,18 @@ def _(mark: Matrix, ax: Axes) -> AxesImage:
                 column, row, fixed(value, mark.digits), ha="center", va="center", fontsize=_small(),
                 color="white" if dark else style.INK,
             )  # fmt: skip
+    if mark.signs:
+        _signs(mark, ax)
     return image
+
+
+def _signs(mark: Matrix, ax: Axes) -> None:
+    """Triangles in the cells beyond the colours, as large as a cell lets them be."""
+    inches = min(ax.bbox.width / len(mark.columns), ax.bbox.height / len(mark.rows))
+    size = min(4.0, 0.4 * 72 * inches / ax.figure.dpi)
+    for where, symbol in ((mark.above, "^"), (mark.below, "v")):
+        rows, columns = np.nonzero(where)
+        ax.plot(columns, rows, symbol, color="white", markersize=size, markeredgewidth=0)
 
 
 @draw.register
@@ -228,7 +235,9 @@ def _(mark: Surface, ax: "Axes3D") -> None:
     ax.tick_params(pad=-3)
     for which in (ax.xaxis, ax.yaxis):
         which.set_major_locator(MaxNLocator(3, symmetric=True))
-    ax.zaxis.set_major_locator(MaxNLocator(4))
+    # Nothing is as low as the floor: it has no tick.
+    heights = MaxNLocator(4).tick_values(bottom, top)
+    ax.zaxis.set_major_locator(FixedLocator([tick for tick in heights if bottom <= tick <= top]))
     # matplotlib types the first two as axes of a plane.
     axes: tuple[Any, ...] = (ax.xaxis, ax.yaxis, ax.zaxis)
     for axis, pad in zip(axes, (-4, -4, -7), strict=True):
@@ -245,6 +254,7 @@ def _(mark: Surface, ax: "Axes3D") -> None:
 def _(mark: Label, ax: Axes) -> None:
     shift = {"left": 5, "right": -5, "center": 0}[mark.anchor]
     ax.annotate(
-        mark.text, (mark.x, mark.y), xytext=(shift, 0), textcoords="offset points",
+        mark.text, (mark.x, mark.y), xytext=(shift, 1.1 * _small() * mark.lift),
+        textcoords="offset points",
         ha=mark.anchor, va="center", fontsize=_small(), color=mark.color,
     )  # fmt: skip

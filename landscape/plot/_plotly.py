@@ -28,8 +28,9 @@ from landscape.plot.drawing import (
     Points,
     Rule,
     Surface,
+    bar_ticks,
 )
-from landscape.plot.ticks import exact, fixed, log_ticks, short
+from landscape.plot.ticks import exact, fixed, log_ticks
 
 # plotly 7 offers an upload of the figure unless it is told not to.
 CONFIG: dict[str, object] = {
@@ -84,7 +85,7 @@ def render(drawing: Drawing, *, width: str | float = "neurips") -> go.Figure:
     for index, panel in enumerate(drawing.with_limits(columns)):
         row, column = divmod(index, columns)
         for mark in panel.marks:
-            _draw(mark, _PanelPlace(figure, panel, row + 1, column + 1, named))
+            _draw(mark, _PanelPlace(figure, drawing, panel, row + 1, column + 1, named))
         last = index + columns >= len(drawing.panels)
         if panel.z is not None:
             _planes.scene_axes(figure, panel, row + 1, column + 1)
@@ -209,6 +210,7 @@ class _PanelPlace:
     """One panel of a figure, and the names that its legend has so far."""
 
     figure: go.Figure
+    drawing: Drawing
     panel: Panel
     row: int
     col: int
@@ -373,13 +375,25 @@ def _(mark: Matrix, at: _PanelPlace) -> None:
         [_cell(value, mark.digits) if np.isfinite(value) else "" for value in line]
         for line in mark.values
     ]
-    values, (low, high) = mark.values, mark.limits
+    values, (low, high) = mark.coloured, mark.limits
     bar: dict[str, object] = {"title": {"text": Axis(mark.name, mark.units).title}, "thickness": 12}
+    sharing = [m for p in at.drawing.panels for m in p.marks
+               if isinstance(m, Matrix) and m.name == mark.name]  # fmt: skip
+    ticks = bar_ticks(sharing)
     if mark.log:
-        ticks = log_ticks(low, high)
-        values = np.log10(np.where(values > 0, values, np.nan))
-        bar |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}
+        values = np.log10(values)
         low, high = math.log10(low), math.log10(high)
+    if ticks is not None:
+        places = np.array(list(ticks))
+        bar |= {"tickvals": np.log10(places) if mark.log else places,
+                "ticktext": list(ticks.values())}  # fmt: skip
+    cells = [[f"{r} and {c}" for c in mark.columns] for r in mark.rows]
+    hover = "%{customdata}<br>" + f"{mark.name}: %{{text}}"
+    if mark.signs:  # the text of a cell is its sign, and its number is said with its name
+        cells = [[f"{cell}<br>{mark.name}: {number}" for cell, number in zip(*both, strict=True)]
+                 for both in zip(cells, text, strict=True)]  # fmt: skip
+        text = np.where(mark.above, "▲", np.where(mark.below, "▼", "")).tolist()
+        hover = "%{customdata}"
     at.add(
         go.Heatmap(
             x=np.arange(len(mark.columns)),
@@ -389,9 +403,9 @@ def _(mark: Matrix, at: _PanelPlace) -> None:
             zmax=high,
             colorscale=style.DIVERGING if mark.diverging else "Viridis",
             text=text,
-            texttemplate=None if mark.digits is None else "%{text}",
-            customdata=[[f"{r} and {c}" for c in mark.columns] for r in mark.rows],
-            hovertemplate="%{customdata}<br>" + f"{mark.name}: %{{text}}<extra></extra>",
+            texttemplate="%{text}" if mark.signs or mark.digits is not None else None,
+            customdata=cells,
+            hovertemplate=f"{hover}<extra></extra>",
             name=mark.name,
             showscale=not at.named & {mark.name},
             colorbar=bar,
@@ -434,6 +448,7 @@ def _(mark: Label, at: _PanelPlace) -> None:
         showarrow=False,
         xanchor=mark.anchor,
         xshift={"left": 6, "right": -6, "center": 0}[mark.anchor],
+        yshift=14 * mark.lift,
         font={"color": mark.color, "size": 11},
         row=at.row,
         col=at.col,

@@ -17,7 +17,7 @@ from landscape.plot.drawing import (
     Panel,
     Surface,
 )
-from landscape.plot.ticks import log_ticks, short
+from landscape.plot.ticks import even_ticks, exact, log_ticks, short
 
 _COLOURED = Matrix | Contours | Field | Surface
 _GAP = "#c9c9c9"
@@ -127,6 +127,10 @@ def scene_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     # Whole, even where the loss is not finite at its ends.
     ends = {"x": mark.x[[0, -1]].tolist(), "y": mark.y[[0, -1]].tolist()}
     z: dict[str, object] = {"range": [bottom - 0.35 * (top - bottom), top + 0.02 * (top - bottom)]}
+    if not mark.log:
+        # Nothing is as low as the floor: it has no tick.
+        ticks = even_ticks(bottom, top)
+        z |= {"tickvals": ticks, "ticktext": [exact(tick) for tick in ticks]}
     if mark.log:
         ticks = log_ticks(*mark.limits)
         z |= {"tickvals": np.log10(ticks), "ticktext": [short(tick) for tick in ticks]}

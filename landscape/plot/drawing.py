@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from landscape.errors import LandscapeError
+from landscape.plot.ticks import log_ticks, short
 
 __all__ = [
     "SYMBOLS",
@@ -37,6 +38,7 @@ __all__ = [
     "Points",
     "Rule",
     "Surface",
+    "bar_ticks",
 ]
 
 # Axes that count something: no ticks between whole numbers.
@@ -201,7 +203,8 @@ class Matrix:
 
     digits: of the number in each cell, None writes none. log: logarithmic colours; what has no
     logarithm is left blank, as NaN is.
-    limits: values at the ends of the colours.
+    limits: values at the ends of the colours; the bar of colours says where values lie beyond.
+    signs: cells beyond the ends have a sign, and those without a logarithm are below the lower end.
 
     Example:
         >>> plot.drawing.Matrix(np.eye(2), ("a", "b"), ("a", "b"), "κ", "1", (-1.0, 1.0)).digits
@@ -217,6 +220,27 @@ class Matrix:
     diverging: bool = True
     digits: int | None = 2
     log: bool = False
+    signs: bool = False
+
+    @property
+    def coloured(self) -> np.ndarray:
+        """Values as the colours show them; NaN where a cell is blank."""
+        if self.signs:
+            return np.clip(self.values, *self.limits)
+        return np.where(self.values > 0, self.values, np.nan) if self.log else self.values
+
+    @property
+    def below(self) -> np.ndarray:
+        """Cells whose value is under the lower end of the colours."""
+        return (self.signs | ~np.isnan(self.coloured)) & (self.values < self.limits[0] * _ALMOST)
+
+    @property
+    def above(self) -> np.ndarray:
+        """Cells whose value is over the upper end."""
+        return self.values * _ALMOST > self.limits[1]
+
+
+_ALMOST = 1 - 1e-9  # ends of colours are rounded
 
 
 @dataclass(frozen=True)
@@ -329,7 +353,8 @@ class Surface:
 class Label:
     """Text at a point of the data.
 
-    x, y: where, in units of the axes; anchor: which end of the text lies there.
+    x, y: where, in units of the axes; anchor: which end of the text lies there; lift: lines of text
+    by which it stands higher.
 
     Example:
         >>> plot.drawing.Label(0.0, 1.0, "SAM").anchor
@@ -342,6 +367,29 @@ class Label:
     color: str = "#222222"
     anchor: Literal["left", "right", "center"] = "left"
     name: str = ""  # it has no entry in a legend
+    lift: float = 0.0
+
+
+def bar_ticks(marks: Sequence[Matrix]) -> dict[float, str] | None:
+    """Ticks of the bar of colours that matrices share, value to text; None for a plain scale.
+
+    An end beyond which some value lies says so.
+    """
+    (low, high), log = marks[0].limits, marks[0].log
+    below, above = (any(getattr(m, which).any() for m in marks) for which in ("below", "above"))
+    if not (log or below or above):
+        return None
+    inner = log_ticks(low, high) if log else np.linspace(low, high, 5).tolist()
+    found = {tick: short(tick) for tick in inner}
+    if not (below or above):
+        return found
+    # What stands too near to an end that is named gives way.
+    apart = (high / low) ** 0.12 if log else 0.12 * (high - low)
+    far = (lambda a, b: max(a, b) / min(a, b) > apart) if log else (lambda a, b: abs(a - b) > apart)
+    ends = {low: "≤ "} if below else {}
+    ends |= {high: "≥ "} if above else {}
+    kept = {t: text for t, text in found.items() if all(far(t, end) for end in ends)}
+    return dict(sorted((kept | {end: sign + short(end) for end, sign in ends.items()}).items()))
 
 
 Cell = str | float | None

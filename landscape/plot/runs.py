@@ -18,6 +18,7 @@ __all__ = [
     "as_runs",
     "comparable",
     "count",
+    "drawable",
     "first_seeds",
     "in_setting",
     "labelled",
@@ -60,19 +61,23 @@ def as_runs(ds: xr.Dataset) -> xr.Dataset:
         words = [] if "label" not in ds.coords else [str(word) for word in ds.label.values]
         if "".join(words).isprintable() and max(map(len, words), default=0) <= _LONGEST:
             return ds
-        return ds.assign_coords(label=("run", _drawable(words)))
+        return ds.assign_coords(label=("run", drawable(words)))
     single = ds.expand_dims("run", create_index_for_new_dim=False)
     labels = {"run": "", "variant": "this model", "label": "This model", "setting": "", "seed": 0}
     return single.assign_coords({key: ("run", [value]) for key, value in labels.items()})
 
 
-def _drawable(words: list[str]) -> list[str]:
-    """Labels that leave room for the data and hold nothing unseen; those that differ still do."""
+def drawable(words: Sequence[str], most: int = _LONGEST) -> list[str]:
+    """Labels that leave room for the data and hold nothing unseen; those that differ still do.
+
+    most: letters, beyond which the middle of a word is left out.
+    """
     found: dict[str, str] = {}
+    end = most // 4
     for word in dict.fromkeys(words):
         short = visible(word)
-        if len(short) > _LONGEST:
-            short = f"{short[: _LONGEST - 16]}…{short[-12:]}"
+        if len(short) > most:
+            short = f"{short[: most - end - 1]}…{short[-end:]}"
         again = sum(short == other.partition(" (#")[0] for other in found.values())
         found[word] = f"{short} (#{again + 1})" if again else short
     return [found[word] for word in words]

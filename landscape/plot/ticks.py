@@ -6,7 +6,7 @@ import numpy as np
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Decades within the limits; 1-3 or 1-2-5 in short ranges, even steps in very short ones."""
     if high < 4 * low:
-        even = _even_ticks(low, high)
+        even = even_ticks(low, high)
         return even[:: -(-len(even) // most)]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     span = np.log10(high / low)
@@ -25,7 +25,8 @@ def fixed(value: float, digits: int) -> str:
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def _even_ticks(low: float, high: float) -> list[float]:
+def even_ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 of a decade within the limits, about five of them."""
     rough = (high - low) / 4
     decade = 10.0 ** np.floor(np.log10(rough))
     step = decade * next(s for s in (1, 2, 2.5, 5, 10) if s * decade >= rough * 0.999)

@@ -193,7 +193,7 @@ def _overviews(family: Family) -> Iterator[Selected]:
         if drawing is not None:
             alone = len(study.settings) == 1
             stem = "overview" if alone else f"overview-{folder_name(setting)}"
-            yield Selected(drawing, setting, stem, ("generalization",))
+            yield Selected(drawing, drawing, setting, stem, ("generalization",))
 
 
 def _trained(study: StudyResults) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import xarray as xr
+
 from landscape.errors import LandscapeError
 from landscape.plot import animation, derived, interactive, style
 from landscape.plot._twins import highlighted
@@ -18,15 +20,21 @@ from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import StudyResults
 from landscape.storage import StudyFolder, folder_name, write_atomically, write_text
 
+_ALL = "all"
 _MOVING = ("gif", "mp4")
 FORMATS = ("pdf", "png", "svg", "pgf", "html", *_MOVING)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """One figure of a study: its drawing, setting, file stem, and the measurements it shows."""
+    """One figure of a study: its drawing, setting, file stem, and the measurements it shows.
+
+    printed: the drawing on paper, where no legend can be clicked. Where it has more lines of
+    variants on one panel than can be told apart, some stand out and its caption names the others.
+    """
 
     drawing: Drawing
+    printed: Drawing
     setting: str
     stem: str
     measurements: tuple[str, ...]
@@ -46,7 +54,9 @@ class FigureChoice:
     """Which figures are drawn, of what, and how.
 
     only: names of figures (default all). variants: ids; others are left out, and the caption says
-    so. highlight: ids that stand out, the others pale. setting: one of the study's (default all).
+    so. highlight: ids that stand out, the others pale; "all" for none of them, and by default, in
+    figures with more than six lines of variants on one panel, the references, the best of the
+    others and the random mask. setting: one of the study's (default all).
     width: a venue (`style.VENUES`) or inches. letters: a, b, c before the panels. dpi: of PNG.
     formats: "png", "pdf", "svg", "pgf", "html", and "gif" for what has time.
 
@@ -86,7 +96,7 @@ def _check(study: StudyResults, choice: FigureChoice) -> None:
     known = {
         "only": [entry.figure for _, entries in SECTIONS for entry in entries],
         "variants": list(study.recipes),
-        "highlight": list(study.recipes),
+        "highlight": [*study.recipes, _ALL],
         "formats": list(FORMATS),
     }
     for name, possible in known.items():
@@ -115,15 +125,40 @@ def _figures(
             drawing = entry.draw(part, setting, family)
             if drawing is None or not any(panel.marks for panel in drawing.panels):
                 continue
-            if choice.highlight:
-                shown = [part.get(name, setting) for name in entry.measurements]
-                present = {str(v) for ds in shown if ds is not None for v in ds.variant.values}
-                wanted = [v for v in choice.highlight if v in present]
-                drawing = highlighted(drawing, wanted, *shown)
             drawing = _saying(drawing, study, setting, left_out)
+            shown = [part.get(name, setting) for name in entry.measurements]
+            printed = drawing
+            if _ALL not in choice.highlight:
+                names = choice.highlight or standing(part, family, setting)
+                labels = [v.label for v in part.variants(setting)]
+                if choice.highlight or derived.crowded(drawing, labels):
+                    printed = _before_pale(drawing, names, shown)
+                drawing = printed if choice.highlight else drawing
             alone = len(study.settings) == 1
             stem = entry.figure if alone else f"{entry.figure}-{folder_name(setting)}"
-            yield Selected(drawing, setting, stem, entry.measurements, entry.figure)
+            yield Selected(drawing, printed, setting, stem, entry.measurements, entry.figure)
+
+
+def _before_pale(
+    drawing: Drawing, names: Sequence[str], shown: Sequence[xr.Dataset | None]
+) -> Drawing:
+    present = {str(v) for ds in shown if ds is not None for v in ds.variant.values}
+    return highlighted(drawing, [name for name in names if name in present], *shown)
+
+
+def standing(study: StudyResults, family: Family, setting: str) -> list[str]:
+    """Rows that stand out where all are too many: two references, the best other, a random mask."""
+    references = [r for name in study.references(setting) for r in study.rows_of(setting, name)]
+    values = family.values.get((setting, study.metric))
+    others = [
+        (values.mean(row), row)
+        for row in study.rows(setting)
+        if values is not None and row not in references and not study.is_control(row, setting)
+    ]
+    known = [one for one in others if math.isfinite(one[0])]
+    best = [max(known, key=lambda one: one[0])[1]] if known else []
+    random = study.controls(setting, "random_mask")[:1]
+    return list(dict.fromkeys([*references[:2], *best, *random]))
 
 
 def _saying(
@@ -189,7 +224,7 @@ def begin(
     """`save`, of which the helpers draw their part meanwhile: all are there once they are left."""
     suffixes = _printed(choice)
     paths = helped.begin([
-        Print(one.drawing, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
+        Print(one.printed, place / one.stem, suffixes, choice.width, choice.letters, choice.dpi)
         for one in shown if suffixes
     ]) or [[] for _ in shown]  # fmt: skip
     for one, written in zip(shown, paths, strict=True):
@@ -249,7 +284,7 @@ def _caption(study: StudyResults, figure: Selected) -> str:
     )
     title = study.title(figure.setting)
     where = f" Setting: {title}." if title and len(study.settings) > 1 else ""
-    text = f"{figure.drawing.caption}{where}" + (f" Measured with {how}." if how else "")
+    text = f"{figure.printed.caption}{where}" + (f" Measured with {how}." if how else "")
     macro = "caption" + "".join(
         part.capitalize() for part in figure.stem.replace("-", "_").split("_")
     )

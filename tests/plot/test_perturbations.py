@@ -354,7 +354,9 @@ def test_filters_are_named_by_channel_and_shown_on_one_scale(data):
     drawn = figures.mask_filters(ds)
     first, second = (marks_of(drawn, grammar.Matrix, panel)[0] for panel in range(2))
     over = ds.frequency.isel(run=0) / float(ds.expected.isel(run=0))
-    np.testing.assert_allclose(first.values, np.clip(over, 0.25, 4))
+    np.testing.assert_allclose(first.values, over)
+    np.testing.assert_allclose(first.coloured, np.clip(over, 0.25, 4))
+    assert "triangle that points up or down" in drawn.caption
     assert first.limits == second.limits
     assert drawn.title == "Which filters of conv.weight are selected?"
     spread = float(ds.over_dispersion.isel(run=0))

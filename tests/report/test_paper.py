@@ -122,6 +122,28 @@ def test_highlighted_variants_keep_their_look_and_the_others_are_pale_and_named(
         static.history(data, setting="noisy", highlight=["adam"])
 
 
+def test_of_too_many_lines_on_one_panel_some_stand_out_on_paper(tmp_path):
+    """The references, the best of the others and the random mask; the page keeps every colour."""
+    place = write_study(tmp_path, clean=(), seeds=2, without=("loss_plane", "loss_slice"))
+    one = drawn(place, only=("history", "headline", "spectral_density"))
+    colours = {m.color for p in one["history"].printed.panels for m in p.marks}
+    # Of 11 variants and a control, beside SGD and SAM, F-SAM has the best accuracy.
+    kept = {style.VARIANTS[name][0] for name in ("sgd", "sam", "fsam", "random_mask")}
+    assert colours == kept | {style.PALE}
+    assert "Pale: SGD, stopped early, ASAM, SAM-ON" in one["history"].printed.caption
+    assert style.PALE not in {m.color for p in one["history"].drawing.panels for m in p.marks}
+    # Rows have names, and panels of single variants are told apart by their titles.
+    assert one["headline"].printed == one["headline"].drawing
+    assert one["spectral_density"].printed == one["spectral_density"].drawing
+    every = drawn(place, only=("history",), highlight=("all",))["history"]
+    assert every.printed == every.drawing
+    asked = drawn(place, only=("history",), highlight=("zsharp",))["history"]
+    assert asked.printed == asked.drawing
+    assert {m.color for p in asked.drawing.panels for m in p.marks} == {
+        style.PALE, style.VARIANTS["zsharp"][0]
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

@@ -14,18 +14,17 @@ from landscape.plot.drawing import (
     Band,
     Dash,
     Drawing,
-    Label,
     Line,
     Mark,
     Panel,
     Points,
     Rule,
 )
+from landscape.plot.labels import beside
 from landscape.plot.runs import VariantRuns
 from landscape.stats import Decision
 
 _REFERENCES = ("sgd", "sam")
-_SHORT = 12  # letters of a name that has room beside its point
 
 
 def headline(
@@ -271,10 +270,10 @@ def _against(
     panel = Panel(
         Axis(label, units, log=x_log),
         Axis(name, "%" if row.is_share else row.units, log=y_log),
-        (*marks, *_named(means, x_log=x_log, y_log=y_log)),
+        tuple(marks),
         title,
     )
-    return panel, means
+    return _labelled(panel), means
 
 
 def _apart(found: Sequence[_Means]) -> tuple[list[str], list[str]]:
@@ -298,7 +297,12 @@ def _apart(found: Sequence[_Means]) -> tuple[list[str], list[str]]:
 def _within(panel: Panel, near: Sequence[str]) -> Panel:
     """The panel again, on axes that hold the variants `near` and their intervals."""
     marks = [mark for mark in panel.marks if isinstance(mark, Points) and mark.name in near]
-    return replace(panel, marks=tuple(replace(m, legend=False) for m in marks), title="")
+    return _labelled(replace(panel, marks=tuple(replace(m, legend=False) for m in marks), title=""))
+
+
+def _labelled(panel: Panel) -> Panel:
+    """The panel with names beside the means that have room for one: the legend has the rest."""
+    return replace(panel, marks=(*panel.marks, *beside(panel)))
 
 
 def _is_error(row: metrics.Metric) -> bool:
@@ -310,25 +314,6 @@ def _compared(row: metrics.Metric, values: np.ndarray) -> np.ndarray:
     if _is_error(row):
         return 100 * (1 - values)
     return 100 * values if row.is_share else values
-
-
-def _named(means: _Means, *, x_log: bool, y_log: bool) -> list[Mark]:
-    """Short names beside the means that stand apart from all others: the legend has the rest."""
-    if len(means) < 2:
-        return []
-    places = np.array([[x, y] for x, y, _ in means.values()])
-    for column, log in enumerate((x_log, y_log)):
-        places[:, column] = np.log(places[:, column]) if log else places[:, column]
-    span = np.ptp(places, axis=0)
-    unit = (places - places.min(axis=0)) / np.where(span > 0, span, 1)
-    marks: list[Mark] = []
-    for i, (name, (x, y, color)) in enumerate(means.items()):
-        others = np.delete(unit, i, axis=0)
-        # A name takes a third of the panel across and a tenth of it up.
-        near = (np.abs(others[:, 0] - unit[i, 0]) < 0.4) & (np.abs(others[:, 1] - unit[i, 1]) < 0.1)
-        if not near.any() and len(name) <= _SHORT:
-            marks.append(Label(x, y, name, color, "right" if unit[i, 0] > 0.5 else "left"))
-    return marks
 
 
 def history(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:

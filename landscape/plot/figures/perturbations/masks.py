@@ -287,8 +287,8 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         rows, columns = (tuple(map(str, table[d].values.tolist())) for d in ("channel", "input"))
         ratio = table.transpose("channel", "input").values / chance
         limits = (1 / _FACTOR, _FACTOR)
-        mark = Matrix(np.clip(ratio, *limits), rows, columns, "selected", "× chance", limits,
-                      digits=None, log=True)  # fmt: skip
+        mark = Matrix(ratio, rows, columns, "selected", "× chance", limits, digits=None, log=True,
+                      signs=True)  # fmt: skip
         panels.append(
             Panel(
                 _counted("input channel", columns),
@@ -303,7 +303,8 @@ def mask_filters(ds: xr.Dataset, *, setting: str | None = None) -> Drawing:
         f"Which filters of {tensor} are selected?" if tensor else "Which filters are selected?",
         "Share of the snapshots and kernel positions in which a coordinate of the filter is in the "
         "mask, over the layer's mean, which the title names and equal use of all filters would "
-        f"give; beyond {_FACTOR} times either way as {_FACTOR} times{_clipped(ds)}. First seed. "
+        f"give; what lies beyond {_FACTOR} times either way has the colour of {_FACTOR} times and "
+        f"a triangle that points up or down{_clipped(ds)}. First seed. "
         "A red row is an "
         "output channel that is favoured, a red column an input channel. Spread: variance between "
         "output channels over that of independent coordinates, 1 at chance; the sparser the mask, "
