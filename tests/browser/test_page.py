@@ -159,6 +159,35 @@ def test_no_button_offers_to_upload(browser, page_path):
     visit.context.close()
 
 
+@pytest.mark.parametrize("which", ["report", "figure"])
+def test_buttons_of_a_figure_cover_none_of_its_titles(browser, page_path, study, which):
+    path = page_path
+    if which == "figure":
+        choice = report.FigureChoice(only=("headline", "loss_plane"), formats=("html",))
+        report.write_figures(study, choice)
+        path = next(study.figures.glob("loss_plane*.html"))
+    visit = Visit(browser, path, LAPTOP)
+    visit.page.wait_for_selector(".js-plotly-plot .modebar")
+    covered = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => {
+        const bar = plot.querySelector('.modebar').getBoundingClientRect();
+        const cut = plot.closest('.scroll').getBoundingClientRect();
+        const words = [...plot.querySelectorAll('.annotation, .xtick, .ytick, .traces, .legend')]
+            .map(part => part.getBoundingClientRect());
+        return [bar.height > 5 && bar.top >= cut.top && bar.right <= cut.right + 1,
+                words.filter(w => w.left < bar.right && w.right > bar.left
+                    && w.top < bar.bottom && w.bottom > bar.top).length];
+    })"""
+    found = visit.page.evaluate(covered)
+    assert found
+    assert all(one == [True, 0] for one in found)
+    # The pointer gets to them: what it crosses on its way belongs to the figure.
+    visit.page.locator(".js-plotly-plot").first.hover()
+    visit.page.locator(".modebar-btn").first.hover()
+    shown = "() => getComputedStyle(document.querySelector('.modebar')).opacity"
+    visit.page.wait_for_function(f"() => Number(({shown})()) === 1")
+    visit.context.close()
+
+
 def test_printing_draws_the_figures_that_were_never_seen(browser, page_path):
     visit = Visit(browser, page_path, LAPTOP)
     visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
