@@ -10,8 +10,10 @@ from landscape.plot.drawing import Label, Panel, Points, extent
 # A name in shares of a panel 1.5 inches wide and 1.3 high, at 7 points.
 _LETTER, _LINE, _GAP = 0.036, 0.085, 0.05
 _Anchor = Literal["left", "right", "center"]
-_PLACES: tuple[tuple[_Anchor, float], ...] = (("left", 0.0), ("right", 0.0), ("center", 1.1), ("center", -1.1), ("left", 1.0),
-           ("right", 1.0), ("left", -1.0), ("right", -1.0))  # fmt: skip
+_PLACES: tuple[tuple[_Anchor, float], ...] = (
+    ("left", 0.0), ("right", 0.0), ("center", 1.1), ("center", -1.1),
+    ("left", 1.0), ("right", 1.0), ("left", -1.0), ("right", -1.0),
+)  # fmt: skip
 _SHORT = 12  # letters of a name that has room beside its point
 _LARGE = 4.0  # size of the mark of a mean: single runs are smaller
 _EDGE = 0.045
