@@ -2,13 +2,14 @@
 
     benchmarks/gpu.sh                                   # tests, then this, about ten minutes
     python -m benchmarks.accelerator --minutes 6        # this alone, on CUDA
-    python -m benchmarks.accelerator --rehearse         # tiny networks on the CPU: half a minute
+    python -m benchmarks.accelerator --rehearse         # tiny networks, no device: a minute
 
 The table goes to results/accelerator-<hardware>.json after every network, so that a run that is cut
-short leaves what it had. Each number is the median of calls of the clock, the device waited for at
-both ends; `n` calls within the network's share of the minutes, after one that is not counted. Peak
-memory is the allocator's, of the largest row of the network, in MB; on a CPU the largest resident
-set of the process. Data are random: nothing here depends on what they are.
+short leaves what it had; a rehearsal goes through the same lines on the pretend device of
+tests/devices, where times mean nothing. Each number is the median of calls of the clock, the device
+waited for at both ends; `n` calls within the network's share of the minutes, after one that is not
+counted. Peak memory is the allocator's, of the largest row of the network, in MB; on a CPU the
+largest resident set of the process. Data are random: nothing here depends on what they are.
 """
 
 import argparse
@@ -208,14 +209,18 @@ def markdown(table: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", help="by default cuda; of a rehearsal the pretend device")
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--rehearse", action="store_true", help="tiny networks, by default on cpu")
+    parser.add_argument("--rehearse", action="store_true", help="tiny networks")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    device = torch.device("cpu" if given.rehearse and given.device == "cuda" else given.device)
+    if given.rehearse and given.device is None:
+        from tests.devices import pretend
+
+        given.device = pretend.DEVICE
+    device = torch.device(given.device or "cuda")
     if not devices.count(device.type):
-        raise SystemExit(f"torch finds no {device.type} device here; --rehearse takes the CPU.")
+        raise SystemExit(f"torch finds no {device.type} device here; --rehearse needs none.")
     cases = REHEARSED if given.rehearse else CASES
     minutes = min(given.minutes, 0.05) if given.rehearse else given.minutes
     name = devices.name(device)

@@ -2,8 +2,8 @@
 # What can only be seen on an accelerator, in one command of about ten minutes. It installs nothing.
 #
 #   benchmarks/gpu.sh                        tests on the CUDA device, then the tables
-#   benchmarks/gpu.sh --rehearse             the same without one: tests on the pretend device of
-#                                            tests/devices, tables of tiny networks on the CPU
+#   benchmarks/gpu.sh --rehearse             the same without one: tests, and tables of tiny networks,
+#                                            on the pretend device of tests/devices
 #   PYTHON=.venv/bin/python OUT=folder       which Python, and where the tables go (results/)
 #
 # Whatever the tests say the tables are made; the exit status is that of the tests.

@@ -1,6 +1,7 @@
 """Whether gradients are finite, asked without waiting for a device."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -31,11 +32,21 @@ def chosen(
         if len(where) == 1:
             found[where[0]] = torch.where(yes, some[0], 0.0 if others is None else others[where[0]])
             continue
-        other = 0.0 if others is None else torch.cat([others[i].reshape(-1) for i in where])
+        if others is None:
+            other = _zero(some[0].dtype, some[0].device)
+        else:
+            other = torch.cat([others[i].reshape(-1) for i in where])
         flat = torch.where(yes, torch.cat([t.reshape(-1) for t in some]), other)
         for i, part in zip(where, flat.split([t.numel() for t in some]), strict=True):
             found[i] = part.view(tensors[i].shape)
     return found
+
+
+@functools.lru_cache(maxsize=16)
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, since to make one is a launch."""
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=dtype, device=device)
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:

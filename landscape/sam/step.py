@@ -172,10 +172,11 @@ class Step:
         if optimizer.local is not None:
             self.finite = replicas.all_agree(optimizer.local, self.finite, optimizer.device)
         if isinstance(self.finite, Tensor):
-            point.gradients = chosen(self.finite, point.gradients)
-            norms = torch.where(self.finite, torch.stack(point.norms), 0.0)
-            point._norm = torch.where(self.finite, point.norm, 0.0)
-            point._norms, point.finite = list(norms.unbind()), self.finite
+            num = len(point.gradients)
+            all_of_it = chosen(self.finite, [*point.gradients, *point.norms, point.norm])
+            point.gradients = all_of_it[:num]
+            *point._norms, point._norm = all_of_it[num:]
+            point.finite = self.finite
 
     def _settled(self, finite: Finite) -> Finite:
         """The answer of all processes that share the tensors, as a bool where it is waited for."""

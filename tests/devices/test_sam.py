@@ -102,14 +102,15 @@ def deep(depth):
 
 
 def test_a_step_that_never_waits_costs_few_launches_more_than_one_that_does():
-    """As many more for any number of tensors, and of 60 tensors at most 15 %."""
+    """As many more for any number of tensors, at most 15 %: a layer with its norm has four."""
     rows = tuple(torch.ones(4, 8, device=pretend.DEVICE) * c for c in (1.0, 0.5))
     counts = {
         depth: [launches_of_a_step(deep(depth), rows, wait_for_device=w) for w in (False, True)]
-        for depth in (5, 15)
+        for depth in (1, 4, 15)
     }
-    assert counts[15][0] - counts[15][1] == counts[5][0] - counts[5][1], counts
-    assert counts[15][0] <= 1.15 * counts[15][1], counts
+    assert len({never - waiting for never, waiting in counts.values()}) == 1, counts
+    for never, waiting in (counts[4], counts[15]):
+        assert never <= 1.15 * waiting, counts
 
 
 def test_little_gradients_that_are_put_back_together_are_put_back_exactly():

@@ -254,7 +254,9 @@ def test_a_cluster_of_ray_that_loses_a_node(tmp_path, monkeypatch):
     long = TEXT.replace("epochs = 6", "epochs = 120")
     monkeypatch.setattr(sys.modules[__name__], "TEXT", long)
     whole = of_study(tmp_path / "whole", Options(workers=0, **QUIET))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     second = cluster.add_node(num_cpus=1)
     try:
         options = Options(on=Ray(address=cluster.address), **QUIET)
