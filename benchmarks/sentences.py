@@ -214,7 +214,7 @@ REASONS = (
     r"against .*", r".* is matched within \d+ % for \d+ of \d+",
     r".* (does|do) not perturb and (is|are) left out .*",
     r"over axes within variants r = .*",
-    r".*, far from the others, left out of dose and response",
+    r"left out of dose and response: .* far from the others.*",
 )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ NOTES = (
     "It is not known whether this was declared", "Declared was ", "The declaration was changed",
     "As good as: ",
     "Far from the other runs", "Gaussian sharpness over ½ρ² tr H/P", "λ₁, trace and sharpness: ",
-    "± after λ₁ is the largest residual", "Means over seeds: of ",
+    "± after λ₁ is the largest residual", "Means over seeds: of ", "No interval, as all seeds ",
 )  # fmt: skip
 
 

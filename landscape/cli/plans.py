@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,8 @@ def from_flags(
     plan = study.parse(
         study_text(flags), base=Path.cwd(), overrides=tuple(changes or ()), dtype=dtype
     )
+    # Two files of one name, such as last.pt of two folders, are two studies.
+    plan = replace(plan, file=str(flags.weights.absolute()) if flags.weights else "")
     return plan, out or Path("studies") / folder_name(default_name(flags))
 
 

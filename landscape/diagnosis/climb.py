@@ -138,7 +138,8 @@ def length(seen: Seen) -> Finding:
     look = (wrong or other or known)[-1]
     ratio = look.length("e") / look.rho if look.rho else math.nan
     numbers = numbers_of(norm_of_e=look.length("e"), rho=look.rho, ratio=ratio,
-                       norm_of_e_over_w=look.length("adaptive"), steps=len(known))  # fmt: skip
+                       norm_of_e_with_each_entry_over_its_weight=look.length("adaptive"),
+                       steps=len(known))  # fmt: skip
     if wrong:
         times = round(ratio) if 1.5 < ratio < 8.5 else 0
         said = f" e was added {times} times." if times and abs(ratio - times) < 0.02 else ""

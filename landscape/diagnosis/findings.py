@@ -77,9 +77,11 @@ class Diagnosis:
     def __str__(self) -> str:
         order = ("wrong", "cannot tell", "ok")
         found = sorted(self.findings, key=lambda f: order.index(f.verdict))
+        counts = [(sum(f.verdict == word for f in found), word) for word in order]
+        told = ", ".join(f"{number} {word}" for number, word in counts if number)
         head = (
-            f"{self.num_steps} steps, {self.num_looked_at} of them looked at closely: "
-            f"{len(self.wrong)} of {len(found)} findings are wrong."
+            f"{self.num_steps} steps, {self.num_looked_at} of them looked at closely. "
+            f"{len(found)} questions were asked of them: {told}."
         )
         return "\n".join([head, *map(str, found)])
 

@@ -54,7 +54,8 @@ def deciding(
 ) -> Experiment | None:
     """The experiment for one undecided hypothesis; None where nothing is needed.
 
-    needs: "controls", "seeds", "measure:<quantity>", "match:<quantity>".
+    needs: "controls", "seeds", "variants:<how many more>", "measure:<quantity>",
+    "match:<quantity>".
     """
     if not needs:
         return None
@@ -68,12 +69,10 @@ def deciding(
     name = f"{folder_name(setting)}-{slug(key)}"
     given["name"] = f"{study.resolved.get('name', 'study')}-{name}"
     given["question"] = f"{key.replace('_', ' ')}: {word}. What would decide it?"
-    head = f"# {'; '.join(said)}.\n#\n"
-    base = str(study.resolved.get("base", ""))
-    if base:
-        head += "# Modules and files that it names lie beside the first study file; copy it to\n"
-        head += f"# {base}\n#\n"
-    head += f"#     landscape run {name}.toml\n"
+    head = f"# {'; '.join(said)}.\n#\n#     landscape run {name}.toml\n"
+    # Modules and files that it names lie beside the first study file.
+    if base := str(study.resolved.get("base", "")):
+        given["base"] = base
     # Weights from elsewhere are not ours to train: what to do is said, and no file is written.
     ours = given["grid"] and not any("weights" in grid for grid in given["grid"])
     given.pop("run", None)
@@ -161,6 +160,26 @@ def _controls(after: _Next) -> str:
     return f"{said}, as {'controls' if len(absent) > 1 else 'a control'}"
 
 
+# Recipes whose options all have defaults, of unlike kinds; the first ones that a study lacks join.
+_MORE = (
+    "sam", "asam", "fsam", "gsam", "zsharp", "sam_on", "ssam_d", "gnp", "vasso", "stable_sam",
+    "wsam", "msam", "sgd",
+)  # fmt: skip
+
+
+def _variants(after: _Next) -> str:
+    """More variants: dose and response are asked over them, and a few are no line."""
+    study = after.family.study
+    absent = [recipe for recipe in _MORE if recipe not in study.recipes.values()]
+    added = absent[: int(after.name)]
+    grids = after.grids()
+    if grids and added:
+        keys = ("setting", "seed")
+        grids.append({"variant": added} | {k: grids[0][k] for k in keys if k in grids[0]})
+    more = words.count(int(after.name), "variant")
+    return f"{more} more ({words.listing(added)}; choose their rho with `landscape tune`)"
+
+
 def _measure(after: _Next) -> str:
     """The measurement of a quantity that was not conditioned on."""
     wanted = METRICS[after.name].measurement
@@ -194,4 +213,7 @@ def _match(after: _Next) -> str:
     return f"every variant at half, once and twice its rho ({shown}), to match the effective radius"
 
 
-_CHANGES = {"seeds": _more_seeds, "controls": _controls, "measure": _measure, "match": _match}
+_CHANGES = {
+    "variants": _variants, "seeds": _more_seeds, "controls": _controls, "measure": _measure,
+    "match": _match,
+}  # fmt: skip

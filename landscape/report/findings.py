@@ -271,7 +271,7 @@ def _one_early(family: Family, setting: str, early: str) -> list[Statement]:
             f"{words.number(stats.metric_ci(losses.metric, losses.plain(row)).estimate)}"
             for row in (early, *(row for row in partners if row))
         ]
-        text += f" Training loss: {words.listing(shown)}; this decides only where it is equal."
+        text += f" Training loss: {words.listing(shown)}; this decides only where these are equal."
     return [Statement(setting, lead, text, _claims(tested))]
 
 
@@ -392,7 +392,8 @@ def _could_have_seen(metric: Metric, counted: Sequence[Difference]) -> str:
     if not sizes:
         return ""
     least = min(sizes, key=lambda d: d.detectable)
-    return f" ({words.detectable(metric, least)} at best would have been seen)"
+    seen = words.detectable(metric, least)
+    return f" (the smallest difference that would have been seen: {seen})"
 
 
 def _headline_random(
@@ -437,9 +438,7 @@ def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -
     if len(by_word) == 1:
         word = next(iter(by_word))
         every = f", whatever the measure ({len(here)})"
-        every = every if len(here) > 1 else f", measured by {by_word[word][0]}"
+        every = every if len(here) > 1 else f" (by {by_word[word][0]})"
         return f"; {texts[word]}{'' if word == UNRESOLVED else every}."
-    parts = [
-        f"{texts[word]}, measured by {words.listing(names)}" for word, names in by_word.items()
-    ]
-    return f"; {words.listing(parts)}."
+    parts = [f"{texts[word]} (by {words.listing(names)})" for word, names in by_word.items()]
+    return f"; {', '.join(parts[:-1])}, and {parts[-1]}."

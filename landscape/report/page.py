@@ -147,6 +147,7 @@ def _texts(
     )
     environment.filters |= {
         "slug": slug,
+        "folder": folder_name,
         "sentence": words.sentence,
         "spec": _spec,
         "columns": _columns,

@@ -19,7 +19,7 @@ not resolved   none of these.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,7 @@ import scipy
 
 from landscape import stats
 from landscape.metrics import METRICS
+from landscape.report import words
 from landscape.report.family import ALPHA, DOSES, Claim, Family
 from landscape.report.study import StudyResults
 from landscape.stats import Association
@@ -145,7 +146,8 @@ class Weighed:
     failing: tuple[str, ...]  # conditions of "supported" that do not hold, in words
     base: str  # the reference of the effects: the first that has the quantity, "" without one
     left_out: tuple[str, ...]  # rows that do not perturb, where the effective radius is asked
-    far: tuple[tuple[str, int], ...]  # outlying runs (row, seed), no part of dose and response
+    far: Mapping[tuple[str, int], str]  # outlying runs (row, seed), no part of dose and response,
+    # and the quantities (a name each) in which they are
     within: float  # correlation of dose and response over axes within variants, NaN without axes
 
     @property
@@ -255,13 +257,17 @@ class _VariantPoints:
             })  # fmt: skip
         return self._known[key, form]
 
-    def _far(self) -> tuple[tuple[str, int], ...]:
-        """(row, seed) of runs of variants that are far from the others in one of the quantities."""
+    def _far(self) -> dict[tuple[str, int], str]:
+        """(row, seed) of runs of variants that are far from the others, and in which quantities."""
         keys = dict.fromkeys([self.study.metric, *(one.quantity for one in HYPOTHESES)])
         known = [self.family.values[self.setting, key] for key in keys
                  if (self.setting, key) in self.family.values]  # fmt: skip
-        found = [(row, seed) for values in known for row, seed, _ in values.outlying]
-        return tuple(dict.fromkeys(pair for pair in found if pair[0] in self.rows))
+        found: dict[tuple[str, int], list[str]] = {}
+        for values in known:
+            for row, seed, _ in values.outlying:
+                if row in self.rows:
+                    found.setdefault((row, seed), []).append(values.metric.name)
+        return {run: words.listing(names) for run, names in found.items()}
 
     def response(self) -> np.ndarray:
         """The metric by variant, larger is better."""

@@ -294,19 +294,20 @@ class StudyResults:
         )
 
     def _since(self) -> str:
-        """Which rows came or went after the first training, in words; "" where none did."""
+        """Which rows came, went or changed after the first training; "" where none did."""
         first, declared = self.resolved.get("rows_first"), self.resolved.get("declared") or {}
         if not isinstance(first, dict) or "rows" not in declared:
             return ""
-        now: dict[str, list[str]] = declared["rows"]
+        now, then = _by_place(declared["rows"]), _by_place(first)
+        several = len({setting for setting, _ in (*now, *then)}) > 1
+        told = {
+            "added": [at for at in now if at not in then],
+            "left out": [at for at in then if at not in now],
+            "changed": [at for at in now if then.get(at) and now[at] and now[at] != then[at]],
+        }
         moved = []
-        for ahead, back, word in ((now, first, "added"), (first, now, "left out")):
-            names = [
-                row + (f" ({setting})" if len({*now, *first}) > 1 else "")
-                for setting, rows in ahead.items()
-                for row in rows
-                if row not in back.get(setting, [])
-            ]
+        for word, found in told.items():
+            names = [row + (f" ({setting})" if several else "") for setting, row in found]
             if names:
                 moved.append(f"{_some(names)} {'was' if len(names) == 1 else 'were'} {word}")
         if not moved:
@@ -444,6 +445,15 @@ class StudyResults:
     def mode(self, name: str) -> str:
         """BatchNorm mode of a measurement."""
         return runs.provenance(self.data[name], "bn") if name in self.data else ""
+
+
+def _by_place(rows: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """How each row is trained, by (setting, row); "" of a folder that kept names alone."""
+    return {
+        (setting, row): known[row] if isinstance(known, dict) else ""
+        for setting, known in rows.items()
+        for row in known
+    }
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from landscape import stats
 from landscape.metrics import METRICS
 from landscape.report import words
 from landscape.report.experiments import Experiment, deciding
@@ -96,9 +97,13 @@ def _reasons(family: Family, one: Weighed) -> list[str]:
         )
     if one.far:
         label = family.study.label
-        runs = [f"{label(one.setting, row)} seed {seed}" for row, seed in one.far]
-        shown = words.listing(runs) if len(runs) < 4 else words.count(len(runs), "run")
-        reasons.append(f"{shown}, far from the others, left out of dose and response")
+        runs = [
+            f"{label(one.setting, row)} seed {seed} (far from the others in {names})"
+            for (row, seed), names in one.far.items()
+        ]
+        many = f"{words.count(len(runs), 'run')} far from the others"
+        shown = words.listing(runs) if len(runs) < 4 else many
+        reasons.append(f"left out of dose and response: {shown}")
     reasons.append(association_words(one.plain))
     if math.isfinite(one.within):
         reasons.append(f"over axes within variants r = {_signed(one.within)}")
@@ -120,12 +125,20 @@ def _needs(one: Weighed) -> tuple[str, ...]:
     needs = []
     if any("no control" in text for text in one.failing):
         needs.append("controls")
+    if short := _too_few(one):
+        needs.append(f"variants:{short}")
     needs += [f"measure:{name}" for name in one.hypothesis.given if name not in one.conditioned]
     if one.word == CONFOUNDED:
         needs.append(f"match:{one.confounder}")
     if one.word in (UNRESOLVED, COMPATIBLE):
         needs.append("seeds")
     return tuple(needs)
+
+
+def _too_few(one: Weighed) -> int:
+    """How many variants more it takes before dose and response can be asked given the others."""
+    needed = 2 + stats.SMALLEST_DF + len(one.hypothesis.given)
+    return max(0, needed - one.plain.n)
 
 
 def association_words(one: Association) -> str:

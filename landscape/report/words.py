@@ -129,13 +129,18 @@ def _bound(end: float) -> str:
 
 
 def detectable(metric: Metric, decision: Decision) -> str:
-    """The smallest difference that would have been seen, four times in five."""
+    """The smallest difference that would have been seen, four times in five.
+
+    "an error 0.46 times as large", "a difference of 1.2 points".
+    """
     size = decision.detectable
     if not math.isfinite(size):
-        return "nothing could have been seen"
+        return "nothing"
     if metric.scale == "linear":
-        return points(size).lstrip("+") + " points" if metric.is_share else number(size, 2)
-    return f"{metric.what} × {factor(metric, size)}"
+        shown = plain_difference(metric, size).removeprefix("+")
+        return f"a difference of {shown}"
+    article = "an" if metric.what[0] in "aeiou" else "a"
+    return f"{article} {metric.what} {factor(metric, size)} times as large"
 
 
 def margin(metric: Metric, decision: Decision) -> str:

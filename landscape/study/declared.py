@@ -3,7 +3,7 @@
 What is decided after the numbers are seen is no test. So metric, margin, comparisons, seeds and the
 directions that the hypotheses predict are written down before anything is trained; a later change
 is kept beside the first hash, and the report says so. Rows are not under the hash: a study may
-grow. Which of them came or went later is kept as well, and said.
+grow. Which of them came, went or were trained otherwise later is kept as well, and said.
 """
 
 from collections.abc import Mapping
@@ -34,12 +34,23 @@ def declaration(
     }
 
 
-def _rows(study: Study) -> dict[str, list[str]]:
-    """What is compared, by setting: a row that joins or leaves later was chosen knowing numbers."""
-    found: dict[str, set[str]] = {}
+def _rows(study: Study) -> dict[str, dict[str, str]]:
+    """What is compared, by setting: a fingerprint of how each row is trained, by its name.
+
+    A row that joins, leaves or is changed later was chosen knowing numbers.
+    """
+    found: dict[str, dict[str, set[str]]] = {}
     for run in study.runs:
-        found.setdefault(run.setting, set()).add(run.variant)
-    return {setting: sorted(rows) for setting, rows in found.items()}
+        # Of what every seed has in common: neither what it has drawn nor whose code or weights.
+        problem = {
+            k: v for k, v in asdict(run.problem).items() if k not in ("data_dir", "verify")
+        } | ({"data_seed": None, "noise_seed": None} if run.problem.redraw else {})
+        how = [problem, run.recipe, run.options, {} if run.weights else run.training, run.dtype]
+        found.setdefault(run.setting, {}).setdefault(run.variant, set()).add(fingerprint(how))
+    return {
+        setting: {row: "-".join(sorted(hows)) for row, hows in sorted(rows.items())}
+        for setting, rows in found.items()
+    }
 
 
 def _declared(study: Study) -> dict[str, Any]:

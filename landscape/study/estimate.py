@@ -10,7 +10,7 @@ from typing import Any
 
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import run_folder, running, worker
+from landscape.study import costs, run_folder, running, worker
 from landscape.study.measurements import RECORDS, Work
 from landscape.study.progress import duration
 from landscape.study.spec import Job, Run, Study
@@ -156,7 +156,7 @@ class _SampleWork:
 
     def training(self, run: Run) -> float:
         """Gradients over the fixed examples that a whole training equals."""
-        return run_folder.training_cost(run) * self.num_train / self.num_examples
+        return costs.passes(run) * self.num_train / self.num_examples
 
 
 def _flops(risk: Any) -> float:

@@ -7,11 +7,10 @@ from landscape.storage import StudyFolder
 from landscape.study.spec import Job
 
 
-def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
+def begin(place: StudyFolder, todo: Sequence[Job]) -> None:
     """Read the data of every problem and the weights that are given; refuse what cannot be used.
 
-    The digests of data that the study has not met yet are kept in its data.json. keep: the data
-    stay in memory, for runs in this process.
+    The digests of data that the study has not met yet are kept in its data.json.
     """
     from landscape.study import problem
     from landscape.study.finished_run import try_weights
@@ -32,8 +31,6 @@ def begin(place: StudyFolder, todo: Sequence[Job], *, keep: bool) -> None:
             try_weights(job)
     for job in {job.run.problem: job for job in todo if job.measure}.values():
         _try_options(job)
-    if not keep:
-        problem.load_data.cache_clear()
 
 
 def _try_options(job: Job) -> None:

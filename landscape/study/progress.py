@@ -49,7 +49,8 @@ class Progress:
         self.fractions = [0.0] * len(names)
         self.finished: set[int] = set()
         self.failed = 0
-        self.began = self.spoke = time.monotonic()
+        self.spoke = time.monotonic()
+        self.started: tuple[float, float] | None = None  # when a worker first spoke, at what share
         self.live: Any = None
         self.task: Any = None
 
@@ -97,11 +98,15 @@ class Progress:
 
     def left(self) -> str:
         """Time left in words; empty until it can be told."""
-        elapsed = time.monotonic() - self.began
-        # Before a few percent the start of the workers dominates and the guess would be wild.
-        if self.fraction < 0.02 or elapsed < 3:
+        if self.started is None:
             return ""
-        return f"{duration(elapsed * (1 - self.fraction) / self.fraction)} left"
+        # From when a worker first spoke: to start workers takes as long for one run as for many.
+        began, before = self.started
+        elapsed, done = time.monotonic() - began, self.fraction - before
+        # Before a few percent the first steps dominate and the guess would be wild.
+        if done < 0.02 or elapsed < 3:
+            return ""
+        return f"{duration(elapsed * (1 - self.fraction) / done)} left"
 
     def _count(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
@@ -110,6 +115,8 @@ class Progress:
     def hear(self, event: Event) -> None:
         """Take in one event of the pool."""
         name = self.names[event.job]
+        if self.started is None:
+            self.started = time.monotonic(), self.fraction
         if event.kind == "progress":
             self.fractions[event.job] = max(self.fractions[event.job], event.fraction)
         else:

@@ -24,8 +24,8 @@ from landscape.study.weights_pattern import weights_files
 
 DTYPES = ("float32", "float64")
 TOP_KEYS = (
-    "name", "question", "dtype", "problem", "training", "settings", "variants", "grid", "run",
-    "measure", "comparisons",
+    "name", "question", "base", "dtype", "problem", "training", "settings", "variants", "grid",
+    "run", "measure", "comparisons",
 )  # fmt: skip
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
 RUN_KEYS = (
@@ -75,9 +75,10 @@ def read_file(path: Path, *, base: Path, overrides: Sequence[str], dtype: str | 
             f"{path} is not a text file in UTF-8 ({error.reason}); save it as UTF-8."
         ) from None
     try:
-        return parse(text, base=base, overrides=overrides, dtype=dtype)
+        plan = parse(text, base=base, overrides=overrides, dtype=dtype)
     except LandscapeError as error:
         raise LandscapeError(f"{path}: {error}") from None
+    return replace(plan, file=str(path.absolute()))
 
 
 def parse(
@@ -85,7 +86,7 @@ def parse(
 ) -> Study:
     """Turn the text of a study file into a checked `Study`.
 
-    base: the folder that paths and modules of the text are looked up in.
+    base: the folder that paths and modules of the text are looked up in, where it names none.
 
     Example:
         >>> plan = study.parse(study.demo_text(quick=True), base=Path.cwd())
@@ -102,6 +103,7 @@ def parse(
     possible.check_keys("the study file", given, TOP_KEYS)
     given.setdefault("name", base.name)
     check_name("name", given["name"])
+    base = _base(given.get("base", str(base)))
     dtype = given.get("dtype", "float32")
     possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
@@ -125,6 +127,16 @@ def parse(
         comparisons=comparisons(given.get("comparisons"), runs, reader.setting),
         dtype=dtype,
     )
+
+
+def _base(given: Any) -> Path:
+    """The folder that paths and modules are looked up in: of the file, or the one that it names."""
+    if not isinstance(given, str) or not Path(given).is_absolute() or not Path(given).is_dir():
+        raise LandscapeError(
+            f"base = {given!r} is no folder with its whole path; it is where the paths and modules "
+            f"of this file are looked up. Without the line that is the folder of the file."
+        )
+    return Path(given)
 
 
 def _with_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -189,6 +201,13 @@ class _Reader:
             possible.check_recipe_name(where, recipe)
             reserved = ("recipe", "label", "training")
             options = {key: value for key, value in table.items() if key not in reserved}
+            for key in ("weights", "weights_key"):
+                if key in options:
+                    line = f"{key} = {toml.value_text(options[key])}"
+                    raise LandscapeError(
+                        f"{where} has the line {line}, which says where runs lie and is no option "
+                        f'of a recipe: write it into the [grid] that names variant = ["{name}"].'
+                    )
             if not possible.is_free(recipe):
                 possible.check_keys(where, options, possible.recipe_options(recipe), extra=reserved)
             training = _training(where, table.get("training", {}))

@@ -76,18 +76,6 @@ def result_path(folder: Path, name: str) -> Path:
     return folder / "results" / f"{name}.nc"
 
 
-def expected_cost(job: Job) -> float:
-    """Rough relative cost of what is missing: passes of training, and measuring."""
-    train, todo = missing(job)
-    return training_cost(job.run) * train + 1.5 * len(todo) + 0.1
-
-
-def training_cost(run: Run) -> float:
-    """Gradients per step times epochs."""
-    passes = 1 if run.recipe == "sgd" else 2
-    return float(passes * run.training["epochs"])
-
-
 def measured_keys(folder: Path) -> dict[str, str]:
     """The key of each measurement whose result is as it was written, of the weights as they are."""
     return {name: str(record["key"]) for name, record in whole_results(folder).items()}

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from landscape.storage import StudyFolder
 from landscape.study import (
     claims,
     combining,
+    continued,
+    costs,
     engines,
     logs,
     preflight,
@@ -133,16 +136,17 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
         (2, ())
     """
     place = StudyFolder(Path(folder).absolute())
-    _check_folder(place, study)
     _check_counts(options)
     device = device_of(options)
     workers = worker_count(options, device)
+    choices = finite(resolved(study, device, options.threads))
+    if (said := continued.said_before(study, place, choices)) and not options.quiet:
+        print(said, file=sys.stderr)
     alone, reading = _alone(place), Ahead(wanted=options.measure and workers > 0)
     with alone, _engine(options, place) as engine, reading as ahead:
         storage.hold(place.lock)
         storage.sweep(place.root)
-        storage.write_text(place.study_toml, study.text)
-        _write_resolved(study, place, device, options)
+        _write_resolved(study, place, choices)
         every = [run.run_id for run in study.runs]
         worked: set[str] = set()
         failed: dict[str, str] = {}
@@ -156,7 +160,7 @@ def run(study: Study, folder: Path, options: Options = Options()) -> Summary:
             plan = [job_of(known, run, place, device, options, across=across) for run in named]
             todo = [job for job in plan if _has_work(job)]
             if not across:
-                preflight.begin(place, todo, keep=workers == 0 and engine is None)
+                preflight.begin(place, todo)
             names = [job.run.run_id for job in todo]
             if todo and not (across or place.results.exists()):  # nothing is combined yet
                 for folder in {job.folder for job in plan} - {job.folder for job in todo}:
@@ -224,8 +228,11 @@ def _work(
     """said: before all else, beside what the trainings record. ahead: reads what is done."""
     if not todo:
         return []
+    from landscape.study import problem
+
     names = [job.run.run_id for job in todo]
-    weights = [run_folder.expected_cost(job) for job in todo]
+    costs_of = [costs.missing(job) for job in todo if not options.quiet]
+    weights = [training + sum(each) for training, each in costs_of]
     with Progress(names, weights=weights, quiet=options.quiet) as progress:
 
         def heard(event: Event) -> None:
@@ -234,8 +241,10 @@ def _work(
                 ahead.add(todo[event.job].folder)
 
         if not options.quiet:
-            for line in filter(None, (said, worker.announced(todo, keep=workers == 0))):
+            for line in filter(None, (said, worker.announced(todo))):
                 progress.say(line)
+        if workers or engine is not None:  # others read the data, this process needs them no more
+            problem.load_data.cache_clear()
         if engine is not None:
             queue = Queue(place)
             return engines.run_on(
@@ -308,33 +317,6 @@ def _check_counts(options: Options) -> None:
         raise LandscapeError(f"--threads {options.threads} is below 1.")
 
 
-def _check_folder(place: StudyFolder, study: Study) -> None:
-    """An empty folder, or one that this study made."""
-    if place.root.exists() and not place.root.is_dir():
-        raise LandscapeError(f"--out {place.root} is a file; give a folder.")
-    if not place.root.exists() or not any(place.root.iterdir()):
-        return
-    if not place.resolved.exists() and _only_our_beginnings(place):
-        return
-    if not place.resolved.exists():
-        raise LandscapeError(
-            f"{place.root} holds other files and no resolved.json, so it is not a study folder. "
-            f"Give a new folder with --out."
-        )
-    found = place.check().get("name")
-    if found != study.name:
-        raise LandscapeError(
-            f"{place.root} holds the study {found!r}, and the study file is {study.name!r}. "
-            f"Give another folder with --out, or the study the same name to continue it."
-        )
-
-
-def _only_our_beginnings(place: StudyFolder) -> bool:
-    # Killed between study.toml and resolved.json.
-    ours = {place.study_toml.name, place.lock.name, place.claim.name, place.jobs.name}
-    return all(p.name in ours or storage.is_temporary(p) for p in place.root.iterdir())
-
-
 @contextlib.contextmanager
 def _alone(place: StudyFolder) -> Generator[None]:
     """Hold the study folder: two processes training one run would undo each other."""
@@ -374,9 +356,11 @@ def stale_runs(study: Study, place: StudyFolder) -> tuple[str, ...]:
     )
 
 
-def _write_resolved(study: Study, place: StudyFolder, device: str, options: Options) -> None:
-    value = finite(resolved(study, device, options.threads))
+def _write_resolved(study: Study, place: StudyFolder, value: dict[str, Any]) -> None:
+    """The study file and every choice of it. value: `resolved` of the study."""
     old = place.check() if place.resolved.exists() else None
+    storage.write_text(place.study_toml, study.text)
+    value = value | {"file": continued.file_of(study, place, old)}
     value |= finite(declaration(study, place, old))
     # Written only when something changed: the report is made anew when this file is newer.
     if old != value:

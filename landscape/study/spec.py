@@ -245,9 +245,9 @@ class Study:
     """A study file, read and checked.
 
     name, question: as in the file. base: where paths and modules of the file are looked up. text:
-    the file. settings, variants, runs: what is trained; families: the variants as the file has
-    them, controls: those that are only compared with. measure, comparisons: what is asked of the
-    runs. dtype: "float32" or "float64".
+    the file, `file` its path ("" for a text without one). settings, variants, runs: what is
+    trained; families: the variants as the file has them, controls: those that are only compared
+    with. measure, comparisons: what is asked of the runs. dtype: "float32" or "float64".
 
     Example:
         >>> plan = study.parse(study.demo_text(quick=True), base=Path.cwd())
@@ -267,6 +267,7 @@ class Study:
     dtype: str = "float32"
     families: tuple[VariantSpec, ...] = ()  # the variants of the file that have runs
     controls: tuple[VariantSpec, ...] = ()  # [variants.<name>] that no run trains: to compare with
+    file: str = ""  # which a folder belongs to, see `landscape.study.continued`
 
     def first_seed(self, run: Run) -> bool:
         """Whether `run` has the lowest seed of its setting and row."""

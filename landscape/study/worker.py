@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from landscape import storage
 from landscape.errors import LandscapeError
 from landscape.storage import StudyFolder
-from landscape.study import logs, run_folder, sessions
+from landscape.study import costs, logs, run_folder, sessions
 from landscape.study.claims import Worker
 from landscape.study.spec import Job, Measurement
 
@@ -67,13 +67,8 @@ def train(job: Job, progress: Callable[[float], None]) -> None:
         raise LandscapeError(result.message)
 
 
-def announced(todo: Sequence[Job], *, keep: bool) -> str:
-    """What the missing trainings record at most; empty without any, or where it cannot be told.
-
-    keep: the data stay in memory, for trainings in this process.
-    """
-    from landscape.study import problem
-
+def announced(todo: Sequence[Job]) -> str:
+    """What the missing trainings record at most; empty without any, or where it cannot be told."""
     sizes: dict[str, int] = {}
     found = []
     for job in todo:
@@ -86,8 +81,6 @@ def announced(todo: Sequence[Job], *, keep: bool) -> str:
             except Exception:  # the run fails in its worker, where it is said by name
                 return ""
         found.append(sizes[key])
-    if not keep:
-        problem.load_data.cache_clear()
     if not found:
         return ""
     if len(found) == 1:
@@ -121,13 +114,16 @@ def _do(job: Job, report: Report) -> Outcome:
     began = time.monotonic()
     must_train, todo = run_folder.missing(job)
     run_folder.write_spec(job)
+    training, each = costs.missing(job)
+    whole = training + sum(each)
+    spent = [(training + sum(each[:i])) / whole for i in range(len(each))]
     if must_train:
-        _train(job, report)
+        _train(job, training / whole, report)
     elif job.measure and not run_folder.is_trained(job.run, job.folder):
         raise LandscapeError(
             f"{job.run.run_id} has not been trained; `landscape run` trains and measures it."
         )
-    measured, note = _measure(job, todo, report, trained=must_train) if todo else ([], "")
+    measured, note = _measure(job, todo, spent, report) if todo else ([], "")
     if not run_folder.missing(job)[1] and job.measure:
         storage.write_json(
             job.folder / "done.json",
@@ -136,9 +132,7 @@ def _do(job: Job, report: Report) -> Outcome:
     return Outcome(must_train, tuple(measured), time.monotonic() - began, note)
 
 
-def _train(job: Job, report: Report) -> None:
-    share = _training_share(job)
-
+def _train(job: Job, share: float, report: Report) -> None:
     def progress(fraction: float) -> None:
         report(share * fraction, "training")
 
@@ -146,24 +140,19 @@ def _train(job: Job, report: Report) -> None:
     train(job, progress)
 
 
-def _training_share(job: Job) -> float:
-    cost = run_folder.training_cost(job.run)
-    return cost / (cost + 1.5 * len(job.measurements) * job.measure + 0.1)
-
-
 def _measure(
-    job: Job, todo: list[tuple[Measurement, str]], report: Report, *, trained: bool
+    job: Job, todo: list[tuple[Measurement, str]], spent: Sequence[float], report: Report
 ) -> tuple[list[str], str]:
+    """spent: the share of all work that is behind each measurement as it begins."""
     from landscape.study import measurements
     from landscape.study.finished_run import FinishedRun
 
-    start = _training_share(job) if trained else 0.0
     run = FinishedRun(job)
     _ = run.theta  # weights that do not fit are one error, not one per measurement
     done: list[str] = []
     refused: dict[str, list[str]] = {}
-    for index, (measurement, key) in enumerate(todo):
-        report(start + (1 - start) * index / len(todo), measurement.name.replace("_", " "))
+    for share, (measurement, key) in zip(spent, todo, strict=True):
+        report(share, measurement.name.replace("_", " "))
         try:
             ds = measurements.measure_run(run, measurement.name, measurement.options)
         except LandscapeError as error:

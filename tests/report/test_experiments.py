@@ -43,7 +43,8 @@ examples = 24
 k = 1
 """
 NEEDS = (
-    "controls", "seeds", "measure:trace", "measure:rho_eff", "match:train_loss", "match:rho_eff",
+    "variants:3", "controls", "seeds", "measure:trace", "measure:rho_eff", "match:train_loss",
+    "match:rho_eff",
 )  # fmt: skip
 
 
@@ -62,12 +63,16 @@ def test_every_need_makes_a_file_that_is_read(family, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     for needs in [*((need,) for need in NEEDS), NEEDS]:
         made = deciding(family, "noisy", "flatter_lambda1", "compatible", needs)
-        plan = parse(made.text, base=HERE)
+        # From wherever the file is: it says where the modules lie that it names.
+        plan = parse(made.text, base=HERE / "nowhere")
+        assert plan.base == HERE
         assert {one.setting for one in plan.runs} == {"noisy"}
         assert plan.name == "small-noisy-flatter-lambda1"
         given = tomllib.loads(made.text)
         if "seeds" in needs:
             assert len({one.seed for one in plan.runs}) >= 8
+        if "variants:3" in needs:
+            assert {"fsam", "gsam", "sam_on"} <= {one.family for one in plan.runs}
         if "controls" in needs:
             assert {"control_mask", "control_early"} <= {one.family for one in plan.runs}
         if "match:rho_eff" in needs:

@@ -188,7 +188,8 @@ def test_no_difference_at_all_is_not_resolved(tmp_path):
     found = told(tmp_path, noisy=FEW, every={"accuracy": 0.9, "curvature": 3.0})
     start = "No variant is resolved to have a higher test accuracy than SGD with 20 % label noise"
     assert found.headline.startswith(start)
-    assert "would have been seen" in found.headline
+    seen = r"\(the smallest difference that would have been seen: an error 0\.\d+ times as large\)"
+    assert re.search(seen, found.headline)
     assert {v.word for v in found.verdicts} == {UNRESOLVED}
 
 
@@ -201,6 +202,20 @@ def test_one_seed_is_described_not_tested(tmp_path):
     page = report.write(study.folder, formats=()).read_text()
     assert "One seed per variant: no interval and no test is possible." in page
     assert "no p" in page
+
+
+def test_seeds_that_gave_one_value_have_no_interval_and_a_note_says_so(whole):
+    ds = whole.data["generalization"]
+    same = ds.test_accuracy.where(ds.variant != "sam", 0.9)
+    study = replace(whole, data=whole.data | {"generalization": ds.assign(test_accuracy=same)})
+    shown = table(Family.of(study), "noisy")
+    cell = next(row[1] for row in shown.rows if row[0].main == "SAM")
+    assert (cell.main, cell.note) == ("90.0", "")
+    said = "No interval, as all seeds gave the same value: test accuracy of SAM."
+    assert any(note.startswith(said) for note in shown.notes)
+    assert not any(
+        note.startswith("No interval") for note in table(Family.of(whole), "noisy").notes
+    )
 
 
 def test_one_variant_has_nothing_to_be_compared_with(tmp_path):

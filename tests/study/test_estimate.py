@@ -1,11 +1,13 @@
 """What a study costs elsewhere follows from operations that are counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from landscape.errors import LandscapeError
-from landscape.study import Options, parse
+from landscape.storage import StudyFolder
+from landscape.study import Options, costs, parse, run_folder, running
 from landscape.study.estimate import estimate
 
 HERE = Path(__file__).parents[1]
@@ -46,3 +48,23 @@ def test_the_time_elsewhere_is_operations_over_their_rate(tmp_path):
 def test_no_rate_is_refused(tmp_path):
     with pytest.raises(LandscapeError, match="--tflops 0"):
         estimate(parse(TEXT, base=HERE), tmp_path / "s", Options(device="cpu"), tflops=0.0)
+
+
+def test_progress_weighs_what_is_missing_as_the_estimate_does(tmp_path):
+    """A plane of 25 × 25 points is most of the work of a short training."""
+    plan = parse(TEXT.replace("gradient_zscores", "loss_plane"), base=HERE)
+    options, place = Options(device="cpu"), StudyFolder(tmp_path / "s")
+    known = run_folder.Trainings(plan, place)
+    training, each = zip(
+        *(costs.missing(running.job_of(known, run, place, "cpu", options)) for run in plan.runs),
+        strict=True,
+    )
+    found = {row.name: row for row in estimate(plan, place.root, options).rows}
+    assert sum(training) == found["training"].gradients
+    rest = found["generalization"].gradients + found["loss_plane"].gradients
+    assert sum(map(sum, each)) == pytest.approx(rest + 4 * costs.EACH)
+    assert found["loss_plane"].gradients > 10 * found["training"].gradients
+    # What cannot be looked at is said in its worker, and not by what counts.
+    lost = replace(plan.runs[0], problem=replace(plan.runs[0].problem, data="nowhere:make"))
+    part, parts = costs.missing(running.job_of(known, lost, place, "cpu", options))
+    assert part > 0 < min(parts)

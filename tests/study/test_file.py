@@ -321,6 +321,10 @@ WRONG = {
     "[[run]]\nseed = 0\n": "number 1 names no variant",
     "[[run]]\nvariant = 'sam'\nweights = 'b.pt'\n": "weights file 'b.pt' does not exist",
     "[[run]]\nvariant = 'sam'\nwieghts = 'b.pt'\n": r"'wieghts'. Did you mean 'weights'\?",
+    '[variants.sam]\nrecipe = "none"\nweights = "c/{seed}.pt"\n[grid]\nvariant = "sam"\n': (
+        r'has the line weights = "c/{seed}.pt", .* into the \[grid\] that names variant = \["sam"\]'
+    ),
+    "base = 'beside'\n" + BASE: "base = 'beside' is no folder with its whole path",
     "dtype = 'half'\n" + BASE: "dtype: unknown 'half'. Possible: float32, float64",
 }
 

@@ -34,3 +34,15 @@ def test_the_line_is_whole_and_one_line_at_any_width(monkeypatch, width):
     assert live[-1].startswith("12/75 runs, 1 failed")
     assert "59 min 59 s left" in live[-1]
     assert ("epoch 12 of 20" in live[-1]) == (width == 160)
+
+
+def test_the_time_left_is_told_from_when_a_worker_first_spoke(monkeypatch):
+    """Workers take as long to start for one run as for a hundred."""
+    clock = iter([0.0, *[60.0] * 2, *[64.0] * 4])
+    monkeypatch.setattr("landscape.study.progress.time.monotonic", lambda: next(clock))
+    progress = Progress(["a", "b"], weights=[3.0, 1.0], quiet=True)
+    progress.hear(Event("progress", 0, 0.0, "training"))
+    assert progress.left() == ""
+    progress.hear(Event("progress", 0, 0.5, "training"))
+    # Three of eight parts in four seconds.
+    assert progress.left() == "7 s left"
