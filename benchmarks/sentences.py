@@ -74,9 +74,10 @@ def _headline(family: Family, text: str) -> Iterator[Claim]:
         yield from _flat_words(family, setting, flat.split(" Nothing is said")[0])
     known = re.fullmatch(
         r"(All \d+ (?:variant|row)s have|\d+ of \d+ (?:variant|row)s? (?:has|have)|"
-        r"The (?:variant|row) has|No (?:variant|row) is resolved to have) "
+        r"Both (?:variant|row)s have|[\w.-]+ has|No (?:variant|row) is resolved to have) "
         r"a [\w ]+? than [\w.-]+(?: in \w+)?(?: \([^)]*\))?"
-        r"(?:, \d+ a [\w ]+?)?(?: \([^)]*\))?(?:, but [^;]*)?\.?(?: Nothing is said.*)?|"
+        r"(?:, and \d+ (?:has|have) a [\w ]+?)?(?: \([^)]*\))?(?:, but [^;]*)?\.?"
+        r"(?: Nothing is said.*)?|All that is compared with [\w.-]+(?: in \w+)? are controls\.?|"
         r"\d+ variants?(?: \([^)]*\))? measured.*|One seed per variant cannot say.*|"
         r"No difference to [\w.-]+(?: in \w+)? can be tested\.",
         head,
@@ -100,8 +101,8 @@ def _flat_words(family: Family, setting: str, text: str) -> Iterator[Claim]:
 def _finding(family: Family, finding: Statement) -> Iterator[Claim]:
     setting, metric = finding.setting, METRICS[family.study.metric]
     lead, text = finding.lead, finding.text
-    against = re.search(r"than ([\w.-]+?)(?:,|\.$|\.| \()", lead) or re.search(
-        r"told from a random mask(?: \(([\w.-]+)\))?\.", lead
+    against = re.search(r"(?:than|with) ([\w.-]+?)(?:,|\.$|\.| \(| are controls)", lead) or (
+        re.search(r"told from a random mask(?: \(([\w.-]+)\))?\.", lead)
     )
     if lead.startswith((
         "Not every training", "Training loss at the end is not equal", "The same numbers in every",
@@ -214,7 +215,7 @@ REASONS = (
     r"against .*", r".* is matched within \d+ % for \d+ of \d+",
     r".* (does|do) not perturb and (is|are) left out .*",
     r"over axes within variants r = .*",
-    r"left out of dose and response: .* far from the others.*",
+    r"left out of dose and response: .*far from the others.*",
 )  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def _verdict(verdict: Verdict) -> Iterator[Claim]:
 NOTES = (
     "One seed per variant", "Differences are paired by seed", "Declared before the first",
     "It is not known whether this was declared", "Declared was ", "The declaration was changed",
-    "As good as: ",
+    "As good as: ", "Nothing is called as good as another: ",
     "Far from the other runs", "Gaussian sharpness over ½ρ² tr H/P", "λ₁, trace and sharpness: ",
     "± after λ₁ is the largest residual", "Means over seeds: of ", "No interval, as all seeds ",
 )  # fmt: skip

@@ -322,10 +322,20 @@ def _margin_note(family: Family, setting: str) -> str:
     study = family.study
     metric = family.values[setting, study.metric].metric
     share = study.margin if study.margin is not None else metric.margin
+    if not share:
+        return (
+            f"Nothing is called as good as another: {metric.name} is not positive in every run, so "
+            f"that a share of it means nothing. `margin` in [comparisons] would say how many "
+            f"{metric.units} count as none."
+        )
     size = (
         f"{100 * share:.3g} % of the {metric.what}"
         if metric.scale != "linear"
-        else (f"{100 * share:.3g} points" if metric.is_share else f"{share:.3g} {metric.units}")
+        else (
+            f"{100 * share:.3g} point{'' if share == 0.01 else 's'}"
+            if metric.is_share
+            else f"{share:.3g} {metric.units}"
+        )
     )
     origin = "declared in the study file" if study.margin is not None else "the default"
     text = f"As good as: the adjusted interval lies within {size} ({origin})."
@@ -333,11 +343,13 @@ def _margin_note(family: Family, setting: str) -> str:
     if study.metric == "test_accuracy" and accuracy is not None and "test_correct" in accuracy:
         examples = accuracy.sizes["example"]
         mean = float(np.nanmean(accuracy.test_accuracy.values))
-        error = stats.sampling_error(mean, examples)
-        relative = 100 * error / max(1 - mean, 0.5 / examples)
+        # Half an example is added on either side: none wrong of a few is no certainty.
+        smooth = (mean * examples + 0.5) / (examples + 1)
+        error = stats.sampling_error(smooth, examples)
+        relative = 100 * error / (1 - smooth)
         text += (
-            f" {'Each' if 'split' in study.redrawn(setting) else 'The'} test set has {examples} "
-            f"examples; their choice alone gives one accuracy a "
+            f" {'Each' if 'split' in study.redrawn(setting) else 'The'} test set has "
+            f"{words.count(examples, 'example')}; their choice alone gives one accuracy a "
             f"standard error of {100 * error:.1f} points, {relative:.0f} % of the error."
         )
     return text

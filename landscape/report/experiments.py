@@ -163,7 +163,7 @@ def _controls(after: _Next) -> str:
 # Recipes whose options all have defaults, of unlike kinds; the first ones that a study lacks join.
 _MORE = (
     "sam", "asam", "fsam", "gsam", "zsharp", "sam_on", "ssam_d", "gnp", "vasso", "stable_sam",
-    "wsam", "msam", "sgd",
+    "wsam", "msam",
 )  # fmt: skip
 
 
@@ -176,8 +176,8 @@ def _variants(after: _Next) -> str:
     if grids and added:
         keys = ("setting", "seed")
         grids.append({"variant": added} | {k: grids[0][k] for k in keys if k in grids[0]})
-    more = words.count(int(after.name), "variant")
-    return f"{more} more ({words.listing(added)}; choose their rho with `landscape tune`)"
+    more = words.count(int(after.name), "more variant")
+    return f"{more} ({words.listing(added)}; choose their rho with `landscape tune`)"
 
 
 def _measure(after: _Next) -> str:

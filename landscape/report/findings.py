@@ -95,8 +95,8 @@ def _told(family: Family, one: Difference, *, seen: bool = False) -> str:
     inside = [words.plain_difference(one.metric, one.plain), words.effect(one.metric, one.decision)]
     if seen and math.isfinite(one.decision.detectable):
         inside.append(f"{words.detectable(one.metric, one.decision)} would have been seen")
-    if one.decision.interval.n == 1:
-        inside.append("one seed in common")
+    if one.decision.interval.n < 2 and not one.decision.failed:
+        inside.append("one seed in common" if one.decision.interval.n else "no seed in common")
     if one.decision.failed:
         runs = words.count(one.decision.failed, "run")
         inside.append(f"{runs} failed, so nothing is decided")
@@ -151,26 +151,40 @@ def _against_reference(family: Family, setting: str, reference: str) -> list[Sta
         shown = "; ".join(
             f"{study.label(setting, one.a)} {words.plain_difference(metric, one.plain)}"
             for one in _sorted(against)
+            if math.isfinite(one.plain)
         )
-        return [Statement(setting, lead, f"Seen, and not to be told from chance: {shown}.")]
-    better = [one for one in counted if one.sign > 0]
-    worse = [one for one in counted if one.sign < 0]
+        text = f"Seen, and not to be told from chance: {shown}." if shown else ""
+        return [Statement(setting, lead, text)]
     noun = study.noun(setting)
-    if better:
-        lead = f"{_many(len(better), len(counted), noun)} {metric.comparative} than {name}"
-    else:
-        lead = f"No {noun} is resolved to have a {metric.comparative} than {name}"
-    lead += f", {len(worse)} a {metric.opposite}." if worse else "."
+    lead = f"{_outcome(family, metric, counted, noun, name)}."
     controls = [one for one in against if one not in counted]
     text = _grouped(family, metric, counted)
     if controls:
         text += f" {_grouped(family, metric, controls, of='controls, not counted, ')}"
-    return [Statement(setting, lead, text, _claims(against))]
+    return [Statement(setting, lead, text.strip(), _claims(against))]
 
 
-def _many(n: int, total: int, noun: str) -> str:
+def _outcome(
+    family: Family, metric: Metric, counted: Sequence[Difference], noun: str, name: str
+) -> str:
+    """How many variants are better than a reference, and how many worse. name: the reference's."""
+    if not counted:
+        return f"All that is compared with {name} are controls"
+    better = [one for one in counted if one.sign > 0]
+    worse = sum(one.sign < 0 for one in counted)
+    if better:
+        only = family.study.label(better[0].setting, better[0].a)
+        text = f"{_many(len(better), len(counted), noun, only)} {metric.comparative} than {name}"
+    else:
+        text = f"No {noun} is resolved to have a {metric.comparative} than {name}"
+    have = "has" if worse == 1 else "have"
+    return text + (f", and {worse} {have} a {metric.opposite}" if worse else "")
+
+
+def _many(n: int, total: int, noun: str, only: str) -> str:
     if n == total:
-        return f"All {total} {noun}s have a" if total > 1 else f"The {noun} has a"
+        every = {1: f"{only} has a", 2: f"Both {noun}s have a"}
+        return every.get(total, f"All {total} {noun}s have a")
     return f"{n} of {words.count(total, noun)} {'has' if n == 1 else 'have'} a"
 
 
@@ -342,7 +356,12 @@ def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
     if not parts:
         return "", ()
     name = study.label(setting, references[0])
-    text = f"Ratios to {name} with adjusted intervals, controls included. {'. '.join(parts)}."
+    # A negative trace has no logarithm.
+    linear = [METRICS[key].name for key in FLATNESS
+              if (values := family.values.get((setting, key))) is not None
+              and values.metric.scale == "linear"]  # fmt: skip
+    but = f" (of {words.listing(linear)} the interval of differences)" if linear else ""
+    text = f"Ratios to {name}{but} with adjusted intervals, controls included. {'. '.join(parts)}."
     return text, tuple(claims)
 
 
@@ -361,9 +380,9 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
         each = f" ({words.count(len(rows), 'row')} along its axes)" if total < len(rows) else ""
         return f"{words.count(total, 'variant')}{each} measured{where}: {what}.", ()
     metric, name = _metric(family, setting), study.label(setting, references[0])
-    counted = family.counted(against) or against
-    if not any(one.decision.tested for one in counted):
-        if max(one.decision.interval.n for one in counted) == 1:
+    counted = family.counted(against)
+    if not any(one.decision.tested for one in counted or against):
+        if max(one.decision.interval.n for one in counted or against) == 1:
             return (
                 f"One seed per variant cannot say which is better{where}; what follows is "
                 "description."
@@ -372,15 +391,12 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
     better = [one for one in counted if one.sign > 0]
     worse = [one for one in counted if one.sign < 0]
     claims, noun = list(_claims((*better, *worse))), study.noun(setting)
-    if better:
-        text = f"{_many(len(better), len(counted), noun)} {metric.comparative} than {name}{where}"
-    else:
-        text = f"No {noun} is resolved to have a {metric.comparative} than {name}{where}"
-    text += f", {len(worse)} a {metric.opposite}" if worse else ""
+    text = _outcome(family, metric, counted, noun, f"{name}{where}")
     if not better:
         text += _could_have_seen(metric, [one for one in counted if not one.sign])
     random_text, random_claims = _headline_random(family, setting, better)
-    text += random_text + _headline_flatness(found, setting, metric)
+    flat = any((setting, key) in family.values for key in FLATNESS)
+    text += random_text + _headline_flatness(found, setting, metric, measured=flat)
     if not metric.held_out:
         text += f" Nothing is said on generalization, which {metric.name} does not measure."
     return text, (*claims, *random_claims)
@@ -410,7 +426,8 @@ def _headline_random(
     if not held or len(above) == len(held):
         return "", claims
     if not above:
-        return f", but none of them is resolved to do better than {named}", ()
+        who = "it" if len(held) == 1 else "none of them"
+        return f", but {who} is {'not ' * (who == 'it')}resolved to do better than {named}", ()
     open_ = len(held) - len(above)
     verb = "is" if open_ == 1 else "are"
     return (
@@ -419,10 +436,14 @@ def _headline_random(
     )
 
 
-def _headline_flatness(found: Sequence[Verdict], setting: str, metric: Metric) -> str:
+def _headline_flatness(
+    found: Sequence[Verdict], setting: str, metric: Metric, *, measured: bool
+) -> str:
     here = [v for v in found if v.setting == setting and v.key.startswith("flatter_")]
     if not here and not metric.held_out:
         return "."
+    if not here and measured:
+        return "; whether flatness matters cannot be asked of fewer than two variants."
     if not here:
         return "; flatness was not measured."
     by_word: dict[str, list[str]] = {}

@@ -11,8 +11,9 @@ supported      effects lie outside the margin; dose goes with response over vari
                than its own dose predicts, while variants of more dose do better than the control.
 confounded     dose goes with response, but not given the others, and one of these goes with both.
 contradicted   most resolved effects, two at least, run against the prediction, and so do the
-               variants among each other; or there are no effects, and for most variants of more
-               dose, two at least, a gain above the margin is excluded.
+               variants among each other (where these are too few to ask, no effect agrees); or
+               there are no effects, and for most variants of more dose, two at least, a gain above
+               the margin is excluded.
 compatible     most resolved effects, two at least, agree, or the dose goes with the response, and
                a condition of "supported" fails or could not be checked.
 not resolved   none of these.
@@ -89,8 +90,9 @@ RULES = (
     "controls do no better than their own dose predicts. Confounded: not given these, and one of "
     "them goes with both and explains more. "
     "Contradicted: most effects, two at least, run the other way and so do variants among each "
-    "other, or the dose is there and a gain above the margin is excluded. Compatible: most "
-    "effects, two at least, agree, and a condition of “supported” fails. Not resolved: none of "
+    "other (none agrees, where these are too few to ask), or the dose is there and a gain above "
+    "the margin is excluded. Compatible: most effects, two at least, agree, and a condition of "
+    "“supported” fails. Not resolved: none of "
     "these. Controls are not counted as variants. Correlation is not mechanism."
 )
 

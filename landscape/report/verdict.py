@@ -138,7 +138,8 @@ def _needs(one: Weighed) -> tuple[str, ...]:
 def _too_few(one: Weighed) -> int:
     """How many variants more it takes before dose and response can be asked given the others."""
     needed = 2 + stats.SMALLEST_DF + len(one.hypothesis.given)
-    return max(0, needed - one.plain.n)
+    # Those that do not perturb are no part where the effective radius is given.
+    return max(0, needed - min(one.plain.n, one.given.n or one.plain.n))
 
 
 def association_words(one: Association) -> str:

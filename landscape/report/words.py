@@ -140,6 +140,8 @@ def detectable(metric: Metric, decision: Decision) -> str:
         shown = plain_difference(metric, size).removeprefix("+")
         return f"a difference of {shown}"
     article = "an" if metric.what[0] in "aeiou" else "a"
+    if metric.factor(size) < 0.01:
+        return f"{article} {metric.what} a hundredth as large or less"
     return f"{article} {metric.what} {factor(metric, size)} times as large"
 
 
