@@ -2,7 +2,7 @@
 
     python -m benchmarks.recorder                 # minutes
     python -m benchmarks.recorder --only masks    # 1 GB of files in a temporary folder
-    python -m benchmarks.recorder --only small    # steps of batch 16, put into the file
+    python -m benchmarks.recorder --only small    # shorter steps, put into the file
 
 step: ResNet-20, batch 128, 32 x 32 images. `inside` is the CPU time between entering and leaving
 the recorder over the CPU time of the step, per step; `inside_wall` the same by the clock, with the
@@ -12,6 +12,7 @@ files: from the disk (the system forgets them before each reading) and from memo
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -37,7 +38,7 @@ from landscape.snapshots import GRID, Tensors
 from landscape.training import RecorderOptions, TrainingOptions, estimate_bytes
 from landscape.training.recorder import Recorder
 
-BATCH, SMALL, EVERY = 128, 16, 50
+BATCH, EVERY = 128, 50
 GUARDS = {"scalars": 0.03, "masks": 0.15}
 SIZES = (64 * 3 * 9, *(512,) * 40, *(2_359_296,) * 15, 512_000)  # 35.9 M, 57 tensors
 SNAPSHOTS = 200
@@ -131,13 +132,13 @@ class TwoSteps(torch.optim.Optimizer):
 class Foreign:
     """Another optimizer; `watch` puts `landscape.record` around it."""
 
-    def __init__(self, size: int = BATCH) -> None:
-        self.model, self.data = resnet(), batch(size)
+    def __init__(self, model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.model, self.data = model, data
         self.optimizer, self.clock = TwoSteps(self.model), Clock()
 
     def watch(self, folder: Path | None = None) -> "Foreign":
-        """With every step kept in a folder, or without one for `recording.diagnosis()` alone."""
-        kept = {} if folder is None else {"steps_per_epoch": EVERY, "snapshot_every": EVERY}
+        """With a folder, or without one for `recording.diagnosis()` alone; as by default."""
+        kept = {} if folder is None else {"steps_per_epoch": 10**6}
         recording = landscape.record(self.model, folder=folder, **kept)
         around, listener = self.clock.around, recording.seen.listener
         for name in ("_before_forward", "_after_forward", "step"):
@@ -203,14 +204,14 @@ def step_costs(steps: int, rounds: int) -> dict[str, Any]:
             "scalars": inside(Own(c, scalars, 10**6), steps),
             # From step 3 on: one snapshot in each 50 steps.
             "masks": inside(Own(d, masks, 10**6), -(-steps // EVERY) * EVERY),
-            "record": inside(Foreign().watch(e), -(-steps // EVERY) * EVERY),
+            "record": inside(Foreign(resnet(), batch()).watch(e), -(-steps // EVERY) * EVERY),
         }
         runs = {
             "off": Own(a, off, 10**6).step,
             "off_again": Own(b, off, 10**6).step,
             "scalars": Own(f, scalars, 10**6).step,
-            "foreign": Foreign().step,
-            "record": Foreign().watch(g).step,
+            "foreign": Foreign(resnet(), batch()).step,
+            "record": Foreign(resnet(), batch()).watch(g).step,
         }
         samples = interleaved.in_turn(runs, rounds=rounds, seconds=0.0)
     pairs = (("off_again", "off"), ("scalars", "off"), ("record", "foreign"))
@@ -220,13 +221,64 @@ def step_costs(steps: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def small_costs() -> dict[str, Any]:
-    """What a recorded step costs where steps are short; the first 16 are all looked at."""
+NETS: dict[str, Callable[[], tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]]] = {
+    "ResNet-20, batch 16": lambda: (resnet(), batch(16)),
+    "CNN of digits, batch 64": lambda: (digits("cnn"), images()),
+    "MLP of digits, batch 64": lambda: (digits("mlp"), images()),
+}
+
+
+def digits(kind: str) -> nn.Module:
+    return make_model(kind, num_classes=10, input_shape=(1, 8, 8), seed=0)
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(64, 1, 8, 8, generator=g), torch.randint(0, 10, (64,), generator=g)
+
+
+def small_costs(net: str, steps: int) -> dict[str, Any]:
+    """What a recorded step costs from step 16 on, in ms of CPU; all of the first 16 are looked at.
+
+    With a folder one of 127 steps and one of 100 is looked at, without one one of 127.
+    """
     with folders("a") as (a,):
-        return {
-            "record, batch 16": inside(Foreign(SMALL).watch(a), EVERY, before=16),
-            "diagnosis, batch 16": inside(Foreign(SMALL).watch(), 61, before=16),
+        found = {
+            "with a folder": inside(Foreign(*NETS[net]()).watch(a), steps, before=16),
+            "without": inside(Foreign(*NETS[net]()).watch(), steps, before=16),
         }
+    return found | {"whole_counted": counted(net)}
+
+
+def counted(net: str, rounds: int = 20) -> dict[str, Any]:
+    """ms of CPU by which steps that are only counted are longer, and an A/A control, in turn.
+
+    By the whole step, with what the hooks cost that `inside` does not see. The hooks of optimizers
+    and of backward act on all models, and are there for the recorded one's turn only.
+    """
+    plain, again, seen = (Foreign(*NETS[net]()) for _ in range(3))
+    recording = landscape.record(seen.model, every=10**9)
+    with recording:
+        for _ in range(16):
+            seen.step()
+    for made in (plain, again):
+        for _ in range(16):
+            made.step()
+    turns = {"plain": plain.step, "again": again.step, "watched": seen.step}
+    times = interleaved.calls_for(plain.step, 0.1)
+    took: dict[str, list[float]] = {name: [] for name in turns}
+    for i in range(rounds):
+        for name in list(turns) if i % 2 == 0 else list(turns)[::-1]:
+            with recording if name == "watched" else contextlib.nullcontext():
+                began = time.process_time()
+                for _ in range(times):
+                    turns[name]()
+                took[name].append(1e3 * (time.process_time() - began) / times)
+    longer = {
+        name: spread([a - b for a, b in zip(took[name], took["plain"], strict=True)])
+        for name in ("watched", "again")
+    }
+    return longer | {"step_ms": round(float(np.median(took["plain"])), 3), "rounds": rounds}
 
 
 def announced() -> dict[str, float]:
@@ -344,6 +396,7 @@ def mask_costs() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("step", "small", "masks"))
+    parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)
@@ -356,7 +409,9 @@ def main() -> int:
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found |= {"hardware": interleaved.hardware(), "versions": interleaved.versions()}
     if options.only in (None, "small"):
-        found["small"] = small_costs()
+        small = found.setdefault("small", {})
+        for net in options.nets:  # one period of looks where steps are long, or ten
+            small[net] = small_costs(net, 127 if net.startswith("ResNet") else 1270)
     if options.only in (None, "step"):
         found["step"] = step_costs(options.steps, options.rounds)
         found["announced_mb_resnet18_200_epochs"] = announced()

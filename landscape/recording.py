@@ -21,14 +21,14 @@ from torch.optim.optimizer import (
 from landscape import diagnosis, snapshots, vectors
 from landscape.checks import check_choice, check_count
 from landscape.diagnosis import Diagnosis, Watch
+from landscape.diagnosis.counted import EVERY
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.sam import Perturbation
 from landscape.sam.engine import Ascent
 from landscape.sam.trained import Trained, unwrap
-from landscape.sam.variant import widened
 from landscape.snapshots import SCALARS
-from landscape.training.recorder import Log, tensors_of, weight_norms
+from landscape.training.recorder import Log, row_of, tensors_of, weight_norms
 
 __all__ = ["STEP_ENDS", "UNSEEN", "Recording", "record"]
 
@@ -37,14 +37,17 @@ _FLUSH = 100  # steps kept in memory at most
 _PASSES = 64  # different weights within one step before it is called endless
 _BLIND = 3  # optimizer steps in a row without a forward pass
 _LOSSES = "the loss is computed outside the model, and only its weights and gradients are seen"
+_NOT_LOOKED = "of steps that were not looked at (every=1 looks at all)"
 _NO_PASS = (
-    "of steps without a second forward pass at other weights (an e that is not evaluated, or is "
-    "reused without one, leaves no trace), or with NaN in e"
+    f"{_NOT_LOOKED}, or without a second forward pass at other weights (an e that is not "
+    "evaluated, or is reused without one, leaves no trace), or with NaN in e"
 )
 UNSEEN = {
     "loss_clean": _LOSSES,
     "loss_perturbed": _LOSSES,
-    "rho": "unless a parameter group of the optimizer names it or record(rho=...) does",
+    "rho": f"{_NOT_LOOKED}, or unless a parameter group of the optimizer names it or "
+    "record(rho=...) does",
+    **dict.fromkeys(("climbed", "weight_norm"), _NOT_LOOKED),
     **dict.fromkeys(
         ("perturbation_norm", "energy_share", "density", "first_order", "cosine"), _NO_PASS
     ),
@@ -56,6 +59,7 @@ def record(
     *,
     folder: Path | str | None = None,
     steps_per_epoch: int | None = None,
+    every: int = EVERY,
     snapshot_every: int = 100,
     rho: float | None = None,
     step_ends: str = "optimizer",
@@ -64,7 +68,7 @@ def record(
     max_mb: float = 1000.0,
     scaler: Any = None,
 ) -> "Recording":
-    """Record e = w' - w of every step inside `with`, whatever optimizer takes the steps.
+    """Record e = w' - w of steps inside `with`, whatever optimizer takes them.
 
     w are the weights at the step's first forward pass, w' those at its last forward pass at other
     weights: the optimizer need not help. A forward pass counts in training mode with gradients
@@ -72,9 +76,15 @@ def record(
     ends with the step of any torch optimizer over these parameters, also one inside another class
     (`base_optimizer.step()`), or with step_ends="call" when you call `recording.step()`.
 
+    Which steps are looked at: the first 16, then one of `every`, and those of `snapshot_every`. Of
+    the others the forward passes are counted, and whether the losses are finite that `backward`
+    starts from. Where a step has a number of forward passes that no step looked at had (a gate that
+    opens now and then, a step that a scaler left out), the next ones are looked at until one such
+    is met, 256 in all at most. every=1 looks at all steps.
+
     Kept in folder/snapshots and read by `landscape.snapshots` and `training.consolidate`: per step
-    ‖e‖, cos(g1, g2), and per tensor energy share, density (share with e ≠ 0; an e below the
-    rounding of its weight did not move it), ‖w_l‖ and g1_l·e_l; each `snapshot_every` steps the
+    looked at ‖e‖, cos(g1, g2), and per tensor energy share, density (share with e ≠ 0; an e below
+    the rounding of its weight did not move it), ‖w_l‖ and g1_l·e_l; each `snapshot_every` steps the
     mask e ≠ 0 and the z-scores of g1. Let `snapshot_every` share no factor with a period of the
     variant or with steps_per_epoch: a mask that is renewed at the first step of an epoch, met each
     time just there, seems to live shorter or longer than it does (κ at a lag of one step was 0.68
@@ -85,17 +95,16 @@ def record(
     (of four). Epochs count from 1. Give the module that the loop calls (the compiled or wrapped
     one).
 
-    `recording.diagnosis()` says whether the steps were those of sharpness-aware minimization, from
-    the first 16 steps and every 61st after them; a folder keeps it for `landscape doctor`. Without
-    a folder nothing else is kept, and of the other steps only whether they climbed is seen, by the
-    sums of the weights. scaler: the loop's `torch.amp.GradScaler`, for that answer alone.
+    `recording.diagnosis()` says whether the steps were those of sharpness-aware minimization, how
+    many were looked at and what was only counted; a folder keeps it for `landscape doctor`. Without
+    a folder nothing else is kept. scaler: the loop's `torch.amp.GradScaler`, for that answer alone.
 
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
     tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the
-    body and a killed process up to the last 100 steps. Cost: one pass over the weights per forward
-    pass, a wait for the device, and the calls for each tensor: on a CPU some 0.2 ms a step and
-    tensor with a folder, 0.04 ms without one, whatever the step itself takes.
+    body and a killed process up to the last 100 steps. Cost: a step that is looked
+    at takes a pass over the weights per forward pass, a wait for the device, and calls for each
+    tensor; one that is only counted takes five calls of Python, whatever the model.
     model: the module that the loop calls, wrapped or not.
 
     Example:
@@ -117,6 +126,7 @@ def record(
         model,
         None if folder is None else Path(folder),
         steps_per_epoch=_epoch_of(folder, steps_per_epoch),
+        every=every,
         snapshot_every=snapshot_every,
         rho=rho,
         step_ends=step_ends,
@@ -136,6 +146,7 @@ class Recording:
         folder: Path | None,
         *,
         steps_per_epoch: int,
+        every: int,
         snapshot_every: int,
         rho: float | None,
         step_ends: str,
@@ -144,8 +155,8 @@ class Recording:
         max_mb: float,
         scaler: Any,
     ) -> None:
-        _check(steps_per_epoch, snapshot_every, step_ends, first_step)
-        self.model, self.folder = model, folder
+        _check(steps_per_epoch, every, snapshot_every, step_ends, first_step)
+        self.model, self.folder, self.inner = model, folder, unwrap(model)
         self.steps_per_epoch, self.snapshot_every = steps_per_epoch, snapshot_every
         self.rho, self.step_ends, self.gradients = rho, step_ends, gradients
         self.max_bytes = 1e6 * max_mb
@@ -169,13 +180,15 @@ class Recording:
             start = weight_norms(self.trained.parameters).cpu().numpy().tobytes()
             run = begun.run if begun else hashlib.sha256(start).hexdigest()[:16]
             self.log = Log(
-                folder / "snapshots", tensors_of(ParamLayout.of(unwrap(model)), unseen, run=run)
+                folder / "snapshots", tensors_of(ParamLayout.of(self.inner), unseen, run=run)
             )
             self.written = _continue(folder, self.log, first_step)
-        self.watch = Watch(model, self.trained, scaler)
+        self.flushed = first_step  # the step before which all rows are on the disk
+        self.watch = Watch(model, self.trained, scaler, every)
         self.seen = _UnderWay(self.trained.parameters)
         self.blind = 0
         self.handles: list[Any] = []
+        self.listeners: list[Any] = []  # of outputs and gradients of a step that is looked at
         self.losses = contextlib.ExitStack()
 
     def diagnosis(self) -> Diagnosis:
@@ -208,20 +221,15 @@ class Recording:
             if is_ours(optimizer):
                 self._stepped(optimizer)
 
-        look, looked = self._before_forward, self._after_forward
-        if "torch._dynamo" in sys.modules:  # nothing to be compiled into the model's graph
-            look, looked = torch.compiler.disable(look), torch.compiler.disable(looked)
+        look = _uncompiled(self._before_forward)
         self.handles = [
             self.model.register_forward_pre_hook(look, with_kwargs=True),
-            self.model.register_forward_hook(looked),
             register_optimizer_step_pre_hook(steps),
         ]
         self.losses.enter_context(_losses_of_backward(self.watch))
         if self.step_ends == "optimizer":
             self.handles.append(register_optimizer_step_post_hook(stepped))
-        if self.gradients:
-            for i, p in enumerate(self.trained.parameters):
-                self.handles.append(p.register_hook(self.seen.listener(i)))
+        self._listen()
         return self
 
     def __exit__(
@@ -233,6 +241,7 @@ class Recording:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self._listen_no_more()
         self.losses.close()
         try:
             if self.log is not None:
@@ -261,13 +270,8 @@ class Recording:
 
     # ------------------------------------------------------------------------------ what is seen
 
-    @property
-    def _whole(self) -> bool:
-        """Whether e and the gradients of the step under way are asked for."""
-        return self.log is not None or self.watch.looking
-
     def _counts(self) -> bool:
-        return unwrap(self.model).training and torch.is_grad_enabled()
+        return self.inner.training and torch.is_grad_enabled()
 
     def _after_forward(self, _: nn.Module, __: Any, outputs: Any) -> None:
         if self._counts():
@@ -277,17 +281,33 @@ class Recording:
         if not self._counts():
             return
         self.blind = 0
-        if self._whole:
-            before = self.seen.passes if self.seen.begun else -1
-            passes = self.seen.look()
-            self.watch.before_forward(self.seen.moved, passes != before, (inputs, options))
-        else:
-            passes = self.seen.glance()
+        self.watch.num_passes += 1
+        if not self.watch.looking:
+            self.seen.begun = True
+            return
+        before = self.seen.passes if self.seen.begun else -1
+        passes = self.seen.look()
+        self.watch.before_forward(self.seen.moved, passes != before, (inputs, options))
         if passes > _PASSES:
             raise LandscapeError(
                 f"The model ran at {_PASSES} different weights and no step of a torch optimizer "
                 f"over them was seen; call recording.step() after each update of the weights."
             )
+
+    def _listen(self) -> None:
+        """Hear outputs and gradients of the step that comes, where it is to be looked at."""
+        if not self.watch.looking:
+            return
+        self.listeners = [self.model.register_forward_hook(_uncompiled(self._after_forward))]
+        if self.gradients:
+            for i, p in enumerate(self.trained.parameters):
+                if p.requires_grad:  # else it has none
+                    self.listeners.append(p.register_hook(self.seen.listener(i)))
+
+    def _listen_no_more(self) -> None:
+        for handle in self.listeners:
+            handle.remove()
+        self.listeners = []
 
     def _stepped(self, optimizer: Optimizer) -> None:
         if not self.seen.begun:  # an optimizer around the one that has just ended the step
@@ -299,61 +319,83 @@ class Recording:
                     f"the module that the loop calls."
                 )
             return
-        self.step(rho=rho_of(optimizer))
+        self.step(rho=rho_of(optimizer) if self.watch.looking else None)
 
     def step(self, *, rho: float | None = None) -> None:
         """End the step: what was seen since the last one is recorded."""
         if not self.seen.begun:
             return
         self.watch.end(self.seen, self._rho(rho))
-        if self.log is not None:
-            seen = self.seen.perturbation(self.trained, self._rho(rho))
-            self._write(self.log, seen, self.seen.norms)
-        else:
-            self.num_steps += 1
-        self.seen.forget()
-
-    def _write(self, log: Log, seen: Perturbation, norms: Tensor) -> None:
-        step, epoch = self.num_steps, self.num_steps // self.steps_per_epoch + 1
+        looked, log = self.watch.looking, self.log
+        if log is not None:
+            seen = self.seen.perturbation(self.trained, self._rho(rho)) if looked else None
+            self._write(log, self.num_steps, seen)
         self.num_steps += 1
-        with torch.no_grad():
-            if seen.climbed:
-                log.row(epoch, step, seen, norms, gradients=self.gradients)
-            else:
-                log.rows.append((epoch, step, _nothing(seen, norms)))
-            self.written += log.tensors.row.itemsize
-            self._keep(log, step, seen)
+        if looked:
+            self._listen_no_more()
+            self.seen.forget()
+        self.seen.begun = False
+        self.watch.begin(looking=log is not None and self._is_chosen(self.num_steps))
+        self._listen()
+
+    def _is_chosen(self, step: int) -> bool:
+        """Whether a snapshot is to be made of the step."""
+        return bool(self.snapshot_every) and step % self.snapshot_every == 0
+
+    @torch.no_grad()
+    def _write(self, log: Log, step: int, seen: Perturbation | None) -> None:
+        """Keep the row of a step and its snapshot; write at the end of an epoch, and in between."""
+        due = step + 1 - self.flushed >= _FLUSH or (step + 1) % self.steps_per_epoch == 0
+        log.rows.append((step // self.steps_per_epoch + 1, step, self._values(log, seen)))
+        self.written += log.tensors.row.itemsize
+        try:
+            if seen is not None and self._has_room(log, step):
+                self._check_tensors(log, step)
+                self.written += log.tensors.snapshot_bytes
+                due = True
+                log.snapshot(step, seen)
+            if due:
+                log.flush()
+                self.flushed = step + 1
+        except LandscapeError as error:
+            if not isinstance(error.__cause__, OSError) or len(log.waiting) > 16:
+                raise
+            warnings.warn(f"{error} The recording goes on in memory.", stacklevel=2)
+
+    def _values(self, log: Log, seen: Perturbation | None) -> Tensor:
+        """The row of a step; NaN where it was not looked at."""
+        if seen is None:
+            return torch.full(
+                (len(SCALARS) + len(snapshots.PER_TENSOR) * len(log.tensors),),
+                torch.nan,
+                dtype=torch.float64,
+                device=self.trained.parameters[0].device,
+            )
+        if not seen.climbed:
+            return _nothing(seen, self.seen.norms)
+        return row_of(seen, self.seen.norms, gradients=self.gradients)
+
+    def _has_room(self, log: Log, step: int) -> bool:
+        """Whether a snapshot is made of this step: one to have it, within `max_mb`."""
+        if not self._is_chosen(step):
+            return False
+        if self.written + log.tensors.snapshot_bytes <= self.max_bytes:
+            return True
+        if not self.notes:
+            limit = f"{self.max_bytes / 1e6:g} MB"
+            self.notes.append(f"no snapshot from step {step} on: max_mb={limit} is reached")
+        return False
 
     def _rho(self, found: float | None) -> float:
         if self.rho is not None:
             return self.rho
         return math.nan if found is None else found
 
-    def _keep(self, log: Log, step: int, seen: Perturbation) -> None:
-        """Snapshot and write, where this step is one to do so."""
-        chosen = bool(self.snapshot_every) and step % self.snapshot_every == 0
-        if chosen and self.written + log.tensors.snapshot_bytes > self.max_bytes:
-            chosen = False
-            if not self.notes:
-                limit = f"{self.max_bytes / 1e6:g} MB"
-                self.notes.append(f"no snapshot from step {step} on: max_mb={limit} is reached")
-        try:
-            if chosen:
-                self._check_tensors(log)
-                self.written += log.tensors.snapshot_bytes
-                log.snapshot(step, seen)
-            if chosen or len(log.rows) >= _FLUSH or (step + 1) % self.steps_per_epoch == 0:
-                log.flush()
-        except LandscapeError as error:
-            if not isinstance(error.__cause__, OSError) or len(log.waiting) > 16:
-                raise
-            warnings.warn(f"{error} The recording goes on in memory.", stacklevel=2)
-
-    def _check_tensors(self, log: Log) -> None:
+    def _check_tensors(self, log: Log, step: int) -> None:
         snapshots.check_same(
             log.tensors,
-            tensors_of(ParamLayout.of(unwrap(self.model))).identity,
-            f"Step {self.num_steps - 1}",
+            tensors_of(ParamLayout.of(self.inner)).identity,
+            f"Step {step}",
         )
 
 
@@ -363,13 +405,11 @@ class _UnderWay:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
         self.anchor: list[Tensor] = []
-        self.glances = torch.empty(0)
         self.forget()
 
     def forget(self) -> None:
         """Begin a new step."""
         self.begun, self.moved, self.passes = False, False, 0
-        self.climbed, self.whole = False, True
         self.e: tuple[Tensor, ...] | None = None
         self.norms: Tensor = torch.empty(0)
         none: list[Tensor | None] = [None] * len(self.parameters)
@@ -389,18 +429,7 @@ class _UnderWay:
         self.moved = self._differ(e)
         if self.moved and (self.e is None or self._differ(torch._foreach_sub(e, self.e))):
             self.passes += 1
-            self.climbed, self.e, self.g2 = True, e, [None] * len(now)
-        return self.passes
-
-    @torch.no_grad()
-    def glance(self) -> int:
-        """As `look`, by the sums of the weights alone; nothing of the pass is kept."""
-        sums = [p.detach().sum(dtype=widened(p)) for p in self.parameters]
-        now = torch.stack([s.to(sums[0].device, sums[0].dtype) for s in sums])
-        if self.begun and not torch.equal(now, self.glances):
-            self.passes += 1
-            self.climbed = True
-        self.begun, self.whole, self.glances = True, False, now
+            self.e, self.g2 = e, [None] * len(now)
         return self.passes
 
     def _differ(self, differences: Sequence[Tensor]) -> bool:
@@ -414,7 +443,7 @@ class _UnderWay:
         """A hook that adds up a parameter's gradients of the current pass."""
 
         def hear(gradient: Tensor) -> None:
-            if self.begun and self.whole:
+            if self.begun:
                 found = self.g2 if self.moved else self.g1
                 gradient = gradient.detach()
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
@@ -458,6 +487,11 @@ def _losses_of_backward(watch: Watch) -> Generator[None]:
             torch.autograd.backward = own
 
 
+def _uncompiled(hook: Any) -> Any:
+    """Nothing to be compiled into the model's graph."""
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+
+
 def _epoch_of(folder: Path | str | None, steps_per_epoch: int | None) -> int:
     if steps_per_epoch is not None:
         return steps_per_epoch
@@ -484,8 +518,11 @@ def rho_of(optimizer: Optimizer) -> float | None:
     return found.pop() if len(found) == 1 and not isinstance(optimizer, Adadelta) else None
 
 
-def _check(steps_per_epoch: int, snapshot_every: int, step_ends: str, first_step: int) -> None:
+def _check(
+    steps_per_epoch: int, every: int, snapshot_every: int, step_ends: str, first_step: int
+) -> None:
     check_count("steps_per_epoch", steps_per_epoch)
+    check_count("every", every)
     check_count("snapshot_every", snapshot_every, 0)
     check_count("first_step", first_step, 0)
     check_choice("step_ends", step_ends, STEP_ENDS)

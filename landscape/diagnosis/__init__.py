@@ -4,8 +4,9 @@
 recording left in its folder.
 """
 
+from landscape.diagnosis.counted import Counted
 from landscape.diagnosis.findings import Diagnosis, Finding, read, write
 from landscape.diagnosis.rules import judge
 from landscape.diagnosis.watch import Watch
 
-__all__ = ["Diagnosis", "Finding", "Watch", "judge", "read", "write"]
+__all__ = ["Counted", "Diagnosis", "Finding", "Watch", "judge", "read", "write"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from landscape.diagnosis.counted import Counted
 from landscape.diagnosis.findings import Finding
 from landscape.diagnosis.seen import (
     COARSE,
@@ -25,21 +26,80 @@ ALONG = 0.999  # cosine from which on e lies along the gradient
 
 def gate(seen: Seen) -> Finding:
     """Whether steps have a second pass at all."""
-    steps, climbs = seen.watch.num_steps, seen.watch.num_climbed
-    numbers = numbers_of(steps=steps, steps_with_a_second_pass=climbs)
-    if not steps:
+    counted, climbs, looks = seen.watch.counted, len(seen.climbs), len(seen.looks)
+    numbers = numbers_of(
+        steps=counted.num_steps, looked_at=looks, of_these_with_a_second_pass=climbs
+    )
+    if not counted.num_steps:
         return unknown("gate", "no step was seen")
+    if not looks:
+        return unknown("gate", "no step with finite gradients was looked at")
+    more = {n: k for n, k in counted.unmet().items() if n > max(counted.looked)}
+    if not climbs and more:
+        said = (
+            "no step that was looked at had a second pass at other weights; "
+            f"{_others(counted)}, and what they did in them is not known"
+        )
+        return Finding("gate", "cannot tell", f"{said}.", numbers, "landscape.record(every=1).")
     if not climbs:
         return Finding(
-            "gate", "wrong", "no step had a second pass at other weights, with a finite e: this is "
-            "the training of the base optimizer.", numbers,
+            "gate", "wrong", "no step that was looked at had a second pass at other weights, with "
+            f"a finite e: this is the training of the base optimizer{_others(counted, '; ')}.",
+            numbers,
             "call optimizer.first_step() between two backward passes (or optimizer.step(closure) "
             "with a closure that runs forward and backward), and look at the condition or period "
             "that decides when the second pass is made.",
         )  # fmt: skip
-    what = "every step" if climbs == steps else f"{climbs} of {steps} steps"
-    closed = "" if climbs == steps else "; the others step without one (a gate that was closed)"
-    return Finding("gate", "ok", f"{what} had a second pass{closed}.", numbers)
+    which = "" if looks == counted.num_steps else " that was looked at"
+    what = f"every step{which}" if climbs == looks else f"{climbs} of {looks} steps{which}"
+    closed = "" if climbs == looks else "; the others step without one (a gate that was closed)"
+    said = f"{what} had a second pass{closed}{_others(counted, '; ')}."
+    return Finding("gate", "ok", said.replace("steps that was", "steps that were"), numbers)
+
+
+def _others(counted: Counted, begin: str = "") -> str:
+    """How many forward passes the steps made that were only counted."""
+    rest = counted.steps - counted.looked
+    if not rest:
+        return ""
+    made = [f"{k} made {n}" for n, k in sorted(rest.items())]
+    many = f" and {len(made) - 4} other numbers" if len(made) > 4 else ""
+    unmet = " or ".join(str(n) for n in sorted(counted.unmet())[:4])
+    never = f" (none that made {unmet} was looked at)" if unmet else ""
+    return (
+        f"{begin}of the {rest.total()} others, whose forward passes were counted, "
+        f"{', '.join(made[:4])}{many}{never}"
+    )
+
+
+def finite(seen: Seen) -> Finding:
+    """Whether losses and gradients were finite."""
+    key, watch, counted = "finite", seen.watch, seen.watch.counted
+    bad = counted.losses_not_finite()
+    numbers = numbers_of(
+        losses=counted.num_losses, of_these_not_finite=bad,
+        steps_looked_at=counted.num_looked, of_these_with_gradients_not_finite=watch.num_not_finite,
+    )  # fmt: skip
+    if bad:
+        return Finding(
+            key, "wrong", f"{bad} of the {counted.num_losses} losses that backward started from "
+            "were infinite or NaN.", numbers,
+            "lower the learning rate or rho, look at the inputs of that batch, or leave such steps "
+            "out (a GradScaler does; so does landscape.sam, which counts them in num_skipped).",
+        )  # fmt: skip
+    if watch.num_not_finite:
+        return Finding(
+            key, "cannot tell", f"in {watch.num_not_finite} of the {counted.num_looked} steps "
+            "looked at gradients, e or weights were infinite or NaN. A GradScaler leaves such "
+            "steps out while it finds its scale; without one it is a fault.", numbers,
+        )  # fmt: skip
+    if not counted.num_looked:
+        return unknown(key, "no step was seen")
+    losses = "no loss was seen in backward" if not counted.num_losses else "all losses were finite"
+    said = f"{losses}, and so were the gradients of the steps looked at"
+    if not counted.num_losses:
+        said = f"{losses}; the gradients of the steps looked at were finite"
+    return Finding(key, "ok", f"{said}.", numbers)
 
 
 def second_pass(seen: Seen) -> Finding:

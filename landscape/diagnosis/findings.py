@@ -48,7 +48,8 @@ class Diagnosis:
     """What the steps of a recording showed. `diagnosis["length"]` is one finding of it.
 
     num_steps: steps seen. num_looked_at: those of which passes, weights and gradients were
-    compared. findings: one `Finding` for each question.
+    compared; of the others forward passes and losses were counted. findings: one `Finding` for each
+    question.
 
     Example:
         >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -79,8 +80,10 @@ class Diagnosis:
         found = sorted(self.findings, key=lambda f: order.index(f.verdict))
         counts = [(sum(f.verdict == word for f in found), word) for word in order]
         told = ", ".join(f"{number} {word}" for number, word in counts if number)
+        others = self.num_steps - self.num_looked_at
+        counted = f", {others} only counted" if others else ""
         head = (
-            f"{self.num_steps} steps, {self.num_looked_at} of them looked at closely. "
+            f"{self.num_steps} steps, {self.num_looked_at} of them looked at closely{counted}. "
             f"{len(found)} questions were asked of them: {told}."
         )
         return "\n".join([head, *map(str, found)])

@@ -11,8 +11,9 @@ from landscape.sam import schedule
 
 _OF_A_RECIPE = ("gate", "length", "descent", "examples", "restored")
 _RULES: tuple[Callable[[Seen], Finding], ...] = (
-    climb.gate, climb.second_pass, climb.length, descent.descent, descent.examples, descent.dropout,
-    descent.buffers, descent.scaling, descent.restored, climb.left_out, climb.size, climb.other_rho,
+    climb.gate, climb.finite, climb.second_pass, climb.length, descent.descent, descent.examples,
+    descent.dropout, descent.buffers, descent.scaling, descent.restored,
+    climb.left_out, climb.size, climb.other_rho,
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def judge(watch: Watch) -> Diagnosis:
     clear = [look for look in climbs if not look.returned]
     seen = Seen(watch, watch.looks, climbs, clear)
     found = tuple(_by_design(rule(seen), seen) for rule in _RULES)
-    return Diagnosis(watch.num_steps, len(watch.looks), found)
+    return Diagnosis(watch.num_steps, watch.counted.num_looked, found)
 
 
 def _by_design(finding: Finding, seen: Seen) -> Finding:

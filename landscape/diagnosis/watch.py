@@ -13,14 +13,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from landscape import devices, vectors
+from landscape.diagnosis.counted import EVERY, Counted
 from landscape.sam import SAM
 from landscape.sam.trained import Trained
 
 # Rows of the Gram matrix of a step: e, both gradients, the gradient that the optimizer got, the
 # weights, what they differ by when it steps, e / |w| (arXiv:2102.11600, Eq. 5), g1 where e is.
 ROWS = ("e", "g1", "g2", "d", "w", "r", "adaptive", "selected")
-# The first steps are looked at, then one of so many: a prime, which no period of a gate divides.
-_CLOSE, _EVERY = 16, 61
 _CHUNK = 1 << 18  # entries whose rows fit a cache
 
 
@@ -100,7 +99,8 @@ class Watch:
     """Follows the steps of a recording; a `Look` for some, counts for all.
 
     model: the module that the loop calls. trained: its trained tensors, where they lie. scaler: the
-    loop's `torch.amp.GradScaler`, or None. `landscape.record` makes one: `recording.watch`.
+    loop's `torch.amp.GradScaler`, or None. every: of the steps after the first 16 one in so many is
+    looked at. `landscape.record` makes one: `recording.watch`.
 
     Example:
         >>> base = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -110,33 +110,38 @@ class Watch:
         1
     """
 
-    def __init__(self, model: nn.Module, trained: Trained, scaler: Any) -> None:
+    def __init__(self, model: nn.Module, trained: Trained, scaler: Any, every: int = EVERY) -> None:
         self.model, self.scaler = model, scaler
         self.names, self.modules = trained.names, trained.modules
         self.parameters = trained.parameters
         self.eps = max(torch.finfo(p.dtype).eps for p in trained.parameters)
         self.looks: list[Look] = []
-        self.num_steps = self.num_climbed = 0
+        self.counted = Counted(every)
+        self.num_not_finite = 0  # steps looked at whose gradients or e were not
         self.own: SAM | None = None
         self.groups: list[tuple[float, set[str]]] = []
         self.maximizes = False  # some group, whose ascent is down the loss
         self.energy = torch.zeros(len(trained.names), dtype=torch.float64)
         self.reached = torch.zeros(len(trained.names), dtype=torch.float64)
-        self.forget()
+        self.begin()
 
-    def forget(self) -> None:
-        """Begin a new step."""
+    @property
+    def num_steps(self) -> int:
+        """All steps, looked at or counted."""
+        return self.counted.num_steps
+
+    def begin(self, *, looking: bool = False) -> None:
+        """Begin a new step. looking: look at it, whether its turn has come or not."""
         self.passes: list[Pass] = []
+        self.num_passes = 0
         self.matrix: Tensor | None = None
         self.seen_passes = -1
-        self.looking = self.num_steps < _CLOSE or self.num_steps % _EVERY == 0
+        self.looking = self.counted.looks() or looking
 
     # ------------------------------------------------------------------------------- in a step
 
     def before_forward(self, moved: bool, new: bool, inputs: Any) -> None:
         """A forward pass begins, at w or at other weights; `new` ones where they differ."""
-        if not self.looking:
-            return
         if not self.passes or new or moved != self.passes[-1].moved:
             self.passes.append(Pass(moved, self._buffers()))
         found = self.passes[-1]
@@ -162,10 +167,12 @@ class Watch:
 
     def differentiated(self, tensors: Any) -> None:
         """`backward` was called on a loss."""
-        if self.looking and self.passes:
-            for t in [tensors] if isinstance(tensors, Tensor) else list(tensors or []):
-                if isinstance(t, Tensor) and t.numel() == 1:
-                    self.passes[-1].losses.append(t.detach())
+        for t in (tensors,) if isinstance(tensors, Tensor) else tensors or ():
+            if isinstance(t, Tensor) and t.numel() == 1:
+                loss = t.detach()
+                self.counted.differentiated(loss)
+                if self.passes:
+                    self.passes[-1].losses.append(loss)
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, seen: Any) -> None:
@@ -191,19 +198,18 @@ class Watch:
 
     @torch.no_grad()
     def end(self, seen: Any, rho: float) -> None:
-        """The step has ended."""
-        self.num_climbed += seen.climbed
+        """The step has ended; `begin` comes next."""
         if self.looking and self.passes:
             now = self.seen_passes == sum(len(p.states) for p in self.passes)
             stepped = self.matrix if now else None
             grams = self._grams(seen, stepping=False) if stepped is None else stepped
             self._keep(grams.cpu().double(), seen, rho, stepped is not None)
-        self.num_steps += 1
-        self.forget()
+        self.counted.end(self.num_passes, looked=self.looking)
 
     def _keep(self, grams: Tensor, seen: Any, rho: float, stepped: bool) -> None:
         total = grams.sum(0)
         if not torch.isfinite(total).all():
+            self.num_not_finite += 1
             return
         self.energy = torch.maximum(self.energy, grams[:, 0, 0])
         self.reached = torch.maximum(self.reached, grams[:, 1, 1])

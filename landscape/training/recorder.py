@@ -74,14 +74,9 @@ class Log:
         self.waiting: list[tuple[int, np.ndarray, np.ndarray | None]] = []
         self.begun = False
 
-    def row(
-        self, epoch: int, step: int, seen: Perturbation, norms: Tensor, *, gradients: bool = True
-    ) -> None:
-        """Keep the scalars of a step. norms: ‖w_l‖ at w. gradients: whether they were kept."""
-        values = scalars(seen, norms)
-        if not gradients:
-            values[-len(norms) :] = torch.nan  # the first-order effect, last of PER_TENSOR
-        self.rows.append((epoch, step, values))
+    def row(self, epoch: int, step: int, seen: Perturbation, norms: Tensor) -> None:
+        """Keep the scalars of a step. norms: ‖w_l‖ at w."""
+        self.rows.append((epoch, step, row_of(seen, norms)))
 
     def snapshot(self, step: int, seen: Perturbation) -> None:
         """Write masks and z-scores of a step; what a full disk refuses is kept for `flush`."""
@@ -170,6 +165,14 @@ class Recorder:
         """Write what is kept."""
         if self.options.scalars or self.chosen:
             self.log.flush()
+
+
+def row_of(seen: Perturbation, norms: Tensor, *, gradients: bool = True) -> Tensor:
+    """The scalars of a step. norms: ‖w_l‖ at w. gradients: whether they were kept."""
+    values = scalars(seen, norms)
+    if not gradients:
+        values[-len(norms) :] = torch.nan  # the first-order effect, last of PER_TENSOR
+    return values
 
 
 def scalars(seen: Perturbation, norms: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def worst_difference(file: Path, case: str) -> float:
     descend = getattr(optimizer, "second_step", None) or optimizer.descent_step
     with (
         tempfile.TemporaryDirectory() as folder,
-        landscape.record(problem.model, folder=folder, steps_per_epoch=5, snapshot_every=5),
+        landscape.record(problem.model, folder=folder, steps_per_epoch=5, every=1),
     ):
         for _, (x, y) in problem.batches():
             for move in (climb, descend):

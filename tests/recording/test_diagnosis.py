@@ -1,12 +1,13 @@
 """`Recording.diagnosis`: faults planted in plain loops are named, and sound steps raise none."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import landscape
-from landscape import diagnosis, sam
+from landscape import diagnosis, sam, snapshots
 from landscape.errors import LandscapeError
 from tests import training_problems as small
 from tests.cli.test_commands import call
@@ -484,7 +485,7 @@ def test_no_false_alarm_on_our_own_steps(name, options, dropout):
     assert not found.wrong, str(found)
     if name == "looksam":
         assert "closed" in found["gate"].sentence
-        assert found["gate"].numbers["steps with a second pass"] < 6
+        assert found["gate"].numbers["of these with a second pass"] < 6
     else:
         assert found["second pass"].verdict == "ok", str(found)
         assert found["restored"].verdict == "ok", str(found)
@@ -555,28 +556,120 @@ def test_doctor_prints_what_a_recording_left(monkeypatch, capsys, tmp_path, loop
 def test_a_folder_wants_the_steps_of_an_epoch_and_findings_are_listed(tmp_path):
     with pytest.raises(LandscapeError, match="without steps_per_epoch"):
         landscape.record(small.model(), folder=tmp_path)
-    with pytest.raises(LandscapeError, match="choose one of gate, second pass, length"):
+    with pytest.raises(LandscapeError, match="choose one of gate, finite, second pass"):
         Loop().diagnose()["nothing"]
 
 
-def test_steps_that_are_not_looked_at_still_tell_whether_they_climbed():
-    """Only the sums of the weights are read then: no e, no gradient is kept."""
+class Gated(Loop):
+    """Climbs where `opens` says so, and makes one pass elsewhere."""
 
-    class Every(Loop):
-        """Climbs in each third step."""
+    count = 0
 
-        count = 0
+    def opens(self, i):
+        return i % 10 == 9
 
-        def e(self, gradients):
-            self.count += 1
-            shown = 1.0 if self.count % 3 == 0 else 0.0
-            return [shown * e for e in super().e(gradients)]
+    def step(self, x, y):
+        i, self.count = self.count, self.count + 1
+        if self.opens(i):
+            super().step(x, y)
+        else:
+            self.model.zero_grad()
+            self.backward(x, y)
+            self.descend()
 
-    loop = Every()
-    with landscape.record(loop.model) as seen:
+    def run(self, steps, **options):
+        with landscape.record(self.model, rho=self.rho, **options) as seen:
+            for i in range(steps):
+                self.step(*batches()[i % 4])
+        return seen
+
+
+def test_of_steps_that_are_not_looked_at_the_forward_passes_are_counted():
+    loop = Gated()
+    with landscape.record(loop.model, rho=RHO) as seen:
         for i in range(30):
             loop.step(*batches()[i % 4])
             assert all(g is None for g in seen.seen.g1)
+            assert bool(seen.listeners) == (i < 15)  # nothing hears the gradients of the others
     found = seen.diagnosis()
-    assert found["gate"].numbers == {"steps": 30, "steps with a second pass": 10}
-    assert found.num_looked_at == 16
+    assert (found.num_steps, found.num_looked_at) == (30, 16)
+    assert "(14 only counted)" in str(found)
+    gate = found["gate"]
+    assert gate.numbers == {"steps": 30, "looked at": 16, "of these with a second pass": 1}
+    assert "1 of 16 steps that were looked at had a second pass" in gate.sentence
+    assert "14 others, whose forward passes were counted, 12 made 1, 2 made 2" in gate.sentence
+    loop = Gated()
+    found = loop.run(30, every=1).diagnosis()
+    assert (found.num_looked_at, found["gate"].numbers["of these with a second pass"]) == (30, 3)
+
+
+def test_a_gate_that_opens_late_is_met_and_its_fault_is_named():
+    """The first 16 steps have one pass each; the next kind of step is looked at when it returns."""
+
+    class Late(Gated, AddedTwice):
+        def opens(self, i):
+            return i >= 16 and i % 10 == 9
+
+    loop = Late()
+    seen = loop.run(20)  # has opened once, and was not looked at
+    found = seen.diagnosis()
+    assert not found.wrong, str(found)
+    assert found["gate"].verdict == "cannot tell"
+    assert "1 made 2 (none that made 2 was looked at)" in found["gate"].sentence
+    assert "every=1" in found["gate"].remedy
+    loop = Late()
+    found = loop.run(40).diagnosis()
+    assert "length" in {f.key for f in found.wrong}, str(found)
+    assert found.num_looked_at == 16 + 10  # from the step after the first opening to the next
+    assert found["gate"].verdict == "ok"
+
+
+def test_losses_and_gradients_that_are_not_finite_are_counted_in_all_steps():
+    class Now(WithoutNorm):
+        def __init__(self, at):
+            super().__init__()
+            self.at, self.count = at, 0
+
+        def step(self, x, y):
+            i, self.count = self.count, self.count + 1
+            old = [p.detach().clone() for p in self.parameters()]
+            super().step(x * float("nan") if i == self.at else x, y)
+            if i == self.at:  # the step is left out
+                with torch.no_grad():
+                    self.restore(self.parameters(), old)
+                    for state in self.base.state.values():
+                        state["momentum_buffer"].zero_()
+
+    for at, not_looked_at in ((3, 1), (20, 0)):
+        loop = Now(at)
+        with landscape.record(loop.model, rho=RHO) as seen:
+            for i in range(24):
+                loop.step(*batches()[i % 4])
+        found = seen.diagnosis()
+        assert {f.key for f in found.wrong} == {"finite"}, str(found)
+        assert found["finite"].numbers == {
+            "losses": 48, "of these not finite": 2, "steps looked at": 16,
+            "of these with gradients not finite": not_looked_at,
+        }  # fmt: skip
+    assert Loop().diagnose()["finite"].verdict == "ok"
+
+
+def test_rows_of_steps_that_were_not_looked_at_are_nan_and_every_1_looks_at_all(tmp_path):
+    for name, every, looked in (
+        ("some", 7, [*range(16), 21, 25]), ("all", 1, list(range(28))),
+    ):  # fmt: skip
+        loop, folder = Loop(), tmp_path / name
+        options = {"folder": folder, "steps_per_epoch": 10, "snapshot_every": 25, "every": every}
+        with landscape.record(loop.model, rho=RHO, **options) as seen:
+            for i in range(28):
+                loop.step(*batches()[i % 4])
+        steps = snapshots.read_steps(folder)
+        assert steps.step.tolist() == list(range(28))
+        assert steps.epoch.tolist() == [step // 10 + 1 for step in range(28)]
+        for column in ("perturbation_norm", "climbed", "rho", "cosine"):
+            assert np.flatnonzero(~np.isnan(steps[column])).tolist() == looked, column
+        assert steps["perturbation_norm"][looked] == pytest.approx(RHO, rel=1e-3)
+        assert "every=1 looks at all" in steps.unseen["climbed"]
+        assert snapshots.read_masks(folder).steps.tolist() == [0, 25]
+        size = sum(p.stat().st_size for p in (folder / "snapshots").glob("*.[nb]*"))
+        assert size <= seen.estimate_bytes(epochs=3)

@@ -181,7 +181,8 @@ def test_norms_are_those_of_the_reference_trajectories(tmp_path, case, shape):
     optimizer, loop = made(
         problem.model, RULES[case], hp, shape, getattr(torch.optim, meta["base"]), **options
     )
-    with landscape.record(problem.model, folder=tmp_path, steps_per_epoch=5, snapshot_every=1):
+    options = {"steps_per_epoch": 5, "snapshot_every": 1}
+    with landscape.record(problem.model, folder=tmp_path, **options):
         for _, (x, y) in problem.batches():
             loop(optimizer, problem.model, x, y)
     steps = snapshots.read_steps(tmp_path)
@@ -603,6 +604,7 @@ def test_the_folder_stays_within_max_mb_and_the_announced_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"every": 0}, "every=0 was asked; give a whole number >= 1"),
         ({"steps_per_epoch": 0}, "steps_per_epoch=0 was asked; give a whole number >= 1"),
         ({"snapshot_every": -1}, "snapshot_every=-1 was asked"),
         ({"first_step": 1.5}, "first_step=1.5 was asked"),
