@@ -141,7 +141,7 @@ class Monitor:
         self.num_steps = 0
         self.look_seconds = 0.0
         self._recording = _SingleStep(
-            model, None, steps_per_epoch=1, snapshot_every=0, rho=rho, step_ends="call",
+            model, None, steps_per_epoch=1, every=1, snapshot_every=0, rho=rho, step_ends="call",
             gradients=True, first_step=0, max_mb=0.0, scaler=scaler,
         )  # fmt: skip
         self._next = every or 16  # the step that is looked at
@@ -187,7 +187,6 @@ class Monitor:
         if self.num_steps + 1 == self._next and not self._looking:
             self._looking = True
             self._recording.__enter__()
-            self._recording.watch.looking = True
 
     def _disarm(self) -> None:
         self._looking = False

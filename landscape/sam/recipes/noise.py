@@ -161,8 +161,9 @@ def bsam(
     memory="merged layers",
     evidence="equation",
     disagreement=(
-        "None is known: the code was read and not executed. The half cosine of ρ_t is its own; "
-        "what the paper says of the schedule was not compared with it."
+        "The row of the merged weight, its division by √inputs and the half cosine of ρ_t from 0 over "
+        "the training are the lines of the released code, which was read and not executed; the half "
+        "cosine is our reading of that code, not of the paper, whose text on it we did not have"
     ),
     look=("#999933", "cross"),
     options={"scaling": 2.0, "total_steps": 1000},
