@@ -161,9 +161,9 @@ def bsam(
     memory="merged layers",
     evidence="equation",
     disagreement=(
-        "The row of the merged weight, its division by √inputs and the half cosine of ρ_t from 0 over "
-        "the training are the lines of the released code, which was read and not executed; the half "
-        "cosine is our reading of that code, not of the paper, whose text on it we did not have"
+        "The row of the merged weight, its division by √inputs and the half cosine of ρ_t from 0 "
+        "over the training are lines of the released code, which was read and not executed. The "
+        "half cosine is a reading of that code alone: the paper's words on it were not at hand"
     ),
     look=("#999933", "cross"),
     options={"scaling": 2.0, "total_steps": 1000},
