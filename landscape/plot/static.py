@@ -5,16 +5,21 @@ Every function takes results and `width` (a name in `style.VENUES` or inches). `
 """
 
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context, rcParams
-from matplotlib.backends.backend_pgf import LatexError
+from matplotlib.backends import backend_pgf
+from matplotlib.backends.backend_pgf import LatexError, RendererPgf
 from matplotlib.figure import Figure
 
 from landscape.errors import LandscapeError
 from landscape.plot import figures, style
 from landscape.plot._matplotlib import render
 from landscape.plot._twins import twins
+from landscape.plot.latex import typeset
 from landscape.storage import write_atomically
 
 SUFFIXES = (".pdf", ".png", ".svg", ".pgf")
@@ -59,7 +64,7 @@ def _typeset(figure: Figure, path: Path) -> Path:
     why = f"neither {_either(_TEX)} is installed"
     for tex in filter(shutil.which, _TEX):
         try:
-            with rc_context(style.RC):
+            with rc_context(style.RC), _printed():
                 rcParams["pgf.texsystem"] = tex
                 return write_atomically(path, figure.savefig)
         except (LatexError, ValueError) as error:
@@ -71,6 +76,29 @@ def _typeset(figure: Figure, path: Path) -> Path:
     raise LandscapeError(
         f"{path.name}: a .pgf figure is laid out by TeX, and {why}; write .pdf or .svg instead."
     )
+
+
+class _Printed(RendererPgf):
+    """Text is printed: to matplotlib it is TeX, and a name in a file of weights would be run."""
+
+    def draw_text(
+        self, gc: Any, x: Any, y: Any, s: str, prop: Any, angle: Any, ismath: Any = False,
+        mtext: Any = None,
+    ) -> None:  # fmt: skip
+        super().draw_text(gc, x, y, typeset(s, maths=bool(ismath)), prop, angle, ismath, mtext)
+
+    def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> Any:
+        text = typeset(s, maths=bool(ismath))
+        return super().get_text_width_height_descent(text, prop, ismath)
+
+
+@contextmanager
+def _printed() -> Generator[None]:
+    backend_pgf.RendererPgf = _Printed  # ty: ignore[invalid-assignment] -- a kind of it
+    try:
+        yield
+    finally:
+        backend_pgf.RendererPgf = RendererPgf
 
 
 def _either(names: tuple[str, ...]) -> str:

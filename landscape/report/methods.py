@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from landscape.plot import runs, style
+from landscape.plot.latex import escape
 from landscape.report import words
 from landscape.report.axes import axis_tables
 from landscape.report.evidence import Cell, table
 from landscape.report.family import Family
-from landscape.report.latex import escape
 from landscape.report.study import StudyResults
 from landscape.storage import slug
 

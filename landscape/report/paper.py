@@ -12,9 +12,9 @@ from landscape.errors import LandscapeError
 from landscape.plot import animation, derived, interactive, style
 from landscape.plot._twins import highlighted
 from landscape.plot.drawing import Drawing
+from landscape.plot.latex import escape
 from landscape.plot.printing import Print, Printing
 from landscape.report.family import Family
-from landscape.report.latex import escape
 from landscape.report.methods import measured, methods, references, tables
 from landscape.report.sections import SECTIONS, Entry
 from landscape.report.study import StudyResults

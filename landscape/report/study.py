@@ -16,7 +16,7 @@ from landscape.metrics import METRICS
 from landscape.plot import runs
 from landscape.plot.figures.outcome.headline import middle, pair_by_seed
 from landscape.report import words
-from landscape.storage import StudyFolder, read_lines, sessions_path
+from landscape.storage import StudyFolder, sessions
 
 # Coordinates along `run` that say which run it is, beside its name and seed.
 _NAMES = ("variant", "label", "setting", "family", "axes", "place", "train_seconds")
@@ -327,7 +327,7 @@ class StudyResults:
         ends = [
             float(line["began"]) + float(line["seconds"])
             for folder in runs_of
-            for line in read_lines(sessions_path(folder), on_error="skip")[0]
+            for line in sessions(folder)
             if line.get("run", folder.name) == folder.name
         ]
         if not ends:

@@ -8,9 +8,12 @@ what cannot is refused with its path.
 
 from landscape.storage.arrays import read_array, read_arrays, write_arrays
 from landscape.storage.checkpoints import (
+    MEASURED,
+    SESSION,
     final_path,
     kept_weights,
     outcome_path,
+    sessions,
     sessions_path,
     state_path,
     weights_path,
@@ -18,6 +21,7 @@ from landscape.storage.checkpoints import (
 from landscape.storage.documents import (
     append_line,
     digest_of,
+    fits,
     load_json,
     read_json,
     read_lines,
@@ -54,11 +58,12 @@ from landscape.storage.writing import (
 )
 
 __all__ = [
-    "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_file", "check_name",
-    "check_sealed_zip", "check_zip", "declared_sha256", "digest_of", "file_sha256", "final_path",
-    "folder_name", "free_bytes", "hold", "is_plain_name", "is_temporary", "kept_weights",
-    "load_json", "make_room", "metadata", "open_hdf5", "outcome_path", "read_array", "read_arrays",
-    "read_json", "read_lines", "reading", "seal", "seal_zip", "sealed_sha256", "sessions_path",
-    "slug", "state_path", "sweep", "truncate_lines", "unsealed", "unsealed_json", "visible",
-    "weights_path", "write_arrays", "write_atomically", "write_json", "write_text", "writing",
+    "MEASURED", "SESSION", "STUDY_FORMAT", "StudyFolder", "append_line", "aside", "check_file",
+    "check_name", "check_sealed_zip", "check_zip", "declared_sha256", "digest_of",
+    "file_sha256", "final_path", "fits", "folder_name", "free_bytes", "hold", "is_plain_name",
+    "is_temporary", "kept_weights", "load_json", "make_room", "metadata", "open_hdf5",
+    "outcome_path", "read_array", "read_arrays", "read_json", "read_lines", "reading", "seal",
+    "seal_zip", "sealed_sha256", "sessions", "sessions_path", "slug", "state_path", "sweep",
+    "truncate_lines", "unsealed", "unsealed_json", "visible", "weights_path", "write_arrays",
+    "write_atomically", "write_json", "write_text", "writing",
 ]  # fmt: skip

@@ -1,6 +1,9 @@
 """Where the folder of a training keeps its weights, how it ended, and who worked on it."""
 
 from pathlib import Path
+from typing import Any
+
+from landscape.storage.documents import Kinds, read_lines
 
 
 def weights_path(folder: Path, epoch: int) -> Path:
@@ -21,6 +24,15 @@ def outcome_path(folder: Path) -> Path:
 def state_path(folder: Path) -> Path:
     """What the next step of an unfinished training depends on."""
     return _checkpoints(folder) / "last.pt"
+
+
+SESSION: Kinds = {"began": (int, float), "seconds": (int, float), "ended": str, "note": str}
+MEASURED: Kinds = {"name": str, "key": str}
+
+
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """The sessions of a run that said how they ended, in time; torn lines are left out."""
+    return read_lines(sessions_path(folder), on_error="skip", kinds=SESSION)[0]
 
 
 def sessions_path(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from landscape.storage.writing import make_room, reading, write_atomically, writ
 _CHECK = b', "crc32": "'  # the last entry of a line; what stands before it is what it is of
 _TAIL = len(_CHECK) + 8 + len(b'"}')
 ON_ERROR = ("raise", "skip")
+Kinds = Mapping[str, type | tuple[type, ...]]
+NOTHING: Kinds = {}
 
 
 def digest_of(value: Any) -> str:
@@ -125,11 +127,25 @@ def _end_of_lines(handle: Any, end: int) -> int:
     return 0
 
 
-def read_lines(path: Path, *, on_error: str = "raise") -> tuple[list[dict[str, Any]], int]:
+def fits(record: Any, kinds: Kinds) -> bool:
+    """Whether it is a document with these entries, each of its type; True and False are no numbers.
+
+    kinds: the type, or types, of each.
+    """
+    return isinstance(record, dict) and all(
+        isinstance(record.get(name), kind)
+        and (kind is bool or not isinstance(record.get(name), bool))
+        for name, kind in kinds.items()
+    )
+
+
+def read_lines(
+    path: Path, *, on_error: str = "raise", kinds: Kinds = NOTHING
+) -> tuple[list[dict[str, Any]], int]:
     """The records of a file of lines, and how many lines were left out.
 
-    A last line that a crash has torn is left out. A line that differs from its checksum raises, or
-    is left out with on_error="skip".
+    A last line that a crash has torn is left out. A line that differs from its checksum, or lacks
+    one of the entries of `kinds` (`fits`), raises, or is left out with on_error="skip".
     """
     path = Path(path)
     if not path.exists():
@@ -139,15 +155,15 @@ def read_lines(path: Path, *, on_error: str = "raise") -> tuple[list[dict[str, A
     records, left_out = [], int(bool(torn))
     for number, line in enumerate(lines, 1):
         record = _record(line)
-        if record is not None:
+        if record is not None and fits(record, kinds):
             records.append(record)
         elif on_error == "skip":
             left_out += 1
         else:
+            wrong = "differs from its checksum" if record is None else "is of another file"
             raise LandscapeError(
-                f"{path} was changed after it was written: line {number} differs from its "
-                f"checksum. Take it from a copy, or remove {path.parent} and run the command that "
-                f"made it again."
+                f"{path} was changed after it was written: line {number} {wrong}. Take it from a "
+                f"copy, or remove {path.parent} and run the command that made it again."
             )
     return records, left_out
 

@@ -96,7 +96,8 @@ def _index(place: StudyFolder) -> dict[str, Any]:
         found = storage.read_json(path) if path.exists() else {}
     except LandscapeError:
         return {}
-    return {name: entry for name, entry in found.items() if len(entry) == 3}  # as of now
+    # As of now: those of older versions, and what another document says, are left out.
+    return {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 3}
 
 
 def _sha256(path: Path) -> str | None:
@@ -171,6 +172,7 @@ def _combine(
 
 def train_seconds(run: Run, place: StudyFolder) -> float:
     """Seconds (on a CPU its own) in training epochs, over all attempts that are in the history."""
-    records, _ = storage.read_lines(place.run(run.run_id) / "history.jsonl", on_error="skip")
-    seconds = [record["seconds"] for record in records if record.get("seconds") is not None]
+    path, kinds = place.run(run.run_id) / "history.jsonl", {"epoch": int, "seconds": (int, float)}
+    records, _ = storage.read_lines(path, on_error="skip", kinds=kinds)
+    seconds = [record["seconds"] for record in records]
     return float(sum(seconds)) if seconds else math.nan

@@ -160,7 +160,9 @@ class FinishedRun:
         return problems.load_weights(model, path, weights_key=self.run.weights_key)
 
     def kept_weights(self) -> dict[int, Path]:
-        """Weights files of the training by epoch, the final ones among them."""
+        """Weights files of the training by epoch, the final ones among them; all must be there."""
+        ended = training.checkpoint.own_outcome(self.job.folder, self.run.run_id)
+        training.checkpoint.check_left(self.job.folder, ended)
         last = {int(self.run.training["epochs"]): storage.final_path(self.job.folder)}
         return storage.kept_weights(self.job.folder) | last
 

@@ -142,7 +142,13 @@ def refuse_other_data(place: StudyFolder, run: Run, data: problems.DataSplits) -
 
 def known_data(place: StudyFolder) -> Mapping[str, Mapping[str, Mapping[str, str]]]:
     """Digests of the data that a study was begun with, by their key."""
-    return storage.read_json(place.data) if place.data.exists() else {}
+    found = storage.read_json(place.data) if place.data.exists() else {}
+    if not all(storage.fits(entry, {"sha256": dict}) for entry in found.values()):
+        raise LandscapeError(
+            f"{place.data} is another document, renamed or copied there. Put back the right one; "
+            f"without it no later run can be told to be of the same data."
+        )
+    return found
 
 
 def data_key(run: Run) -> str:

@@ -36,7 +36,8 @@ class Queue:
 
     def last(self) -> dict[str, Submitted]:
         """By run."""
-        lines, _ = storage.read_lines(self._path, on_error="skip")
+        kinds = {"run": str, "job": str, "at": (int, float)}
+        lines, _ = storage.read_lines(self._path, on_error="skip", kinds=kinds)
         return {
             line["run"]: Submitted(
                 line["job"], line["at"], self.place.jobs / f"{line['job']}_0_log.out"

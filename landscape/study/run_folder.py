@@ -83,8 +83,8 @@ def measured_keys(folder: Path) -> dict[str, str]:
 
 def whole_results(folder: Path) -> dict[str, dict[str, Any]]:
     """The last record of each measurement whose result is as it was written."""
-    records, _ = storage.read_lines(folder / "measured.jsonl", on_error="skip")
-    last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}
+    records, _ = _measured(folder)
+    last = {record["name"]: record for record in records}
     weights = storage.declared_sha256(storage.final_path(folder))
     return {
         name: record
@@ -93,6 +93,11 @@ def whole_results(folder: Path) -> dict[str, dict[str, Any]]:
         and record.get("checkpoint") == weights  # trained anew since, if it differs
         and _as_written(result_path(folder, name), record)
     }
+
+
+def _measured(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    path = folder / "measured.jsonl"
+    return storage.read_lines(path, on_error="skip", kinds=storage.MEASURED)
 
 
 def _as_written(path: Path, record: dict[str, Any]) -> bool:
@@ -113,8 +118,8 @@ def _sha256(path: Path, *_: int) -> str:
 
 def changed_results(folder: Path) -> list[str]:
     """Sentences for results that are not as they were written, and so are measured again."""
-    records, left_out = storage.read_lines(folder / "measured.jsonl", on_error="skip")
-    last = {record["name"]: record for record in records if isinstance(record.get("name"), str)}
+    records, left_out = _measured(folder)
+    last = {record["name"]: record for record in records}
     said = [
         f"{result_path(folder, name)} was changed after it was written; it is measured again."
         for name, record in last.items()

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from landscape import storage
 from landscape.errors import LandscapeError
@@ -44,11 +43,6 @@ def session(folder: Path, *, wait: Callable[[Worker], None] | None = None) -> Ge
 def worker(folder: Path) -> Worker | None:
     """Who works on a run, or did and did not say that it ended; None where nobody does."""
     return claims.read(_heartbeat(folder))
-
-
-def ended(folder: Path) -> list[dict[str, Any]]:
-    """The sessions of a run that said how they ended, in time; torn lines are left out."""
-    return storage.read_lines(storage.sessions_path(folder), on_error="skip")[0]
 
 
 def _heartbeat(folder: Path) -> Path:

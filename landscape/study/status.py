@@ -116,8 +116,8 @@ def status(folder: Path) -> Status:
 
 def _of(folder: Path, planned: dict[str, Any], queued: Submitted | None) -> RunStatus:
     name, epochs = planned["run"], (planned["training"] or {}).get("epochs", 0)
-    spent, outcome = sessions.ended(folder), _read(storage.outcome_path(folder))
-    seconds = sum(float(each.get("seconds", 0)) for each in spent)
+    spent, outcome = storage.sessions(folder), _read(storage.outcome_path(folder))
+    seconds = sum(float(each["seconds"]) for each in spent)
     epoch = _epoch(folder)
     trained = outcome.get("status") == "finished" or not epochs
     share = 1.0 if trained else min(1.0, epoch / epochs)
@@ -135,13 +135,13 @@ def _of(folder: Path, planned: dict[str, Any], queued: Submitted | None) -> RunS
         return row("failed", str(outcome.get("message", "diverged")))
     if whole:
         return row("done", "")
-    if queued is not None and (not spent or queued.at > spent[-1].get("began", 0.0)):
+    if queued is not None and (not spent or queued.at > spent[-1]["began"]):
         ago = duration(max(0.0, time.time() - queued.at))
         return row("queued", f"{far}, job {queued.job} submitted {ago} ago, logs {queued.logs}")
     if worker is not None:
         return row("stopped", f"{far}, {worker.owner} not heard of for {duration(worker.heard)}")
-    if spent and spent[-1].get("ended") == "failed":
-        return row("failed", str(spent[-1].get("note", "")))
+    if spent and spent[-1]["ended"] == "failed":
+        return row("failed", spent[-1]["note"])
     return row("stopped" if spent else "waiting", far)
 
 
@@ -149,8 +149,8 @@ def _epoch(folder: Path) -> int:
     path = folder / "history.jsonl"
     if not path.exists():
         return 0
-    records, _ = storage.read_lines(path, on_error="skip")
-    return max((int(record.get("epoch", 0)) for record in records), default=0)
+    records, _ = storage.read_lines(path, on_error="skip", kinds={"epoch": int})
+    return max((record["epoch"] for record in records), default=0)
 
 
 def _read(path: Path) -> dict[str, Any]:

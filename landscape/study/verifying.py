@@ -158,7 +158,7 @@ def _named(path: Path, run: str) -> None:
 def _sessions(run: Path) -> None:
     """Refuse a record of work on another run, or one whose lines were changed."""
     path = storage.sessions_path(run)
-    lines, _ = storage.read_lines(path)
+    lines, _ = storage.read_lines(path, kinds=storage.SESSION)
     whose = {str(line.get("run", run.name)) for line in lines} - {run.name}
     if whose:
         raise LandscapeError(
@@ -168,12 +168,11 @@ def _sessions(run: Path) -> None:
 
 
 def _weights(run: Path, path: Path) -> Path | None:
-    if storage.sealed_sha256(path) is None:
-        return path
+    sealed = storage.sealed_sha256(path)
     ended = checkpoint.own_outcome(run, run.name)
     if ended:
         checkpoint.check_own(run, path, ended)
-    return None
+    return path if sealed is None else None
 
 
 def _state(run: Path) -> None:
@@ -195,8 +194,8 @@ def _measured(run: Path, written: dict[str, str]) -> None:
 
     written: is told the SHA-256 that each was written with.
     """
-    records, _ = storage.read_lines(run / "measured.jsonl")
-    last = {str(record.get("name")): record for record in records if record.get("key")}
+    records, _ = storage.read_lines(run / "measured.jsonl", kinds=storage.MEASURED)
+    last = {record["name"]: record for record in records if record["key"]}
     weights = storage.declared_sha256(checkpoint.final_path(run))
     written.update({name: str(record.get("sha256")) for name, record in last.items()})
     for name, record in last.items():

@@ -69,9 +69,36 @@ def finish(
     if finished:
         save_weights(model, final_path(folder), {"epoch": epoch, "training": mark_of(identity)})
         said["weights_sha256"] = storage.sealed_sha256(final_path(folder))
+    extra = weights_path(folder, epoch) if finished and not _kept(epoch, keep_every) else None
+    said["files"] = [name for name in _left(folder) if extra is None or name != extra.name]
     storage.write_json(outcome_path(folder), said)
-    if finished and not (keep_every and epoch % keep_every == 0):
-        weights_path(folder, epoch).unlink(missing_ok=True)
+    if extra is not None:
+        extra.unlink(missing_ok=True)
+
+
+def _kept(epoch: int, keep_every: int) -> bool:
+    return bool(keep_every) and epoch % keep_every == 0
+
+
+def _left(folder: Path) -> list[str]:
+    """Names of the weights of epochs, and of what was recorded, that are there and not empty."""
+    place = Path(folder) / "snapshots"
+    paths = (*kept_weights(folder).values(), *place.glob("[0-9]*.npz"), *place.glob("*.bin"))
+    return sorted(path.name for path in paths if path.is_file() and path.stat().st_size)
+
+
+def check_left(folder: Path, outcome: dict[str, Any]) -> None:
+    """Refuse a training of which weights of an epoch, or a snapshot, are gone since it ended.
+
+    outcome: `read_outcome`; those of before files were listed are not compared.
+    """
+    gone = sorted(set(outcome.get("files", ())) - set(_left(folder)))
+    if gone:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        raise LandscapeError(
+            f"{folder} has lost {gone[0]}{more}, which its training left: what is measured of the "
+            f"rest is of other steps. Take it from a copy, or remove {folder} and train again."
+        )
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
@@ -82,7 +109,9 @@ def read_outcome(folder: Path) -> dict[str, Any]:
         "status": str, "message": str, "epochs": int, "steps": int, "seconds": (int, float),
         "training": dict,
     }  # fmt: skip
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    files = found.get("files", [])
+    wrong = [name for name in kinds if not storage.fits(found, {name: kinds[name]})]
+    wrong += ["files"] * (not isinstance(files, list) or not all(isinstance(f, str) for f in files))
     if found.get("format") != FORMAT or wrong:
         known = found.get("format") if isinstance(found.get("format"), int) else "unknown"
         raise LandscapeError(

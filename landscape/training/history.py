@@ -31,9 +31,8 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     """
     folder = Path(folder)
     records, torn = read_history(folder)
-    steps = snapshots.read_steps(folder)
-    _check_count(folder, steps)
     check_snapshots(folder)
+    steps = snapshots.read_steps(folder)
     if not records and not len(steps):
         why = _outcome(folder).get("message") or "it was not trained yet"
         raise LandscapeError(f"{folder} holds no epoch of a training: {why}.")
@@ -95,7 +94,7 @@ def read_history(folder: Path, *, training: str | None = None) -> tuple[list[dic
 
 
 def check_snapshots(folder: Path) -> None:
-    """Refuse snapshots of another training than the one that ended in this folder.
+    """Refuse snapshots of another training than the one that ended here, or if some are gone.
 
     Example:
         >>> training.check_snapshots(folder)  # says nothing where all is of one training
@@ -108,15 +107,18 @@ def check_snapshots(folder: Path) -> None:
             f"tells of: it was copied there. Put back the right folder, or remove {folder} and "
             f"train again."
         )
+    checkpoint.check_left(folder, ended)
+    _check_count(folder, "steps.bin", len(snapshots.read_steps(folder)), ended.get("steps", 0))
+    seen = len(snapshots.read_correctness(folder).epochs)
+    _check_count(folder, "correct.bin", seen, ended.get("epochs", 0))
 
 
-def _check_count(folder: Path, steps: Steps) -> None:
-    """Refuse a record of steps that lost its end after the training was over."""
-    known = _outcome(folder).get("steps", 0)
-    if len(steps) and known and len(steps) < known:
+def _check_count(folder: Path, name: str, found: int, trained: int) -> None:
+    """Refuse a record that lost its end after the training was over."""
+    if 0 < found < trained:
         raise LandscapeError(
-            f"{folder / 'snapshots' / 'steps.bin'} has {len(steps)} steps where {known} were "
-            f"trained: its end was lost. Take it from a copy, or remove {folder} and train again."
+            f"{folder / 'snapshots' / name} has {found} rows where {trained} were written: its end "
+            f"was lost. Take it from a copy, or remove {folder} and train again."
         )
 
 

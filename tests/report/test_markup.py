@@ -9,7 +9,7 @@ import xarray as xr
 
 from landscape import report, results, storage
 from landscape.plot import runs
-from landscape.report.latex import escape
+from landscape.plot.latex import escape
 from landscape.report.markup import markdown
 from tests.fixtures_results import write_study
 

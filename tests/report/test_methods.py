@@ -9,10 +9,10 @@ import pytest
 
 from landscape import report
 from landscape.plot import style
+from landscape.plot.latex import escape
 from landscape.report import methods
 from landscape.report.evidence import table
 from landscape.report.family import Family
-from landscape.report.latex import escape
 from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 

@@ -9,8 +9,8 @@ import pytest
 from landscape import report
 from landscape.errors import LandscapeError
 from landscape.plot import derived, figures, static, style
+from landscape.plot.latex import escape
 from landscape.report import paper
-from landscape.report.latex import escape
 from landscape.report.study import StudyResults
 from tests.fixtures_results import write_study
 

@@ -97,7 +97,7 @@ def test_who_works_is_seen_and_who_is_not_heard_of_has_stopped(tmp_path, monkeyp
 def test_a_session_that_is_interrupted_did_not_fail(tmp_path, error):
     with pytest.raises(error), sessions.session(tmp_path):
         raise error
-    assert [each["ended"] for each in sessions.ended(tmp_path)] == ["stopped"]
+    assert [each["ended"] for each in storage.sessions(tmp_path)] == ["stopped"]
     assert sessions.worker(tmp_path) is None
 
 

@@ -1,11 +1,13 @@
 """Text for LaTeX: every character that means something there is written as what it is."""
 
+import re
+import unicodedata
 from itertools import groupby
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{\char34}",
 }  # fmt: skip
 _MATHS = {
     "λ": r"\lambda", "ρ": r"\rho", "κ": r"\kappa", "τ": r"\tau", "θ": r"\theta", "σ": r"\sigma",
@@ -35,7 +37,8 @@ _TEXT = {
 def escape(text: str) -> str:
     """The text as LaTeX that prints it: specials escaped, Greek and signs in math mode.
 
-    A run of mathematical characters becomes one formula; a control character becomes a space.
+    A run of mathematical characters becomes one formula; a control character becomes a space, and
+    what else cannot be seen, as a mark that turns the direction of the text, a question mark.
     """
     return "".join(
         f"${_formula(''.join(run))}$" if maths else "".join(map(_plain, run))
@@ -48,7 +51,21 @@ def _mathematical(letter: str) -> bool:
 
 
 def _plain(letter: str) -> str:
-    return _SPECIAL.get(letter) or _TEXT.get(letter) or (letter if letter >= " " else " ")
+    kind = unicodedata.category(letter)
+    unseen = " " if kind == "Cc" else "?" if kind[0] == "C" else letter
+    return _SPECIAL.get(letter) or _TEXT.get(letter) or unseen
+
+
+def typeset(text: str, *, maths: bool) -> str:
+    """The text of a figure as LaTeX: what matplotlib would read as a formula stays one.
+
+    maths: whether it has formulas, between dollars without a backslash; all else is printed.
+    """
+    parts = re.split(r"(?<!\\)\$", text) if maths else [text]
+    return "".join(
+        f"${part}$" if number % 2 else escape(part.replace(r"\$", "$") if maths else part)
+        for number, part in enumerate(parts)
+    )
 
 
 def _formula(run: str) -> str:
