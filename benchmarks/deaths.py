@@ -46,7 +46,7 @@ from tests.study.test_crashes import HERE, TEXT, left
 RESULTS = Path(__file__).parent / "results" / "deaths.json"
 Trial = tuple[Path, str, int | None, Callable[[], str]]
 
-_REST = 15.0  # seconds that are waited for the workers of a parent that was killed
+_REST = 120.0  # seconds that are waited for the workers of a parent that was killed
 _TICK = 0.002
 
 

@@ -159,3 +159,14 @@ def test_a_document_of_older_versions_or_hands_is_refused(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(LandscapeError, match="is not valid JSON"):
         storage.read_json(path)
+
+
+def test_lines_of_another_file_are_no_records(tmp_path):
+    path = tmp_path / "sessions.jsonl"
+    whole = {"began": 1.0, "seconds": 2, "ended": "done", "note": ""}
+    for record in (whole, {"epoch": 1, "seconds": 0.5}, {**whole, "seconds": True}, whole):
+        storage.append_line(path, record)
+    found, left_out = storage.read_lines(path, on_error="skip", kinds=storage.SESSION)
+    assert ([record["began"] for record in found], left_out) == ([1.0, 1.0], 2)
+    with pytest.raises(LandscapeError, match="line 2 is of another file"):
+        storage.read_lines(path, kinds=storage.SESSION)

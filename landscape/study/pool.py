@@ -6,6 +6,7 @@ worker has its own pipe, whose end is its death, and a fresh worker takes the ne
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -145,7 +146,9 @@ class _WorkerProcess:
     def __init__(self, work: Work, threads: int) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        # As bytes: it is read once the worker looks whether we live, and takes seconds to import.
+        told = (theirs, pickle.dumps(work), threads)
+        self.process = context.Process(target=_serve, args=told, daemon=True)
         with one_thread(threads):
             self.process.start()
         theirs.close()  # otherwise its death would never reach our end as end-of-file
@@ -206,7 +209,7 @@ class one_thread:  # noqa: N801
                 os.environ[name] = value
 
 
-def _serve(pipe: connection.Connection, work: Work, threads: int) -> None:
+def _serve(pipe: connection.Connection, told: bytes, threads: int) -> None:
     """Life of a worker: jobs in, events out, until told to stop or left alone."""
     # Ctrl-C goes to the whole foreground group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -214,6 +217,7 @@ def _serve(pipe: connection.Connection, work: Work, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    work: Work = pickle.loads(told)
     try:
         while (message := pipe.recv()) is not None:
             index, job = message

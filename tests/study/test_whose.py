@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from landscape import results
+from landscape import results, snapshots
 from landscape.study import Options, parse, run, verify
 
 HERE = Path(__file__).parents[1]
@@ -93,3 +93,50 @@ def test_a_folder_of_another_run_is_named_with_what_to_do_and_the_others_go_on(f
     shutil.rmtree(one)  # the advice
     assert not run(parse(TEXT, base=HERE), folder, HERE_ONLY).failed
     assert verify(folder).problems == []
+
+
+LEFT = ("snapshots/00000000.npz", "snapshots/steps.bin", "checkpoints/epoch-000001.safetensors")
+
+
+def _row_shorter(path):
+    """A whole row less: each of the others carries its own checksum."""
+    rows = len(snapshots.read_steps(path.parents[1]))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // rows * (rows - 1)])
+
+
+LOSSES = {
+    "gone": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "a mark in front": lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()),
+    "a row shorter": _row_shorter,
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", LOSSES)
+@pytest.mark.parametrize("name", LEFT)
+def test_what_a_training_left_and_has_lost_is_named_and_never_measured_without(
+    finished, tmp_path, name, how
+):
+    if how == "a row shorter" and name != "snapshots/steps.bin":
+        pytest.skip("rows are of steps")
+    folder = tmp_path / "study"
+    shutil.copytree(finished, folder)
+    path = min((folder / "runs").iterdir()) / name
+    LOSSES[how](path)
+    assert path.name in " ".join(verify(folder).problems)
+    for old in (*folder.glob("runs/*/results"), *folder.glob("runs/*/measured.jsonl")):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    shutil.rmtree(folder / "results")
+    again = run(parse(TEXT, base=HERE), folder, HERE_ONLY)
+    if "snapshots" in name:  # they are measured; weights of single epochs are not, here
+        assert path.name in again.failed[path.parents[1].name]
+    for other in folder.glob("results/*.nc"):
+        if other.stem.startswith(("trainings", "along_")):
+            continue
+        ours, theirs = (results.load(p) for p in (finished / "results" / other.name, other))
+        kept = [r for r in ours.run.values if r in theirs.run.values]
+        timed = [n for n in ("train_seconds", "epoch_seconds") if n in ours.variables]
+        parts = [d.drop_vars(timed).set_index(run="run").sel(run=kept) for d in (ours, theirs)]
+        assert parts[0].drop_attrs().equals(parts[1].drop_attrs()), other
