@@ -44,8 +44,8 @@ def difference(
 
     ds: loss_plane or loss_slice of several runs (`results.combine`), each on the same directions
     normalized to its own model; a slice is first averaged over its directions, because the seed is
-    the unit of replication. difference, low and high over the grid, in nats (scale="log_loss": of
-    the natural logarithm, so that exp(difference) is a ratio), n = pairs of seeds with finite
+    the unit of replication. difference, low and high over the grid, as the loss (scale="log_loss":
+    of the natural logarithm, so that exp(difference) is a ratio), n = pairs of seeds with finite
     losses, loss_variant and loss_reference, their means over these seeds. low and high are NaN
     for one pair. Intervals are for one cell each; p_anywhere is the exact two-sided p of "no
     difference at any cell" from flipping the signs of whole seeds (max |t| over the grid), at best
@@ -63,14 +63,15 @@ def difference(
     mean, half, t = _interval(found, n, level)
     dims = tuple(str(dim) for dim in ds.loss.dims if dim in ("alpha", "beta"))
     used = np.isfinite(found)
-    units, words = ("nats", "Loss") if scale == "loss" else ("1", "Log loss")
+    loss_units = str(ds.loss.attrs.get("units", "1"))
+    units, words = (loss_units, "Loss") if scale == "loss" else ("1", "Log loss")
     variables = {
         "difference": Variable(dims, mean, units, f"{words}, {variant} − {reference}"),
         "low": Variable(dims, mean - half, units, f"Lower end of the {level:.0%} interval"),
         "high": Variable(dims, mean + half, units, f"Upper end of the {level:.0%} interval"),
         "n": Variable(dims, n, "1", "Pairs of seeds"),
-        "loss_variant": Variable(dims, _mean(ones, used), "nats", f"Loss of {variant}"),
-        "loss_reference": Variable(dims, _mean(others, used), "nats", f"Loss of {reference}"),
+        "loss_variant": Variable(dims, _mean(ones, used), loss_units, f"Loss of {variant}"),
+        "loss_reference": Variable(dims, _mean(others, used), loss_units, f"Loss of {reference}"),
         "p_anywhere": Variable((), _p_anywhere(found, t), "1", "p of no difference anywhere"),
     }
     provenance = {
@@ -281,10 +282,11 @@ def _word(value: np.ndarray) -> str:
     return text[:200]
 
 
+# Cross-entropy or a squared error, which the file does not say.
 _GOLDSTEIN = {
-    "train_loss": ("loss", "nats", "Loss"),
+    "train_loss": ("loss", results.units.OTHER, "Loss"),
     "train_acc": ("error_rate", "1", "Error rate"),
-    "test_loss": ("test_loss", "nats", "Loss (test)"),
+    "test_loss": ("test_loss", results.units.OTHER, "Loss (test)"),
     "test_acc": ("test_error_rate", "1", "Error rate (test)"),
 }
 

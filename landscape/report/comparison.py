@@ -89,7 +89,9 @@ def compare(first: StudyResults, second: StudyResults) -> Document:
         "made": made,
         "headlines": [one.headline for one in said],
     }
-    return Document("compare", f"{names[0]} and {names[1]}", text, tuple(parts), data)
+    unit = first.loss_unit or second.loss_unit
+    document = Document("compare", f"{names[0]} and {names[1]}", text, tuple(parts), data)
+    return results.units.said_in(document, unit)
 
 
 def _otherwise(number: int) -> str:

@@ -376,7 +376,9 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
         total = len(study.by_variant(setting, rows))
         measured = (setting, study.metric) in family.values
         what = "there is nothing to compare it with" if total == 1 else "nothing could be compared"
-        what = what if measured or total == 1 else "no accuracy was measured"
+        if not measured and total > 1:
+            noun = METRICS[study.metric].name
+            what = f"no {noun} was measured; [comparisons] metric can name another outcome"
         each = f" ({words.count(len(rows), 'row')} along its axes)" if total < len(rows) else ""
         return f"{words.count(total, 'variant')}{each} measured{where}: {what}.", ()
     metric, name = _metric(family, setting), study.label(setting, references[0])

@@ -19,6 +19,9 @@ def observe(study: StudyResults, setting: str, key: str) -> Values | None:
     tables = (np.asarray(ds[quantity.variable].values, float) for ds in found.values())
     if not any(np.isfinite(table).any() for table in tables):
         return None
+    kinds = [ds.kind.values.astype(str) for ds in found.values()] if quantity.kinds else []
+    if kinds and not any(np.isin(each, quantity.kinds).any() for each in kinds):
+        return None  # nothing is said of layers that the model does not have
     if key == "rho_eff":
         # A row that does not perturb has no radius, also where it was written down as 0.
         found = {row: ds for row, ds in found.items() if np.any(ds.rho_eff.values != 0)}

@@ -138,12 +138,17 @@ def _texts(
         "worked": study.worked,
     }
     loader = PackageLoader("landscape.report", "templates")
+
+    def in_unit(text: Any) -> Any:
+        return results.units.said_in(text, study.loss_unit)
+
     environment = Environment(
         loader=loader,
         autoescape=lambda name: bool(name) and "html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=in_unit,
     )
     environment.filters |= {
         "slug": slug,
@@ -160,7 +165,9 @@ def _texts(
         "look": Markup(pages.script()),
         "script": Markup(script),
     }
-    twin = environment.overlay(finalize=markdown).get_template("report.md.j2")
+    twin = environment.overlay(finalize=lambda text: markdown(in_unit(text))).get_template(
+        "report.md.j2"
+    )
     page = environment.get_template("report.html.j2")
     return twin.render(**context), page.render(**context, **extras)
 
@@ -194,7 +201,8 @@ def _overviews(family: Family) -> Iterator[Selected]:
         if drawing is not None:
             alone = len(study.settings) == 1
             stem = "overview" if alone else f"overview-{folder_name(setting)}"
-            yield Selected(drawing, drawing, setting, stem, ("generalization",))
+            said = results.units.said_in(drawing, study.loss_unit)
+            yield Selected(said, said, setting, stem, ("generalization",))
 
 
 def _trained(study: StudyResults) -> Iterator[tuple[str, str]]:

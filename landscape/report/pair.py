@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from landscape import stats
+from landscape import results, stats
 from landscape.errors import LandscapeError
 from landscape.metrics import METRICS
 from landscape.plot.compared import Values
@@ -84,10 +84,11 @@ def diagnose(
         "verdicts": [{"key": v.key, "word": v.word, "claim": v.claim} for v in weighed],
     }  # fmt: skip
     where = f", {study.title(setting)}" if len(study.settings) > 1 else ""
-    return Document(
+    document = Document(
         "diagnose", f"{left} against {right}{where}", _answer(study, found, left, right),
         tuple(parts), data,
     )  # fmt: skip
+    return results.units.said_in(document, study.loss_unit)
 
 
 def _row(study: StudyResults, setting: str, name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from landscape import results
 from landscape.errors import LandscapeError
 from landscape.plot import animation, derived, interactive, style
 from landscape.plot._twins import highlighted
@@ -196,9 +197,13 @@ def write_figures(
             f"{folder.root} has no results for {asked}; it has {', '.join(study.data)}."
         )
     paths = save(shown, place, choice)
-    write_text(place / "captions.tex", "".join(map(lambda f: _caption(study, f), shown)))
-    write_text(place / "tables.tex", tables(study, family))
-    write_text(place / "methods.tex", methods(study))
+    texts = {
+        "captions": "".join(map(lambda f: _caption(study, f), shown)),
+        "tables": tables(study, family),
+        "methods": methods(study),
+    }
+    for name, text in results.units.said_in(texts, study.loss_unit).items():
+        write_text(place / f"{name}.tex", text)
     write_text(place / "references.bib", references(study))
     return paths
 

@@ -89,10 +89,17 @@ class StudyResults:
         found = (name for name in (asked, "val_accuracy", "train_accuracy") if name in measured)
         return next(found, asked)
 
+    @cached_property
+    def loss_unit(self) -> str | None:
+        """In which unit losses are said: nats of a log-likelihood; see `results.units`."""
+        found = {results.units.of_result(ds) for ds in self.data.values()}
+        return results.units.OTHER if results.units.OTHER in found else None
+
     @property
     def asked_metric(self) -> str:
-        """The metric that the study file names, whether or not it was measured."""
-        return str(self.comparisons.get("metric", "test_accuracy"))
+        """The metric that was declared, whether or not it was measured."""
+        declared = (self.resolved.get("declared") or {}).get("metric", "test_accuracy")
+        return str(self.comparisons.get("metric", declared))
 
     @cached_property
     def recipes(self) -> dict[str, str]:

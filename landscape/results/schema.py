@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 from landscape.errors import LandscapeError
+from landscape.results import units
 
 SCHEMA = 2  # 1: without a digest; the rules are in docs/explanation/formats.md
 
@@ -101,7 +102,8 @@ def make(
 ) -> xr.Dataset:
     """Build a result; coordinates may be arrays, (dims, array) pairs, or `Variable`s.
 
-    variables: name -> `Variable`. coords: of the dimensions.
+    variables: name -> `Variable`. coords: of the dimensions. provenance: what a reader must know;
+    where it names a "loss" that is no log-likelihood, "nats" in units become "loss units".
 
     Example:
         >>> ds = results.make(
@@ -122,7 +124,8 @@ def make(
         "landscape_schema": SCHEMA,
         "provenance": json.dumps(dict(provenance), sort_keys=True, default=_jsonable),
     }
-    return validate(xr.Dataset(data, coords=labels, attrs=attrs))
+    unit = units.of_loss(str(provenance["loss"])) if "loss" in provenance else units.NATS
+    return validate(units.said_in(xr.Dataset(data, coords=labels, attrs=attrs), unit))
 
 
 def _jsonable(value: Any) -> Any:

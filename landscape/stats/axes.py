@@ -201,6 +201,7 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
         return None
     tables = {q.variable: _by_row(data, q) for q in QUANTITIES}
     asked = _seeds_by_row(whole)
+    unit = next((u for ds in data.values() if (u := results.units.of_result(ds))), None)
     variables: dict[str, Variable] = {}
     for q in QUANTITIES:
         found = [
@@ -213,7 +214,7 @@ def along_axis(data: Mapping[str, xr.Dataset], axis: str) -> xr.Dataset | None:
                    ("_high", "high", ", upper end of its 95 % interval"))  # fmt: skip
         for suffix, attribute, more in columns:
             values = np.array([getattr(ci, attribute) for ci in found])
-            units = "1" if q.is_share else q.units or "1"
+            units = "1" if q.is_share else results.units.said_in(q.units, unit) or "1"
             variables[q.variable + suffix] = Variable("variant", values, units, q.title + more)
         counts = np.array([ci.n for ci in found])
         said = f"{q.title}, number of seeds"

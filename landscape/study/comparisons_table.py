@@ -1,6 +1,6 @@
 """The table [comparisons] of a study file: what is compared is said before the numbers are seen."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from landscape.errors import LandscapeError
@@ -8,6 +8,15 @@ from landscape.study import possible
 from landscape.study.spec import METRICS, Comparisons, Question, Run, Setting
 
 COMPARISON_KEYS = ("metric", "setting", "references", "questions", "margin")
+# Losses of targets that are no classes, or of which the next token is not what one asks for.
+_WITHOUT_CLASSES = ("mse", "causal_lm")
+
+
+def default_metric(settings: Iterable[Setting]) -> str:
+    """What is compared where the file does not say: accuracy, or the loss where there is none."""
+    losses = [setting.problem.loss for setting in settings]
+    none = bool(losses) and all(loss in _WITHOUT_CLASSES for loss in losses)
+    return "test_loss" if none else "test_accuracy"
 
 
 def comparisons(
@@ -17,9 +26,9 @@ def comparisons(
     if given is None:
         return None
     table = possible.table("[comparisons]", given, COMPARISON_KEYS)
-    metric = table.get("metric", "test_accuracy")
-    possible.choice("[comparisons] metric", metric, METRICS)
     setting = setting_called("[comparisons]", table.get("setting"))
+    metric = table.get("metric", default_metric([setting]))
+    possible.choice("[comparisons] metric", metric, METRICS)
     here = [run for run in runs if run.setting == setting.name]
     # A variant of the file stands for all of its rows.
     present = list(dict.fromkeys([*(r.family for r in here), *(r.variant for r in here)]))

@@ -13,6 +13,7 @@ from typing import Any
 from landscape.metrics import metric
 from landscape.report.rules import HYPOTHESES
 from landscape.storage import StudyFolder
+from landscape.study.comparisons_table import default_metric
 from landscape.study.spec import Study, fingerprint
 
 
@@ -55,7 +56,7 @@ def _rows(study: Study) -> dict[str, dict[str, str]]:
 
 def _declared(study: Study) -> dict[str, Any]:
     compared = study.comparisons
-    row = metric(compared.metric if compared else "test_accuracy")
+    row = metric(compared.metric if compared else default_metric(study.settings))
     seeds: dict[str, list[int]] = {}
     for run in study.runs:
         seeds.setdefault(run.setting, []).append(run.seed)

@@ -277,7 +277,7 @@ class FinishedRun:
         """What the training recorded, as one result; None for weights from elsewhere."""
         if self.run.weights is not None:
             return None
-        return training.consolidate(self.job.folder).get(name)
+        return training.consolidate(self.job.folder, loss=self.run.problem.loss).get(name)
 
 
 def try_weights(job: Job) -> None:

@@ -14,7 +14,7 @@ from landscape.snapshots import Steps
 from landscape.training import checkpoint
 
 
-def consolidate(folder: Path) -> dict[str, xr.Dataset]:
+def consolidate(folder: Path, *, loss: str = "cross_entropy") -> dict[str, xr.Dataset]:
     """Results of a run's folder by measurement name; what was not recorded is absent.
 
     history (epoch): train_loss, val_loss, val_accuracy, lr, epoch_seconds, num_skipped (steps of
@@ -23,6 +23,7 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     norm_ratio ‖e_l‖/‖w_l‖, first_order g1_l·e_l, perturbation_norm, radius_ratio ‖e‖/rho, cosine
     cos(g1, g2), sharpness_gap L(w+e) - L(w); NaN steps are left out (`landscape.record`).
     mask_persistence (lag): `measure.mask_persistence`; only for variants with masks.
+    loss: name of the loss that was trained, which decides whether losses are in nats.
 
     Example:
         >>> found = training.consolidate(folder)
@@ -36,7 +37,7 @@ def consolidate(folder: Path) -> dict[str, xr.Dataset]:
     if not records and not len(steps):
         why = _outcome(folder).get("message") or "it was not trained yet"
         raise LandscapeError(f"{folder} holds no epoch of a training: {why}.")
-    said = {"torn_lines": torn, **_outcome(folder)}
+    said = {"torn_lines": torn, "loss": loss, **_outcome(folder)}
     found = {"history": _history(records, said)} if records else {}
     if len(steps):
         found["perturbation_history"] = _perturbations(steps, said)

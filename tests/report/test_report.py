@@ -236,7 +236,7 @@ def test_a_study_with_one_measurement_still_has_a_report(tmp_path, kept):
     page = report.write(folder, formats=()).read_text()
     assert "Not measured in this study:" in page
     if kept != "generalization":
-        assert "no accuracy was measured" in page
+        assert "no test accuracy was measured" in page
 
 
 def test_models_trained_elsewhere_need_no_history(tmp_path):

@@ -83,3 +83,15 @@ def test_rows_that_came_or_went_after_the_first_training_are_said(tmp_path):
 def test_a_margin_is_a_share(margin):
     with pytest.raises(LandscapeError, match=r"margin = .* between 0 and 1; 0\.1 is a tenth"):
         read(TEXT + f"margin = {margin}\n")
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric"),
+    [("cross_entropy", "test_accuracy"), ("mse", "test_loss"), ("causal_lm", "test_loss")],
+)
+@pytest.mark.parametrize("table", ['[comparisons]\nreferences = ["sgd"]', ""])
+def test_without_classes_the_held_out_loss_is_declared(loss, metric, table, tmp_path):
+    text = TEXT[: TEXT.index("[comparisons]")] + table
+    study = read(text.replace('model = "mlp"', f'model = "mlp"\nloss = "{loss}"'))
+    stands = declaration(study, storage.StudyFolder(tmp_path), None)
+    assert stands["declared"]["metric"] == metric

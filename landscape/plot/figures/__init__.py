@@ -9,6 +9,13 @@ others are compared with. `variants`, `tensors`: which are shown. `variable`: wh
 result. `levels`: number of contour levels. `rho`: which of the measured radii.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from landscape.plot.drawing import Drawing
 from landscape.plot.figures.curvature.data import (
     critical_sharpness,
     data_bracket,
@@ -77,6 +84,7 @@ from landscape.plot.figures.surfaces.planes import (
 )
 from landscape.plot.figures.surfaces.slices import loss_slice
 from landscape.plot.figures.surfaces.solutions import three_points, trajectory
+from landscape.results import units
 
 __all__ = [
     "adaptive_sharpness",
@@ -140,3 +148,19 @@ __all__ = [
     "zscore_history",
     "zscore_tails",
 ]
+
+
+def _in_unit_of_loss(figure: Callable[..., Drawing]) -> Callable[..., Drawing]:
+    """The figure, which says nats only of results whose loss has them."""
+
+    @functools.wraps(figure)
+    def draw(*data: Any, **options: Any) -> Drawing:
+        given = [*data, *options.values()]
+        given += [ds for each in given if isinstance(each, dict) for ds in each.values()]
+        found = (units.of_result(ds) for ds in given if isinstance(ds, xr.Dataset))
+        return units.said_in(figure(*data, **options), next(filter(None, found), None))
+
+    return draw
+
+
+globals().update({name: _in_unit_of_loss(globals()[name]) for name in __all__})
