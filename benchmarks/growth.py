@@ -1,24 +1,18 @@
-"""Time and memory against size, P from 10⁴ to 1.2·10⁸: the table, and a cost model held against it.
+"""Time and memory against size, P from 10⁴ to 1.2·10⁸. `benchmarks/cost.py` predicts times.
 
     OMP_NUM_THREADS=1 python -m benchmarks.growth                  # every network, half an hour
     OMP_NUM_THREADS=1 python -m benchmarks.growth --network gpt2   # one, into the same file
     python -m benchmarks.growth --table                            # what the file holds
-    python -m benchmarks.growth --price                            # networks that nobody measured
 
 Gradient, Hessian product (graph kept), λ₁ (k = 1, residual 1e-3, certify="working", a basis of
 eight vectors, its search included), steps of SGD and SAM, and a recorded SAM step. CPU seconds on
 one thread, the median of calls after one that is not counted; λ₁ once. Peaks are of the resident
 set, in MB, libraries included: the risk's rows are one process in this order, the steps another.
 Data are random: nothing here depends on what they are but the products that λ₁ takes.
-
-The cost model is seconds = a · FLOP + b · P + c · modules, FLOP those of matrix products and
-convolutions in one gradient (three times a forward pass). A product is two gradients, λ₁ its
-products, a SAM step two passes.
 """
 
 import argparse
 import json
-import math
 import os
 import resource
 import statistics
@@ -31,9 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -150,70 +142,6 @@ def part(network: str, name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# --- the cost model ----------------------------------------------------------------------------
-
-GRADIENTS = {"gradient": 1.0, "product": 2.0, "sgd_step": 1.0, "sam_step": 2.0}
-
-
-def features(each: dict[str, Any]) -> np.ndarray:
-    """(3 · forward FLOP, P, modules) of one gradient."""
-    return np.array([3.0 * each["forward_flop"], each["parameters"], each["modules"]], dtype=float)
-
-
-def fitted(table: dict[str, Any], row: str) -> np.ndarray:
-    """Constants >= 0 of least relative error."""
-    networks = [each for each in table.values() if row in each["rows"]]
-    seconds = np.array([each["rows"][row]["cpu_seconds"] for each in networks])
-    X = np.stack([features(each) for each in networks]) / seconds[:, None]
-    scale = X.max(0)
-    return nnls(X / scale, np.ones(len(X)))[0] / scale
-
-
-def predicted(table: dict[str, Any], row: str) -> dict[str, dict[str, float]]:
-    """Of each network: measured, predicted with it, and by constants of all others."""
-    found = {}
-    known = {name: each for name, each in table.items() if row in each["rows"]}
-    for name, each in known.items() if len(known) > 1 else ():
-        others = {n: e for n, e in known.items() if n != name}
-        measured = each["rows"][row]["cpu_seconds"]
-        found[name] = {
-            "measured": measured,
-            "fitted": float(features(each) @ fitted(table, row)) / measured,
-            "left_out": float(features(each) @ fitted(others, row)) / measured,
-        }
-    return found
-
-
-# Forward FLOP of one example (two a multiply-add) and parameters, from the papers' own tables.
-UNMEASURED = {
-    "ResNet-50, an image of 224": (8.2e9, 25.6e6, 161),  # arXiv:1512.03385, table 1: 3.8e9 madds
-    "ViT-L/16, an image of 224": (123.2e9, 304e6, 300),  # arXiv:2010.11929, appendix D.5
-    "7 B language model, 2048 tokens": (2 * 7e9 * 2048, 7e9, 500),  # 2 P a token, arXiv:2001.08361
-}
-
-
-def price(table: dict[str, Any], tflops: float) -> str:
-    """CPU seconds here by the constants, seconds where tflops are kept up, and bytes of vectors."""
-    told = predicted(table, "gradient")
-    if len(told) < 5:
-        raise SystemExit(
-            f"The constants of the cost model need five measured networks at least, and {RESULTS} "
-            f"has {len(table)}; run python -m benchmarks.growth first."
-        )
-    worst = max(abs(math.log(each["left_out"])) for each in told.values() if each["left_out"] > 0)
-    lines = ["| | gradient here | gradient at " f"{tflops:g} TFLOP/s | product there | λ₁ of 25 "
-             "products there | vectors, GB: weights, basis of 8 |", "|" + " --- |" * 6]  # fmt: skip
-    lines.insert(0, f"By {len(told)} networks; one left out is missed by a factor of up to "
-                    f"{math.exp(worst):.2f}.\n")  # fmt: skip
-    constants = fitted(table, "gradient")
-    for name, (flop, size, modules) in UNMEASURED.items():
-        here = float(np.array([3 * flop, size, modules]) @ constants)
-        there = 3 * flop / (tflops * 1e12)
-        lines.append(f"| {name} | {here:.3g} s | {1e3 * there:.3g} ms | {2e3 * there:.3g} ms | "
-                     f"{50 * there:.3g} s | {4e-9 * size:.3g}, {32e-9 * size:.3g} |")  # fmt: skip
-    return "\n".join(lines)
-
-
 def markdown(table: dict[str, Any]) -> str:
     head = ["CPU s, peak MB", "P", "examples", *RISK, *STEPS]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -224,13 +152,6 @@ def markdown(table: dict[str, Any]) -> str:
             found = each["rows"].get(row)
             cells.append(f"{found['cpu_seconds']:.3g}, {found['peak_mb']}" if found else "")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| predicted / measured: fitted, left out | " + " | ".join(GRADIENTS) + " |",
-              "|" + " --- |" * (1 + len(GRADIENTS))]  # fmt: skip
-    told = {row: predicted(table, row) for row in GRADIENTS}
-    for name in table:
-        cells = [f"{told[row][name]['fitted']:.2f}, {told[row][name]['left_out']:.2f}"
-                 if name in told[row] else "" for row in GRADIENTS]  # fmt: skip
-        lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -239,7 +160,6 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--price", type=float, nargs="?", const=100.0, metavar="TFLOPS")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if asked.part:
@@ -248,7 +168,7 @@ def main() -> None:
         return
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
     table = stored["networks"]
-    if not asked.table and asked.price is None:
+    if not asked.table:
         for name in [asked.network] if asked.network else list(NETWORKS):
             before = os.getloadavg()[0]
             rows = part(name, "risk") | part(name, "steps")
@@ -258,8 +178,7 @@ def main() -> None:
             stored["networks"] = {n: table[n] for n in NETWORKS if n in table}
             RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
             print(name, "done", flush=True)
-    table = stored["networks"]
-    print(markdown(table) if asked.price is None else price(table, asked.price))
+    print(markdown(stored["networks"]))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,12 @@ def _soon(monkeypatch):
     monkeypatch.setattr(engines, "EVERY", 0.01)
 
 
+@pytest.fixture
+def prompt_workers(monkeypatch):
+    """Ray's workers wait behind all others (a niceness of 15), for minutes where cores are busy."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 def test_answers_keep_the_order_of_the_jobs_and_refusals_are_not_tried_again():
     with ThreadPoolExecutor(2) as pool:
         events, _ = on(pool, [1, -2, 3])
@@ -247,7 +253,7 @@ def test_a_job_of_submitit_that_is_preempted_is_queued_again_and_continues(tmp_p
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_cluster_of_ray_that_loses_a_node(tmp_path, monkeypatch):
+def test_a_cluster_of_ray_that_loses_a_node(prompt_workers, tmp_path, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
@@ -284,7 +290,7 @@ def test_a_cluster_of_ray_that_loses_a_node(tmp_path, monkeypatch):
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_ray_here(alone, tmp_path):
+def test_ray_here(prompt_workers, alone, tmp_path):
     assert of_study(tmp_path / "s", Options(on=Ray(), **QUIET)) == alone
 
 
