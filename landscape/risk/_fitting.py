@@ -19,7 +19,7 @@ GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
 _SHARE_OF_A_PASS = 4
 _PARTS, _LEAST_ROWS = 8, 16
-_CPU_BATCH, _LEAST_CPU_ROWS = 2**26, 32
+_CPU_BATCH, _LEAST_CPU_ROWS, _CACHED_ROWS = 2**26, 32, 128
 
 
 def default(device: torch.device) -> int:
@@ -30,9 +30,17 @@ def default(device: torch.device) -> int:
 
 def default_rows(examples: Examples) -> int:
     """Rows of a pass without derivatives: all of a small set, else what caches take well."""
-    large = devices.is_accelerator(examples.device)
-    budget, most = (2**27, 4096) if large else (2**23, 1024)
-    return max(1, min(examples.num_examples, most, budget // examples.row_bytes))
+    if devices.is_accelerator(examples.device):
+        return _even(min(4096, 2**27 // examples.row_bytes), examples)
+    # Of images of 32 x 32 pieces of 128 take 0.83 of the time of 256 at once.
+    fits = max(_CACHED_ROWS, 2**21 // examples.row_bytes)
+    return _even(min(1024, 2**23 // examples.row_bytes, fits), examples)
+
+
+def _even(rows: int, examples: Examples) -> int:
+    """At most so many rows, in pieces of one size: a last one of few rows costs its start."""
+    count = max(1, examples.num_examples)
+    return -(-count // -(-count // max(1, rows)))
 
 
 def visit(
@@ -96,11 +104,11 @@ def _graph_rows(engine: Engine, order: int) -> int:
     if order > 1 and most < engine.examples.num_examples:
         part = int((engine.memory / _PARTS - fixed) / max(each, 1))
         most = part if part >= _LEAST_ROWS else most
-    if order > 1 and not devices.is_accelerator(engine.device):
+    if not devices.is_accelerator(engine.device):
         # Above this the allocator asks the system for fresh pages at every operation, which costs
-        # up to a third of a product; below so many rows starting the operations costs as much.
+        # up to a third of a product or gradient; below so many rows starting them costs as much.
         most = min(most, max(_LEAST_CPU_ROWS, int((_CPU_BATCH - fixed) / max(each, 1))))
-    return max(1, min(rows, most))
+    return _even(min(rows, most), engine.examples)
 
 
 def most_rows(engine: Engine, order: int, memory: float) -> int:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from landscape.errors import LandscapeError
-from landscape.risk import EmpiricalRisk
+from landscape.risk import EmpiricalRisk, _fitting
 from tests.risk_problems import randn, rng, settled
 
 X, Y = randn(24, 4), torch.randint(0, 3, (24,), generator=rng(1))
@@ -172,3 +172,25 @@ def test_nested_tensors_are_refused_by_name():
     ragged = torch.nested.nested_tensor([X[:2], X[:3]], layout=torch.jagged)
     with pytest.raises(LandscapeError, match="nested tensor, which has no shape; pad it"):
         EmpiricalRisk(settled(nn.Linear(4, 3)), CE, (ragged, Y[:2]))
+
+
+def test_losses_and_gradients_are_taken_in_even_pieces_that_caches_hold(monkeypatch):
+    """Sums over pieces: the numbers of one pass, to what float64 rounds."""
+    x, y = randn(300, 3, 16, 16), torch.randint(0, 3, (300,), generator=rng(2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(784, 3)).double()
+    whole = EmpiricalRisk(model, CE, (x, y), batch_size=300)
+    monkeypatch.setattr(_fitting, "_CPU_BATCH", 2**20)
+    pieces = EmpiricalRisk(model, CE, (x, y))
+    graphs = _fitting.graph_batches(pieces._engine, order=1)
+    sizes = [batch.count for batch in graphs]
+    assert sum(sizes) == 300
+    assert max(sizes) <= max(32, 300 * 2**20 / _fitting.graph_bytes(pieces._engine, 300, order=1))
+    passes = _fitting.pass_rows(pieces._engine)
+    assert passes <= 2**21 // pieces._engine.examples.row_bytes
+    for found in (sizes, [passes, 300 - (-(-300 // passes) - 1) * passes]):
+        assert min(found) > 0.8 * max(found)
+    theta = whole.theta
+    torch.testing.assert_close(pieces.loss(theta), whole.loss(theta), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        pieces.gradient(theta), whole.gradient(theta), rtol=1e-11, atol=1e-14
+    )
