@@ -172,6 +172,9 @@ def _outcome(
         return f"All that is compared with {name} are controls"
     better = [one for one in counted if one.sign > 0]
     worse = sum(one.sign < 0 for one in counted)
+    if worse == len(counted) == 1:
+        only = family.study.label(counted[0].setting, counted[0].a)
+        return f"{only} has a {metric.opposite} than {name}"
     if better:
         only = family.study.label(better[0].setting, better[0].a)
         text = f"{_many(len(better), len(counted), noun, only)} {metric.comparative} than {name}"
@@ -379,6 +382,8 @@ def _headline(family: Family, found: Sequence[Verdict]) -> tuple[str, tuple[Clai
         if not measured and total > 1:
             noun = METRICS[study.metric].name
             what = f"no {noun} was measured; [comparisons] metric can name another outcome"
+        lost = [t.label for t in trainings(study) if t.setting == setting and t.seeds[:2] == "0 "]
+        what += f", as no training of {words.listing(lost)} went well" if lost and measured else ""
         each = f" ({words.count(len(rows), 'row')} along its axes)" if total < len(rows) else ""
         return f"{words.count(total, 'variant')}{each} measured{where}: {what}.", ()
     metric, name = _metric(family, setting), study.label(setting, references[0])

@@ -72,6 +72,15 @@ def file_of(study: Study, place: StudyFolder, old: Mapping[str, Any] | None) -> 
     return _from(place, study.file)
 
 
+def base_of(place: StudyFolder, old: Mapping[str, Any]) -> Path:
+    """Where relative paths and modules of the folder's file are looked up: where that file lay.
+
+    Or lies now, where the folder was moved together with it.
+    """
+    base, now = Path(str(old["base"])), place.root / str(old.get("file", ""))
+    return now.parent.resolve() if not base.is_dir() and now.is_file() else base
+
+
 def _from(place: StudyFolder, file: str) -> str:
     try:
         return os.path.relpath(file, place.root)

@@ -103,7 +103,7 @@ def parse(
     possible.check_keys("the study file", given, TOP_KEYS)
     given.setdefault("name", base.name)
     check_name("name", given["name"])
-    base = _base(given.get("base", str(base)))
+    base = _base(given["base"]) if "base" in given else base
     dtype = given.get("dtype", "float32")
     possible.choice("dtype", dtype, DTYPES)
     reader = _Reader(given, base, dtype)
@@ -130,7 +130,7 @@ def parse(
 
 
 def _base(given: Any) -> Path:
-    """The folder that paths and modules are looked up in: of the file, or the one that it names."""
+    """The folder that a file names for its paths and modules."""
     if not isinstance(given, str) or not Path(given).is_absolute() or not Path(given).is_dir():
         raise LandscapeError(
             f"base = {given!r} is no folder with its whole path; it is where the paths and modules "

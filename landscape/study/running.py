@@ -388,8 +388,7 @@ def reopen(folder: Path, *, overrides: tuple[str, ...] = (), dtype: str | None =
     found = place.check()
     if not place.study_toml.exists():
         raise LandscapeError(f"{place.root} has no study.toml; run it from the study file.")
-    # Relative paths in the file were meant from where it lay, which resolved.json remembers.
-    base = Path(found["base"])
+    base = continued.base_of(place, found)
     return read_file(place.study_toml, base=base, overrides=overrides, dtype=dtype)
 
 

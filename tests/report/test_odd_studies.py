@@ -108,6 +108,15 @@ ODD = {
         (Model("sgd", "sgd", outcome=0.95), Model("sam"), Model("asam", "asam")),
         f"{NO}, and 2 have a lower test accuracy;", never=("higher test accuracy: ",),
     ),
+    "the one worse": Odd(
+        (Model("sgd", "sgd", outcome=0.95), Model("sam")),
+        "sam has a lower test accuracy than sgd in a;",
+    ),
+    "all others diverged": Odd(
+        (SGD, Model("sam", seeds=())),
+        "1 variant measured in a: there is nothing to compare it with, as no training of sam went "
+        "well.",
+    ),
     "every run the same": Odd(
         (Model("sgd", "sgd", noise=0), Model("sam", noise=0)),
         "No variant is resolved to have a lower test loss than sgd in a; whether flatness matters "

@@ -130,6 +130,11 @@ def test_moved_and_copied_with_its_project_it_is_the_same_study(project, tmp_pat
     shutil.copytree(project, tmp_path / "copy")
     edited = written(tmp_path / "copy" / "one.toml", OTHER_RHO)
     assert names(go(edited, tmp_path / "copy" / "studies" / "demo")) == (1, 1, 1)
+    # Moved together, the folder finds the modules that its file names.
+    shutil.move(tmp_path / "copy", tmp_path / "there")
+    folder = tmp_path / "there" / "studies" / "demo"
+    assert reopen(folder).base == tmp_path / "there"
+    assert names(run(reopen(folder), folder, HERE_ONLY)) == (0, 2, 1)
     # The study's folder alone: by its own file, and by the one that made it.
     shutil.move(project / "studies" / "demo", tmp_path / "moved")
     assert names(run(reopen(tmp_path / "moved"), tmp_path / "moved", HERE_ONLY)) == (0, 2, 0)
