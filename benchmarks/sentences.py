@@ -198,7 +198,7 @@ def _ratios(family: Family, setting: str, text: str) -> Iterator[Claim]:
         if name.lower() not in names:
             raise UnknownSentenceError(part)
         for side, listed in re.findall(r"(flatter|sharper) (.*?)(?=, sharper |, \d+ not|$)", rest):
-            for row in re.findall(rf"({NAME}) [\d.e∞−]+ \[", listed):
+            for row in re.findall(rf"({NAME}) \((?:[\d.e∞−]+ )?\[", listed):
                 pair = (row, base) if side == "flatter" else (base, row)
                 yield _pair("better", setting, names[name.lower()], *pair)
 

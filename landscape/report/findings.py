@@ -346,8 +346,8 @@ def _ratios(family: Family, setting: str) -> tuple[str, tuple[Claim, ...]]:
         for sign, title in ((1, "flatter"), (-1, "sharper")):
             group = _sorted(one for one in made if one.sign == sign)
             shown = [
-                f"{study.label(setting, one.a)} "
-                f"{words.effect(one.metric, one.decision).removeprefix(f'{one.metric.what} × ')}"
+                f"{study.label(setting, one.a)} ("
+                f"{words.effect(one.metric, one.decision).removeprefix(f'{one.metric.what} × ')})"
                 for one in group
             ]
             if shown:
