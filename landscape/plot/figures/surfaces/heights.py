@@ -105,8 +105,9 @@ def surface_persistence(
                 Bars(last[one], rows[one], v.label, v.color, 0.62, base=found.birth.values[one],
                      outline=outline, legend=False)
             )  # fmt: skip
-        alone = "one basin" if int(found.num_basins) == 1 else "deepest"
-        joins = [alone if d == np.inf else "" for d in found.death.values]
+        # A basin that is alone needs no word: the caption counts them.
+        alone = int(found.num_basins) == 1
+        joins = ["deepest" if d == np.inf and not alone else "" for d in found.death.values]
         marks += [
             Label(float(end), float(row), text)
             for end, row, text in zip(last, rows, joins, strict=True)
@@ -126,7 +127,9 @@ def surface_persistence(
     )
     low = min(float(np.min(m.base)) for m in marks if isinstance(m, Bars) and len(m.x))
     high = max(float(np.max(m.x)) for m in marks if isinstance(m, Bars) and len(m.x))
-    reach = high + 0.28 * (high - low)
+    # The word beside the longest bar has room on a telephone too.
+    named = any(isinstance(mark, Label) for mark in marks)
+    reach = high + (0.5 if named else 0.03) * (high - low)
     random = " Random directions: illustration, not evidence." if random_axes(ds) else ""
     return Drawing(
         "surface_persistence",
