@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     pass
 
 _DPI = 200
-_LEAST = 0.25  # of a panel's width and height that names and titles leave it
+_LEAST = (0.36, 0.25)  # of a panel's width and height, which names and titles leave it
 _LETTERS = (32, 20, 12, 6)  # of names, where longer ones leave the panels less
 _COLLAPSED = "constrained_layout not applied"
 _TALLEST = 2.6  # inches of a plane or surface that has a figure to itself
@@ -103,7 +103,7 @@ def render(
     drawing, venue = _literal(drawing), style.venue(width)
     figure, room = _laid_out(drawing, venue, letters=letters, dpi=dpi)
     for most in _LETTERS:
-        if room >= _LEAST:
+        if room >= 1:
             break
         shown = derived.shortened(drawing, most)
         other, more = _laid_out(shown, venue, letters=letters, dpi=dpi)
@@ -115,7 +115,7 @@ def render(
 def _laid_out(
     drawing: Drawing, venue: style.Venue, *, letters: bool, dpi: int
 ) -> tuple[PaperFigure, float]:
-    """The figure, and what its names leave its narrowest panel, as a share of what is planned."""
+    """The figure, and the room that its names leave its narrowest panel, of what that needs."""
     inches = venue.width
     rows, columns = drawing.grid(inches)
     with rc_context(style.rc(venue)):
@@ -180,12 +180,12 @@ def _laid_out(
 
 
 def _room(ax: Axes, width: float, height: float) -> tuple[float, float]:
-    """Width and height of a panel beside those that it was planned with, in inches."""
+    """Width and height of a panel, of the least share of what was planned, in inches."""
     figure, place = ax.get_figure(root=True), ax.get_position(original=True)
     assert figure is not None
     return (
-        float(place.width * figure.get_figwidth() / width),
-        float(place.height * figure.get_figheight() / height),
+        float(place.width * figure.get_figwidth() / width / _LEAST[0]),
+        float(place.height * figure.get_figheight() / height / _LEAST[1]),
     )
 
 

@@ -5,8 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from landscape.plot import derived, interactive, labels, static
+from landscape.plot import derived, figures, interactive, labels, static
 from landscape.plot.drawing import (
     Axis,
     Band,
@@ -19,6 +20,7 @@ from landscape.plot.drawing import (
     Surface,
     bar_ticks,
 )
+from landscape.plot.figures._shared import shortened
 from landscape.plot.style import PALE
 
 INK = "#222222"
@@ -199,3 +201,39 @@ def test_the_floor_of_a_surface_has_no_tick():
     assert len(page.tickvals) >= 2
     assert min(page.tickvals) >= 1
     assert all(re.fullmatch(r"[\d.]+", text) for text in page.ticktext)
+
+
+def test_what_nearly_all_names_begin_with_goes_and_a_number_keeps_its_word():
+    names = [f"vit.encoder.layer.{i}.mlp.weight" for i in range(20)] + ["classifier.weight"]
+    assert shortened(names)[:2] == ["layer.0.mlp.weight", "layer.1.mlp.weight"]
+    assert shortened(names)[-1] == "classifier.weight"
+    # Of two names none would be told from the other without what both begin with.
+    assert shortened(["a.b.weight", "b.weight"]) == ["a.b.weight", "b.weight"]
+    assert shortened(["conv1.weight", "conv1.bias", "fc.weight"])[0] == "conv1.weight"
+
+
+def norms(names):
+    """gradient_zscores of one run whose tensors have the squared norms 1, 2, ..."""
+    square = np.arange(1.0, len(names) + 1)
+    return xr.Dataset(
+        {"mean": (("run", "tensor"), np.zeros((1, len(names)))),
+         "std": (("run", "tensor"), np.sqrt(square / 4)[None])},
+        coords={"tensor": names, "size": ("tensor", np.full(len(names), 4)), "run": ["a"],
+                "variant": ("run", ["sam"]), "label": ("run", ["SAM"]), "setting": ("run", [""]),
+                "seed": ("run", [0])},
+        attrs={"provenance": "{}"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [20, 50, 200])
+def test_no_layer_is_left_out_of_a_deep_network(count):
+    """Rows of modules or of the others together: squared norms add up to those of all tensors."""
+    names = [f"block{i // 2}.{'attn' if i % 2 else 'mlp'}.weight" for i in range(2 * count)]
+    drawn = figures.layer_gradients(norms(names))
+    (dots,) = drawn.panels[0].marks
+    assert len(dots.x) <= 72
+    total = len(names) * (len(names) + 1) / 2
+    np.testing.assert_allclose((dots.x**2).sum(), total)
+    assert ("put together" in drawn.caption) == (len(names) > 72)
+    rows = [text for _, text in drawn.panels[0].y.ticks]
+    assert (rows[-1] if count < 200 else "the other 129") in rows

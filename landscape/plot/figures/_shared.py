@@ -1,5 +1,6 @@
 """What the figures of tensors, masks and variants share: rows, dots, matrices, colours of kinds."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -32,7 +33,26 @@ def shortened(names: Sequence[str]) -> list[str]:
     shared = 0
     while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
         shared += 1
-    return [".".join(p[shared:]) for p in parts]
+    return _without_most_common([p[shared:] for p in parts])
+
+
+_NEARLY_ALL = 0.9
+
+
+def _without_most_common(parts: list[list[str]]) -> list[str]:
+    """Names without what nearly all begin with (`vit.` beside `classifier`), still apart.
+
+    A number says nothing without the word before it, which stays.
+    """
+    while True:
+        first = Counter(p[0] for p in parts if len(p) > 2 and not p[1].isdigit())
+        word, count = first.most_common(1)[0] if first else ("", 0)
+        having = sum(p[0] == word for p in parts)
+        shorter = [p[1:] if p[0] == word and len(p) > 1 else p for p in parts]
+        apart = len({tuple(p) for p in shorter}) == len({tuple(p) for p in parts})
+        if count < _NEARLY_ALL * len(parts) or count < having or not apart:
+            return [".".join(p) for p in parts]
+        parts = shorter
 
 
 def by_layer(ds: xr.Dataset, most: int = MOST) -> tuple[xr.Dataset, str]:

@@ -37,8 +37,10 @@ def layer_gradients(
     """
     ds = runs.in_setting(ds, setting)
     runs.require(ds, "mean", "std", "size")
-    layers = _layers(strings(ds.tensor))
-    names = list(dict.fromkeys(layers))[:MOST]
+    single = _layers(strings(ds.tensor))
+    layers = _together(single, ds)
+    names, count = list(dict.fromkeys(layers)), len(set(single))
+    of = dict(zip(single, layers, strict=True))
     rows = np.arange(len(names), dtype=float)
     marks: list[Mark] = []
     for place, v in enumerate(shown := chosen(ds, variants)):
@@ -61,7 +63,7 @@ def layer_gradients(
             "gradient norm",
         )
     ]
-    perturbed = _perturbed(history, setting, layerwise, names)
+    perturbed = _perturbed(history, setting, layerwise, names, of)
     if perturbed:
         panels.append(
             Panel(Axis("perturbed", "% of steps", limits=(-3, 103)), row_axis(shortened(names)),
@@ -73,6 +75,8 @@ def layer_gradients(
         "Norm of the gradient of each layer, of its tensors together, at the final weights: "
         f"geometric mean over {runs.seed_count(ds)}, with a 95 % t-interval where there are four "
         f"or more.{_source(ds)}"
+        + (f" The {count} layers are put together by the beginning of their names, "
+           f"{len(names)} rows; squared norms add up." if len(names) < count else "")
         + (" Right: the share of the recorded steps in which a variant that selects layers "
            "perturbed this one." if perturbed else ""),
         tuple(panels),
@@ -95,6 +99,29 @@ def _layers(tensors: list[str]) -> list[str]:
     return [name.rsplit(".", 1)[0] if "." in name else name for name in tensors]
 
 
+def _together(layers: list[str], ds: xr.Dataset) -> list[str]:
+    """The row of each tensor: its layer; of more than `MOST`, the module that holds it.
+
+    As deep a module as there is room for. Where even the outermost are too many, those of largest
+    gradient, and one row for the others.
+    """
+    parts = [layer.split(".") for layer in layers]
+    rows = layers
+    for depth in range(max(map(len, parts)) - 1, 0, -1):
+        if len(set(rows)) <= MOST:
+            break
+        rows = [".".join(part[:depth]) for part in parts]
+    names = list(dict.fromkeys(rows))
+    if len(names) <= MOST:
+        return rows
+    size = np.broadcast_to(np.asarray(ds["size"].values, float), (len(layers),))
+    square = np.nan_to_num(size * (ds["mean"] ** 2 + ds["std"] ** 2).mean("run").values)
+    total = {name: square[[row == name for row in rows]].sum() for name in names}
+    kept = set(sorted(names, key=total.__getitem__, reverse=True)[: MOST - 1])
+    rest = f"the other {len(names) - len(kept)}"
+    return [row if row in kept else rest for row in rows]
+
+
 def _norms(v: VariantRuns, layers: list[str], names: list[str]) -> np.ndarray:
     """‖g_l‖ (run, layer)."""
     size = np.broadcast_to(np.asarray(v.ds["size"].values, float), (len(layers),))
@@ -104,12 +131,17 @@ def _norms(v: VariantRuns, layers: list[str], names: list[str]) -> np.ndarray:
 
 
 def _perturbed(
-    history: xr.Dataset | None, setting: str | None, wanted: tuple[str, ...], names: list[str]
+    history: xr.Dataset | None,
+    setting: str | None,
+    wanted: tuple[str, ...],
+    names: list[str],
+    of: dict[str, str],
 ) -> list[Mark]:
+    """Shares of the recorded steps; of: layer -> its row among `names`."""
     if history is None or not {"density", "size"} <= set(history.variables):
         return []
     ds = runs.in_setting(history, setting)
-    tensors = _layers(strings(ds.tensor))
+    tensors = [of.get(layer, layer) for layer in _layers(strings(ds.tensor))]
     size = np.broadcast_to(np.asarray(ds["size"].values, float), (len(tensors),))
     marks: list[Mark] = []
     for v in runs.variants(ds):

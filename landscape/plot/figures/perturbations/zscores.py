@@ -18,7 +18,7 @@ from landscape.plot.drawing import (
     Points,
     Rule,
 )
-from landscape.plot.figures._shared import MANY, chosen, kind_key, strings
+from landscape.plot.figures._shared import MANY, chosen, kind_key, shortened, strings
 from landscape.plot.runs import VariantRuns
 
 SHOWN = ("sgd", "sam", "zsharp")
@@ -66,7 +66,9 @@ def gradient_zscores(
             Axis("z-score of the gradient", limits=(-6, 6)),
             Axis(
                 limits=(-0.3, len(names) + 0.9),
-                ticks=tuple((float(len(names) - 1 - i), name) for i, name in enumerate(names)),
+                ticks=tuple(
+                    (float(len(names) - 1 - i), name) for i, name in enumerate(shortened(names))
+                ),
             ),
             tuple(_ridges(v, z, d, sizes, scale)),
             v.label,
