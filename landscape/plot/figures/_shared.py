@@ -29,6 +29,8 @@ def strings(array: xr.DataArray) -> list[str]:
 
 def shortened(names: Sequence[str]) -> list[str]:
     """Names of tensors without the parts that all of them begin with (`model.encoder.`)."""
+    if not names:
+        return []
     parts = [name.split(".") for name in names]
     shared = 0
     while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
