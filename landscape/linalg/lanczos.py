@@ -55,9 +55,11 @@ def top(
     values and residual estimates, and C the rest of H in the complement, H has as many eigenvalues
     above x as Θ and C + γ qqᵀ have together, γ = Σ r_i²/(x - θ_i) (inertia of the Schur complement,
     Haynsworth 1968, doi:10.1016/0024-3795(68)90050-5). Few products show that the second has none,
-    since all that is large is in Q; they read Q and keep two vectors. For both ends at once C is
-    asked about x - γ. Where it has one, in the complement of the pairs. An eigenvector u of λ
-    obeys (u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), so a hidden λ needs a start q_1 with
+    since all that is large is in Q; they read Q and keep two vectors (all, while these are small).
+    For both ends at once C is asked about x - γ. Where it has one, Rayleigh-Ritz in both spaces
+    together gives the pairs, x rises to the new smallest, and the same recurrence goes on; where it
+    has one above that as well, or kept no vectors, in the complement of the pairs. An eigenvector u
+    of λ obeys (u·q_1) Π_j (λ - θ_j) = β_1⋯β_m (u·q_{m+1}), so a hidden λ needs a start q_1 with
     |u·q_1| ≤ Π β_j / Π |λ - θ_j| = t, which a random one has with probability at most t·√(2P/π);
     watching this does not spend it, since all checks ask about one q_1 (for the a-priori rate see
     Kuczyński & Woźniakowski 1992, doi:10.1137/0613066).

@@ -51,6 +51,8 @@ def made(certify: str, pairs: EigenPairs) -> dict[str, str]:
     """What was made where `chosen` left it to the first float64 product, for the provenance."""
     if certify != "auto":
         return {}
+    if pairs.interrupted:
+        return {"certify": "none", "certify_reason": "auto: interrupted before any product of it"}
     if math.isfinite(pairs.product_error):
         why = f"auto: one float64 product for k={len(pairs.values)} keeps the tolerance"
         return {"certify": "working", "certify_reason": why}
