@@ -57,7 +57,7 @@ def convert(
         raise LandscapeError(
             f"{target.name} ends in {target.suffix!r}; possible: {', '.join((*TABLES, *drawn))}."
         )
-    if source.resolve() == target.resolve():
+    if source.exists() and target.exists() and source.samefile(target):
         raise LandscapeError(f"{source} is both source and target; give the target another name.")
     ds = read(source)
     if setting is not None:

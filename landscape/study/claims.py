@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from landscape import storage
@@ -132,10 +133,28 @@ def _take(path: Path, token: str) -> Worker | None:
     """Make the file; whoever holds it, if somebody does."""
     while not _made(path, token):
         found = _fresh(path)
-        if found is not None and found.still_works():
+        copied = found.token if found is not None and _stands_still(path) else ""
+        if found is not None and found.still_works() and not copied:
             return found
-        _remove(path, lambda found: not found.still_works())
+        _remove(path, partial(_is_nobodys, copied=copied))
     return None
+
+
+def _is_nobodys(found: Worker, *, copied: str) -> bool:
+    return found.token == copied != "" or not found.still_works()
+
+
+def _stands_still(path: Path) -> bool:
+    """Whether its time lies ahead and nobody moves it, as in a copy, or where a clock was put back.
+
+    Who holds it gives it the time of now with each beat.
+    """
+    with suppress(OSError):
+        before = path.stat().st_mtime_ns
+        if _age(path) < -SILENCE:
+            time.sleep(3 * BEAT)
+            return path.stat().st_mtime_ns == before
+    return False
 
 
 def _made(path: Path, token: str) -> bool:

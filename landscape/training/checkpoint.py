@@ -141,17 +141,18 @@ def own_outcome(folder: Path, run: str) -> dict[str, Any]:
 
 
 def check_own(folder: Path, path: Path, outcome: dict[str, Any]) -> None:
-    """Refuse weights that are not of the training that ended so (or not its last ones)."""
+    """Refuse weights that are not of the training that ended so, or of another epoch of it."""
     if not path.exists():
         raise LandscapeError(
             f"{path}, which {outcome_path(folder)} tells of, is not there; copy it too, or remove "
             f"{folder} and train again."
         )
     said = storage.metadata(path)
-    final = path == final_path(folder)
-    if said.get("training") != mark_of(identity_of(outcome)) or (
-        final and storage.declared_sha256(path) != outcome.get("weights_sha256")
-    ):
+    if path == final_path(folder):
+        right = storage.declared_sha256(path) == outcome.get("weights_sha256")
+    else:
+        right = path == weights_path(folder, int(said.get("epoch", -1)))
+    if said.get("training") != mark_of(identity_of(outcome)) or not right:
         raise LandscapeError(
             f"{path} is not of the training that {outcome_path(folder)} tells of: it was renamed "
             f"or copied there. Put back the right file, or remove {folder} and train again."

@@ -45,6 +45,9 @@ CALLS = (
     ("run empty.toml", "the study file has no runs; add a [grid] table"),
     ("run bytes.toml", "bytes.toml is not a text file"),
     ("run study --out junk", "study is a folder; give the study file, a .toml"),
+    ("convert loop.nc x.csv", "loop.nc does not exist"),
+    ("report loop.nc", "loop.nc is not a folder"),
+    ("run study.toml --out loop.nc", "loop.nc cannot be made there"),
     ("run junk", "junk holds no resolved.json, so it is not a study folder"),
     ("run study.toml --set name=", "name = '' is empty; give a name"),
     ("run study.toml --set =", "not of the form table.key=value"),
@@ -214,6 +217,7 @@ def desk(tmp_path_factory):
     (folder / "nested.toml").write_text(STUDY + "[measure.generalization.more]\na = 1\n")
     (folder / "all.toml").write_text(STUDY.partition("measurements")[0])
     (folder / "text.txt").write_text("hello")
+    (folder / "loop.nc").symlink_to("loop.nc")
     (folder / "junk").mkdir()
     (folder / "junk" / "a.txt").write_text("x")
     torch.save(make().state_dict(), folder / "w.pt")

@@ -148,3 +148,26 @@ def test_a_claim_that_a_full_disk_kept_is_nobodys_for_the_process_that_held_it(
     with claims.claim(path):
         assert path.exists()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_claim_of_a_time_to_come_is_nobodys_unless_somebody_moves_it(
+    tmp_path, monkeypatch, moved
+):
+    """A folder that was copied with its times from a machine whose clock was ahead."""
+    path, ahead = tmp_path / "working.json", time.time() + 1e6
+    said = {"owner": "x@far", "began": ahead, "token": "t", "where": ["far", 1]}
+    path.write_text(json.dumps(said))
+    os.utime(path, (ahead, ahead))
+
+    def sleep(_):
+        if moved:
+            os.utime(path, (ahead + 5, ahead + 5))
+
+    monkeypatch.setattr(claims.time, "sleep", sleep)
+    if moved:
+        with pytest.raises(LandscapeError, match="worked on by x@far"), claims.claim(path):
+            pass
+    else:
+        with claims.claim(path) as held:
+            assert not held.lost
