@@ -11,15 +11,15 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
-rehearse=()
+rehearse=() seconds=(240 420)
 case "${1:-}" in
-  --rehearse) rehearse=(--rehearse) ;;
+  --rehearse) rehearse=(--rehearse) seconds=(1800 900) ;;  # a minute or two, on a machine that is free
   "") "$PYTHON" -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no CUDA device; benchmarks/gpu.sh --rehearse runs without one")' || exit 2 ;;
   *) echo "usage: benchmarks/gpu.sh [--rehearse]" >&2; exit 2 ;;
 esac
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-timeout 240 "$PYTHON" -m pytest -q -m "(accelerator or gpu) and not slow" -p no:cacheprovider \
+timeout "${seconds[0]}" "$PYTHON" -m pytest -q -m "(accelerator or gpu) and not slow" -p no:cacheprovider \
   ${TESTS:-tests/risk/test_device.py tests/sam/test_fit_precision.py tests/training/test_loop.py tests/devices}
 tests=$?
-timeout 420 "$PYTHON" -m benchmarks.accelerator --minutes 6 --out "$OUT" "${rehearse[@]}" || exit $?
+timeout "${seconds[1]}" "$PYTHON" -m benchmarks.accelerator --minutes 6 --out "$OUT" "${rehearse[@]}" || exit $?
 exit $tests
