@@ -103,8 +103,8 @@ class Progress:
         # From when a worker first spoke: to start workers takes as long for one run as for many.
         began, before = self.started
         elapsed, done = time.monotonic() - began, self.fraction - before
-        # Before a few percent the first steps dominate and the guess would be wild.
-        if done < 0.02 or elapsed < 3:
+        # Until then the first steps dominate, in which libraries are loaded, and it would be wild.
+        if done < 0.02 or elapsed < (3 if done > 0.1 else 60):
             return ""
         return f"{duration(elapsed * (1 - self.fraction) / done)} left"
 
