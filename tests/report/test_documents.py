@@ -17,11 +17,6 @@ ROWS = ("sgd", "sam", "zsharp", "random_mask")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_study(tmp_path_factory.mktemp("a") / "first", noisy=ROWS, clean=ROWS[:2], seeds=4)
-
-
-@pytest.fixture(scope="module")
 def study(folder):
     return report.StudyResults.read(folder)
 

@@ -14,14 +14,11 @@ from landscape.report import methods
 from landscape.report.evidence import table
 from landscape.report.family import Family
 from landscape.report.study import StudyResults
-from tests.fixtures_results import write_study
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    place = tmp_path_factory.mktemp("study")
-    rows = ("sgd", "sam", "zsharp", "random_mask")
-    return StudyResults.read(write_study(place, noisy=rows, clean=("sgd", "sam"), seeds=2))
+def study(folder):
+    return StudyResults.read(folder)
 
 
 def keys(text):

@@ -17,15 +17,6 @@ from tests.fixtures_results import write_study
 NAMES = ("headline", "sharpness", "mask_overlap", "loss_plane", "gradient_zscores")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("study")
-    return write_study(
-        place, noisy=("sgd", "sam", "zsharp", "random_mask"), clean=("sgd", "sam"), seeds=2,
-        clean_seeds=2,
-    )  # fmt: skip
-
-
 def drawn(folder, **choice):
     study = StudyResults.read(folder)
     return {

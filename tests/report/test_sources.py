@@ -13,14 +13,6 @@ from landscape.report.findings import answer
 from landscape.report.paper import FigureChoice, select
 from landscape.report.sources import claims_of, sources, spoken_of
 from landscape.report.study import StudyResults
-from tests.fixtures_results import write_study
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    rows = ("sgd", "sam", "zsharp", "random_mask")
-    place = tmp_path_factory.mktemp("study")
-    return write_study(place, noisy=rows, clean=rows[:2], seeds=5, clean_seeds=2)
 
 
 @pytest.fixture(scope="module")
