@@ -410,8 +410,8 @@ def main() -> int:
     found |= {"hardware": interleaved.hardware(), "versions": interleaved.versions()}
     if options.only in (None, "small"):
         small = found.setdefault("small", {})
-        for net in options.nets:  # one period of looks where steps are long, or ten
-            small[net] = small_costs(net, 127 if net.startswith("ResNet") else 1270)
+        for net in options.nets:  # one period of looks, or ten where steps are short
+            small[net] = small_costs(net, 1270 if net.startswith("MLP") else 127)
     if options.only in (None, "step"):
         found["step"] = step_costs(options.steps, options.rounds)
         found["announced_mb_resnet18_200_epochs"] = announced()
