@@ -83,6 +83,20 @@ def test_clipping_sees_the_unscaled_gradient():
         assert torch.allclose(p, q, rtol=1e-12, atol=1e-15)
 
 
+def test_a_scaler_takes_no_closure_and_what_the_guide_says_instead_is_the_step_without_one():
+    ours, plain, scaler = cnn(), cnn(), scaler_of()
+    optimizer = sam.SAM(ours, sgd(ours), sam.sam(0.1), scaler=scaler)
+    closure = scaled_closure(ours, batch(), scaler)
+    before = [p.detach().clone() for p in ours.parameters()]
+    with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
+        scaler.step(optimizer, closure=closure)
+    assert all(map(torch.equal, before, ours.parameters()))
+    optimizer.step(closure)
+    scaler.update()
+    sam.SAM(plain, sgd(plain), sam.sam(0.1)).step(closure_of(plain, batch()))
+    assert same(ours.parameters(), plain.parameters())
+
+
 @pytest.mark.parametrize("bad_pass", [1, 2])
 @pytest.mark.parametrize("form", ["step", "backward"])
 def test_an_overflow_skips_the_step_and_lowers_the_scale(bad_pass, form):
