@@ -66,7 +66,9 @@ def test_an_epoch_over_images_of_true_shape(path, setting, tmp_path):
     axes = {axis: value for run in runs for axis, value in run.axes.items()}  # one value each
     if EVERY_VARIANT[path.stem] != setting:
         names = [names[0], names[-1]]
-    own = tomllib.loads(path.read_text()).get("settings", {}).get(setting, {})
+    text = tomllib.loads(path.read_text())
+    own = text.get("settings", {}).get(setting, {})
+    fisher = {k: v["num_samples"] for k, v in text["variants"].items() if "num_samples" in v}
     # What a setting says of its own is above what the file says.
     small = {"splits": [IMAGES, 4, 4], "training.epochs": 1, "training.warmup": 0,
              "training.batch_size": IMAGES // 2}  # fmt: skip
@@ -78,6 +80,7 @@ def test_an_epoch_over_images_of_true_shape(path, setting, tmp_path):
         "measure.examples=4", 'measure.measurements=["generalization"]',
         f'comparisons.setting="{setting}"', f'comparisons.references=["{names[0]}"]',
         *(f"grid.{axis}=[{value}]" for axis, value in axes.items()),
+        *(f"variants.{key}.num_samples={min(n, IMAGES)}" for key, n in fisher.items()),
         *(f"settings.{setting}.{key}={small[key]}" for key in told if key in small),
     )  # fmt: skip
     torch.set_num_threads(1)
