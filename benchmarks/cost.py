@@ -11,8 +11,8 @@ the parameters, which norms and flat vectors pass over. Each kind of call has co
 at least 0, of least relative error over the networks `KNOWN`; the networks `HELD_OUT`, up to ten
 times as many parameters, are then predicted. That these four counts are enough was chosen by the
 held-out ratios, among five sets of them, and the perceptron of 1.1 M, which fitted worst, was moved
-from the held-out networks to the known ones then. CPU seconds on one thread, the median of calls after one
-that is not counted.
+from the held-out networks to the known ones then. CPU seconds on one thread, the median of calls
+after one that is not counted.
 
 --price: seconds here by the constants, and for a device by its rates, one after the other: FLOP at
 --tflops that it keeps up, bytes at --tbs terabytes a second, operations at --launch microseconds.
