@@ -20,8 +20,8 @@ def doubt(product_error: float, failure_probability: float) -> float:
     """What ‖E‖₂ is at most but for that probability, from ‖Eg‖ of one standard normal g.
 
     ‖Eg‖ ≥ ‖E‖₂·|z| with z standard normal along E's first right singular vector, and
-    P(|z| < t) ≤ √(2/π)·t. product_error: ‖Eg‖. failure_probability: of the bound; 0.01 in place of 1,
-    which asks for no search. arXiv:0909.4061, Lemma 4.1 with r = 1.
+    P(|z| < t) ≤ √(2/π)·t. product_error: ‖Eg‖. failure_probability: of the bound; 0.01 in place of
+    1, which asks for no search. arXiv:0909.4061, Lemma 4.1 with r = 1.
 
     Example:
         >>> from landscape.linalg import lanczos
