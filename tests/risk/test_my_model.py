@@ -56,6 +56,12 @@ def test_a_language_model():
     assert bool(torch.isfinite(product).all())
 
 
+def test_a_language_model_without_token_ids_is_told_what_it_was_given():
+    given = {"tokens": padded()["input_ids"], "mask": None}
+    with pytest.raises(LandscapeError, match=r"a dict with the keys 'tokens', 'mask'; give a dict"):
+        EmpiricalRisk(settled(Words()), "causal_lm", [given])
+
+
 def test_a_language_model_without_labels_masks_what_is_not_attended_to():
     model, batch = settled(Words()), padded()
     labels = batch.pop("labels")

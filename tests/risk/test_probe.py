@@ -176,6 +176,30 @@ def test_a_probe_of_few_examples_and_of_a_model_without_second_derivative():
         risk.hvp(risk.theta, risk.theta)
 
 
+def test_a_module_that_gives_no_derivative_is_not_blamed_for_the_one_that_has_no_second():
+    class Distances(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, torch.eye(3, dtype=x.dtype))
+
+    class Ranks(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    class Both(Net):
+        def __init__(self):
+            super().__init__()
+            self.distances, self.ranks = Distances(), Ranks()
+
+        def forward(self, x):
+            out = self.distances(super().forward(x))
+            return out + self.ranks(out)[:, None]
+
+    risk = EmpiricalRisk(settled(Both()), CE, (X[:20], Y[:20]))
+    with pytest.raises(LandscapeError, match=r"\(Distances\) cannot be diff") as said:
+        risk.hvp(risk.theta, risk.theta)
+    assert "Ranks" not in str(said.value)
+
+
 # Precision within the model ----------------------------------------------------------------------
 
 

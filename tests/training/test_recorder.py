@@ -297,7 +297,7 @@ def test_a_study_says_what_each_training_will_record(tmp_path, monkeypatch):
     known = run_folder.Trainings(plan, place)
     job = running.job_of(known, plan.runs[0], place, "cpu", study.Options())
     monkeypatch.setattr("landscape.study.worker.train", lambda *_: None)
-    worker._train(job, lambda fraction, note: said.append((fraction, note)))
+    worker._train(job, 1.0, lambda fraction, note: said.append((fraction, note)))
     # 40 epochs of 16 steps: 640 rows of 240 bytes and, in 4 stretches of 160 steps, 4 (1 + 8) + 1
     # snapshots of 16 kB: 0.75 MB.
     assert said == [(0.0, "training, recording at most 0.7 MB")]

@@ -19,6 +19,8 @@ WITHOUT_TORCH = {"plot", "report", "snapshots", "stats", "results.py", "storage.
 PERMITTED = {
     ("vectors.py", ""): "this is the home",
     ("cli/checkup.py", "_step"): "a step by hand, of a network of few weights",
+    ("linalg/_complement.py", "__init__"): "coefficients in a space of few vectors, in float64",
+    ("linalg/_complement.py", "combine"): "coefficients in a space of few vectors, in float64",
     ("linalg/_search.py", "finish"): "the k x k Gram matrix of residuals",
     ("linalg/_search.py", "sample"): "k x k Gram matrices and their coefficients, in float64",
     ("linalg/_search.py", "_rayleigh_ritz"): "k x k Gram matrices, in float64",
