@@ -136,7 +136,7 @@ def say_summary(summary: "Summary") -> None:
         say(f"failed: {name}: {reason}")
     if summary.stale:
         say(
-            f"Left out of the results, because the study file no longer asks for them: "
+            f"Left out of the results, as the study, by its file and this version, has others: "
             f"{', '.join(summary.stale)} (in {summary.folder.runs})."
         )
 
