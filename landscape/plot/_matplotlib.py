@@ -23,7 +23,13 @@ from matplotlib.layout_engine import (
     LayoutEngine,
     PlaceHolderLayoutEngine,
 )
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from landscape.plot import derived, style
 from landscape.plot._matplotlib_marks import draw
@@ -404,6 +410,19 @@ def _colorbar(key: _Key, figure: Figure, height: float) -> None:
     bar.set_label(Axis(mark.name, mark.units).title)
 
 
+class _WholeLabels(ScalarFormatter):
+    """Each label says its value: a power of ten beside the axis would run into the axis' title."""
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False)
+        self.set_scientific(False)
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        axis: Any = self.axis  # set by the axis that it is of
+        furthest = max(map(abs, axis.get_view_interval()))
+        return super().__call__(x, pos) if 1e-3 <= furthest < 1e5 else exact(x)
+
+
 def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
     title = _wrapped(axis.title, wrap) if which == "x" else axis.title
     if which == "y" and ax.get_figure() is not None:
@@ -435,3 +454,4 @@ def _axis(axis: Axis, ax: Axes, which: str, wrap: int) -> None:
         target.set_major_locator(
             MaxNLocator(2 if axis.few else 5 if which == "y" else min(4, most), integer=whole)
         )
+        target.set_major_formatter(_WholeLabels())
