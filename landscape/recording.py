@@ -102,9 +102,9 @@ def record(
     first_step continues a recording at that step. max_mb bounds the folder: no snapshot that would
     exceed it is kept, and `notes` says so. A full disk warns, keeps what was seen in memory and
     tries again until 16 snapshots wait, then raises; what was recorded survives an exception in the
-    body and a killed process up to the last 100 steps. Cost: a step that is looked
-    at takes a pass over the weights per forward pass, a wait for the device, and calls for each
-    tensor; one that is only counted takes five calls of Python, whatever the model.
+    body and a killed process up to the last 100 steps. Cost: a step that is looked at takes a pass
+    over the weights per forward pass, a wait for the device, and calls for each tensor; one that is
+    only counted takes five calls of Python, whatever the model.
     model: the module that the loop calls, wrapped or not.
 
     Example:
