@@ -10,7 +10,7 @@ result. `levels`: number of contour levels. `rho`: which of the measured radii.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import xarray as xr
@@ -156,7 +156,7 @@ def _in_unit_of_loss(figure: Callable[..., Drawing]) -> Callable[..., Drawing]:
     @functools.wraps(figure)
     def draw(*data: Any, **options: Any) -> Drawing:
         given = [*data, *options.values()]
-        given += [ds for each in given if isinstance(each, dict) for ds in each.values()]
+        given += [ds for each in given if isinstance(each, Mapping) for ds in each.values()]
         found = (units.of_result(ds) for ds in given if isinstance(ds, xr.Dataset))
         return units.said_in(figure(*data, **options), next(filter(None, found), None))
 
