@@ -4,29 +4,36 @@
     OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
     OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
     OMP_NUM_THREADS=1 python -m benchmarks.scale --stream        # one tensor of 10^8 alone
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --excess        # in plain gradients, about 5 minutes
 
 Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
 set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
 but build the network and take one gradient. Inputs are 8 seeded 3x32x32 images, batches are of 4;
 times are proportional to that, memory hardly. The 200 mask snapshots are those of `recorder.py`,
 which compares all their pairs.
+
+`--excess` tells how far gradient, Hessian product, z-scores and overlap of masks of WRN-28-10 are
+above what their method must cost: in units of a gradient that is taken by hand in plain torch over
+the same batches, in turn with it in one process, and the peaks in processes of their own.
 """
 
 import argparse
+import functools
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.interleaved import hardware, versions
+from benchmarks.interleaved import cpu_seconds, hardware, paired_ratio, versions
 from benchmarks.recorder import LAGS, write_masks
 from landscape import EmpiricalRisk, measure, problems, sam, snapshots
 from landscape.problems.resnet import ResNet
@@ -102,10 +109,14 @@ MEASUREMENTS: dict[str, Call] = {
 
 def risk_of(network: str) -> EmpiricalRisk:
     """The network's risk on seeded images."""
+    return EmpiricalRisk(NETWORKS[network](), nn.CrossEntropyLoss(), images(), batch_size=BATCH)
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Seeded images and labels."""
     source = torch.Generator().manual_seed(0)
     x = torch.randn(EXAMPLES, *SHAPE, generator=source)
-    y = torch.randint(10, (EXAMPLES,), generator=source)
-    return EmpiricalRisk(NETWORKS[network](), nn.CrossEntropyLoss(), (x, y), batch_size=BATCH)
+    return x, torch.randint(10, (EXAMPLES,), generator=source)
 
 
 def peak() -> float:
@@ -123,6 +134,89 @@ def cell(network: str, name: str) -> dict[str, float]:
         "wall_seconds": round(time.perf_counter() - wall, 2),
         "peak_mb": round(peak()),
     }
+
+
+# --- excess over plain torch ------------------------------------------------------------------
+
+THREE = {name: VARIANTS[name] for name in ("zsharp", "topk_gradient", "random_mask")}
+EXCESS: dict[str, Call] = {
+    "gradient": lambda r: r.gradient(r.theta),
+    "product": lambda r: r.hvp(r.theta, r.theta),
+    "gradient_zscores": MEASUREMENTS["gradient_zscores"],
+    "mask_overlap, 3 variants": lambda r: measure.mask_overlap(
+        r, r.theta, variants=THREE, batch_size=EXAMPLES, seed=0
+    ),
+}
+
+
+class Plain:
+    """Gradient and Hessian product by hand, over the batches of `risk_of` in evaluation mode."""
+
+    def __init__(self, network: str) -> None:
+        self.model = NETWORKS[network]().eval()
+        self.weights = list(self.model.parameters())
+        x, y = images()
+        self.batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+
+    def _losses(self) -> Iterator[torch.Tensor]:
+        for x, y in self.batches:
+            yield nn.functional.cross_entropy(self.model(x), y, reduction="sum") / EXAMPLES
+
+    def gradient(self) -> None:
+        """∇L into `.grad`."""
+        self.model.zero_grad()
+        for loss in self._losses():
+            loss.backward()
+
+    def product(self) -> None:
+        """∇²L·θ by a reverse pass over the graph of the gradient."""
+        total: list[torch.Tensor] | None = None
+        v = [w.detach() for w in self.weights]
+        for loss in self._losses():
+            slopes = torch.autograd.grad(loss, self.weights, create_graph=True)
+            found = torch.autograd.grad(slopes, self.weights, v, materialize_grads=True)
+            total = list(found) if total is None else torch._foreach_add(total, found)
+
+
+def excess_times(network: str, rounds: int) -> dict[str, Any]:
+    """CPU time of each call over that of a plain gradient in the same round."""
+    plain, risk = Plain(network), risk_of(network)
+    runs: dict[str, Callable[[], Any]] = {
+        "plain gradient": plain.gradient,
+        "control_a_a": plain.gradient,
+        "plain product": plain.product,
+        **{name: functools.partial(call, risk) for name, call in EXCESS.items()},
+    }
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(-1, rounds):  # the first warms up
+        for name in list(runs) if i % 2 == 0 else list(runs)[::-1]:
+            seconds = cpu_seconds(lambda run=runs[name]: discarded(run()))
+            samples[name] += [seconds] if i >= 0 else []
+    unit = samples.pop("plain gradient")
+    ratios = {name: paired_ratio(each, unit) for name, each in samples.items()}
+    return {"plain_gradient_cpu_seconds": round(statistics.median(unit), 3), **ratios}
+
+
+def discarded(_: Any) -> None:
+    """Nothing: what a call returns is no time to be taken off."""
+
+
+def excess_peak(network: str, name: str) -> dict[str, float]:
+    """Largest resident set of one call, in this process; libraries and network included."""
+    if name in EXCESS:
+        EXCESS[name](risk_of(network))
+    else:
+        getattr(Plain(network), name.removeprefix("plain "))()
+    return {"peak_mb": round(peak())}
+
+
+def excess(network: str, rounds: int) -> dict[str, Any]:
+    """The times, and the peak of each call."""
+    table = separately("--network", network, "--excess-cell", "times", "--rounds", str(rounds))
+    for name in ("plain gradient", "plain product", *EXCESS):
+        row = separately("--network", network, "--excess-cell", name)
+        table[name] = {**table.get(name, {}), **row}
+    return table
 
 
 # --- 200 masks --------------------------------------------------------------------------------
@@ -160,7 +254,7 @@ def stream_cell() -> dict[str, float]:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def separately(*arguments: str) -> dict[str, float]:
+def separately(*arguments: str) -> dict[str, Any]:
     """What another process of this module prints."""
     command = [sys.executable, "-m", "benchmarks.scale", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -205,6 +299,9 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--stream-cell", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="print what was measured before")
+    parser.add_argument("--excess", action="store_true", help="over plain torch, of --network")
+    parser.add_argument("--rounds", type=int, default=5, help="of --excess")
+    parser.add_argument("--excess-cell", help=argparse.SUPPRESS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--masks-cell", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -214,6 +311,15 @@ def main() -> None:
         print(markdown())
     elif given.cell:
         print(json.dumps(cell(given.network, given.cell)))
+    elif given.excess_cell == "times":
+        print(json.dumps(excess_times(given.network, given.rounds)))
+    elif given.excess_cell:
+        print(json.dumps(excess_peak(given.network, given.excess_cell)))
+    elif given.excess:
+        network = given.network or "wide_resnet_28_10"
+        table = excess(network, given.rounds)
+        print(json.dumps(table, indent=1))
+        keep("over plain torch", {network: table})
     elif given.masks_cell:
         print(json.dumps(masks_cell(given.masks_cell, given.folder)))
     elif given.stream_cell:
