@@ -20,7 +20,7 @@ from landscape.sam.passes import Passes
 from landscape.sam.points import untrained
 from landscape.sam.saved import check_shapes
 from landscape.sam.shards import Shards
-from landscape.sam.trained import Trained, unwrap
+from landscape.sam.trained import Gradients, Trained, unwrap
 from landscape.sam.variant import MaskEntry, Point, State, Variant, norms_of_wholes, total_norm
 from landscape.sam.weights import Weights
 
@@ -220,8 +220,14 @@ def counterfactual(
     signs: Sequence[int] | None = None,
     batches: BatchCutter | None = None,
     fisher: Callable[[int], dict[str, Tensor]] | None = None,
+    first: tuple[Tensor, Gradients] | None = None,
+    second: bool = True,
 ) -> Perturbation:
-    """`perturb` over the given tensors, with a base optimizer's momentum."""
+    """`perturb` over the given tensors, with a base optimizer's momentum.
+
+    first: loss and g1 of this batch here, in the place of a first pass, for a variant that makes a
+    plain one. second: whether a pass at w + e follows; without it g2 is None and its loss NaN.
+    """
     parameters, tensors = list(trained.parameters), trained.tensors()
     device = parameters[0].device
     if state is not None:
@@ -245,9 +251,11 @@ def counterfactual(
             point.untrained = partial(untrained, model)
             if variant.evaluate.finds_ascent:
                 loss1 = variant.evaluate.first(passes, point, slots["evaluate"], None)
+                g1 = trained.gradients(signs)
+            elif first is None:
+                loss1, g1 = passes.backward(), trained.gradients(signs)
             else:
-                loss1 = passes.backward()
-            g1 = trained.gradients(signs)
+                loss1, g1 = first
             live = [i for i, g in enumerate(g1) if g is not None]
             point = point.only(live)
             point.gradients, point.loss = [g1[i] for i in live], loss1
@@ -259,12 +267,13 @@ def counterfactual(
                 state=slots["selector"], generator=point.host_generator,
             )  # fmt: skip
             ascent = ascend(variant, point, slots)
-            climbed = [p for p, on in zip(point.weights, ascent.perturbs, strict=True) if on]
-            moved.move(climbed, *ascent.steps())
-            frozen = point.untrained() if point.also else {}
-            moved.move([frozen[n] for n in point.also], list(point.also.values()), 1.0)
-            loss2 = passes.backward()
-            g2 = trained.gradients(signs)
+            loss2, g2 = torch.full_like(loss1, torch.nan), [None] * len(g1)
+            if second:
+                climbed = [p for p, on in zip(point.weights, ascent.perturbs, strict=True) if on]
+                moved.move(climbed, *ascent.steps())
+                frozen = point.untrained() if point.also else {}
+                moved.move([frozen[n] for n in point.also], list(point.also.values()), 1.0)
+                loss2, g2 = passes.backward(), trained.gradients(signs)
     finally:
         with torch.no_grad():
             moved.restore()

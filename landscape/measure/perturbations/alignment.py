@@ -44,7 +44,7 @@ def alignment(
     energy are NaN. The variants are asked in the BatchNorm mode of the curvature: running
     statistics for a risk with bn="eval", those of their batch for "full_batch". residual_norm(rank)
     in float64 unless certify="none".
-    Cost: about 20 k gradients, 2 per variant.
+    Cost: about 20 k gradients, one for all variants.
     The share of the gradient in the top eigenspace is that of arXiv:1812.04754; the matched null is
     our own definition.
 

@@ -64,8 +64,8 @@ def perturbation_controls(
     radius ‖e‖, first_order_effect g·e, loss_increase and loss_increase_full L(w + e) - L(w) on the
     batch (in the mode bn) and on the whole risk (in its own mode), density, captured_energy
     ‖m g‖²/‖g‖², one_d_energy: (control, support); energy_share(control, support, tensor).
-    loss_increase_std, loss_increase_full_std: SD over draws, 0 where nothing is drawn. Cost: 2
-    gradients of the batch, about 20 losses of the risk. A variant that perturbs nothing is refused.
+    loss_increase_std, loss_increase_full_std: SD over draws, 0 where nothing is drawn. Cost: a
+    gradient of the batch, about 20 losses of the risk. A variant that perturbs nothing is refused.
     Controls of our own definition.
 
     Example:

@@ -14,7 +14,9 @@ from landscape.errors import LandscapeError
 from landscape.measure.measuring import generator
 from landscape.risk import EmpiricalRisk, RowLosses
 from landscape.sam.engine import new_slots
+from landscape.sam.perturbation import counterfactual
 from landscape.sam.sources import Friendly
+from landscape.sam.trained import Gradients, Trained
 from landscape.sharding import local, own, write
 
 BATCH_BN = ("batch", "eval")
@@ -67,7 +69,9 @@ class Counterfactual:
             if bn == "batch" and isinstance(module, _BatchNorm):
                 module.train()
         self.losses = RowLosses(risk, self.model)
-        self._order = order
+        self._order, self._trained = order, Trained.of(self.model)
+        # Rows, and loss and gradient of them: what variants climb from, until others are asked.
+        self._first: tuple[Tensor, tuple[Tensor, Gradients]] | None = None
 
     def perturb(
         self,
@@ -77,16 +81,16 @@ class Counterfactual:
         seed: int | None = None,
         rows: Tensor | None = None,
     ) -> sam.Perturbation:
-        """The variant's perturbation here, its own draws from `seed`; two gradients of the batch.
+        """The variant's perturbation here, its own draws from `seed`; nothing is computed at w + e.
 
-        rows: of another batch than the first one.
+        rows: of another batch than the first one. Variants that are asked one after another about
+        the same rows share one gradient of them, but for those that find an ascent of their own.
 
         Without a state, F-SAM's average of past gradients is taken to be the mean of this model's
         gradients over all batches of the data, which is what it estimates.
         """
         check_variant(variant)
         rows = self.rows if rows is None else rows
-        self.risk.spend(2 * len(rows) / self.risk.num_examples)
         note = None
         whole = len(rows) == self.risk.num_examples
         if state is None and isinstance(variant.source, Friendly) and not whole:
@@ -97,13 +101,27 @@ class Counterfactual:
             note = "no state: the average is the mean gradient over all batches"
         draws = self.seed if seed is None else seed
         fisher = functools.partial(self._fisher, rows) if self._joint else None
-        made = sam.perturb(
-            variant, self.model, self.losses, rows, state=state, seed=draws, fisher=fisher
-        )
+        if self._first is not None and not torch.equal(self._first[0], rows):
+            self._first = None
+        plain = not variant.evaluate.finds_ascent
+        first = self._first[1] if self._first is not None and plain else None
+        made = counterfactual(
+            variant, self.model, self._trained, self.losses, rows,
+            state=state, seed=draws, fisher=fisher, first=first, second=False,
+        )  # fmt: skip
         made.note = note or made.note
+        if first is None:
+            self.risk.spend(len(rows) / self.risk.num_examples)
+            self._refuse_infinite(made, variant, rows)
+            if plain:
+                self._first = rows, (made.loss_clean, made.g1)
+        return made
+
+    def _refuse_infinite(self, made: sam.Perturbation, variant: sam.Variant, rows: Tensor) -> None:
+        """Refuse a gradient that is not finite, with the name of the first such tensor."""
         finite = [torch.isfinite(g).all() for g in made.g1 if g is not None]
         if not finite or bool(torch.stack(finite).all()):
-            return made
+            return
         for name, g in zip(made.names, made.g1, strict=True):
             if g is not None and (bad := int((~torch.isfinite(g)).sum())):
                 raise LandscapeError(
@@ -111,7 +129,6 @@ class Counterfactual:
                     f"batch of {len(rows)} examples; {variant.name!r} needs a finite gradient. "
                     f"Check the checkpoint and the inputs."
                 )
-        return made
 
     @property
     def _joint(self) -> bool:

@@ -64,8 +64,8 @@ def mask_overlap(
     those that reach o)/(1 + all). What is shared by position within a filter counts as chance
     there. p_holm(pair, tensor), p_holm_filter_all(pair): Holm over all that this result tests. Read
     kappa as the effect, p as a gate: p falls with the size of a tensor, kappa does not.
-    density(direction, tensor): share selected by each variant. Cost: 2 gradients of the batch per
-    variant.
+    density(direction, tensor): share selected by each variant. Cost: one gradient of the
+    batch for all variants, and one for each that finds an ascent of its own.
     kappa is Cohen's, doi:10.1177/001316446002000104; bn: "batch", the statistics of that batch, or
     "eval".
 
@@ -136,8 +136,8 @@ def batch_overlap(
     against permuted filters: means over the pairs, (direction, comparison, tensor), and
     *_all(direction, comparison) over all tensors. kappa_all_std: SD of kappa_all over the pairs.
     Pairs share batches and are not independent: z_score is that of one pair, and does not grow with
-    their number. A variant without a mask is NaN. Cost: 2 gradients per variant and batch, and of
-    all examples.
+    their number. A variant without a mask is NaN. Cost: a gradient of each batch, and of all
+    examples, for all variants.
     bn: "batch", the statistics of each batch, or "eval". kappa is Cohen's,
     doi:10.1177/001316446002000104.
 
@@ -158,12 +158,13 @@ def batch_overlap(
     here = Counterfactual(risk, measuring.theta, batch_size=batch_size, bn=bn, seed=seed)
     batches = [*here.batches(num_batches), torch.arange(risk.num_examples)]
     rule, columns = Filters.of(risk), []
-    for name, variant in variants.items():
-        masks = [
-            here.flat_mask(here.perturb(variant, state=_state(states, name), rows=rows, seed=i))
-            for i, rows in enumerate(batches, start=seed + zlib.crc32(name.encode()))
-        ]
-        *single, whole = masks
+    masks: dict[str, list[Tensor]] = {name: [] for name in variants}
+    for i, rows in enumerate(batches):  # variants within: they share the gradient of a batch
+        for name, variant in variants.items():
+            draws = seed + zlib.crc32(name.encode()) + i
+            made = here.perturb(variant, state=_state(states, name), rows=rows, seed=draws)
+            masks[name].append(here.flat_mask(made))
+    for *single, whole in masks.values():
         columns.append(
             [
                 _repeated(risk, rule, pairs)

@@ -37,7 +37,7 @@ def perturbation(
     bn="batch": the batch's own statistics, as the optimizer sees it; "eval": running statistics.
     state: slot state of a live optimizer (averages, masks); without it F-SAM's average is the mean
     gradient over all batches of the data, and masks are drawn here (`note` in the provenance).
-    Cost: 2 gradients of the batch, 2 losses of the risk.
+    Cost: a gradient and a loss of the batch, 2 losses of the risk.
     By definition of each variant (`sam.perturb`). batch_size: examples of that batch.
 
     Example:
@@ -51,7 +51,9 @@ def perturbation(
     here = Counterfactual(risk, theta, batch_size=batch_size, bn=bn, seed=seed)
     made = here.perturb(variant, state=state)
     e, g, mask = here.flat(made.e), here.flat_gradient(made), here.flat_mask(made)
-    full = risk.loss(theta + e) - clean
+    moved = theta + e
+    full = risk.loss(moved) - clean
+    batch_increase = float(here.loss_at(moved) - made.loss_clean)
 
     layout = risk.layout
     sizes = np.array([tensor.numel for tensor in layout.tensors])
@@ -63,7 +65,6 @@ def perturbation(
     chosen = numbers([part.double().mean() for part in split(layout, mask)])
     with np.errstate(divide="ignore", invalid="ignore"):
         share, relative, ratio = norms**2 / total**2, norms / weights, np.divide(total, rho)
-    batch_increase = float(made.loss_perturbed - made.loss_clean)
     variables = {
         "density": Variable("tensor", chosen, "1", "Share of coordinates perturbed"),
         "energy_share": Variable("tensor", share, "1", "Share of ‖e‖²"),
@@ -106,8 +107,8 @@ def perturbation_cosines(
     cosine(pair, tensor) = e_a·e_b/(‖e_a‖‖e_b‖) of one tensor and cosine_squared, the overlap of
     what is really perturbed, sizes and signs included; NaN where one of the two leaves the tensor
     alone. expected(tensor) = 1/n_l, the mean square for independent directions. cosine_all(pair),
-    cosine_squared_all, expected_all = 1/P: over all tensors. Cost: 2 gradients of the batch per
-    variant.
+    cosine_squared_all, expected_all = 1/P: over all tensors. Cost: one gradient of the
+    batch for all variants, and one for each that finds an ascent of its own.
     By definition of the cosine. bn: "batch" or "eval", the BatchNorm mode of the batch.
 
     Example:

@@ -407,7 +407,7 @@ RECORDS = (
     ),
     Record(
         alignment,
-        cost=lambda o, _: LANCZOS * o["k"] + 2 * len(o["variants"]),
+        cost=lambda o, _: LANCZOS * o["k"] + 1,
         variants=("variants",),
     ),
     Record(

@@ -260,8 +260,8 @@ def gradient_noise(
     )
 
 
-def _masks(options: Options, _work: Work) -> float:
-    return 2 * len(options["variants"])
+def _masks(_options: Options, _work: Work) -> float:
+    return 1  # which all variants climb from
 
 
 def _disjoint(o: Options, examples: int) -> None:
@@ -320,7 +320,7 @@ RECORDS = (
     Record(
         perturbation,
         fits=has_statistics,
-        cost=lambda *_: 2 + 2 * FORWARD,
+        cost=lambda *_: 1 + 3 * FORWARD,
         default=True,
         choices=_BN,
         perturbs=True,
@@ -328,7 +328,7 @@ RECORDS = (
     Record(
         perturbation_controls,
         fits=has_statistics,
-        cost=lambda o, _: 2 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
+        cost=lambda o, _: 1 + (6 + 4 * o["num_draws"]) * 2 * FORWARD,
         choices=_BN,
         perturbs=True,
     ),

@@ -223,3 +223,38 @@ def test_one_example_has_no_statistics_of_a_batch():
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)
     with pytest.raises(LandscapeError, match="batch_size=1 was asked with bn='batch'"):
         Counterfactual(risk, risk.theta, batch_size=1, bn="batch", seed=0)
+
+
+def test_variants_share_one_gradient_of_their_rows():
+    """Asked after one another they perturb as when asked alone, and one gradient is paid for."""
+    x, y, _ = batch(3, size=40)
+    risk = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x, y))
+    chosen = {name: variants()[name] for name in ("zsharp", "asam", "ssam_d", "esam", "sam_on")}
+
+    def here():
+        return Counterfactual(risk, risk.theta, batch_size=16, bn="batch", seed=4)
+
+    before, together = risk.cost, here()
+    found = {name: together.perturb(variant) for name, variant in chosen.items()}
+    assert risk.cost - before == pytest.approx(16 / 40)
+    for name, variant in chosen.items():
+        alone = here().perturb(variant)
+        assert same(found[name].e.values(), alone.e.values())
+        assert same(found[name].mask.values(), alone.mask.values())
+    other = together.batches(2)[1]
+    assert same(together.perturb(FILTER, rows=other).g1, here().perturb(FILTER, rows=other).g1)
+    assert not same(together.perturb(FILTER).g1, together.perturb(FILTER, rows=other).g1)
+
+
+def test_what_was_asked_alone_is_what_sam_perturbs():
+    """Without a pass at w + e: its loss and gradient are unknown, all else is the same."""
+    x, y, _ = batch(3, size=40)
+    risk = EmpiricalRisk(cnn(), nn.CrossEntropyLoss(), (x, y))
+    here = Counterfactual(risk, risk.theta, batch_size=16, bn="batch", seed=4)
+    made = here.perturb(FILTER)
+    whole = sam.perturb(FILTER, here.model, here.losses, here.rows, seed=4)
+    assert same(made.e.values(), whole.e.values())
+    assert math.isnan(float(made.loss_perturbed))
+    assert all(g is None for g in made.g2)
+    moved = risk.theta + here.flat(made.e)
+    assert float(here.loss_at(moved)) == pytest.approx(float(whole.loss_perturbed), rel=1e-6)
