@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.scale --network vit_s --only "features;margins"
     OMP_NUM_THREADS=1 python -m benchmarks.scale --masks         # 200 mask snapshots alone
     OMP_NUM_THREADS=1 python -m benchmarks.scale --stream        # one tensor of 10^8 alone
-    OMP_NUM_THREADS=1 python -m benchmarks.scale --excess        # in plain gradients, about 5 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --excess        # in plain gradients, 5 minutes
 
 Every cell is a process of its own: CPU seconds of the call on one thread, and the largest resident
 set of the process (ru_maxrss), libraries, network and its gradient included. `setup` does nothing
