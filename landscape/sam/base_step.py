@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.sam.checks import USE_ANOTHER
-from landscape.sam.finite import Finite, all_finite, are_little, chosen, copies
+from landscape.sam.finite import FEW, Finite, all_finite, are_little, chosen, copies
 from landscape.sam.geometry import scale
 from landscape.sam.shards import local
 from landscape.sam.variant import Point
@@ -49,8 +49,11 @@ class BaseStep:
 
         scaled: the gradient has yet to pass through the scaler's own step.
         """
-        optimizer, finite = self.optimizer, self.finite
+        optimizer = self.optimizer
         scaled = scaled and self.scaler is not None
+        if not scaled and self._asking_is_cheaper():
+            self.finite = bool(self.finite)
+        finite = self.finite
         if finite is False:
             optimizer.skipped = optimizer.skipped + 1
             optimizer.buffers_at_start.restore()
@@ -61,7 +64,7 @@ class BaseStep:
         if optimizer.clip_norm is not None:
             self._clip(optimizer.clip_norm)
         if isinstance(finite, Tensor):
-            optimizer.skipped = optimizer.skipped + (~finite).long()
+            optimizer.skipped = optimizer.skipped + ~finite
             optimizer.buffers_at_start.restore(unless=finite)
         if scaled:
             self._scaled_step()
@@ -74,6 +77,11 @@ class BaseStep:
             if slot is not None:
                 slot.after_step(self.point, optimizer.slots[place])
         optimizer.step_count += 1
+
+    def _asking_is_cheaper(self) -> bool:
+        """Whether one wait takes less time than the launches that spare it."""
+        optimizer = self.optimizer
+        return optimizer.wait_for_device is None and len(optimizer.trained.parameters) < FEW
 
     def _plain_step(self) -> None:
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landscape.checks import check_fraction
 from landscape.errors import LandscapeError
+from landscape.sam.directions import where_finite
 from landscape.sam.geometry import scale
 from landscape.sam.slot import Slot
 from landscape.sam.sources import centred
@@ -195,12 +196,7 @@ class Reuse(Slot):
             ]
         gv = [b - c.to(b.dtype) * a for a, b, c in zip(g1, g2, along, strict=True)]
         gv = self._without_rounding(point, gv, g2)
-        kept = state.get("gv", {})
-        if isinstance(point.finite, Tensor):
-            gv = [
-                torch.where(point.finite, v, kept.get(n, torch.zeros_like(v)))
-                for n, v in zip(point.names, gv, strict=True)
-            ]
+        gv = where_finite(point, state.get("gv", {}), gv)
         state["gv"] = dict(zip(point.names, gv, strict=True))
         return g2
 

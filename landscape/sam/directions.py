@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.sam.finite import chosen
 from landscape.sam.slot import Slot
 from landscape.sam.variant import Point, State
 
@@ -14,12 +15,15 @@ def joined(point: Point, old: dict[str, Tensor], new: list[Tensor]) -> dict[str,
 
     Tensors that the point lacks keep their value; those seen for the first time start here.
     """
-    if isinstance(point.finite, Tensor):  # on CUDA, where nothing waits for the answer
-        new = [
-            torch.where(point.finite, x, old.get(n, torch.zeros_like(x)))
-            for n, x in zip(point.names, new, strict=True)
-        ]
-    return old | dict(zip(point.names, new, strict=True))
+    return old | dict(zip(point.names, where_finite(point, old, new), strict=True))
+
+
+def where_finite(point: Point, old: dict[str, Tensor], new: list[Tensor]) -> list[Tensor]:
+    """`new` of the point's tensors, or on CUDA, where nothing waits for the answer, `old` or 0."""
+    if not isinstance(point.finite, Tensor):
+        return new
+    both = zip(point.names, new, strict=True)
+    return chosen(point.finite, new, [old[n] if n in old else torch.zeros_like(x) for n, x in both])
 
 
 @dataclass(frozen=True)

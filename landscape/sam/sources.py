@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.sam.finite import chosen, copies
 from landscape.sam.slot import Slot, slot
 from landscape.sam.variant import Point, State
 
@@ -61,12 +62,11 @@ class Friendly(Slot):
             means, g = map(list, zip(*known, strict=True))
             finite = point.finite
             # On CUDA nothing waits for the answer.
-            before = [m.clone() for m in means] if isinstance(finite, Tensor) else []
+            before = copies(means) if isinstance(finite, Tensor) else []
             torch._foreach_mul_(means, self.lmbda)
             torch._foreach_add_(means, g, alpha=1.0 - self.lmbda)
             if isinstance(finite, Tensor):
-                for m, old in zip(means, before, strict=True):
-                    m.copy_(torch.where(finite, m, old))
+                torch._foreach_copy_(means, chosen(finite, means, before))
         for n, x in fresh:
             memory[n] = x.clone() if self.init == "grad" else x * (1.0 - self.lmbda)
 
@@ -113,7 +113,7 @@ class Stale(Slot):
         ]
         kept = point.gradients
         if isinstance(point.finite, Tensor):
-            kept = [torch.where(point.finite, g, old) for g, old in zip(kept, u, strict=True)]
+            kept = chosen(point.finite, kept, u)
         state["previous"] = dict(zip(point.names, kept, strict=True))
         return u
 

@@ -172,10 +172,11 @@ class Step:
         if optimizer.local is not None:
             self.finite = replicas.all_agree(optimizer.local, self.finite, optimizer.device)
         if isinstance(self.finite, Tensor):
-            num = len(point.gradients)
-            all_of_it = chosen(self.finite, [*point.gradients, *point.norms, point.norm])
+            num, known = len(point.gradients), point._norms or []
+            all_of_it = chosen(self.finite, [*point.gradients, *known, point.norm])
             point.gradients = all_of_it[:num]
-            *point._norms, point._norm = all_of_it[num:]
+            *norms, point._norm = all_of_it[num:]
+            point._norms = norms or None
             point.finite = self.finite
 
     def _settled(self, finite: Finite) -> Finite:
@@ -392,8 +393,8 @@ class Step:
             if isinstance(self.finite, Tensor) and correction.needs_g1:
                 # Without waiting: nothing infinite may reach what a correction keeps.
                 pair.finite = self.finite
-                pair.gradients = [torch.where(self.finite, g, 0.0) for g in pair.gradients]
-                self.taken = [torch.where(self.finite, g, 0.0) for g in self.taken]
+                pair.gradients = chosen(self.finite, pair.gradients)
+                self.taken = chosen(self.finite, self.taken)
             if self._summed is not None:
                 torch._foreach_mul_(self.taken, self._summed.alpha)
                 gd = self.taken

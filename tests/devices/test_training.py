@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from landscape import training
 from landscape.study import Options, parse, run
@@ -12,8 +13,15 @@ from tests.devices import pretend
 from tests.study.test_status import HERE, TEXT
 
 
-def trained_on(device, folder, *, name="sam", recorder=None, batch_size=16):
-    model = small.model()
+def deep():
+    """Of as many tensors as a step has that never asks whether its gradient is finite."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(15) for layer in (nn.Linear(6, 6), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(6, 3))
+
+
+def trained_on(device, folder, *, name="sam", recorder=None, batch_size=16, model=None):
+    model = model or small.model()
     options = training.TrainingOptions(epochs=3, batch_size=batch_size, lr=0.1)
     training.train(
         model, small.data(), small.variant(name), options, seed=0, folder=folder,
@@ -64,7 +72,10 @@ def test_steps_between_records_do_not_wait(scalars, tmp_path):
     recorder = training.RecorderOptions(scalars=scalars, snapshots=0)
     for size in (16, 8):
         with pretend.watch() as seen:
-            trained_on(pretend.DEVICE, tmp_path / str(size), recorder=recorder, batch_size=size)
+            trained_on(
+                pretend.DEVICE, tmp_path / str(size), recorder=recorder, batch_size=size,
+                model=deep(),
+            )  # fmt: skip
         waits.append(seen.waits)
     assert waits[0] == waits[1], seen
 

@@ -478,14 +478,15 @@ def test_float16_with_a_scaler_that_starts_too_high(name, accelerator):
     assert loss < first
 
 
+@pytest.mark.parametrize("wait", [None, False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_skipped_step_on_an_accelerator_leaves_weights_and_momentum(fused, accelerator):
+def test_a_skipped_step_on_an_accelerator_leaves_weights_and_momentum(fused, wait, accelerator):
     device = accelerator
     model = cnn().float().to(device)
     base = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused
     )  # fmt: skip
-    optimizer = sam.SAM(model, base, sam.fsam(0.1))
+    optimizer = sam.SAM(model, base, sam.fsam(0.1), wait_for_device=wait)
     x, y, _ = batch()
     x, y = x.float().to(device), y.to(device)
     optimizer.step(closure_of(model, (x, y)))
@@ -512,7 +513,7 @@ def test_steps_do_not_wait_for_an_accelerator(name, fused, accelerator, no_waiti
     x, y, _ = batch()
     b = (x.float().to(device), y.to(device))
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-    optimizer = sam.SAM(model, base, VARIANTS[name])
+    optimizer = sam.SAM(model, base, VARIANTS[name], wait_for_device=False)
     optimizer.step(losses_of(model), b)
     with no_waiting:
         for _ in range(3):
