@@ -19,6 +19,7 @@ from torch import Tensor
 from landscape.sharding import ShardedVector, Space, operands, own, whole
 
 __all__ = [
+    "ascending",
     "combine",
     "combine_",
     "cosine",
@@ -270,6 +271,19 @@ def subtract_(rows: Float[Tensor, "m P"], C: Tensor, Q: Float[Tensor, "k P"]) ->
         slab = slice(start, start + 2**20)
         rows[:, slab] -= C.to(rows) @ Q[:, slab].to(rows)
     return rows
+
+
+def ascending(x: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """The elements of a vector of float32 or float64 in ascending order.
+
+    Sorted are their bits as integers, for which torch has a radix sort: ten times as fast as that
+    of floating-point numbers on a CPU. Negative numbers, whose bits ascend with their size, have
+    these turned round before and after. NaN comes first or last, by its sign.
+    """
+    kind, last = (torch.int64, 63) if x.dtype == torch.float64 else (torch.int32, 31)
+    bits = x.contiguous().view(kind)
+    keys = (bits ^ ((bits >> last) & ~(-1 << last))).sort().values
+    return keys.bitwise_xor_((keys >> last) & ~(-1 << last)).view(x.dtype)
 
 
 def drawn(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ def test_numbers_are_those_of_the_cpu(name, monkeypatch):
 
 # More waits at size 2 where it is not none. A recurrence is read once, to see whether it broke down
 # while its basis is there: two more probes. A batch is asked once whether its gradient is finite,
-# for each variant. A row of a grid is read once, since it can be stored. A gradient whose values
-# are counted goes to the host once.
+# for each variant. A row of a grid is read once, since it can be stored. The statistics
+# of a gradient are read once.
 MORE = {
     "spectral_density": 2, "alignment": 2, "batch_overlap": 4, "mask_overlap": 2,
     "perturbation_cosines": 2, "gradient_zscores batches": 2, "loss_plane": 4, "loss_slice": 2,

@@ -34,7 +34,7 @@ PERMITTED = {
     ("measure/perturbations/gradient_noise.py", "norms"): "one number per tensor, in float64",
     ("measure/perturbations/perturbation.py", "perturbation"): "one number per tensor, in float64",
     ("measure/perturbations/recorded_masks.py", "_selection"): "shares per tensor, in numpy",
-    ("measure/perturbations/zscore_statistics.py", ""): "histograms, in numpy's float64",
+    ("measure/perturbations/zscore_statistics.py", ""): "sorted values, in float64",
     ("risk/_checks.py", "_fails_twice"): "whether derivatives exist, not their values",
     ("sharding/operations.py", ""): "torch's own operations of a part, as of a whole vector",
     ("sam/finite.py", "all_finite"): "whether it is finite, not how long it is",

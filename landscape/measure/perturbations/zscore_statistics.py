@@ -1,14 +1,19 @@
 """z-score statistics of one set of gradient entries, exact or from a histogram."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
 from scipy import stats
+from torch import Tensor
 
-from landscape.streams import Grid, Moments, ValueHistogram, host, spread_of_rounding
+from landscape import vectors
+from landscape.streams import Grid, ValueHistogram
 
 LEVELS = np.linspace(0.0, 8.0, 33)
 PERCENTILES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -17,225 +22,343 @@ SHARES = np.array([0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3
 NORMAL_QUANTILES = np.linspace(-3.5, 3.5, 57)
 PROBABILITIES = stats.norm.cdf(NORMAL_QUANTILES)
 
-SCALARS = (
-    "mean", "std", "mean_over_std", "skewness", "excess_kurtosis", "threshold", "kept_share",
-    "captured_energy", "topk_jaccard", "overflow", "gini", "zero_share", "tie_share",
-    "threshold_error",
-)  # fmt: skip
 AT = ("threshold", "kept_share", "captured_energy", "topk_jaccard")
-EMPTY = ("zero gradient", "zero variance", "one element")
+EMPTY = ("one element", "zero gradient", "zero variance")
+KNOWN = ("mean", "std", "zero_share", "not_finite")  # also where there are no z-scores
+UNUSUAL = ("few elements", "ties", "exact zeros")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Where distributions are looked at, on one device: percentiles, levels, shares, bins of z."""
+
+    percentiles: Float[Tensor, " p"]
+    levels: Float[Tensor, " l"]
+    shares: Float[Tensor, " s"]
+    probabilities: Float[Tensor, " q"]
+    edges: Float[Tensor, " b"]
+    percentile: float
+    grid: Grid
+
+    @classmethod
+    def of(cls, percentile: float, grid: Grid, device: torch.device) -> "Marks":
+        """The percentile asked comes first, before those of every result."""
+        told = ((percentile, *PERCENTILES), LEVELS, SHARES, PROBABILITIES, grid.edges)
+        ends = np.cumsum([len(values) for values in told])
+        every = torch.tensor(np.concatenate(told)).to(device)
+        return cls(*every.tensor_split(ends[:-1].tolist()), percentile, grid)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation (unbiased), skewness and excess kurtosis, 0-d in float64."""
+
+    mean: Tensor
+    std: Tensor
+    skewness: Tensor
+    kurtosis: Tensor
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "n"]) -> "Spread":
+        """Those of the values, by centred sums in float64."""
+        n, wide = values.numel(), values.double()
+        mean = wide.mean()
+        gaps = wide - mean
+        squares = gaps.square()
+        m2, m3, m4 = squares.sum(), vectors.dot(squares, gaps), vectors.squared_norm(squares)
+        known = m2.square() > 0
+        return cls(
+            mean,
+            (m2 / (n - 1)).sqrt(),
+            torch.where(known, math.sqrt(n) * m3 / m2**1.5, torch.nan),
+            torch.where(known, n * m4 / m2.square() - 3.0, torch.nan),
+        )
 
 
 @dataclass(frozen=True)
 class CountedValues:
-    """Values x (n,) that occur `counts` times, with the sum of squares of those occurrences."""
+    """n values in ascending order: x (k,), of which each stands for a run of equal ones.
 
-    x: np.ndarray
-    counts: np.ndarray
-    squares: np.ndarray
-    moments: Moments
-    zeros: int
+    squares (k + 1,): sum of squares of all values before each run, the last of all values. ends
+    (k + 1,): how many values lie before each run; None where every value stands by itself. eps:
+    relative error of a value. All on one device, and nothing here waits for it.
+    """
+
+    x: Float[Tensor, "k"]
+    squares: Float[Tensor, "k+1"]
+    ends: Int[Tensor, "k+1"] | None
+    num: int
+    spread: Spread
     eps: float
     histogram: ValueHistogram | None = None
 
     @classmethod
     def of(cls, values: Any) -> "CountedValues":
         """Every value by itself."""
-        flat = host(values).reshape(-1)
-        x = flat.astype(np.float64)
-        eps = float(np.finfo(flat.dtype).eps) if flat.dtype.kind == "f" else 2.0**-52
-        return cls(x, np.ones(x.size, np.int64), x * x, Moments.of(x), int((x == 0).sum()), eps)
+        flat = torch.as_tensor(values).detach().reshape(-1)
+        flat = flat.float() if flat.element_size() < 4 else flat
+        x = vectors.ascending(flat)
+        squares = _before(x.double().square())
+        return cls(x, squares, None, len(flat), Spread.of(flat), torch.finfo(flat.dtype).eps)
 
     @classmethod
-    def within(cls, histogram: ValueHistogram) -> "CountedValues":
-        """The centres of a histogram's bins."""
+    def within(
+        cls, histogram: ValueHistogram, device: torch.device | None = None
+    ) -> "CountedValues":
+        """The centres of a histogram's bins, on this device."""
+        order = np.argsort(histogram.centres)
+        x, counts, squares = (
+            torch.from_numpy(values[order]).to(device)
+            for values in (histogram.centres, histogram.counts, histogram.squares)
+        )
+        moments = histogram.moments
+        known = (moments.mean, moments.std, moments.skewness, moments.excess_kurtosis)
         return cls(
-            histogram.centres,
-            histogram.counts,
-            histogram.squares,
-            histogram.moments,
-            histogram.zeros,
+            x,
+            _before(squares),
+            _before(counts),
+            moments.count,
+            Spread(*torch.tensor(known, dtype=torch.float64).to(device)),
             2.0**-24,
             histogram,
         )
 
-    @property
-    def num(self) -> int:
-        """Number of values."""
-        return self.moments.count
-
-    @property
-    def empty(self) -> str:
-        """Why there are no z-scores, or ""."""
-        if self.num == 1:
-            return "one element"
-        if self.zeros == self.num:
-            return "zero gradient"
-        varies = self.moments.std > spread_of_rounding(self.x, self.eps)
-        return "" if varies else "zero variance"
+    @cached_property
+    def z(self) -> Float[Tensor, "k"]:
+        """Standardized values, ascending as well."""
+        return (self.x.double() - self.spread.mean) / self.spread.std
 
     @cached_property
-    def z(self) -> np.ndarray:
-        """Standardized values."""
-        return (self.x - self.moments.mean) / self.moments.std
+    def zeros(self) -> Int[Tensor, ""]:
+        """How many are exactly zero."""
+        if self.histogram is not None:
+            return torch.tensor(self.histogram.zeros).to(self.x.device)
+        return _within(self, self.x, self.x.new_zeros(())).size
 
-    def ties(self, low: float, at_most: int) -> int:
+    @cached_property
+    def sizes(self) -> "CountedValues":
+        """|x|, ascending."""
+        if self.ends is None:
+            x = vectors.ascending(self.x.abs())
+            return replace(self, x=x, squares=_before(x.double().square()))
+        x, order = self.x.abs().sort()
+        squares, ends = (_before(each.diff()[order]) for each in (self.squares, self.ends))
+        return replace(self, x=x, squares=squares, ends=ends)
+
+    @property
+    def empty(self) -> Int[Tensor, ""]:
+        """Why there are no z-scores, 1 + its place in EMPTY; 0 where there are."""
+        largest = torch.maximum(self.x[0].abs(), self.x[-1].abs()).double()
+        varies = self.spread.std > 10 * self.eps * largest
+        why = torch.where(varies, 0, 3)
+        why = torch.where(self.zeros == self.num, 2, why)
+        return torch.ones_like(why) if self.num == 1 else why
+
+    # y is x or z: both ascend, and a place is that of a value among all n.
+
+    def value(self, y: Tensor, place: Int[Tensor, "m"]) -> Tensor:
+        """The values at these places."""
+        if self.ends is not None:
+            place = torch.searchsorted(self.ends, place, right=True) - 1
+        return y[place.clamp(max=len(y) - 1)]
+
+    def below(self, y: Tensor, bounds: Tensor, *, equal: bool = False) -> Int[Tensor, "m"]:
+        """How many values lie below these bounds, or at most at them."""
+        found = torch.searchsorted(y, bounds, right=equal)
+        return found if self.ends is None else self.ends[found]
+
+    def energy(self, places: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+        """Sum of squares of the values before these places, linear inside equal values."""
+        if self.ends is None:
+            return self.squares[places]
+        run = (torch.searchsorted(self.ends, places, right=True) - 1).clamp(max=len(self.x) - 1)
+        start, size = self.ends[run], self.ends[run + 1] - self.ends[run]
+        share = (places - start).double() / size.clamp(min=1)
+        return self.squares[run] + share * (self.squares[run + 1] - self.squares[run])
+
+    def nearest(self, y: Tensor, count: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+        """Where the `count` values nearest to y = 0 begin: they are neighbours."""
+        count = count.clamp(min=1)
+        most = self.num - count
+        low, high = torch.zeros_like(count), most
+        for _ in range(self.num.bit_length()):
+            middle = (low + high) >> 1
+            # The first of them is farther than the one behind the last.
+            apart = -self.value(y, middle) > self.value(y, middle + count)
+            low, high = torch.where(apart, middle + 1, low), torch.where(apart, high, middle)
+        return torch.minimum(low, most)
+
+    def distance(self, y: Tensor, rank: Int[Tensor, "m"]) -> Tensor:
+        """Order statistics of |y|, counted from 0."""
+        first = self.nearest(y, rank + 1)
+        return torch.maximum(-self.value(y, first), self.value(y, first + rank))
+
+    def ties(self, low: Tensor, at_most: Tensor) -> Tensor:
         """Values tied at the lower order statistic; in a stream only exact zeros can be told."""
         if self.histogram is None:
             return at_most
-        mean, distance = abs(self.moments.mean), low * self.moments.std
-        return self.zeros if abs(distance - mean) <= 1e-9 * mean + 1e-38 else 1
+        mean, distance = self.spread.mean.abs(), low * self.spread.std
+        return torch.where((distance - mean).abs() <= 1e-9 * mean + 1e-38, self.zeros, 1)
 
-    @cached_property
-    def by_distance(self) -> "Ordered":
-        """In the order of |z|."""
-        return Ordered.of(np.abs(self.z), self.counts, self.squares)
+    def error(self, percentile: float) -> Tensor:
+        """Half of the interval in which the threshold certainly lies."""
+        if self.histogram is None:
+            return torch.zeros_like(self.spread.std)
+        moments = self.histogram.moments
+        low, high = self.histogram.distance_quantile(moments.mean, percentile)
+        return 0.5 * (high - low) / self.spread.std
 
-    @cached_property
-    def by_size(self) -> "Ordered":
-        """In the order of |x|."""
-        return Ordered.of(np.abs(self.x), self.counts, self.squares)
+
+def _before(values: Tensor) -> Tensor:
+    """Sums of all values before each, and of all."""
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])
+
+
+def zscore_row(points: CountedValues, marks: Marks) -> dict[str, Tensor]:
+    """Every statistic of one row of `gradient_zscores`, on the device; `read` tells them.
+
+    Where `empty` is not 0 there are no z-scores, and only mean, std and zero_share mean anything.
+    """
+    n, z, spread = points.num, points.z, points.spread
+    kept = _kept(points, marks.percentiles)
+    binned = points.below(z, marks.edges)
+    tail = n - _within(points, z, marks.levels).size
+    few = n * (1 - marks.percentiles[0]) < 1
+    row = {
+        "mean": spread.mean,
+        "std": spread.std,
+        "zero_share": points.zeros.double() / n,
+        "mean_over_std": spread.mean / spread.std,
+        "skewness": spread.skewness,
+        "excess_kurtosis": spread.kurtosis,
+        "overflow": (n - (binned[-1] - binned[0])).double() / n,
+        "density": binned.diff().double() / (n * marks.grid.width),
+        "exceedance": tail.double() / n,
+        "lorenz": _top_energy(points, marks.shares * n),
+        "gini": _gini(points),
+        "z_quantile": _quantiles(points, marks.probabilities),
+        "tie_share": kept["ties"][0].double() / n,
+        "threshold_error": points.error(marks.percentile),
+    }
+    row |= {name: kept[name][0] for name in AT}
+    row |= {f"{name}_at": kept[name][1:] for name in AT}
+    return row | {
+        "empty": points.empty,
+        "unusual": torch.stack([few, kept["ties"][0] > 1, points.zeros > 0]),
+    }
 
 
 @dataclass(frozen=True)
-class Ordered:
-    """Values in ascending order, with cumulative counts and sums of squares up to each."""
+class _Window:
+    """Neighbours among the ascending values, from place `first` up to the one before `last`."""
 
-    values: np.ndarray
-    counts: np.ndarray
-    squares: np.ndarray
+    first: Int[Tensor, "m"]
+    last: Int[Tensor, "m"]
 
-    @classmethod
-    def of(cls, values: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> "Ordered":
-        """Sorted."""
-        order = np.argsort(values)
-        return cls(values[order], np.cumsum(counts[order]), np.cumsum(squares[order]))
+    @property
+    def size(self) -> Int[Tensor, "m"]:
+        return (self.last - self.first).clamp(min=0)
 
-    def rank(self, rank: int) -> float:
-        """Order statistic, counted from 0."""
-        last = int(self.counts[-1]) - 1
-        return float(self.values[np.searchsorted(self.counts, min(rank, last), side="right")])
-
-    def at_most(self, bound: float) -> tuple[int, float]:
-        """Count and sum of squares of the values up to and including `bound`."""
-        index = int(np.searchsorted(self.values, bound, side="right"))
-        return (int(self.counts[index - 1]), float(self.squares[index - 1])) if index else (0, 0.0)
-
-    def top_energy(self, counts: np.ndarray) -> np.ndarray:
-        """Share of the squares in the `counts` largest values, linear inside equal values."""
-        ends = np.concatenate([[0], self.counts])
-        sums = np.concatenate([[0.0], self.squares])
-        return 1.0 - np.interp(self.counts[-1] - counts, ends, sums) / self.squares[-1]
+    def common(self, other: "_Window") -> Int[Tensor, "m"]:
+        """How many values are in both."""
+        last = torch.minimum(self.last, other.last)
+        return _Window(torch.maximum(self.first, other.first), last).size
 
 
-def zscore_row(points: CountedValues, percentile: float, grid: Grid) -> dict[str, Any]:
-    """Every statistic of one row of `gradient_zscores`; NaN where there are no z-scores."""
-    row = _nothing(grid)
-    row |= {
-        "mean": points.moments.mean,
-        "std": points.moments.std,
-        "zero_share": points.zeros / max(points.num, 1),
-    }
-    if points.empty:
-        return row | {"flag": points.empty}
-    moments, ordered = points.moments, points.by_distance
-    at = [_kept(points, level) for level in (percentile, *PERCENTILES)]
-    inside = (points.z >= grid.low) & (points.z < grid.high)
-    density, _ = np.histogram(points.z[inside], grid.edges, weights=points.counts[inside])
-    tail = np.array([points.num - ordered.at_most(level)[0] for level in LEVELS])
-    row |= {
-        "mean_over_std": moments.mean / moments.std,
-        "skewness": moments.skewness,
-        "excess_kurtosis": moments.excess_kurtosis,
-        "overflow": float(points.counts[~inside].sum()) / points.num,
-        "density": density / (points.num * grid.width),
-        "exceedance": tail / points.num,
-        "lorenz": ordered.top_energy(SHARES * points.num),
-        "gini": _gini(points.by_size),
-        "z_quantile": _quantiles(points),
-        "tie_share": at[0]["ties"] / points.num,
-        "threshold_error": _error(points, percentile),
-    }
-    row |= {name: at[0][name] for name in AT}
-    row |= {f"{name}_at": np.array([each[name] for each in at[1:]]) for name in AT}
-    return row | {"flag": _flags(points, percentile, at[0]["ties"])}
+def _within(points: CountedValues, y: Tensor, bound: Tensor, *, equal: bool = True) -> _Window:
+    """The values with |y| <= bound, or < bound."""
+    first = points.below(y, -bound, equal=not equal)
+    return _Window(first, points.below(y, bound, equal=equal))
 
 
-def _nothing(grid: Grid) -> dict[str, Any]:
-    sizes = {
-        "density": grid.bins,
-        "exceedance": len(LEVELS),
-        "lorenz": len(SHARES),
-        "z_quantile": len(PROBABILITIES),
-        **{f"{name}_at": len(PERCENTILES) for name in AT},
-    }
-    empty: dict[str, Any] = {name: np.full(size, np.nan) for name, size in sizes.items()}
-    return empty | dict.fromkeys(SCALARS, math.nan) | {"flag": ""}
-
-
-def _kept(points: CountedValues, percentile: float) -> dict[str, float]:
-    """The z-mask |z| > threshold at one percentile.
+def _kept(points: CountedValues, levels: Float[Tensor, " p"]) -> dict[str, Tensor]:
+    """The z-mask |z| > threshold at each percentile.
 
     The threshold is linear between two order statistics, and what exceeds it is what exceeds the
     lower one: rounding can push the interpolated value past a tie.
     """
-    ordered = points.by_distance
-    position = percentile * (points.num - 1)
-    rank = math.floor(position)
-    low, high = ordered.rank(rank), ordered.rank(rank + 1)
-    below, energy = ordered.at_most(low)
-    kept = points.num - below
+    n, position = points.num, levels * (points.num - 1)
+    rank = position.floor().long()
+    both = points.distance(points.z, torch.cat([rank, (rank + 1).clamp(max=n - 1)]))
+    low, high = both.chunk(2)
+    left_out = _within(points, points.z, low)
+    kept = n - left_out.size
+    energy = points.energy(left_out.last) - points.energy(left_out.first)
     return {
-        "threshold": low + (position - rank) * (high - low),
-        "kept_share": kept / points.num,
-        "captured_energy": 1.0 - energy / float(ordered.squares[-1]),
-        "topk_jaccard": _topk_jaccard(points, low, kept),
-        "ties": points.ties(low, below - rank),
+        "threshold": torch.lerp(low, high, position - rank),
+        "kept_share": kept.double() / n,
+        "captured_energy": 1.0 - energy / points.squares[-1],
+        "topk_jaccard": _topk_jaccard(points, left_out, kept),
+        "ties": points.ties(low, left_out.size - rank),
     }
 
 
-def _topk_jaccard(points: CountedValues, low: float, kept: int) -> float:
-    if kept == 0:
-        return math.nan
+def _topk_jaccard(points: CountedValues, left_out: _Window, kept: Int[Tensor, " p"]) -> Tensor:
+    n, x = points.num, points.x
     # A tie at the edge of the top-k may be broken either way: it is counted for the z-mask.
-    edge = points.by_size.rank(points.num - kept)
-    size, mask = np.abs(points.x), np.abs(points.z) > low
-    sure = points.counts[size > edge].sum()
-    ties = points.counts[mask & (size == edge)].sum()
-    common = points.counts[mask & (size > edge)].sum() + min(ties, kept - sure)
-    return float(common / (2 * kept - common))
+    edge = points.sizes.value(points.sizes.x, n - kept)
+    small, smaller = _within(points, x, edge), _within(points, x, edge, equal=False)
+    in_neither, surely = left_out.common(small), n - small.size
+    ties = (small.size - smaller.size) - (in_neither - left_out.common(smaller))
+    common = n - (left_out.size + small.size - in_neither) + torch.minimum(ties, kept - surely)
+    return torch.where(kept > 0, common.double() / (2 * kept - common), torch.nan)
 
 
-def _gini(ordered: Ordered) -> float:
+def _top_energy(points: CountedValues, counts: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+    """Share of the squares in the `counts` largest |z|, linear between whole numbers of them."""
+    others = (points.num - counts).clamp(0, points.num)
+    whole = torch.cat([others.floor(), others.ceil()]).long()
+    first = points.nearest(points.z, whole)
+    low, high = (points.energy(first + whole) - points.energy(first)).chunk(2)
+    return 1.0 - torch.lerp(low, high, others - others.floor()) / points.squares[-1]
+
+
+def _gini(points: CountedValues) -> Float[Tensor, ""]:
     """1 - 2 x the area under the Lorenz curve of the squares, from small to large."""
-    shares = np.concatenate([[0], ordered.counts]) / ordered.counts[-1]
-    sums = np.concatenate([[0.0], ordered.squares]) / ordered.squares[-1]
-    return 1.0 - float((np.diff(shares) * (sums[1:] + sums[:-1])).sum())
+    sums, ends = points.sizes.squares, points.sizes.ends
+    if ends is None:
+        area = 2 * sums.sum() - sums[-1]
+    else:
+        area = vectors.dot(ends.diff().double(), sums[1:] + sums[:-1])
+    return 1.0 - area / (points.num * sums[-1])
 
 
-def _quantiles(points: CountedValues) -> np.ndarray:
+def _quantiles(points: CountedValues, levels: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
     """Quantiles of z, linear between order statistics."""
-    if points.histogram is None:
-        return np.quantile(points.z, PROBABILITIES)
-    ordered = Ordered.of(points.z, points.counts, points.squares)
-    return np.array([ordered.rank(int(p * (points.num - 1))) for p in PROBABILITIES])
+    position = levels * (points.num - 1)
+    rank = position.floor().long()
+    low, high = (points.value(points.z, place) for place in (rank, rank + 1))
+    return torch.lerp(low, high, position - rank)
 
 
-def _error(points: CountedValues, percentile: float) -> float:
-    """Half of the interval in which the threshold certainly lies."""
-    if points.histogram is None:
-        return 0.0
-    low, high = points.histogram.distance_quantile(points.moments.mean, percentile)
-    return 0.5 * (high - low) / points.moments.std
+# --- on the host ------------------------------------------------------------------------------
 
 
-def _flags(points: CountedValues, percentile: float, ties: float) -> str:
-    found = {
-        "few elements": points.num * (1 - percentile) < 1,
-        "ties": ties > 1,
-        "exact zeros": points.zeros > 0,
-    }
-    return "; ".join(name for name, holds in found.items() if holds)
+def read(rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """Rows with their flags in words; a device is read once for all of them."""
+    sizes = {name: value.shape for name, value in rows[0].items()}
+    parts = [torch.cat([value.double().reshape(-1) for value in row.values()]) for row in rows]
+    ends = np.cumsum([shape.numel() for shape in sizes.values()])[:-1]
+    return [
+        _in_words(
+            {
+                name: part if shape else float(part[0])
+                for (name, shape), part in zip(sizes.items(), np.split(row, ends), strict=True)
+            }
+        )
+        for row in torch.stack(parts).cpu().numpy()
+    ]
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `flag` in the place of the numbers that it is told by."""
+    empty, unusual = int(row.pop("empty")), row.pop("unusual")
+    if not empty:
+        flags = [name for name, holds in zip(UNUSUAL, unusual, strict=True) if holds]
+        return row | {"flag": "; ".join(flags)}
+    known = {name: row[name] for name in KNOWN if name in row}
+    nothing = {name: value * math.nan for name, value in row.items()}
+    return nothing | known | {"flag": EMPTY[empty - 1]}
 
 
 # --- what standardized laws would give --------------------------------------------------------

@@ -10,17 +10,18 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import devices, results
+from landscape import results
 from landscape.checks import check_choice, check_count, check_fraction
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
 from landscape.measure.perturbations import zscore_statistics
 from landscape.measure.perturbations.counterfactual import Counterfactual
-from landscape.measure.perturbations.zscore_statistics import CountedValues, zscore_row
+from landscape.measure.perturbations.zscore_statistics import CountedValues, Marks, read, zscore_row
 from landscape.params import TensorInfo
 from landscape.plane import Filters, is_one_d
 from landscape.results import Variable
 from landscape.risk import EmpiricalRisk
+from landscape.sharding import whole
 from landscape.streams import Grid, ValueHistogram
 
 SOURCES = ("full", "mini-batch", "example", "residual")
@@ -104,21 +105,25 @@ def gradient_zscores(
     measuring = Measuring("gradient_zscores", risk, theta)
     sources = _Gradients(measuring, batch_size, num_batches, bn, state, seed)
     groups = _groups(risk, measuring.theta, grouping)
-    mean = _Averages()
+    mean, marks = _Averages(), Marks.of(percentile, grid, risk.device)
     for number, g in enumerate(sources.of(source)):
-        if devices.is_accelerator(g.device):
-            g = g.cpu()  # where the statistics are made: all of it at once
         rows = []
         for group in groups:
-            values = group.of(g)
-            _check_finite(group.name, values, number)
-            points = (
-                CountedValues.of(values)
-                if values.numel() <= exact_up_to
-                else CountedValues.within(ValueHistogram.of(values))
-            )
-            rows.append(zscore_row(points, percentile, grid))
-        mean.add(rows)
+            values = whole(group.of(g))
+            if values.numel() <= exact_up_to:
+                bad = (~torch.isfinite(values)).sum()
+                points = CountedValues.of(values)
+            else:
+                seen = ValueHistogram.of(values)
+                _check_finite(group.name, seen.not_finite, values.numel(), number)
+                bad = torch.zeros((), device=values.device)
+                points = CountedValues.within(seen, values.device)
+            rows.append(zscore_row(points, marks) | {"not_finite": bad})
+        found = read(rows)
+        for group, row in zip(groups, found, strict=True):
+            bad = int(row.pop("not_finite"))
+            _check_finite(group.name, bad, group.of(g).numel(), number)
+        mean.add(found)
     options = {
         "percentile": percentile,
         "source": source,
@@ -174,7 +179,8 @@ def streamed_zscores(
                 f"alone. Stream the steps before the training diverged."
             )
     mean = _Averages()
-    mean.add([zscore_row(CountedValues.within(h), percentile, grid) for h in histograms.values()])
+    marks = Marks.of(percentile, grid, torch.device("cpu"))
+    mean.add(read([zscore_row(CountedValues.within(h), marks) for h in histograms.values()]))
     names = list(histograms)
     coords = {
         "tensor": np.array(names, dtype=object),
@@ -196,11 +202,10 @@ def _check(percentile: float, source: str, grouping: str, grid: Grid) -> None:
     check_count("bins", grid.bins, 1)
 
 
-def _check_finite(name: str, values: Tensor, draw: int) -> None:
-    bad = int((~torch.isfinite(values)).sum())
+def _check_finite(name: str, bad: int, size: int, draw: int) -> None:
     if bad:
         raise LandscapeError(
-            f"The gradient of {name} has {bad} NaN or infinite values of {values.numel()} (draw "
+            f"The gradient of {name} has {bad} NaN or infinite values of {size} (draw "
             f"{draw}); z-scores need a finite gradient. Check the checkpoint and the inputs."
         )
 

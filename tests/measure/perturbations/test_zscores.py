@@ -32,8 +32,13 @@ from tests.measure_problems import cnn_risk, fingerprint, images, same
 GRID = Grid(bins=241)
 
 
+def row_of(points, percentile, grid=GRID):
+    marks = zscore_statistics.Marks.of(percentile, grid, torch.device("cpu"))
+    return zscore_statistics.read([zscore_statistics.zscore_row(points, marks)])[0]
+
+
 def tensor_zscores(g, percentile, grid=GRID):
-    return zscore_statistics.zscore_row(CountedValues.of(g), percentile, grid)
+    return row_of(CountedValues.of(g), percentile, grid)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def within(row, exact):
 def test_a_streamed_tensor_agrees_with_the_exact_one(dtype):
     x = np.random.default_rng(0).standard_t(3, 200_000)
     g = (1e-5 * x + 2e-6).astype(dtype)
-    row = zscore_statistics.zscore_row(CountedValues.within(ValueHistogram.of(g)), 0.95, GRID)
+    row = row_of(CountedValues.within(ValueHistogram.of(g)), 0.95)
     exact = tensor_zscores(g, 0.95)
     assert within(row, exact)
     assert 0 < row["threshold_error"] < 0.01
@@ -265,7 +270,7 @@ def test_streams_are_flagged_like_tensors():
         (torch.cat([torch.zeros(98), torch.tensor([1.0, 2.0])]), "ties; exact zeros"),
         (torch.cat([torch.zeros(98), torch.tensor([1.0, -1.0])]), "ties; exact zeros"),
     ):
-        row = zscore_statistics.zscore_row(CountedValues.within(ValueHistogram.of(g)), 0.95, GRID)
+        row = row_of(CountedValues.within(ValueHistogram.of(g)), 0.95)
         assert row["flag"] == tensor_zscores(g, 0.95)["flag"] == flag
         assert np.isnan(row["threshold"]) == (flag.startswith(("zero", "one")))
 
@@ -444,3 +449,55 @@ def test_gradients_that_are_not_finite_are_refused_by_name():
     )
     with pytest.raises(LandscapeError, match=r"gradient of bad has 2 NaN or infinite values of 2"):
         measure.gradient_zscores(risk, risk.theta, source="mini-batch", batch_size=4, num_batches=2)
+
+
+def by_hand(x, percentile):
+    """Threshold, energy kept, Jaccard index of the top-k, Lorenz curve and Gini index, sorted."""
+    z = (x - x.mean()) / x.std(ddof=1)
+    n, order = len(x), np.argsort(np.abs(z), kind="stable")
+    threshold = np.quantile(np.abs(z), percentile)
+    rank = int(np.floor(percentile * (n - 1)))
+    kept = np.abs(z) > np.abs(z)[order[rank]]
+    top = np.abs(x) > np.sort(np.abs(x))[n - kept.sum() - 1]
+    energy = np.concatenate([[0], np.cumsum(x[order] ** 2)])
+    ascending = np.sort(x**2)
+    return {
+        "threshold": threshold,
+        "kept_share": kept.mean(),
+        "captured_energy": (x[kept] ** 2).sum() / (x**2).sum(),
+        "topk_jaccard": (kept & top).sum() / (kept | top).sum(),
+        "lorenz": 1 - np.interp(n - SHARES * n, np.arange(n + 1), energy) / energy[-1],
+        "gini": 2 * (np.arange(1, n + 1) * ascending).sum() / (n * ascending.sum()) - (n + 1) / n,
+        "z_quantile": np.quantile(z, PROBABILITIES),
+        "exceedance": (np.abs(z)[:, None] > LEVELS).mean(0),
+        "density": np.histogram(z[(z >= -12) & (z < 12)], GRID.edges)[0] / (n * GRID.width),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 400), st.integers(0, 2**31), st.sampled_from([0.0, 0.3, -4.0, 90.0]))
+def test_windows_of_sorted_values_are_sorts_by_distance(size, seed, shift):
+    """The mean may lie within the values, at their edge, or far from zero."""
+    x = np.random.default_rng(seed).standard_t(3, size) + shift
+    for percentile in (0.0, 0.5, 0.95):
+        row, expected = tensor_zscores(x, percentile), by_hand(x, percentile)
+        for name, value in expected.items():
+            np.testing.assert_allclose(row[name], value, rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 2**31))
+def test_runs_of_equal_values_are_those_values(size, seed):
+    """What is counted in bins is what the same values give one by one: float32 of few bits."""
+    rng = np.random.default_rng(seed)
+    bins = np.float32(rng.integers(-40, 40, size) * 2.0**-3)
+    x = np.repeat(bins, rng.integers(1, 5, size))
+    one, together = CountedValues.of(x), CountedValues.within(ValueHistogram.of(x))
+    whole = len(np.unique(x))
+    assert len(together.x) == whole <= len(one.x) == together.num
+    # A bin's centre is not its value, so that what is compared are counts and energies alone.
+    places = torch.arange(len(x) + 1)
+    np.testing.assert_allclose(one.energy(places), together.energy(places), rtol=1e-12)
+    zero = torch.zeros(1)
+    assert one.below(one.x, zero) == together.below(together.x, zero.double())
+    assert int(one.zeros) == int(together.zeros) == (x == 0).sum()

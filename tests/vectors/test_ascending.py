@@ -1,0 +1,31 @@
+"""Sorted by their bits, numbers ascend."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landscape import vectors
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3000), st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64]))
+def test_elements_ascend_whatever_their_size_and_sign(size, seed, dtype):
+    source = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, generator=source, dtype=dtype)
+    x = x * 10.0 ** torch.randint(-44, 38, (size,), generator=source)  # subnormal to infinite
+    x[torch.rand(size, generator=source) < 0.1] *= 0.0  # of both signs
+    x = x.nan_to_num()
+    before = x.clone()
+    found = vectors.ascending(x)
+    assert torch.equal(found, x.sort().values)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_long_vectors_take_the_radix_sort_and_views_are_read(dtype):
+    x = torch.randn(200_000, dtype=dtype, generator=torch.Generator().manual_seed(0))[::2]
+    x[:3] = torch.tensor([float("inf"), float("-inf"), float("nan")])
+    found = vectors.ascending(x)
+    assert torch.equal(found[:-1], x.sort().values[:-1])
+    assert found[-1].isnan()
