@@ -39,6 +39,7 @@ __all__ = [
     "unit",
     "unit_rows",
     "without",
+    "without_",
 ]
 
 # Elements widened at once: what stays in a core's cache; on a device, what keeps launches few.
@@ -245,6 +246,13 @@ def without(w: Float[Tensor, "P"], Q: Float[Tensor, "k P"], c: Tensor) -> Float[
     if isinstance(w, ShardedVector):
         return ShardedVector(without(w.here, own(Q), c), w.space)
     return torch.addmv(w, Q.T, c.to(w), alpha=-1)
+
+
+def without_(w: Float[Tensor, "P"], Q: Float[Tensor, "k P"], c: Tensor) -> Float[Tensor, "P"]:
+    """W - Qᵀ c in place of w: fresh memory for a long vector costs more than its arithmetic."""
+    if isinstance(w, ShardedVector):
+        return ShardedVector(without_(w.here, own(Q), c), w.space)
+    return w.addmv_(Q.T, c.to(w), alpha=-1)
 
 
 def combine(C: Float[Tensor, "m k"], Q: Float[Tensor, "k P"]) -> Float[Tensor, "m P"]:

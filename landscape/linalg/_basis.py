@@ -50,14 +50,17 @@ class Basis:
                 yield part
             first, last = first - len(block), last - len(block)
 
-    def without(self, w: Tensor, first: int, last: int, *, small: bool) -> tuple[Tensor, Tensor]:
-        """W - Qᵀ Q w and Q w in float64, with Q these rows; `small` as in `vectors.project`."""
+    def without_(self, w: Tensor, first: int, last: int, *, small: bool) -> tuple[Tensor, Tensor]:
+        """W - Qᵀ Q w in place of w, and Q w in float64, with Q these rows.
+
+        `small` as in `vectors.project`.
+        """
         parts = list(self.parts(first, last))
         if not parts:
             return w, torch.zeros(0, dtype=torch.float64, device=w.device)
         overlaps = [vectors.project(Q, w, small=small) for Q in parts]
         for Q, c in zip(parts, overlaps, strict=True):
-            w = vectors.without(w, Q, c)
+            w = vectors.without_(w, Q, c)
         return w, torch.cat(overlaps)
 
     def combine(self, C: Tensor, first: int) -> Tensor:

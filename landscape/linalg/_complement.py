@@ -51,16 +51,16 @@ class Complement:
         before = self.beta[-1] if self.beta else 0 * within
         ends = [before, self.alpha[-1]] if last else [self.alpha[-1], before]
         w = vectors.without(w, self.rows, torch.stack([-lifted, *ends]))
-        w, _, beta = space.clear(w, self.num_rows)
+        w, _, beta = space.clear_(w, self.num_rows)
         self.along.append(along)
         if self.is_kept:
             self.kept.put(len(self.alpha) - 1, v)
-            w, _ = self.kept.without(w, 0, len(self.alpha), small=True)
+            w, _ = self.kept.without_(w, 0, len(self.alpha), small=True)
             (beta,) = vectors.lengths([w])
         else:
             self.kept = Basis(space.basis.like[:0])
         self.beta.append(beta)
-        self.v.copy_(w / beta)
+        self.v.copy_(w.div_(beta))
 
     def settle(self) -> Ritz:
         """Eigenvalues of the recurrence, of which a random start is all where it breaks down."""

@@ -109,24 +109,24 @@ class Krylov:
         """Forget the vectors: room for what comes next."""
         self.basis = Basis(self.basis.like[:0])
 
-    def clear(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """W without its part in the first rows, that part's coefficients, the norm of what is left.
+    def clear_(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """W, in place, without its part in the first rows; that part's coefficients; what is left.
 
         Again where more was taken than is left (Daniel, Gragg, Kaufman & Stewart 1976,
         doi:10.1090/S0025-5718-1976-0431641-8): rounding of what was taken then counts. On a device
         always again: that is cheaper than to wait for the norms.
         """
-        w, overlaps = self.basis.without(w, 0, num_rows, small=True)
+        w, overlaps = self.basis.without_(w, 0, num_rows, small=True)
         (left,) = vectors.lengths([w])
         if self.may_look and bool(vectors.norm(overlaps) <= left):
             return w, overlaps, left
-        w, more = self.basis.without(w, 0, num_rows, small=True)
+        w, more = self.basis.without_(w, 0, num_rows, small=True)
         return w, overlaps + more, vectors.lengths([w])[0]
 
     def orthogonal(self, vector: Tensor) -> Tensor:
-        given = vector.to(self.device, self.dtype).reshape(-1)
-        w, _, left = self.clear(given, self.num_locked + self.num_steps)
-        return w / left
+        given = vector.to(self.device, self.dtype, copy=True).reshape(-1)
+        w, _, left = self.clear_(given, self.num_locked + self.num_steps)
+        return w.div_(left)
 
     def fresh(self) -> Tensor:
         draw = partial(
@@ -137,14 +137,15 @@ class Krylov:
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps
-        w = self.matvec(self.basis[row].clone()).to(self.device, self.dtype)
+        # Of its own, to be changed: what a product returns is somebody else's.
+        w = self.matvec(self.basis[row].clone()).to(self.device, self.dtype, copy=True)
         # What the recurrence knows comes first: beside it the part in all rows is rounding alone,
         # and one projection usually does.
-        w, near = self.basis.without(w, max(self.num_locked, row - 1), row + 1, small=False)
-        w, overlaps, beta = self.clear(w, row + 1)
+        w, near = self.basis.without_(w, max(self.num_locked, row - 1), row + 1, small=False)
+        w, overlaps, beta = self.clear_(w, row + 1)
         self.alpha.append(near[-1] + overlaps[row])
         self.beta.append(beta)
-        self.basis.put(row + 1, w / beta)
+        self.basis.put(row + 1, w.div_(beta))
 
     def settle(self) -> Ritz:
         eps = torch.finfo(self.dtype).eps

@@ -10,26 +10,12 @@ from torch import Tensor
 
 from landscape import devices, vectors
 from landscape.errors import Interrupted
+from landscape.linalg import _proof
 from landscape.linalg._complement import Complement, Union
 from landscape.linalg._krylov import Krylov, Ritz
+from landscape.linalg._proof import Claim, Proven
 
 _SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
-
-
-def doubt(product_error: float, failure_probability: float) -> float:
-    """What ‖E‖₂ is at most but for that probability, from ‖Eg‖ of one standard normal g.
-
-    ‖Eg‖ ≥ ‖E‖₂·|z| with z standard normal along E's first right singular vector, and
-    P(|z| < t) ≤ √(2/π)·t. product_error: ‖Eg‖. failure_probability: of the bound; 0.01 in place of
-    1, which asks for no search. arXiv:0909.4061, Lemma 4.1 with r = 1.
-
-    Example:
-        >>> from landscape.linalg import lanczos
-        >>> round(lanczos.doubt(1.0, 0.01), 2)
-        79.79
-    """
-    allowed = failure_probability if failure_probability < 1 else 0.01
-    return product_error * math.sqrt(2 / math.pi) / allowed
 
 
 @dataclass(frozen=True)
@@ -44,9 +30,9 @@ class EigenPairs:
     `num_matvecs` counts all products: `search_matvecs` of them by `restarts` searches for what was
     passed over, of which the last would have missed it with probability `failure_probability`
     (nan without a finished search), and `proof_matvecs` of the residuals. `product_error`: the
-    measured error of the products, see the certificates of `top`. `interrupted`: what was known
-    when the search was broken off; the residuals are then estimates of the recurrence, and nothing
-    is claimed.
+    measured error of the products, and `products_off` what that bounds, see the certificates of
+    `top`. `interrupted`: what was known when the search was broken off; the residuals are then
+    estimates of the recurrence, and nothing is claimed.
 
     Example:
         >>> H = torch.diag(torch.tensor([5.0, 3.0, 1.0, -2.0], dtype=torch.float64))
@@ -68,6 +54,7 @@ class EigenPairs:
     search_matvecs: int
     failure_probability: float
     product_error: float = math.nan
+    products_off: float = math.nan
     proof_matvecs: int = 0
     interrupted: bool = False
 
@@ -355,91 +342,43 @@ class Search:
 
     def finish(self, complete: bool) -> EigenPairs:
         """Rayleigh-Ritz on the pairs found, with the products that prove them."""
-        certificate = self.certificate if self.sampled else None
-        pairs, proofs = None if certificate is None else self.sample(certificate), self.sampled
-        if pairs is None or not self.within(pairs):
-            pairs, proofs = self.prove(), len(self.values) + self.sampled
-        bound, residuals = self.bound(pairs), pairs.residuals
+        proven = self.proven()
         shown = self.dtype if self.certificate is None else torch.float64
         return EigenPairs(
-            values=pairs.values.to(shown),
-            vectors=vectors.combine_(pairs.turn, self.vectors),
-            residual_norms=residuals.to(shown),
-            converged=(residuals <= bound) & complete,
-            num_matvecs=self.used + proofs,
-            proof_matvecs=int(proofs),
+            values=proven.values.to(shown),
+            vectors=vectors.combine_(proven.turn, self.vectors),
+            residual_norms=proven.residuals.to(shown),
+            converged=(proven.residuals <= self.bound(proven)) & complete,
+            num_matvecs=self.used + proven.products,
+            proof_matvecs=proven.products,
             complete=complete,
-            subspace_bound=float(torch.linalg.matrix_norm(pairs.gram, ord=2).sqrt()),
+            subspace_bound=float(torch.linalg.matrix_norm(proven.gram, ord=2).sqrt()),
             restarts=self.restarts,
             search_matvecs=self.used - self.first,
             failure_probability=self.risk,
-            product_error=pairs.off,
+            product_error=proven.error,
+            products_off=proven.off,
         )
 
-    def bound(self, pairs: "Proven") -> float:
-        """What converged residuals are at most."""
-        return self.tolerance * max(self.scale, float(pairs.values.abs().max()))
-
-    def within(self, pairs: "Proven") -> bool:
-        """Whether residuals and the doubt of one product together are as small as was allowed."""
-        worst = float(pairs.residuals.max()) + doubt(pairs.off, self.delta)
-        return math.isinf(self.sampled_within) or worst <= self.sampled_within * self.bound(pairs)
-
-    def prove(self) -> "Proven":
-        """Residuals by a product with each vector."""
+    def proven(self) -> Proven:
         V = self.vectors
         if self.certificate is None:
-            HV = torch.stack([self.matvec(v) for v in V]).to(torch.float64)
-        else:
-            HV = self.certificate(V).to(torch.float64)
-        G, M = torch.stack([vectors.gram(V), vectors.gram(V, HV)]).to("cpu")
-        values, turn = _rayleigh_ritz(G, M)
-        R = vectors.subtract_(vectors.combine_(turn, HV), values[:, None] * turn, V)
-        return Proven(values, turn, vectors.gram(R).to("cpu"), math.nan)
+            return _proof.whole(V, torch.stack([self.matvec(v) for v in V]).to(torch.float64))
+        if not self.sampled:
+            return _proof.whole(V, self.certificate(V).to(torch.float64))
+        return _proof.sampled(
+            Claim(self.values, V, self.tails, self.edges),
+            self.certificate,
+            delta=self.delta,
+            generator=self.generator,
+            enough=None if math.isinf(self.sampled_within) else self.within,
+        )
 
-    def sample(self, certificate: Callable[[Tensor], Tensor]) -> "Proven":
-        """Residuals of the recurrences, and how far one product in float64 is from theirs."""
-        V, E, along, tails = self.vectors, self.edges, torch.diag(self.values), self.tails
-        count, more = len(V), len(E)
-        grams = [vectors.gram(V).flatten(), vectors.gram(V, E).flatten(), vectors.gram(E).flatten()]
-        G, L, N = torch.cat(grams).to("cpu").split([count * count, count * more, more * more])
-        G, L, N = G.view(count, count), L.view(count, more), N.view(more, more)
-        values, turn = _rayleigh_ritz(G, G @ along + L @ tails.T)
-        # R = A V + B E, small as they are: no vectors are needed.
-        A, B = turn @ along - values[:, None] * turn, turn @ tails
-        cross = A @ L @ B.T
-        gram = A @ G @ A.T + cross + cross.T + B @ N @ B.T
-        g = torch.randn(1, len(V), generator=self.generator, dtype=torch.float64) @ turn
-        drawn = vectors.subtract_(self.wide(), -g, V)
-        claimed = vectors.subtract_(vectors.subtract_(self.wide(), -g @ along, V), -g @ tails, E)
-        off = certificate(drawn).to(torch.float64) - claimed
-        return Proven(values, turn, gram, float(vectors.norm(off)))
+    def bound(self, proven: Proven) -> float:
+        """What converged residuals are at most."""
+        return self.tolerance * max(self.scale, float(proven.values.abs().max()))
 
-    def wide(self) -> Tensor:
-        return torch.zeros_like(self.vectors[:1], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Proven:
-    """Eigenvalues in descending order; turn (k, k): what makes their vectors of those found.
-
-    gram: RRᵀ of the residuals R. off: measured error of the products, nan where they are exact.
-    """
-
-    values: Tensor
-    turn: Tensor
-    gram: Tensor
-    off: float
-
-    @property
-    def residuals(self) -> Tensor:
-        """Norms (k,)."""
-        return self.gram.diagonal().clamp(min=0).sqrt()
-
-
-def _rayleigh_ritz(gram: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-    """(values, turn) of VHVᵀ, V of any Gram matrix that is nearly the identity."""
-    upright = torch.linalg.inv(torch.linalg.cholesky(gram))
-    small = upright @ projected @ upright.T
-    values, turn = torch.linalg.eigh((small + small.T) / 2)
-    return values.flip(0), turn.flip(1).T @ upright
+    def within(self, proven: Proven) -> bool:
+        """Whether residuals and what the products are off together are as small as was allowed."""
+        worst = float(proven.residuals.max()) + proven.off
+        return worst <= self.sampled_within * self.bound(proven)

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.linalg._search import EigenPairs, Search, doubt
+from landscape.linalg._proof import doubt
+from landscape.linalg._search import EigenPairs, Search
 
 __all__ = ["TOLERANCE", "WHICH", "Which", "doubt", "top"]
 
@@ -71,9 +72,11 @@ def top(
     of this operator, in float64, whatever the precision of `matvec`. sampled: make one product with
     it instead of k. Residuals R are then those of the recurrence, which claims a matrix W for HV;
     with E = HV - W and g one standard normal vector, product_error = ‖Eg‖, and ‖E‖₂ is at most
-    product_error √(2/π) / δ but for a probability of δ, since ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u.
-    sampled_within: the k products are made after all where a residual and that bound together are
-    above sampled_within · tolerance · max|λ|.
+    products_off = product_error √(2/π) / δ but for a probability of δ = failure_probability, since
+    ‖Eg‖ ≥ ‖E‖₂ |u·g| for a unit u. sampled_within: where a residual and that bound, for δ/2, are
+    together above sampled_within · tolerance · max|λ|, a second product is made, product_error then
+    being the larger of both and products_off = product_error √(2/π) / √(δ/2); and where that does
+    not suffice the others, k in all.
 
     like: a vector of the space, where it is no ordinary tensor (`landscape.sharding`).
 

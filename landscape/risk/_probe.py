@@ -140,7 +140,7 @@ class _Probing:
         sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
 
         def draw() -> Tensor:
-            normal = partial(torch.randn, generator=source, dtype=torch.float64)
+            normal = partial(torch.randn, generator=source, dtype=torch.float32)
             return vectors.drawn(normal, sizes).mul_(sizes)
 
         self.theta.add_(draw(), alpha=1e-3)

@@ -78,7 +78,7 @@ def block_curvature(
         index = (owner == number).nonzero()[:, 0].to(theta.device)
         pairs = _largest(operator, index, theta, exact, tolerance, max_hvps, seed)
         pairs = certificates.sound(pairs, risk, matrix)
-        proof = certificates.certify(pairs, risk, how=certify, failure_probability=1.0)
+        proof = certificates.certify(pairs, risk, how=certify)
         rows.append(_row(pairs, proof))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     samples = _trace_samples(operator, owner, len(names), num_probes, theta, seed)

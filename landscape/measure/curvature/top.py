@@ -50,13 +50,16 @@ def top_eigenvalues(
     residual_norm and rounding. certify: the products of the residuals are made in "float64" even
     where the risk is float32 (k of the num_hvps, certificate_hvps); in the "working" precision, the
     residuals then being those of the recurrence and the bounds what they would be if ‖(H₃₂ - H₆₄)V‖
-    were √(2/π) / failure_probability times its measured value for one normal combination of the
-    vectors (product_error, one product), a theorem but for that probability; or in the working
-    precision with nothing added, "none". "auto" is "float64" for less than ten million parameters
-    times examples, and "working" for ten million parameters and more, where k float64 products cost
-    as much as all others; between them it is "working" where residuals and that bound together keep
-    the tolerance, and else "float64", one product more. A model that fails in float64 falls back to
-    "working" with an unknown product_error (nan). certify_reason in the provenance says why.
+    were √(2/π) / delta times its measured value for one normal combination of the vectors
+    (product_error, one product), a theorem but for a probability of delta = failure_probability
+    (0.01 without a search); or in the working precision with nothing added, "none". "auto" is
+    "float64" for less than ten million parameters times examples, and "working" for ten million
+    parameters and more, where k float64 products cost as much as all others; between them one
+    product is made, then a second, whose bound is √(2/π) / √delta times the larger measured value,
+    with half of delta for each, and it is "working" where residuals and such a bound together keep
+    the tolerance, and else "float64", the k products being made whole. A model that fails in
+    float64 falls back to "working" with an unknown product_error (nan). certify_reason in the
+    provenance says why.
     Completeness: nothing larger than the smallest was overlooked (`complete`), by searches from
     fresh random vectors in the complement (restarts, search_hvps of the products), the last of
     which would have missed it with probability at most search_failure_probability
@@ -104,9 +107,7 @@ def top_eigenvalues(
     }
 
     def result(pairs: lanczos.EigenPairs, options: dict[str, Any]) -> xr.Dataset:
-        proof = certificates.certify(
-            pairs, risk, how=certify, failure_probability=failure_probability
-        )
+        proof = certificates.certify(pairs, risk, how=certify)
         return measuring.result(
             {
                 **_pairs_variables(pairs, proof, TITLES[matrix], product.size),
@@ -210,8 +211,9 @@ def eigenpairs(
     exact, sampled = None, False
     if certify != "none" and risk.dtype != torch.float64:
         exact = certificates.float64_products(
-            risk, theta, matrix=matrix, index=product.index, instead=product
-        )
+            risk, theta, matrix=matrix, index=product.index, instead=product,
+            keep=certify == "auto",
+        )  # fmt: skip
         sampled = certify in ("auto", "working") and k > 1 and exact is not None
     pairs = lanczos.top(
         product,

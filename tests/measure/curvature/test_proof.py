@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -321,7 +322,8 @@ def test_inclusion_in_every_case():
 
 @pytest.mark.slow
 def test_completeness_with_multiplicities_up_to_five_in_every_case():
-    """Nothing larger is missed, multiplicities are right; what is not claimed does not count."""
+    """Something is missed no more often than is said, and multiplicities are right."""
+    said, missed = [], []
 
     def holds(values, copies, scale, seed):
         tops = [1.0 + 0.3 * i for i in range(len(copies))]
@@ -330,13 +332,18 @@ def test_completeness_with_multiplicities_up_to_five_in_every_case():
         exact = torch.linalg.eigvalsh(A).flip(0)[:5]
         pairs = lanczos.top(A.mv, len(A), k=5, generator=rng(seed))
         off = (pairs.values - exact).abs().max()
-        return bool(pairs.complete) and bool(off <= 1e-5 * exact.abs().max())
+        said.append(pairs.failure_probability)
+        missed.append(bool(off > 1e-5 * exact.abs().max()))
+        return pairs.complete
 
     counted(
-        "completeness",
+        "completeness claimed",
         holds,
         values=BULK,
         copies=st.lists(st.integers(1, 5), min_size=1, max_size=3),
         scale=SCALES,
         seed=st.integers(0, 10_000),
     )
+    allowed = scipy.stats.poisson.isf(1e-6, sum(said))
+    print(f"missed: {sum(missed)}, said to be: {sum(said):.2g}")
+    assert sum(missed) <= allowed
