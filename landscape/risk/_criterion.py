@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch
+from landscape.risk._head import Deferred, Head
 from landscape.risk._memory import Memory
 from landscape.risk._plain import TARGET_KEYS
 from landscape.risk._reading import Form, inputs_of, parts_of
@@ -103,6 +104,7 @@ class Criterion:
             loss = _partial_moved(loss, device, dtype)
         self.loss = loss
         self.memory = Memory(loss)
+        self.head: Head | None = None  # of language models whose logits would be too large
 
     @property
     def per_example(self) -> bool:
@@ -113,8 +115,14 @@ class Criterion:
         """Output (None where the loss calls the model itself) and numerators of a batch."""
         if self.form == "batch":
             return None, self._sums(self._of_batch(model, batch), batch.targets, batch.count)
-        output = model(*batch.args, **batch.kwargs)
+        output = self.output(model, batch)
         return output, self(output, batch.targets, batch.count)
+
+    def output(self, model: Callable[..., Any], batch: Batch) -> Any:
+        """What the model returns; logits of a `head` are `Deferred`."""
+        if self.head is not None and isinstance(model, nn.Module):
+            return self.head.run(model, *batch.args, **batch.kwargs)
+        return model(*batch.args, **batch.kwargs)
 
     def __call__(self, output: Any, target: Any, count: int) -> Tensor:
         """Numerators of the rows (count,), or their sum () if the loss tells no more."""
@@ -133,7 +141,7 @@ class Criterion:
         if self.form == "batch":
             output, returned = None, self._of_batch(model, batch)
         else:
-            output = model(*batch.args, **batch.kwargs)
+            output = self.output(model, batch)
             look(output)
             returned = self._called(output, batch.targets)
         if isinstance(returned, tuple):
@@ -150,6 +158,10 @@ class Criterion:
         if self.form == "causal_lm":
             output = _classes_first(output, target)
         try:
+            if isinstance(logits := logits_of(output), Deferred):
+                if logits.classes_first and logits.hidden.shape[:2] == target.shape:
+                    return logits.losses(self.loss, target)
+                output = logits.dense()
             if self.torch is not None:
                 return self.torch.called(self.loss, logits_of(output), target)
             with self.memory.first():
@@ -278,6 +290,12 @@ class Criterion:
         other.returns, other.counts = returns, counts
         return other
 
+    def with_head(self, head: Head | None) -> "Criterion":
+        """The same loss, that makes the logits of this layer itself."""
+        other = copy.copy(self)
+        other.head = head
+        return other
+
     def as_reduced(self) -> "Criterion":
         """The criterion as it was given, as a mean or sum whose rows are not known."""
         other = self.fitted("sum" if self.sums else "mean")
@@ -287,7 +305,8 @@ class Criterion:
     def described(self) -> dict[str, Any]:
         """Name, options and reduction, as JSON types."""
         if self.torch is not None:
-            return {"criterion": self.torch.kind.__name__, **self.torch.described()}
+            pieces = {} if self.head is None else {"tokens_at_once": self.head.tokens}
+            return {"criterion": self.torch.kind.__name__, **self.torch.described(), **pieces}
         frozen = {"frozen_in_loss": self.frozen} if self.frozen else {}
         if self.memory.names:
             frozen["kept_by_loss"] = self.memory.names[:20]
@@ -311,8 +330,6 @@ class Criterion:
     def check_targets(self, output: Any, target: Any, start: int) -> None:
         """Refuse class targets outside of 0..C-1, where the loss is known to index with them."""
         output = logits_of(output)
-        if self.form == "causal_lm" and isinstance(output, Tensor):
-            output = output.movedim(-1, 1)
         if not (
             self.is_classifier
             and isinstance(output, Tensor)
@@ -321,7 +338,7 @@ class Criterion:
             and not target.is_floating_point()
         ):
             return
-        classes = output.shape[1]
+        classes = output.shape[-1 if self.form == "causal_lm" else 1]
         bad = ((target < 0) | (target >= classes)) & (target != self.ignore_index)
         if bool(bad.any()):
             row = start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])

@@ -19,6 +19,8 @@ from landscape.errors import LandscapeError
 from landscape.risk._reading import FORMS, Form, read
 from landscape.risk._sparse import bytes_of, content_of, is_sparse
 
+_TOKENS = 2**12  # of all rows that are tried at once
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -104,6 +106,17 @@ class Examples:
     def row_bytes(self) -> int:
         total = sum(bytes_of(leaf) for chunk in self.chunks for leaf in chunk.leaves())
         return max(1, total // self.num_examples)
+
+    @functools.cached_property
+    def num_tokens(self) -> int:
+        """The longest row of whole numbers that goes into the model, 1 where there is none."""
+        inputs = (leaf for chunk in self.chunks for leaf in _inputs_of(chunk))
+        lengths = [leaf[0].numel() for leaf in inputs if len(leaf) and not leaf.is_floating_point()]
+        return max(1, *lengths, 1)
+
+    def most_to_try(self, count: int) -> int:
+        """At most `count` rows, and few of long sequences: each token costs a layer's width."""
+        return min(count, max(2, _TOKENS // self.num_tokens))
 
     def leaves(self) -> Iterator[Tensor]:
         """All tensors: inputs and targets, table by table."""
@@ -199,7 +212,12 @@ class Examples:
         if not self.apart:
             return min(self.cut(0), key=lambda unit: unit.count)
         chunk = max(self.chunks, key=lambda chunk: chunk.count)
-        return spread_rows(chunk, count)
+        return spread_rows(chunk, self.most_to_try(count))
+
+
+def _inputs_of(chunk: Batch) -> list[Tensor]:
+    leaves = pytree.tree_leaves((chunk.args, chunk.kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 1]
 
 
 def spread_rows(chunk: Batch, count: int) -> Batch:

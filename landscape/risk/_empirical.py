@@ -20,6 +20,7 @@ from landscape.risk._copying import refuse_odd, with_gradient_hooks
 from landscape.risk._criterion import Criterion, errors_of, logits_of
 from landscape.risk._data import Batch, collect, kept_rng, sha256_of
 from landscape.risk._engine import GRADIENT, PRODUCT, BNMode, Engine, Notes, Statistics
+from landscape.risk._head import Deferred
 from landscape.risk._linearized import LinearizedGGN, LinearizedHVP, normal_tensors
 from landscape.risk._network import Network, unwrapped
 from landscape.risk._options import check_numbers, placement
@@ -27,6 +28,7 @@ from landscape.risk._probe import Probe, Probes
 from landscape.risk._same_function import refuse_other_function
 from landscape.risk._spread import Spread
 from landscape.risk._state import State
+from landscape.risk._tokens import with_head
 from landscape.risk._tracing import values
 from landscape.risk._units import described, fitted, one_unit
 from landscape.sharding import wholes
@@ -436,7 +438,7 @@ class EmpiricalRisk:
                     f"The model returns a {type(output).__name__}; outputs are stacked only when "
                     f"they are tensors or have `.logits`. Wrap the model."
                 )
-            parts.append(output)
+            parts.append(output.dense() if isinstance(output, Deferred) else output)
 
         _fitting.visit(self._engine, self._engine.as_theta(theta), visit)
         return torch.cat(parts)
@@ -591,7 +593,7 @@ class EmpiricalRisk:
         """Try a few rows; whatever code of the caller's runs then, its model stays as it was."""
         try:
             with kept_rng():
-                self._engine = fitted(_checks.run(self._engine, foreign))
+                self._engine = fitted(_checks.run(with_head(self._engine), foreign))
                 self._engine.criterion.memory.watch()
                 _ = self._engine.denominator
                 refuse_other_function(self._engine, model)

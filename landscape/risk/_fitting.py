@@ -61,8 +61,15 @@ def visit(
 
 
 def pass_rows(engine: Engine) -> int:
-    """Rows of a pass without derivatives."""
-    return engine.batch_size or default_rows(engine.examples)
+    """Rows of a pass without derivatives; of tokens, whose width no row tells, those that fit."""
+    if engine.batch_size:
+        return engine.batch_size
+    rows = default_rows(engine.examples)
+    if engine.examples.num_tokens == 1 or rows <= 2:
+        return rows
+    with contextlib.suppress(Exception):  # of a loss without a graph
+        rows = min(rows, most_rows(engine, 1, _SHARE_OF_A_PASS * engine.memory))
+    return _even(rows, engine.examples)
 
 
 def graph_batches(engine: Engine, order: int) -> list[Batch]:

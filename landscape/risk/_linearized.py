@@ -11,6 +11,7 @@ from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import logits_of
 from landscape.risk._data import Batch
 from landscape.risk._engine import FORWARD, GRADIENT, PRODUCT, Engine
+from landscape.risk._head import Deferred
 
 # Tensors made under inference_mode cannot be differentiated later.
 normal_tensors = torch.inference_mode(False)
@@ -118,40 +119,100 @@ class LinearizedGGN:
 
 
 class _Graph:
-    """Of one batch: outputs z of the weights, Jᵀu of a dummy u, and ∇_z of the losses' sum."""
+    """Of one batch: outputs z of the weights, Jᵀu of a dummy u, and ∇²_z of the losses' sum.
+
+    Of a language model whose logits are left to the loss z are the hidden states, and what weights
+    of the last layer do to the logits is added beside.
+    """
 
     def __init__(self, engine: Engine, batch: Batch) -> None:
         self._network, batch = engine.network, engine.examples.on_device(batch)
-        weights = engine.network.weights
-        self._outputs = _outputs(engine, batch)
-        self._cut = self._outputs.detach().requires_grad_()
-        losses = engine.criterion(self._cut, batch.targets, batch.count)
-        (self._slope,) = torch.autograd.grad(losses.sum(), self._cut, create_graph=True)
+        outputs = _outputs(engine, batch)
+        self._middle = (
+            _OfHead(engine, outputs, batch) if isinstance(outputs, Deferred)
+            else _OfOutputs(engine, outputs, batch)
+        )  # fmt: skip
+        self._outputs = self._middle.outputs
         self._dummy = torch.zeros_like(self._outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            self._outputs, weights, self._dummy, create_graph=True, allow_unused=True
-        )
+        pulled = self._pull(self._dummy, create_graph=True)
         self._linear = [part is not None and part.requires_grad for part in pulled]
         self._pulled = self._chosen(pulled)
         engine.refuse_cut(self._pulled)
+
+    def _pull(self, cotangent: Tensor, **options: bool) -> Sequence[Tensor | None]:
+        weights = self._network.weights
+        if isinstance(self._middle, _OfHead) and not self._outputs.requires_grad:
+            return [None] * len(weights)  # the last layer alone is trained
+        return torch.autograd.grad(self._outputs, weights, cotangent, allow_unused=True, **options)
 
     def _chosen(self, parts: Sequence[Tensor | None]) -> list[Tensor]:
         chosen = zip(parts, self._linear, strict=True)
         return [part for part, used in chosen if used and part is not None]
 
+    def _pushed(self, pieces: Sequence[Tensor]) -> Tensor:
+        chosen = self._chosen(pieces)
+        if not chosen:
+            return torch.zeros_like(self._outputs)
+        (pushed,) = torch.autograd.grad(
+            self._pulled, self._dummy, chosen, retain_graph=True, materialize_grads=True
+        )
+        return pushed
+
     def add_products(self, total: Tensor, rows: Tensor, *, keep: bool) -> None:
-        if not self._slope.requires_grad or not self._pulled:
-            return  # a loss linear in the outputs
-        network, grad = self._network, torch.autograd.grad
+        if not self._middle.is_curved:
+            return
+        network = self._network
         for i, v in enumerate(rows):
             last = {"retain_graph": keep or i + 1 < len(rows)}
-            pieces = self._chosen(network.cotangents(v))
-            (pushed,) = grad(
-                self._pulled, self._dummy, pieces, retain_graph=True, materialize_grads=True
-            )
-            (curved,) = grad(self._slope, self._cut, pushed, materialize_grads=True, **last)
-            parts = grad(self._outputs, network.weights, curved, allow_unused=True, **last)
-            network.add(total[i], parts)
+            pieces = network.cotangents(v)
+            curved, beside = self._middle(self._pushed(pieces), pieces, **last)
+            network.add(total[i], self._pull(curved, **last))
+            network.add(total[i], beside)
+
+
+class _OfOutputs:
+    """u -> ∇²_z (Σ of losses) u of outputs z that are there."""
+
+    def __init__(self, engine: Engine, outputs: Tensor, batch: Batch) -> None:
+        self.outputs = outputs
+        self._cut = outputs.detach().requires_grad_()
+        losses = engine.criterion(self._cut, batch.targets, batch.count)
+        (self._slope,) = torch.autograd.grad(losses.sum(), self._cut, create_graph=True)
+        self.is_curved = self._slope.requires_grad  # else the loss is linear in the outputs
+        self._nothing = [None] * len(engine.network.weights)
+
+    def __call__(
+        self, pushed: Tensor, _pieces: Sequence[Tensor], **options: bool
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        (curved,) = torch.autograd.grad(
+            self._slope, self._cut, pushed, materialize_grads=True, **options
+        )
+        return curved, self._nothing
+
+
+class _OfHead:
+    """The same of hidden states and the weights of the layer that makes logits of them."""
+
+    is_curved = True
+
+    def __init__(self, engine: Engine, logits: Deferred, batch: Batch) -> None:
+        self._logits, self._loss, self._labels = logits, engine.criterion.loss, batch.targets
+        self.outputs = logits.hidden
+        weights = engine.network.weights
+        self._places = [next((i for i, w in enumerate(weights) if w is p), None)
+                        for p in logits.weights]  # fmt: skip
+
+    def __call__(
+        self, pushed: Tensor, pieces: Sequence[Tensor], **_options: bool
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        own = zip(self._places, self._logits.weights, strict=True)
+        along = [torch.zeros_like(w) if at is None else pieces[at] for at, w in own]
+        curved, found = self._logits.curved(self._loss, self._labels, pushed, along)
+        beside: list[Tensor | None] = [None] * len(pieces)
+        for at, part in zip(self._places, found, strict=True):
+            if at is not None:
+                beside[at] = part
+        return curved, beside
 
 
 def _outputs(engine: Engine, batch: Batch) -> Tensor:
@@ -164,9 +225,11 @@ def _outputs(engine: Engine, batch: Batch) -> Tensor:
             f"or a loss(output, target)."
         )
     model, batch = engine.network.ready(batch)
-    outputs = model(*batch.args, **batch.kwargs)
+    outputs = criterion.output(model, batch)
     if criterion.torch is not None:
         outputs = logits_of(outputs)
+    if isinstance(outputs, Deferred) and outputs.hidden.shape[:2] != batch.targets.shape:
+        outputs = outputs.dense()
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         found = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
         raise LandscapeError(

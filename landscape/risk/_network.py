@@ -1,6 +1,7 @@
 """A private copy of a model, or the caller's own one on loan, evaluated at any theta."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -259,12 +260,12 @@ def numerics(
         if torch.backends.mha.get_fastpath_enabled():
             stack.callback(torch.backends.mha.set_fastpath_enabled, True)
             torch.backends.mha.set_fastpath_enabled(False)
-        # Re-entrant checkpoints run backward() of their own; without them the graph is the same.
-        # The class itself, since who imported it calls it by no name of torch's.
+        # Re-entrant checkpoints run backward() of their own. The class itself is changed, since who
+        # imported it calls it by no name of torch's.
         function: Any = checkpoint.CheckpointFunction
         if "apply" not in vars(function):
             stack.callback(delattr, function, "apply")
-            function.apply = staticmethod(_whole)
+            function.apply = staticmethod(_whole if second else _again)
         if second and recurrent and device.type == "cuda" and torch.backends.cudnn.enabled:
             # cuDNN's recurrent kernels have no second derivative; torch's own do.
             _set(stack, torch.backends.cudnn, "enabled", False)
@@ -274,8 +275,21 @@ def numerics(
 
 
 def _whole(function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
-    """In the place of CheckpointFunction.apply."""
+    """In the place of CheckpointFunction.apply: a graph of the gradient holds all of it anyway."""
     return function(*args)
+
+
+def _again(function: Callable[..., Any], preserve_rng: bool, *args: Any) -> Any:
+    """In its place where one derivative is asked: computed anew in the backward pass."""
+    again = functools.partial(
+        checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=preserve_rng
+    )
+    try:
+        return again(function, *args)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # torch.func within the function
+            raise
+        return function(*args)
 
 
 def _full_precision(stack: contextlib.ExitStack, device: torch.device) -> None:

@@ -116,7 +116,7 @@ def probe(engine: Engine) -> Probe:
         try:
             most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
             rows = _ROWS if engine.network.layout.num_parameters < _LARGE else _ROWS_OF_LARGE
-            count = min(chunk.count, rows, max(2, most))
+            count = min(chunk.count, rows, max(1, most))
             if not engine.examples.apart:
                 chunk = engine.examples.few(count)
                 count = chunk.count

@@ -127,6 +127,8 @@ def _checked_reduction(engine: Engine, criterion: Criterion, look: _UnitLoss) ->
     """
     if criterion.own not in ("mean", "sum", "batchmean") or criterion.form != "outputs":
         return criterion
+    if criterion.head is not None:  # torch's cross-entropy, whose logits are not held at once
+        return criterion
     own = criterion.as_reduced()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's of its own reductions, which the caller has seen
@@ -165,7 +167,8 @@ def _independent(engine: Engine, first: _UnitLoss) -> tuple[Criterion, str]:
 
 def _refuse_sum(engine: Engine) -> None:
     """What is declared a mean, is none of its parts' and adds up is a sum."""
-    rows = engine.examples.on_device(spread_rows(engine.examples.chunks[0], _ROWS))
+    examples = engine.examples
+    rows = examples.on_device(spread_rows(examples.chunks[0], examples.most_to_try(_ROWS)))
     half = rows.count // 2
     if not half:
         return
@@ -192,7 +195,8 @@ def _coupling(engine: Engine) -> str:
     tables = engine.examples.chunks
     step = max(1, len(tables) // _TABLES)
     for table in tables[::step][:_TABLES]:
-        probe = engine.examples.on_device(_telling_rows(table, engine.criterion.ignore_index))
+        most = engine.examples.most_to_try(_ROWS)
+        probe = engine.examples.on_device(_telling_rows(table, engine.criterion.ignore_index, most))
         if probe.count < 2:
             continue
         for theta in _thetas(engine):
@@ -204,14 +208,14 @@ def _coupling(engine: Engine) -> str:
     return ""
 
 
-def _telling_rows(table: Batch, ignored: int) -> Batch:
+def _telling_rows(table: Batch, ignored: int, most: int) -> Batch:
     """Rows spread over the table, or over the numbers of labels that count."""
     labels = labels_of(table.targets)
-    if labels is None or labels.ndim < 2 or table.count <= _ROWS:
-        return spread_rows(table, _ROWS)
+    if labels is None or labels.ndim < 2 or table.count <= most:
+        return spread_rows(table, most)
     order = (labels != ignored).reshape(table.count, -1).sum(1).cpu().argsort()
-    rows = order[torch.linspace(0, table.count - 1, _ROWS).round().long()]
-    return table.mapped(lambda leaf: leaf[rows.to(leaf.device)], table.start, _ROWS)
+    rows = order[torch.linspace(0, table.count - 1, most).round().long()]
+    return table.mapped(lambda leaf: leaf[rows.to(leaf.device)], table.start, most)
 
 
 def _thetas(engine: Engine) -> Iterator[Tensor]:

@@ -100,6 +100,20 @@ def test_language_models(name, loss):
     torch.testing.assert_close(parts.loss(parts.theta), whole.loss(whole.theta), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_language_models_whose_logits_are_not_held(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    few, whole = (EmpiricalRisk(model, "causal_lm", [WORDS], memory=m) for m in (2**15, 2**30))
+    assert few.provenance()["tokens_at_once"] > 0
+    assert "tokens_at_once" not in whole.provenance()
+    agrees(few, model, next_tokens, within=1e-5 if name == "llama" else 1e-9)
+    v = whole.gradient(whole.theta)
+    for product in ("linearized_hvp", "linearized_ggn"):
+        a, b = (getattr(risk, product)(risk.theta)(v) for risk in (few, whole))
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12 * float(b.abs().max()))
+
+
 def test_activation_checkpointing_of_transformers():
     model = gpt2().double()
     model.gradient_checkpointing_enable()

@@ -4,6 +4,7 @@ import copy
 import functools
 import signal
 import types
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import (
     CheckpointFunction,
     checkpoint,
@@ -205,6 +208,63 @@ def test_checkpoints_of_both_kinds_give_the_products_of_the_plain_network(kind, 
     closing = settled(Checkpointed(reentrant))  # a lambda made within the forward is no closure
     risk = EmpiricalRisk(closing, CE, (X, Y), borrow=kind is Checkpointed)
     compare(risk, of_base(risk, plain), theta)
+
+
+class Blocks(nn.Module):
+    """As many blocks, each of which is kept whole, or computed anew in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        block = lambda: nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4), nn.Tanh())  # noqa: E731
+        self.blocks, self.end = nn.ModuleList(block() for _ in range(8)), nn.Linear(4, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        for block in self.blocks:
+            if self.reentrant is None:
+                x = block(x)
+            else:
+                x = checkpoint(block, x.requires_grad_(), use_reentrant=self.reentrant)
+        return self.end(x)
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors that were made within and are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs))
+                 if isinstance(t, torch.Tensor)}  # fmt: skip
+        found = func(*args, **(kwargs or {}))
+        for t in tree_leaves(found):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in given:
+                size = t.untyped_storage().nbytes()
+                self.now, self.most = self.now + size, max(self.most, self.now + size)
+                weakref.finalize(t.untyped_storage(), self.gone, size)
+        return found
+
+    def gone(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_both_kinds_keep_less_of_a_gradient(reentrant):
+    """A product needs the graph of the gradient, which holds everything, and is the same."""
+    x, y = randn(64, 4, seed=1), torch.arange(64) % 3
+    found, most = [], []
+    for kind in (None, reentrant):
+        risk = EmpiricalRisk(Blocks(kind).double(), CE, (x, y))
+        with Alive() as seen:
+            gradient = risk.gradient(risk.theta)
+        most.append(seen.most)
+        found.append([gradient, risk.hvp(risk.theta, gradient)])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-12, atol=1e-14)
+    assert most[1] < 0.5 * most[0]
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

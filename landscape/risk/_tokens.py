@@ -1,0 +1,60 @@
+"""Language models over long sequences and large vocabularies: what is held of a row."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from landscape.risk._criterion import Criterion, logits_of
+from landscape.risk._data import Batch
+from landscape.risk._engine import Engine
+from landscape.risk._head import Deferred, Head
+
+# Of the memory allowed: what the logits of a row may take, of whose second derivatives a graph
+# holds about ten times as much, and those of a piece of tokens.
+_OF_ROW, _OF_PIECE = 1 / 16, 1 / 32
+_MOST_TRIED = 4  # numbers of rows that tensors have: of tokens, of places
+
+
+def with_head(engine: Engine) -> Engine:
+    """The engine whose loss makes the logits itself, in pieces, where those of a row are large.
+
+    Where the model ends with a linear map by a tensor of its own, and computes nothing with its
+    logits; of any other, and of a sharded one, those of whole rows are made.
+    """
+    engine = replace(engine, criterion=engine.criterion.with_head(None))
+    network, criterion = engine.network, engine.criterion
+    tokens = max(map(_tokens, engine.examples.chunks))
+    if not tokens or not _is_cross_entropy(criterion) or network.space is not None:
+        return engine
+    of_class = tokens * engine.dtype.itemsize
+    rows = {len(p) for p in network.model.parameters() if p.ndim == 2}
+    large = sorted((n for n in rows if n * of_class > _OF_ROW * engine.memory), reverse=True)
+    for classes in large[:_MOST_TRIED]:
+        size = int(_OF_PIECE * engine.memory) // (classes * engine.dtype.itemsize)
+        trial = replace(engine, criterion=criterion.with_head(Head(classes, max(1, size))))
+        if _defers(trial):
+            return trial
+    return engine
+
+
+def _defers(engine: Engine) -> bool:
+    """Whether a row comes back with logits that are not computed."""
+    row = engine.examples.on_device(engine.examples.few(1))
+    try:
+        with engine.network.finding_casts(), engine.evaluating(engine.network.theta):
+            output = engine.criterion.output(*engine.network.ready(row))
+    except Exception:  # what fails is said by the checks
+        return False
+    return isinstance(logits_of(output), Deferred)
+
+
+def _is_cross_entropy(criterion: Criterion) -> bool:
+    known = criterion.form != "batch" and criterion.torch is not None
+    return known and criterion.torch.kind is nn.CrossEntropyLoss
+
+
+def _tokens(chunk: Batch) -> int:
+    """Labels of a row, 0 where these are no classes of tokens."""
+    labels = chunk.targets
+    fits = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
+    return labels.shape[1] if fits else 0
