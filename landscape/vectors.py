@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape.sharding import ShardedVector, Space, operands, own, whole
@@ -27,6 +27,7 @@ __all__ = [
     "dots",
     "drawn",
     "gram",
+    "is_finite",
     "length",
     "lengths",
     "norm",
@@ -279,6 +280,24 @@ def subtract_(rows: Float[Tensor, "m P"], C: Tensor, Q: Float[Tensor, "k P"]) ->
         slab = slice(start, start + 2**20)
         rows[:, slab] -= C.to(rows) @ Q[:, slab].to(rows)
     return rows
+
+
+def is_finite(x: Tensor) -> Bool[Tensor, ""]:
+    """Whether no element is NaN or infinite, by one pass that keeps nothing; True for none.
+
+    The extremes tell it: NaN is both. `torch.isfinite` makes four tensors of x's length and takes
+    a CPU thirty times as long.
+    """
+    return _unbounded(x) == 0
+
+
+@_over_processes(_added)
+def _unbounded(x: Tensor) -> Float[Tensor, ""]:
+    """How many of the two extremes of x are not finite."""
+    if not x.numel():
+        return x.new_zeros(())
+    ends = torch.stack(torch.aminmax(_flat(x)))
+    return (~torch.isfinite(ends)).sum().to(ends)
 
 
 def ascending(x: Float[Tensor, "P"]) -> Float[Tensor, "P"]:

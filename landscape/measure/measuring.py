@@ -109,7 +109,7 @@ def _placed(risk: EmpiricalRisk, theta: Tensor, name: str) -> Tensor:
 
 def _refuse_infinite(thetas: Sequence[Tensor]) -> None:
     """Refuse the first that is not finite; the device is asked once for all of them."""
-    if bool(torch.stack([torch.isfinite(theta).all() for theta in thetas]).all()):
+    if bool(torch.stack([vectors.is_finite(theta) for theta in thetas]).all()):
         return
     bad = next(bad for theta in thetas if (bad := int((~torch.isfinite(theta)).sum())))
     raise LandscapeError(

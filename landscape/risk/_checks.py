@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from landscape import devices
+from landscape import devices, vectors
 from landscape.errors import LandscapeError
 from landscape.risk import _fitting
 from landscape.risk._criterion import logits_of
@@ -271,7 +271,7 @@ def refuse_non_finite(
     engine: Engine, theta: Tensor, loss: Tensor, value: Tensor, what: str
 ) -> None:
     """Refuse what is not finite, and say where that begins."""
-    if not bool(torch.isfinite(loss) & torch.isfinite(value).all()):
+    if not bool(torch.isfinite(loss) & vectors.is_finite(value)):
         raise _non_finite_error(engine, theta, loss, what)
 
 

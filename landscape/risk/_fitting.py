@@ -196,7 +196,7 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
                 f"more than {most / GIB:.2g} GiB in one piece; raise memory (now {engine.memory} "
                 f"bytes), or give smaller batches."
             )
-        return tensor
+        return tensor.detach()  # a graph that holds its own outputs is never freed
 
     def graph(hooks: contextlib.AbstractContextManager[Any]) -> object:
         with engine.differentiating(order, network.theta), hooks:

@@ -145,7 +145,9 @@ class _Probing:
 
         self.theta.add_(draw(), alpha=1e-3)
         # Rows of one tensor, as products take them.
-        self.both = torch.stack([draw(), draw()])
+        self.both = sizes.new_empty((2, sizes.numel()))
+        for row in self.both:
+            row.copy_(draw())
         self.u, self.v = self.both[0], self.both[1]
 
     def _sizes(self, theta: Tensor) -> Tensor:
@@ -162,9 +164,9 @@ class _Probing:
         return (vectors.norm(x) / max(1, x.numel()) ** 0.5).to(x.dtype)
 
     def made(self) -> Probe:
-        self.gradient, asymmetry, curvature = self._gradient_and_products()
+        asymmetry, curvature = self._gradient_and_products()
         steps = _STEPS[self.dtype]
-        slope = float(vectors.dot(self.gradient, self.v))
+        slope = math.fsum(self.slopes)
         beside = [self._losses_beside(self.v, h) for h in steps]
         slopes = [
             (ahead - behind) / (2 * h) for (ahead, behind), h in zip(beside, steps, strict=True)
@@ -196,17 +198,24 @@ class _Probing:
             promoted=self.network.promotes,
         )
 
-    def _gradient_and_products(self) -> tuple[Tensor, float, float]:
-        """g, the asymmetry and vᵀHv; v is given a share of g, which shows a false gradient."""
-        engine, gradient = self.engine, torch.zeros_like(self.theta)
+    def _gradient_and_products(self) -> tuple[float, float]:
+        """The asymmetry and vᵀHv; v is given a share of the gradient g, to show a false one.
+
+        `slopes` keeps g·v of each tensor in the place of g: of large models every copy counts.
+        """
+        engine, product = self.engine, torch.zeros_like(self.both[:1])
         with engine.differentiating(2, self.theta):
             graph = engine.gradient_graph(self.rows)
+            gradient = product[0]  # until the first product
             self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
             size = float(vectors.norm(gradient))
             if math.isfinite(size) and size > 0:
                 self.v.add_(gradient, alpha=float(vectors.norm(self.v)) / size)
-            self.loss = float(graph.loss)
-            product, seen = torch.zeros_like(self.both[:1]), []
+            self.slopes = [
+                float(vectors.dot(gradient[info.start : info.stop], self.v[info.start : info.stop]))
+                for info in self.layout.tensors
+            ]
+            self.loss, seen = float(graph.loss), []
             for i, keep in ((0, True), (1, False)):
                 engine.add_products(product.zero_(), graph, self.both[i : i + 1], keep=keep)
                 seen.append((
@@ -215,7 +224,7 @@ class _Probing:
                 ))  # fmt: skip
         (_, vHu, Hu), (uHv, vHv, Hv) = seen
         size = max(float(vectors.norm(self.u)) * Hv, float(vectors.norm(self.v)) * Hu)
-        return gradient, abs(uHv - vHu) / size if size > 0 else 0.0, vHv
+        return abs(uHv - vHu) / size if size > 0 else 0.0, vHv
 
     def _product(self, rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows)
@@ -249,11 +258,11 @@ class _Probing:
         """In which tensors; None if it was a kink, which shrinks with a shorter step yet."""
         h = _STEPS[self.dtype][-1] * (1e-2 if self.dtype == torch.float64 else 1.0)
         names = []
-        for info in self.layout.tensors:
+        for info, own in zip(self.layout.tensors, self.slopes, strict=True):
             part = slice(info.start, info.stop)
             v = torch.zeros_like(self.v)
             v[part] = self.v[part]
-            own, found = float(vectors.dot(self.gradient[part], v[part])), self._loss_slope(v, h)
+            found = self._loss_slope(v, h)
             slack = 10 * _SHARE * max(abs(own), abs(found)) + self._rounding(h)
             if not abs(own - found) <= slack:
                 names.append(info.name)

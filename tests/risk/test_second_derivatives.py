@@ -1,11 +1,13 @@
 """Second derivatives by convolutions that are closed under differentiation, BatchNorm absorbed."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from landscape.risk import EmpiricalRisk, _second_derivatives
+from landscape.risk import EmpiricalRisk, _fitting, _second_derivatives
 from tests.risk_problems import dense_hessian, randn, settled
 
 CE = nn.CrossEntropyLoss()
@@ -165,3 +167,39 @@ def test_a_product_in_pieces_of_a_batch_equals_that_of_the_whole(monkeypatch, gr
     # The sum over examples is cut elsewhere, which moves it by rounding.
     torch.testing.assert_close(pieces[1], pieces[0], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(pieces[2], pieces[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("channels", [4, 48])
+def test_both_layouts_of_a_convolution_give_one_product(channels):
+    """float32 with the channels last, or first where the weights are larger than the images."""
+    x, y = randn(2, 3, 6, 6), torch.tensor([0, 2])
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Softplus(),
+        nn.Conv2d(channels, channels, 3, stride=2), nn.Flatten(), nn.Linear(channels * 4, 3),
+    )  # fmt: skip
+    settled(model.double())
+    second = model[3]
+    last = _second_derivatives._channels_last(randn(2, channels, 6, 6).float(), second.weight)
+    assert last == (channels == 4)
+    exact = EmpiricalRisk(model, CE, (x, y))
+    single = EmpiricalRisk(model, CE, (x, y), dtype=torch.float32)
+    v = randn(len(exact.theta))
+    expected, found = exact.hvp(exact.theta, v), single.hvp(single.theta, v.float())
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_measuring_a_graph_leaves_nothing_behind():
+    """Saved tensors that are outputs of their own graph would hold it for good."""
+    x, y = randn(8, 3, 8, 8), torch.arange(8) % 3
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)).double()
+    risk = EmpiricalRisk(model, CE, (x, y))
+
+    def graphs():
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+        return sum(each.grad_fn is not None for each in tensors)
+
+    before = graphs()
+    sizes = [_fitting.graph_bytes(risk._engine, 8, order=order) for order in (1, 2)]
+    assert 0 < sizes[0] < sizes[1]
+    assert graphs() == before

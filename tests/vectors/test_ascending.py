@@ -29,3 +29,15 @@ def test_long_vectors_take_the_radix_sort_and_views_are_read(dtype):
     found = vectors.ascending(x)
     assert torch.equal(found[:-1], x.sort().values[:-1])
     assert found[-1].isnan()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_one_element_that_is_not_finite_is_seen(bad, dtype):
+    x = torch.full((3, 50_000), torch.finfo(dtype).max, dtype=dtype)  # whose sum is infinite
+    assert vectors.is_finite(x)
+    for place in (0, 77_777, -1):
+        one = x.clone()
+        one.view(-1)[place] = bad
+        assert not vectors.is_finite(one)
+    assert vectors.is_finite(x[:0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape import sam
+from landscape import sam, vectors
 from landscape.checks import check_choice, check_count
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import generator
@@ -119,7 +119,7 @@ class Counterfactual:
 
     def _refuse_infinite(self, made: sam.Perturbation, variant: sam.Variant, rows: Tensor) -> None:
         """Refuse a gradient that is not finite, with the name of the first such tensor."""
-        finite = [torch.isfinite(g).all() for g in made.g1 if g is not None]
+        finite = [vectors.is_finite(g) for g in made.g1 if g is not None]
         if not finite or bool(torch.stack(finite).all()):
             return
         for name, g in zip(made.names, made.g1, strict=True):

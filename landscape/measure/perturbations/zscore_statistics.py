@@ -24,7 +24,7 @@ PROBABILITIES = stats.norm.cdf(NORMAL_QUANTILES)
 
 AT = ("threshold", "kept_share", "captured_energy", "topk_jaccard")
 EMPTY = ("one element", "zero gradient", "zero variance")
-KNOWN = ("mean", "std", "zero_share", "not_finite")  # also where there are no z-scores
+KNOWN = ("mean", "std", "zero_share", "finite")  # also where there are no z-scores
 UNUSUAL = ("few elements", "ties", "exact zeros")
 
 

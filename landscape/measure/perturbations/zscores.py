@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape import results
+from landscape import results, vectors
 from landscape.checks import check_choice, check_count, check_fraction
 from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
@@ -111,18 +111,17 @@ def gradient_zscores(
         for group in groups:
             values = whole(group.of(g))
             if values.numel() <= exact_up_to:
-                bad = (~torch.isfinite(values)).sum()
                 points = CountedValues.of(values)
             else:
                 seen = ValueHistogram.of(values)
-                _check_finite(group.name, seen.not_finite, values.numel(), number)
-                bad = torch.zeros((), device=values.device)
+                if seen.not_finite:
+                    raise _not_finite(group.name, values, number)
                 points = CountedValues.within(seen, values.device)
-            rows.append(zscore_row(points, marks) | {"not_finite": bad})
+            rows.append(zscore_row(points, marks) | {"finite": vectors.is_finite(values)})
         found = read(rows)
         for group, row in zip(groups, found, strict=True):
-            bad = int(row.pop("not_finite"))
-            _check_finite(group.name, bad, group.of(g).numel(), number)
+            if not row.pop("finite"):
+                raise _not_finite(group.name, group.of(g), number)
         mean.add(found)
     options = {
         "percentile": percentile,
@@ -202,12 +201,12 @@ def _check(percentile: float, source: str, grouping: str, grid: Grid) -> None:
     check_count("bins", grid.bins, 1)
 
 
-def _check_finite(name: str, bad: int, size: int, draw: int) -> None:
-    if bad:
-        raise LandscapeError(
-            f"The gradient of {name} has {bad} NaN or infinite values of {size} (draw "
-            f"{draw}); z-scores need a finite gradient. Check the checkpoint and the inputs."
-        )
+def _not_finite(name: str, values: Tensor, draw: int) -> LandscapeError:
+    bad = int((~torch.isfinite(values)).sum())
+    return LandscapeError(
+        f"The gradient of {name} has {bad} NaN or infinite values of {values.numel()} (draw "
+        f"{draw}); z-scores need a finite gradient. Check the checkpoint and the inputs."
+    )
 
 
 @dataclass(frozen=True)
