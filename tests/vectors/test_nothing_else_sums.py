@@ -35,6 +35,7 @@ PERMITTED = {
     ("measure/perturbations/recorded_masks.py", "_selection"): "shares per tensor, in numpy",
     ("measure/perturbations/zscore_statistics.py", ""): "sorted values, in float64",
     ("risk/_checks.py", "_fails_twice"): "whether derivatives exist, not their values",
+    ("risk/_head.py", "curved"): "a linear layer's own backward pass, of a piece of tokens",
     ("sharding/operations.py", ""): "torch's own operations of a part, as of a whole vector",
     ("sam/finite.py", "all_finite"): "whether it is finite, not how long it is",
     ("sam/objectives.py", "__call__"): "the classes of one example",
