@@ -1,5 +1,6 @@
 """The loss of chosen rows: of a model, as optimizers take it, or of theta, to be minimized."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -59,6 +60,12 @@ class RowLosses:
             return losses
         trained = [p for p in self._model.parameters() if p.requires_grad]
         return losses + 0.5 * self._decay * sum(vectors.squared_norm(p) for p in trained)
+
+    def through(self, inputs: Transform) -> "RowLosses":
+        """The same of the same model, behind another transform of the inputs."""
+        twin = copy.copy(self)
+        twin._inputs = inputs
+        return twin
 
     def shares(self, rows: Tensor) -> Tensor:
         """Losses (B,) as `EmpiricalRisk.losses` has them."""
@@ -151,6 +158,12 @@ class Objective:
         self._losses = RowLosses(risk, model, transform=transform, inputs=inputs)
         self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._all = torch.arange(risk.num_examples)
+
+    def through(self, inputs: Transform) -> "Objective":
+        """The same behind another transform of the inputs; shares the model."""
+        twin = copy.copy(self)
+        twin._losses = self._losses.through(inputs)
+        return twin
 
     def loss(self, theta: Tensor, rows: Tensor | None = None) -> Float[Tensor, ""]:
         """L(theta) of the rows (default: all), in float64 on the risk's device."""

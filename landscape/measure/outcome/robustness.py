@@ -1,7 +1,7 @@
 """What is left of a network when its weights or its inputs are disturbed."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,11 +65,10 @@ def robustness(
     measuring = Measuring("robustness", own, theta)
     theta = measuring.theta
     measuring.finite_loss()
-    seen = {(): [_evaluate(own, theta)]} | {
-        (i, j): list(_disturbed(own, theta, name, strength, num_draws, seed))
-        for i, (name, strengths) in enumerate(STRENGTHS.items())
-        for j, strength in enumerate(strengths)
-    }
+    seen: dict[tuple[int, ...], list[Tensor]] = {(): [_evaluate(own, theta)]}
+    for i, (name, strengths) in enumerate(STRENGTHS.items()):
+        found = _disturbed(own, theta, name, strengths, num_draws, seed)
+        seen |= {(i, j): draws for j, draws in enumerate(found)}
     pairs = numbers([each for draws in seen.values() for each in draws])  # waits once
     pairs[:, 1] = 1 - pairs[:, 1]
     read = iter(pairs)
@@ -101,26 +100,34 @@ def robustness(
 
 
 def _disturbed(
-    risk: EmpiricalRisk, theta: Tensor, name: str, strength: float, num_draws: int, seed: int
-) -> Iterator[Float[Tensor, "2"]]:
-    """(loss, error rate) of every draw; nothing where the corruption does not apply."""
+    risk: EmpiricalRisk,
+    theta: Tensor,
+    name: str,
+    strengths: Sequence[float],
+    num_draws: int,
+    seed: int,
+) -> list[list[Float[Tensor, "2"]]]:
+    """(loss, error rate) of every draw, per strength; none where the corruption does not apply."""
     if name == "weight noise":
         source = generator(seed)
-        for _ in range(num_draws):
-            yield _evaluate(risk, _noisy(risk, theta, strength, source))
-    elif name == "weight rounding":
-        yield _evaluate(risk, _rounded(risk, theta, int(strength)))
-    else:
-        transform = _INPUTS[name](risk, strength, seed)
-        if transform is not None:
-            yield _evaluate(risk, theta, transform)
+        draws = (_noise(risk, theta, source) for _ in range(num_draws))
+        rows = [
+            [_evaluate(risk, _noisy(risk, theta, strength, draw)) for strength in strengths]
+            for draw in draws
+        ]
+        return [list(each) for each in zip(*rows, strict=True)]
+    if name == "weight rounding":
+        return [[_evaluate(risk, _rounded(risk, theta, int(bits)))] for bits in strengths]
+    transforms = [_INPUTS[name](risk, strength, seed) for strength in strengths]
+    there = [transform for transform in transforms if transform is not None]
+    if not there:
+        return [[] for _ in strengths]
+    objective = Objective(risk, theta)
+    return [[_evaluate(objective.through(transform), theta)] for transform in there]
 
 
-def _evaluate(
-    risk: EmpiricalRisk, theta: Tensor, transform: Transform | None = None
-) -> Float[Tensor, "2"]:
+def _evaluate(here: EmpiricalRisk | Objective, theta: Tensor) -> Float[Tensor, "2"]:
     """Mean loss and share of wrong predictions (NaN when it is no classification)."""
-    here = risk if transform is None else Objective(risk, theta, inputs=transform)
     seen = here.evaluate(theta)
     rate = torch.full_like(seen.loss, math.nan) if seen.error_rate is None else seen.error_rate
     return torch.stack([seen.loss, rate])
@@ -129,17 +136,24 @@ def _evaluate(
 # --- weights ----------------------------------------------------------------------------------
 
 
+def _noise(risk: EmpiricalRisk, theta: Tensor, source: torch.Generator) -> Float[Tensor, "P"]:
+    """Standard normal numbers, of which every strength takes a multiple."""
+    drawn = torch.empty_like(theta)
+    for tensor in risk.layout.tensors:
+        draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64)
+        drawn[tensor.start : tensor.stop] = draw.to(theta, non_blocking=True)
+    return drawn
+
+
 def _noisy(
-    risk: EmpiricalRisk, theta: Tensor, strength: float, source: torch.Generator
+    risk: EmpiricalRisk, theta: Tensor, strength: float, noise: Float[Tensor, "P"]
 ) -> Float[Tensor, "P"]:
     rule, moved = Filters.of(risk), torch.empty_like(theta)
     for tensor in risk.layout.tensors:
         span = slice(tensor.start, tensor.stop)
         rows = rule.rows(tensor, theta[span])
-        draw = torch.randn(tensor.numel, generator=source, dtype=torch.float64)
-        draw = draw.to(theta, non_blocking=True)
         size = (vectors.row_norms(rows) / rows.shape[1] ** 0.5).to(rows)[:, None]
-        moved[span] = rule.flat(tensor, rows + strength * size * rule.rows(tensor, draw))
+        moved[span] = rule.flat(tensor, rows + strength * size * rule.rows(tensor, noise[span]))
     return moved
 
 

@@ -164,17 +164,22 @@ def enrichment(
     ]
     pairs = eigenpairs(measuring, k=k, seed=seed)
     quantities = {
-        "eigenvector": pairs.vectors[0].double().square(),
-        "eigenspace": pairs.vectors.double().square().sum(0),
-        "hessian_diagonal": _hessian_diagonal(risk, theta, num_probes, seed),
-        "fisher": _fisher(risk, theta, fisher_examples, seed),
-        "weight": theta.double().square(),
-        "magnitude": theta.double().abs(),
+        "eigenvector": lambda: pairs.vectors[0].double().square(),
+        "eigenspace": lambda: pairs.vectors.double().square().sum(0),
+        "hessian_diagonal": lambda: _hessian_diagonal(risk, theta, num_probes, seed),
+        "fisher": lambda: _fisher(risk, theta, fisher_examples, seed),
+        "weight": lambda: theta.double().square(),
+        "magnitude": lambda: theta.double().abs(),
     }
-    variables = {}
-    of_each = list(quantities.values())
-    shares = numbers([[_selected(risk.layout, mask, q) for mask in masks] for q in of_each])
-    intervals = _chance_intervals(risk.layout, masks, of_each, seed)
+    variables, selected, seen, totals = {}, [], [], []
+    for quantity in quantities.values():  # one at a time: each is twice as large as the model
+        q = quantity()
+        selected.append([_selected(risk.layout, mask, q) for mask in masks])
+        seen.append(share_null.summary(split(risk.layout, q)))
+        totals.append(_total(q))
+        del q
+    shares = numbers(selected)
+    intervals = _chance_intervals(risk.layout, masks, numbers(seen), numbers(totals), seed)
     for name, rows, ends in zip(quantities, shares, intervals, strict=True):
         captured, expected, spread = rows.T
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -281,15 +286,13 @@ def _total(q: Float[Tensor, "P"]) -> Float[Tensor, ""]:
 
 
 def _chance_intervals(
-    layout: ParamLayout, masks: Sequence[Tensor], quantities: Sequence[Tensor], seed: int
+    layout: ParamLayout, masks: Sequence[Tensor], seen: np.ndarray, totals: np.ndarray, seed: int
 ) -> np.ndarray:
     """The 2.5 and 97.5 % points (q, mask, 2) of the shares in random masks of the same densities.
 
-    Waits for the device three times, however many tensors there are.
+    seen: `share_null.summary` of every quantity; totals: what each sums to.
     """
     counts = numbers([[m.sum() for m in split(layout, mask)] for mask in masks]).astype(int)
-    seen = numbers([share_null.summary(split(layout, q)) for q in quantities])
-    totals = numbers([_total(q) for q in quantities])
     sizes = [tensor.numel for tensor in layout.tensors]
     return np.array([
         [

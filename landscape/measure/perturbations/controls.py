@@ -1,6 +1,7 @@
 """Would another mask have done as well? A variant's perturbation beside matched controls."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,14 @@ def perturbation_controls(
         )
     at = _At(risk, theta, here, g, float(made.loss_clean), clean)
     keep = ~_one_d(risk.layout, theta)
-    table = [
-        _rows(at, e if both else e * keep, mask if both else mask & keep, num_draws, seed)
-        for both in (True, False)
+    matched = [
+        _random_like(risk.layout, mask, num_draws, generator(seed)),
+        [_top_like(risk.layout, mask, g)],
     ]
+    table = [_rows(at, e, mask, matched)]
+    # What is drawn or largest in one tensor does not depend on the masks of the others.
+    fewer = [[each & keep for each in masks] for masks in matched]
+    table.append(_rows(at, e * keep, mask & keep, fewer))
     variables = {}
     for name, (units, title) in _SCALARS.items():
         values = np.array([[row[name] for row in rows] for rows in table]).T
@@ -134,6 +139,11 @@ class _At:
     batch_loss: float
     full_loss: float
 
+    @cached_property
+    def energy(self) -> Tensor:
+        """‖g‖²."""
+        return vectors.squared_norm(self.g)
+
     def row(self, e: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What one perturbation is and does, on the device."""
         parts = [vectors.squared_norm(part) for part in split(self.risk.layout, e)]
@@ -143,8 +153,8 @@ class _At:
             "first_order_effect": vectors.dot(self.g, e),
             "loss_increase": self.here.loss_at(moved),
             "loss_increase_full": self.risk.loss(moved),
-            "density": mask.double().mean(),
-            "captured_energy": vectors.squared_norm(self.g * mask) / vectors.squared_norm(self.g),
+            "density": mask.sum().double() / mask.numel(),
+            "captured_energy": vectors.squared_norm(self.g * mask) / self.energy,
         }
         return {name: value.double() for name, value in found.items()} | {"energy": energy}
 
@@ -162,17 +172,14 @@ class _At:
 
 
 def _rows(
-    at: _At, e: Tensor, mask: Bool[Tensor, "P"], num_draws: int, seed: int
+    at: _At, e: Tensor, mask: Bool[Tensor, "P"], matched: list[list[Tensor]]
 ) -> list[dict[str, Any]]:
-    """The variant and its controls, in the order of CONTROLS."""
+    """The variant and its controls, in the order of CONTROLS; matched: random masks, and top."""
     own = at.row(e, mask)
-    source = generator(seed)
-    drawn = _random_like(at.risk.layout, mask, num_draws, source)
-    masks = {"random": drawn, "top": [_top_like(at.risk.layout, mask, at.g)]}
     rows = [[own]]
-    for chosen in masks.values():
-        for matched in ("radius", "first_order_effect"):
-            rows.append([at.row(_scaled(at.g, m, matched, own), m) for m in chosen])
+    for chosen in matched:
+        for strength in ("radius", "first_order_effect"):
+            rows.append([at.row(_scaled(at.g, m, strength, own), m) for m in chosen])
     return [_averaged([at.read(row) for row in group]) for group in _on_host(rows)]
 
 

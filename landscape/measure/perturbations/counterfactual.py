@@ -63,7 +63,7 @@ class Counterfactual:
             )
         order = torch.randperm(risk.num_examples, generator=generator(seed))
         self.rows = order[: self.batch_size]
-        self.model = risk.model_at(theta)
+        self.model, self._theta = risk.model_at(theta), theta
         for module in self.model.modules():
             # Dropout and the like stay off: the answer must not depend on a draw.
             if bn == "batch" and isinstance(module, _BatchNorm):
@@ -186,18 +186,19 @@ class Counterfactual:
 
     def loss_at(self, theta: Tensor) -> Tensor:
         """Mean loss () of the batch at other weights, in the mode of the step."""
-        named = dict(self.model.named_parameters())
-        own = {name: named[name].detach().clone() for name in self.risk.layout.names}
         try:
             with torch.no_grad():
-                for name, value in self.risk.layout.unflatten(theta).items():
-                    write(named[name], value)
+                self._put(theta)
                 return self.losses(self.rows).mean()
         finally:
-            with torch.no_grad():
-                for name, value in own.items():
-                    named[name].copy_(value)
+            self._put(self._theta)
             self.risk.spend(self.batch_size / self.risk.num_examples / 3)
+
+    @torch.no_grad()
+    def _put(self, theta: Tensor) -> None:
+        named = dict(self.model.named_parameters())
+        for name, value in self.risk.layout.unflatten(theta).items():
+            write(named[name], value)
 
     @functools.cached_property
     def mean_gradient(self) -> Tensor:
