@@ -6,6 +6,7 @@ maps below are bilinear and closed under differentiation, and frozen BatchNorm i
 gamma (w * x + b - mean) / sqrt(var + eps) + beta = w' * x + b', with derivatives through w' and b'.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -90,8 +91,8 @@ def _backward(g: Tensor, x: Tensor, w: Tensor, geometry: _Geometry, *, of: int) 
     rows = _rows(w, g.shape[2:])
     if len(g) <= rows:
         return found(g, x)
-    parts = [found(*pair) for pair in zip(g.split(rows), x.split(rows), strict=True)]
-    return torch.cat(parts) if of == 0 else torch.stack(parts).sum(0)
+    parts = (found(*pair) for pair in zip(g.split(rows), x.split(rows), strict=True))
+    return torch.cat(list(parts)) if of == 0 else functools.reduce(Tensor.add_, parts)
 
 
 def _like(shape: torch.Size, t: Tensor, geometry: _Geometry) -> Tensor:
