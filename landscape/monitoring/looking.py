@@ -55,10 +55,11 @@ def monitor(
     whether it converged. They are `measure.critical_sharpness(risk, theta)` and
     `measure.top_eigenvalues(risk, theta, k=1, seed=seed)`, with the same bits as afterwards.
     every: steps between looks. None: after each look so many that looks take at most `share` of
-    the time; which steps those are depends on the machine, what is seen at a step does not. The
-    first look is at step `every`, or at step 16. measures: of MEASURES; None leaves lambda_1 out
-    where it is dear: where it would make looks rarer than one in 20 000 steps, or, with `every`,
-    take more than `share` of the time; `notes` says so.
+    the time, from the second look on; which steps those are depends on the machine, what is seen at
+    a step does not. The first look is at step `every`, or at step 16, where it takes the time of
+    some ten steps and lambda_1 waits for the second. measures: of MEASURES; None leaves lambda_1
+    out where it is dear: where it would make looks rarer than one in 20 000 steps, or, with
+    `every`, take more than `share` of the time; `notes` says so.
     The training itself keeps its bits: weights, gradients, buffers, modes and random states are as
     without a monitor. Cost between looks: one call per step.
     model, optimizer: of the loop, any optimizer of torch or of `landscape.sam`. sinks: called with
@@ -149,6 +150,7 @@ class Monitor:
         self._handle: Any = None
         self._began = 0.0
         self._affordable = measures is None or "lambda_1" in measures
+        self._postponed: float | None = None  # seconds that lambda_1 takes, once it may be taken
 
     @property
     def active(self) -> bool:
@@ -266,6 +268,10 @@ class Monitor:
         step = (time.perf_counter() - self._began - self.look_seconds) / steps
         apart = self.every or _PATIENCE
         self._affordable = seconds <= self.share * apart * step
+        if self._affordable and self.every is None and self._postponed is None:
+            self._postponed = seconds  # the time for it has not passed yet
+            return False
+        self._postponed = 0.0
         if not self._affordable:
             self._say(
                 f"lambda_1 is left out: it takes about {seconds:.2g} s, {self.share:.0%} of the "
@@ -282,7 +288,8 @@ class Monitor:
         trained = time.perf_counter() - self._began - self.look_seconds
         step = trained / self.num_steps
         # What all looks took, with one more like the last, is to be that share of all time.
-        wanted = (self.look_seconds + last) * (1 - self.share) / (self.share * max(step, 1e-9))
+        taken = self.look_seconds + last + (self._postponed or 0.0)
+        wanted = taken * (1 - self.share) / (self.share * max(step, 1e-9))
         self._next = max(self.num_steps + 16, math.ceil(wanted))
 
     def _say(self, note: str) -> None:

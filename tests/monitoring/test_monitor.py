@@ -206,6 +206,28 @@ def test_looks_take_their_share_of_the_time_and_no_more(look, share, monkeypatch
     assert all(gap == pytest.approx(look * (1 - share) / share, abs=2) for gap in apart)
 
 
+def test_lambda_1_waits_until_its_time_has_passed(monkeypatch):
+    """A loss takes a second here and a step ten: 25 products of 8 losses are affordable, later."""
+    clock = Clock()
+    monkeypatch.setattr(looking, "time", clock)
+    loss = EmpiricalRisk.loss
+
+    def slow(risk, theta):
+        clock.now += 1.0
+        return loss(risk, theta)
+
+    monkeypatch.setattr(EmpiricalRisk, "loss", slow)
+    model, x, y = problem()
+    with monitor(model, base(model), CRITERION, (x, y), share=0.5, sinks=[]) as found:
+        while len(found.records) < 3:
+            clock.now += 10.0
+            found._stepped()
+            if len(found.records) == 2:
+                assert found.look_seconds + 200 <= 0.5 * (clock.now + 200)
+    assert ["lambda_1" in record for record in found.records] == [False, True, True]
+    assert found.notes == []
+
+
 def test_what_is_dear_is_left_out_unless_it_is_asked_for():
     _, found, *_ = trained(LOOPS["sgd"], 3, measures=None, share=1e-9)
     assert "lambda_1" not in found.records[0]
