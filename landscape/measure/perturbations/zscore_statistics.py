@@ -94,12 +94,13 @@ class CountedValues:
 
     @classmethod
     def of(cls, values: Any) -> "CountedValues":
-        """Every value by itself."""
+        """Every value by itself; a tensor without elements is a zero that does not count."""
         flat = torch.as_tensor(values).detach().reshape(-1)
-        flat = flat.float() if flat.element_size() < 4 else flat
+        flat, num = flat.float() if flat.element_size() < 4 else flat, len(flat)
+        flat = flat if num else flat.new_zeros(1)
         x = vectors.ascending(flat)
         squares = _before(x.double().square())
-        return cls(x, squares, None, len(flat), Spread.of(flat), torch.finfo(flat.dtype).eps)
+        return cls(x, squares, None, num, Spread.of(flat), torch.finfo(flat.dtype).eps)
 
     @classmethod
     def within(
@@ -133,7 +134,7 @@ class CountedValues:
         """How many are exactly zero."""
         if self.histogram is not None:
             return torch.tensor(self.histogram.zeros).to(self.x.device)
-        return _within(self, self.x, self.x.new_zeros(())).size
+        return _within(self, self.x, self.x.new_zeros(())).size.clamp(max=self.num)
 
     @cached_property
     def sizes(self) -> "CountedValues":
@@ -160,7 +161,7 @@ class CountedValues:
         """The values at these places."""
         if self.ends is not None:
             place = torch.searchsorted(self.ends, place, right=True) - 1
-        return y[place.clamp(max=len(y) - 1)]
+        return y[place.clamp(0, len(y) - 1)]
 
     def below(self, y: Tensor, bounds: Tensor, *, equal: bool = False) -> Int[Tensor, "m"]:
         """How many values lie below these bounds, or at most at them."""
@@ -170,7 +171,7 @@ class CountedValues:
     def energy(self, places: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
         """Sum of squares of the values before these places, linear inside equal values."""
         if self.ends is None:
-            return self.squares[places]
+            return self.squares[places.clamp(min=0)]
         run = (torch.searchsorted(self.ends, places, right=True) - 1).clamp(max=len(self.x) - 1)
         start, size = self.ends[run], self.ends[run + 1] - self.ends[run]
         share = (places - start).double() / size.clamp(min=1)
@@ -227,7 +228,7 @@ def zscore_row(points: CountedValues, marks: Marks) -> dict[str, Tensor]:
     row = {
         "mean": spread.mean,
         "std": spread.std,
-        "zero_share": points.zeros.double() / n,
+        "zero_share": points.zeros.double() / max(n, 1),
         "mean_over_std": spread.mean / spread.std,
         "skewness": spread.skewness,
         "excess_kurtosis": spread.kurtosis,

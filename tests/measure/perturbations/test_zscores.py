@@ -117,6 +117,7 @@ def test_softmax_head_has_mean_zero_and_the_mask_of_the_largest_gradients():
 def test_flags_instead_of_divisions_by_zero():
     for g, flag in (
         (torch.zeros(30), "zero gradient"),
+        (torch.zeros(0), "zero gradient"),
         (torch.full((30,), 0.1), "zero variance"),
         (torch.tensor([0.3]), "one element"),
         (torch.arange(1.0, 13.0) ** 2, "few elements"),
