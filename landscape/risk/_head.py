@@ -123,11 +123,15 @@ class Head:
 
     def run(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's output with `Deferred` logits; without where it computes with them."""
-        own = [p for p in model.parameters() if p.ndim == 2 and len(p) == self.classes]
         try:
-            with _Leaving(own, self.tokens):
-                return model(*args, **kwargs)
+            return self.deferred(model, *args, **kwargs)
         except TouchedError:
+            return model(*args, **kwargs)
+
+    def deferred(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The same; raises TouchedError where it computes with them."""
+        own = [p for p in model.parameters() if p.ndim == 2 and len(p) == self.classes]
+        with _Leaving(own, self.tokens):
             return model(*args, **kwargs)
 
 

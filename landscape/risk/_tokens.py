@@ -1,5 +1,6 @@
 """Language models over long sequences and large vocabularies: what is held of a row."""
 
+import logging
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from landscape.risk._criterion import Criterion, logits_of
 from landscape.risk._data import Batch
 from landscape.risk._engine import Engine
 from landscape.risk._head import Deferred, Head
+
+log = logging.getLogger("landscape.risk")
 
 # Of the memory allowed: what the logits of a row may take, of whose second derivatives a graph
 # holds about ten times as much, and those of a piece of tokens.
@@ -31,19 +34,29 @@ def with_head(engine: Engine) -> Engine:
     large = sorted((n for n in rows if n * of_class > _OF_ROW * engine.memory), reverse=True)
     for classes in large[:_MOST_TRIED]:
         size = int(_OF_PIECE * engine.memory) // (classes * engine.dtype.itemsize)
-        trial = replace(engine, criterion=criterion.with_head(Head(classes, max(1, size))))
-        if _defers(trial):
-            return trial
+        head = Head(classes, max(1, size))
+        if _defers(engine, head):
+            return replace(engine, criterion=criterion.with_head(head))
+    if large and large[0] * of_class > engine.memory:
+        log.warning(
+            "the logits of one row, %d tokens over as many classes as the largest tensor has rows "
+            "(%d), take %.2g GiB, and derivatives several times that: they are made whole, since "
+            "%s does not return a linear map of hidden states as it is (.logits of a last layer "
+            "without adapters, hooks or capping). Shorten the sequences where memory does not "
+            "suffice.",
+            tokens, large[0], large[0] * of_class / 2**30, type(network.model).__name__,
+        )  # fmt: skip
     return engine
 
 
-def _defers(engine: Engine) -> bool:
+def _defers(engine: Engine, head: Head) -> bool:
     """Whether a row comes back with logits that are not computed."""
-    row = engine.examples.on_device(engine.examples.few(1))
+    network, row = engine.network, engine.examples.on_device(engine.examples.few(1))
     try:
-        with engine.network.finding_casts(), engine.evaluating(engine.network.theta):
-            output = engine.criterion.output(*engine.network.ready(row))
-    except Exception:  # what fails is said by the checks
+        with network.finding_casts(), engine.evaluating(network.theta):
+            model, batch = network.ready(row)
+            output = head.deferred(model, *batch.args, **batch.kwargs)
+    except Exception:  # it computes with them; what else fails is said by the checks
         return False
     return isinstance(logits_of(output), Deferred)
 

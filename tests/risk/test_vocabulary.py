@@ -94,7 +94,7 @@ def test_a_frozen_head_and_a_head_alone():
 
 
 @pytest.mark.parametrize("returns", ["softcapped", "adapted"])
-def test_logits_that_the_model_computes_with_are_made_whole(returns):
+def test_logits_that_the_model_computes_with_are_made_whole(returns, caplog):
     model = settled(Decoder(returns=returns))
     if returns == "adapted":
         model.head.register_forward_hook(lambda module, args, out: 2 * out)
@@ -102,6 +102,9 @@ def test_logits_that_the_model_computes_with_are_made_whole(returns):
     assert pieces(dense) is None
     assert pieces(other) is None
     torch.testing.assert_close(other.loss(other.theta), dense.loss(dense.theta))
+    assert not caplog.messages
+    EmpiricalRisk(model, "causal_lm", text(), memory=T * V * 8 - 1)
+    assert f"{T} tokens over as many classes as the largest tensor has rows ({V})" in caplog.text
 
 
 def test_a_label_beyond_the_vocabulary_is_named():
