@@ -92,9 +92,9 @@ def inside(name: str, x: Tensor, y: Tensor, held: tuple[Tensor, Tensor], seconds
             "seconds": round(passed, 2), "steps": monitor.num_steps,
         }  # fmt: skip
 
-    def timed(now: float) -> None:
+    def timed() -> None:
         start = time.process_time()
-        own(now)
+        own()
         looks.append(time.process_time() - start)
         shares.append(share())
 

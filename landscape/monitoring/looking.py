@@ -1,9 +1,10 @@
 """Looks at a training: one step in so many is recorded, and its weights are measured."""
 
+import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -55,11 +56,12 @@ def monitor(
     whether it converged. They are `measure.critical_sharpness(risk, theta)` and
     `measure.top_eigenvalues(risk, theta, k=1, seed=seed)`, with the same bits as afterwards.
     every: steps between looks. None: after each look so many that looks take at most `share` of
-    the time, from the second look on; which steps those are depends on the machine, what is seen at
-    a step does not. The first look is at step `every`, or at step 16, where it takes the time of
-    some ten steps and lambda_1 waits for the second. measures: of MEASURES; None leaves lambda_1
-    out where it is dear: where it would make looks rarer than one in 20 000 steps, or, with
-    `every`, take more than `share` of the time; `notes` says so.
+    the time from the second look on, by the clock and of the processors' time of this process;
+    which steps those are depends on the machine, what is seen at a step does not. The first look is
+    at step `every`, or at step 16, where it takes the time of some ten steps and lambda_1 waits for
+    the second. measures: of MEASURES; None leaves lambda_1 out where it is dear: where it would
+    make looks rarer than one in 20 000 steps, or, with `every`, take more than `share` of the time;
+    `notes` says so.
     The training itself keeps its bits: weights, gradients, buffers, modes and random states are as
     without a monitor. Cost between looks: one call per step.
     model, optimizer: of the loop, any optimizer of torch or of `landscape.sam`. sinks: called with
@@ -140,7 +142,7 @@ class Monitor:
         self.records: list[Record] = []
         self.notes: list[str] = []
         self.num_steps = 0
-        self.look_seconds = 0.0
+        self.looks = _Ledger()
         self._recording = _SingleStep(
             model, None, steps_per_epoch=1, every=1, snapshot_every=0, rho=rho, step_ends="call",
             gradients=True, first_step=0, max_mb=0.0, scaler=scaler,
@@ -148,7 +150,6 @@ class Monitor:
         self._next = every or 16  # the step that is looked at
         self._looking = False
         self._handle: Any = None
-        self._began = 0.0
         self._affordable = measures is None or "lambda_1" in measures
         self._postponed: float | None = None  # seconds that lambda_1 takes, once it may be taken
 
@@ -159,7 +160,7 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         self._handle = self.optimizer.register_step_post_hook(self._stepped)
-        self._began = time.perf_counter()
+        self.looks.begin()
         self._arm()
         return self
 
@@ -186,7 +187,12 @@ class Monitor:
 
     def _arm(self) -> None:
         """Begin to look, where the step that begins now is to be looked at."""
-        if self.num_steps + 1 == self._next and not self._looking:
+        if self.num_steps + 1 != self._next or self._looking:
+            return
+        if self.every is None and self.records:
+            # Steps may have become faster.
+            self._next = max(self._next, self._affordable_from())
+        if self.num_steps + 1 == self._next:
             self._looking = True
             self._recording.__enter__()
 
@@ -198,23 +204,24 @@ class Monitor:
     def _stepped(self, *_: Any) -> None:
         self.num_steps += 1
         if self.num_steps >= self._next:
-            before = time.perf_counter()
-            self._look(before)
-            took = time.perf_counter() - before
-            self.look_seconds += took
-            self._plan(took)
+            with self.looks.one():
+                self._look()
+            apart = self.every or 16
+            later = 0 if self.every else self._affordable_from()
+            self._next = max(self.num_steps + apart, later)
         self._arm()
 
-    def _look(self, now: float) -> None:
+    def _look(self) -> None:
+        began = time.perf_counter()
         self._recording.step(rho=_radius(self.optimizer))
-        record: Record = {"step": self.num_steps, "seconds": now - self._began}
+        record: Record = {"step": self.num_steps, "seconds": self.looks.passed()[0]}
         record |= self._of_step()
         self._disarm()
         if self.loss is not None:
             record |= self._of_weights()
         found = self._recording.diagnosis()
         record["alarms"] = [f"{f.key}: {f.sentence}" for f in found.wrong]
-        record["look_seconds"] = time.perf_counter() - now
+        record["look_seconds"] = time.perf_counter() - began
         self.records.append(record)
         for sink in self.sinks:
             sink(record)
@@ -264,8 +271,7 @@ class Monitor:
     def _is_affordable(self, one: float) -> bool:
         """Whether lambda_1 may be taken, by the time of one loss."""
         seconds = _PRODUCTS * _LOSSES * one
-        steps = max(1, self.num_steps)
-        step = (time.perf_counter() - self._began - self.look_seconds) / steps
+        step = self.looks.trained()[0] / max(1, self.num_steps)
         apart = self.every or _PATIENCE
         self._affordable = seconds <= self.share * apart * step
         if self._affordable and self.every is None and self._postponed is None:
@@ -280,21 +286,61 @@ class Monitor:
             )
         return self._affordable
 
-    def _plan(self, last: float) -> None:
-        """Choose the next step that is looked at; `last`: seconds of the last look."""
-        if self.every is not None:
-            self._next = self.num_steps + self.every
-            return
-        trained = time.perf_counter() - self._began - self.look_seconds
-        step = trained / self.num_steps
-        # What all looks took, with one more like the last, is to be that share of all time.
-        taken = self.look_seconds + last + (self._postponed or 0.0)
-        wanted = taken * (1 - self.share) / (self.share * max(step, 1e-9))
-        self._next = max(self.num_steps + 16, math.ceil(wanted))
+    def _affordable_from(self) -> int:
+        """The step where looks, with one more like the last, are that share of all time."""
+        more, share = self._postponed or 0.0, self.share
+        both = zip(self.looks.spent, self.looks.last, self.looks.trained(), strict=True)
+        steps = [
+            (spent + last + more) * (1 - share) * self.num_steps / (share * trained)
+            for spent, last, trained in both
+            if trained > 0
+        ]
+        return math.ceil(max(steps, default=0.0))
+
+    @property
+    def look_seconds(self) -> float:
+        """What all looks took."""
+        return self.looks.spent[0]
 
     def _say(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+class _Ledger:
+    """Time of the training and of the looks: of the clock, and of this process's processors.
+
+    On a machine that others use the clock alone would take their time for the training's.
+    """
+
+    def __init__(self) -> None:
+        self.spent, self.last, self._began = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
+        self._look: list[float] | None = None  # when the one under way began
+
+    def begin(self) -> None:
+        self._began = self._now()
+
+    def passed(self) -> list[float]:
+        """Since it began."""
+        return [now - began for now, began in zip(self._now(), self._began, strict=True)]
+
+    def trained(self) -> list[float]:
+        """Outside of looks, the one under way included."""
+        until = zip(self._look or self._now(), self._began, self.spent, strict=True)
+        return [now - began - spent for now, began, spent in until]
+
+    @contextlib.contextmanager
+    def one(self) -> Generator[None]:
+        """A look."""
+        self._look = before = self._now()
+        yield
+        self._look = None
+        self.last = [now - then for now, then in zip(self._now(), before, strict=True)]
+        self.spent = [a + b for a, b in zip(self.spent, self.last, strict=True)]
+
+    @staticmethod
+    def _now() -> list[float]:
+        return [time.perf_counter(), time.process_time()]
 
 
 def _radius(optimizer: Optimizer) -> float | None:

@@ -184,6 +184,38 @@ class Clock:
     def perf_counter(self):
         return self.now
 
+    process_time = perf_counter
+
+
+class BusyClock(Clock):
+    """Of a machine that others use: this process has a tenth of the time, unless it is `alone`."""
+
+    own, alone = 0.0, False
+
+    def process_time(self):
+        return self.own
+
+    def passes(self, seconds):
+        """Of work."""
+        self.own += seconds
+        self.now += seconds if self.alone else 10 * seconds
+
+
+def test_looks_take_their_share_of_this_process_where_others_take_the_time(monkeypatch):
+    clock = BusyClock()
+    monkeypatch.setattr(looking, "time", clock)
+    model, *_ = problem()
+    optimizer = base(model)
+    with monitor(model, optimizer, share=0.01, sinks=[lambda _: clock.passes(3.0)]) as found:
+        for k in range(20_000):
+            clock.alone = k % 1000 > 800
+            clock.passes(1.0)
+            found._stepped()
+            if len(found.records) > 1:
+                for spent, passed in zip(found.looks.spent, found.looks.passed(), strict=True):
+                    assert spent <= 0.01 * passed + 1e-9
+    assert len(found.records) > 30
+
 
 @pytest.mark.parametrize(("look", "share"), [(50.0, 0.01), (3.0, 0.05)])
 def test_looks_take_their_share_of_the_time_and_no_more(look, share, monkeypatch):
