@@ -5,8 +5,10 @@ number format of CUDA's own.
 """
 
 import contextlib
+import ctypes
 import pickle
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ __all__ = [
     "seed",
     "set_rng_state",
     "synchronize",
+    "trim",
 ]
 
 # Of torch on the CPU and on a device, of Python's `random` and, pickled, of numpy's `random`.
@@ -58,6 +61,17 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes free on an accelerator; None where torch cannot say, as of the host."""
     ask = getattr(_module(device), "mem_get_info", None)
     return None if ask is None else ask(device)[0]
+
+
+def trim() -> None:
+    """Give freed memory of the host back to the system, where the C library keeps it.
+
+    glibc keeps freed blocks of up to 32 MiB, most of a network's tensors, and what needs larger
+    ones next cannot use them: after a phase that held many they would count until the end.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def synchronize(device: torch.device) -> None:

@@ -23,10 +23,9 @@ class Complement:
         self.space, self.pull = space, pull
         self.num_rows = space.num_locked + space.num_steps
         self.room = space.size - self.num_rows
-        # The edge, and the last two vectors in turn: taken off a product together.
-        self.rows = space.basis.like.new_zeros((3, space.size))
-        self.rows[0].copy_(space.next)
-        self.rows[1].copy_(space.fresh())
+        # The last two vectors in turn: taken off a product together.
+        self.rows = space.basis.like.new_zeros((2, space.size))
+        self.rows[0].copy_(space.fresh())
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
         self.along: list[Tensor] = []
@@ -40,17 +39,19 @@ class Complement:
     @property
     def v(self) -> Tensor:
         """The newest vector."""
-        return self.rows[1 + len(self.alpha) % 2]
+        return self.rows[len(self.alpha) % 2]
 
     def step(self) -> None:
         space, v, last = self.space, self.v, len(self.alpha) % 2
-        w = space.matvec(v.clone()).to(space.device, space.dtype)
-        along, within = vectors.dots([self.rows[0], v], [v, w])
+        w = space.matvec(v.clone()).to(space.device, space.dtype, copy=True)
+        along, within = vectors.dots([space.next, v], [v, w])
         lifted = self.pull * along
         self.alpha.append(within + lifted * along)
         before = self.beta[-1] if self.beta else 0 * within
         ends = [before, self.alpha[-1]] if last else [self.alpha[-1], before]
-        w = vectors.without(w, self.rows, torch.stack([-lifted, *ends]))
+        if self.pull:
+            w = vectors.without_(w, space.edges, -lifted[None])
+        w = vectors.without_(w, self.rows, torch.stack(ends))
         w, _, beta = space.clear_(w, self.num_rows)
         self.along.append(along)
         if self.is_kept:
@@ -113,5 +114,5 @@ class Union:
     @property
     def edges(self) -> Tensor:
         """(q - Wa, the newest vector of the recurrence), rows."""
-        q = self.rest.rows[:1] - self.rest.kept.combine(self.a[None], 0)
+        q = self.space.edges - self.rest.kept.combine(self.a[None], 0)
         return torch.cat([q, self.rest.v[None]])

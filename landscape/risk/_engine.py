@@ -313,8 +313,7 @@ class Engine:
     def add_gradient(self, total: Tensor, batch: Batch) -> Tensor:
         """Add the gradient of Σ of losses over the batch; returns that sum."""
         loss = self.loss_graph(batch)
-        grads = torch.autograd.grad(loss, self.network.weights, allow_unused=True)
-        self.network.add(total, grads)
+        self.network.pull_back(total, [loss])
         return loss.detach().double()
 
     def gradient_graph(self, batch: Batch) -> "GradientGraph":
@@ -360,15 +359,13 @@ class Engine:
         if not graph.curved:
             return
         for i, v in enumerate(rows):
-            products = torch.autograd.grad(
+            pieces = zip(self.network.cotangents(v), graph.gradients, strict=True)
+            self.network.pull_back(
+                total[i],
                 graph.curved,
-                self.network.weights,
-                [piece for piece, g in zip(self.network.cotangents(v), graph.gradients, strict=True)
-                 if g is not None and g.requires_grad],
-                retain_graph=keep or i + 1 < len(rows),
-                allow_unused=True,
-            )  # fmt: skip
-            self.network.add(total[i], products)
+                [piece for piece, g in pieces if g is not None and g.requires_grad],
+                keep=keep or i + 1 < len(rows),
+            )
 
     def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
         """L(theta) from the sums over the own examples' parts."""

@@ -166,7 +166,8 @@ class _Graph:
             last = {"retain_graph": keep or i + 1 < len(rows)}
             pieces = network.cotangents(v)
             curved, beside = self._middle(self._pushed(pieces), pieces, **last)
-            network.add(total[i], self._pull(curved, **last))
+            if self._outputs.requires_grad:
+                network.pull_back(total[i], [self._outputs], [curved], keep=last["retain_graph"])
             network.add(total[i], beside)
 
 

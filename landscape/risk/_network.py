@@ -167,6 +167,34 @@ class Network:
         """The pieces as tensors to be pulled back: complex views begin at even places."""
         return [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(vector)]
 
+    def pull_back(
+        self,
+        total: Tensor,
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor] | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """Add Σ (∂output/∂weights)ᵀ cotangent to total (P,), in place; keep: the graph.
+
+        Autograd adds each weight's part where it belongs: fresh memory for all parts would be one
+        more copy of the weights, and takes longer to get than the sum. But hooks may hang on what
+        a caller's own parameters accumulate.
+        """
+        if self.borrowed:
+            parts = torch.autograd.grad(
+                outputs, self.weights, cotangents, retain_graph=keep, allow_unused=True
+            )
+            self.add(total, parts)
+            return
+        for weight, piece in zip(self.weights, self.pieces(total), strict=True):
+            weight.grad = piece
+        try:
+            torch.autograd.backward(outputs, cotangents, retain_graph=keep, inputs=self.weights)
+        finally:
+            for weight in self.weights:
+                weight.grad = None
+
     def add(self, total: Tensor, parts: Sequence[Tensor | None]) -> None:
         """Add what belongs to each weight to total (P,), in place; None is zero."""
         pairs = [(piece, part) for piece, part in zip(self.pieces(total), parts, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.risk import _fitting
 from landscape.risk._engine import Engine
 from landscape.seeds import generator
@@ -100,6 +100,7 @@ class Probes:
         self.asked += 1
         if bn not in self._known:
             self._known[bn] = probe(dataclasses.replace(self._engine, bn=bn))
+            devices.trim()
         return self._known[bn]
 
 
@@ -138,35 +139,30 @@ class _Probing:
         lent = engine.network.space is None and not engine.network.borrowed
         self.theta = theta if lent else theta.clone()
         sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
+        normal = partial(torch.randn, generator=source, dtype=torch.float32)
 
         def draw() -> Tensor:
-            normal = partial(torch.randn, generator=source, dtype=torch.float32)
-            return vectors.drawn(normal, sizes).mul_(sizes)
+            drawn = vectors.drawn(normal, self.theta)
+            for part, size in sizes:
+                drawn[part] *= size
+            return drawn
 
         self.theta.add_(draw(), alpha=1e-3)
-        # Rows of one tensor, as products take them.
-        self.both = sizes.new_empty((2, sizes.numel()))
-        for row in self.both:
-            row.copy_(draw())
-        self.u, self.v = self.both[0], self.both[1]
+        self.u, self.v = draw(), draw()
 
-    def _sizes(self, theta: Tensor) -> Tensor:
-        """Per coordinate the root mean square of its tensor, or a tenth of all if that is less."""
+    def _sizes(self, theta: Tensor) -> list[tuple[slice, Tensor]]:
+        """Per tensor its root mean square, or a tenth of that of all if it is less."""
         least = 0.1 * self._root_mean_square(theta).clamp(min=1e-3)
-        sizes = torch.empty_like(theta)
-        for info in self.layout.tensors:
-            part = slice(info.start, info.stop)
-            sizes[part] = self._root_mean_square(theta[part]).clamp(min=least)
-        return sizes
+        parts = [slice(info.start, info.stop) for info in self.layout.tensors]
+        return [(part, self._root_mean_square(theta[part]).clamp(min=least)) for part in parts]
 
     @staticmethod
     def _root_mean_square(x: Tensor) -> Tensor:
         return (vectors.norm(x) / max(1, x.numel()) ** 0.5).to(x.dtype)
 
     def made(self) -> Probe:
-        asymmetry, curvature = self._gradient_and_products()
+        slope, asymmetry, curvature = self._slope_and_products()
         steps = _STEPS[self.dtype]
-        slope = math.fsum(self.slopes)
         beside = [self._losses_beside(self.v, h) for h in steps]
         slopes = [
             (ahead - behind) / (2 * h) for (ahead, behind), h in zip(beside, steps, strict=True)
@@ -198,33 +194,27 @@ class _Probing:
             promoted=self.network.promotes,
         )
 
-    def _gradient_and_products(self) -> tuple[float, float]:
-        """The asymmetry and vᵀHv; v is given a share of the gradient g, to show a false one.
-
-        `slopes` keeps g·v of each tensor in the place of g: of large models every copy counts.
-        """
-        engine, product = self.engine, torch.zeros_like(self.both[:1])
+    def _slope_and_products(self) -> tuple[float, float, float]:
+        """g·v, the asymmetry and vᵀHv; v is given a share of g, which shows a false gradient."""
+        engine, gradient = self.engine, torch.zeros_like(self.theta)
         with engine.differentiating(2, self.theta):
             graph = engine.gradient_graph(self.rows)
-            gradient = product[0]  # until the first product
             self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
             size = float(vectors.norm(gradient))
             if math.isfinite(size) and size > 0:
                 self.v.add_(gradient, alpha=float(vectors.norm(self.v)) / size)
-            self.slopes = [
-                float(vectors.dot(gradient[info.start : info.stop], self.v[info.start : info.stop]))
-                for info in self.layout.tensors
-            ]
-            self.loss, seen = float(graph.loss), []
-            for i, keep in ((0, True), (1, False)):
-                engine.add_products(product.zero_(), graph, self.both[i : i + 1], keep=keep)
+            self.loss, slope = float(graph.loss), float(vectors.dot(gradient, self.v))
+            # In its place: of large models every copy counts.
+            product, seen = gradient[None], []
+            for vector, keep in ((self.u, True), (self.v, False)):
+                engine.add_products(product.zero_(), graph, vector[None], keep=keep)
                 seen.append((
                     float(vectors.dot(self.u, product[0])), float(vectors.dot(self.v, product[0])),
                     float(vectors.norm(product[0])),
                 ))  # fmt: skip
         (_, vHu, Hu), (uHv, vHv, Hv) = seen
         size = max(float(vectors.norm(self.u)) * Hv, float(vectors.norm(self.v)) * Hu)
-        return abs(uHv - vHu) / size if size > 0 else 0.0, vHv
+        return slope, abs(uHv - vHu) / size if size > 0 else 0.0, vHv
 
     def _product(self, rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows)
@@ -235,7 +225,8 @@ class _Probing:
 
     def _losses_beside(self, v: Tensor, h: float) -> tuple[float, float]:
         ahead, behind = (
-            float(self.engine.loss_only(self.theta + step * v, self.rows)) for step in (h, -h)
+            float(self.engine.loss_only(torch.add(self.theta, v, alpha=step), self.rows))
+            for step in (h, -h)
         )
         return ahead, behind
 
@@ -257,12 +248,14 @@ class _Probing:
     def _false_gradient(self, slope: float, of_loss: float) -> str | None:
         """In which tensors; None if it was a kink, which shrinks with a shorter step yet."""
         h = _STEPS[self.dtype][-1] * (1e-2 if self.dtype == torch.float64 else 1.0)
-        names = []
-        for info, own in zip(self.layout.tensors, self.slopes, strict=True):
+        names, gradient = [], torch.zeros_like(self.theta)
+        with self.engine.differentiating(1, self.theta):
+            self.engine.add_gradient(gradient, self.rows)
+        for info in self.layout.tensors:
             part = slice(info.start, info.stop)
             v = torch.zeros_like(self.v)
             v[part] = self.v[part]
-            found = self._loss_slope(v, h)
+            own, found = float(vectors.dot(gradient[part], v[part])), self._loss_slope(v, h)
             slack = 10 * _SHARE * max(abs(own), abs(found)) + self._rounding(h)
             if not abs(own - found) <= slack:
                 names.append(info.name)

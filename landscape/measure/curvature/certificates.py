@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from landscape import devices
 from landscape.checks import check_choice
 from landscape.errors import LandscapeError
 from landscape.linalg.lanczos import EigenPairs
@@ -94,6 +95,7 @@ def float64_products(
         before = twin.cost
         if instead is not None:
             instead.release()
+            devices.trim()
         try:
             HV = (operator() if index is None else operator().block(index))(V.double())
         except RuntimeError as error:
