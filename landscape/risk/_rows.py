@@ -204,8 +204,10 @@ class Objective:
         return loss / denominator + self._decay(theta), total / denominator + decay
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
-        apart = self._risk._engine.examples.apart
-        return rows.split(_ROWS) if apart and not self._whole else (rows,)
+        examples = self._risk._engine.examples
+        if self._whole or not examples.apart:
+            return (rows,)
+        return rows.split(examples.most_to_try(_ROWS))
 
     def _decay(self, theta: Tensor) -> Tensor | float:
         decay = self._risk.weight_decay

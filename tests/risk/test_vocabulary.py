@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscape import EmpiricalRisk, measure
+from landscape.risk import Objective, RowLosses
 from landscape.risk._head import Deferred
 from landscape.risk._pieces import in_pieces
 from tests.risk_problems import rng, settled
@@ -35,7 +36,8 @@ class Decoder(nn.Module):
             logits = 3 * torch.tanh(logits / 3)
         if self.returns == "classes first":
             return logits.transpose(1, 2)
-        return types.SimpleNamespace(logits=logits.float())
+        cast = self.returns == "logits"  # as transformers' models did
+        return types.SimpleNamespace(logits=logits.float() if cast else logits)
 
 
 def text(rows=N):
@@ -112,6 +114,20 @@ def test_a_label_beyond_the_vocabulary_is_named():
     batch["labels"][2, 1] = V
     with pytest.raises(Exception, match=f"Target {V} of example 2 is out of range: .* has {V} out"):
         EmpiricalRisk(settled(Decoder()), "causal_lm", batch, memory=SMALL)
+
+
+def test_a_slice_and_chosen_rows_are_those_of_dense_logits():
+    risks = both(settled(Decoder(returns="no cast")))
+    theta = risks[0].theta
+    slices = [measure.loss_slice(risk, theta, num_directions=1, points=3, seed=0)["loss"].values
+              for risk in risks]  # fmt: skip
+    torch.testing.assert_close(*map(torch.as_tensor, slices), rtol=1e-11, atol=0)
+    rows = torch.tensor([4, 1, 5])
+    chosen = [RowLosses(risk, risk.model_at(theta)).shares(rows) for risk in risks]
+    torch.testing.assert_close(*chosen, rtol=1e-12, atol=0)
+    torch.testing.assert_close(chosen[0], risks[1].losses(theta)[rows], rtol=1e-12, atol=0)
+    found = [Objective(risk, theta).gradient(theta)[1] for risk in risks]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
 def test_eigenvalues_are_those_of_dense_logits():

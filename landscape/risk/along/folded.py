@@ -154,6 +154,7 @@ class Folded:
             or not engine.criterion.per_example
             or not engine.examples.apart
             or engine.criterion.form == "batch"
+            or engine.criterion.head is not None  # logits that are not held whole
             or engine.notes.uses_rng
             or network.habits.clones_inputs
             or network.habits.volatile
