@@ -15,6 +15,7 @@ log = logging.getLogger("landscape.risk")
 # Of the memory allowed: what the logits of a row may take, of whose second derivatives a graph
 # holds about ten times as much, and those of a piece of tokens.
 _OF_ROW, _OF_PIECE = 1 / 16, 1 / 32
+_LEAST = 2**22  # bytes of a row's logits that are never cut, whatever the memory
 _MOST_TRIED = 4  # numbers of rows that tensors have: of tokens, of places
 
 
@@ -31,9 +32,10 @@ def with_head(engine: Engine) -> Engine:
         return engine
     of_class = tokens * engine.dtype.itemsize
     rows = {len(p) for p in network.model.parameters() if p.ndim == 2}
-    large = sorted((n for n in rows if n * of_class > _OF_ROW * engine.memory), reverse=True)
+    most = max(_LEAST, _OF_ROW * engine.memory)
+    large = sorted((n for n in rows if n * of_class > most), reverse=True)
     for classes in large[:_MOST_TRIED]:
-        size = int(_OF_PIECE * engine.memory) // (classes * engine.dtype.itemsize)
+        size = int(max(_LEAST / 2, _OF_PIECE * engine.memory)) // (classes * engine.dtype.itemsize)
         head = Head(classes, max(1, size))
         if _defers(engine, head):
             return replace(engine, criterion=criterion.with_head(head))

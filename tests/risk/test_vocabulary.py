@@ -8,13 +8,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscape import EmpiricalRisk, measure
-from landscape.risk import Objective, RowLosses
+from landscape.risk import Objective, RowLosses, _tokens
 from landscape.risk._head import Deferred
 from landscape.risk._pieces import in_pieces
 from tests.risk_problems import rng, settled
 
 V, T, N = 40, 7, 6
 SMALL = 3 * T * V * 8  # bytes of memory of which the logits of one row are more than a sixteenth
+
+
+@pytest.fixture(autouse=True)
+def little_is_large(monkeypatch):
+    monkeypatch.setattr(_tokens, "_LEAST", 0)
 
 
 class Decoder(nn.Module):
@@ -161,6 +166,11 @@ def test_no_more_tokens_than_a_piece_have_logits_at_once():
         risk.hvp(risk.theta, v)
         risk.linearized_ggn(risk.theta)(v)
     assert seen.tokens <= pieces(risk)
+
+
+def test_little_logits_are_not_cut_whatever_the_memory(monkeypatch):
+    monkeypatch.undo()
+    assert pieces(EmpiricalRisk(settled(Decoder()), "causal_lm", text(), memory=1)) is None
 
 
 def test_pieces_have_all_derivatives():
