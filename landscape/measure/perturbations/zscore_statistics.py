@@ -50,7 +50,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Spread:
+class FourMoments:
     """Mean, standard deviation (unbiased), skewness and excess kurtosis, 0-d in float64."""
 
     mean: Tensor
@@ -59,7 +59,7 @@ class Spread:
     kurtosis: Tensor
 
     @classmethod
-    def of(cls, values: Float[Tensor, "n"]) -> "Spread":
+    def of(cls, values: Float[Tensor, "n"]) -> "FourMoments":
         """Those of the values, by centred sums in float64."""
         n, wide = values.numel(), values.double()
         mean = wide.mean()
@@ -88,7 +88,7 @@ class CountedValues:
     squares: Float[Tensor, "k+1"]
     ends: Int[Tensor, "k+1"] | None
     num: int
-    spread: Spread
+    spread: FourMoments
     eps: float
     histogram: ValueHistogram | None = None
 
@@ -100,7 +100,7 @@ class CountedValues:
         flat = flat if num else flat.new_zeros(1)
         x = vectors.ascending(flat)
         squares = _before(x.double().square())
-        return cls(x, squares, None, num, Spread.of(flat), torch.finfo(flat.dtype).eps)
+        return cls(x, squares, None, num, FourMoments.of(flat), torch.finfo(flat.dtype).eps)
 
     @classmethod
     def within(
@@ -119,7 +119,7 @@ class CountedValues:
             _before(squares),
             _before(counts),
             moments.count,
-            Spread(*torch.tensor(known, dtype=torch.float64).to(device)),
+            FourMoments(*torch.tensor(known, dtype=torch.float64).to(device)),
             2.0**-24,
             histogram,
         )
@@ -250,8 +250,8 @@ def zscore_row(points: CountedValues, marks: Marks) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Neighbours among the ascending values, from place `first` up to the one before `last`."""
+class _Neighbours:
+    """Those among the ascending values from place `first` up to the one before `last`."""
 
     first: Int[Tensor, "m"]
     last: Int[Tensor, "m"]
@@ -260,16 +260,16 @@ class _Window:
     def size(self) -> Int[Tensor, "m"]:
         return (self.last - self.first).clamp(min=0)
 
-    def common(self, other: "_Window") -> Int[Tensor, "m"]:
+    def common(self, other: "_Neighbours") -> Int[Tensor, "m"]:
         """How many values are in both."""
         last = torch.minimum(self.last, other.last)
-        return _Window(torch.maximum(self.first, other.first), last).size
+        return _Neighbours(torch.maximum(self.first, other.first), last).size
 
 
-def _within(points: CountedValues, y: Tensor, bound: Tensor, *, equal: bool = True) -> _Window:
+def _within(points: CountedValues, y: Tensor, bound: Tensor, *, equal: bool = True) -> _Neighbours:
     """The values with |y| <= bound, or < bound."""
     first = points.below(y, -bound, equal=not equal)
-    return _Window(first, points.below(y, bound, equal=equal))
+    return _Neighbours(first, points.below(y, bound, equal=equal))
 
 
 def _kept(points: CountedValues, levels: Float[Tensor, " p"]) -> dict[str, Tensor]:
@@ -294,7 +294,7 @@ def _kept(points: CountedValues, levels: Float[Tensor, " p"]) -> dict[str, Tenso
     }
 
 
-def _topk_jaccard(points: CountedValues, left_out: _Window, kept: Int[Tensor, " p"]) -> Tensor:
+def _topk_jaccard(points: CountedValues, left_out: _Neighbours, kept: Int[Tensor, " p"]) -> Tensor:
     n, x = points.num, points.x
     # A tie at the edge of the top-k may be broken either way: it is counted for the z-mask.
     edge = points.sizes.value(points.sizes.x, n - kept)
