@@ -31,7 +31,7 @@ def doubt(product_error: float, failure_probability: float, samples: int = 1) ->
 
 
 @dataclass(frozen=True)
-class Claim:
+class Claimed:
     """Pairs as recurrences have them: Hv_i = θ_i v_i + Σ_j tails[i, j] edges[j]."""
 
     values: Float[Tensor, "k"]
@@ -95,7 +95,7 @@ def whole(V: Float[Tensor, "k P"], HV: Float[Tensor, "k P"]) -> Proven:
 
 
 def sampled(
-    claim: Claim,
+    claim: Claimed,
     product: Product,
     *,
     delta: float,

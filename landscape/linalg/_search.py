@@ -13,7 +13,7 @@ from landscape.errors import Interrupted
 from landscape.linalg import _proof
 from landscape.linalg._complement import Complement, Union
 from landscape.linalg._krylov import Krylov, Ritz
-from landscape.linalg._proof import Claim, Proven
+from landscape.linalg._proof import Claimed, Proven
 
 _SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
 
@@ -367,7 +367,7 @@ class Search:
         if not self.sampled:
             return _proof.whole(V, self.certificate(V).to(torch.float64))
         return _proof.sampled(
-            Claim(self.values, V, self.tails, self.edges),
+            Claimed(self.values, V, self.tails, self.edges),
             self.certificate,
             delta=self.delta,
             generator=self.generator,
