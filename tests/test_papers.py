@@ -1,6 +1,7 @@
 """The study files of the papers' own settings are read, and train on data of their true shape."""
 
 import os
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -44,13 +45,20 @@ def test_zsharps_step_schedule_is_that_of_thirty_epochs_after_the_warmup():
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Not left behind: the checkpoints of all settings take gigabytes."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "setting"), SETTINGS, ids=lambda each: getattr(each, "stem", each)
 )
-def test_an_epoch_over_images_of_true_shape(path, setting, tmp_path):
+def test_an_epoch_over_images_of_true_shape(path, setting, folder):
     """Two steps on images of each data set in its published format, of one seed."""
-    data = tmp_path / "data"
+    data = folder / "data"
     data.mkdir()
     for name, key, classes in (("cifar10", b"labels", 10), ("cifar100", b"fine_labels", 100)):
         folder = data / FOLDERS[name]
@@ -86,6 +94,6 @@ def test_an_epoch_over_images_of_true_shape(path, setting, tmp_path):
     torch.set_num_threads(1)
     plan = load(path, overrides=overrides)
     assert {run.family or run.variant for run in plan.runs} == set(names)
-    summary = run(plan, tmp_path / "study", Options(device="cpu", workers=0, quiet=True))
+    summary = run(plan, folder / "study", Options(device="cpu", workers=0, quiet=True))
     assert summary.failed == {}
     assert len(summary.results["generalization"]["run"]) == len(plan.runs)
