@@ -151,6 +151,7 @@ class Monitor:
         self._looking = False
         self._handle: Any = None
         self._affordable = measures is None or "lambda_1" in measures
+        self._one = math.inf  # seconds of a loss
         self._postponed: float | None = None  # seconds that lambda_1 takes, once it may be taken
 
     @property
@@ -270,7 +271,8 @@ class Monitor:
 
     def _is_affordable(self, one: float) -> bool:
         """Whether lambda_1 may be taken, by the time of one loss."""
-        seconds = _PRODUCTS * _LOSSES * one
+        self._one = min(self._one, one)  # once, the machine was busy
+        seconds = _PRODUCTS * _LOSSES * self._one
         step = self.looks.trained()[0] / max(1, self.num_steps)
         apart = self.every or _PATIENCE
         self._affordable = seconds <= self.share * apart * step
