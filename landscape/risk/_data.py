@@ -109,10 +109,10 @@ class Examples:
 
     @functools.cached_property
     def num_tokens(self) -> int:
-        """The longest row of whole numbers that goes into the model, 1 where there is none."""
-        inputs = (leaf for chunk in self.chunks for leaf in _inputs_of(chunk))
-        lengths = [leaf[0].numel() for leaf in inputs if len(leaf) and not leaf.is_floating_point()]
-        return max(1, *lengths, 1)
+        """The longest row of indices that goes into the model, 1 where there is none."""
+        inputs = [leaf for chunk in self.chunks for leaf in _inputs_of(chunk) if len(leaf)]
+        indices = [leaf for leaf in inputs if leaf.dtype in (torch.int32, torch.int64)]
+        return max([1, *(leaf[0].numel() for leaf in indices)])
 
     def most_to_try(self, count: int) -> int:
         """At most `count` rows, and few of long sequences: each token costs a layer's width."""

@@ -168,6 +168,24 @@ def test_no_more_tokens_than_a_piece_have_logits_at_once():
     assert seen.tokens <= pieces(risk)
 
 
+def test_of_long_sequences_few_rows_are_tried_and_of_pictures_of_bytes_as_many_as_of_others():
+    rows = {2**11: 2, 2**8: 16, 4: 32}
+    for length, count in rows.items():
+        ids = torch.zeros(40, length, dtype=torch.long)
+        model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3))
+        risk = EmpiricalRisk(model, "causal_lm", ids)
+        assert risk._engine.examples.most_to_try(32) == count
+    picture = nn.Sequential(Widened(), nn.Flatten(), nn.Linear(75, 3))
+    pixels = torch.zeros(40, 3, 5, 5, dtype=torch.uint8)
+    risk = EmpiricalRisk(picture, nn.CrossEntropyLoss(), (pixels, torch.arange(40) % 3))
+    assert risk._engine.examples.most_to_try(32) == 32
+
+
+class Widened(nn.Module):
+    def forward(self, x):
+        return x.float() / 255
+
+
 def test_little_logits_are_not_cut_whatever_the_memory(monkeypatch):
     monkeypatch.undo()
     assert pieces(EmpiricalRisk(settled(Decoder()), "causal_lm", text(), memory=1)) is None
