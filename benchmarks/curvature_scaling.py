@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.curvature_scaling --part examples
 
 parts: "examples" (N), "parameters" (P), "pairs" (k), "memory" (peak of ResNet-18, 11 M parameters,
-top 5, with a bounded basis), "processes" (two gloo processes with half of the examples each).
+top 5, with a bounded basis), "processes" (two gloo processes with half of the examples each),
+"share" (of the peak of matrix products, loss and gradient of N / 8 and N examples).
 """
 
 import argparse
@@ -12,16 +13,19 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import networks
 from benchmarks.curvature import FOLDER, make_risk, problem, record
-from benchmarks.interleaved import cpu_seconds, hardware, versions
+from benchmarks.interleaved import cpu_seconds, hardware, in_turn, versions
+from benchmarks.surface import gemm_peak
 from landscape import EmpiricalRisk, measure
 
 K = 5
@@ -125,12 +129,47 @@ def _timed(risk: EmpiricalRisk, times: int = 5) -> dict[str, float]:
     return {"cpu_seconds": round(cpu, 4), "wall_seconds": round(wall, 4), "product_norm": norm}
 
 
+def share_of_gemm(examples: int) -> dict[str, Any]:
+    """Operations a CPU-second over those of a 1024 x 1024 product, all timed in turn.
+
+    Operations are those of plain torch; the quickest of seven rounds on both sides.
+    """
+    model, x, y = problem("cnn", examples)
+    runs: dict[str, Callable[[], float | None]] = {}
+    operations: dict[str, int] = {}
+    for count in (examples // 8, examples):
+        risk, part = make_risk(model, x[:count], y[:count]), (x[:count], y[:count])
+        theta = risk.theta
+        calls = {"loss": risk.loss, "gradient": risk.gradient}
+        for name, call in calls.items():
+            runs[f"{name}, N={count}"] = lambda call=call, theta=theta: call(theta) is None or 0.0
+            operations[f"{name}, N={count}"] = _operations(model, *part, name == "gradient")
+    samples = in_turn(runs, rounds=7, seconds=0.3)
+    peak = max(gemm_peak() for _ in range(5))
+    return {
+        name: {
+            "cpu_ms": round(1e3 * min(row), 2),
+            "share": round(operations[name] / min(row) / peak, 3),
+        }
+        for name, row in samples.items()
+    } | {"gemm_gflops": round(peak / 1e9, 1)}
+
+
+def _operations(model: nn.Module, x: torch.Tensor, y: torch.Tensor, backward: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        loss = nn.functional.cross_entropy(model(x), y)
+        if backward:
+            torch.autograd.grad(loss, list(model.parameters()))
+    return counter.get_total_flops()
+
+
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "examples": against_examples,
     "parameters": against_parameters,
     "pairs": against_pairs,
     "memory": in_memory,
     "processes": over_processes,
+    "share": share_of_gemm,
 }
 
 
@@ -138,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=FOLDER / "curvature-cpu.json")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     before = os.getloadavg()[0]
@@ -147,7 +187,7 @@ def main() -> None:
         "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
         "versions": versions(),
     }
-    record(FOLDER / "curvature-cpu.json", f"scaling, {asked.part}", entry)
+    record(asked.out, f"scaling, {asked.part}", entry)
 
 
 if __name__ == "__main__":
