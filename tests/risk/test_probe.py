@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
+from landscape.risk._engine import Engine
 from tests.risk_problems import F64, problem, randn, rng, settled
 
 CE = nn.CrossEntropyLoss()
@@ -150,6 +151,26 @@ def test_kinks_at_theta_are_no_false_gradient():
     risk = EmpiricalRisk(model, CE, (X.float(), Y))
     assert risk.probe().reasons() == ()
     assert measure.top_eigenvalues(risk, risk.theta, k=1, seed=0).converged.values.all()
+
+
+class Rippled(Net):
+    """A loss that turns within a ten-thousandth of its weights."""
+
+    def forward(self, x):
+        return torch.sin(1e4 * super().forward(x))
+
+
+def test_a_loss_that_turns_within_the_steps_is_cleared_by_one_shorter_step(monkeypatch):
+    evaluated, plain = [], Engine.loss_only
+    monkeypatch.setattr(Engine, "loss_only", lambda *given: evaluated.append(1) or plain(*given))
+    risk = EmpiricalRisk(settled(Rippled()), CE, (X, Y))
+    evaluated.clear()
+    probe = risk.probe()
+    gaps = [abs(slope - probe.slope) for slope in probe.loss_slopes]
+    assert gaps[1] > 0.5 * gaps[0]  # not yet the regime in which they vanish
+    assert gaps[2] > 1e-3 * abs(probe.slope)
+    assert probe.reasons() == ()
+    assert len(evaluated) <= 10  # not two for each of its tensors
 
 
 def test_results_without_products_say_nothing_of_the_probe():
