@@ -43,7 +43,7 @@ class Complement:
 
     def step(self) -> None:
         space, v, last = self.space, self.v, len(self.alpha) % 2
-        w = space.matvec(v.clone()).to(space.device, space.dtype, copy=True)
+        w = space.product(v)
         along, within = vectors.dots([space.next, v], [v, w])
         lifted = self.pull * along
         self.alpha.append(within + lifted * along)

@@ -86,6 +86,9 @@ class Krylov:
         self.may_look = not devices.is_accelerator(device)
         room = None if max_basis is None else max_basis + 1
         self.basis = Basis(locked.to(device, dtype), room)
+        # One vector that is multiplied, and then what comes of it: to get fresh memory for a long
+        # one takes longer than to fill it.
+        self.work = self.basis.like.new_empty(size)
         self.begin(len(locked), scale, start)
 
     def begin(self, num_locked: int, scale: float, start: Tensor | None = None) -> None:
@@ -108,6 +111,7 @@ class Krylov:
     def release(self) -> None:
         """Forget the vectors: room for what comes next."""
         self.basis = Basis(self.basis.like[:0])
+        self.work = self.basis.like.new_empty(0)
 
     def clear_(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """W, in place, without its part in the first rows; that part's coefficients; what is left.
@@ -135,10 +139,14 @@ class Krylov:
         drawn = vectors.drawn(draw, self.basis.like)
         return self.orthogonal(self.orthogonal(drawn))
 
+    def product(self, vector: Tensor) -> Tensor:
+        """H times a vector, in memory of its own that the next product takes."""
+        self.work.copy_(vector)
+        return self.work.copy_(self.matvec(self.work))
+
     def step(self) -> None:
         row = self.num_locked + self.num_steps
-        # Of its own, to be changed: what a product returns is somebody else's.
-        w = self.matvec(self.basis[row].clone()).to(self.device, self.dtype, copy=True)
+        w = self.product(self.basis[row])
         # What the recurrence knows comes first: beside it the part in all rows is rounding alone,
         # and one projection usually does.
         w, near = self.basis.without_(w, max(self.num_locked, row - 1), row + 1, small=False)

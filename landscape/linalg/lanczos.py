@@ -1,7 +1,8 @@
 """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization.
 
 `matvec` maps a vector (size,) to a vector (size,), linearly and symmetrically, in `dtype` and on
-`device`; `generator` makes every random vector.
+`device`; what it is given holds the vector during the call only. `generator` makes every random
+vector.
 """
 
 import math

@@ -159,7 +159,10 @@ def _refuse_large_graph(engine: Engine, order: int) -> None:
 
 
 def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
-    """(fixed bytes, bytes per row) from the tensors saved for two and for four rows; cached."""
+    """(fixed bytes, bytes per row) from the tensors saved for two and for four rows; cached.
+
+    Of few rows for a quarter and a half of them: a graph of all would cost as much as a product.
+    """
     cache = engine.notes.graph_sizes
     key = (order, engine.bn)
     if key not in cache and not engine.examples.apart:
@@ -170,7 +173,9 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
         cache[key] = (0.0, each)
     if key not in cache:
         chunk = engine.examples.chunks[0]
-        few, more = min(2, chunk.count), min(4, chunk.count)
+        least = 2 if engine.couples else 1  # batch statistics of one row are none
+        few = min(2, max(least, chunk.count // 4), chunk.count)
+        more = min(2 * few, chunk.count)
         small = _saved_bytes(engine, chunk.rows(0, few), order)
         large = small if more == few else _saved_bytes(engine, chunk.rows(0, more), order)
         each = (large - small) / (more - few) if more > few else large / max(1, few)
