@@ -86,9 +86,6 @@ class Krylov:
         self.may_look = not devices.is_accelerator(device)
         room = None if max_basis is None else max_basis + 1
         self.basis = Basis(locked.to(device, dtype), room)
-        # One vector that is multiplied, and then what comes of it: to get fresh memory for a long
-        # one takes longer than to fill it.
-        self.work = self.basis.like.new_empty(size)
         self.begin(len(locked), scale, start)
 
     def begin(self, num_locked: int, scale: float, start: Tensor | None = None) -> None:
@@ -111,7 +108,6 @@ class Krylov:
     def release(self) -> None:
         """Forget the vectors: room for what comes next."""
         self.basis = Basis(self.basis.like[:0])
-        self.work = self.basis.like.new_empty(0)
 
     def clear_(self, w: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """W, in place, without its part in the first rows; that part's coefficients; what is left.
@@ -140,9 +136,8 @@ class Krylov:
         return self.orthogonal(self.orthogonal(drawn))
 
     def product(self, vector: Tensor) -> Tensor:
-        """H times a vector, in memory of its own that the next product takes."""
-        self.work.copy_(vector)
-        return self.work.copy_(self.matvec(self.work))
+        """H times a vector, to be changed: what a product is given or returns somebody may keep."""
+        return self.matvec(vector.clone()).to(self.device, self.dtype, copy=True)
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps

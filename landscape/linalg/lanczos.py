@@ -1,8 +1,7 @@
 """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization.
 
 `matvec` maps a vector (size,) to a vector (size,), linearly and symmetrically, in `dtype` and on
-`device`; what it is given holds the vector during the call only. `generator` makes every random
-vector.
+`device`; `generator` makes every random vector.
 """
 
 import math
