@@ -1,13 +1,12 @@
 """Overlap of two masks against permuted filters, which are correlated inside as weights are."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from landscape.params import TensorInfo
@@ -32,13 +31,13 @@ class Permutations:
 
     def __init__(self, rule: Filters, *, count: int, seed: int) -> None:
         self.rule, self.count = rule, count
-        self._source = np.random.default_rng(seed)
-        self._orders: dict[int, np.ndarray] = {}
+        self._source, self._singles = (np.random.default_rng([seed, i]) for i in (0, 1))
+        self._orders: dict[int, Int[Tensor, "count F"]] = {}
 
-    def _of(self, filters: int) -> np.ndarray:
+    def _of(self, filters: int, device: torch.device) -> Int[Tensor, "count F"]:
         if filters not in self._orders:
-            same = np.tile(np.arange(filters, dtype=np.int32), (self.count, 1))
-            self._orders[filters] = self._source.permuted(same, axis=1)
+            same = np.tile(np.arange(filters), (self.count, 1))
+            self._orders[filters] = torch.from_numpy(self._source.permuted(same, axis=1)).to(device)
         return self._orders[filters]
 
     def null(self, first: Bool[Tensor, "P"], second: Bool[Tensor, "P"]) -> FilterNull:
@@ -55,37 +54,38 @@ class Permutations:
     ) -> list[FilterNull]:
         """The null of each pair of masks; a device is read once for all."""
         tensors = self.rule.layout.tensors
-        asked = [self._counts(tensor, *pair).flatten() for pair in pairs for tensor in tensors]
-        read = torch.cat(asked).cpu().split([len(counts) for counts in asked])
-        found = map(self._tensor, itertools.cycle(tensors), (counts.numpy() for counts in read))
+        asked = [self._seen(tensor, *pair) for pair in pairs for tensor in tensors]
+        read = torch.cat(asked).cpu().split([len(seen) for seen in asked])
+        found = map(self._told, itertools.cycle(tensors), (seen.numpy() for seen in read))
         return [
             FilterNull(*map(np.array, zip(*itertools.islice(found, len(tensors)), strict=True)))
             for _ in pairs
         ]
 
-    def _counts(self, tensor: TensorInfo, first: Tensor, second: Tensor) -> Tensor:
-        """O_ij of the filters, or how many each mask selects of a 1-D tensor."""
+    def _seen(self, tensor: TensorInfo, first: Tensor, second: Tensor) -> Tensor:
+        """E[o], Var[o] and o of every permutation; of a 1-D tensor what each mask selects."""
         span = slice(tensor.start, tensor.stop)
         if is_one_d(tensor):
             return torch.stack([first[span].sum(), second[span].sum()]).double()
         A, B = (self.rule.rows(tensor, mask[span]).float() for mask in (first, second))
-        return (A @ B.T).double()
+        table, size = (A @ B.T).double(), len(A)
+        rows = torch.arange(size, device=table.device)
+        drawn = table[rows, self._of(size, table.device)].sum(1)
+        mean = table.sum() / size
+        table -= table.mean(0, keepdim=True)
+        table -= table.mean(1, keepdim=True)
+        variance = table.square_().sum() / max(1, size - 1)
+        return torch.cat([mean[None], variance[None], drawn])
 
-    def _tensor(self, tensor: TensorInfo, counts: np.ndarray) -> tuple[float, float, np.ndarray]:
+    def _told(self, tensor: TensorInfo, seen: np.ndarray) -> tuple[float, float, np.ndarray]:
         if is_one_d(tensor):
-            return self._single(tensor.numel, *map(int, counts))
-        size = math.isqrt(len(counts))
-        table = counts.reshape(size, size)
-        mean = float(table.sum()) / size
-        centred = table - table.mean(0, keepdims=True)
-        centred = centred - centred.mean(1, keepdims=True)
-        variance = float(np.square(centred).sum()) / (size - 1) if size > 1 else 0.0
-        drawn = table[np.arange(size), self._of(size)].sum(1)
-        return mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0, drawn
+            return self._single(tensor.numel, *map(int, seen))
+        mean, variance = map(float, seen[:2])
+        return mean, variance if variance > 1e-9 * max(mean, 1e-9) else 0.0, seen[2:]
 
     def _single(self, n: int, k: int, m: int) -> tuple[float, float, np.ndarray]:
         overlap = Overlap(*(np.array(x) for x in (n, k, m, 0)))
-        drawn = self._source.hypergeometric(k, n - k, m, self.count) if m else np.zeros(self.count)
+        drawn = self._singles.hypergeometric(k, n - k, m, self.count) if m else np.zeros(self.count)
         return float(overlap.expected_common), float(overlap.variance), drawn
 
 

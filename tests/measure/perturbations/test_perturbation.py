@@ -296,3 +296,17 @@ def test_bad_input_is_refused(risk):
         measure.perturbation(risk, risk.theta, variant=sam.sam(rho=0.1), bn="train", seed=0)
     with pytest.raises(LandscapeError, match=r"batch_size=.* give a whole number >= 1"):
         measure.perturbation(risk, risk.theta, variant=sam.sam(rho=0.1), batch_size=0, seed=0)
+
+
+def test_what_is_read_of_a_null_does_not_grow_with_the_filters(monkeypatch):
+    """Tables of filters stay where the masks are: of wide layers they are larger than the model."""
+    risk, _ = cnn_risk()
+    seen, plain = [], Permutations._seen
+    monkeypatch.setattr(
+        Permutations, "_seen", lambda *given: seen.append(plain(*given)) or seen[-1]
+    )
+    masks = torch.rand(3, risk.layout.num_parameters, generator=generator(0)) < 0.3
+    nulls = Permutations(plane.Filters.of(risk), count=5, seed=0)
+    found = nulls.nulls([(masks[0], masks[1]), (masks[1], masks[2])])
+    assert {len(part) for part in seen} == {2, 2 + 5}
+    assert [each.drawn.shape for each in found] == [(len(risk.layout.tensors), 5)] * 2
