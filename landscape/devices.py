@@ -6,6 +6,7 @@ number format of CUDA's own.
 
 import contextlib
 import ctypes
+import gc
 import pickle
 import random
 import sys
@@ -29,6 +30,8 @@ __all__ = [
     "synchronize",
     "trim",
 ]
+
+_WORTH_A_TRIM = 2**26  # bytes of a vector
 
 # Of torch on the CPU and on a device, of Python's `random` and, pickled, of numpy's `random`.
 RandomState = tuple[Tensor, Tensor | None, tuple[Any, ...], bytes]
@@ -63,12 +66,16 @@ def free_memory(device: torch.device) -> int | None:
     return None if ask is None else ask(device)[0]
 
 
-def trim() -> None:
-    """Give freed memory of the host back to the system, where the C library keeps it.
+def trim(size: int) -> None:
+    """Give back to the system what a phase has freed whose vectors have `size` bytes, if many.
 
-    glibc keeps freed blocks of up to 32 MiB, most of a network's tensors, and what needs larger
-    ones next cannot use them: after a phase that held many they would count until the end.
+    A network whose forward is bound to it holds itself until it is collected. And glibc keeps freed
+    blocks of up to 32 MiB, most of a network's tensors, where what needs larger ones next cannot
+    use them: after a phase that held many they would count until the end.
     """
+    if size < _WORTH_A_TRIM:
+        return
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

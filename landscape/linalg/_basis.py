@@ -42,6 +42,15 @@ class Basis:
             self.blocks.append(self.like.new_empty((left, self.size)))
         self[row].copy_(vector)
 
+    def spare(self, first: int, count: int) -> Tensor:
+        """Zeros (count, size) in the place of rows that are allocated and not in use, or new."""
+        for block in self.blocks:
+            part = block[max(first, 0) : max(first, 0) + count]
+            if len(part) == count:
+                return part.zero_()
+            first -= len(block)
+        return self.like.new_zeros((count, self.size))
+
     def parts(self, first: int, last: int) -> Iterator[Tensor]:
         """Rows first..last - 1, block by block."""
         for block in self.blocks:

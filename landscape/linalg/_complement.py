@@ -24,8 +24,9 @@ class Complement:
         self.num_rows = space.num_locked + space.num_steps
         self.room = space.size - self.num_rows
         # The last two vectors in turn: taken off a product together.
-        self.rows = space.basis.like.new_zeros((2, space.size))
-        self.rows[0].copy_(space.fresh())
+        first = space.fresh()
+        self.rows = space.basis.spare(self.num_rows + 1, 2)
+        self.rows[0].copy_(first)
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
         self.along: list[Tensor] = []

@@ -59,18 +59,27 @@ def read(
     return Recurrence(a, b, scale, False)
 
 
+Matvec = Callable[[Tensor], Tensor]
+
+
+def copying(matvec: Matvec) -> Matvec:
+    """The same of a matvec that may write what it is given and keep both."""
+    return lambda vector: matvec(vector.clone()).clone()
+
+
 class Krylov:
     """Lanczos recurrence with full reorthogonalization in the complement of `locked` (n, size).
 
     `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
     space became invariant it continues from a random vector orthogonal to all that is there.
+    `matvec` is given rows of the basis, and what it returns is overwritten (see `copying`).
     `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
     take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605).
     """
 
     def __init__(
         self,
-        matvec: Callable[[Tensor], Tensor],
+        matvec: Matvec,
         size: int,
         *,
         locked: Tensor,
@@ -97,6 +106,7 @@ class Krylov:
         self.arrow = torch.empty(0, dtype=torch.float64)
         self.exhausted = self.size == self.num_locked
         self.num_settled = 0
+        self.compressed: Ritz | None = None
         if not self.exhausted:
             first = self.fresh() if start is None else self.orthogonal(start)
             self.basis.put(self.num_locked, first)
@@ -136,8 +146,8 @@ class Krylov:
         return self.orthogonal(self.orthogonal(drawn))
 
     def product(self, vector: Tensor) -> Tensor:
-        """H times a vector, to be changed: what a product is given or returns somebody may keep."""
-        return self.matvec(vector.clone()).to(self.device, self.dtype, copy=True)
+        """H times a vector, to be overwritten."""
+        return self.matvec(vector).to(self.device, self.dtype)
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps
@@ -151,6 +161,8 @@ class Krylov:
         self.basis.put(row + 1, w.div_(beta))
 
     def settle(self) -> Ritz:
+        if self.compressed is not None and not self.alpha:
+            return self.compressed
         eps = torch.finfo(self.dtype).eps
         room = self.size - self.num_locked - len(self.head)
         known = read(self.alpha, self.beta, self.num_settled, room, self.scale, 10 * eps)
@@ -168,14 +180,22 @@ class Krylov:
         log_betas = torch.tensor(float("inf")) if first else beta.log().sum()
         return Ritz(values, (beta[-1] * Y[-1]).abs(), Y, scale, log_betas)
 
-    def compress(self, ritz: Ritz, chosen: Tensor) -> None:
-        """Keep chosen Ritz vectors and the next vector."""
+    def compress(self, ritz: Ritz, chosen: Tensor) -> Ritz:
+        """Keep chosen Ritz vectors and the next vector; the same pairs of what is left."""
         Y, steps, at = ritz.coefficients[:, chosen], self.num_steps, self.num_locked
         self.basis.turn(Y.T, at)
         self.basis.put(at + len(chosen), self.basis[at + steps].clone())
         last = self.beta[-1].to("cpu", torch.float64)
         self.head, self.arrow = ritz.values[chosen], last * Y[-1]
         self.alpha, self.beta, self.num_settled = [], [], 0
+        self.compressed = Ritz(
+            ritz.values[chosen],
+            ritz.residuals[chosen],
+            torch.eye(len(chosen), dtype=Y.dtype),
+            ritz.scale,
+            ritz.log_betas,
+        )
+        return self.compressed
 
     def restart(self, num_steps: int, room: int) -> None:
         """Forget what came after an invariant subspace and continue outside of it."""
@@ -192,6 +212,8 @@ class Krylov:
 
     def tails(self, ritz: Ritz, chosen: Tensor) -> Tensor:
         """What H times each Ritz vector has along the edges, beside θ times itself."""
+        if not self.beta:
+            return self.arrow[chosen][:, None]
         return self.beta[-1].to("cpu", torch.float64) * ritz.coefficients[-1, chosen][:, None]
 
     @property

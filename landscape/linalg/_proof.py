@@ -43,10 +43,10 @@ class Claimed:
         """C V in float64."""
         return vectors.subtract_(self._nothing(len(C)), -C, self.vectors)
 
-    def products(self, C: Tensor) -> Tensor:
-        """C H V in float64, as claimed."""
-        rows = vectors.subtract_(self._nothing(len(C)), -C * self.values, self.vectors)
-        return vectors.subtract_(rows, -C @ self.tails, self.edges)
+    def without_(self, rows: Tensor, C: Tensor) -> Tensor:
+        """Float64 rows less C H V as claimed, in their place."""
+        rows = vectors.subtract_(rows, C * self.values, self.vectors)
+        return vectors.subtract_(rows, C @ self.tails, self.edges)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """(values, turn, gram of the residuals): no vectors are needed."""
@@ -120,15 +120,17 @@ def sampled(
     made, off = [], []
     for samples in range(1, most + 1):
         row = directions[samples - 1 : samples]
-        made.append(product(claim.combined(row)).to(torch.float64))
-        off.append(made[-1] - claim.products(row))
+        found = product(claim.combined(row)).to(torch.float64)
+        if enough is not None:
+            made.append(found.clone())
+        off.append(claim.without_(found, row))
         L = R[:samples, :samples].T
         squares = (L @ vectors.gram(torch.cat(off)).to("cpu") @ L.T).diagonal()
         error = float(squares.clamp(min=0).max().sqrt())
         bound = doubt(error, share, samples)
-        found = Proven(values, turn, gram, samples, error, bound)
-        if enough is None or enough(found):
-            return found
+        proven = Proven(values, turn, gram, samples, error, bound)
+        if enough is None or enough(proven):
+            return proven
     off.clear()
     if most < count:
         made.append(product(claim.combined(directions[most:])).to(torch.float64))

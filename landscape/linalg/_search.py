@@ -122,6 +122,8 @@ class Search:
         space = self.krylov(start)
         try:
             ritz = self.extend(space, self.settled)
+            if self.max_basis is not None and self.delta < 1 and not space.exhausted:
+                ritz = self.compressed(space, ritz)  # room for what the search needs
             self.first = self.used
             self.union: Union | None = None
             complete = self.delta >= 1 or self.sealed(space, ritz)
@@ -169,11 +171,18 @@ class Search:
             if enough(ritz, space.exhausted) or spent:
                 return ritz
             if self.max_basis is not None and space.num_steps >= self.max_basis:
-                chosen = _wanted(ritz.values, self.k + (self.max_basis - self.k) // 2, self.which)
-                space.compress(ritz, chosen)
+                self.compressed(space, ritz)
             steps = space.num_steps
             due = max(steps + 1, min(steps + self.stride(steps), steps + self.limit - self.used))
             due = due if self.max_basis is None else min(due, self.max_basis)
+
+    def compressed(self, space: Krylov, ritz: Ritz) -> Ritz:
+        """What is kept of a full basis: the wanted pairs, and half of what it has besides."""
+        most = self.k + ((self.max_basis or self.k) - self.k) // 2
+        kept = space.compress(ritz, _wanted(ritz.values, most, self.which))
+        if not devices.is_accelerator(self.device):
+            devices.trim(self.size * self.dtype.itemsize)
+        return kept
 
     def stride(self, steps: int) -> int:
         """Steps to the next look, which a GPU has to wait for."""
@@ -323,7 +332,7 @@ class Search:
         if not len(self.values):
             done = min(len(space.alpha), len(space.beta))
             space.alpha, space.beta = space.alpha[:done], space.beta[:done]
-            if done == 0:
+            if done == 0 and space.compressed is None:
                 return None
             self.keep(space, space.settle())
         return EigenPairs(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.linalg._krylov import copying
 from landscape.linalg._proof import doubt
 from landscape.linalg._search import EigenPairs, Search
 
@@ -42,6 +43,7 @@ def top(
     sampled: bool = False,
     sampled_within: float = math.inf,
     like: Tensor | None = None,
+    copy: bool = True,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
@@ -79,6 +81,8 @@ def top(
     not suffice the others, k in all.
 
     like: a vector of the space, where it is no ordinary tensor (`landscape.sharding`).
+    copy: give `matvec` copies and take copies of what it returns. False saves two vectors where it
+    neither writes nor keeps what it is given, and does not need what it returned again.
 
     Raises LandscapeError for k outside 1..size, k > max_matvecs, an unknown `which`, sampled
     without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
@@ -104,7 +108,7 @@ def top(
             "the operator in float64, or leave sampled out."
         )
     search = Search(
-        matvec=matvec,
+        matvec=copying(matvec) if copy else matvec,
         size=size,
         k=k,
         which=which,

@@ -12,10 +12,10 @@ def test_a_system_without_glibc_is_left_alone(monkeypatch, platform):
 
     monkeypatch.setattr(devices.sys, "platform", platform)
     monkeypatch.setattr(devices.ctypes, "CDLL", missing)
-    devices.trim()
+    devices.trim(2**30)
 
 
 def test_a_c_library_without_that_call_is_left_alone(monkeypatch):
     monkeypatch.setattr(devices.sys, "platform", "linux")
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda _name: object())
-    devices.trim()
+    devices.trim(2**30)

@@ -227,3 +227,17 @@ def test_a_wrong_starting_vector_is_refused():
         lanczos.top(A.mv, 10, k=2, generator=rng(), start=torch.zeros(10))
     with pytest.raises(LandscapeError, match=r"start has shape \(3,\)"):
         lanczos.top(A.mv, 10, k=2, generator=rng(), start=torch.ones(3))
+
+
+def test_a_product_may_write_what_it_is_given_and_keep_what_it_returns():
+    H, kept = with_spectrum([5.0, 3.0, 2.0, 1.0, 0.5, -1.0]), []
+
+    def careless(v):
+        product = H @ v
+        v.zero_()
+        kept.append((product, product.clone()))
+        return product
+
+    found = lanczos.top(careless, 6, k=2, generator=rng(), certificate=lambda V: V @ H)
+    assert torch.allclose(found.values, torch.tensor([5.0, 3.0], dtype=F64))
+    assert all(torch.equal(now, then) for now, then in kept)

@@ -90,6 +90,7 @@ def curvature_map(
             dtype=own.dtype,
             device=own.device,
             like=point,
+            copy=False,
         )
         pairs = certificates.sound(pairs, own)
         values[i, j, :4] = [*numbers(pairs.values), *numbers(pairs.residual_norms)]

@@ -99,6 +99,7 @@ def spectral_density(
             dtype=theta.dtype,
             device=theta.device,
             like=operator.like(theta),
+            copy=False,
         )
     except Interrupted as stop:
         known = stop.partial
