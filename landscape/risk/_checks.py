@@ -399,7 +399,7 @@ def _fails_twice(module: nn.Module, args: tuple[Any, ...]) -> bool:
         grads = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
         total = sum(g.square().sum() for g in grads)
         if isinstance(total, Tensor) and total.requires_grad:
-            if has_error_node(total):
+            if has_error_node([total]):
                 return True
             torch.autograd.grad(total, wanted, materialize_grads=True)
     except RuntimeError:

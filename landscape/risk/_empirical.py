@@ -539,10 +539,10 @@ class EmpiricalRisk:
         """
         self._refuse_derivative("hvp")
         self.probe()
-        theta, rows = self._engine.as_theta(theta), self._engine.as_vectors(V)
         engine, sums = self._engine, []
+        theta, rows = engine.as_theta(theta, widen=False), engine.as_vectors(V, widen=False)
         with _checks.explaining(engine, theta):
-            total = torch.zeros_like(rows)
+            total = torch.zeros_like(rows, dtype=engine.dtype)
             batches = _fitting.graph_batches(engine, order=2)
             with engine.differentiating(2, theta):
                 for batch in batches:
@@ -564,14 +564,16 @@ class EmpiricalRisk:
         """
         self._refuse_derivative("linearized_hvp")
         self.probe()
-        return LinearizedHVP(self._engine, self._engine.as_theta(theta), self._weight_decay)
+        theta = self._engine.as_theta(theta, widen=False)
+        return LinearizedHVP(self._engine, theta, self._weight_decay)
 
     @normal_tensors
     def linearized_ggn(self, theta: Float[Tensor, "P"]) -> LinearizedGGN:
         """V ↦ G·v of the generalized Gauss-Newton matrix, as linearized_hvp is of the Hessian."""
         self._refuse_derivative("Gauss-Newton products")
         self.probe()
-        return LinearizedGGN(self._engine, self._engine.as_theta(theta), self._weight_decay)
+        theta = self._engine.as_theta(theta, widen=False)
+        return LinearizedGGN(self._engine, theta, self._weight_decay)
 
     @normal_tensors
     def probe(self) -> Probe:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from landscape import vectors
@@ -17,7 +18,7 @@ from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
-from landscape.sharding import ShardedVector, whole
+from landscape.sharding import ShardedVector, own, whole
 
 Statistics = list[tuple[Tensor, Tensor]]
 BNMode = Literal["eval", "full_batch", "recalibrate"]
@@ -110,7 +111,7 @@ class Engine:
         )
         # What fails here is said where a number is asked.
         with other.network.finding_casts(), contextlib.suppress(Exception):
-            other.loss_only(other.network.theta, other.examples.few(_FEW))
+            other.loss_only(other.network.given, other.examples.few(_FEW))
         return other
 
     def _sizes_in(self, dtype: torch.dtype) -> dict[tuple[int, str], tuple[float, float]]:
@@ -322,15 +323,14 @@ class Engine:
         grads = torch.autograd.grad(
             loss, self.network.weights, create_graph=True, allow_unused=True
         )
-        graph = GradientGraph(loss.detach().double(), grads)
-        self.refuse_cut(graph.curved)
-        return graph
+        self.refuse_cut(g for g in grads if g is not None and g.requires_grad)
+        return GradientGraph(loss.detach().double(), grads)
 
     def refuse_cut(self, gradients: Iterable[Tensor]) -> None:
         """A once-differentiable function ends the graph with a node that never runs: a zero."""
         if self.bn in self.notes.modes_twice:
             return
-        if any(map(has_error_node, gradients)):
+        if has_error_node(gradients):
             raise RuntimeError("a function is marked once_differentiable")
         self.notes.modes_twice.add(self.bn)
 
@@ -356,15 +356,33 @@ class Engine:
         self, total: Tensor, graph: "GradientGraph", rows: Tensor, *, keep: bool
     ) -> None:
         """Add the Hessian of the batch's sum times each row, by a second reverse pass each."""
-        if not graph.curved:
-            return
         for i, v in enumerate(rows):
-            pieces = zip(self.network.cotangents(v), graph.gradients, strict=True)
-            self.network.pull_back(
-                total[i],
-                graph.curved,
-                [piece for piece, g in pieces if g is not None and g.requires_grad],
-                keep=keep or i + 1 < len(rows),
+            pull = functools.partial(self.network.pull_back, total[i])
+            self._pull(pull, graph, v, keep=keep or i + 1 < len(rows))
+
+    def visit_product(
+        self, visit: Callable[[int, Tensor], None], *, graph: "GradientGraph", v: Tensor,
+        keep: bool,
+    ) -> None:  # fmt: skip
+        """visit(i, part) of each tensor of the Hessian of the batch's sum times v; none is kept."""
+        self._pull(functools.partial(self.network.visit_pulled, visit), graph, v, keep=keep)
+
+    def _pull(
+        self, pull: Callable[..., None], graph: "GradientGraph", v: Tensor, *, keep: bool
+    ) -> None:
+        graph.forget()
+        roots = [root for root in graph.roots if root is not None]
+        if not roots:
+            return
+        here = own(v)
+        version = here._version
+        pieces = zip(self.network.cotangents(v), graph.roots, strict=True)
+        pull(roots, [piece for piece, root in pieces if root is not None], keep=keep)
+        if here._version != version:
+            raise LandscapeError(
+                "A backward function of the model or the loss wrote into the gradient that it was "
+                "given, which is the vector of the product; let it return a new tensor "
+                "(`return -gradient` in place of `gradient.neg_()`)."
             )
 
     def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
@@ -379,8 +397,12 @@ class Engine:
         total = self.over_all(total).div_(self.denominator)
         return total.add_(rows, alpha=weight_decay) if weight_decay else total
 
-    def as_theta(self, theta: Tensor) -> Tensor:
-        """Theta (P,) on the device, in the dtype."""
+    def as_theta(self, theta: Tensor, *, widen: bool = True) -> Tensor:
+        """Theta (P,) on the device, in the dtype; without `widen` float32 stays float32.
+
+        Weights and cotangents of float64 are made of it as they are needed, with the same numbers:
+        of large models every copy counts.
+        """
         size = self.network.layout.num_parameters
         if not isinstance(theta, Tensor) or theta.shape != (size,):
             found = (
@@ -393,7 +415,11 @@ class Engine:
                 f"is a tensor of shape ({size},). risk.layout.flatten makes one from named tensors."
             )
         theta = self._in_space(theta.clone() if theta.is_inference() else theta)
-        return theta.detach().to(device=self.device, dtype=self.dtype)
+        return theta.detach().to(device=self.device, dtype=self._kept(theta, widen=widen))
+
+    def _kept(self, given: Tensor, *, widen: bool) -> torch.dtype:
+        stays = self.network.space is None and given.dtype == torch.float32
+        return given.dtype if stays and not widen else self.dtype
 
     def _in_space(self, vectors: Tensor) -> Tensor:
         """Vectors that every process has whole, cut as the weights are."""
@@ -409,8 +435,8 @@ class Engine:
         products = products.reshape(V.shape)
         return products if isinstance(V, ShardedVector) else whole(products)
 
-    def as_vectors(self, V: Tensor) -> Tensor:
-        """Vectors V (P,) or (k, P) as rows (k, P) on the device, in the dtype."""
+    def as_vectors(self, V: Tensor, *, widen: bool = True) -> Tensor:
+        """Vectors V (P,) or (k, P) as rows (k, P) on the device, in the dtype, as `as_theta`."""
         size = self.network.layout.num_parameters
         if not isinstance(V, Tensor) or V.ndim not in (1, 2) or V.shape[-1] != size:
             found = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
@@ -418,7 +444,8 @@ class Engine:
                 f"V of shape {found} given; a Hessian product takes ({size},) or (k, {size})."
             )
         V = self._in_space(V.clone() if V.is_inference() else V)
-        return V.detach().to(device=self.device, dtype=self.dtype).reshape(-1, size)
+        V = V.detach().to(device=self.device, dtype=self._kept(V, widen=widen))
+        return V.reshape(-1, size)
 
 
 def _detached(output: Any) -> Any:
@@ -426,8 +453,17 @@ def _detached(output: Any) -> Any:
 
 
 class GradientGraph:
-    """Of one batch: Σ of losses, and per tensor its gradient; `curved` are those with a graph."""
+    """Of one batch: Σ of losses, and per tensor its gradient and the root of that one's graph.
+
+    A gradient without a graph has no root. The first product forgets the gradients.
+    """
 
     def __init__(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         self.loss, self.gradients = loss, gradients
-        self.curved = [g for g in gradients if g is not None and g.requires_grad]
+        self.roots: list[GradientEdge | None] = [
+            get_gradient_edge(g) if g is not None and g.requires_grad else None for g in gradients
+        ]
+
+    def forget(self) -> None:
+        """Let the gradients go, one more copy of the weights: products need their roots alone."""
+        self.gradients = []

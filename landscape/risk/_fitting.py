@@ -185,17 +185,23 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
 
 
 def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("inf")) -> float:
+    """What a graph holds besides the weights, which are there without it."""
     held: dict[int, int] = {}
-
+    weights: set[int] = set()
+    together = 0
     network = engine.network
 
     def pack(tensor: Tensor) -> Any:
+        nonlocal together
         if (known := network.packed(tensor)) is not tensor:
             return known
         with contextlib.suppress(RuntimeError):  # sparse
             storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-        if sum(held.values()) > most:
+            place, size = storage.data_ptr(), storage.nbytes()
+            if place not in weights:
+                together += size - held.get(place, 0)
+                held[place] = size
+        if together > most:
             raise LandscapeError(
                 f"The loss couples {batch.count} examples, and their graph of order {order} needs "
                 f"more than {most / GIB:.2g} GiB in one piece; raise memory (now {engine.memory} "
@@ -204,7 +210,8 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
         return tensor.detach()  # a graph that holds its own outputs is never freed
 
     def graph(hooks: contextlib.AbstractContextManager[Any]) -> object:
-        with engine.differentiating(order, network.theta), hooks:
+        with engine.differentiating(order, network.given), hooks:
+            weights.update(weight.untyped_storage().data_ptr() for weight in network.weights)
             return engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
 
     try:
@@ -216,7 +223,7 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
         with _Made() as made:
             graph(contextlib.nullcontext())
         return made.bytes
-    return float(sum(held.values()))
+    return float(together)
 
 
 class _Made(TorchDispatchMode):

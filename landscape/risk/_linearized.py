@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.risk import _checks, _fitting
 from landscape.risk._criterion import logits_of
@@ -31,11 +32,17 @@ class LinearizedHVP:
     """
 
     def __init__(self, engine: Engine, theta: Tensor, weight_decay: float) -> None:
-        self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
+        self._engine, self._theta, self._weight_decay = engine, _held(engine, theta), weight_decay
         with _checks.explaining(engine, theta):
             self._batches, self._rebuilt = _fitting.kept_and_rebuilt(engine)
             with engine.differentiating(2, theta):
-                self._kept = [engine.gradient_graph(batch) for batch in self._batches]
+                self._kept, parts = [], []
+                for batch in self._batches:
+                    graph = engine.gradient_graph(batch)
+                    parts += [g.detach().sum() for g in graph.gradients if g is not None]
+                    graph.forget()
+                    self._kept.append(graph)
+        devices.trim(theta.element_size() * theta.numel())
         sums = [graph.loss for graph in self._kept]
         sums += [engine.loss_only(theta, batch) for batch in self._rebuilt]
         count = engine.examples.num_examples
@@ -43,11 +50,9 @@ class LinearizedHVP:
         share = self.num_kept / count
         engine.spend(share * GRADIENT + (1 - share) * FORWARD)
         self._rebuild_cost = (1 - share) * GRADIENT
-        gradients = [g.detach().sum() for graph in self._kept for g in graph.gradients
-                     if g is not None]  # fmt: skip
-        known = engine.over_all(torch.stack(gradients or [theta.sum() * 0]).sum())
+        known = engine.over_all(torch.stack(parts or [theta.sum() * 0]).sum())
         if engine.network.space is not None:  # each process knows its own part
-            known = engine.network.space.sum(torch.stack(gradients or [known * 0]).sum())
+            known = engine.network.space.sum(torch.stack(parts or [known * 0]).sum())
         mean = engine.mean(sums, theta, weight_decay)
         _checks.refuse_non_finite(engine, theta, mean, known, "gradient")
 
@@ -55,9 +60,9 @@ class LinearizedHVP:
     def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
         engine = self._engine
-        rows = engine.as_vectors(V)
+        rows = engine.as_vectors(V, widen=False)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
-            total = torch.zeros_like(rows)
+            total = torch.zeros_like(rows, dtype=engine.dtype)
             for graph in self._kept:
                 engine.add_products(total, graph, rows, keep=True)
             for batch in self._rebuilt:
@@ -69,6 +74,14 @@ class LinearizedHVP:
         """Let the graphs go: products made after that rebuild theirs, and cost 3."""
         self._rebuilt, self._kept = [*self._batches, *self._rebuilt], []
         self._batches, self._rebuild_cost, self.num_kept = [], GRADIENT, 0
+
+
+def _held(engine: Engine, theta: Tensor) -> Tensor:
+    """Theta, which the caller may write afterwards; the model's own is there already."""
+    own = engine.network.given
+    if theta.dtype == own.dtype and engine.network.space is None and torch.equal(theta, own):
+        return own
+    return theta.clone()
 
 
 class LinearizedGGN:
@@ -89,7 +102,7 @@ class LinearizedGGN:
     """
 
     def __init__(self, engine: Engine, theta: Float[Tensor, "P"], weight_decay: float) -> None:
-        self._engine, self._theta, self._weight_decay = engine, theta.clone(), weight_decay
+        self._engine, self._theta, self._weight_decay = engine, _held(engine, theta), weight_decay
         with _checks.explaining(engine, theta):
             self._batches, self._rebuilt = _fitting.kept_and_rebuilt(engine)
             with engine.differentiating(2, theta):

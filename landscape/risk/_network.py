@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
@@ -46,10 +47,17 @@ class Network:
     `at` read tensors and have forwards of ours, and outside of it are as they were.
     Of a sharded model the parameters are what lies in this process, and so are `pieces`; theta is a
     vector of `space`, which is None of any other model.
+    given: the model's weights (P,) in any dtype, as they are known already; they are never written.
     """
 
     def __init__(
-        self, model: nn.Module, *, device: torch.device, dtype: torch.dtype, borrow: bool = False
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        borrow: bool = False,
+        given: Tensor | None = None,
     ) -> None:
         self.space: Space | None = None
         self._gathering: ShardedWeights | None = None
@@ -68,10 +76,12 @@ class Network:
         if self._loan is None:
             self.model._apply(lambda t: t.to(device=device, dtype=real_or_complex(t, dtype)))
             self._dress()
+            self.given = self._flat() if given is None else given
         else:
             with self._loan.first_use():
                 self._dress()
-        self.habits = Habits()
+                self.given = self._flat() if given is None else given
+        self._dtype, self.habits = dtype, Habits()
         # Whether casts to float32 follow float64 weights; found out by a few rows.
         self.promotes = False
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
@@ -81,7 +91,6 @@ class Network:
         self.model.eval()
         named = dict(self.model.named_parameters())
         self.weights = [named[name] for name in self.layout.names]
-        self.theta = self._flat()
         trainable = set(map(id, self.weights))
         for parameter in named.values():
             parameter.requires_grad_(id(parameter) in trainable)
@@ -96,6 +105,11 @@ class Network:
     def _flat(self) -> Tensor:
         flat = torch.cat([w.detach().as_subclass(Tensor).reshape(-1) for w in self.weights])
         return flat if self.space is None else ShardedVector(flat, self.space)
+
+    @property
+    def theta(self) -> Tensor:
+        """The model's own weights, flat (P,), not to be written."""
+        return self.given.to(real_or_complex(self.given, self._dtype))
 
     @property
     def tied(self) -> bool:
@@ -123,7 +137,7 @@ class Network:
     @contextlib.contextmanager
     def finding_casts(self) -> Generator[None]:
         """Within it casts to float32 follow, and afterwards if there were any."""
-        self.promotes, self._found = self.theta.dtype == torch.float64, False
+        self.promotes, self._found = self._dtype == torch.float64, False
         yield
         self.promotes = self._found
 
@@ -160,7 +174,7 @@ class Network:
         """The first process's number, where all of them have to act alike."""
         if self.space is None:
             return number
-        told = torch.tensor(number, dtype=torch.float64, device=self.theta.device)
+        told = torch.tensor(number, dtype=torch.float64, device=self.given.device)
         return float(self.space.agreed(told))
 
     def cotangents(self, vector: Tensor) -> list[Tensor]:
@@ -170,7 +184,7 @@ class Network:
     def pull_back(
         self,
         total: Tensor,
-        outputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | Sequence[GradientEdge],
         cotangents: Sequence[Tensor] | None = None,
         *,
         keep: bool = False,
@@ -195,12 +209,41 @@ class Network:
             for weight in self.weights:
                 weight.grad = None
 
-    def add(self, total: Tensor, parts: Sequence[Tensor | None]) -> None:
-        """Add what belongs to each weight to total (P,), in place; None is zero."""
+    def visit_pulled(
+        self,
+        visit: Callable[[int, Tensor], None],
+        outputs: Sequence[Tensor] | Sequence[GradientEdge],
+        cotangents: Sequence[Tensor],
+        *,
+        keep: bool = False,
+    ) -> None:
+        """visit(i, (∂output/∂weight_i)ᵀ cotangent) of each weight, none of which is kept."""
+        if self.borrowed:
+            parts = torch.autograd.grad(
+                outputs, self.weights, cotangents, retain_graph=keep, allow_unused=True
+            )
+            for i, part in enumerate(parts):
+                if part is not None:
+                    visit(i, part)
+            return
+
+        def take(i: int, weight: Tensor) -> None:
+            part, weight.grad = weight.grad, None
+            if part is not None:
+                visit(i, part)
+
+        with contextlib.ExitStack() as hooks:
+            for i, weight in enumerate(self.weights):
+                hook = weight.register_post_accumulate_grad_hook(functools.partial(take, i))
+                hooks.callback(hook.remove)
+            torch.autograd.backward(outputs, cotangents, retain_graph=keep, inputs=self.weights)
+
+    def add(self, total: Tensor, parts: Sequence[Tensor | None], *, alpha: float = 1.0) -> None:
+        """Add alpha times what belongs to each weight to total (P,), in place; None is zero."""
         pairs = [(piece, part) for piece, part in zip(self.pieces(total), parts, strict=True)
                  if part is not None]  # fmt: skip
         if pairs:
-            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)), alpha=alpha)
 
     @property
     def borrowed(self) -> bool:
@@ -215,17 +258,20 @@ class Network:
 
     def in_dtype(self, dtype: torch.dtype) -> "Network":
         """A network of its own with the same weights and buffers in another dtype."""
-        device = self.theta.device
+        device = self.given.device
         if self.space is not None:
             self.put(self.theta)
             self.restore()
             other = Network(self.model, device=device, dtype=dtype)
         elif self._loan is None:
-            other = Network(self.released(self.theta), device=device, dtype=dtype)
+            own = self.released(self.given)
+            other = Network(own, device=device, dtype=dtype, given=self.given)
         else:
             with self.at(self.theta):
                 self.restore()
-                other = Network(self.model, device=device, dtype=dtype, borrow=True)
+                other = Network(
+                    self.model, device=device, dtype=dtype, borrow=True, given=self.given
+                )
         other.settle(self.habits)
         other.batchnorm.elsewhere = self.batchnorm.elsewhere
         return other

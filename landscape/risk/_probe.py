@@ -1,9 +1,8 @@
 """Whether the gradient is the slope of the loss and Hessian products symmetric, on a few rows."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,10 @@ from landscape.risk._engine import Engine
 from landscape.seeds import generator
 
 _ROWS = 16
-# Of large models two rows: their gradient already reaches every tensor, and each costs a second.
-_LARGE, _ROWS_OF_LARGE = 5_000_000, 2
+# Of large models one row, or two that BatchNorm couples: their gradient already reaches every
+# tensor, and each costs seconds, and memory in float64. Where it has no gradient (nothing but
+# ignored labels) as many as of others.
+_LARGE = 5_000_000
 # Of float64, and of float32 where a model has no float64: steps along v, |u'Hv − v'Hu| over
 # ‖u‖‖Hv‖ that is more than rounding, and roundings in a loss.
 _STEPS = {torch.float64: (1e-3, 1e-4, 1e-5), torch.float32: (3e-2, 1e-2, 3e-3)}
@@ -99,8 +100,10 @@ class Probes:
         """The probe in this BatchNorm mode."""
         self.asked += 1
         if bn not in self._known:
-            self._known[bn] = probe(dataclasses.replace(self._engine, bn=bn))
-            devices.trim()
+            size = 8 * self._engine.network.layout.num_parameters
+            devices.trim(size)
+            self._known[bn] = probe(replace(self._engine, bn=bn))
+            devices.trim(size)
         return self._known[bn]
 
 
@@ -111,44 +114,70 @@ def probe(engine: Engine) -> Probe:
     (units at zero at initialization). A model that has no second derivative is left to the product
     that is asked, which says so.
     """
-    chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
     reason = ""
     for dtype in dict.fromkeys((torch.float64, engine.dtype)):
         try:
             most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
-            rows = _ROWS if engine.network.layout.num_parameters < _LARGE else _ROWS_OF_LARGE
-            count = min(chunk.count, rows, max(1, most))
-            if not engine.examples.apart:
-                chunk = engine.examples.few(count)
-                count = chunk.count
-            rows = torch.arange(chunk.start, chunk.start + count)
-            part = dataclasses.replace(engine, examples=engine.examples.take(rows))
-            return dataclasses.replace(_Probing(part.in_dtype(dtype)).made(), failure=reason)
+            first, *more = _rows(engine)
+            seen = _on(engine, min(first, max(1, most)), dtype)
+            for rows in more if seen.slope == 0 else ():
+                seen = _on(engine, min(rows, max(1, most)), dtype)
+            return replace(seen, failure=reason)
         except Exception as error:  # of the model or the loss
             reason = str(error).splitlines()[0]
     unknown = math.nan
     return Probe(0, "", unknown, (), (), unknown, unknown, (), None, None, None, failure=reason)
 
 
+_Visit = Callable[[int, Tensor], None]
+
+
+def _visiting(parts: Sequence[Tensor | None]) -> Callable[[_Visit], None]:
+    def each(visit: _Visit) -> None:
+        for i, part in enumerate(parts):
+            if part is not None:
+                visit(i, part)
+
+    return each
+
+
+def _rows(engine: Engine) -> tuple[int, ...]:
+    """How many rows, one try after the other."""
+    if engine.network.layout.num_parameters < _LARGE:
+        return (_ROWS,)
+    return (2 if engine.couples else 1), _ROWS
+
+
+def _on(engine: Engine, rows: int, dtype: torch.dtype) -> Probe:
+    """On so many rows of the largest chunk, or what few units are."""
+    chunk = max(engine.examples.chunks, key=lambda chunk: chunk.count)
+    count = min(chunk.count, rows)
+    if not engine.examples.apart:
+        chunk = engine.examples.few(count)
+        count = chunk.count
+    at = torch.arange(chunk.start, chunk.start + count)
+    few = replace(engine, examples=engine.examples.take(at))
+    return _Probing(few.in_dtype(dtype)).made()
+
+
 class _Probing:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.network, self.dtype = engine, engine.network, engine.dtype
         self.rows = engine.examples.chunks[0]
-        self.layout, theta = engine.network.layout, engine.network.theta
-        # A network of the probe's own lends its theta: of large models every copy counts.
-        lent = engine.network.space is None and not engine.network.borrowed
-        self.theta = theta if lent else theta.clone()
-        sizes, source = self._sizes(self.theta), generator(0, purpose="probe")
+        # In the risk's dtype, not the probe's: of large models every copy counts.
+        self.layout, theta = engine.network.layout, engine.network.given
+        sizes, source = self._sizes(theta), generator(0, purpose="probe")
         normal = partial(torch.randn, generator=source, dtype=torch.float32)
 
         def draw() -> Tensor:
-            drawn = vectors.drawn(normal, self.theta)
+            drawn = vectors.drawn(normal, theta)
             for part, size in sizes:
                 drawn[part] *= size
             return drawn
 
-        self.theta.add_(draw(), alpha=1e-3)
+        self.theta = torch.add(theta, draw(), alpha=1e-3)
         self.u, self.v = draw(), draw()
+        self._point: Tensor | None = None
 
     def _sizes(self, theta: Tensor) -> list[tuple[slice, Tensor]]:
         """Per tensor its root mean square, or a tenth of that of all if it is less."""
@@ -196,28 +225,54 @@ class _Probing:
 
     def _slope_and_products(self) -> tuple[float, float, float]:
         """g·v, the asymmetry and vᵀHv; v is given a share of g, which shows a false gradient."""
-        engine, gradient = self.engine, torch.zeros_like(self.theta)
+        engine, network = self.engine, self.network
         with engine.differentiating(2, self.theta):
             graph = engine.gradient_graph(self.rows)
-            self.network.add(gradient, [g if g is None else g.detach() for g in graph.gradients])
-            size = float(vectors.norm(gradient))
+            gradient = [g if g is None else g.detach() for g in graph.gradients]
+            size = self._sums(_visiting(gradient))[2] ** 0.5
             if math.isfinite(size) and size > 0:
-                self.v.add_(gradient, alpha=float(vectors.norm(self.v)) / size)
-            self.loss, slope = float(graph.loss), float(vectors.dot(gradient, self.v))
-            # In its place: of large models every copy counts.
-            product, seen = gradient[None], []
-            for vector, keep in ((self.u, True), (self.v, False)):
-                engine.add_products(product.zero_(), graph, vector[None], keep=keep)
-                seen.append((
-                    float(vectors.dot(self.u, product[0])), float(vectors.dot(self.v, product[0])),
-                    float(vectors.norm(product[0])),
-                ))  # fmt: skip
-        (_, vHu, Hu), (uHv, vHv, Hv) = seen
-        size = max(float(vectors.norm(self.u)) * Hv, float(vectors.norm(self.v)) * Hu)
+                network.add(self.v, gradient, alpha=float(vectors.norm(self.v)) / size)
+            self.loss, slope = float(graph.loss), self._sums(_visiting(gradient))[1]
+            gradient.clear()
+            graph.forget()
+            devices.trim(8 * len(self.theta))
+            (_, vHu, HuHu), (uHv, vHv, HvHv) = [
+                self._sums(partial(engine.visit_product, graph=graph, v=vector, keep=keep))
+                for vector, keep in ((self.u, True), (self.v, False))
+            ]
+        sizes = [
+            float(vectors.norm(self.u)) * HvHv**0.5, float(vectors.norm(self.v)) * HuHu**0.5
+        ]  # fmt: skip
+        size = max(sizes)
         return slope, abs(uHv - vHu) / size if size > 0 else 0.0, vHv
 
+    def _sums(self, each: Callable[[_Visit], None]) -> tuple[float, float, float]:
+        """(u·x, v·x, x·x) of a vector x of which `each` shows one tensor after the other."""
+        network = self.network
+        if network.space is None:
+            pairs = list(zip(network.pieces(self.u), network.pieces(self.v), strict=True))
+            sums = torch.zeros(3, dtype=torch.float64, device=self.theta.device)
+
+            def add(i: int, x: Tensor) -> None:
+                u, v = pairs[i]
+                sums.add_(torch.stack([vectors.dot(u, x), vectors.dot(v, x), vectors.dot(x, x)]))
+
+            each(add)
+            first, second, third = sums.tolist()
+            return first, second, third
+        # A process has parts of tensors, of which some are others' to count.
+        whole = torch.zeros_like(self.theta, dtype=self.dtype)
+        pieces = network.pieces(whole)
+
+        def put(i: int, x: Tensor) -> None:
+            pieces[i].add_(x)
+
+        each(put)
+        along_u, along_v = vectors.dot(self.u, whole), vectors.dot(self.v, whole)
+        return float(along_u), float(along_v), float(vectors.squared_norm(whole))
+
     def _product(self, rows: Tensor) -> Tensor:
-        total = torch.zeros_like(rows)
+        total = torch.zeros_like(rows, dtype=self.dtype)
         with self.engine.differentiating(2, self.theta):
             graph = self.engine.gradient_graph(self.rows)
             self.engine.add_products(total, graph, rows, keep=False)
@@ -225,10 +280,14 @@ class _Probing:
 
     def _losses_beside(self, v: Tensor, h: float) -> tuple[float, float]:
         ahead, behind = (
-            float(self.engine.loss_only(torch.add(self.theta, v, alpha=step), self.rows))
-            for step in (h, -h)
+            float(self.engine.loss_only(self._beside(v, step), self.rows)) for step in (h, -h)
         )
         return ahead, behind
+
+    def _beside(self, v: Tensor, step: float) -> Tensor:
+        if self._point is None:
+            self._point = torch.empty_like(self.theta, dtype=self.dtype)
+        return self._point.copy_(self.theta).add_(v, alpha=step)
 
     def _loss_slope(self, v: Tensor, h: float) -> float:
         ahead, behind = self._losses_beside(v, h)
@@ -252,7 +311,7 @@ class _Probing:
         nearer = self._loss_slope(self.v, h)
         if abs(nearer - slope) <= _SHARE * max(abs(slope), abs(nearer)) + self._rounding(h):
             return None
-        names, gradient = [], torch.zeros_like(self.theta)
+        names, gradient = [], torch.zeros_like(self.theta, dtype=self.dtype)
         with self.engine.differentiating(1, self.theta):
             self.engine.add_gradient(gradient, self.rows)
         for info in self.layout.tensors:

@@ -237,9 +237,12 @@ def release(model: nn.Module) -> nn.Module:
     return model
 
 
-def has_error_node(tensor: Tensor) -> bool:
-    """Whether the graph holds the node that once-differentiable functions leave."""
-    seen, open_nodes = set(), [tensor.grad_fn]
+def has_error_node(tensors: Iterable[Tensor]) -> bool:
+    """Whether their graph holds the node that once-differentiable functions leave.
+
+    One walk for all: hundreds of gradients share nearly all of it.
+    """
+    seen, open_nodes = set(), [tensor.grad_fn for tensor in tensors]
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:

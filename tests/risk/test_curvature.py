@@ -1,9 +1,13 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.risk import EmpiricalRisk, _fitting
 from tests.risk_problems import F64, PROBLEMS, dense_hessian, problem, randn, rng, settled
@@ -181,3 +185,84 @@ def test_kept_graphs_and_the_one_that_is_rebuilt_fit_the_memory_together():
     torch.testing.assert_close(product(v), whole.hvp(theta, v), rtol=1e-10, atol=1e-12)
     # Two gradients, and the third for the share that is rebuilt.
     assert risk.cost - before == pytest.approx(2 + sum(b.count for b in rebuilt) / 400)
+
+
+class Squared(Function):
+    """w², whose derivative's derivative writes into what it is given."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        return w**2
+
+    @staticmethod
+    def backward(ctx, g):
+        (w,) = ctx.saved_tensors
+        return Doubled.apply(w, g)
+
+
+class Doubled(Function):
+    @staticmethod
+    def forward(ctx, w, g):
+        ctx.save_for_backward(w, g)
+        return 2 * w * g
+
+    @staticmethod
+    def backward(ctx, v):
+        w, g = ctx.saved_tensors
+        v.mul_(2)
+        return v * g, v * w
+
+
+class Energy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(0.5, 1.5, 4, dtype=F64))
+
+    def forward(self, x):
+        return x @ Squared.apply(self.w)
+
+
+def test_a_backward_that_writes_into_the_vector_of_a_product_is_refused():
+    risk = EmpiricalRisk(Energy(), lambda out, _: out, (randn(8, 4, seed=1), torch.zeros(8)))
+    with pytest.raises(LandscapeError, match="wrote into the gradient that it was given"):
+        risk.hvp(risk.theta, torch.ones(4, dtype=F64))
+
+
+def of_mlp():
+    model, data = problem("mlp_bn")
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+
+
+def test_a_kept_graph_holds_no_gradient_and_no_copy_of_the_models_own_theta():
+    risk = of_mlp()
+    engine, theta = risk._engine, risk.theta
+    with engine.differentiating(2, theta):
+        graph = engine.gradient_graph(engine.examples.cut(12)[0])
+        total = torch.zeros_like(theta)[None]
+        gradient = weakref.ref(graph.gradients[0])
+        engine.add_products(total, graph, theta[None], keep=True)
+    assert gradient() is None
+    assert risk.linearized_hvp(theta)._theta is engine.network.given
+
+
+@pytest.mark.parametrize("move", [0.0, 0.1])
+def test_a_theta_that_is_written_later_is_that_of_the_call(move):
+    risk = of_mlp()
+    theta, v = risk.theta + move, torch.ones_like(risk.theta)
+    product = risk.linearized_hvp(theta)
+    before = product(v)
+    theta.zero_()
+    assert torch.equal(product(v), before)
+
+
+def test_a_copy_in_another_dtype_has_the_same_theta_and_products():
+    risk = of_mlp().with_dtype(torch.float32)
+    theta, v = risk.theta, torch.randn(len(risk.theta), generator=rng(1))
+    double = risk.with_dtype(F64)
+    assert torch.equal(double.theta, theta.double())
+    # float32 as it is, or widened before: the same numbers.
+    assert torch.equal(double.hvp(theta, v), double.hvp(theta.double(), v.double()))
+    kept = double.linearized_ggn(theta)
+    assert torch.equal(kept(v), kept(v.double()))
+    assert double.hvp(theta, v).dtype == F64

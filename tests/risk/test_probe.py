@@ -350,3 +350,13 @@ def test_rectified_networks_of_any_width_pass(seed):
     model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width // 2), nn.ReLU(),
                           nn.Linear(width // 2, 3))  # fmt: skip
     assert EmpiricalRisk(model, CE, (X.float(), Y)).probe().reasons() == ()
+
+
+def test_a_large_model_whose_first_row_counts_for_nothing_is_probed_on_more(monkeypatch):
+    monkeypatch.setattr("landscape.risk._probe._LARGE", 1)
+    ignored = Y.clone()
+    ignored[0] = -100
+    seen = EmpiricalRisk(Reversed(), CE, (X, ignored)).probe()
+    assert seen.rows == 16
+    assert seen.false_gradient
+    assert EmpiricalRisk(Reversed(), CE, (X, Y)).probe().rows == 1

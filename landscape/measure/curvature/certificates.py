@@ -1,5 +1,6 @@
 """Error bounds of eigenvalues: residuals in float64, whatever precision the search ran in."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,31 +81,32 @@ def float64_products(
     """
     if not risk.probe().has_float64:
         return None
-    twin = risk.with_dtype(torch.float64)
-    made: list[Operator] = []
 
-    def operator() -> Operator:
-        # At the first use, after the search has freed what it held.
-        point = theta.double()
-        if matrix == "hessian" and not keep:
-            return Operator(lambda rows: twin.hvp(point, rows), len(point), None)
-        made[:] = made or [Operator.of(twin, point, matrix=matrix)]
-        return made[0]
+    # Both at the first use, after the search has freed what it held.
+    @functools.cache
+    def twin() -> EmpiricalRisk:
+        return risk.with_dtype(torch.float64)
+
+    @functools.cache
+    def kept() -> Operator:
+        return Operator.of(twin(), theta, matrix=matrix)
 
     def product(V: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        before = twin.cost
         if instead is not None:
             instead.release()
-            devices.trim()
+            devices.trim(8 * len(theta))
+        before = twin().cost
+        once = Operator(lambda rows: twin().hvp(theta, rows), len(theta), None)
+        operator = kept() if keep or matrix != "hessian" else once
         try:
-            HV = (operator() if index is None else operator().block(index))(V.double())
+            HV = (operator if index is None else operator.block(index))(V)
         except RuntimeError as error:
             raise LandscapeError(
                 f"certify='float64' asked, but the model or loss fails in float64 "
                 f"({str(error).splitlines()[0]}); let it follow the dtype of its inputs, or use "
                 f"certify='none' for residuals in {str(risk.dtype)[6:]}."
             ) from error
-        risk.spend(twin.cost - before)
+        risk.spend(twin().cost - before)
         return HV
 
     return product
