@@ -14,6 +14,9 @@ from landscape import measure
 from landscape.measure.curvature.operator import Operator
 from tests.measure_problems import cnn_risk, images
 
+# Dependencies of curvlinops use what torch deprecates, in either word.
+DEPRECATED = ("ignore::DeprecationWarning", "ignore::FutureWarning")
+
 
 @pytest.fixture
 def curvlinops(monkeypatch):
@@ -25,8 +28,7 @@ def curvlinops(monkeypatch):
     return pytest.importorskip("curvlinops")
 
 
-# Its dependencies use what torch deprecates.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(*DEPRECATED)
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_products_agree_with_curvlinops_where_it_is_right(curvlinops, matrix):
     """It errs on affine LayerNorm, so the network here has BatchNorm in eval mode."""
@@ -41,7 +43,7 @@ def test_products_agree_with_curvlinops_where_it_is_right(curvlinops, matrix):
     torch.testing.assert_close(theirs @ V.T, ours.T, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(*DEPRECATED)
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_eigenvalues_agree_with_arpack_on_the_products_of_curvlinops(curvlinops, matrix):
     risk, model = cnn_risk()
