@@ -80,7 +80,7 @@ oldest: $(VENV)/.installed
 	@folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder/venv && \
 	  $(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct pyproject.toml -o $$folder/oldest.txt && \
 	  $(BIN)/uv pip install --quiet --python $$folder/venv -r $$folder/oldest.txt . && \
-	  $$folder/venv/bin/landscape check && rm -rf $$folder
+	  $$folder/venv/bin/landscape check && $$folder/venv/bin/landscape demo --quick --out $$folder/demo && rm -rf $$folder
 
 # By hand, on a clean tree: sdist and wheel, their metadata, the wheel in a fresh environment, and
 # what it depends on (CycloneDX). Nothing is uploaded.

@@ -177,7 +177,7 @@ def _laid_out(
                 room = min(
                     share
                     for index, ax in enumerate(list(grid.flat)[: len(drawing.panels)])
-                    for share in _room(ax, inches / columns, heights[index // columns])
+                    for share in _room(figure, ax, inches / columns, heights[index // columns])
                 )
             except UserWarning:
                 room = 0.0
@@ -185,10 +185,9 @@ def _laid_out(
     return figure, room
 
 
-def _room(ax: Axes, width: float, height: float) -> tuple[float, float]:
+def _room(figure: Figure, ax: Axes, width: float, height: float) -> tuple[float, float]:
     """Width and height of a panel, of the least share of what was planned, in inches."""
-    figure, place = ax.get_figure(root=True), ax.get_position(original=True)
-    assert figure is not None
+    place = ax.get_position(original=True)
     return (
         float(place.width * figure.get_figwidth() / width / _LEAST[0]),
         float(place.height * figure.get_figheight() / height / _LEAST[1]),

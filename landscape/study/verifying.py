@@ -36,8 +36,8 @@ class Verified:
         said = [f"{self.checked} files of {self.folder} compared with their digests."]
         said += [f"no digest: {path}" for path in self.unsealed]
         said += [f"problem: {text}" for text in self.problems]
-        whole = not self.problems
-        said.append("All as they were written." if whole else f"{len(self.problems)} problems.")
+        n = len(self.problems)
+        said.append(f"{n} problem{'s' * (n > 1)}." if n else "All as they were written.")
         return "\n".join(said)
 
 

@@ -381,7 +381,9 @@ def test_changed_weights_are_refused_and_never_measured(finished, tmp_path):
     again = run(plan(), folder, HERE_ONLY)
     (reason,) = again.failed.values()
     assert f"{weights} was changed after it was written" in reason
-    assert any(str(weights) in text for text in verify(folder).problems)
+    found = verify(folder)
+    assert any(str(weights) in text for text in found.problems)
+    assert str(found).splitlines()[-1] == "1 problem."
 
 
 KINDS = (
