@@ -251,14 +251,14 @@ class _Probing:
         network = self.network
         if network.space is None:
             pairs = list(zip(network.pieces(self.u), network.pieces(self.v), strict=True))
-            sums = torch.zeros(3, dtype=torch.float64, device=self.theta.device)
+            found: list[Tensor] = []
 
             def add(i: int, x: Tensor) -> None:
                 u, v = pairs[i]
-                sums.add_(torch.stack([vectors.dot(u, x), vectors.dot(v, x), vectors.dot(x, x)]))
+                found.append(torch.stack([vectors.dot(y, x) for y in (u, v, x)]))
 
             each(add)
-            first, second, third = sums.tolist()
+            first, second, third = torch.stack(found).sum(0).tolist() if found else (0.0, 0.0, 0.0)
             return first, second, third
         # A process has parts of tensors, of which some are others' to count.
         whole = torch.zeros_like(self.theta, dtype=self.dtype)
