@@ -18,7 +18,7 @@ from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
-from landscape.sharding import ShardedVector, own, whole
+from landscape.sharding import ShardedVector, whole
 
 Statistics = list[tuple[Tensor, Tensor]]
 BNMode = Literal["eval", "full_batch", "recalibrate"]
@@ -374,16 +374,9 @@ class Engine:
         roots = [root for root in graph.roots if root is not None]
         if not roots:
             return
-        here = own(v)
-        version = here._version
-        pieces = zip(self.network.cotangents(v), graph.roots, strict=True)
-        pull(roots, [piece for piece, root in pieces if root is not None], keep=keep)
-        if here._version != version:
-            raise LandscapeError(
-                "A backward function of the model or the loss wrote into the gradient that it was "
-                "given, which is the vector of the product; let it return a new tensor "
-                "(`return -gradient` in place of `gradient.neg_()`)."
-            )
+        with self.network.cotangents(v) as pieces:
+            pairs = zip(pieces, graph.roots, strict=True)
+            pull(roots, [piece for piece, root in pairs if root is not None], keep=keep)
 
     def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
         """L(theta) from the sums over the own examples' parts."""

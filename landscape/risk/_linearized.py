@@ -177,8 +177,8 @@ class _Graph:
         network = self._network
         for i, v in enumerate(rows):
             last = {"retain_graph": keep or i + 1 < len(rows)}
-            pieces = network.cotangents(v)
-            curved, beside = self._middle(self._pushed(pieces), pieces, **last)
+            with network.cotangents(v) as pieces:
+                curved, beside = self._middle(self._pushed(pieces), pieces, **last)
             if self._outputs.requires_grad:
                 network.pull_back(total[i], [self._outputs], [curved], keep=last["retain_graph"])
             network.add(total[i], beside)

@@ -177,9 +177,21 @@ class Network:
         told = torch.tensor(number, dtype=torch.float64, device=self.given.device)
         return float(self.space.agreed(told))
 
-    def cotangents(self, vector: Tensor) -> list[Tensor]:
-        """The pieces as tensors to be pulled back: complex views begin at even places."""
-        return [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(vector)]
+    @contextlib.contextmanager
+    def cotangents(self, vector: Tensor) -> Generator[list[Tensor]]:
+        """The pieces as tensors to be pulled back: complex views begin at even places.
+
+        They are the vector's own memory, which backward functions of the caller's must not write.
+        """
+        here = own(vector)
+        version = here._version
+        yield [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(vector)]
+        if here._version != version:
+            raise LandscapeError(
+                "A backward function of the model or the loss wrote into the gradient that it was "
+                "given, which is the vector of the product; let it return a new tensor "
+                "(`return -gradient` in place of `gradient.neg_()`)."
+            )
 
     def pull_back(
         self,

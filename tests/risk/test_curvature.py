@@ -223,10 +223,13 @@ class Energy(nn.Module):
         return x @ Squared.apply(self.w)
 
 
-def test_a_backward_that_writes_into_the_vector_of_a_product_is_refused():
-    risk = EmpiricalRisk(Energy(), lambda out, _: out, (randn(8, 4, seed=1), torch.zeros(8)))
+@pytest.mark.parametrize("product", ["hvp", "linearized_hvp", "linearized_ggn"])
+def test_a_backward_that_writes_into_the_vector_of_a_product_is_refused(product):
+    data = randn(8, 4, seed=1), torch.zeros(8, dtype=F64)
+    risk = EmpiricalRisk(Energy(), lambda out, y: (out - y) ** 2, data)
+    theta, v = risk.theta, torch.ones(4, dtype=F64)
     with pytest.raises(LandscapeError, match="wrote into the gradient that it was given"):
-        risk.hvp(risk.theta, torch.ones(4, dtype=F64))
+        _ = risk.hvp(theta, v) if product == "hvp" else getattr(risk, product)(theta)(v)
 
 
 def of_mlp():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landscape.errors import LandscapeError
+from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg import lanczos
 from landscape.linalg._complement import Complement, Union
 from landscape.linalg._krylov import Krylov
@@ -338,3 +338,22 @@ def test_a_bounded_basis_is_sealed_from_what_it_keeps():
     pairs = lanczos.top(A.mv, len(A), k=3, generator=rng(0), tolerance=1e-3, max_basis=14)
     assert pairs.complete
     assert pairs.restarts == 1
+
+
+@pytest.mark.parametrize("max_basis", [None, 12])
+def test_what_was_found_is_kept_where_the_search_is_interrupted(max_basis):
+    A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(-1, 1, 60).tolist()])
+    options = {"k": 3, "max_basis": max_basis, "tolerance": 1e-6}
+    whole, calls = lanczos.top(A.mv, len(A), generator=rng(0), **options), [0]
+    last = whole.num_matvecs - whole.proof_matvecs - whole.search_matvecs + 1
+
+    def stopped(v):
+        calls[0] += 1
+        if calls[0] > last:
+            raise KeyboardInterrupt
+        return A @ v
+
+    with pytest.raises(Interrupted) as stop:
+        lanczos.top(stopped, len(A), generator=rng(0), **options)
+    assert torch.allclose(stop.value.partial.values, whole.values)
+    assert not stop.value.partial.complete
