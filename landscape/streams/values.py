@@ -8,8 +8,8 @@ import numpy as np
 from landscape.streams._host import CHUNK, host
 from landscape.streams.moments import Moments
 
-_BITS = 15  # bits of a float32 that are cut off; sign, exponent and 8 bits of mantissa stay
-_CODES = 1 << (32 - _BITS)
+BITS = 15  # bits of a float32 that are cut off; sign, exponent and 8 bits of mantissa stay
+CODES = 1 << (32 - BITS)
 _ROUNDING = 2.0**-23  # of the cast to float32
 
 
@@ -40,7 +40,7 @@ class ValueHistogram:
     def of(cls, values: Any) -> "ValueHistogram":
         """Histogram of an array of any shape; NaN, and what float32 cannot hold, is counted."""
         flat = host(values).reshape(-1)
-        counts, squares = np.zeros(_CODES, np.int64), np.zeros(_CODES)
+        counts, squares = np.zeros(CODES, np.int64), np.zeros(CODES)
         moments, zeros, not_finite = Moments(), 0, 0
         for start in range(0, flat.size, CHUNK):
             with np.errstate(over="ignore"):
@@ -53,9 +53,9 @@ class ValueHistogram:
             if not part.size:
                 continue
             wide = part.astype(np.float64)
-            code = narrow.view(np.uint32) >> _BITS
-            counts += np.bincount(code, minlength=_CODES)
-            squares += np.bincount(code, weights=wide * wide, minlength=_CODES)
+            code = narrow.view(np.uint32) >> BITS
+            counts += np.bincount(code, minlength=CODES)
+            squares += np.bincount(code, weights=wide * wide, minlength=CODES)
             moments = moments.merge(Moments.of(wide))
             zeros += int((part == 0).sum())
         live = np.flatnonzero(counts)
@@ -79,10 +79,10 @@ class ValueHistogram:
     @property
     def edges(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end of each occupied bin, widened by the rounding to float32."""
-        first = (self.codes.astype(np.uint32) << _BITS).view(np.float32).astype(np.float64)
-        last = (((self.codes + 1).astype(np.uint64) << _BITS) - 1).astype(np.uint32)
+        first = (self.codes.astype(np.uint32) << BITS).view(np.float32).astype(np.float64)
+        last = (((self.codes + 1).astype(np.uint64) << BITS) - 1).astype(np.uint32)
         last = last.view(np.float32).astype(np.float64)
-        negative = self.codes >= _CODES // 2
+        negative = self.codes >= CODES // 2
         low, high = np.where(negative, last, first), np.where(negative, first, last)
         return low - np.abs(low) * _ROUNDING, high + np.abs(high) * _ROUNDING
 

@@ -11,6 +11,7 @@ the same order therefore give the CPU's bits, and every difference is one of wha
     with pretend.watch() as seen:
         work(torch.randn(3, device="pretend"))
     seen.reads, seen.uploads               # counts by (what, line); seen.launches: a number
+    seen.bytes_read                        # likewise, of copies and of single numbers
 
 As on CUDA: tensors of two devices do not meet (a CPU tensor without dimensions may, and CPU indices
 may, with an upload); `.numpy()` refuses; a generator belongs to one device and the same seed draws
@@ -69,11 +70,12 @@ _plain_generator = torch._C.Generator
 
 @dataclass
 class Seen:
-    """Counts of one `watch`. reads and uploads are counted by (what, "file:line")."""
+    """Counts of one `watch`: reads, uploads and bytes_read are counted by (what, "file:line")."""
 
     reads: Counter = field(default_factory=Counter)
     uploads: Counter = field(default_factory=Counter)
     launches: int = 0
+    bytes_read: Counter = field(default_factory=Counter)
 
     @property
     def waits(self) -> int:
@@ -111,8 +113,9 @@ def _where() -> str:
     return "elsewhere"
 
 
-def _waited(what: str, *, upload: bool = False) -> None:
+def _waited(what: str, *, upload: bool = False, size: int = 0) -> None:
     for seen in _watches:
+        seen.bytes_read[what, _where()] += size
         (seen.uploads if upload else seen.reads)[what, _where()] += 1
     if _refusing:
         raise RuntimeError(f"called a synchronizing operation: {what} at {_where()}")
@@ -286,7 +289,8 @@ class _Call:
     def run(self):
         self.check_devices()
         if self.name in WAITING:
-            _waited(self.name)
+            one = self.name == "_local_scalar_dense"
+            _waited(self.name, size=self.given[0].element_size() if one else 0)
         self.numbers_as_tensors()
         drawn = torch.Tag.nondeterministic_seeded in self.op.tags and not self.generator
         empty = [k for k, v in self.kwargs.items() if self.is_empty_out(k, v)]
@@ -346,7 +350,7 @@ def _copy(op, args, kwargs):
     to, source, *rest = args
     non_blocking = rest[0] if rest else kwargs.get("non_blocking", False)
     if _here(source) and not _here(to):
-        _waited("device to host")
+        _waited("device to host", size=source.nbytes)
     elif _here(to) and not _here(source) and source.numel() and not non_blocking:
         _waited("host to device", upload=True)
     target, values = (_handed_over(t, _CPU) if _here(t) else t.detach() for t in (to, source))

@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.measure.measuring import Measuring
 from landscape.measure.perturbations import zscore_statistics
 from landscape.measure.perturbations.counterfactual import Counterfactual
+from landscape.measure.perturbations.counting import counted
 from landscape.measure.perturbations.zscore_statistics import CountedValues, Marks, read, zscore_row
 from landscape.params import TensorInfo
 from landscape.plane import Filters, is_one_d
@@ -87,8 +88,9 @@ def gradient_zscores(
     exceedance(tensor, level) = P(|z| > level); lorenz(tensor, share): energy in the share of
     largest |z|; gini of g²; z_quantile(tensor, probability). reference_<curve>(law, ...): the same
     of standardized normal, Laplace, t5 and t3 laws (at 0.95 the energies .279, .424, .412, .585).
-    Tensors of more than exact_up_to elements are seen through a `ValueHistogram`, one pass of
-    bounded memory; threshold_error is half of the interval that certainly holds their threshold.
+    Tensors of more than exact_up_to elements are seen through a `ValueHistogram`, counted where
+    they are in one pass of bounded memory; threshold_error is half of the interval that certainly
+    holds their threshold.
 
     flag(tensor), joined by "; ": "zero gradient", "zero variance" and "one element" (no z-scores:
     NaN), "few elements" (n < 1/(1-percentile)), "ties" at the threshold, "exact zeros". Raises
@@ -113,7 +115,7 @@ def gradient_zscores(
             if values.numel() <= exact_up_to:
                 points = CountedValues.of(values)
             else:
-                seen = ValueHistogram.of(values)
+                seen = counted(values)
                 if seen.not_finite:
                     raise _not_finite(group.name, values, number)
                 points = CountedValues.within(seen, values.device)

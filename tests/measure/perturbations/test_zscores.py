@@ -17,6 +17,7 @@ from torch import nn
 from landscape import EmpiricalRisk, LandscapeError, measure, sam
 from landscape.measure.measuring import generator
 from landscape.measure.perturbations import zscore_statistics
+from landscape.measure.perturbations.counting import counted
 from landscape.measure.perturbations.zscore_statistics import (
     LAWS,
     LEVELS,
@@ -364,6 +365,44 @@ def test_quantiles_of_ten_million_heavy_tailed_elements_are_within_the_stated_bo
         low, high = histogram.distance_quantile(moments.mean, level)
         assert low <= exact <= high
         assert high - low <= 2**-8 * (exact + 2 * abs(moments.mean)) * 1.01
+
+
+def assert_same_histogram(found, expected):
+    for name in ("codes", "counts", "squares"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert (found.zeros, found.not_finite) == (expected.zeros, expected.not_finite)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 129, 137, 1000, 2**20 - 9, 2**21 + 5])
+def test_a_tensor_is_counted_to_the_bit_as_an_array(size, dtype):
+    """numpy adds up the array: the order of its sums is followed, with runs of any length."""
+    rng = np.random.default_rng(size)
+    x = (1e-5 * rng.standard_t(3, size) + 2e-6).astype(dtype)
+    x[::7] = 0.0
+    found, expected = counted(torch.from_numpy(x)), ValueHistogram.of(x)
+    assert_same_histogram(found, expected)
+    assert found.moments == expected.moments
+
+
+def test_powers_of_the_distance_between_chunks_are_rounded_as_those_of_numbers():
+    for seed in range(4):
+        levels = np.random.default_rng(seed).normal(size=3)
+        x = np.repeat(levels, [2**20, 2**20, 7])
+        assert counted(torch.from_numpy(x)).moments == ValueHistogram.of(x).moments
+
+
+def test_edges_of_bins_and_values_beyond_float32_are_counted_as_in_an_array():
+    with np.errstate(over="ignore", invalid="ignore"):
+        edges = (np.arange(2**17, dtype=np.uint32) << 15).view(np.float32)
+        for side in (-np.inf, np.inf):
+            for x in (edges, np.nextafter(edges, np.float32(side))):
+                assert_same_histogram(counted(torch.from_numpy(x)), ValueHistogram.of(x))
+    for x in ([1.0, np.nan, np.inf, -np.inf, 2.0], [1e300, -1e300, 3.4e38, 1e-60, -0.0, 1e-41]):
+        found, expected = counted(torch.from_numpy(np.array(x))), ValueHistogram.of(x)
+        assert_same_histogram(found, expected)
+        assert found.moments.count == expected.moments.count
+        assert np.isnan(found.moments.mean)
 
 
 # --- sources and groups ----------------------------------------------------------------------
