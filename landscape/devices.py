@@ -66,16 +66,18 @@ def free_memory(device: torch.device) -> int | None:
     return None if ask is None else ask(device)[0]
 
 
-def trim(size: int) -> None:
+def trim(size: int, *, networks: bool = False) -> None:
     """Give back to the system what a phase has freed whose vectors have `size` bytes, if many.
 
-    A network whose forward is bound to it holds itself until it is collected. And glibc keeps freed
-    blocks of up to 32 MiB, most of a network's tensors, where what needs larger ones next cannot
-    use them: after a phase that held many they would count until the end.
+    glibc keeps freed blocks of up to 32 MiB, most of a network's tensors, where what needs larger
+    ones next cannot use them: after a phase that held many they would count until the end.
+    networks: some were let go as well. One whose forward is bound to it holds itself until it is
+    collected, which takes a third of a second.
     """
     if size < _WORTH_A_TRIM:
         return
-    gc.collect()
+    if networks:
+        gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -34,13 +34,17 @@ class Basis:
             row -= len(block)
         raise IndexError(row)
 
-    def put(self, row: int, vector: Tensor) -> None:
-        """Write a row, the one after the last at most."""
+    def at(self, row: int) -> Tensor:
+        """A row to be written, the one after the last at most."""
         there = len(self)
         if row == there:
             left = _ROWS if self.most is None else max(1, min(_ROWS, self.most - there))
             self.blocks.append(self.like.new_empty((left, self.size)))
-        self[row].copy_(vector)
+        return self[row]
+
+    def put(self, row: int, vector: Tensor) -> None:
+        """Write a row, the one after the last at most."""
+        self.at(row).copy_(vector)
 
     def spare(self, first: int, count: int) -> Tensor:
         """Zeros (count, size) in the place of rows that are allocated and not in use, or new."""

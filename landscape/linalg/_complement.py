@@ -23,9 +23,10 @@ class Complement:
         self.space, self.pull = space, pull
         self.num_rows = space.num_locked + space.num_steps
         self.room = space.size - self.num_rows
-        # The last two vectors in turn: taken off a product together.
+        # The last two vectors in turn, taken off a product together, and the product.
         first = space.fresh()
-        self.rows = space.basis.spare(self.num_rows + 1, 2)
+        spare = space.basis.spare(self.num_rows + 1, 3)
+        self.rows, self.made = spare[:2], spare[2]
         self.rows[0].copy_(first)
         self.alpha: list[Tensor] = []
         self.beta: list[Tensor] = []
@@ -43,8 +44,8 @@ class Complement:
         return self.rows[len(self.alpha) % 2]
 
     def step(self) -> None:
-        space, v, last = self.space, self.v, len(self.alpha) % 2
-        w = space.product(v)
+        space, v, w, last = self.space, self.v, self.made, len(self.alpha) % 2
+        space.into(v, w)
         along, within = vectors.dots([space.next, v], [v, w])
         lifted = self.pull * along
         self.alpha.append(within + lifted * along)

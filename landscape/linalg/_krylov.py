@@ -59,12 +59,13 @@ def read(
     return Recurrence(a, b, scale, False)
 
 
-Matvec = Callable[[Tensor], Tensor]
+# (v, out): writes Hv to out; neither writes nor keeps v, nor keeps out.
+Into = Callable[[Tensor, Tensor], object]
 
 
-def copying(matvec: Matvec) -> Matvec:
-    """The same of a matvec that may write what it is given and keep both."""
-    return lambda vector: matvec(vector.clone()).clone()
+def returning(matvec: Callable[[Tensor], Tensor]) -> Into:
+    """The same of a matvec that returns, which may write what it is given and keep both."""
+    return lambda v, out: out.copy_(matvec(v.clone()))
 
 
 class Krylov:
@@ -72,14 +73,15 @@ class Krylov:
 
     `step` never waits for the device; `settle` does, once, and there mends a breakdown: where the
     space became invariant it continues from a random vector orthogonal to all that is there.
-    `matvec` is given rows of the basis, and what it returns is overwritten (see `copying`).
+    `into` reads a row of the basis and writes the next: fresh memory for a long vector costs as
+    much as what is done with it.
     `compress` restarts it thick: chosen Ritz vectors, which the next vector couples like an arrow,
     take the place of the basis (Wu & Simon 2000, doi:10.1137/S0895479898334605).
     """
 
     def __init__(
         self,
-        matvec: Matvec,
+        into: Into,
         size: int,
         *,
         locked: Tensor,
@@ -90,7 +92,7 @@ class Krylov:
         start: Tensor | None = None,
         max_basis: int | None = None,
     ) -> None:
-        self.matvec, self.size, self.generator = matvec, size, generator
+        self.into, self.size, self.generator = into, size, generator
         self.dtype, self.device = dtype, device
         self.may_look = not devices.is_accelerator(device)
         room = None if max_basis is None else max_basis + 1
@@ -145,20 +147,17 @@ class Krylov:
         drawn = vectors.drawn(draw, self.basis.like)
         return self.orthogonal(self.orthogonal(drawn))
 
-    def product(self, vector: Tensor) -> Tensor:
-        """H times a vector, to be overwritten."""
-        return self.matvec(vector).to(self.device, self.dtype)
-
     def step(self) -> None:
         row = self.num_locked + self.num_steps
-        w = self.product(self.basis[row])
+        w = self.basis.at(row + 1)
+        self.into(self.basis[row], w)
         # What the recurrence knows comes first: beside it the part in all rows is rounding alone,
         # and one projection usually does.
         w, near = self.basis.without_(w, max(self.num_locked, row - 1), row + 1, small=False)
         w, overlaps, beta = self.clear_(w, row + 1)
         self.alpha.append(near[-1] + overlaps[row])
         self.beta.append(beta)
-        self.basis.put(row + 1, w.div_(beta))
+        w.div_(beta)
 
     def settle(self) -> Ritz:
         if self.compressed is not None and not self.alpha:

@@ -12,10 +12,11 @@ from landscape import devices, vectors
 from landscape.errors import Interrupted
 from landscape.linalg import _proof
 from landscape.linalg._complement import Complement, Union
-from landscape.linalg._krylov import Krylov, Ritz
+from landscape.linalg._krylov import Into, Krylov, Ritz
 from landscape.linalg._proof import Claimed, Proven
 
 _SAFETY = 0.9  # what rounding adds to an estimated residual is less than the rest
+_FIRST = 0.95  # of the failure probability, to the first search: others are rarely needed
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Bar:
 
 @dataclass
 class Search:
-    matvec: Callable[[Tensor], Tensor]
+    into: Into
     size: int
     k: int
     which: str
@@ -146,7 +147,7 @@ class Search:
 
     def krylov(self, start: Tensor | None) -> Krylov:
         return Krylov(
-            self.matvec,
+            self.into,
             self.size,
             locked=self.vectors,
             scale=self.scale,
@@ -223,7 +224,7 @@ class Search:
             # A recurrence that ends has shown all that its start is made of.
             chances = (self.chance(seen, b.sign, b.end(pull), rest.room) for b in bars)
             chance = 0.0 if ended else sum(chances)
-            if chance <= self.delta / 2:
+            if chance <= _FIRST * self.delta:
                 self.risk = max(chance, self.floor())
                 return True
         self.union = None
@@ -276,8 +277,9 @@ class Search:
             )
         room = self.size - len(self.values)
         risk = sum(self.chance(ritz, sign, bar + sign * tolerance, room) for sign, bar in bars)
-        # Half of what is allowed to the first search, a quarter to the second: their sum holds.
-        self.found_none = exhausted or risk <= self.delta / 2**self.restarts
+        # Half of what the first left to the second, a quarter to the third: their sum holds.
+        allowed = (1 - _FIRST) * self.delta / 2 ** (self.restarts - 1)
+        self.found_none = exhausted or risk <= allowed
         if self.found_none:
             self.risk = 0.0 if exhausted else max(risk, self.floor())
         return self.found_none
@@ -372,7 +374,10 @@ class Search:
     def proven(self) -> Proven:
         V = self.vectors
         if self.certificate is None:
-            return _proof.whole(V, torch.stack([self.matvec(v) for v in V]).to(torch.float64))
+            HV = torch.empty_like(V)
+            for v, out in zip(V, HV, strict=True):
+                self.into(v, out)
+            return _proof.whole(V, HV.to(torch.float64))
         if not self.sampled:
             return _proof.whole(V, self.certificate(V).to(torch.float64))
         return _proof.sampled(

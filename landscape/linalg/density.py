@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from landscape.errors import Interrupted, LandscapeError
-from landscape.linalg._krylov import Krylov, Ritz, copying
+from landscape.linalg._krylov import Into, Krylov, Ritz, returning
 from landscape.linalg.trace import rademacher
 
 __all__ = ["Quadrature", "slq"]
@@ -45,7 +45,7 @@ class Quadrature:
 
 
 def slq(
-    matvec: Callable[[Tensor], Tensor],
+    matvec: Callable[..., Tensor],
     size: int,
     *,
     num_probes: int,
@@ -54,14 +54,14 @@ def slq(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     like: Tensor | None = None,
-    copy: bool = True,
+    into: bool = False,
 ) -> Quadrature:
     """Gauss quadrature of the spectral density from num_steps Lanczos steps per Rademacher probe.
 
     Exact for polynomials of degree below 2·num_steps in vᵀf(H)v; the error over probes falls as
     1/√num_probes, so spend on probes first. Golub & Meurant 1994; Ubaru, Chen & Saad 2017,
     doi:10.1137/16M1104974, Algorithm 1. Cost: num_probes · num_steps products. Raises
-    Interrupted with the probes so far. copy: as of `lanczos.top`.
+    Interrupted with the probes so far. into: as of `lanczos.top`.
 
     Example:
         >>> H = torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0], dtype=torch.float64))
@@ -81,11 +81,11 @@ def slq(
     weights = torch.zeros(num_probes, steps, dtype=torch.float64)
     exact = torch.full((num_probes,), steps == size)
     probe = 0
-    matvec = copying(matvec) if copy else matvec
+    product: Into = matvec if into else returning(matvec)
     try:
         for probe in range(num_probes):
             start = rademacher((size,), generator=generator, dtype=dtype, device=device, like=like)
-            ritz = _space(matvec, start, steps, generator)
+            ritz = _space(product, start, steps, generator)
             count = len(ritz.values)
             nodes[probe, :count] = ritz.values
             weights[probe, :count] = ritz.coefficients[0] ** 2
@@ -98,13 +98,11 @@ def slq(
     return Quadrature(nodes, weights, num_probes * steps, exact)
 
 
-def _space(
-    matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, generator: torch.Generator
-) -> Ritz:
+def _space(into: Into, start: Tensor, steps: int, generator: torch.Generator) -> Ritz:
     """The Krylov space of one probe."""
     size = len(start)
     space = Krylov(
-        matvec,
+        into,
         size,
         locked=start.new_empty((0, size)),
         scale=0.0,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.linalg._krylov import copying
+from landscape.linalg._krylov import returning
 from landscape.linalg._proof import doubt
 from landscape.linalg._search import EigenPairs, Search
 
@@ -26,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def top(
-    matvec: Callable[[Tensor], Tensor],
+    matvec: Callable[..., Tensor],
     size: int,
     *,
     k: int,
@@ -43,7 +43,7 @@ def top(
     sampled: bool = False,
     sampled_within: float = math.inf,
     like: Tensor | None = None,
-    copy: bool = True,
+    into: bool = False,
 ) -> EigenPairs:
     """K extreme eigenpairs of the symmetric operator v ↦ matvec(v) on vectors (size,).
 
@@ -81,8 +81,8 @@ def top(
     not suffice the others, k in all.
 
     like: a vector of the space, where it is no ordinary tensor (`landscape.sharding`).
-    copy: give `matvec` copies and take copies of what it returns. False saves two vectors where it
-    neither writes nor keeps what it is given, and does not need what it returned again.
+    into: `matvec(v, out)` writes Hv to out, whatever is there, and neither writes nor keeps v. The
+    product is then made where it stays: a vector less, and no time for its memory.
 
     Raises LandscapeError for k outside 1..size, k > max_matvecs, an unknown `which`, sampled
     without a certificate, or a product that is not finite; Interrupted, with the EigenPairs known
@@ -108,7 +108,7 @@ def top(
             "the operator in float64, or leave sampled out."
         )
     search = Search(
-        matvec=copying(matvec) if copy else matvec,
+        into=matvec if into else returning(matvec),
         size=size,
         k=k,
         which=which,

@@ -18,7 +18,7 @@ from landscape.risk._data import Batch, Examples, kept_rng
 from landscape.risk._network import Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
-from landscape.sharding import ShardedVector, whole
+from landscape.sharding import ShardedVector, own, whole
 
 Statistics = list[tuple[Tensor, Tensor]]
 BNMode = Literal["eval", "full_batch", "recalibrate"]
@@ -423,10 +423,35 @@ class Engine:
             return vectors
         return ShardedVector(space.own(vectors.detach().to(self.device)), space)
 
-    def like(self, V: Tensor, products: Tensor) -> Tensor:
-        """Products in the shape of the vectors that were asked, and whole where these were."""
+    def like(self, V: Tensor, products: Tensor, out: Tensor | None = None) -> Tensor:
+        """Products in the shape of the vectors that were asked, and whole where these were.
+
+        out: where they belong, if they are not there already.
+        """
         products = products.reshape(V.shape)
-        return products if isinstance(V, ShardedVector) else whole(products)
+        products = products if isinstance(V, ShardedVector) else whole(products)
+        if out is None:
+            return products
+        if own(products).data_ptr() != own(out).data_ptr():
+            out.copy_(products)
+        return out
+
+    def nothing(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Zeros (k, P) to which products with these rows are added, in the memory of out."""
+        if out is None:
+            return torch.zeros_like(rows, dtype=self.dtype)
+        if out.numel() != rows.numel() or out.dtype != self.dtype or out.device != rows.device:
+            raise LandscapeError(
+                f"out of shape {tuple(out.shape)}, {out.dtype} on {out.device} given for "
+                f"{len(rows)} products of P={rows.shape[-1]} numbers; it takes the shape of V, "
+                f"{self.dtype}, on {rows.device}."
+            )
+        here, given = own(out), own(rows)
+        apart = abs(here.data_ptr() - given.data_ptr()) >= here.nbytes
+        if here.is_contiguous() and apart:
+            return self.as_vectors(out).zero_()
+        # Zeros there would be in the rows, or are not where products are added.
+        return torch.zeros_like(rows, dtype=self.dtype)
 
     def as_vectors(self, V: Tensor, *, widen: bool = True) -> Tensor:
         """Vectors V (P,) or (k, P) as rows (k, P) on the device, in the dtype, as `as_theta`."""

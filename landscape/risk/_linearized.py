@@ -21,8 +21,9 @@ normal_tensors = torch.inference_mode(False)
 class LinearizedHVP:
     """Callable V ↦ ∇²L(theta)·V for V (P,) or (k, P), see EmpiricalRisk.linearized_hvp.
 
-    Made by `EmpiricalRisk.linearized_hvp`, which gives the engine; weight_decay adds its multiple
-    of the identity.
+    out: a tensor of V's shape, in the risk's dtype and on its device, to which the product is
+    written in place of fresh memory. Made by `EmpiricalRisk.linearized_hvp`, which gives the
+    engine; weight_decay adds its multiple of the identity.
 
     Example:
         >>> product = risk.linearized_hvp(theta)
@@ -57,18 +58,20 @@ class LinearizedHVP:
         _checks.refuse_non_finite(engine, theta, mean, known, "gradient")
 
     @normal_tensors
-    def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
+    def __call__(
+        self, V: Float[Tensor, "*k P"], out: Float[Tensor, "*k P"] | None = None
+    ) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
         engine = self._engine
         rows = engine.as_vectors(V, widen=False)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
-            total = torch.zeros_like(rows, dtype=engine.dtype)
+            total = engine.nothing(rows, out)
             for graph in self._kept:
                 engine.add_products(total, graph, rows, keep=True)
             for batch in self._rebuilt:
                 engine.add_products(total, engine.gradient_graph(batch), rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
+        return engine.like(V, engine.mean_of(total, rows, self._weight_decay), out)
 
     def release(self) -> None:
         """Let the graphs go: products made after that rebuild theirs, and cost 3."""
@@ -91,7 +94,7 @@ class LinearizedGGN:
     second derivative of the loss, for cross-entropy diag(p) - ppᵀ (arXiv:1412.1193).
     J v comes from a reverse pass through a reverse pass, so that every network with a Hessian
     product has this one. Graphs are kept up to the risk's memory, the rest is rebuilt.
-    Cost: 1 gradient, then 2 a product.
+    Cost: 1 gradient, then 2 a product. out: as of LinearizedHVP.
     Made by `EmpiricalRisk.linearized_ggn`, which gives the engine; weight_decay: wd.
 
     Example:
@@ -112,18 +115,20 @@ class LinearizedGGN:
         self._rebuild_cost = share * GRADIENT
 
     @normal_tensors
-    def __call__(self, V: Float[Tensor, "*k P"]) -> Float[Tensor, "*k P"]:
+    def __call__(
+        self, V: Float[Tensor, "*k P"], out: Float[Tensor, "*k P"] | None = None
+    ) -> Float[Tensor, "*k P"]:
         """Products of the same shape as V."""
         engine = self._engine
         rows = engine.as_vectors(V)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
-            total = torch.zeros_like(rows)
+            total = engine.nothing(rows, out)
             for graph in self._kept:
                 graph.add_products(total, rows, keep=True)
             for batch in self._rebuilt:
                 _Graph(engine, batch).add_products(total, rows, keep=False)
         engine.spend(PRODUCT * len(rows) + self._rebuild_cost)
-        return engine.like(V, engine.mean_of(total, rows, self._weight_decay))
+        return engine.like(V, engine.mean_of(total, rows, self._weight_decay), out)
 
     def release(self) -> None:
         """Let the graphs go: products made after that rebuild theirs, and cost 3."""

@@ -47,6 +47,7 @@ class Network:
     `at` read tensors and have forwards of ours, and outside of it are as they were.
     Of a sharded model the parameters are what lies in this process, and so are `pieces`; theta is a
     vector of `space`, which is None of any other model.
+    own: the model is a copy that nobody else holds.
     given: the model's weights (P,) in any dtype, as they are known already; they are never written.
     """
 
@@ -57,6 +58,7 @@ class Network:
         device: torch.device,
         dtype: torch.dtype,
         borrow: bool = False,
+        own: bool = False,
         given: Tensor | None = None,
     ) -> None:
         self.space: Space | None = None
@@ -70,7 +72,10 @@ class Network:
             self.model, self.layout, self._gathering = unsharded(model)
             self.space, self.stale = self.layout.space, {}
         else:
-            self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
+            if own:
+                self.model, self.stale = model, {}
+            else:
+                self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
             self.layout = ParamLayout.of(self.model)
         self._loan = Loan(model, device=device, dtype=dtype) if borrow else None
         if self._loan is None:
@@ -183,9 +188,9 @@ class Network:
 
         They are the vector's own memory, which backward functions of the caller's must not write.
         """
-        here = own(vector)
+        here = own(vector).data  # versions of its own: what lies beside it may be written
         version = here._version
-        yield [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(vector)]
+        yield [p.clone() if p.storage_offset() % 2 else p for p in self.pieces(here)]
         if here._version != version:
             raise LandscapeError(
                 "A backward function of the model or the loss wrote into the gradient that it was "
@@ -276,8 +281,8 @@ class Network:
             self.restore()
             other = Network(self.model, device=device, dtype=dtype)
         elif self._loan is None:
-            own = self.released(self.given)
-            other = Network(own, device=device, dtype=dtype, given=self.given)
+            model = self.released(self.given)
+            other = Network(model, device=device, dtype=dtype, own=True, given=self.given)
         else:
             with self.at(self.theta):
                 self.restore()

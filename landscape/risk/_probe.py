@@ -101,9 +101,9 @@ class Probes:
         self.asked += 1
         if bn not in self._known:
             size = 8 * self._engine.network.layout.num_parameters
-            devices.trim(size)
+            devices.trim(size, networks=True)
             self._known[bn] = probe(replace(self._engine, bn=bn))
-            devices.trim(size)
+            devices.trim(size, networks=True)
         return self._known[bn]
 
 
@@ -117,11 +117,10 @@ def probe(engine: Engine) -> Probe:
     reason = ""
     for dtype in dict.fromkeys((torch.float64, engine.dtype)):
         try:
-            most = _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16)
             first, *more = _rows(engine)
-            seen = _on(engine, min(first, max(1, most)), dtype)
+            seen = _on(engine, _fitting_rows(engine, first), dtype)
             for rows in more if seen.slope == 0 else ():
-                seen = _on(engine, min(rows, max(1, most)), dtype)
+                seen = _on(engine, _fitting_rows(engine, rows), dtype)
             return replace(seen, failure=reason)
         except Exception as error:  # of the model or the loss
             reason = str(error).splitlines()[0]
@@ -146,6 +145,13 @@ def _rows(engine: Engine) -> tuple[int, ...]:
     if engine.network.layout.num_parameters < _LARGE:
         return (_ROWS,)
     return (2 if engine.couples else 1), _ROWS
+
+
+def _fitting_rows(engine: Engine, rows: int) -> int:
+    """At most so many; one is never too many, and what it takes is not asked."""
+    if rows == 1:
+        return 1
+    return min(rows, _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16))
 
 
 def _on(engine: Engine, rows: int, dtype: torch.dtype) -> Probe:

@@ -199,6 +199,9 @@ class TwiceControl:
         """
         if self.pairs is not None:
             return
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            self.pairs = []
+            return
         pairs = pairs_of(self.model, lambda: losses(theta), _CONVOLUTIONS)
         self.pairs = [pair for pair in pairs if _absorbable(pair)]
         self.norms = {id(pair.layer): pair.norm for pair in self.pairs}

@@ -6,7 +6,7 @@ import torch
 from landscape import vectors
 from landscape.linalg import lanczos
 from landscape.linalg._basis import Basis
-from landscape.linalg._krylov import Krylov
+from landscape.linalg._krylov import Krylov, returning
 
 F64 = torch.float64
 
@@ -19,8 +19,8 @@ def space_of(diagonal, *, locked=None, dtype=F64, may_look=True, seed=0):
     diagonal = diagonal.to(dtype)
     locked = torch.empty((0, len(diagonal)), dtype=dtype) if locked is None else locked
     space = Krylov(
-        lambda v: diagonal * v, len(diagonal), locked=locked, scale=0.0, generator=rng(seed),
-        dtype=dtype, device=torch.device("cpu"),
+        returning(lambda v: diagonal * v), len(diagonal), locked=locked, scale=0.0,
+        generator=rng(seed), dtype=dtype, device=torch.device("cpu"),
     )  # fmt: skip
     space.may_look = may_look
     return space

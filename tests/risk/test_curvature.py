@@ -269,3 +269,42 @@ def test_a_copy_in_another_dtype_has_the_same_theta_and_products():
     kept = double.linearized_ggn(theta)
     assert torch.equal(kept(v), kept(v.double()))
     assert double.hvp(theta, v).dtype == F64
+
+
+@pytest.mark.parametrize("name", ["linearized_hvp", "linearized_ggn"])
+@pytest.mark.parametrize("memory", [2**30, 1], ids=["kept", "rebuilt"])
+def test_a_product_is_written_where_it_is_asked(name, memory):
+    model, data = problem("mlp_bn")
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data, memory=memory, weight_decay=0.1)
+    product, V = getattr(risk, name)(risk.theta), randn(3, len(risk.theta), seed=2)
+    rows = torch.full((4, V.shape[1]), torch.nan, dtype=F64)
+    assert product(V, rows[1:]).data_ptr() == rows[1].data_ptr()
+    assert torch.equal(rows[1:], product(V))
+    assert rows[0].isnan().all()
+    # One row of a block is the vector, the next its product, as a Krylov basis has them.
+    rows[0] = V[0]
+    product(rows[0], rows[1])
+    assert torch.equal(rows[:2], torch.stack([V[0], product(V[0])]))
+
+
+@pytest.mark.parametrize("name", ["linearized_hvp", "linearized_ggn"])
+def test_a_product_written_over_its_vector_or_between_others_is_the_same(name):
+    risk = of_mlp()
+    product, v = getattr(risk, name)(risk.theta), randn(len(risk.theta), seed=2)
+    over, between = v.clone(), torch.zeros(len(v), 2, dtype=F64)
+    product(over, over)
+    product(v, between[:, 1])
+    assert torch.equal(over, product(v))
+    assert torch.equal(between, torch.stack([torch.zeros_like(v), product(v)], 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [(lambda v: v.float(), "torch.float32"), (lambda v: v[1:], r"out of shape")],
+    ids=["dtype", "shape"],
+)
+def test_a_place_that_does_not_hold_the_product_is_refused(make, named):
+    risk = of_mlp()
+    v = torch.ones_like(risk.theta)
+    with pytest.raises(LandscapeError, match=named):
+        risk.linearized_hvp(risk.theta)(v, make(v))

@@ -33,7 +33,7 @@ class Spans:
 class Operator:
     """V -> M V, or the diagonal block of M on the coordinates `index` (n,) of theta."""
 
-    full: Callable[[Tensor], Tensor]
+    full: Callable[..., Tensor]
     num_parameters: int
     index: Int[Tensor, "n"] | Spans | None
 
@@ -66,11 +66,14 @@ class Operator:
         if isinstance(self.full, LinearizedHVP | LinearizedGGN):
             self.full.release()
 
-    def __call__(self, V: Float[Tensor, "*k n"]) -> Float[Tensor, "*k n"]:
-        """Products of the same shape as V."""
+    def __call__(
+        self, V: Float[Tensor, "*k n"], out: Float[Tensor, "*k n"] | None = None
+    ) -> Float[Tensor, "*k n"]:
+        """Products of the same shape as V, written to out where it is given."""
         if self.index is None:
-            return self.full(V)
-        return self.chosen(self.full(self.embed(V)))
+            return self.full(V) if out is None else self.full(V, out)
+        found = self.chosen(self.full(self.embed(V)))
+        return found if out is None else out.copy_(found)
 
     def like(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "n"]:
         """A vector that it acts on, to make others like it."""

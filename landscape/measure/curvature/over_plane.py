@@ -90,7 +90,7 @@ def curvature_map(
             dtype=own.dtype,
             device=own.device,
             like=point,
-            copy=False,
+            into=True,
         )
         pairs = certificates.sound(pairs, own)
         values[i, j, :4] = [*numbers(pairs.values), *numbers(pairs.residual_norms)]

@@ -99,7 +99,7 @@ def spectral_density(
             dtype=theta.dtype,
             device=theta.device,
             like=operator.like(theta),
-            copy=False,
+            into=True,
         )
     except Interrupted as stop:
         known = stop.partial

@@ -232,7 +232,7 @@ def eigenpairs(
         sampled=sampled,
         sampled_within=1.0 if certify == "auto" else math.inf,
         like=product.like(theta),
-        copy=False,
+        into=True,
     )
     return certificates.sound(pairs, risk, matrix)
 

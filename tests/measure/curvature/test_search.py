@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from landscape.errors import Interrupted, LandscapeError
 from landscape.linalg import lanczos
 from landscape.linalg._complement import Complement, Union
-from landscape.linalg._krylov import Krylov
+from landscape.linalg._krylov import Krylov, returning
 from landscape.linalg._search import Search
 
 F64 = torch.float64
@@ -33,7 +33,9 @@ def test_the_component_along_an_eigenvector_obeys_the_recurrence():
     exact, U = torch.linalg.eigh(A)
     none = torch.empty((0, 41), dtype=F64)
     device = torch.device("cpu")
-    space = Krylov(A.mv, 41, locked=none, scale=0.0, generator=rng(1), dtype=F64, device=device)
+    space = Krylov(
+        returning(A.mv), 41, locked=none, scale=0.0, generator=rng(1), dtype=F64, device=device
+    )
     first = space.basis[0].clone()
     for _ in range(8):
         space.step()
@@ -155,7 +157,7 @@ def test_a_bounded_basis_restarts_thick_and_finds_the_same(which, seed):
 def test_a_compressed_space_holds_few_vectors_and_its_projection_is_exact():
     A = with_spectrum([2.6, 2.4, *torch.linspace(-2, 2, 150, dtype=F64).tolist()])
     none, device = torch.empty((0, len(A)), dtype=F64), torch.device("cpu")
-    space = Krylov(A.mv, len(A), locked=none, scale=0.0, generator=rng(1), dtype=F64,
+    space = Krylov(returning(A.mv), len(A), locked=none, scale=0.0, generator=rng(1), dtype=F64,
                    device=device, max_basis=12)  # fmt: skip
     for _ in range(3):
         while space.num_steps < 12:
@@ -192,7 +194,7 @@ def test_a_space_whose_complement_stays_below_decides_how_many_eigenvalues_pass(
         values = [3.0, 2.6, 2.5, 2.0, *torch.linspace(-1, 1, 20, dtype=F64).tolist()]
         A = with_spectrum(values, seed)
         none = torch.empty((0, 24), dtype=F64)
-        space = Krylov(A.mv, 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
+        space = Krylov(returning(A.mv), 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
                        device=torch.device("cpu"))  # fmt: skip
         for _ in range(10):
             space.step()
@@ -232,7 +234,7 @@ def test_the_complement_lifted_by_its_coupling_decides_the_count_exactly(seed):
     """n₊(H - x) = n₊(T - x) + n₊(C + γ qqᵀ - x), γ = Σ r_i²/(x - θ_i): neither more nor less."""
     A = with_spectrum([3.0, 2.6, 2.5, 2.0, *torch.linspace(-1, 1, 20, dtype=F64).tolist()], seed)
     none = torch.empty((0, 24), dtype=F64)
-    space = Krylov(A.mv, 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
+    space = Krylov(returning(A.mv), 24, locked=none, scale=3.0, generator=rng(seed), dtype=F64,
                    device=torch.device("cpu"))  # fmt: skip
     for _ in range(6):
         space.step()
@@ -255,7 +257,7 @@ def test_the_complement_lifted_by_its_coupling_decides_the_count_exactly(seed):
 def test_a_complement_needs_no_basis_of_its_own():
     """Its coefficients bound the start's components without orthogonal vectors, to the end."""
     A = with_spectrum([9.0, 7.0, 5.0, *torch.linspace(0, 0.5, 97, dtype=F64).tolist()])
-    space = Krylov(A.mv, 100, locked=torch.empty((0, 100), dtype=F64), scale=9.0,
+    space = Krylov(returning(A.mv), 100, locked=torch.empty((0, 100), dtype=F64), scale=9.0,
                    generator=rng(1), dtype=F64, device=torch.device("cpu"))  # fmt: skip
     for _ in range(8):
         space.step()
@@ -290,8 +292,8 @@ def test_a_near_neighbour_of_the_last_is_settled_by_one_search(which):
 @pytest.mark.parametrize("pull", [0.0, 0.3, -0.2])
 def test_a_space_and_its_complement_together_are_one_projection(pull):
     A = with_spectrum([3.0, 2.6, 2.5, 2.0, *torch.linspace(-1, 1, 40, dtype=F64).tolist()])
-    space = Krylov(A.mv, 44, locked=torch.empty((0, 44), dtype=F64), scale=3.0, generator=rng(2),
-                   dtype=F64, device=torch.device("cpu"))  # fmt: skip
+    space = Krylov(returning(A.mv), 44, locked=torch.empty((0, 44), dtype=F64), scale=3.0,
+                   generator=rng(2), dtype=F64, device=torch.device("cpu"))  # fmt: skip
     for _ in range(7):
         space.step()
     ritz, rest = space.settle(), Complement(space, pull)
