@@ -1,7 +1,6 @@
 """Mean and centred sums of a stream of numbers."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,27 @@ class Moments:
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both streams together."""
-        return merged(self, other)
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        a, b = float(self.count), float(other.count)
+        n = a + b
+        delta = other.mean - self.mean
+        step = delta / n
+        m2 = self.m2 + other.m2 + a * b * delta * step
+        m3 = (
+            self.m3
+            + other.m3
+            + a * b * (a - b) * delta * step**2
+            + 3.0 * step * (a * other.m2 - b * self.m2)
+        )
+        m4 = (
+            self.m4
+            + other.m4
+            + a * b * (a * a - a * b + b * b) * delta * step**3
+            + 6.0 * step**2 * (a * a * other.m2 + b * b * self.m2)
+            + 4.0 * step * (a * other.m3 - b * self.m3)
+        )
+        return Moments(self.count + other.count, self.mean + b * step, m2, m3, m4)
 
     @property
     def variance(self) -> float:
@@ -65,31 +84,6 @@ class Moments:
 
     def _spread(self) -> bool:
         return self.count > 1 and self.m2 > 0 and math.isfinite(self.m2) and self.m2**2 > 0
-
-
-def merged(first: Moments, second: Moments, power: Callable[[Any, int], Any] = pow) -> Moments:
-    """Moments of both streams together, in numbers of any library: `power` is its x**n."""
-    if first.count == 0 or second.count == 0:
-        return second if first.count == 0 else first
-    a, b = float(first.count), float(second.count)
-    n = a + b
-    delta = second.mean - first.mean
-    step = delta / n
-    m2 = first.m2 + second.m2 + a * b * delta * step
-    m3 = (
-        first.m3
-        + second.m3
-        + a * b * (a - b) * delta * power(step, 2)
-        + 3.0 * step * (a * second.m2 - b * first.m2)
-    )
-    m4 = (
-        first.m4
-        + second.m4
-        + a * b * (a * a - a * b + b * b) * delta * power(step, 3)
-        + 6.0 * power(step, 2) * (a * a * second.m2 + b * b * first.m2)
-        + 4.0 * step * (a * second.m3 - b * first.m3)
-    )
-    return Moments(first.count + second.count, first.mean + b * step, m2, m3, m4)
 
 
 def spread_of_rounding(values: np.ndarray, eps: float) -> float:

@@ -368,41 +368,99 @@ def test_quantiles_of_ten_million_heavy_tailed_elements_are_within_the_stated_bo
 
 
 def assert_same_histogram(found, expected):
-    for name in ("codes", "counts", "squares"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    """Numbers of values are exact; squares of a bin are positive and added up in any order."""
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.counts, expected.counts)
     assert (found.zeros, found.not_finite) == (expected.zeros, expected.not_finite)
+    assert found.moments.count == expected.moments.count
+    np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 129, 137, 1000, 2**20 - 9, 2**21 + 5])
-def test_a_tensor_is_counted_to_the_bit_as_an_array(size, dtype):
-    """numpy adds up the array: the order of its sums is followed, with runs of any length."""
-    rng = np.random.default_rng(size)
-    x = (1e-5 * rng.standard_t(3, size) + 2e-6).astype(dtype)
+def assert_same_moments(found, expected, x):
+    """To 1e-12 of the sum of the terms' sizes, which other orders of addition round by about 1e-13.
+
+    For the third moment, whose terms cancel, Cauchy and Schwarz bound that sum by √(m2 m4). A mean
+    is rounded by less than 1e-14 of the largest value, which is all that gaps of equal values are.
+    """
+    sizes = np.abs(x.astype(np.float64)).reshape(-1)
+    gaps = 1e-14 * sizes.max(initial=0.0)
+    spans = {
+        "mean": 1e-12 * sizes.sum() / max(1, x.size),
+        "m2": 1e-12 * expected.m2 + x.size * gaps**2,
+        "m3": 1e-12 * np.sqrt(expected.m2 * expected.m4) + x.size * gaps**3,
+        "m4": 1e-12 * expected.m4 + x.size * gaps**4,
+    }
+    for name, span in spans.items():
+        assert abs(getattr(found, name) - getattr(expected, name)) <= span, name
+
+
+def heavy(size):
+    x = 1e-5 * np.random.default_rng(size).standard_t(3, size) + 2e-6
     x[::7] = 0.0
+    return x
+
+
+def every_code():
+    """The first number of each bin, NaN and infinite ones too."""
+    return (np.arange(2**17, dtype=np.uint32) << 15).view(np.float32)
+
+
+def edges():
+    return every_code()[np.isfinite(every_code())]
+
+
+ODD = {
+    "empty": lambda: np.zeros(0, np.float32),
+    "one": lambda: np.array([0.1]),
+    "zeros of both signs": lambda: np.array([0.0, -0.0, 0.0, -0.0, -0.0], np.float32),
+    "constant": lambda: np.full(2**20 + 7, 0.1, np.float32),
+    "constant in float64": lambda: np.full(2**20 + 7, 0.1),
+    "edges": edges,
+    "below edges": lambda: np.nextafter(edges(), np.float32(0)),
+    "beyond edges": lambda: np.nextafter(edges(), np.copysign(np.float32(np.inf), edges())),
+    "rounded onto edges": lambda: np.nextafter(edges().astype(np.float64), 0),
+    "subnormal": lambda: (1e-42 * np.random.default_rng(0).normal(size=1000)).astype(np.float32),
+    "zero only in float32": lambda: np.array([1e-60, -1e-60, 0.0, 1.0]),
+    "a whole chunk": lambda: heavy(2**20),
+    "three chunks": lambda: heavy(2**21 + 5),
+    "three chunks of float32": lambda: heavy(2**21 + 5).astype(np.float32),
+    "three levels": lambda: np.repeat([0.3, -1.7, 0.1], [2**20, 2**20, 7]),
+    "strided": lambda: heavy(2**20)[1::3],
+    "transposed": lambda: heavy(2**16).reshape(2**6, 2**10).T,
+    "largest": lambda: np.array([3.4e38, -3.4e38, 3.4e38, 1.0], np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_tensor_is_counted_as_an_array(name):
+    x = ODD[name]()
     found, expected = counted(torch.from_numpy(x)), ValueHistogram.of(x)
     assert_same_histogram(found, expected)
-    assert found.moments == expected.moments
+    assert_same_moments(found.moments, expected.moments, x)
 
 
-def test_powers_of_the_distance_between_chunks_are_rounded_as_those_of_numbers():
-    for seed in range(4):
-        levels = np.random.default_rng(seed).normal(size=3)
-        x = np.repeat(levels, [2**20, 2**20, 7])
-        assert counted(torch.from_numpy(x)).moments == ValueHistogram.of(x).moments
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_counted_as_it_is_read(dtype):
+    x = torch.randn(1000, generator=generator(0)).to(dtype)
+    found, expected = counted(x), ValueHistogram.of(x)
+    assert_same_histogram(found, expected)
+    assert_same_moments(found.moments, expected.moments, x.float().numpy())
 
 
-def test_edges_of_bins_and_values_beyond_float32_are_counted_as_in_an_array():
-    with np.errstate(over="ignore", invalid="ignore"):
-        edges = (np.arange(2**17, dtype=np.uint32) << 15).view(np.float32)
-        for side in (-np.inf, np.inf):
-            for x in (edges, np.nextafter(edges, np.float32(side))):
-                assert_same_histogram(counted(torch.from_numpy(x)), ValueHistogram.of(x))
-    for x in ([1.0, np.nan, np.inf, -np.inf, 2.0], [1e300, -1e300, 3.4e38, 1e-60, -0.0, 1e-41]):
-        found, expected = counted(torch.from_numpy(np.array(x))), ValueHistogram.of(x)
-        assert_same_histogram(found, expected)
-        assert found.moments.count == expected.moments.count
-        assert np.isnan(found.moments.mean)
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, np.nan, np.inf, -np.inf, 2.0],
+        [1e300, -1e300, 3.4e38, 1e-60, -0.0, 1e-41],
+        every_code(),
+    ],
+)
+def test_values_beyond_float32_are_counted_in_no_bin_and_leave_no_moments(values):
+    x = np.array(values)
+    found, expected = counted(torch.from_numpy(x)), ValueHistogram.of(x)
+    assert_same_histogram(found, expected)
+    assert found.not_finite
+    assert np.isnan([found.moments.mean, found.moments.m2, found.moments.m4]).all()
 
 
 # --- sources and groups ----------------------------------------------------------------------
