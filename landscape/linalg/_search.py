@@ -181,9 +181,13 @@ class Search:
         """What is kept of a full basis: the wanted pairs, and half of what it has besides."""
         most = self.k + ((self.max_basis or self.k) - self.k) // 2
         kept = space.compress(ritz, _wanted(ritz.values, most, self.which))
+        self.trim()
+        return kept
+
+    def trim(self) -> None:
+        """Give back what products have left, where vectors are to be made."""
         if not devices.is_accelerator(self.device):
             devices.trim(self.size * self.dtype.itemsize)
-        return kept
 
     def stride(self, steps: int) -> int:
         """Steps to the next look, which a GPU has to wait for."""
@@ -310,6 +314,7 @@ class Search:
 
         Hv_i = θ_i v_i + Σ_j tails[i, j] edges[j], an edge being the next vector of a space.
         """
+        self.trim()
         merged = torch.cat([self.values, ritz.values])
         chosen = _wanted(merged, self.k, self.which)
         chosen = chosen[torch.argsort(merged[chosen], descending=True)]

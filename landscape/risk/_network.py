@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
+from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk._batchnorm import BatchNormControl
@@ -289,6 +290,7 @@ class Network:
                 other = Network(
                     self.model, device=device, dtype=dtype, borrow=True, given=self.given
                 )
+        devices.trim(8 * self.layout.num_parameters)
         other.settle(self.habits)
         other.batchnorm.elsewhere = self.batchnorm.elsewhere
         return other

@@ -182,7 +182,8 @@ class _Probing:
             return drawn
 
         self.theta = torch.add(theta, draw(), alpha=1e-3)
-        self.u, self.v = draw(), draw()
+        # Any direction does for u, which bfloat16 holds in half the memory; v takes up gradients.
+        self.u, self.v = draw().bfloat16(), draw()
         self._point: Tensor | None = None
 
     def _sizes(self, theta: Tensor) -> list[tuple[slice, Tensor]]:
@@ -246,6 +247,7 @@ class _Probing:
                 self._sums(partial(engine.visit_product, graph=graph, v=vector, keep=keep))
                 for vector, keep in ((self.u, True), (self.v, False))
             ]
+        devices.trim(8 * len(self.theta))
         sizes = [
             float(vectors.norm(self.u)) * HvHv**0.5, float(vectors.norm(self.v)) * HuHu**0.5
         ]  # fmt: skip
