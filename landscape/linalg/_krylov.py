@@ -65,7 +65,17 @@ Into = Callable[[Tensor, Tensor], object]
 
 def returning(matvec: Callable[[Tensor], Tensor]) -> Into:
     """The same of a matvec that returns, which may write what it is given and keep both."""
-    return lambda v, out: out.copy_(matvec(v.clone()))
+
+    def into(v: Tensor, out: Tensor) -> None:
+        found = matvec(v.clone())
+        if found.shape != out.shape:
+            raise LandscapeError(
+                f"The operator returned a tensor of shape {tuple(found.shape)} for a vector of "
+                f"shape {tuple(v.shape)}; it has to return one of the same shape."
+            )
+        out.copy_(found)
+
+    return into
 
 
 class Krylov:

@@ -48,7 +48,7 @@ class Network:
     `at` read tensors and have forwards of ours, and outside of it are as they were.
     Of a sharded model the parameters are what lies in this process, and so are `pieces`; theta is a
     vector of `space`, which is None of any other model.
-    own: the model is a copy that nobody else holds.
+    ours: the model is a copy that nobody else holds.
     given: the model's weights (P,) in any dtype, as they are known already; they are never written.
     """
 
@@ -59,7 +59,7 @@ class Network:
         device: torch.device,
         dtype: torch.dtype,
         borrow: bool = False,
-        own: bool = False,
+        ours: bool = False,
         given: Tensor | None = None,
     ) -> None:
         self.space: Space | None = None
@@ -73,7 +73,7 @@ class Network:
             self.model, self.layout, self._gathering = unsharded(model)
             self.space, self.stale = self.layout.space, {}
         else:
-            if own:
+            if ours:
                 self.model, self.stale = model, {}
             else:
                 self.model, self.stale = (model, stale_tensors(model)) if borrow else copied(model)
@@ -283,7 +283,7 @@ class Network:
             other = Network(self.model, device=device, dtype=dtype)
         elif self._loan is None:
             model = self.released(self.given)
-            other = Network(model, device=device, dtype=dtype, own=True, given=self.given)
+            other = Network(model, device=device, dtype=dtype, ours=True, given=self.given)
         else:
             with self.at(self.theta):
                 self.restore()

@@ -241,3 +241,22 @@ def test_a_product_may_write_what_it_is_given_and_keep_what_it_returns():
     found = lanczos.top(careless, 6, k=2, generator=rng(), certificate=lambda V: V @ H)
     assert torch.allclose(found.values, torch.tensor([5.0, 3.0], dtype=F64))
     assert all(torch.equal(now, then) for now, then in kept)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 6), (3,)])
+def test_an_operator_that_returns_another_shape_is_refused(shape):
+    with pytest.raises(LandscapeError, match="returned a tensor of shape"):
+        lanczos.top(lambda _v: torch.ones(shape, dtype=F64), 6, k=2, generator=rng())
+
+
+def test_an_operator_that_writes_its_product_gives_the_same_pairs():
+    H = with_spectrum([5.0, 3.0, 2.0, 1.0, 0.5, -1.0])
+
+    def into(v, out):
+        return torch.mv(H, v, out=out)
+
+    made = [
+        lanczos.top(f, 6, k=2, generator=rng(), into=i) for f, i in ((H.mv, False), (into, True))
+    ]
+    assert torch.equal(made[0].values, made[1].values)
+    assert torch.equal(made[0].vectors, made[1].vectors)
