@@ -120,7 +120,11 @@ class Krylov:
         self.num_settled = 0
         self.compressed: Ritz | None = None
         if not self.exhausted:
-            first = self.fresh() if start is None else self.orthogonal(start)
+            if start is None:
+                first = self.fresh()
+            else:
+                given = start.to(self.device, self.dtype, copy=True)
+                first = self.orthogonal_(given.reshape(-1))
             self.basis.put(self.num_locked, first)
 
     @property
@@ -145,9 +149,9 @@ class Krylov:
         w, more = self.basis.without_(w, 0, num_rows, small=True)
         return w, overlaps + more, vectors.lengths([w])[0]
 
-    def orthogonal(self, vector: Tensor) -> Tensor:
-        given = vector.to(self.device, self.dtype, copy=True).reshape(-1)
-        w, _, left = self.clear_(given, self.num_locked + self.num_steps)
+    def orthogonal_(self, w: Tensor) -> Tensor:
+        """W, in place, of norm 1 without its part in all that is there."""
+        w, _, left = self.clear_(w, self.num_locked + self.num_steps)
         return w.div_(left)
 
     def fresh(self) -> Tensor:
@@ -155,7 +159,7 @@ class Krylov:
             torch.randn, generator=self.generator, device=self.generator.device, dtype=self.dtype
         )
         drawn = vectors.drawn(draw, self.basis.like)
-        return self.orthogonal(self.orthogonal(drawn))
+        return self.orthogonal_(self.orthogonal_(drawn))
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps

@@ -69,7 +69,7 @@ def test_a_second_projection_is_made_only_where_the_first_took_more_than_it_left
     assert len(whole) <= 42  # one of each step; the recurrence's own rows are at most two
     made.clear()
     inside = space.basis[3] + 1e-9 * torch.randn(len(SPECTRA["indefinite"]), generator=rng(1))
-    left = space.orthogonal(inside)
+    left = space.orthogonal_(inside.clone())
     assert made == [40, 40]
     assert float(vectors.project(torch.cat(list(space.basis.parts(0, 40))), left).norm()) < 1e-14
 
