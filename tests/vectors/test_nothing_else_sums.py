@@ -32,6 +32,7 @@ PERMITTED = {
     ("measure/perturbations/gradient_noise.py", "norms"): "one number per tensor, in float64",
     ("measure/perturbations/perturbation.py", "perturbation"): "one number per tensor, in float64",
     ("measure/perturbations/recorded_masks.py", "_selection"): "shares per tensor, in numpy",
+    ("measure/perturbations/counting.py", "_sums"): "chunks of 2^20, in float64",
     ("measure/perturbations/zscore_statistics.py", ""): "sorted values, in float64",
     ("risk/_checks.py", "_fails_twice"): "whether derivatives exist, not their values",
     ("risk/_head.py", "curved"): "a linear layer's own backward pass, of a piece of tokens",
