@@ -436,15 +436,15 @@ class Engine:
             out.copy_(products)
         return out
 
-    def nothing(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Zeros (k, P) to which products with these rows are added, in the memory of out."""
+    def nothing(self, V: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Zeros (k, P) to which products with V, as rows, are added, in the memory of out."""
         if out is None:
             return torch.zeros_like(rows, dtype=self.dtype)
-        if out.numel() != rows.numel() or out.dtype != self.dtype or out.device != rows.device:
+        if out.shape != V.shape or out.dtype != self.dtype or out.device != rows.device:
             raise LandscapeError(
-                f"out of shape {tuple(out.shape)}, {out.dtype} on {out.device} given for "
-                f"{len(rows)} products of P={rows.shape[-1]} numbers; it takes the shape of V, "
-                f"{self.dtype}, on {rows.device}."
+                f"out of shape {tuple(out.shape)}, {out.dtype} on {out.device} given for products "
+                f"with V of shape {tuple(V.shape)}; it takes that shape, {self.dtype}, on "
+                f"{rows.device}."
             )
         here, given = own(out), own(rows)
         apart = abs(here.data_ptr() - given.data_ptr()) >= here.nbytes

@@ -65,7 +65,7 @@ class LinearizedHVP:
         engine = self._engine
         rows = engine.as_vectors(V, widen=False)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
-            total = engine.nothing(rows, out)
+            total = engine.nothing(V, rows, out)
             for graph in self._kept:
                 engine.add_products(total, graph, rows, keep=True)
             for batch in self._rebuilt:
@@ -122,7 +122,7 @@ class LinearizedGGN:
         engine = self._engine
         rows = engine.as_vectors(V)
         with _checks.explaining(engine, self._theta), engine.differentiating(2, self._theta):
-            total = engine.nothing(rows, out)
+            total = engine.nothing(V, rows, out)
             for graph in self._kept:
                 graph.add_products(total, rows, keep=True)
             for batch in self._rebuilt:

@@ -148,8 +148,8 @@ def _rows(engine: Engine) -> tuple[int, ...]:
 
 
 def _fitting_rows(engine: Engine, rows: int) -> int:
-    """At most so many; one is never too many, and what it takes is not asked."""
-    if rows == 1:
+    """At most so many; a row of its own is never too many, and what it takes is not asked."""
+    if rows == 1 and engine.examples.apart:
         return 1
     return min(rows, _fitting.most_rows(engine, 2, engine.memory * engine.dtype.itemsize // 16))
 

@@ -300,11 +300,15 @@ def test_a_product_written_over_its_vector_or_between_others_is_the_same(name):
 
 @pytest.mark.parametrize(
     ("make", "named"),
-    [(lambda v: v.float(), "torch.float32"), (lambda v: v[1:], r"out of shape")],
-    ids=["dtype", "shape"],
+    [
+        (lambda V: V.float(), "torch.float32"),
+        (lambda V: V[:, 1:], "out of shape"),
+        (lambda V: V.T.contiguous(), "out of shape"),  # as many numbers
+    ],
+    ids=["dtype", "shape", "transposed"],
 )
 def test_a_place_that_does_not_hold_the_product_is_refused(make, named):
     risk = of_mlp()
-    v = torch.ones_like(risk.theta)
+    V = torch.ones(3, len(risk.theta), dtype=F64)
     with pytest.raises(LandscapeError, match=named):
-        risk.linearized_hvp(risk.theta)(v, make(v))
+        risk.linearized_hvp(risk.theta)(V, make(V))
