@@ -360,3 +360,14 @@ def test_a_large_model_whose_first_row_counts_for_nothing_is_probed_on_more(monk
     assert seen.rows == 16
     assert seen.false_gradient
     assert EmpiricalRisk(Reversed(), CE, (X, Y)).probe().rows == 1
+
+
+def test_a_large_model_of_coupled_examples_is_asked_first_what_its_graph_takes(monkeypatch):
+    def too_large(*_):
+        raise LandscapeError("their graph needs more than 1 GiB in one piece")
+
+    monkeypatch.setattr("landscape.risk._probe._LARGE", 1)
+    monkeypatch.setattr("landscape.risk._fitting.most_rows", too_large)
+    assert EmpiricalRisk(Reversed(), CE, (X, Y)).probe().rows == 1  # one row has to fit
+    coupled = EmpiricalRisk(Reversed(), CE, (X, Y), reduction="whole").probe()
+    assert "one piece" in coupled.failure
