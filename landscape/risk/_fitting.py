@@ -13,7 +13,7 @@ from landscape import devices
 from landscape.errors import LandscapeError
 from landscape.risk._data import Batch, Examples
 from landscape.risk._engine import Engine, Statistics
-from landscape.risk._sparse import bytes_of
+from landscape.risk._sparse import bytes_of, parts_of
 
 GIB = 2**30
 # A pass without derivatives holds a few layers at a time, not all: a cautious share of the graph.
@@ -165,6 +165,8 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
     """
     cache = engine.notes.graph_sizes
     key = (order, engine.bn)
+    if key not in cache and order > 1:
+        engine.prepare_second_derivatives()  # the graph that will be built, whoever asks first
     if key not in cache and not engine.examples.apart:
         # A unit is one piece, and what it holds may grow faster than its rows.
         unit = max(engine.examples.cut(0), key=lambda unit: unit.count)
@@ -185,9 +187,9 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
 
 
 def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("inf")) -> float:
-    """What a graph holds besides the weights, which are there without it."""
+    """What a graph holds besides the weights and the examples, which are there without it."""
     held: dict[int, int] = {}
-    weights: set[int] = set()
+    there = {place for leaf in batch.leaves() for place, _ in _storages(leaf)}
     together = 0
     network = engine.network
 
@@ -195,10 +197,8 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
         nonlocal together
         if (known := network.packed(tensor)) is not tensor:
             return known
-        with contextlib.suppress(RuntimeError):  # sparse
-            storage = tensor.untyped_storage()
-            place, size = storage.data_ptr(), storage.nbytes()
-            if place not in weights:
+        for place, size in _storages(tensor):
+            if place not in there:
                 together += size - held.get(place, 0)
                 held[place] = size
         if together > most:
@@ -211,7 +211,7 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
 
     def graph(hooks: contextlib.AbstractContextManager[Any]) -> object:
         with engine.differentiating(order, network.given), hooks:
-            weights.update(weight.untyped_storage().data_ptr() for weight in network.weights)
+            there.update(place for weight in network.weights for place, _ in _storages(weight))
             return engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
 
     try:
@@ -224,6 +224,14 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
             graph(contextlib.nullcontext())
         return made.bytes
     return float(together)
+
+
+def _storages(tensor: Tensor) -> list[tuple[int, int]]:
+    """Place and bytes of what a tensor lies in; of some (nested ones) torch does not say."""
+    with contextlib.suppress(RuntimeError):
+        parts = [part.untyped_storage() for part in parts_of(tensor)]
+        return [(storage.data_ptr(), storage.nbytes()) for storage in parts]
+    return []
 
 
 class _Made(TorchDispatchMode):

@@ -203,3 +203,43 @@ def test_measuring_a_graph_leaves_nothing_behind():
     sizes = [_fitting.graph_bytes(risk._engine, 8, order=order) for order in (1, 2)]
     assert 0 < sizes[0] < sizes[1]
     assert graphs() == before
+
+
+def _sizes(model, data, dtype, first):
+    risk = EmpiricalRisk(model, CE, data, dtype=dtype)
+    first(risk)
+    _ = [_fitting.graph_batches(risk._engine, order) for order in (1, 2)]
+    return dict(risk._engine.notes.graph_sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_examples_that_are_there_are_no_part_of_a_graph(dtype):
+    """They would be what every graph holds, and of many none would seem to fit."""
+    x = torch.randn(4000, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = torch.arange(4000) % 3
+    for layers in ([nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(288, 3)],
+                   [nn.Flatten(), nn.Linear(192, 5), nn.Tanh(), nn.Linear(5, 3)]):  # fmt: skip
+        model = nn.Sequential(*layers).to(dtype)
+        few, many = (
+            _sizes(model, (x[:n].clone(), y[:n].clone()), dtype, EmpiricalRisk.probe)
+            for n in (8, 4000)
+        )
+        assert few == many
+        assert max(fixed for fixed, _ in few.values()) < x.nbytes / 100
+
+
+def test_a_graph_is_measured_as_it_will_be_built_whoever_asks_first():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Linear(288, 3)
+    )
+    data = torch.randn(64, 3, 8, 8), torch.arange(64) % 3
+    by_probe = _sizes(model, data, torch.float32, EmpiricalRisk.probe)
+    by_products = _sizes(model, data, torch.float32, lambda risk: None)
+    assert by_probe == by_products
+    risk = EmpiricalRisk(model, CE, data)
+    product = risk.linearized_hvp(risk.theta)
+    told = _fitting.graph_bytes(risk._engine, 64, order=2)
+    batch = risk._engine.examples.cut(64)[0]
+    risk._engine.notes.graph_sizes.clear()
+    assert _fitting._saved_bytes(risk._engine, batch, 2) == pytest.approx(told, rel=1e-3)
+    assert product.num_kept == 64
