@@ -63,15 +63,16 @@ class Basis:
                 yield part
             first, last = first - len(block), last - len(block)
 
-    def without_(self, w: Tensor, first: int, last: int, *, small: bool) -> tuple[Tensor, Tensor]:
+    def without_(self, w: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """W - Qᵀ Q w in place of w, and Q w in float64, with Q these rows.
 
-        `small` as in `vectors.project`.
+        Q w as of what is nearly orthogonal (`vectors.project`): what its rounding leaves of a large
+        part is small, and goes with the next projection.
         """
         parts = list(self.parts(first, last))
         if not parts:
             return w, torch.zeros(0, dtype=torch.float64, device=w.device)
-        overlaps = [vectors.project(Q, w, small=small) for Q in parts]
+        overlaps = [vectors.project(Q, w, small=True) for Q in parts]
         for Q, c in zip(parts, overlaps, strict=True):
             w = vectors.without_(w, Q, c)
         return w, torch.cat(overlaps)

@@ -58,7 +58,7 @@ class Complement:
         self.along.append(along)
         if self.is_kept:
             self.kept.put(len(self.alpha) - 1, v)
-            w, _ = self.kept.without_(w, 0, len(self.alpha), small=True)
+            w, _ = self.kept.without_(w, 0, len(self.alpha))
             (beta,) = vectors.lengths([w])
         else:
             self.kept = Basis(space.basis.like[:0])

@@ -142,11 +142,11 @@ class Krylov:
         doi:10.1090/S0025-5718-1976-0431641-8): rounding of what was taken then counts. On a device
         always again: that is cheaper than to wait for the norms.
         """
-        w, overlaps = self.basis.without_(w, 0, num_rows, small=True)
+        w, overlaps = self.basis.without_(w, 0, num_rows)
         (left,) = vectors.lengths([w])
         if self.may_look and bool(vectors.norm(overlaps) <= left):
             return w, overlaps, left
-        w, more = self.basis.without_(w, 0, num_rows, small=True)
+        w, more = self.basis.without_(w, 0, num_rows)
         return w, overlaps + more, vectors.lengths([w])[0]
 
     def orthogonal_(self, w: Tensor) -> Tensor:
@@ -159,15 +159,15 @@ class Krylov:
             torch.randn, generator=self.generator, device=self.generator.device, dtype=self.dtype
         )
         drawn = vectors.drawn(draw, self.basis.like)
-        return self.orthogonal_(self.orthogonal_(drawn))
+        return self.orthogonal_(drawn)
 
     def step(self) -> None:
         row = self.num_locked + self.num_steps
         w = self.basis.at(row + 1)
         self.into(self.basis[row], w)
         # What the recurrence knows comes first: beside it the part in all rows is rounding alone,
-        # and one projection usually does.
-        w, near = self.basis.without_(w, max(self.num_locked, row - 1), row + 1, small=False)
+        # of this projection too, and one projection usually does.
+        w, near = self.basis.without_(w, max(self.num_locked, row - 1), row + 1)
         w, overlaps, beta = self.clear_(w, row + 1)
         self.alpha.append(near[-1] + overlaps[row])
         self.beta.append(beta)
