@@ -39,9 +39,12 @@ class Claimed:
     tails: Float[Tensor, "k e"]
     edges: Float[Tensor, "e P"]
 
-    def combined(self, C: Tensor) -> Tensor:
-        """C V in float64."""
-        return vectors.subtract_(self._nothing(len(C)), -C, self.vectors)
+    def through(self, product: Product, C: Tensor) -> Tensor:
+        """The product's rows of C V, in float64; of one vector without a wide copy of it."""
+        if len(self.vectors) == 1:
+            return product(self.vectors).to(torch.float64).mul_(float(C))
+        nothing = torch.zeros_like(self.vectors[:1], dtype=torch.float64).repeat(len(C), 1)
+        return product(vectors.subtract_(nothing, -C, self.vectors)).to(torch.float64)
 
     def without_(self, rows: Tensor, C: Tensor) -> Tensor:
         """Float64 rows less C H V as claimed, in their place."""
@@ -60,9 +63,6 @@ class Claimed:
         A, B = turn @ along - values[:, None] * turn, turn @ tails
         cross = A @ L @ B.T
         return values, turn, A @ G @ A.T + cross + cross.T + B @ N @ B.T
-
-    def _nothing(self, count: int) -> Tensor:
-        return torch.zeros_like(self.vectors[:1], dtype=torch.float64).repeat(count, 1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def sampled(
     made, off = [], []
     for samples in range(1, most + 1):
         row = directions[samples - 1 : samples]
-        found = product(claim.combined(row)).to(torch.float64)
+        found = claim.through(product, row)
         if enough is not None:
             made.append(found.clone())
         off.append(claim.without_(found, row))
@@ -133,7 +133,7 @@ def sampled(
             return proven
     off.clear()
     if most < count:
-        made.append(product(claim.combined(directions[most:])).to(torch.float64))
+        made.append(claim.through(product, directions[most:]))
     HV = vectors.combine_(torch.linalg.inv(directions), torch.cat(made))
     return whole(claim.vectors, HV)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from landscape import vectors
+from landscape import devices, vectors
 from landscape.errors import LandscapeError
 from landscape.params import ParamLayout
 from landscape.risk import _checks, _fitting
@@ -547,6 +547,8 @@ class EmpiricalRisk:
             with engine.differentiating(2, theta):
                 for batch in batches:
                     graph = engine.gradient_graph(batch)
+                    graph.forget()
+                    devices.trim(theta.numel() * engine.dtype.itemsize)
                     engine.add_products(total, graph, rows, keep=False)
                     sums.append(graph.loss)
         engine.spend(GRADIENT + PRODUCT * len(rows))

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 
 from landscape import vectors
 from landscape.errors import LandscapeError
+from landscape.risk._copying import real_or_complex
 from landscape.risk._criterion import Criterion, counted
 from landscape.risk._data import Batch, Examples, kept_rng
-from landscape.risk._network import Network, numerics
+from landscape.risk._network import Moved, Network, numerics
 from landscape.risk._second_derivatives import has_error_node
 from landscape.risk._spread import Spread
 from landscape.sharding import ShardedVector, own, whole
@@ -240,14 +241,14 @@ class Engine:
             control.close_site()
 
     @contextlib.contextmanager
-    def evaluating(self, theta: Tensor) -> Generator[None]:
+    def evaluating(self, theta: Tensor | Moved) -> Generator[None]:
         """Weights at theta, no graph but where the model makes one of its own."""
         graphs = torch.set_grad_enabled(self.network.habits.differentiates)
         with self._scope(second=False), graphs, self._at(theta):
             yield
 
     @contextlib.contextmanager
-    def differentiating(self, order: int, theta: Tensor) -> Generator[None]:
+    def differentiating(self, order: int, theta: Tensor | Moved) -> Generator[None]:
         """Weights at theta, graphs on, kernels that have this many derivatives.
 
         Backward passes run within it as well: what is recomputed there (checkpoints) reads the
@@ -291,7 +292,7 @@ class Engine:
             ) from error
 
     @contextlib.contextmanager
-    def _at(self, theta: Tensor) -> Generator[None]:
+    def _at(self, theta: Tensor | Moved) -> Generator[None]:
         control = self.network.batchnorm
         control.mode = self.bn
         try:
@@ -346,7 +347,7 @@ class Engine:
 
         self.network.twice.prepare(losses, self.network.theta)
 
-    def loss_only(self, theta: Tensor, batch: Batch) -> Tensor:
+    def loss_only(self, theta: Tensor | Moved, batch: Batch) -> Tensor:
         """Σ of losses over the batch."""
         batch = self.examples.on_device(batch)
         with self.evaluating(theta):
@@ -376,7 +377,12 @@ class Engine:
             return
         with self.network.cotangents(v) as pieces:
             pairs = zip(pieces, graph.roots, strict=True)
-            pull(roots, [piece for piece, root in pairs if root is not None], keep=keep)
+            given = [piece for piece, root in pairs if root is not None]
+            if v.dtype == self.dtype:
+                pull(roots, given, keep=keep)
+            else:
+                with _widened(roots, given, self.dtype) as due:
+                    pull(roots, due, keep=keep)
 
     def mean(self, sums: Sequence[Tensor], theta: Tensor, weight_decay: float) -> Tensor:
         """L(theta) from the sums over the own examples' parts."""
@@ -464,6 +470,29 @@ class Engine:
         V = self._in_space(V.clone() if V.is_inference() else V)
         V = V.detach().to(device=self.device, dtype=self._kept(V, widen=widen))
         return V.reshape(-1, size)
+
+
+@contextlib.contextmanager
+def _widened(
+    roots: Sequence[GradientEdge], pieces: Sequence[Tensor], dtype: torch.dtype
+) -> Generator[list[Tensor]]:
+    """Cotangents in another precision, each made when its root's turn has come.
+
+    Autograd holds what it is given until the end, which would be one more copy of all weights, a
+    wide one: it is given zeros without memory, and each root adds its piece to them.
+    """
+
+    def add(at: int, piece: Tensor, zero: Tensor, gradients: tuple[Tensor, ...]) -> Any:
+        found, wide = gradients[at], piece.to(zero.dtype)
+        alone = found.data_ptr() == zero.data_ptr()
+        return (*gradients[:at], wide if alone else found + wide, *gradients[at + 1 :])
+
+    zeros = [torch.zeros((), dtype=real_or_complex(p, dtype), device=p.device) for p in pieces]
+    with contextlib.ExitStack() as hooks:
+        for root, piece, zero in zip(roots, pieces, zeros, strict=True):
+            hook = root.node.register_prehook(functools.partial(add, root.output_nr, piece, zero))
+            hooks.callback(hook.remove)
+        yield [zero.expand_as(piece) for zero, piece in zip(zeros, pieces, strict=True)]
 
 
 def _detached(output: Any) -> Any:

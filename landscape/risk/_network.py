@@ -29,6 +29,14 @@ from landscape.risk._state import Place, State
 from landscape.sharding import ShardedVector, Space, own
 
 
+@dataclass(frozen=True)
+class Moved:
+    """The point `start` + Σ h v, added up where the weights are and nowhere else."""
+
+    start: Tensor
+    steps: tuple[tuple[Tensor, float], ...]
+
+
 @dataclass
 class Habits:
     """What forward passes of a model were seen to do."""
@@ -128,13 +136,18 @@ class Network:
         )
         return any(places[id(weight)] > 1 for weight in self.weights)
 
-    def put(self, theta: Tensor) -> None:
+    def put(self, theta: Tensor | Moved) -> None:
         """Write theta into the parameters, whatever reads them and however."""
+        start, steps = (theta.start, theta.steps) if isinstance(theta, Moved) else (theta, ())
         with torch.no_grad():
-            torch._foreach_copy_(self._memory, self.pieces(theta))
+            torch._foreach_copy_(self._memory, self.pieces(start))
+            for v, h in steps:
+                for weight, piece in zip(self._memory, self.pieces(v), strict=True):
+                    # Both of one precision: torch adds mixed ones four times slower.
+                    weight.add_(piece.to(weight.dtype), alpha=h)
 
     @contextlib.contextmanager
-    def at(self, theta: Tensor) -> Generator[None]:
+    def at(self, theta: Tensor | Moved) -> Generator[None]:
         """The parameters have the values of theta within."""
         with self._loan or contextlib.nullcontext():
             self.put(theta)

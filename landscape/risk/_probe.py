@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape import devices, vectors
 from landscape.risk import _fitting
 from landscape.risk._engine import Engine
+from landscape.risk._network import Moved
 from landscape.seeds import generator
 
 _ROWS = 16
@@ -101,7 +102,7 @@ class Probes:
         self.asked += 1
         if bn not in self._known:
             size = 8 * self._engine.network.layout.num_parameters
-            devices.trim(size, networks=True)
+            devices.trim(size)
             self._known[bn] = probe(replace(self._engine, bn=bn))
             devices.trim(size, networks=True)
         return self._known[bn]
@@ -171,23 +172,23 @@ class _Probing:
         self.engine, self.network, self.dtype = engine, engine.network, engine.dtype
         self.rows = engine.examples.chunks[0]
         # In the risk's dtype, not the probe's: of large models every copy counts.
-        self.layout, theta = engine.network.layout, engine.network.given
-        sizes, source = self._sizes(theta), generator(0, purpose="probe")
+        self.layout, self.given = engine.network.layout, engine.network.given
+        sizes, source = self._sizes(), generator(0, purpose="probe")
         normal = partial(torch.randn, generator=source, dtype=torch.float32)
 
         def draw() -> Tensor:
-            drawn = vectors.drawn(normal, theta)
+            drawn = vectors.drawn(normal, self.given)
             for part, size in sizes:
                 drawn[part] *= size
             return drawn
 
-        self.theta = torch.add(theta, draw(), alpha=1e-3)
         # Any direction does for u, which bfloat16 holds in half the memory; v takes up gradients.
         self.u, self.v = draw().bfloat16(), draw()
-        self._point: Tensor | None = None
+        self.theta = Moved(self.given, ((self.u, 1e-3),))
 
-    def _sizes(self, theta: Tensor) -> list[tuple[slice, Tensor]]:
+    def _sizes(self) -> list[tuple[slice, Tensor]]:
         """Per tensor its root mean square, or a tenth of that of all if it is less."""
+        theta = self.given
         least = 0.1 * self._root_mean_square(theta).clamp(min=1e-3)
         parts = [slice(info.start, info.stop) for info in self.layout.tensors]
         return [(part, self._root_mean_square(theta[part]).clamp(min=least)) for part in parts]
@@ -242,12 +243,12 @@ class _Probing:
             self.loss, slope = float(graph.loss), self._sums(_visiting(gradient))[1]
             gradient.clear()
             graph.forget()
-            devices.trim(8 * len(self.theta))
+            devices.trim(8 * len(self.given))
             (_, vHu, HuHu), (uHv, vHv, HvHv) = [
                 self._sums(partial(engine.visit_product, graph=graph, v=vector, keep=keep))
                 for vector, keep in ((self.u, True), (self.v, False))
             ]
-        devices.trim(8 * len(self.theta))
+        devices.trim(8 * len(self.given))
         sizes = [
             float(vectors.norm(self.u)) * HvHv**0.5, float(vectors.norm(self.v)) * HuHu**0.5
         ]  # fmt: skip
@@ -269,7 +270,7 @@ class _Probing:
             first, second, third = torch.stack(found).sum(0).tolist() if found else (0.0, 0.0, 0.0)
             return first, second, third
         # A process has parts of tensors, of which some are others' to count.
-        whole = torch.zeros_like(self.theta, dtype=self.dtype)
+        whole = torch.zeros_like(self.given, dtype=self.dtype)
         pieces = network.pieces(whole)
 
         def put(i: int, x: Tensor) -> None:
@@ -292,10 +293,8 @@ class _Probing:
         )
         return ahead, behind
 
-    def _beside(self, v: Tensor, step: float) -> Tensor:
-        if self._point is None:
-            self._point = torch.empty_like(self.theta, dtype=self.dtype)
-        return self._point.copy_(self.theta).add_(v, alpha=step)
+    def _beside(self, v: Tensor, step: float) -> Moved:
+        return replace(self.theta, steps=(*self.theta.steps, (v, step)))
 
     def _loss_slope(self, v: Tensor, h: float) -> float:
         ahead, behind = self._losses_beside(v, h)
@@ -319,7 +318,7 @@ class _Probing:
         nearer = self._loss_slope(self.v, h)
         if abs(nearer - slope) <= _SHARE * max(abs(slope), abs(nearer)) + self._rounding(h):
             return None
-        names, gradient = [], torch.zeros_like(self.theta, dtype=self.dtype)
+        names, gradient = [], torch.zeros_like(self.given, dtype=self.dtype)
         with self.engine.differentiating(1, self.theta):
             self.engine.add_gradient(gradient, self.rows)
         for info in self.layout.tensors:

@@ -271,6 +271,35 @@ def test_a_copy_in_another_dtype_has_the_same_theta_and_products():
     assert double.hvp(theta, v).dtype == F64
 
 
+class Twins(nn.Module):
+    """Two weights whose gradients have one root, as only their sum counts, and another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(3, generator=rng(i))) for i in range(3))
+
+    def forward(self, x):
+        return (x * (self.a + self.b)).exp() * self.c
+
+
+def test_cotangents_that_are_widened_on_the_way_are_those_widened_before():
+    x, y = (torch.randn(7, 3, generator=rng(i)) for i in (3, 4))
+    risk = EmpiricalRisk(Twins(), lambda o, y: (o - y) ** 2, (x, y))
+    double, v = risk.with_dtype(F64), torch.randn(2, 9, generator=rng(1))
+
+    def loss(theta):
+        a, b, c = theta.split(3)
+        return (((x.double() * (a + b)).exp() * c - y.double()) ** 2).mean()
+
+    H = dense_hessian(loss, risk.theta.double())
+    torch.testing.assert_close(double.hvp(risk.theta, v), v.double() @ H, rtol=1e-12, atol=1e-12)
+    assert torch.equal(double.hvp(risk.theta, v), double.hvp(risk.theta.double(), v.double()))
+    product = double.linearized_hvp(risk.theta)
+    for _ in range(2):  # nothing is left at the graph's nodes
+        assert torch.equal(product(v), double.hvp(risk.theta, v))
+        assert torch.equal(product(v.double()), product(v))
+
+
 @pytest.mark.parametrize("name", ["linearized_hvp", "linearized_ggn"])
 @pytest.mark.parametrize("memory", [2**30, 1], ids=["kept", "rebuilt"])
 def test_a_product_is_written_where_it_is_asked(name, memory):

@@ -12,6 +12,7 @@ from landscape import measure
 from landscape.errors import LandscapeError
 from landscape.risk import EmpiricalRisk
 from landscape.risk._engine import Engine
+from landscape.risk._network import Moved
 from tests.risk_problems import F64, problem, randn, rng, settled
 
 CE = nn.CrossEntropyLoss()
@@ -371,3 +372,13 @@ def test_a_large_model_of_coupled_examples_is_asked_first_what_its_graph_takes(m
     assert EmpiricalRisk(Reversed(), CE, (X, Y)).probe().rows == 1  # one row has to fit
     coupled = EmpiricalRisk(Reversed(), CE, (X, Y), reduction="whole").probe()
     assert "one piece" in coupled.failure
+
+
+def test_a_moved_point_is_added_up_in_the_networks_precision():
+    twin = EmpiricalRisk(Net(), CE, (X.float(), Y)).with_dtype(F64)
+    network = twin._engine.network
+    start, u, v = (torch.randn(len(twin.theta)) for _ in range(3))
+    with network.at(Moved(start, ((u.bfloat16(), 1e-3), (v, -1e-5)))):
+        found = torch.cat([w.detach().reshape(-1) for w in network.weights])
+    by_hand = start.double() + 1e-3 * u.bfloat16().double() - 1e-5 * v.double()
+    torch.testing.assert_close(found, by_hand, rtol=1e-15, atol=1e-16)
