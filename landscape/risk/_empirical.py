@@ -342,7 +342,7 @@ class EmpiricalRisk:
         """SHA-256 of theta's bytes in the risk's dtype."""
         found = hashlib.sha256()
         for part in wholes(self._engine.as_theta(theta)):
-            found.update(part.to("cpu").contiguous().numpy().tobytes())
+            found.update(part.to("cpu").contiguous().numpy())
         return found.hexdigest()
 
     def provenance(self) -> dict[str, Any]:
