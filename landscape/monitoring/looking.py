@@ -26,6 +26,7 @@ MEASURES = ("critical_sharpness", "lambda_1")
 SHARE = 0.01  # of the time of the training, which looks may take where `every` is not given
 _PRODUCTS = 25  # Hessian products that lambda_1 takes about, each of about 8 losses
 _LOSSES = 8
+_LONGER = 1.5  # times the last look, for the next: looks vary with the training and the machine
 _PATIENCE = 20_000  # steps between looks above which lambda_1 is left out unasked
 
 
@@ -289,11 +290,11 @@ class Monitor:
         return self._affordable
 
     def _affordable_from(self) -> int:
-        """The step where looks, with one more like the last, are that share of all time."""
+        """The step where looks, with one more half as long again, are that share of all time."""
         more, share = self._postponed or 0.0, self.share
         both = zip(self.looks.spent, self.looks.last, self.looks.trained(), strict=True)
         steps = [
-            (spent + last + more) * (1 - share) * self.num_steps / (share * trained)
+            (spent + _LONGER * last + more) * (1 - share) * self.num_steps / (share * trained)
             for spent, last, trained in both
             if trained > 0
         ]

@@ -228,7 +228,7 @@ def test_looks_take_their_share_of_the_time_and_no_more(look, share, monkeypatch
         clock.now += look
 
     with monitor(model, optimizer, share=share, sinks=[costly]) as found:
-        for _ in range(12_000):
+        for _ in range(15_000):
             clock.now += 1.0
             found._stepped()  # a step, as far as the monitor sees
             if found.records:
@@ -236,6 +236,23 @@ def test_looks_take_their_share_of_the_time_and_no_more(look, share, monkeypatch
     assert len(found.records) >= 2
     apart = [b["step"] - a["step"] for a, b in zip(found.records[1:], found.records[2:])]
     assert all(gap == pytest.approx(look * (1 - share) / share, abs=2) for gap in apart)
+
+
+def test_a_look_that_takes_longer_than_the_one_before_stays_within_the_share(monkeypatch):
+    clock, looks = Clock(), iter([0.2, 0.27, 0.33, 0.3, 0.42, 0.3, 0.44] + [0.4] * 1000)
+    monkeypatch.setattr(looking, "time", clock)
+    model, *_ = problem()
+
+    def costly(_):
+        clock.now += next(looks)
+
+    with monitor(model, base(model), share=0.01, sinks=[costly]) as found:
+        for _ in range(60_000):
+            clock.now += 0.01
+            found._stepped()
+            if len(found.records) > 1:
+                assert found.look_seconds <= 0.01 * clock.now + 1e-9
+    assert len(found.records) > 10
 
 
 def test_lambda_1_waits_until_its_time_has_passed(monkeypatch):
