@@ -187,7 +187,7 @@ def _graph_size(engine: Engine, order: int) -> tuple[float, float]:
 
 
 def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("inf")) -> float:
-    """What a graph holds besides the weights and the examples, which are there without it."""
+    """What a graph holds besides the model's tensors and the examples, there without it."""
     held: dict[int, int] = {}
     there = {place for leaf in batch.leaves() for place, _ in _storages(leaf)}
     together = 0
@@ -211,7 +211,8 @@ def _saved_bytes(engine: Engine, batch: Batch, order: int, most: float = float("
 
     def graph(hooks: contextlib.AbstractContextManager[Any]) -> object:
         with engine.differentiating(order, network.given), hooks:
-            there.update(place for weight in network.weights for place, _ in _storages(weight))
+            for own in (*network.weights, *network.model.parameters(), *network.model.buffers()):
+                there.update(place for place, _ in _storages(own))
             return engine.loss_graph(batch) if order == 1 else engine.gradient_graph(batch)
 
     try:

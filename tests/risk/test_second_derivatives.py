@@ -228,6 +228,25 @@ def test_examples_that_are_there_are_no_part_of_a_graph(dtype):
         assert max(fixed for fixed, _ in few.values()) < x.nbytes / 100
 
 
+class Adapted(nn.Module):
+    """A large frozen layer and a large constant, of which the graph of two small ones reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.base, self.last = nn.Linear(4, 300), nn.Linear(300, 300), nn.Linear(300, 3)
+        self.base.requires_grad_(False)
+        self.register_buffer("mixing", torch.randn(300, 300) / 300)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.base(torch.tanh(self.first(x))) @ self.mixing))
+
+
+def test_frozen_weights_and_buffers_are_no_part_of_a_graph():
+    model, data = Adapted(), (torch.randn(64, 4), torch.arange(64) % 3)
+    sizes = _sizes(model, data, torch.float32, EmpiricalRisk.probe)
+    assert max(fixed for fixed, _ in sizes.values()) < 300 * 300 * 4
+
+
 def test_a_graph_is_measured_as_it_will_be_built_whoever_asks_first():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Linear(288, 3)
