@@ -52,7 +52,7 @@ CALLS = {
     "crosscheck": lambda r, s: measure.crosscheck(r, r.theta, num_probes=3, max_iterations=20, seed=0),
     "minibatch_eigenvalues": lambda r, s: measure.minibatch_eigenvalues(r, r.theta, batch_size=8 // s, seed=0),
     "data_bracket": lambda r, s: measure.data_bracket(r, r.theta, num_folds=2, sizes=[6, 12], num_subsets=2 * s, seed=0),
-    "curvature_map": lambda r, s: measure.curvature_map(r, r.theta, points=4 * s - 1, seed=0),
+    "curvature_map": lambda r, s: measure.curvature_map(r, r.theta, points=2 * s + 1, tolerance=0.1, seed=0),
     "sharpness": lambda r, s: measure.sharpness(r, r.theta, rho=radii(s), ascent_steps=2, num_pairs=2, seed=0),
     "sharpness steps": lambda r, s: measure.sharpness(r, r.theta, rho=[0.02], ascent_steps=3 * s, restarts=2 * s, num_pairs=2 * s, seed=0),
     "spectral_density": lambda r, s: measure.spectral_density(r, r.theta, num_probes=2 * s, num_nodes=6 * s, seed=0),

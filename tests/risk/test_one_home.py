@@ -13,6 +13,7 @@ from landscape.risk import Objective, RowLosses
 from tests.measure_problems import cnn_risk
 
 ROOT = Path(__file__).parents[2] / "landscape"
+ALONG = {path.stem for path in (ROOT / "risk" / "along").glob("*.py")} - {"__init__"}
 F64 = torch.float64
 
 
@@ -27,18 +28,17 @@ def private(node):
         named = [alias.name for alias in node.names]
     inside = [n for n in named if n.startswith("landscape.risk._") or "risk.along." in f"{n}."]
     deep = [n for n in inside if n.startswith("landscape.risk._") or n.count(".") > 2]
-    files = {path.stem for path in (ROOT / "risk" / "along").glob("*.py")} - {"__init__"}
-    return next((n for n in deep if "._" in n or n.split(".")[3] in files), None)
+    return next((n for n in deep if "._" in n or n.split(".")[3] in ALONG), None)
 
 
 @pytest.mark.thorough
 def test_nobody_outside_reads_the_inside_of_the_risk():
     loose = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {private(node)}"
+        f"{path.relative_to(ROOT)}:{node.lineno}: {found}"
         for path in sorted(ROOT.rglob("*.py"))
         if path.relative_to(ROOT).parts[0] != "risk"
         for node in ast.walk(ast.parse(path.read_text()))
-        if private(node)
+        if (found := private(node))
     ]
     assert not loose, "Give the risk a view instead:\n" + "\n".join(loose)
 
