@@ -548,7 +548,8 @@ class EmpiricalRisk:
                 for batch in batches:
                     graph = engine.gradient_graph(batch)
                     graph.forget()
-                    devices.trim(theta.numel() * engine.dtype.itemsize)
+                    if not devices.is_accelerator(engine.device):
+                        devices.trim(theta.numel() * engine.dtype.itemsize)
                     engine.add_products(total, graph, rows, keep=False)
                     sums.append(graph.loss)
         engine.spend(GRADIENT + PRODUCT * len(rows))

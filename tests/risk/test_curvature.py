@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from landscape.errors import LandscapeError
 from landscape.linalg import lanczos
 from landscape.risk import EmpiricalRisk, _fitting
+from landscape.risk._engine import _widened
 from tests.risk_problems import F64, PROBLEMS, dense_hessian, problem, randn, rng, settled
 
 CASES = [(name, bn) for name in PROBLEMS for bn in ("eval", "full_batch")]
@@ -298,6 +299,19 @@ def test_cotangents_that_are_widened_on_the_way_are_those_widened_before():
     for _ in range(2):  # nothing is left at the graph's nodes
         assert torch.equal(product(v), double.hvp(risk.theta, v))
         assert torch.equal(product(v.double()), product(v))
+
+
+def test_what_autograd_holds_of_widened_cotangents_takes_no_memory():
+    risk = EmpiricalRisk(Twins(), lambda o, y: (o - y) ** 2, (torch.ones(2, 3), torch.ones(2, 3)))
+    engine = risk.with_dtype(F64)._engine
+    with engine.differentiating(2, risk.theta):
+        graph = engine.gradient_graph(engine.examples.cut(2)[0])
+        roots = [root for root in graph.roots if root is not None]
+        assert roots[0].node is roots[1].node  # of a and b, whose sum alone counts
+        pieces = list(torch.ones(9).split(3))
+        with _widened(roots, pieces, F64) as due:
+            assert [each.shape for each in due] == [piece.shape for piece in pieces]
+            assert all(each.untyped_storage().nbytes() == 8 for each in due)
 
 
 @pytest.mark.parametrize("name", ["linearized_hvp", "linearized_ggn"])
